@@ -1,0 +1,109 @@
+"""Every error code and every exception. Imports nothing of ours.
+
+A code has exactly one HTTP status, and this table is the only place that says which
+(source: gate.md, "Errors of the wire"). A refusal is a value; an exception means that
+something could not be decided or could not be delivered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """One row of the table: the code on the wire, its HTTP status, its RFC 9457 title."""
+
+    code: str
+    status: int
+    title: str
+
+
+_ROWS: tuple[ErrorKind, ...] = (
+    ErrorKind("scoped_execution_required", 400, "A recovery action needs an execution scope"),
+    ErrorKind("scope_exhausted", 400, "The execution scope is used up"),
+    ErrorKind("scope_expired", 400, "The execution scope has expired"),
+    ErrorKind("scope_revoked", 400, "The execution scope was revoked"),
+    ErrorKind("invalid_request", 400, "The request cannot be judged"),
+    ErrorKind("ambiguous_path", 400, "The path can be read in more than one way"),
+    ErrorKind("override_refused", 400, "Method and target overrides are refused here"),
+    ErrorKind("upgrade_refused", 400, "This protocol upgrade is refused"),
+    ErrorKind("incident_mismatch", 403, "The scope belongs to another incident"),
+    ErrorKind("action_outside_scope", 403, "The scope does not allow this action"),
+    ErrorKind("target_outside_scope", 403, "The scope does not allow these target agents"),
+    ErrorKind("policy_denied", 403, "Policy denies this"),
+    ErrorKind("scope_not_found", 404, "No such execution scope"),
+    ErrorKind("decision_not_found", 404, "No such decision"),
+    ErrorKind("not_found", 404, "No such resource"),
+    ErrorKind("method_not_allowed", 405, "Method not allowed"),
+    ErrorKind("body_timeout", 408, "The request body did not arrive in time"),
+    ErrorKind("not_reconcilable", 409, "The execution cannot be reconciled"),
+    ErrorKind("body_too_large", 413, "The request body is too large"),
+    ErrorKind("unsupported_media_type", 415, "Only plain application/json can be judged"),
+    ErrorKind("invalid_scope", 422, "The requested scope is not valid"),
+    ErrorKind("internal_error", 500, "The sidecar failed"),
+    ErrorKind("upstream_unreachable", 502, "The backend could not be reached; nothing was sent"),
+    ErrorKind("upstream_failed", 502, "The backend's answer was lost"),
+    ErrorKind("store_unavailable", 503, "The store cannot record a decision"),
+    ErrorKind("policy_unavailable", 503, "No policy set is loaded"),
+    ErrorKind("overloaded", 503, "Too many requests are in flight"),
+    ErrorKind("draining", 503, "The sidecar is shutting down"),
+    ErrorKind("upstream_timeout", 504, "The backend did not answer in time"),
+)
+
+ERRORS: Mapping[str, ErrorKind] = {row.code: row for row in _ROWS}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something is refused: a code of the table, one sentence, and the code's own members."""
+
+    code: str
+    message: str
+    members: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ScopegateError(Exception):
+    """The root of every exception that is ours."""
+
+
+class StoreUnavailable(ScopegateError):
+    """The store could not commit, or not before its deadline. The message names the cause."""
+
+
+class StoreOverloaded(StoreUnavailable):
+    """The store's queue is full; nothing of the command was begun."""
+
+
+class StoreClosed(StoreUnavailable):
+    """The store is closed, or was never opened."""
+
+
+class LogTampered(ScopegateError):
+    """The decision log does not verify. The message names the first record that is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One mistake in a file: where it stands and what to do about it.
+
+    `place` is `file:line:column`, or the environment variable or flag that holds the value;
+    `key` is the dotted key, empty where the file as a whole is meant.
+    """
+
+    place: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.key}: {self.message}" if self.key else f"{self.place}: {self.message}"
+
+
+class ConfigurationError(ScopegateError):
+    """Configuration or policies cannot be used. Carries every fault that was found."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = tuple(faults)
