@@ -26,7 +26,7 @@ def to_micros(dollars: Decimal | int | float | str) -> int:
     except (InvalidOperation, ValueError) as exc:
         raise ValueError("an amount of dollars is a decimal number") from exc
     # adjusted() bounds the exponent before any arithmetic: 1e999999999 must not become an integer.
-    if not amount.is_finite() or amount.is_signed() and amount != 0 or amount.adjusted() > 9:
+    if not amount.is_finite() or (amount.is_signed() and amount != 0) or amount.adjusted() > 9:
         raise ValueError("an amount of dollars is finite and between 0 and 1000000000")
     if amount.adjusted() < -20:
         return 0 if amount == 0 else 1

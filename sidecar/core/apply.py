@@ -1,0 +1,279 @@
+"""The decision. `apply(command, state, now)` says what changes, what is recorded and what is answered.
+
+No clock, no I/O. Every change to what the sidecar knows goes through here, one command at a time, so
+the order of commands is the whole of its concurrency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sidecar.core.bounds import Case, judge, not_in_catalogue
+from sidecar.core.command import (
+    Admit,
+    Admitted,
+    Command,
+    Denied,
+    Issue,
+    Issued,
+    NotInFlight,
+    Reconcile,
+    Recorded,
+    Refuse,
+    Reply,
+    Revoke,
+    Revoked,
+    Settle,
+    Settled,
+)
+from sidecar.core.entries import ended_entry, gate_entry
+from sidecar.core.facts import Claims
+from sidecar.core.money import to_dollars
+from sidecar.core.record import Entry, Event, iso_time
+from sidecar.core.scope import RELEASING, Execution, Scope
+from sidecar.errors import Refusal
+
+SECOND = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The rows that a batch of commands names, as they stand. A name without a row is not in it."""
+
+    scopes: Mapping[str, Scope]
+    executions: Mapping[str, Execution]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What applying one command gives: the reply, the rows that changed, the entry for the log."""
+
+    reply: Reply
+    scope: Scope | None = None
+    execution: Execution | None = None
+    entry: Entry | None = None
+
+
+def names(command: Command) -> tuple[str | None, str | None]:
+    """The scope id and the admission id whose rows a command needs. An admission's row leads to its scope."""
+    match command:
+        case Admit():
+            return command.claims.scope_id, None
+        case Revoke():
+            return command.scope_id, None
+        case Settle() | Reconcile():
+            return None, command.admission_id
+        case Issue() | Refuse():
+            return None, None
+
+
+def apply(command: Command, state: State, now: int) -> Applied:
+    """Apply one command to the rows that it names. `now` is in microseconds since 1970 (UTC)."""
+    match command:
+        case Admit():
+            return _admit(command, state, now)
+        case Settle():
+            return _settle(command, state, now)
+        case Refuse():
+            return _refuse(command, now)
+        case Issue():
+            return _issue(command, now)
+        case Revoke():
+            return _revoke(command, state, now)
+        case Reconcile():
+            return _reconcile(command, state, now)
+
+
+def _admit(command: Admit, state: State, now: int) -> Applied:
+    claims = command.claims
+    case = Case(claims, command.tenant_id, state.scopes.get(claims.scope_id or ""), command.policies, now)
+    refusal = judge(case)
+    if refusal is not None:
+        if not command.record_denial:
+            return Applied(reply=Denied(refusal, None))
+        return Applied(
+            reply=Denied(refusal, command.decision_id),
+            entry=gate_entry(command, "refused", refusal, claims, command.policies.revision, now),
+        )
+    hold = case.hold
+    scope = replace(case.granted, attempts_used=case.granted.attempts_used + 1, held=case.granted.held + hold)
+    execution = Execution(
+        decision_id=command.decision_id,
+        scope_id=scope.scope_id,
+        tenant_id=scope.tenant_id,
+        incident_id=scope.incident_id,
+        action=claims.action or "",
+        request_id=command.request_id or "",
+        attempt_number=scope.attempts_used,
+        hold=hold,
+        admitted_at=now,
+    )
+    entry = gate_entry(
+        command,
+        "admitted",
+        None,
+        claims,
+        command.policies.revision,
+        now,
+        attempt_number=execution.attempt_number,
+        attempts_remaining=scope.attempts_remaining,
+        hold_usd=to_dollars(hold),
+        risk=case.entry.risk.value if case.entry else None,
+        granted_to=scope.created_by,
+    )
+    timeout = case.entry.timeout_seconds if case.entry else None
+    return Applied(reply=Admitted(scope, execution, timeout), scope=scope, execution=execution, entry=entry)
+
+
+# The other commands --------------------------------------------------------------------------------
+
+
+def _issue(command: Issue, now: int) -> Applied:
+    scope = replace(command.scope, created_at=now, expires_at=now + command.ttl * SECOND)
+    claims = Claims(scope_id=scope.scope_id, incident_id=scope.incident_id, target_agents=scope.target_agents)
+    asked = {
+        "allowed_actions": list(scope.allowed_actions),
+        "max_attempts": scope.max_attempts,
+        "max_cost_usd": to_dollars(scope.max_cost),
+        "ttl_seconds": command.ttl,
+        "intent": scope.intent,
+        "created_by": scope.created_by,
+        "created_by_verified": command.created_by_verified,
+    }
+    for action in scope.allowed_actions:
+        if command.policies.action(action) is None:
+            refusal = not_in_catalogue(action)
+            return Applied(
+                reply=Denied(refusal, command.decision_id),
+                entry=gate_entry(
+                    command,
+                    "refused",
+                    refusal,
+                    replace(claims, scope_id=None),
+                    command.policies.revision,
+                    now,
+                    gatekept="scope_grant",
+                    **asked,
+                ),
+            )
+    entry = gate_entry(
+        command,
+        "issued",
+        None,
+        claims,
+        command.policies.revision,
+        now,
+        gatekept="scope_grant",
+        expires_at=iso_time(scope.expires_at),
+        **asked,
+    )
+    return Applied(reply=Issued(scope, command.decision_id), scope=scope, entry=entry)
+
+
+def _refuse(command: Refuse, now: int) -> Applied:
+    counted: dict[str, Any] = (
+        {} if command.count == 1 else {"count": command.count, **(command.summary or {})}
+    )
+    entry = gate_entry(
+        command,
+        "refused",
+        command.refusal,
+        command.claims,
+        command.policy_revision,
+        now,
+        gatekept=command.gatekept,
+        **counted,
+    )
+    return Applied(reply=Recorded(command.decision_id), entry=entry)
+
+
+def _revoke(command: Revoke, state: State, now: int) -> Applied:
+    scope = state.scopes.get(command.scope_id)
+    claims = Claims(scope_id=command.scope_id)
+    if scope is None or scope.tenant_id != command.tenant_id:
+        refusal = Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": command.scope_id})
+        entry = gate_entry(command, "refused", refusal, claims, None, now, gatekept="scope_grant")
+        return Applied(reply=Denied(refusal, command.decision_id), entry=entry)
+    if scope.revoked_at is None:
+        scope = replace(scope, revoked_at=now)
+    entry = gate_entry(
+        command,
+        "revoked",
+        None,
+        replace(claims, incident_id=scope.incident_id),
+        None,
+        now,
+        gatekept="scope_grant",
+        revoked_at=iso_time(scope.revoked_at or now),
+    )
+    return Applied(reply=Revoked(scope, command.decision_id), scope=scope, entry=entry)
+
+
+def _settle(command: Settle, state: State, now: int) -> Applied:
+    execution = state.executions.get(command.admission_id)
+    if execution is None or execution.status != "in_flight":
+        return Applied(reply=NotInFlight(execution))
+    scope = state.scopes[execution.scope_id]
+    ended = replace(
+        execution,
+        status=command.outcome,
+        ended_at=now,
+        http_status=command.http_status,
+        cause=command.cause,
+        cost=_final_cost(command.outcome, command.cost, execution.hold),
+    )
+    return _ended(command, "settled", scope, ended, now)
+
+
+def _reconcile(command: Reconcile, state: State, now: int) -> Applied:
+    execution = state.executions.get(command.admission_id)
+    if execution is None:
+        missing = Refusal(
+            "decision_not_found", "No admission has this decision_id.", {"decision_id": command.admission_id}
+        )
+        return Applied(reply=Denied(missing, None))
+    if execution.status != "unknown":
+        refusal = Refusal(
+            "not_reconcilable",
+            f"The execution is {execution.status}; only an unknown one can be reconciled.",
+            {"execution_status": execution.status},
+        )
+        return Applied(reply=Denied(refusal, None))
+    scope = state.scopes[execution.scope_id]
+    ended = replace(
+        execution,
+        status=command.outcome,
+        ended_at=now,
+        cost=_final_cost(command.outcome, command.cost, execution.hold),
+    )
+    return _ended(command, "reconciled", scope, ended, now)
+
+
+def _final_cost(outcome: str, reported: int | None, hold: int) -> int | None:
+    """Nothing where nothing ran, unknown where nobody knows, else what was reported, else the hold."""
+    if outcome in RELEASING:
+        return 0
+    if outcome == "unknown":
+        return None
+    return hold if reported is None else reported
+
+
+def _ended(
+    command: Settle | Reconcile, event: Event, scope: Scope, execution: Execution, now: int
+) -> Applied:
+    """End an execution: release, keep or replace its hold, and record it (G3, G8)."""
+    overrun = False
+    if execution.status in RELEASING:
+        scope = replace(scope, attempts_used=scope.attempts_used - 1, held=scope.held - execution.hold)
+    elif execution.cost is not None:
+        overrun = 0 < execution.hold < execution.cost
+        scope = replace(
+            scope,
+            held=scope.held - execution.hold,
+            settled=scope.settled + execution.cost,
+            overrun=scope.overrun or overrun,
+        )
+    entry = ended_entry(command, event, scope, execution, overrun, now)
+    return Applied(reply=Settled(scope, execution, overrun), scope=scope, execution=execution, entry=entry)

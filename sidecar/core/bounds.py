@@ -1,0 +1,171 @@
+"""What one admission must pass: an ordered table of bounds. The first that fails is the answer.
+
+The order (seed-contract.md, "Scopes") makes a scope that is both used up and asked for another action
+answer `action_outside_scope`, as PIN-162's A5 wants, and one that is used up and revoked answer
+`scope_revoked`. Policies come after the scope's own bounds. No clock, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecar.core.facts import Claims
+from sidecar.core.policy import ActionPolicy, PolicySet
+from sidecar.core.record import iso_time
+from sidecar.core.scope import Scope
+from sidecar.errors import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything that a bound may look at."""
+
+    claims: Claims
+    tenant_id: str
+    scope: Scope | None
+    policies: PolicySet
+    now: int
+
+    @property
+    def granted(self) -> Scope:
+        """The scope, for the bounds behind `scope_exists`."""
+        assert self.scope is not None
+        return self.scope
+
+    @property
+    def entry(self) -> ActionPolicy | None:
+        return self.policies.action(self.claims.action or "")
+
+    @property
+    def hold(self) -> int:
+        """What the execution sets aside: the action's `max_cost_usd` in the catalogue, else 0."""
+        return self.entry.hold if self.entry else 0
+
+
+def _scope_given(case: Case) -> Refusal | None:
+    if case.claims.scope_id is not None:
+        return None
+    return Refusal(
+        "scoped_execution_required",
+        "A recovery action without a valid execution scope is invalid by definition: ask for a scope, "
+        "then send its scope_id.",
+        {"incident_id": case.claims.incident_id, "action": case.claims.action},
+    )
+
+
+def _members_given(case: Case) -> Refusal | None:
+    for member in ("incident_id", "action"):
+        if getattr(case.claims, member) is None:
+            return Refusal("invalid_request", f"{member} is missing or empty.", {"member": member})
+    return None
+
+
+def _scope_exists(case: Case) -> Refusal | None:
+    # Another tenant's scope reads exactly like one that does not exist.
+    if case.scope is not None and case.scope.tenant_id == case.tenant_id:
+        return None
+    return Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": case.claims.scope_id})
+
+
+def _incident_matches(case: Case) -> Refusal | None:
+    if case.granted.incident_id == case.claims.incident_id:
+        return None
+    return Refusal(
+        "incident_mismatch",
+        "The scope was granted for another incident.",
+        {"scope_id": case.granted.scope_id, "incident_id": case.claims.incident_id},
+    )
+
+
+def _action_allowed(case: Case) -> Refusal | None:
+    if case.claims.action in case.granted.allowed_actions:
+        return None
+    return Refusal(
+        "action_outside_scope",
+        "The scope does not list this action.",
+        {"scope_id": case.granted.scope_id, "action": case.claims.action},
+    )
+
+
+def _targets_allowed(case: Case) -> Refusal | None:
+    allowed = case.granted.target_agents
+    named = case.claims.target_agents
+    if not allowed or (named and set(named) <= set(allowed)):
+        return None
+    return Refusal(
+        "target_outside_scope",
+        "The scope is for certain target agents; name them, and only them.",
+        {"scope_id": case.granted.scope_id, "target_agents": list(named)},
+    )
+
+
+def _not_revoked(case: Case) -> Refusal | None:
+    if case.granted.revoked_at is None:
+        return None
+    return Refusal("scope_revoked", "The scope was revoked.", {"scope_id": case.granted.scope_id})
+
+
+def _not_expired(case: Case) -> Refusal | None:
+    if case.now < case.granted.expires_at:
+        return None
+    return Refusal(
+        "scope_expired",
+        "The scope has expired.",
+        {"scope_id": case.granted.scope_id, "expires_at": iso_time(case.granted.expires_at)},
+    )
+
+
+def _attempts_left(case: Case) -> Refusal | None:
+    if case.granted.attempts_remaining:
+        return None
+    return _exhausted(case, "max_attempts", "All attempts of the scope are used.")
+
+
+def _cost_left(case: Case) -> Refusal | None:
+    scope = case.granted
+    if not scope.cost_exhausted and scope.spent + case.hold <= scope.max_cost:
+        return None
+    return _exhausted(case, "max_cost_usd", "The scope's cost ceiling leaves no room for this action.")
+
+
+def _exhausted(case: Case, bound: str, message: str) -> Refusal:
+    return Refusal("scope_exhausted", message, {"scope_id": case.granted.scope_id, "bound": bound})
+
+
+def _action_in_catalogue(case: Case) -> Refusal | None:
+    if case.entry is not None:
+        return None
+    return not_in_catalogue(case.claims.action)
+
+
+def not_in_catalogue(action: str | None) -> Refusal:
+    return Refusal(
+        "policy_denied",
+        f"No policy lists the action {action!r}; add it to the catalogue (actions:) to allow it.",
+        {"rules": [], "action": action},
+    )
+
+
+BOUNDS: tuple[Callable[[Case], Refusal | None], ...] = (
+    _scope_given,
+    _members_given,
+    _scope_exists,
+    _incident_matches,
+    _action_allowed,
+    _targets_allowed,
+    _not_revoked,
+    _not_expired,
+    _attempts_left,
+    _cost_left,
+    _action_in_catalogue,
+)
+
+
+def judge(case: Case) -> Refusal | None:
+    """The first bound that fails, or None: allowed. Changes nothing; `explain` asks the same question."""
+    for bound in BOUNDS:
+        refusal = bound(case)
+        if refusal is not None:
+            return refusal
+    return None

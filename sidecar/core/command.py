@@ -1,0 +1,164 @@
+"""Commands: every change to what the sidecar knows is one of these values.
+
+A command carries the policy set under which its request began, so that a reload can never judge one
+request by a mixture of two sets. Ids come from outside: the core draws no random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sidecar.core.facts import Claims
+from sidecar.core.policy import PolicySet
+from sidecar.core.record import Origin
+from sidecar.core.scope import Execution, Scope
+from sidecar.errors import Refusal
+
+Gatekept = Literal["scoped_execution", "scope_grant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issue:
+    """Grant a scope. `scope` holds the terms; its times are set when the command is applied."""
+
+    decision_id: str
+    scope: Scope
+    ttl: int
+    policies: PolicySet
+    request_id: str | None = None
+    principal: str = "anonymous"
+    created_by_verified: bool = False
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admit:
+    """Let one execution through if its scope and the policies allow it, and consume the scope.
+
+    With `record_denial` off, a denial leaves no record of its own: the caller is in a flood and will
+    record it in a counted summary.
+    """
+
+    decision_id: str
+    claims: Claims
+    policies: PolicySet
+    tenant_id: str = "default"
+    request_id: str = ""
+    principal: str = "anonymous"
+    body_sha256: str | None = None
+    record_denial: bool = True
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """Record a refusal that needed no scope to be decided, or, with `count` above 1, a flood of them."""
+
+    decision_id: str
+    refusal: Refusal
+    gatekept: Gatekept = "scoped_execution"
+    claims: Claims = field(default_factory=Claims)
+    policy_revision: str | None = None
+    tenant_id: str = "default"
+    request_id: str | None = None
+    principal: str = "anonymous"
+    count: int = 1
+    summary: Mapping[str, Any] | None = None
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """Say how an admitted execution ended. `cost` is what the upstream reported, None where it did not."""
+
+    decision_id: str
+    admission_id: str
+    outcome: Literal["answered", "not_sent", "unknown"]
+    cost: int | None = None
+    http_status: int | None = None
+    cause: str | None = None
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revoke:
+    """Withdraw a scope for good. Repeatable; each call is recorded."""
+
+    decision_id: str
+    scope_id: str
+    tenant_id: str = "default"
+    request_id: str | None = None
+    principal: str = "anonymous"
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconcile:
+    """Say what became of an execution that ended `unknown`. `cost` None means: the hold."""
+
+    decision_id: str
+    admission_id: str
+    outcome: Literal["executed", "not_executed"]
+    cost: int | None = None
+    reason: str | None = None
+    request_id: str | None = None
+    principal: str = "anonymous"
+    origin: Origin = "gate"
+
+
+Command = Issue | Admit | Refuse | Settle | Revoke | Reconcile
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    scope: Scope
+    decision_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """`scope` is as it stands after this attempt was consumed."""
+
+    scope: Scope
+    execution: Execution
+    timeout_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """`decision_id` is None where no record was to be left."""
+
+    refusal: Refusal
+    decision_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    decision_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """`overrun`: the reported cost was above a hold that was not zero."""
+
+    scope: Scope
+    execution: Execution
+    overrun: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NotInFlight:
+    """A settlement for an execution that has ended already, or never was: nothing changed."""
+
+    execution: Execution | None
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    scope: Scope
+    decision_id: str
+
+
+Reply = Issued | Admitted | Denied | Recorded | Settled | NotInFlight | Revoked

@@ -1,0 +1,124 @@
+"""The records that the gate leaves: what was asked goes into inputs, what was found into details.
+
+Types, outcomes and reasons: gate.md, "Gate records".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from sidecar.core.command import Admit, Issue, Reconcile, Refuse, Revoke, Settle
+from sidecar.core.facts import Claims
+from sidecar.core.money import to_dollars
+from sidecar.core.record import (
+    DecisionOutcome,
+    DecisionType,
+    Entry,
+    Event,
+    Record,
+)
+from sidecar.core.scope import Execution, Scope
+from sidecar.errors import Refusal
+
+# What a refusal says about who refused (gate.md, "Gate records"): a rule, the lack of a decision, or,
+# for every other code, a bound of the scope or a malformed request.
+OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
+    {
+        "policy_denied": DecisionOutcome.POLICY_BLOCKED,
+        "policy_unavailable": DecisionOutcome.POLICY_UNAVAILABLE,
+        "store_unavailable": DecisionOutcome.POLICY_UNAVAILABLE,
+        "overloaded": DecisionOutcome.POLICY_UNAVAILABLE,
+        "draining": DecisionOutcome.POLICY_UNAVAILABLE,
+    }
+)
+
+
+def gate_entry(
+    command: Issue | Admit | Refuse | Revoke,
+    event: Event,
+    refusal: Refusal | None,
+    claims: Claims,
+    revision: str | None,
+    now: int,
+    *,
+    gatekept: str = "scoped_execution",
+    **details: Any,
+) -> Entry:
+    """The entry of a gate record: its inputs are what was asked, its details what was found."""
+    inputs: dict[str, Any] = {"policy_id": gatekept, "principal": command.principal}
+    if claims.target_agents:
+        inputs["target_agents"] = list(claims.target_agents)
+    if claims.parameters:
+        inputs["parameters"] = claims.parameters
+    if isinstance(command, Admit) and command.body_sha256:
+        inputs["body_sha256"] = command.body_sha256
+    if revision is not None:
+        details["policy_revision"] = revision
+    outcome = DecisionOutcome.SELECTED
+    if refusal is not None:
+        outcome = OUTCOMES.get(refusal.code, DecisionOutcome.BLOCKED)
+        details.update(refusal.members)
+        details["message"] = refusal.message
+    details.setdefault("rules", [])
+    tenant = command.scope.tenant_id if isinstance(command, Issue) else command.tenant_id
+    return Entry(
+        event=event,
+        origin=command.origin,
+        scope_id=claims.scope_id,
+        incident_id=claims.incident_id,
+        action=claims.action,
+        record=Record(
+            decision_id=command.decision_id,
+            decision_type=DecisionType.POLICY,
+            decision_outcome=outcome,
+            decision_inputs=inputs,
+            decision_reason=None if refusal is None else refusal.code,
+            tenant_id=tenant,
+            request_id=command.request_id,
+            decided_at=now,
+            details=details,
+        ),
+    )
+
+
+def ended_entry(
+    command: Settle | Reconcile, event: Event, scope: Scope, execution: Execution, overrun: bool, now: int
+) -> Entry:
+    """The entry that ends an admission, as settled or as reconciled."""
+    inputs: dict[str, Any] = {"policy_id": "scoped_execution"}
+    details: dict[str, Any] = {
+        "admission_id": execution.decision_id,
+        "outcome": execution.status,
+        "attempt_number": execution.attempt_number,
+        "hold_usd": to_dollars(execution.hold),
+        "cost_usd": None if execution.cost is None else to_dollars(execution.cost),
+        "cost_reported": command.cost is not None,
+        "cost_overrun": overrun,
+        "http_status": execution.http_status,
+        "cause": execution.cause,
+    }
+    if isinstance(command, Reconcile):
+        inputs["principal"] = command.principal
+        details["reconciled_because"] = command.reason
+    happened = execution.status in ("answered", "executed")
+    return Entry(
+        event=event,
+        origin=command.origin,
+        scope_id=scope.scope_id,
+        incident_id=scope.incident_id,
+        action=execution.action,
+        admission_id=execution.decision_id,
+        record=Record(
+            decision_id=command.decision_id,
+            decision_type=DecisionType.RECOVERY,
+            decision_outcome=DecisionOutcome.SELECTED if happened else DecisionOutcome.NONE,
+            decision_inputs=inputs,
+            decision_reason=None if happened else execution.status,
+            tenant_id=scope.tenant_id,
+            request_id=execution.request_id or None,
+            decided_at=now,
+            details=details,
+        ),
+    )

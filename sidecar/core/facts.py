@@ -1,0 +1,197 @@
+"""What a request claims, read out of judged bytes. Exact types; what is unclear is refused.
+
+Default places (gate.md, step 3): `/scope_id`, `/incident_id`, `/action`, `/parameters`, and the target
+agents at `/target_agents`, else `/parameters/target_agents`. A route may name other places.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sidecar.errors import Refusal
+
+MAX_ID_CHARS = 256
+MAX_TARGET_AGENTS = 256
+
+_ABSENT = object()
+
+
+def is_identifier(value: object) -> bool:
+    """1 to 256 printable characters, no controls: the rule for every id, action and agent name."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARS and value.isprintable()
+
+
+def fold(key: str) -> str:
+    """The form under which two spellings of a JSON key are the same to a lenient parser."""
+    return unicodedata.normalize("NFKC", key).casefold()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one fact stands: a JSON pointer (RFC 6901), a path parameter, a query or header name."""
+
+    kind: Literal["pointer", "path", "query", "header"]
+    name: str
+    tokens: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """`/json/pointer`, `path:name`, `query:name` or `header:Name`. Raises ValueError."""
+        if text.startswith("/") and len(text) > 1:
+            tokens = tuple(token.replace("~1", "/").replace("~0", "~") for token in text[1:].split("/"))
+            if "~" in text.replace("~0", "").replace("~1", "") or "" in tokens:
+                raise ValueError(
+                    "a JSON pointer is written /member or /member/member, with ~ as ~0 and / as ~1"
+                )
+            return cls("pointer", text, tokens)
+        kind, colon, name = text.partition(":")
+        if colon and name and name.isprintable() and " " not in name:
+            if kind == "path":
+                return cls("path", name)
+            if kind == "query":
+                return cls("query", name)
+            if kind == "header":
+                return cls("header", name.lower())
+        raise ValueError("write a JSON pointer (/member), path:name, query:name or header:Name")
+
+    def __str__(self) -> str:
+        return self.name if self.kind == "pointer" else f"{self.kind}:{self.name}"
+
+
+def _pointer(text: str) -> Source:
+    return Source.parse(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactSources:
+    """Where a route's facts stand. `target_agents` are places that must agree where several hold a value;
+    `cost` is read from the upstream's answer, not from the request."""
+
+    scope_id: Source = field(default_factory=lambda: _pointer("/scope_id"))
+    incident_id: Source = field(default_factory=lambda: _pointer("/incident_id"))
+    action: Source = field(default_factory=lambda: _pointer("/action"))
+    parameters: Source = field(default_factory=lambda: _pointer("/parameters"))
+    target_agents: tuple[Source, ...] = field(
+        default_factory=lambda: (_pointer("/target_agents"), _pointer("/parameters/target_agents"))
+    )
+    cost: Source = field(default_factory=lambda: Source.parse("header:X-Recovery-Cost-USD"))
+    # For each object on the way to a fact: the keys that are read there, and their folded forms.
+    watched: tuple[tuple[tuple[str, ...], frozenset[str], frozenset[str]], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        keys: dict[tuple[str, ...], set[str]] = {}
+        for source in (self.scope_id, self.incident_id, self.action, self.parameters, *self.target_agents):
+            for depth, token in enumerate(source.tokens):
+                keys.setdefault(source.tokens[:depth], set()).add(token)
+        watched = tuple(
+            (prefix, frozenset(names), frozenset(fold(name) for name in names))
+            for prefix, names in keys.items()
+        )
+        object.__setattr__(self, "watched", watched)
+
+
+DEFAULT_SOURCES = FactSources()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Everything of one gated request that facts may be read from; names of headers in lower case."""
+
+    document: Mapping[str, Any]
+    path_params: Mapping[str, str] = field(default_factory=dict)
+    query: Sequence[tuple[str, str]] = ()
+    headers: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What a request claims. None where it says nothing; the bounds decide what may be missing."""
+
+    scope_id: str | None = None
+    incident_id: str | None = None
+    action: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    target_agents: tuple[str, ...] = ()
+
+
+def read(request: Request, sources: FactSources) -> Claims | Refusal:
+    """The claims of a request, or why they cannot be read (`invalid_request`, naming the member)."""
+    for prefix, exact, folded in sources.watched:
+        holder = _follow(request.document, prefix)
+        if isinstance(holder, Mapping):
+            for key in holder:
+                if key not in exact and fold(key) in folded:
+                    return _refused(
+                        "/" + "/".join((*prefix, key)),
+                        "is spelled like a member that is judged, but not the same",
+                    )
+    found: dict[str, str | None] = {}
+    for name in ("scope_id", "incident_id", "action"):
+        source: Source = getattr(sources, name)
+        value = _find(request, source)
+        if isinstance(value, Refusal):
+            return value
+        if value is _ABSENT or value is None or value == "":
+            found[name] = None
+        elif isinstance(value, str) and is_identifier(value):
+            found[name] = value
+        else:
+            return _refused(str(source), "must be a string of 1 to 256 printable characters")
+    parameters = _find(request, sources.parameters)
+    if isinstance(parameters, Refusal):
+        return parameters
+    if parameters is _ABSENT or parameters is None or parameters == "":
+        parameters = {}
+    if not isinstance(parameters, Mapping):
+        return _refused(str(sources.parameters), "must be a JSON object")
+    agents = _target_agents(request, sources.target_agents)
+    if isinstance(agents, Refusal):
+        return agents
+    return Claims(**found, parameters=parameters, target_agents=agents)
+
+
+def _target_agents(request: Request, sources: Iterable[Source]) -> tuple[str, ...] | Refusal:
+    agents: tuple[str, ...] | None = None
+    for source in sources:
+        value = _find(request, source)
+        if isinstance(value, Refusal):
+            return value
+        if value is _ABSENT or value is None or value == "":
+            continue
+        if source.kind != "pointer":
+            value = [value]
+        if not isinstance(value, list) or not all(is_identifier(agent) for agent in value):
+            return _refused(str(source), "must be a list of strings of 1 to 256 printable characters")
+        if len(value) > MAX_TARGET_AGENTS:
+            return _refused(str(source), f"must name at most {MAX_TARGET_AGENTS} agents")
+        if agents is not None and agents != tuple(value):
+            return _refused(str(source), "names other target agents than another place in the same request")
+        agents = tuple(value)
+    return agents or ()
+
+
+def _follow(document: Any, tokens: Iterable[str]) -> Any:
+    for token in tokens:
+        if not isinstance(document, Mapping) or token not in document:
+            return _ABSENT
+        document = document[token]
+    return document
+
+
+def _find(request: Request, source: Source) -> Any:
+    if source.kind == "pointer":
+        return _follow(request.document, source.tokens)
+    if source.kind == "path":
+        return request.path_params.get(source.name, _ABSENT)
+    pairs = request.query if source.kind == "query" else request.headers
+    values = [value for name, value in pairs if name == source.name]
+    if len(values) > 1:
+        return _refused(str(source), "is given more than once")
+    return values[0] if values else _ABSENT
+
+
+def _refused(member: str, problem: str) -> Refusal:
+    return Refusal("invalid_request", f"{member} {problem}.", {"member": member})

@@ -1,0 +1,151 @@
+"""Decision records and their envelopes: who decided what, when and why. Values only.
+
+Enumerations, fields and defaults come from seed-contract.md ("Enumerations", "Decision records").
+A record is what a caller may say; the envelope around it is what no caller can set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Any, Literal
+
+Origin = Literal["gate", "library", "api"]
+Event = Literal["issued", "admitted", "refused", "settled", "revoked", "reconciled", "emitted", "switched"]
+
+
+class DecisionType(str, Enum):
+    """Types of decisions that must be recorded."""
+
+    ROUTING = "routing"
+    RECOVERY = "recovery"
+    MEMORY = "memory"
+    POLICY = "policy"
+    BUDGET = "budget"
+    BUDGET_ENFORCEMENT = "budget_enforcement"
+    POLICY_PRE_CHECK = "policy_pre_check"
+    RECOVERY_EVALUATION = "recovery_evaluation"
+    CARE_ROUTING_OPTIMIZED = "care_routing_optimized"
+
+
+class DecisionSource(str, Enum):
+    """Who had the authority to decide."""
+
+    HUMAN = "human"
+    SYSTEM = "system"
+    HYBRID = "hybrid"
+
+
+class DecisionTrigger(str, Enum):
+    """Why the decision came about."""
+
+    EXPLICIT = "explicit"
+    AUTONOMOUS = "autonomous"
+    REACTIVE = "reactive"
+
+
+class DecisionOutcome(str, Enum):
+    """What was decided."""
+
+    SELECTED = "selected"
+    REJECTED = "rejected"
+    SKIPPED = "skipped"
+    BLOCKED = "blocked"
+    NONE = "none"
+    EXECUTION_HALTED = "execution_halted"
+    POLICY_BLOCKED = "policy_blocked"
+    POLICY_UNAVAILABLE = "policy_unavailable"
+    RECOVERY_APPLIED = "recovery_applied"
+    RECOVERY_SUGGESTED = "recovery_suggested"
+    RECOVERY_SKIPPED = "recovery_skipped"
+    BASELINE_SELECTED = "baseline_selected"
+    OPTIMIZED_SELECTED = "optimized_selected"
+
+
+class CausalRole(str, Enum):
+    """When, in the life of a run, the decision was made."""
+
+    PRE_RUN = "pre_run"
+    IN_RUN = "in_run"
+    POST_RUN = "post_run"
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def iso_time(instant: int) -> str:
+    """Microseconds since 1970 as ISO 8601 in UTC, always with six decimals so that it sorts as text."""
+    return (_EPOCH + timedelta(microseconds=instant)).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The 14 fields of a decision record; `decided_at` in microseconds since 1970 (UTC)."""
+
+    decision_id: str
+    decision_type: DecisionType
+    decision_outcome: DecisionOutcome
+    decided_at: int
+    decision_source: DecisionSource = DecisionSource.SYSTEM
+    decision_trigger: DecisionTrigger = DecisionTrigger.EXPLICIT
+    decision_inputs: Mapping[str, Any] = field(default_factory=dict)
+    decision_reason: str | None = None
+    run_id: str | None = None
+    workflow_id: str | None = None
+    tenant_id: str = "default"
+    request_id: str | None = None
+    causal_role: CausalRole = CausalRole.IN_RUN
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The 14 fields in the contract's order, enums as values, the time as ISO 8601."""
+        return {
+            "decision_id": self.decision_id,
+            "decision_type": self.decision_type.value,
+            "decision_source": self.decision_source.value,
+            "decision_trigger": self.decision_trigger.value,
+            "decision_inputs": self.decision_inputs,
+            "decision_outcome": self.decision_outcome.value,
+            "decision_reason": self.decision_reason,
+            "run_id": self.run_id,
+            "workflow_id": self.workflow_id,
+            "tenant_id": self.tenant_id,
+            "request_id": self.request_id,
+            "causal_role": self.causal_role.value,
+            "decided_at": iso_time(self.decided_at),
+            "details": self.details,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A record on its way into the log: everything of the envelope but the place in the chain.
+
+    `scope_id`, `incident_id` and `action` name the subject, `admission_id` the admission that a
+    settlement or reconciliation ends. They stand in the envelope so that no caller's inputs can pose
+    as them.
+    """
+
+    event: Event
+    record: Record
+    origin: Origin = "gate"
+    scope_id: str | None = None
+    incident_id: str | None = None
+    action: str | None = None
+    admission_id: str | None = None
+
+    def envelope(self, writer: str, seq: int) -> dict[str, Any]:
+        """The whole envelope, ready to be put into canonical bytes."""
+        return {
+            "writer": writer,
+            "seq": seq,
+            "origin": self.origin,
+            "event": self.event,
+            "scope_id": self.scope_id,
+            "incident_id": self.incident_id,
+            "action": self.action,
+            "admission_id": self.admission_id,
+            "record": self.record.to_dict(),
+        }

@@ -1,0 +1,121 @@
+"""What an engine must do, and nothing of how. All logic above this line is shared by every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sidecar.core.apply import State
+from sidecar.core.record import Entry
+from sidecar.core.scope import Execution, Scope
+
+# Microseconds since 1970 (UTC).
+Clock = Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of a writer's chain: its name, the last sequence number, hash and time (0 and zeros: empty)."""
+
+    writer: str
+    seq: int
+    hash: bytes
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One record of the log: the entry it was made from, its place, its exact bytes and their hash."""
+
+    seq: int
+    entry: Entry
+    envelope: bytes
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The rows that a batch needs: scopes by id, executions by admission (which bring their scopes along)."""
+
+    scopes: Sequence[str]
+    executions: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What one transaction writes: scopes and executions in their new state, and the log's new rows."""
+
+    scopes: Sequence[Scope]
+    executions: Sequence[Execution]
+    log: Sequence[LogRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list, newest first; `next` is the cursor of the following page or None."""
+
+    rows: Sequence[Any]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDecision:
+    """A record as the log holds it. `previous` is the hash that its own hash builds on."""
+
+    seq: int
+    envelope: bytes
+    hash: bytes
+    previous: bytes
+
+
+class StoreObserver(Protocol):
+    """Who wants to know how the writer fares."""
+
+    def batch_committed(self, size: int, seconds: float) -> None: ...
+
+    def batch_failed(self, size: int) -> None: ...
+
+
+class Engine(Protocol):
+    """One database, one writer."""
+
+    async def open(self) -> Head:
+        """Take the database for this process and bring its schema up to date."""
+
+    async def head(self) -> Head:
+        """The end of the chain as the database has it."""
+
+    async def transact(self, names: Names, decide: Callable[[State], Changes], *, durable: bool) -> None:
+        """Load what is named, call `decide`, write what it returns and commit, all or nothing.
+
+        Raises StoreUnavailable where the storage failed; whatever else `decide` or a constraint raises
+        comes through as it is. `durable` False allows that a power failure loses the transaction.
+        """
+
+    async def tidy(self) -> None:
+        """Housekeeping between batches."""
+
+    async def close(self) -> None: ...
+
+    async def scope(self, scope_id: str) -> Scope | None: ...
+
+    async def scopes(
+        self, tenant_id: str, incident_id: str, *, before: str | None, limit: int
+    ) -> tuple[Page, int]:
+        """A page of an incident's scopes, and how many there are in all."""
+
+    async def decisions(self, filters: Mapping[str, str], *, before: str | None, limit: int) -> Page:
+        """A page of StoredDecision; `filters` maps columns of the log to the value wanted."""
+
+    async def decision(self, decision_id: str) -> StoredDecision | None: ...
+
+    async def execution(self, decision_id: str) -> Execution | None: ...
+
+    async def executions(self, status: str | None, *, before: str | None, limit: int) -> Page: ...
+
+    async def unknown_executions(self) -> tuple[int, int | None]:
+        """How many executions are unknown, and when the oldest of them was admitted."""
+
+    async def size(self) -> dict[str, int]:
+        """Bytes on disk: `size` and `wal_size`."""

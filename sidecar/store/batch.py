@@ -1,0 +1,274 @@
+"""Group commit: whatever waits when a transaction ends goes into the next one. One writer decides.
+
+There is no timer window. One fsync pays for all requests that came in during the one before, and since
+the writer is serial there is no race to reason about: the commands of a batch are applied in order, each
+to the rows as the one before left them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from sidecar.core.apply import State, apply, names
+from sidecar.core.chain import link
+from sidecar.core.command import Admit, Command, Issue, Refuse, Reply, Settle
+from sidecar.core.record import Entry
+from sidecar.core.scope import Execution, Scope
+from sidecar.errors import StoreClosed, StoreOverloaded, StoreUnavailable
+from sidecar.store.base import Changes, Clock, Engine, Head, LogRow, Names, StoreObserver
+
+logger = logging.getLogger("scopegate.store")
+
+# A batch is bounded so that one transaction stays short for whoever waits behind it.
+MAX_BATCH = 512
+# Commands that may wait; beyond it nothing new is let in, so that what is in is done in time.
+MAX_QUEUE = 4096
+
+LateReply = Callable[[Reply], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    command: Command
+    reply: asyncio.Future[Reply]
+    late: LateReply | None
+    started: bool = False
+
+
+class Store:
+    """The one door to what the sidecar remembers. Reads go to `engine`, changes through `submit`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Clock,
+        deadline_seconds: float,
+        observer: StoreObserver | None = None,
+    ) -> None:
+        self.engine = engine
+        self._clock = clock
+        self._deadline = deadline_seconds
+        self._observer = observer
+        self._queue: deque[_Waiting] = deque()
+        self._wakeup: asyncio.Future[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._head: Head | None = None
+        self._closing = False
+        self.last_error: str | None = None
+
+    async def open(self) -> None:
+        """Open the engine and start the writer. Raises StoreUnavailable, naming the cause."""
+        self._head = await self.engine.open()
+        self._writer = asyncio.create_task(self._write(), name="scopegate-store-writer")
+
+    async def close(self) -> None:
+        """Commit what waits, then close the engine. What comes after raises StoreClosed."""
+        self._closing = True
+        if self._writer is not None:
+            self._wake()
+            await self._writer
+        await self.engine.close()
+
+    @property
+    def waiting(self) -> int:
+        """Commands in the queue."""
+        return len(self._queue)
+
+    def now(self) -> int:
+        """The wall clock, but never before the last record: time does not run backwards in the log."""
+        return max(self._clock(), self._head.time if self._head else 0)
+
+    def clock_lag_seconds(self) -> float:
+        """How far the wall clock is behind the last record; 0 where it is not."""
+        return max(0.0, (self.now() - self._clock()) / 1_000_000)
+
+    async def submit(self, command: Command, *, late: LateReply | None = None) -> Reply:
+        """Apply a command and return its reply once it is committed.
+
+        Raises StoreUnavailable where it could not be committed, or not before the deadline. A command that
+        was given up before it began is withdrawn. One that is given up (deadline or cancellation) while
+        its batch is being written may still be committed: then `late` is called with its reply.
+        """
+        if self._closing or self._writer is None:
+            raise StoreClosed("the store is closed")
+        if isinstance(command, Admit | Issue | Refuse) and len(self._queue) >= MAX_QUEUE:
+            raise StoreOverloaded(f"{MAX_QUEUE} commands are waiting for the store")
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(command, loop.create_future(), late)
+        self._queue.append(waiting)
+        self._wake()
+        timer = loop.call_later(self._deadline, self._expire, waiting)
+        try:
+            return await waiting.reply
+        finally:
+            timer.cancel()
+
+    def _expire(self, waiting: _Waiting) -> None:
+        if not waiting.reply.done():
+            waiting.reply.set_exception(
+                StoreUnavailable(
+                    f"the store did not commit within {self._deadline:g} s"
+                    + (f" (last error: {self.last_error})" if self.last_error else "")
+                )
+            )
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch. A command that nobody waits for any more is withdrawn: it never began."""
+        batch: list[_Waiting] = []
+        while self._queue and len(batch) < MAX_BATCH:
+            waiting = self._queue.popleft()
+            if not waiting.reply.done():
+                waiting.started = True
+                batch.append(waiting)
+        return batch
+
+    async def _write(self) -> None:
+        while True:
+            batch = self._take()
+            if batch:
+                await self._commit(batch)
+                await self._tidy()
+            elif self._closing:
+                return
+            elif not self._queue:
+                self._wakeup = asyncio.get_running_loop().create_future()
+                await self._wakeup
+
+    async def _commit(self, batch: Sequence[_Waiting]) -> None:
+        """Commit a batch and answer everyone in it. Never raises, or the writer would die."""
+        begun = time.perf_counter()
+        try:
+            replies = await self._transact([waiting.command for waiting in batch])
+        except StoreUnavailable as exc:
+            self.last_error = str(exc)
+            logger.error(
+                "a batch could not be committed", extra={"cause": str(exc), "batch_size": len(batch)}
+            )
+            await self._failed(batch, exc)
+        except Exception as exc:
+            # Not the storage but one of the commands: the others must not suffer for it.
+            if len(batch) == 1:
+                logger.exception("a command could not be applied")
+                await self._failed(batch, StoreUnavailable(f"the command could not be applied: {exc}"))
+                return
+            await self._read_head()
+            for waiting in batch:
+                await self._commit([waiting])
+        else:
+            self.last_error = None
+            if self._observer is not None:
+                self._observer.batch_committed(len(batch), time.perf_counter() - begun)
+            for waiting, reply in zip(batch, replies, strict=True):
+                if not waiting.reply.done():
+                    waiting.reply.set_result(reply)
+                elif waiting.late is not None:
+                    waiting.late(reply)
+
+    async def _failed(self, batch: Sequence[_Waiting], exc: StoreUnavailable) -> None:
+        if self._observer is not None:
+            self._observer.batch_failed(len(batch))
+        for waiting in batch:
+            if not waiting.reply.done():
+                waiting.reply.set_exception(exc)
+        await self._read_head()
+
+    async def _read_head(self) -> None:
+        """After a failed commit only the database knows where the chain ends."""
+        try:
+            self._head = await self.engine.head()
+        except StoreUnavailable:
+            self._head = None
+
+    async def _tidy(self) -> None:
+        try:
+            await self.engine.tidy()
+        except StoreUnavailable as exc:
+            logger.warning("housekeeping of the store failed", extra={"cause": str(exc)})
+
+    async def _transact(self, commands: Sequence[Command]) -> list[Reply]:
+        if self._head is None:
+            self._head = await self.engine.head()
+        head = self._head
+        now = self.now()
+        replies: list[Reply] = []
+
+        def decide(state: State) -> Changes:
+            changes, head_after = apply_all(commands, state, head, now, replies)
+            heads.append(head_after)
+            return changes
+
+        heads: list[Head] = []
+        wanted = [names(command) for command in commands]
+        await self.engine.transact(
+            Names(
+                scopes=list({scope_id for scope_id, _ in wanted if scope_id is not None}),
+                executions=list({admission_id for _, admission_id in wanted if admission_id is not None}),
+            ),
+            decide,
+            # Losing a settlement on power failure leaves its hold standing, which is the safe side.
+            durable=not all(isinstance(command, Settle) for command in commands),
+        )
+        self._head = heads[-1]
+        return replies
+
+
+def apply_all(
+    commands: Sequence[Command], state: State, head: Head, now: int, replies: list[Reply]
+) -> tuple[Changes, Head]:
+    """Apply commands in order, each to what the one before left; link their records to the chain."""
+    scopes = dict(state.scopes)
+    executions = dict(state.executions)
+    running = State(scopes=scopes, executions=executions)
+    changed_scopes: dict[str, Scope] = {}
+    changed_executions: dict[str, Execution] = {}
+    log: list[LogRow] = []
+    seq, hash_ = head.seq, head.hash
+    for command in commands:
+        applied = apply(command, running, now)
+        replies.append(applied.reply)
+        if applied.scope is not None:
+            scopes[applied.scope.scope_id] = changed_scopes[applied.scope.scope_id] = applied.scope
+        if applied.execution is not None:
+            execution = applied.execution
+            executions[execution.decision_id] = changed_executions[execution.decision_id] = execution
+        if applied.entry is not None:
+            seq += 1
+            envelope = canonical(applied.entry, head.writer, seq)
+            hash_ = link(hash_, envelope)
+            log.append(LogRow(seq, applied.entry, envelope, hash_))
+    changes = Changes(list(changed_scopes.values()), list(changed_executions.values()), log)
+    return changes, Head(head.writer, seq, hash_, now if log else head.time)
+
+
+def canonical(entry: Entry, writer: str, seq: int) -> bytes:
+    """The bytes of an envelope: JSON with sorted keys and no white space. They are never made twice."""
+    envelope = entry.envelope(writer, seq)
+    try:
+        return orjson.dumps(envelope, default=float, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        # JSON has no largest integer but orjson has; a parameter beyond 64 bits is kept as its digits.
+        return orjson.dumps(_within_64_bits(envelope), default=float, option=orjson.OPT_SORT_KEYS)
+
+
+def _within_64_bits(value: object) -> object:
+    match value:
+        case dict():
+            return {key: _within_64_bits(member) for key, member in value.items()}
+        case list() | tuple():
+            return [_within_64_bits(member) for member in value]
+        case int() if not -(2**63) <= value < 2**64:
+            return str(value)
+        case _:
+            return value

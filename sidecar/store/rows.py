@@ -1,0 +1,126 @@
+"""One function from row to value and one from value to row, for each table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from sidecar.core.scope import Execution, Scope
+from sidecar.store.base import LogRow
+
+SCOPE_COLUMNS = (
+    "scope_id, tenant_id, incident_id, allowed_actions, max_cost, max_attempts, created_at, expires_at, "
+    "intent, target_agents, created_by, attempts_used, settled, held, overrun, revoked_at"
+)
+EXECUTION_COLUMNS = (
+    "decision_id, scope_id, tenant_id, incident_id, action, request_id, attempt_number, hold, admitted_at, "
+    "status, cost, ended_at, http_status, cause"
+)
+LOG_COLUMNS = (
+    "seq, decision_id, event, decision_type, decision_outcome, decided_at, tenant_id, scope_id, incident_id, "
+    "action, request_id, run_id, admission_id, envelope, hash"
+)
+
+Row = tuple[Any, ...]
+
+
+def scope_from_row(row: Row) -> Scope:
+    return Scope(
+        scope_id=row[0],
+        tenant_id=row[1],
+        incident_id=row[2],
+        allowed_actions=tuple(orjson.loads(row[3])),
+        max_cost=row[4],
+        max_attempts=row[5],
+        created_at=row[6],
+        expires_at=row[7],
+        intent=row[8],
+        target_agents=tuple(orjson.loads(row[9])),
+        created_by=row[10],
+        attempts_used=row[11],
+        settled=row[12],
+        held=row[13],
+        overrun=bool(row[14]),
+        revoked_at=row[15],
+    )
+
+
+def scope_to_row(scope: Scope) -> Row:
+    return (
+        scope.scope_id,
+        scope.tenant_id,
+        scope.incident_id,
+        orjson.dumps(scope.allowed_actions).decode(),
+        scope.max_cost,
+        scope.max_attempts,
+        scope.created_at,
+        scope.expires_at,
+        scope.intent,
+        orjson.dumps(scope.target_agents).decode(),
+        scope.created_by,
+        scope.attempts_used,
+        scope.settled,
+        scope.held,
+        int(scope.overrun),
+        scope.revoked_at,
+    )
+
+
+def execution_from_row(row: Row) -> Execution:
+    return Execution(
+        decision_id=row[0],
+        scope_id=row[1],
+        tenant_id=row[2],
+        incident_id=row[3],
+        action=row[4],
+        request_id=row[5],
+        attempt_number=row[6],
+        hold=row[7],
+        admitted_at=row[8],
+        status=row[9],
+        cost=row[10],
+        ended_at=row[11],
+        http_status=row[12],
+        cause=row[13],
+    )
+
+
+def execution_to_row(execution: Execution) -> Row:
+    return (
+        execution.decision_id,
+        execution.scope_id,
+        execution.tenant_id,
+        execution.incident_id,
+        execution.action,
+        execution.request_id,
+        execution.attempt_number,
+        execution.hold,
+        execution.admitted_at,
+        execution.status,
+        execution.cost,
+        execution.ended_at,
+        execution.http_status,
+        execution.cause,
+    )
+
+
+def log_to_row(log: LogRow) -> Row:
+    entry, record = log.entry, log.entry.record
+    return (
+        log.seq,
+        record.decision_id,
+        entry.event,
+        record.decision_type.value,
+        record.decision_outcome.value,
+        record.decided_at,
+        record.tenant_id,
+        entry.scope_id,
+        entry.incident_id,
+        entry.action,
+        record.request_id,
+        record.run_id,
+        entry.admission_id,
+        log.envelope,
+        log.hash,
+    )

@@ -1,0 +1,350 @@
+"""SQLite: one connection writes and checkpoints, and nothing else writes.
+
+A lock on a file beside the database keeps a second process out, because SQLite before 3.51.3 can corrupt
+a WAL database that two connections write or checkpoint. Lists read through a connection of their own that
+cannot write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import uuid
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import aiosqlite
+import orjson
+
+from sidecar.core.apply import State
+from sidecar.core.chain import GENESIS
+from sidecar.core.scope import Execution, Scope
+from sidecar.errors import StoreUnavailable
+from sidecar.store import rows
+from sidecar.store.base import Changes, Head, Names, Page, StoredDecision
+from sidecar.store.migrate import migrate
+
+T = TypeVar("T")
+
+# Rows written between two checkpoints: small ones, so that none holds up the batches behind it.
+ROWS_PER_CHECKPOINT = 2_000
+
+FILTERS = {
+    "type": "decision_type",
+    "outcome": "decision_outcome",
+    "event": "event",
+    "scope_id": "scope_id",
+    "incident_id": "incident_id",
+    "request_id": "request_id",
+    "run_id": "run_id",
+    "tenant_id": "tenant_id",
+}
+
+_SAVE_SCOPE = f"""
+    INSERT INTO scopes ({rows.SCOPE_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (scope_id) DO UPDATE SET attempts_used = excluded.attempts_used, settled = excluded.settled,
+        held = excluded.held, overrun = excluded.overrun, revoked_at = excluded.revoked_at"""
+_SAVE_EXECUTION = f"""
+    INSERT INTO executions ({rows.EXECUTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (decision_id) DO UPDATE SET status = excluded.status, cost = excluded.cost,
+        ended_at = excluded.ended_at, http_status = excluded.http_status, cause = excluded.cause"""
+_APPEND = f"INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+_STORED_DECISION = """
+    SELECT envelope, hash, COALESCE((SELECT p.hash FROM decisions p WHERE p.seq = d.seq - 1), ?), seq
+    FROM decisions d"""
+_NAMED = "IN (SELECT value FROM json_each(?))"
+
+
+def read_only_uri(path: Path) -> str:
+    """The URI under which SQLite opens a database without ever writing to it."""
+    return f"file:{quote(str(path))}?mode=ro"
+
+
+class SqliteEngine:
+    """One SQLite file, or, without a path, a database in memory that lives as long as this object."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock: int | None = None
+        self._writer: aiosqlite.Connection | None = None
+        self._reader: aiosqlite.Connection | None = None
+        self._identity: list[tuple[str, int, int]] = []
+        self._rows_since_checkpoint = 0
+        self._full_sync = True
+
+    # The writer --------------------------------------------------------------------------------
+
+    async def open(self) -> Head:
+        try:
+            if self._path is not None:
+                self._take_lock(self._path)
+            self._writer = await aiosqlite.connect(
+                str(self._path) if self._path else ":memory:", isolation_level=None, cached_statements=64
+            )
+            await _in_thread(self._writer, _prepare)
+            if self._path is not None:
+                self._identity = [_identity(f"{self._path}{suffix}") for suffix in ("", "-wal")]
+                self._reader = await aiosqlite.connect(
+                    read_only_uri(self._path), uri=True, isolation_level=None
+                )
+            return await self.head()
+        except (OSError, sqlite3.Error) as exc:
+            await self.close()
+            raise StoreUnavailable(f"cannot open the database {self._path}: {exc}") from exc
+        except BaseException:
+            await self.close()
+            raise
+
+    def _take_lock(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Scopes are permissions: nobody but the owner reads the file.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            owner = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(lock)
+            raise StoreUnavailable(
+                f"the database {path} is in use by another process (pid {owner}); one owns it at a time"
+            ) from exc
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        self._lock = lock
+
+    async def head(self) -> Head:
+        return await self._write(_head)
+
+    async def transact(self, names: Names, decide: Callable[[State], Changes], *, durable: bool) -> None:
+        def transaction(connection: sqlite3.Connection) -> None:
+            if durable != self._full_sync:
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._full_sync = durable
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                changes = decide(_load(connection, names))
+                connection.executemany(_SAVE_SCOPE, map(rows.scope_to_row, changes.scopes))
+                connection.executemany(_SAVE_EXECUTION, map(rows.execution_to_row, changes.executions))
+                connection.executemany(_APPEND, map(rows.log_to_row, changes.log))
+                self._check_identity()
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            self._rows_since_checkpoint += len(changes.scopes) + len(changes.executions) + len(changes.log)
+
+        await self._write(transaction)
+
+    def _check_identity(self) -> None:
+        """WAL hides a database that was moved or unlinked: commits would go where nobody finds them."""
+        for name, device, inode in self._identity:
+            try:
+                same = _identity(name) == (name, device, inode)
+            except OSError:
+                same = False
+            if not same:
+                raise StoreUnavailable(
+                    f"the database file {name} was moved, deleted or replaced while in use; "
+                    "put it back, or restart the sidecar to begin with what is there"
+                )
+
+    async def tidy(self) -> None:
+        if self._path is not None and self._rows_since_checkpoint >= ROWS_PER_CHECKPOINT:
+            await self._write(
+                lambda connection: connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            )
+            self._rows_since_checkpoint = 0
+
+    async def close(self) -> None:
+        """Close both connections (aiosqlite's threads are no daemons), then let the lock go."""
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                await connection.close()
+        self._reader = self._writer = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        if self._writer is None:
+            raise StoreUnavailable("the database is not open")
+        with _translated():
+            return await _in_thread(self._writer, function)
+
+    # Reading -----------------------------------------------------------------------------------
+
+    async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._reader or self._writer
+        if connection is None:
+            raise StoreUnavailable("the database is not open")
+        with _translated():
+            return await _in_thread(connection, function)
+
+    async def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
+        return await self._read(lambda connection: connection.execute(sql, parameters).fetchall())
+
+    async def scope(self, scope_id: str) -> Scope | None:
+        found = await self._rows(f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id = ?", (scope_id,))
+        return rows.scope_from_row(found[0]) if found else None
+
+    async def scopes(
+        self, tenant_id: str, incident_id: str, *, before: str | None, limit: int
+    ) -> tuple[Page, int]:
+        of_incident = "FROM scopes WHERE tenant_id = ? AND incident_id = ?"
+        found = await self._rows(
+            f"SELECT {rows.SCOPE_COLUMNS}, seq {of_incident} AND seq < ? ORDER BY seq DESC LIMIT ?",
+            (tenant_id, incident_id, _cursor(before), limit + 1),
+        )
+        total = await self._rows(f"SELECT COUNT(*) {of_incident}", (tenant_id, incident_id))
+        return _page(found, limit, rows.scope_from_row), total[0][0]
+
+    async def decisions(self, filters: Mapping[str, str], *, before: str | None, limit: int) -> Page:
+        wanted = "".join(f" AND {FILTERS[name]} = ?" for name in filters)
+        found = await self._rows(
+            f"{_STORED_DECISION} WHERE seq < ?{wanted} ORDER BY seq DESC LIMIT ?",
+            (GENESIS, _cursor(before), *filters.values(), limit + 1),
+        )
+        return _page(found, limit, _stored_decision)
+
+    async def decision(self, decision_id: str) -> StoredDecision | None:
+        found = await self._rows(
+            f"{_STORED_DECISION} WHERE decision_id = ?",
+            (GENESIS, decision_id),
+        )
+        return _stored_decision(found[0]) if found else None
+
+    async def execution(self, decision_id: str) -> Execution | None:
+        found = await self._rows(
+            f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id = ?", (decision_id,)
+        )
+        return rows.execution_from_row(found[0]) if found else None
+
+    async def executions(self, status: str | None, *, before: str | None, limit: int) -> Page:
+        wanted = "" if status is None else " AND status = ?"
+        if status not in (None, "answered"):
+            wanted += " AND status <> 'answered'"  # spelled out, so that the partial index serves
+        found = await self._rows(
+            f"SELECT {rows.EXECUTION_COLUMNS}, seq FROM executions WHERE seq < ?{wanted} "
+            "ORDER BY seq DESC LIMIT ?",
+            (_cursor(before), *(() if status is None else (status,)), limit + 1),
+        )
+        return _page(found, limit, rows.execution_from_row)
+
+    async def unknown_executions(self) -> tuple[int, int | None]:
+        found = await self._rows(
+            "SELECT COUNT(*), MIN(admitted_at) FROM executions "
+            "WHERE status = 'unknown' AND status <> 'answered'"
+        )
+        count, oldest = found[0]
+        return count, oldest
+
+    async def size(self) -> dict[str, int]:
+        if self._path is None:
+            return {"size": 0, "wal_size": 0}
+        sizes = {}
+        for name, suffix in (("size", ""), ("wal_size", "-wal")):
+            try:
+                sizes[name] = os.stat(f"{self._path}{suffix}").st_size
+            except OSError:
+                sizes[name] = 0
+        return sizes
+
+
+async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """Run a function with the raw connection in aiosqlite's thread: one hop for a whole transaction.
+
+    aiosqlite has no public call for this; this is the only place that knows.
+    """
+    execute: Callable[..., Coroutine[Any, Any, T]] = connection._execute
+    hop = asyncio.ensure_future(execute(function, connection._conn))
+    # A cancelled caller must not leave a hop behind whose failure nobody ever reads.
+    hop.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(hop)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """SQLite's own failures become StoreUnavailable, once, here. A violated constraint is not one of them."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except (sqlite3.Error, OSError) as exc:
+        raise StoreUnavailable(f"SQLite: {exc}") from exc
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "recursive_triggers = ON",
+        "wal_autocheckpoint = 0",  # tidy() does it, between batches
+        "journal_size_limit = 16777216",
+        "busy_timeout = 1000",
+        "trusted_schema = OFF",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    migrate(connection)
+    connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('writer', ?)", (str(uuid.uuid4()),))
+
+
+def _head(connection: sqlite3.Connection) -> Head:
+    (writer,) = connection.execute("SELECT value FROM meta WHERE key = 'writer'").fetchone()
+    last = connection.execute(
+        "SELECT seq, hash, decided_at FROM decisions ORDER BY seq DESC LIMIT 1"
+    ).fetchone()
+    return Head(writer, *(last or (0, GENESIS, 0)))
+
+
+def _load(connection: sqlite3.Connection, names: Names) -> State:
+    executions: dict[str, Execution] = {}
+    wanted = list(names.scopes)
+    if names.executions:
+        for row in connection.execute(
+            f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id {_NAMED}",
+            (orjson.dumps(names.executions).decode(),),
+        ):
+            execution = rows.execution_from_row(row)
+            executions[execution.decision_id] = execution
+            wanted.append(execution.scope_id)
+    scopes: dict[str, Scope] = {}
+    if wanted:
+        for row in connection.execute(
+            f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id {_NAMED}",
+            (orjson.dumps(wanted).decode(),),
+        ):
+            scope = rows.scope_from_row(row)
+            scopes[scope.scope_id] = scope
+    return State(scopes=scopes, executions=executions)
+
+
+def _identity(name: str) -> tuple[str, int, int]:
+    found = os.stat(name)
+    return name, found.st_dev, found.st_ino
+
+
+def _cursor(before: str | None) -> int:
+    """A cursor is the sequence number to go on below. Raises ValueError for anything else."""
+    if before is None:
+        return 2**63 - 1
+    if not before.isascii() or not before.isdigit() or len(before) > 18:
+        raise ValueError("before takes the value of next of the page before")
+    return int(before)
+
+
+def _page(found: list[Any], limit: int, value: Callable[[Any], Any]) -> Page:
+    """One row more than wanted was read: it tells whether there is a next page."""
+    shown = found[:limit]
+    return Page([value(row) for row in shown], str(shown[-1][-1]) if len(found) > limit else None)
+
+
+def _stored_decision(row: Any) -> StoredDecision:
+    return StoredDecision(envelope=row[0], hash=row[1], previous=row[2], seq=row[3])
