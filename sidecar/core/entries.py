@@ -35,6 +35,10 @@ OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
 )
 
 
+def outcome_of(refusal: Refusal) -> DecisionOutcome:
+    return OUTCOMES.get(refusal.code, DecisionOutcome.BLOCKED)
+
+
 def gate_entry(
     command: Issue | Admit | Refuse | Revoke,
     event: Event,
@@ -58,7 +62,7 @@ def gate_entry(
         details["policy_revision"] = revision
     outcome = DecisionOutcome.SELECTED
     if refusal is not None:
-        outcome = OUTCOMES.get(refusal.code, DecisionOutcome.BLOCKED)
+        outcome = outcome_of(refusal)
         details.update(refusal.members)
         details["message"] = refusal.message
     details.setdefault("rules", [])

@@ -93,6 +93,9 @@ class Engine(Protocol):
         comes through as it is. `durable` False allows that a power failure loses the transaction.
         """
 
+    async def probe(self) -> None:
+        """Write something that means nothing. Raises StoreUnavailable where that does not work."""
+
     async def tidy(self) -> None:
         """Housekeeping between batches."""
 

@@ -90,6 +90,15 @@ class Store:
         """How far the wall clock is behind the last record; 0 where it is not."""
         return max(0.0, (self.now() - self._clock()) / 1_000_000)
 
+    async def check(self) -> None:
+        """Prove that the store can write. Raises StoreUnavailable, naming the cause."""
+        try:
+            async with asyncio.timeout(self._deadline):
+                await self.engine.probe()
+        except TimeoutError as exc:
+            raise StoreUnavailable(f"the store did not answer within {self._deadline:g} s") from exc
+        self.last_error = None
+
     async def submit(self, command: Command, *, late: LateReply | None = None) -> Reply:
         """Apply a command and return its reply once it is committed.
 

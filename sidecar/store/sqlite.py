@@ -155,6 +155,13 @@ class SqliteEngine:
                     "put it back, or restart the sidecar to begin with what is there"
                 )
 
+    async def probe(self) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            self._check_identity()
+            connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('probe', datetime('now'))")
+
+        await self._write(write)
+
     async def tidy(self) -> None:
         if self._path is not None and self._rows_since_checkpoint >= ROWS_PER_CHECKPOINT:
             await self._write(

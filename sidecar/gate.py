@@ -1,0 +1,468 @@
+"""One gated request, top to bottom: admit and commit, forward, settle. Nothing is forwarded unrecorded.
+
+The execution runs in a task of its own, so that a client that hangs up loses nothing (G9). A refusal is a
+value (`Refused`), as is an answer (`Forwarded`); nothing that can happen in between escapes as an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+from sidecar.core.bounds import Case, judge
+from sidecar.core.command import Admit, Admitted, Denied, Settled
+from sidecar.core.entries import outcome_of
+from sidecar.core.facts import Claims, Source
+from sidecar.core.money import to_micros
+from sidecar.core.policy import PolicySet
+from sidecar.core.scope import Scope, ScopeStatus
+from sidecar.errors import Refusal, StoreOverloaded, StoreUnavailable
+from sidecar.ids import new_decision_id
+from sidecar.refusals import Asked, RefusalLog, Refused
+from sidecar.settlements import Settlements
+from sidecar.store.batch import Store
+from sidecar.strictjson import NotJson, parse
+from sidecar.telemetry import Metrics
+from sidecar.upstream import Exchange, Head, NotSent, TimedOut, Unanswered, Upstream
+
+logger = logging.getLogger("scopegate.gate")
+
+RETRY_AFTER_SECONDS = 1
+MAX_CLOCK_LAG_SECONDS = 60.0
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A gated request that could be read: what it claims, and the bytes that will be forwarded."""
+
+    claims: Claims
+    tenant_id: str
+    request_id: str
+    principal: str
+    method: str
+    target: bytes
+    headers: Headers
+    body: bytes
+    body_sha256: str
+    cost_source: Source
+    log_fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarded:
+    """The upstream's answer. `body` is whole, or, for one beyond `max_answer_bytes`, the part that `rest`
+    goes on from; then the execution is settled when the rest has been read (`Gate.finish`)."""
+
+    admitted: Admitted
+    scope: Scope
+    scope_status: ScopeStatus
+    head: Head
+    body: bytes
+    rest: Remainder | None = None
+
+    @property
+    def decision_id(self) -> str:
+        return self.admitted.execution.decision_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undelivered:
+    """Admitted, but without an answer: why, and whether the attempt came back."""
+
+    admitted: Admitted
+    scope: Scope
+    scope_status: ScopeStatus
+    refusal: Refusal
+
+    @property
+    def decision_id(self) -> str:
+        return self.admitted.execution.decision_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """The refusal that an execution would meet, None: it would be admitted. `hold` in micro-dollars."""
+
+    refusal: Refusal | None
+    scope: Scope | None
+    hold: int
+
+
+class Remainder:
+    """The rest of a long answer. The gate reads it to its end, whether the client stays or not."""
+
+    def __init__(self) -> None:
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=8)
+        self._abandoned = False
+        self.cut = False
+
+    async def read(self) -> bytes:
+        """The next piece, b"" at the end; then `cut` tells whether it was the true one."""
+        return await self._pieces.get() or b""
+
+    def abandon(self) -> None:
+        """The client is gone: what comes is read and dropped."""
+        self._abandoned = True
+        self._drop()
+
+    async def feed(self, piece: bytes | None) -> None:
+        """Hand on a piece, None for the true end; waits while the client is slow."""
+        if not self._abandoned:
+            await self._pieces.put(piece)
+
+    def break_off(self) -> None:
+        """The end came too early; what the client has not taken yet is worth nothing any more."""
+        self.cut = True
+        self._drop()
+        self._pieces.put_nowait(None)
+
+    def _drop(self) -> None:
+        while not self._pieces.empty():
+            self._pieces.get_nowait()
+
+
+class Gate:
+    """Admits, forwards and settles. A request keeps the policy set it began with; `policies` may change."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        upstream: Upstream,
+        refusals: RefusalLog,
+        metrics: Metrics,
+        policies: PolicySet | None,
+        response_timeout_seconds: float,
+        max_answer_bytes: int,
+        max_in_flight: int,
+    ) -> None:
+        self.policies = policies
+        self.refusals = refusals
+        self.draining = False
+        self._store = store
+        self._upstream = upstream
+        self._metrics = metrics
+        self._response_timeout = response_timeout_seconds
+        self._max_answer = max_answer_bytes
+        self._max_in_flight = max_in_flight
+        self._in_flight: set[asyncio.Task[Any]] = set()
+        self._settlements = Settlements(store, metrics)
+
+    # The way of one request --------------------------------------------------------------------
+
+    def unready(self) -> tuple[Refusal, int] | None:
+        """Why nothing can be admitted now, with the seconds after which to try again; None: go ahead."""
+        if self.draining:
+            return Refusal("draining", "The sidecar is shutting down; send the request to another one."), 5
+        if self.policies is None:
+            return Refusal("policy_unavailable", "No valid policy set is loaded; nothing is allowed."), 30
+        lag = self._store.clock_lag_seconds()
+        if lag > MAX_CLOCK_LAG_SECONDS:
+            cause = f"The wall clock is {lag:.0f} s behind the last record; correct the system time."
+            return Refusal("store_unavailable", cause, {"cause": "clock"}), 30
+        return None
+
+    async def execute(self, judged: Judged) -> Forwarded | Undelivered | Refused:
+        """Decide on a request and carry it through if it is admitted, even if the caller is cancelled."""
+        unready = self.unready()
+        if unready is None and len(self._in_flight) >= self._max_in_flight:
+            unready = Refusal("overloaded", f"{self._max_in_flight} gated requests are in flight."), 1
+        if unready is not None:
+            refusal, retry_after = unready
+            return await self.refuse(refusal, self._asked(judged), retry_after=retry_after)
+        started = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._execute(judged, started), name="scopegate-execution")
+        self._in_flight.add(task)
+        task.add_done_callback(self._finished)
+        self._metrics.in_flight.set(len(self._in_flight))
+        result: Forwarded | Undelivered | Refused = await asyncio.shield(started)
+        return result
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._in_flight.discard(task)
+        self._metrics.in_flight.set(len(self._in_flight))
+
+    async def explain(self, claims: Claims, tenant_id: str) -> Explanation:
+        """What `execute` would answer now. Asks the same bounds, consumes and records nothing (G10)."""
+        unready = self.unready()
+        if unready is not None or self.policies is None:
+            return Explanation(refusal=unready[0] if unready else None, scope=None, hold=0)
+        scope = await self._store.engine.scope(claims.scope_id) if claims.scope_id else None
+        case = Case(claims, tenant_id, scope, self.policies, self._store.now())
+        mine = scope is not None and scope.tenant_id == tenant_id
+        return Explanation(refusal=judge(case), scope=scope if mine else None, hold=case.hold)
+
+    async def refuse(self, refusal: Refusal, asked: Asked, *, retry_after: int | None = None) -> Refused:
+        """Refuse without asking the store: recorded, counted and logged."""
+        refused = await self.refusals.record(refusal, asked, retry_after=retry_after)
+        self._count(refusal, asked)
+        self._log_refusal(refused, asked)
+        return refused
+
+    def _asked(self, judged: Judged) -> Asked:
+        return Asked(
+            claims=judged.claims,
+            tenant_id=judged.tenant_id,
+            request_id=judged.request_id,
+            principal=judged.principal,
+            policy_revision=self.policies.revision if self.policies else None,
+        )
+
+    async def _execute(
+        self, judged: Judged, answer: asyncio.Future[Forwarded | Undelivered | Refused]
+    ) -> None:
+        """The whole life of one request. `answer` is set once there is one; a long one goes on behind it."""
+        try:
+            admitted = await self._admit(judged)
+            if isinstance(admitted, Refused):
+                _set(answer, admitted)
+            else:
+                await self._forward(judged, admitted, answer)
+        except asyncio.CancelledError:
+            # The drain is over and nothing was admitted; an admission under way is given back.
+            draining = Refusal("draining", "The sidecar shut down before the request was judged.")
+            _set(answer, Refused(refusal=draining, retry_after=RETRY_AFTER_SECONDS))
+        except Exception as exc:
+            # Whoever waits must not hang, whatever went wrong.
+            logger.exception("a gated request failed", extra={"request_id": judged.request_id})
+            if not answer.done():
+                answer.set_exception(exc)
+
+    async def _admit(self, judged: Judged) -> Admitted | Refused:
+        policies = self.policies
+        asked = self._asked(judged)
+        assert policies is not None
+        command = Admit(
+            decision_id=new_decision_id(),
+            claims=judged.claims,
+            policies=policies,
+            tenant_id=judged.tenant_id,
+            request_id=judged.request_id,
+            principal=judged.principal,
+            body_sha256=judged.body_sha256,
+            record_denial=self.refusals.has_room(),
+        )
+        begun = time.perf_counter()
+        try:
+            reply = await self._store.submit(command, late=self._settlements.give_back)
+        except StoreUnavailable as exc:
+            code = "overloaded" if isinstance(exc, StoreOverloaded) else "store_unavailable"
+            refusal = Refusal(code, f"Nothing was executed: {exc}.", {"cause": str(exc)})
+            self._count(refusal, asked)
+            self.refusals.count_unrecorded(refusal, asked, str(exc))
+            return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
+        self._metrics.commit.observe(time.perf_counter() - begun)
+        if isinstance(reply, Denied):
+            return await self._denied(reply, asked)
+        assert isinstance(reply, Admitted)
+        self._metrics.decisions.labels("selected", "none", policies.label(judged.claims.action or "")).inc()
+        return reply
+
+    async def _denied(self, denied: Denied, asked: Asked) -> Refused:
+        self._count(denied.refusal, asked)
+        if denied.decision_id is None:
+            refused = await self.refusals.summarize(denied.refusal, asked)
+        else:
+            self.refusals.spend()
+            refused = Refused(refusal=denied.refusal, decision_id=denied.decision_id)
+        self._log_refusal(refused, asked)
+        return refused
+
+    async def _forward(
+        self, judged: Judged, admitted: Admitted, answer: asyncio.Future[Forwarded | Undelivered | Refused]
+    ) -> None:
+        """Send, read and settle. Ends in exactly one settlement, whatever happens (G8)."""
+        seconds = admitted.timeout_seconds or self._response_timeout
+        begun = time.perf_counter()
+        ending: tuple[Literal["not_sent", "unknown"], Refusal]
+        try:
+            exchange = await self._upstream.send(
+                judged.method,
+                judged.target,
+                (*judged.headers, *_admission_headers(admitted)),
+                judged.body,
+                head_deadline=seconds,
+            )
+            with exchange:
+                async with asyncio.timeout(max(0.0, seconds - (time.perf_counter() - begun))):
+                    body, complete = await _read_up_to(exchange, self._max_answer)
+                    if not complete:
+                        await self._stream(judged, admitted, exchange, body, answer)
+                        return
+        except NotSent as exc:
+            refusal = Refusal("upstream_unreachable", f"Nothing was sent: {exc}.", {"cause": str(exc)})
+            ending = "not_sent", refusal
+        except (TimedOut, TimeoutError):
+            cause = f"no whole answer within {seconds:g} s"
+            message = f"The backend gave {cause}; whether it acted is unknown."
+            ending = "unknown", Refusal("upstream_timeout", message, {"cause": cause})
+        except Unanswered as exc:
+            message = f"The answer was lost ({exc}); whether the backend acted is unknown."
+            ending = "unknown", Refusal("upstream_failed", message, {"cause": str(exc)})
+        except asyncio.CancelledError:
+            # Only the end of a drain cancels an execution.
+            cause = "the sidecar shut down before the answer came"
+            message = f"{cause.capitalize()}; whether the backend acted is unknown."
+            ending = "unknown", Refusal("upstream_timeout", message, {"cause": cause})
+        except Exception as exc:
+            logger.exception("forwarding failed", extra={"decision_id": admitted.execution.decision_id})
+            message = "The sidecar failed while forwarding; whether the backend acted is unknown."
+            ending = "unknown", Refusal("upstream_failed", message, {"cause": f"internal error: {exc!r}"})
+        else:
+            self._metrics.upstream.observe(time.perf_counter() - begun)
+            cost = reported_cost(judged.cost_source, exchange.head, body)
+            settled = await self._settlements.settle(
+                admitted, judged.log_fields, "answered", cost, exchange.head.status
+            )
+            _set(
+                answer,
+                Forwarded(
+                    admitted=admitted, **self._shown(settled or admitted), head=exchange.head, body=body
+                ),
+            )
+            return
+        self._metrics.upstream.observe(time.perf_counter() - begun)
+        outcome, refusal = ending
+        settled = await self._settlements.settle(
+            admitted, judged.log_fields, outcome, cause=str(refusal.members["cause"])
+        )
+        _set(answer, Undelivered(admitted=admitted, **self._shown(settled or admitted), refusal=refusal))
+
+    async def _stream(
+        self,
+        judged: Judged,
+        admitted: Admitted,
+        exchange: Exchange,
+        body: bytes,
+        answer: asyncio.Future[Forwarded | Undelivered | Refused],
+    ) -> None:
+        """A long answer: its head goes to the client now, its settlement waits for its end."""
+        rest = Remainder()
+        _set(
+            answer,
+            Forwarded(admitted=admitted, **self._shown(admitted), head=exchange.head, body=body, rest=rest),
+        )
+        status = exchange.head.status
+        try:
+            while piece := await exchange.read():
+                await rest.feed(piece)
+        except (Unanswered, asyncio.CancelledError) as exc:
+            cause = str(exc) or "the answer did not end in time"
+            await self._settlements.settle(admitted, judged.log_fields, "unknown", None, status, cause)
+            rest.break_off()
+            return
+        cost = reported_cost(judged.cost_source, exchange.head, None)
+        await self._settlements.settle(admitted, judged.log_fields, "answered", cost, status)
+        try:
+            await rest.feed(None)
+        except asyncio.CancelledError:
+            rest.break_off()
+
+    def _shown(self, last: Settled | Admitted) -> dict[str, Any]:
+        """The scope as it stands after the last thing that is known to be written."""
+        return {"scope": last.scope, "scope_status": last.scope.status(self._store.now())}
+
+    # The end -----------------------------------------------------------------------------------
+
+    async def drain(self, seconds: float) -> int:
+        """Admit nothing more, let what is in flight end; the rest, which is counted, ends as `unknown`."""
+        self.draining = True
+        if self._in_flight:
+            await asyncio.wait(self._in_flight, timeout=seconds)
+        unfinished = list(self._in_flight)
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished)
+        await self._settlements.close()
+        return len(unfinished)
+
+    @property
+    def in_flight(self) -> int:
+        """Gated requests that are being worked on."""
+        return len(self._in_flight)
+
+    def now(self) -> int:
+        """The store's time, in microseconds since 1970 (UTC)."""
+        return self._store.now()
+
+    # Telling -----------------------------------------------------------------------------------
+
+    def _count(self, refusal: Refusal, asked: Asked) -> None:
+        policies, action = self.policies, asked.claims.action
+        label = "none" if action is None or policies is None else policies.label(action)
+        self._metrics.decisions.labels(outcome_of(refusal).value, refusal.code, label).inc()
+
+    def count_grant(self, refusal: Refusal | None) -> None:
+        """A scope was issued, or refused by a policy; the store has recorded it."""
+        outcome = "selected" if refusal is None else outcome_of(refusal).value
+        self._metrics.decisions.labels(outcome, refusal.code if refusal else "none", "none").inc()
+
+    def _log_refusal(self, refused: Refused, asked: Asked) -> None:
+        logger.info(
+            "refused",
+            extra={
+                "error": refused.refusal.code,
+                "bound": refused.refusal.members.get("bound"),
+                "decision_id": refused.decision_id,
+                "request_id": asked.request_id,
+                "scope_id": asked.claims.scope_id,
+                "incident_id": asked.claims.incident_id,
+                "action": asked.claims.action,
+            },
+        )
+
+
+def _set(
+    answer: asyncio.Future[Forwarded | Undelivered | Refused], value: Forwarded | Undelivered | Refused
+) -> None:
+    if not answer.done():
+        answer.set_result(value)
+
+
+def _admission_headers(admitted: Admitted) -> Headers:
+    return (
+        (b"Scopegate-Decision-Id", admitted.execution.decision_id.encode("ascii")),
+        (b"Scopegate-Scope-Id", admitted.scope.scope_id.encode("utf-8")),
+        (b"Scopegate-Attempt-Number", str(admitted.execution.attempt_number).encode("ascii")),
+    )
+
+
+async def _read_up_to(exchange: Exchange, limit: int) -> tuple[bytes, bool]:
+    """The body and True, or, once more than `limit` bytes have come, what came and False."""
+    pieces: list[bytes] = []
+    size = 0
+    while piece := await exchange.read():
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            return b"".join(pieces), False
+    return b"".join(pieces), True
+
+
+def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
+    """The cost that the answer reports, in micro-dollars; None where it is absent or unreadable."""
+    value: object = None
+    if source.kind == "header":
+        values = [text for name, text in head.headers if name.lower() == source.name.encode("ascii")]
+        value = values[0].decode("latin-1").strip() if len(values) == 1 else None
+    elif body is not None:
+        try:
+            value = parse(body)
+        except NotJson:
+            return None
+        for token in source.tokens:
+            value = value.get(token) if isinstance(value, dict) else None
+    if not isinstance(value, str | int | Decimal) or isinstance(value, bool):
+        return None
+    try:
+        return to_micros(value)
+    except ValueError:
+        return None

@@ -1,0 +1,391 @@
+"""Configuration: flag over environment over file. Every mistake is named with its place, all at once.
+
+Pydantic stands here because text comes in here; its errors become plain sentences before anybody sees them.
+The sections below are the file's, key by key; what a value may be stands in configvalues.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from sidecar.configvalues import (
+    Address,
+    AnswerPlace,
+    BodyPlace,
+    Bytes,
+    Count,
+    Dollars,
+    Folder,
+    Fraction,
+    Grace,
+    HeaderName,
+    Later,
+    Lifetime,
+    Listen,
+    LoopbackAddress,
+    Mode,
+    Pattern,
+    Place,
+    Places,
+    Seconds,
+    StoreUrl,
+    UpstreamUrl,
+    later,
+    sentence,
+    some,
+)
+from sidecar.core.facts import DEFAULT_SOURCES, FactSources
+from sidecar.errors import ConfigurationError, Fault
+from sidecar.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, plain, shown, survey
+
+__all__ = ["Listen", "Route", "Settings", "default", "load"]
+
+PREFIX = "SCOPEGATE_"
+
+
+class _Below(ValueError):
+    """A mistake that only the section as a whole can see, said of the keys in it that are wrong."""
+
+    def __init__(self, found: Sequence[tuple[KeyPath, str]]) -> None:
+        super().__init__("holds values that contradict each other")
+        self.found = found
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    listen: Address = Listen("127.0.0.1", 8000)
+
+
+class Admin(Section):
+    listen: LoopbackAddress = Listen("127.0.0.1", 9901)
+
+
+class Ops(Section):
+    listen: Address = Listen("127.0.0.1", 9902)
+
+
+class Upstream(Section):
+    url: UpstreamUrl
+    connect_timeout_seconds: Seconds = 2.0
+    response_timeout_seconds: Seconds = 30.0
+    reuse_idle_seconds: Grace = 1.0
+    max_connections: Count = 512
+
+    @property
+    def address(self) -> Listen:
+        """The backend's host and port."""
+        return Listen.parse(self.url.removeprefix("http://"))
+
+
+class Store(Section):
+    url: StoreUrl = Field("sqlite:///var/scopegate.db", validate_default=True)
+    deadline_seconds: Seconds = 2.0
+
+    @property
+    def file(self) -> Path | None:
+        """The database file, absolute; None for a store in memory."""
+        return Path(self.url.removeprefix("sqlite:///")) if self.url.startswith("sqlite:") else None
+
+
+class Route(Section):
+    path: Pattern
+    mode: Mode = "enforce"
+    scope_id: Place = DEFAULT_SOURCES.scope_id
+    incident_id: Place = DEFAULT_SOURCES.incident_id
+    action: Place = DEFAULT_SOURCES.action
+    parameters: BodyPlace = DEFAULT_SOURCES.parameters
+    target_agents: Places = DEFAULT_SOURCES.target_agents
+    cost: AnswerPlace = DEFAULT_SOURCES.cost
+
+    @cached_property
+    def sources(self) -> FactSources:
+        """Where this route's facts stand, as the core wants it."""
+        return FactSources(
+            scope_id=self.scope_id,
+            incident_id=self.incident_id,
+            action=self.action,
+            parameters=self.parameters,
+            target_agents=self.target_agents,
+            cost=self.cost,
+        )
+
+
+class Gate(Section):
+    routes: Annotated[tuple[Route, ...], Field(strict=False), BeforeValidator(some)] = Field(
+        [{"path": "**/recovery/execute"}], validate_default=True
+    )
+    max_body_bytes: Bytes = 1_048_576
+    max_answer_bytes: Bytes = 1_048_576
+    head_timeout_seconds: Seconds = 10.0
+    body_timeout_seconds: Seconds = 10.0
+    max_in_flight: Count = 1024
+    annotate_response: bool = False
+    tenant_header: HeaderName = None
+    scope_required_from: Annotated[Literal["low"], later("low")] = "low"
+
+    @model_validator(mode="after")
+    def _each_path_once(self) -> Gate:
+        paths = [(route.path.anywhere, route.path.folded) for route in self.routes]
+        message = "is the path of a route above, too; keep one of them"
+        again = [index for index, path in enumerate(paths) if path in paths[:index]]
+        if again:
+            raise _Below([(("routes", index, "path"), message) for index in again])
+        return self
+
+
+class ScopeDefaults(Section):
+    """`max_cost` is in micro-dollars; in the file it is `max_cost_usd`, in dollars."""
+
+    max_attempts: Count = 1
+    ttl_seconds: Lifetime = 300
+    max_cost: Dollars = Field(500_000, alias="max_cost_usd")
+
+
+class ScopeLimits(Section):
+    """As ScopeDefaults."""
+
+    max_attempts: Count = 10
+    ttl_seconds: Lifetime = 3600
+    max_cost: Dollars = Field(100_000_000, alias="max_cost_usd")
+
+
+class Scopes(Section):
+    serve_on: Literal["data", "admin"] = "data"
+    defaults: ScopeDefaults
+    limits: ScopeLimits
+
+    @model_validator(mode="after")
+    def _defaults_within_limits(self) -> Scopes:
+        over: list[tuple[KeyPath, str]] = []
+        for name, field in ScopeDefaults.model_fields.items():
+            key = field.alias or name
+            if getattr(self.defaults, name) <= getattr(self.limits, name):
+                continue
+            # Of the two, the one that somebody wrote is the one to name: it has a place.
+            if name in self.defaults.model_fields_set:
+                over.append(
+                    (("defaults", key), f"is above scopes.limits.{key}; lower it, or raise the limit")
+                )
+            else:
+                over.append((("limits", key), f"is below scopes.defaults.{key}; lower that one, too"))
+        if over:
+            raise _Below(over)
+        return self
+
+
+class Log(Section):
+    signing_key_file: Later = None
+    checkpoint_file: Later = None
+    mask: Annotated[tuple[str, ...], later((), [], None)] = ()
+    mask_key_file: Later = None
+
+
+class Care(Section):
+    min_confidence: Fraction = 0.5
+
+
+class Shutdown(Section):
+    drain_seconds: Grace = 25.0
+
+
+class Settings(Section):
+    """Everything that can be configured. Made by `load` and `default`, which put in every section."""
+
+    data: Data
+    admin: Admin
+    ops: Ops
+    upstream: Upstream
+    store: Store
+    gate: Gate
+    scopes: Scopes
+    log: Log
+    care: Care
+    shutdown: Shutdown
+    policies: Folder = Field("../policies/", validate_default=True)
+
+    @model_validator(mode="after")
+    def _each_address_once(self) -> Settings:
+        """Two listeners cannot share an address, and an upstream that is the sidecar itself never ends."""
+        taken: dict[Listen, str] = {}
+        twice: list[tuple[KeyPath, str]] = []
+        addresses: tuple[tuple[str, str, Section, Listen], ...] = (
+            ("data", "listen", self.data, self.data.listen),
+            ("admin", "listen", self.admin, self.admin.listen),
+            ("ops", "listen", self.ops, self.ops.listen),
+            ("upstream", "url", self.upstream, self.upstream.address),
+        )
+        # Of two, the one that somebody wrote is the one to name: it has a place.
+        for name, key, _, address in sorted(
+            addresses, key=lambda one: one[1] in one[2].model_fields_set
+        ):
+            if address in taken:
+                twice.append(((name, key), f"is the address of {taken[address]}, too; use another one"))
+            elif address.port:
+                taken[address] = f"{name}.{key}"
+        if twice:
+            raise _Below(twice)
+        return self
+
+
+def load(
+    path: Path, *, environment: Mapping[str, str], overrides: Sequence[tuple[str, str]] = ()
+) -> tuple[Settings, tuple[str, ...]]:
+    """The settings and warnings about the environment. Raises ConfigurationError.
+
+    `overrides` are (dotted key, text) from flags. File names in values are relative to the file's folder,
+    wherever they were given.
+    """
+    document, faults = survey(contents(path), str(path), environment=environment)
+    keys = {dotted(key): field for key, field in _keys(Settings)}
+    warnings: list[str] = []
+    given: list[tuple[str, str, str]] = []
+    for variable in sorted(environment):
+        if variable.startswith(PREFIX):
+            key = variable.removeprefix(PREFIX).lower().replace("__", ".")
+            if key in keys and not _section(keys[key]) and variable == _variable(key):
+                given.append((f"environment {variable}", key, environment[variable]))
+            else:
+                warnings.append(_unknown_variable(variable, keys))
+    given += [(f"--set {shown(key)}", key, text) for key, text in overrides]
+    found = list(faults)
+    tree: Any = {} if document is None or document.value is None else document.value
+    places: dict[KeyPath, str] = {}
+    for place, key, text in given:
+        field = keys.get(key)
+        if field is None:
+            near = did_you_mean(key, [name for name, field in keys.items() if not _section(field)])
+            found.append(Fault(place, shown(key), f"is not a known key{near}"))
+        elif _section(field):
+            found.append(Fault(place, key, "is a section; name one of its keys"))
+        else:
+            try:
+                _put(tree, tuple(key.split(".")), _typed(field, text, place))
+                places[tuple(key.split("."))] = place
+            except ConfigurationError as exc:
+                found += [Fault(place, key + fault.key, fault.message) for fault in exc.faults]
+    if document is None:
+        raise ConfigurationError(in_order(found))
+    folder = Path(os.path.abspath(path)).parent
+    settings, wrong = _validated(tree, folder, document, places)
+    if settings is None or found:
+        raise ConfigurationError(in_order([*found, *wrong]))
+    return settings, tuple(warnings)
+
+
+def default(upstream_url: str, **sections: Any) -> Settings:
+    """Settings without a file, for the demo and for tests: `default(url, store={"url": "memory://"})`."""
+    tree = {**sections, "upstream": {"url": upstream_url, **sections.get("upstream", {})}}
+    settings, wrong = _validated(tree, Path.cwd(), Document("settings", tree), {})
+    if settings is None:
+        raise ConfigurationError(wrong)
+    return settings
+
+
+def _validated(
+    tree: Any, folder: Path, document: Document, places: Mapping[KeyPath, str]
+) -> tuple[Settings | None, list[Fault]]:
+    try:
+        return Settings.model_validate(_opened(tree, Settings), context={"folder": folder}), []
+    except ValidationError as exc:
+        errors = exc.errors(include_url=False)
+    faults: list[Fault] = []
+    for error in errors:
+        cause = error.get("ctx", {}).get("error")
+        unknown = error["type"] == "extra_forbidden"
+        message = f"is not a known key{_nearest(error['loc'])}" if unknown else sentence(dict(error))
+        below = cause.found if isinstance(cause, _Below) else [((), message)]
+        for rest, message in below:
+            path = (*error["loc"], *rest)
+            above = [places[path[:length]] for length in range(len(path), 0, -1) if path[:length] in places]
+            if above or not document.is_broken(path):
+                place = above[0] if above else document.place(path)
+                faults.append(Fault(place, dotted(path), message))
+    return None, faults
+
+
+def _opened(tree: Any, model: type[Section]) -> Any:
+    """The tree with every section in it: one that is left out, or empty, is all defaults."""
+    if not isinstance(tree, dict):
+        return tree
+    opened = dict(tree)
+    for name, field in model.model_fields.items():
+        inner = _section(field)
+        if inner:
+            opened[name] = _opened({} if opened.get(name) is None else opened[name], inner)
+    return opened
+
+
+def _section(field: FieldInfo) -> type[Section] | None:
+    kind_of = field.annotation
+    return kind_of if isinstance(kind_of, type) and issubclass(kind_of, Section) else None
+
+
+def _keys(model: type[Section], above: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:
+    """Every key of the file down to lists, sections included."""
+    for name, field in model.model_fields.items():
+        path = (*above, field.alias or name)
+        yield path, field
+        inner = _section(field)
+        if inner:
+            yield from _keys(inner, path)
+
+
+def _typed(field: FieldInfo, text: str, place: str) -> Any:
+    """Text of the environment or a flag, read as the key is: text as it is, else as YAML reads it."""
+    wanted = field.annotation
+    if get_origin(wanted) is tuple:
+        document, faults = survey(text, place)
+        if document is None or faults:
+            raise ConfigurationError(faults)
+        return document.value
+    if wanted in (int, float, bool, NoneType) or (NoneType in get_args(wanted) and text in ("", "~", "null")):
+        try:
+            return plain(text)
+        except ValueError as exc:
+            raise ConfigurationError([Fault(place, "", f"the value {exc}")]) from exc
+    return text
+
+
+def _put(tree: Any, path: KeyPath, value: Any) -> None:
+    """Sets a key; where the file has no map on the way there, its own fault is enough."""
+    for step in path[:-1]:
+        if not isinstance(tree, dict):
+            return
+        if tree.get(step) is None:
+            tree[step] = {}
+        tree = tree[step]
+    if isinstance(tree, dict):
+        tree[path[-1]] = value
+
+
+def _variable(key: str) -> str:
+    return PREFIX + key.upper().replace(".", "__")
+
+
+def _unknown_variable(variable: str, keys: Mapping[str, FieldInfo]) -> str:
+    variables = {_variable(key): key for key, field in keys.items() if not _section(field)}
+    near = difflib.get_close_matches(variable, variables, n=1, cutoff=0.0)[0]
+    return f"environment {variable}: no key has this name, ignored; the nearest is {variables[near]} ({near})"
+
+
+def _nearest(path: KeyPath) -> str:
+    """What an unknown key was meant to be: a key of its section, else one of that name elsewhere."""
+    model: type[Section] = Route if path[:2] == ("gate", "routes") else Settings
+    for step in path[:-1] if model is Settings else ():
+        model = _section(model.model_fields[str(step)]) or model
+    word = str(path[-1])
+    near = did_you_mean(word, [field.alias or name for name, field in model.model_fields.items()])
+    elsewhere = [dotted(key) for key, _ in _keys(Settings) if key[-1] == word and len(key) > 1]
+    return near or (f'; did you mean "{elsewhere[0]}"?' if elsewhere else "")

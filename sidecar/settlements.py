@@ -1,0 +1,147 @@
+"""How executions ended gets written down, if not at once then later. The client's answer never waits long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from sidecar.core.command import Admitted, Reply, Settle, Settled
+from sidecar.errors import StoreUnavailable
+from sidecar.ids import new_decision_id
+from sidecar.store.batch import Store
+from sidecar.telemetry import Metrics
+
+logger = logging.getLogger("scopegate.gate")
+
+# Settlements that the store would not take yet. Beyond it one is lost, and its execution ends as `unknown`
+# at the next start, which is the safe side.
+MAX_KEPT = 10_000
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 2.0
+
+
+class Settlements:
+    """Writes settlements, and keeps in memory those that have to wait for the store."""
+
+    def __init__(self, store: Store, metrics: Metrics) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._kept: deque[Settle] = deque()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def settle(
+        self,
+        admitted: Admitted,
+        log_fields: Mapping[str, Any],
+        outcome: Literal["answered", "not_sent", "unknown"],
+        cost: int | None = None,
+        http_status: int | None = None,
+        cause: str | None = None,
+    ) -> Settled | None:
+        """Write down how an execution ended; None where that has to wait for the store."""
+        command = Settle(
+            decision_id=new_decision_id(),
+            admission_id=admitted.execution.decision_id,
+            outcome=outcome,
+            cost=cost,
+            http_status=http_status,
+            cause=cause,
+        )
+        begun = time.perf_counter()
+        settled = await self._submit(command)
+        self._metrics.settle.observe(time.perf_counter() - begun)
+        self._metrics.executions.labels(outcome).inc()
+        if settled is not None and settled.overrun:
+            self._metrics.cost_overruns.inc()
+        logger.info(
+            "executed" if outcome == "answered" else f"execution {outcome}",
+            extra={
+                "decision_id": admitted.execution.decision_id,
+                "request_id": admitted.execution.request_id,
+                "scope_id": admitted.scope.scope_id,
+                "incident_id": admitted.scope.incident_id,
+                "action": admitted.execution.action,
+                "attempt_number": admitted.execution.attempt_number,
+                "http_status": http_status,
+                "cause": cause,
+                "settled": settled is not None,
+                **log_fields,
+            },
+        )
+        return settled
+
+    def give_back(self, reply: Reply) -> None:
+        """An admission that was committed after its request had been given up: nothing was sent."""
+        if isinstance(reply, Admitted):
+            cause = "the admission was committed only after its request had been given up"
+            self._metrics.executions.labels("not_sent").inc()
+            self._keep(
+                Settle(
+                    decision_id=new_decision_id(),
+                    admission_id=reply.execution.decision_id,
+                    outcome="not_sent",
+                    cause=cause,
+                )
+            )
+
+    async def close(self, seconds: float = 2.0) -> None:
+        """Give what is kept a last chance. What is lost then ends as `unknown` at the next start."""
+        if self._writer is not None and not self._writer.done():
+            await asyncio.wait([self._writer], timeout=seconds)
+            self._writer.cancel()
+        if self._kept:
+            logger.error(
+                "settlements are lost; their executions will be listed as unknown",
+                extra={"count": len(self._kept)},
+            )
+
+    async def _submit(self, command: Settle) -> Settled | None:
+        """Settle now, or keep it for later. Cancellation waits: what must be written is written."""
+        submitting = asyncio.ensure_future(self._store.submit(command))
+        while not submitting.done():
+            try:
+                await asyncio.wait([submitting])
+            except asyncio.CancelledError:
+                continue
+        failure = submitting.exception()
+        if failure is None:
+            reply = submitting.result()
+            return reply if isinstance(reply, Settled) else None
+        if not isinstance(failure, StoreUnavailable):
+            raise failure
+        logger.warning(
+            "a settlement waits for the store",
+            extra={"decision_id": command.admission_id, "cause": str(failure)},
+        )
+        self._keep(command)
+        return None
+
+    def _keep(self, command: Settle) -> None:
+        if len(self._kept) >= MAX_KEPT:
+            logger.error(
+                "a settlement is lost; its execution will be listed as unknown",
+                extra={"decision_id": command.admission_id},
+            )
+            return
+        self._kept.append(command)
+        self._metrics.unsettled.set(len(self._kept))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_kept(), name="scopegate-settlements")
+
+    async def _write_kept(self) -> None:
+        """Write in order, patiently. One that gets through twice finds its execution ended: no harm."""
+        pause = FIRST_PAUSE_SECONDS
+        while self._kept:
+            try:
+                await self._store.submit(self._kept[0])
+            except StoreUnavailable:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+                continue
+            self._kept.popleft()
+            self._metrics.unsettled.set(len(self._kept))
+            pause = FIRST_PAUSE_SECONDS

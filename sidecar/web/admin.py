@@ -1,0 +1,271 @@
+"""The admin listener: what was decided, how executions ended, why something would be refused."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from sidecar import __version__
+from sidecar.core.command import Denied, Reconcile, Settled
+from sidecar.core.facts import FactSources, Request, read
+from sidecar.core.money import to_dollars
+from sidecar.core.record import iso_time
+from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.gate import Explanation, Gate
+from sidecar.ids import new_decision_id
+from sidecar.store.base import StoredDecision
+from sidecar.store.batch import Store
+from sidecar.web.body import read_json
+from sidecar.web.models import ReconcileRequest, validated, wrong
+from sidecar.web.problem import answer, problem
+from sidecar.web.scopes import ScopeApi, paging_of, tenant_of
+
+logger = logging.getLogger("scopegate.web")
+
+MAX_BODY_BYTES = 1_048_576
+BODY_TIMEOUT_SECONDS = 10.0
+
+DECISION_FILTERS = (
+    "type", "outcome", "event", "scope_id", "incident_id", "request_id", "run_id", "tenant_id",
+)  # fmt: skip
+EXECUTION_STATUSES = ("in_flight", "answered", "not_sent", "unknown", "executed", "not_executed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What `status` says that nobody else knows."""
+
+    started_at: int
+    store_url: str
+    config_revision: str
+
+
+class Admin:
+    """Handlers of the admin listener. It has no authentication yet, so it binds to loopback only."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        gate: Gate,
+        scopes: ScopeApi | None,
+        sources: FactSources,
+        tenant_header: str | None,
+        about: About,
+    ) -> None:
+        self._store = store
+        self._gate = gate
+        self._scopes = scopes
+        self._sources = sources
+        self._tenant_header = tenant_header
+        self._about = about
+
+    def application(self) -> web.Application:
+        application = web.Application(middlewares=[_problems])
+        application.add_routes(
+            [
+                web.get("/api/v1/decisions", self._decisions),
+                web.get("/api/v1/decisions/{decision_id}", self._decision),
+                web.get("/api/v1/executions", self._executions),
+                web.post("/api/v1/executions/{decision_id}/reconcile", self._reconcile),
+                web.post("/api/v1/explain", self._explain),
+                web.get("/api/v1/status", self._status),
+            ]
+        )
+        if self._scopes is not None:
+            application.router.add_route("*", "/api/v1/recovery/scope", self._scope_api)
+            application.router.add_route("*", "/api/v1/recovery/scopes/{name}", self._scope_api)
+        return application
+
+    async def _scope_api(self, request: web.Request) -> web.Response:
+        assert self._scopes is not None
+        return await self._scopes.handle(request, request.raw_path, _request_id(request))
+
+    async def _decisions(self, request: web.Request) -> web.Response:
+        asked = _query(request, (*DECISION_FILTERS, "limit", "before"))
+        if isinstance(asked, Refusal):
+            return problem(asked)
+        paging = paging_of(asked)
+        if isinstance(paging, Refusal):
+            return problem(paging)
+        limit, before = paging
+        filters = {name: value for name, value in asked.items() if name in DECISION_FILTERS}
+        try:
+            page = await self._store.engine.decisions(filters, before=before, limit=limit)
+        except ValueError as exc:
+            return problem(wrong("invalid_request", "before", str(exc)))
+        return answer({"decisions": [rendered(row) for row in page.rows], "next": page.next})
+
+    async def _decision(self, request: web.Request) -> web.Response:
+        decision_id = request.match_info["decision_id"]
+        stored = await self._store.engine.decision(decision_id)
+        if stored is None:
+            return problem(_no_decision(decision_id))
+        shown = rendered(stored)
+        execution = await self._store.engine.execution(shown["admission_id"] or decision_id)
+        return answer(
+            {
+                **shown,
+                "hash": stored.hash.hex(),
+                "previous_hash": stored.previous.hex(),
+                "execution": None if execution is None else execution.to_dict(),
+                "outcome": None if execution is None else execution.status,
+            }
+        )
+
+    async def _executions(self, request: web.Request) -> web.Response:
+        asked = _query(request, ("status", "limit", "before"))
+        if isinstance(asked, Refusal):
+            return problem(asked)
+        status = asked.get("status")
+        if status is not None and status not in EXECUTION_STATUSES:
+            return problem(
+                wrong("invalid_request", "status", f"must be one of {', '.join(EXECUTION_STATUSES)}")
+            )
+        paging = paging_of(asked)
+        if isinstance(paging, Refusal):
+            return problem(paging)
+        limit, before = paging
+        try:
+            page = await self._store.engine.executions(status, before=before, limit=limit)
+        except ValueError as exc:
+            return problem(wrong("invalid_request", "before", str(exc)))
+        return answer({"executions": [execution.to_dict() for execution in page.rows], "next": page.next})
+
+    async def _reconcile(self, request: web.Request) -> web.Response:
+        body = await _document(request)
+        wanted = body if isinstance(body, Refusal) else validated(ReconcileRequest, body, "invalid_request")
+        if isinstance(wanted, Refusal):
+            return problem(wanted)
+        if wanted.outcome == "not_executed" and wanted.cost_usd:
+            return problem(
+                wrong("invalid_request", "cost_usd", "must be absent or 0 where nothing was executed")
+            )
+        decision_id = request.match_info["decision_id"]
+        reply = await self._store.submit(
+            Reconcile(
+                decision_id=new_decision_id(),
+                admission_id=decision_id,
+                outcome=wanted.outcome,
+                cost=wanted.cost_usd,
+                reason=wanted.reason,
+                request_id=_request_id(request),
+                origin="api",
+            )
+        )
+        if isinstance(reply, Denied):
+            return problem(reply.refusal)
+        assert isinstance(reply, Settled)
+        logger.info(
+            "reconciled",
+            extra={"decision_id": decision_id, "outcome": wanted.outcome, "scope_id": reply.scope.scope_id},
+        )
+        return answer(reply.execution.to_dict())
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        """Always 200: a request that would be refused is explained, not refused."""
+        body = await _document(request)
+        tenant = tenant_of(request, self._tenant_header)
+        if isinstance(body, Refusal):
+            return answer(_explained(Explanation(refusal=body, scope=None, hold=0), self._gate))
+        claims = read(Request(document=body), self._sources)
+        if tenant is None:
+            claims = Refusal("invalid_request", f"{self._tenant_header} must name one tenant.")
+        if isinstance(claims, Refusal):
+            return answer(_explained(Explanation(refusal=claims, scope=None, hold=0), self._gate))
+        return answer(_explained(await self._gate.explain(claims, tenant or "default"), self._gate))
+
+    async def _status(self, request: web.Request) -> web.Response:
+        del request
+        policies = self._gate.policies
+        unknown, oldest = await self._store.engine.unknown_executions()
+        return answer(
+            {
+                "version": __version__,
+                "uptime_seconds": round(time.time() - self._about.started_at / 1_000_000, 3),
+                "draining": self._gate.draining,
+                "in_flight": self._gate.in_flight,
+                "unknown_executions": unknown,
+                "oldest_unknown_admitted_at": None if oldest is None else iso_time(oldest),
+                "store": {"url": self._about.store_url, **await self._store.engine.size()},
+                "policy_revision": policies.revision if policies else None,
+                "config_revision": self._about.config_revision,
+                "last_reload": {"time": iso_time(self._about.started_at), "ok": True, "errors": []},
+            }
+        )
+
+
+def rendered(stored: StoredDecision) -> dict[str, Any]:
+    """A record as it is shown: its 14 fields, then its envelope's, all read from the stored bytes."""
+    envelope: dict[str, Any] = orjson.loads(stored.envelope)
+    record: dict[str, Any] = envelope.pop("record")
+    return {**record, **envelope}
+
+
+def _explained(explanation: Explanation, gate: Gate) -> dict[str, Any]:
+    refusal, scope = explanation.refusal, explanation.scope
+    members = dict(refusal.members) if refusal else {}
+    return {
+        "allowed": refusal is None,
+        "error": refusal.code if refusal else None,
+        "message": refusal.message if refusal else "This would be admitted.",
+        "bound": members.get("bound"),
+        "rules": members.get("rules", []),
+        "members": members,
+        "hold_usd": to_dollars(explanation.hold),
+        "scope": None if scope is None else scope.to_dict(gate.now()),
+        "policy_revision": gate.policies.revision if gate.policies else None,
+    }
+
+
+def _no_decision(decision_id: str) -> Refusal:
+    return Refusal(
+        "decision_not_found", "No decision has this decision_id.", {"decision_id": decision_id[:256]}
+    )
+
+
+async def _document(request: web.Request) -> dict[str, Any] | Refusal:
+    body = await read_json(request, max_bytes=MAX_BODY_BYTES, timeout_seconds=BODY_TIMEOUT_SECONDS)
+    return body if isinstance(body, Refusal) else body[1]
+
+
+def _query(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | Refusal:
+    """The query as a dict. A parameter that is not known is refused: a filter that is misspelt and
+    ignored would show what nobody asked for."""
+    for name in request.query:
+        if name not in known:
+            return wrong("invalid_request", name, f"is not known here; known are {', '.join(known)}")
+        if len(request.query.getall(name)) > 1:
+            return wrong("invalid_request", name, "is given more than once")
+    return dict(request.query)
+
+
+def _request_id(request: web.BaseRequest) -> str:
+    return request.headers.get("X-Request-Id", "")[:256] or new_decision_id()
+
+
+@web.middleware
+async def _problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Every error of the listener as problem+json."""
+    try:
+        return await handler(request)
+    except StoreUnavailable as exc:
+        return problem(Refusal("store_unavailable", f"{exc}.", {"cause": str(exc)}))
+    except web.HTTPMethodNotAllowed as exc:
+        refusal = Refusal("method_not_allowed", f"{request.method} is not served here.")
+        return problem(refusal, allow=tuple(sorted(exc.allowed_methods)))
+    except web.HTTPNotFound:
+        return problem(Refusal("not_found", "Nothing is served under this path."))
+    except web.HTTPException:
+        raise
+    except Exception:
+        logger.exception("an admin request failed")
+        return problem(Refusal("internal_error", "The sidecar failed."))

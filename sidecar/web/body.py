@@ -1,0 +1,67 @@
+"""Reading a body that will be judged: whole, in time, within bounds, and in one way only."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from sidecar.errors import Refusal
+from sidecar.strictjson import NotJson, parse
+
+
+def media_type_refusal(request: web.BaseRequest) -> Refusal | None:
+    """Exactly one `application/json` content type, with no charset but utf-8, and no content encoding."""
+    if "Content-Encoding" in request.headers:
+        return Refusal("unsupported_media_type", "A body with a Content-Encoding cannot be judged.")
+    types = request.headers.getall("Content-Type", [])
+    if len(types) != 1:
+        return Refusal("unsupported_media_type", "Send exactly one Content-Type: application/json.")
+    essence, *parameters = (part.strip().lower() for part in types[0].split(";"))
+    charsets = [part for part in parameters if part]
+    plain = all(part in ("charset=utf-8", 'charset="utf-8"') for part in charsets) and len(charsets) < 2
+    if essence != "application/json" or not plain:
+        return Refusal("unsupported_media_type", "Only application/json in utf-8 can be judged.")
+    return None
+
+
+async def read_json(
+    request: web.BaseRequest, *, max_bytes: int, timeout_seconds: float
+) -> tuple[bytes, dict[str, Any]] | Refusal:
+    """The body's bytes and the object that they hold, or why they cannot be judged."""
+    refusal = media_type_refusal(request)
+    if refusal is not None:
+        return refusal
+    too_large = Refusal(
+        "body_too_large", f"The body is larger than {max_bytes} bytes.", {"max_bytes": max_bytes}
+    )
+    if (request.content_length or 0) > max_bytes:
+        return too_large
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await expect_continue(request)
+            while piece := await request.content.readany():
+                pieces.append(piece)
+                size += len(piece)
+                if size > max_bytes:
+                    return too_large
+    except TimeoutError:
+        return Refusal("body_timeout", f"The body did not arrive within {timeout_seconds:g} s.")
+    except Exception as exc:
+        return Refusal("invalid_request", f"The body did not arrive whole ({type(exc).__name__}).")
+    body = b"".join(pieces)
+    try:
+        return body, parse(body)
+    except NotJson as exc:
+        return Refusal("invalid_request", f"The body is not strict JSON: {exc}.")
+
+
+async def expect_continue(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it (RFC 9110, section 10.1.1) to send its body."""
+    if request.version >= (1, 1) and request.headers.get("Expect", "").lower() == "100-continue":
+        transport = request.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -1,0 +1,293 @@
+"""The data listener: every request is judged, served by the sidecar itself, or passed through untouched.
+
+The raw request target decides, before any router could normalise it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from sidecar.core.facts import FactSources, Request, read
+from sidecar.core.target import Gated, Refused, RoutePattern, classify
+from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.gate import Forwarded, Gate, Judged, Undelivered
+from sidecar.ids import new_decision_id
+from sidecar.refusals import Asked
+from sidecar.refusals import Refused as RefusedAnswer
+from sidecar.telemetry import Metrics, trace_ids
+from sidecar.web import passthrough
+from sidecar.web.annotate import annotated
+from sidecar.web.answers import RawAnswer
+from sidecar.web.body import read_json
+from sidecar.web.headers import end_to_end, value_of, without_our_own
+from sidecar.web.problem import problem
+from sidecar.web.scopes import ScopeApi, tenant_of
+
+logger = logging.getLogger("scopegate.web")
+
+MAX_REQUEST_ID_CHARS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedRoute:
+    """A configured route: where it is, and where its facts stand."""
+
+    pattern: RoutePattern
+    sources: FactSources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataLimits:
+    """Bounds of one gated request; times in seconds, sizes in bytes."""
+
+    max_body_bytes: int
+    body_timeout_seconds: float
+    annotate_response: bool
+    tenant_header: str | None
+
+
+class DataPlane:
+    """The handler of the data listener."""
+
+    def __init__(
+        self,
+        *,
+        gate: Gate,
+        passing: passthrough.PassThrough,
+        scopes: ScopeApi | None,
+        routes: Sequence[GatedRoute],
+        limits: DataLimits,
+        metrics: Metrics,
+    ) -> None:
+        self._gate = gate
+        self._passing = passing
+        self._scopes = scopes
+        self._routes = routes
+        self._patterns = [route.pattern for route in routes]
+        self._limits = limits
+        self._metrics = metrics
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request. Whatever fails inside is answered 500 and logged, never forwarded."""
+        try:
+            answer = await self._route(request)
+        except StoreUnavailable as exc:
+            answer = problem(Refusal("store_unavailable", f"{exc}.", {"cause": str(exc)}))
+        except ConnectionError:
+            raise
+        except Exception:
+            logger.exception("a request failed", extra={"method": request.method})
+            answer = problem(Refusal("internal_error", "The sidecar failed; nothing more was forwarded."))
+        if self._gate.draining:
+            answer.force_close()
+        return answer
+
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+        target = request._message.path  # raw: every public form has been through yarl
+        if self._scopes is not None and self._scopes.owns(target):
+            return await self._scopes.handle(request, target, request_id_of(request))
+        begun = time.perf_counter()
+        verdict = classify(
+            request.method, target, request.headers.items(), request.body_exists, self._patterns
+        )
+        switching = upgrade_refusal(request)
+        if isinstance(verdict, Refused):
+            return await self._refuse(request, verdict.refusal, allow=verdict.allow)
+        if isinstance(verdict, Gated):
+            if switching is not None or "Upgrade" in request.headers:
+                refusal = switching or Refusal("upgrade_refused", "A gated request cannot switch protocols.")
+                return await self._refuse(request, refusal)
+            return await self._judge(request, target, verdict, begun)
+        if switching is not None:
+            return problem(switching)
+        return await self._passing.carry(request, target.encode("utf-8", "surrogateescape"))
+
+    # A gated request ---------------------------------------------------------------------------
+
+    async def _refuse(
+        self, request: web.BaseRequest, refusal: Refusal, *, allow: tuple[str, ...] = ()
+    ) -> web.StreamResponse:
+        request_id = request_id_of(request)
+        refused = await self._gate.refuse(
+            refusal, Asked(tenant_id=self._tenant(request) or "default", request_id=request_id)
+        )
+        return problem(refusal, request_id=request_id, decision_id=refused.decision_id, allow=allow)
+
+    async def _judge(
+        self, request: web.BaseRequest, target: str, gated: Gated, begun: float
+    ) -> web.StreamResponse:
+        route = self._routes[gated.index]
+        judged = await self._read(request, target, gated, route)
+        self._metrics.judge.observe(time.perf_counter() - begun)
+        if isinstance(judged, Refusal):
+            return await self._refuse(request, judged)
+        outcome = await self._gate.execute(judged)
+        if isinstance(outcome, RefusedAnswer):
+            return problem(
+                outcome.refusal,
+                request_id=judged.request_id,
+                decision_id=outcome.decision_id,
+                retry_after=outcome.retry_after,
+            )
+        if isinstance(outcome, Undelivered):
+            return problem(
+                outcome.refusal,
+                request_id=judged.request_id,
+                decision_id=outcome.decision_id,
+                headers={name.decode(): value.decode() for name, value in self._told(outcome)},
+            )
+        return await self._answer(request, judged, outcome)
+
+    async def _read(
+        self, request: web.BaseRequest, target: str, gated: Gated, route: GatedRoute
+    ) -> Judged | Refusal:
+        unready = self._gate.unready()
+        if unready is not None:
+            # Not worth reading a body for; the gate says so again where it counts.
+            body: tuple[bytes, dict[str, Any]] | Refusal = (b"", {})
+        else:
+            body = await read_json(
+                request,
+                max_bytes=self._limits.max_body_bytes,
+                timeout_seconds=self._limits.body_timeout_seconds,
+            )
+        if isinstance(body, Refusal):
+            return body
+        raw, document = body
+        tenant = self._tenant(request)
+        if tenant is None:
+            name = self._limits.tenant_header
+            return Refusal("invalid_request", f"{name} must name one tenant.", {"member": f"header:{name}"})
+        query = target.partition("?")[2]
+        try:
+            facts = Request(
+                document=document,
+                path_params=gated.path_params,
+                query=parse_qsl(query, keep_blank_values=True, errors="strict") if query else (),
+                headers=[(name.lower(), value) for name, value in request.headers.items()],
+            )
+        except UnicodeDecodeError:
+            return Refusal("invalid_request", "The query is not UTF-8.", {"member": "query"})
+        claims = read(facts, route.sources)
+        if isinstance(claims, Refusal):
+            return claims
+        request_id = request_id_of(request)
+        headers = self._upstream_headers(request, route.sources, raw, request_id)
+        return Judged(
+            claims=claims,
+            tenant_id=tenant,
+            request_id=request_id,
+            principal="anonymous",
+            method=request.method,
+            target=target.encode("utf-8", "surrogateescape"),
+            headers=headers,
+            body=raw,
+            body_sha256=hashlib.sha256(raw).hexdigest(),
+            cost_source=route.sources.cost,
+            log_fields=trace_ids((value_of(headers, b"traceparent") or b"").decode("latin-1")),
+        )
+
+    def _upstream_headers(
+        self, request: web.BaseRequest, sources: FactSources, body: bytes, request_id: str
+    ) -> list[tuple[bytes, bytes]]:
+        # A header that was judged must arrive, whatever Connection says of it.
+        judged = {
+            source.name.encode()
+            for source in (sources.scope_id, sources.incident_id, sources.action, *sources.target_agents)
+            if source.kind == "header"
+        }
+        headers = without_our_own(end_to_end(request.raw_headers, kept=judged))
+        if self._limits.annotate_response:
+            headers = [(name, value) for name, value in headers if name.lower() != b"accept-encoding"]
+            headers.append((b"Accept-Encoding", b"identity"))
+        if value_of(headers, b"content-length") is None:
+            headers.append((b"Content-Length", b"%d" % len(body)))
+        if value_of(headers, b"x-request-id") is None:
+            headers.append((b"X-Request-Id", request_id.encode("utf-8")))
+        if value_of(headers, b"traceparent") is None:
+            headers.append((b"traceparent", b"00-%b-%b-01" % (_hex(16), _hex(8))))
+        return headers
+
+    async def _answer(
+        self, request: web.BaseRequest, judged: Judged, forwarded: Forwarded
+    ) -> web.StreamResponse:
+        head = forwarded.head
+        headers = without_our_own(end_to_end(head.headers))
+        headers = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
+        body = forwarded.body
+        if self._limits.annotate_response and forwarded.rest is None:
+            headers, body = annotated(forwarded, headers, body, now=self._gate.now())
+        headers += self._told(forwarded)
+        headers.append((b"X-Request-Id", judged.request_id.encode("utf-8")))
+        length = passthrough.declared_length(headers)
+        if length is None and forwarded.rest is None:
+            length = len(body)
+            if request.method != "HEAD" and head.status not in (204, 304):
+                headers.append((b"Content-Length", b"%d" % length))
+        answer = RawAnswer(
+            head.status, head.reason, headers, content_length=length, close=self._gate.draining
+        )
+        rest = forwarded.rest
+        try:
+            await answer.prepare(request)
+            if rest is None:
+                await answer.write_eof(body)
+                return answer
+            await answer.write(body)
+            while piece := await rest.read():
+                await answer.write(piece)
+            if rest.cut:
+                passthrough.cut(request, answer)
+            else:
+                await answer.write_eof()
+        except ConnectionError:
+            answer.mark_ended()
+            if rest is not None:
+                rest.abandon()
+        return answer
+
+    @staticmethod
+    def _told(outcome: Forwarded | Undelivered) -> list[tuple[bytes, bytes]]:
+        """What the answer says of the scope (gate.md, step 7)."""
+        scope = outcome.scope
+        return [
+            (b"Scopegate-Decision-Id", outcome.decision_id.encode()),
+            (b"Scopegate-Scope-Status", outcome.scope_status.encode()),
+            (b"Scopegate-Attempts-Remaining", b"%d" % scope.attempts_remaining),
+        ]
+
+    def _tenant(self, request: web.BaseRequest) -> str | None:
+        """The tenant, None where the header that names it is missing, doubled or not a name."""
+        return tenant_of(request, self._limits.tenant_header)
+
+
+def request_id_of(request: web.BaseRequest) -> str:
+    """The client's X-Request-Id, cut to what a record holds, or a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    if given and given.isprintable():
+        return given[:MAX_REQUEST_ID_CHARS]
+    return new_decision_id()
+
+
+def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
+    """Only a WebSocket may switch protocols; CONNECT and h2c would carry requests past the gate."""
+    if request.method == "CONNECT":
+        return Refusal("upgrade_refused", "CONNECT is refused.")
+    if "Upgrade" in request.headers and not passthrough.is_websocket(request):
+        return Refusal("upgrade_refused", "Only a WebSocket may switch protocols.")
+    if "HTTP2-Settings" in request.headers:
+        return Refusal("upgrade_refused", "HTTP/2 upgrades are refused.")
+    return None
+
+
+def _hex(size: int) -> bytes:
+    return os.urandom(size).hex().encode()

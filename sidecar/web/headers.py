@@ -1,0 +1,53 @@
+"""Which headers go on and which end here (RFC 9110, section 7.6.1; gate.md, step 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+# Transfer-Encoding is hop-by-hop as well: each side frames anew. Trailers are not forwarded.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# What Connection may name without effect: without these nobody could say where a message goes and ends.
+_NEVER_STRIPPED = frozenset({b"host", b"content-length", b"content-type"})
+
+
+def end_to_end(headers: Headers, *, kept: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
+    """The headers that go on, byte for byte and in order. `kept` (lower case) are not stripped either."""
+    ending = HOP_BY_HOP
+    named = [
+        name.strip().lower()
+        for key, value in headers
+        if key.lower() == b"connection"
+        for name in value.split(b",")
+    ]
+    if named:
+        ending = ending | (set(named) - _NEVER_STRIPPED - set(kept))
+    return [(name, value) for name, value in headers if name.lower() not in ending]
+
+
+def without_our_own(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers but for `Scopegate-*`, which only the sidecar may send; `_` reads as `-`, as in WSGI."""
+    return [
+        (name, value)
+        for name, value in headers
+        if not name.lower().replace(b"_", b"-").startswith(b"scopegate-")
+    ]
+
+
+def value_of(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of a header, None where it is absent. `name` in lower case."""
+    for key, value in headers:
+        if key.lower() == name:
+            return value
+    return None

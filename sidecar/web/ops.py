@@ -1,0 +1,80 @@
+"""The ops listener: is it alive, is it ready, how is it faring. Nothing else is served here."""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import web
+
+from sidecar.errors import StoreUnavailable
+from sidecar.gate import MAX_CLOCK_LAG_SECONDS, Gate
+from sidecar.store.batch import Store
+from sidecar.telemetry import Metrics
+from sidecar.web.problem import SERVER, answer
+
+
+class Ops:
+    """Readiness says what is wrong, in JSON; it does not depend on the upstream."""
+
+    def __init__(self, *, store: Store, gate: Gate, metrics: Metrics) -> None:
+        self._store = store
+        self._gate = gate
+        self._metrics = metrics
+
+    def application(self) -> web.Application:
+        application = web.Application()
+        application.add_routes(
+            [
+                web.get("/health/live", self._live),
+                web.get("/health/ready", self._ready),
+                web.get("/metrics", self._page),
+            ]
+        )
+        return application
+
+    async def _live(self, request: web.Request) -> web.Response:
+        del request
+        return answer({"alive": True})
+
+    async def checks(self) -> dict[str, str | None]:
+        """Each check with its problem; None: well."""
+        store: str | None = None
+        try:
+            await self._store.check()
+        except StoreUnavailable as exc:
+            store = str(exc)
+        lag = self._store.clock_lag_seconds()
+        behind = f"the wall clock is {lag:.0f} s behind the last record; correct the system time"
+        return {
+            "store": store,
+            "log": self._store.last_error or store,
+            "policies": None if self._gate.policies else "no valid policy set is loaded",
+            "clock": behind if lag > MAX_CLOCK_LAG_SECONDS else None,
+            "draining": "the sidecar is shutting down" if self._gate.draining else None,
+        }
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        del request
+        checks = await self.checks()
+        ready = not any(checks.values())
+        body = {
+            "ready": ready,
+            "checks": {name: {"ok": problem is None, "reason": problem} for name, problem in checks.items()},
+        }
+        return answer(body, status=200 if ready else 503)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        del request
+        self._metrics.store_queue.set(self._store.waiting)
+        try:
+            count, oldest = await self._store.engine.unknown_executions()
+        except StoreUnavailable:
+            pass  # the last known values stand; the failure shows in readiness and in its own counter
+        else:
+            self._metrics.unknown.set(count)
+            age = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1_000_000)
+            self._metrics.oldest_unknown.set(age)
+        return web.Response(
+            body=self._metrics.page(),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Server": SERVER},
+        )

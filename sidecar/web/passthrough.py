@@ -1,0 +1,218 @@
+"""What is not gated passes untouched: target, body bytes and end-to-end headers, in constant memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+from aiohttp import web
+
+from sidecar.errors import Refusal
+from sidecar.telemetry import Metrics
+from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
+from sidecar.web.answers import RawAnswer
+from sidecar.web.body import expect_continue
+from sidecar.web.headers import Headers, end_to_end, value_of
+from sidecar.web.problem import problem
+from sidecar.web.server import DataConnection
+
+logger = logging.getLogger("scopegate.passthrough")
+
+TUNNEL_BUFFER_BYTES = 256 * 1024
+
+
+class PassThrough:
+    """Carries requests to the upstream and answers back. Records nothing, adds nothing."""
+
+    def __init__(self, upstream: Upstream, metrics: Metrics, *, head_timeout_seconds: float) -> None:
+        self._upstream = upstream
+        self._metrics = metrics
+        self._head_timeout = head_timeout_seconds
+        self.draining = False
+
+    async def carry(self, request: web.BaseRequest, target: bytes) -> web.StreamResponse:
+        """One request, to the end of its answer."""
+        self._metrics.passing.inc()
+        try:
+            answer, outcome = await self._carry(request, target)
+        except NotSent as exc:
+            outcome = "upstream_unreachable"
+            answer = problem(Refusal(outcome, f"Nothing was sent: {exc}."))
+        except TimedOut as exc:
+            outcome = "upstream_timeout"
+            answer = problem(Refusal(outcome, f"The backend did not answer: {exc}."))
+        except Unanswered as exc:
+            outcome = "upstream_failed"
+            answer = problem(Refusal(outcome, f"The backend's answer was lost: {exc}."))
+        finally:
+            self._metrics.passing.dec()
+        self._metrics.passed.labels(outcome).inc()
+        if self.draining:
+            answer.force_close()
+        return answer
+
+    async def _carry(self, request: web.BaseRequest, target: bytes) -> tuple[web.StreamResponse, str]:
+        headers = end_to_end(request.raw_headers)
+        upgrading = is_websocket(request)
+        if upgrading:
+            headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+        has_length = value_of(request.raw_headers, b"content-length") is not None
+        streamed = request.body_exists and not upgrading
+        with await self._upstream.send(
+            request.method,
+            target,
+            headers,
+            _body(request) if streamed else None,
+            chunked=streamed and not has_length,
+            head_deadline=self._head_timeout,
+        ) as exchange:
+            if exchange.upgraded:
+                return await self._tunnel(request, exchange), "tunnelled"
+            return await self._relay(request, exchange)
+
+    async def _relay(self, request: web.BaseRequest, exchange: Exchange) -> tuple[web.StreamResponse, str]:
+        head = exchange.head
+        answer = RawAnswer(
+            head.status,
+            head.reason,
+            end_to_end(head.headers),
+            content_length=declared_length(head.headers),
+            close=self.draining,
+        )
+        connection = cast(DataConnection, request.protocol)
+        connection.on_lost = exchange.abort  # else an answer that is silent for long would outlive its client
+        try:
+            await answer.prepare(request)
+            if not exchange.complete:
+                answer.send_head()
+            while piece := await exchange.read():
+                await answer.write(piece)
+            await answer.write_eof()
+        except Unanswered as exc:
+            if request.transport is None:
+                answer.mark_ended()
+                return answer, "client_left"
+            logger.info("an answer passing through was cut", extra={"cause": str(exc)})
+            cut(request, answer)
+            return answer, "cut"
+        except ConnectionError:
+            answer.mark_ended()
+            return answer, "client_left"
+        finally:
+            connection.on_lost = None
+        return answer, "answered"
+
+    async def _tunnel(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        """Raw bytes both ways after a 101, until both sides are through or either one breaks."""
+        answer = RawAnswer(
+            exchange.head.status, exchange.head.reason, exchange.head.headers, content_length=None
+        )
+        protocol = cast(DataConnection, request.protocol)
+        transport = request.transport
+        answer.mark_ended()
+        if transport is None:
+            return answer
+        transport.write(_switching_head(exchange))
+        inbound = _Inbound(protocol)
+        protocol.set_parser(cast(Any, inbound))
+
+        async def upstream_to_client() -> None:
+            while piece := await exchange.read():
+                transport.write(piece)
+                await protocol._drain_helper()
+            if transport.can_write_eof():
+                transport.write_eof()
+
+        async def client_to_upstream() -> None:
+            while piece := await inbound.read():
+                await exchange.write(piece)
+            exchange.write_eof()
+
+        directions = [
+            asyncio.ensure_future(upstream_to_client()),
+            asyncio.ensure_future(client_to_upstream()),
+        ]
+        try:
+            done, _ = await asyncio.wait(directions, return_when=asyncio.FIRST_EXCEPTION)
+            for direction in done:
+                failure = direction.exception()
+                if failure is not None and not isinstance(failure, Unanswered | ConnectionError):
+                    raise failure
+        finally:
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
+            transport.close()
+        return answer
+
+
+class _Inbound:
+    """What the client sends into a tunnel. Stands where aiohttp puts its own WebSocket reader."""
+
+    def __init__(self, protocol: DataConnection) -> None:
+        self._protocol = protocol
+        self._pieces: list[bytes] = []
+        self._waiting = 0
+        self._paused = False
+        self._ended = False
+        self._arrived = asyncio.Event()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self._pieces.append(data)
+        self._waiting += len(data)
+        if self._waiting > TUNNEL_BUFFER_BYTES and not self._paused:
+            self._paused = True
+            self._protocol.pause_reading()
+        self._arrived.set()
+        return False, b""
+
+    def feed_eof(self) -> None:
+        self._ended = True
+        self._arrived.set()
+
+    async def read(self) -> bytes:
+        """What has come, b"" at the end."""
+        while not self._pieces and not self._ended:
+            self._arrived.clear()
+            await self._arrived.wait()
+        pieces, self._pieces, self._waiting = self._pieces, [], 0
+        if self._paused:
+            self._paused = False
+            self._protocol.resume_reading()
+        return b"".join(pieces)
+
+
+def is_websocket(request: web.BaseRequest) -> bool:
+    """Whether the client asks to switch to a WebSocket (RFC 6455, section 4.1)."""
+    return (
+        request.method == "GET"
+        and request.headers.get("Upgrade", "").strip().lower() == "websocket"
+        and "upgrade" in request.headers.get("Connection", "").lower()
+    )
+
+
+def declared_length(headers: Headers) -> int | None:
+    """The Content-Length of an answer, None where it has none."""
+    value = value_of(headers, b"content-length")
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
+    """End the connection without ending the answer, so that the client sees that it is not whole."""
+    answer.mark_ended()
+    if request.transport is not None:
+        request.transport.close()
+
+
+async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
+    await expect_continue(request)
+    while piece := await request.content.readany():
+        yield piece
+
+
+def _switching_head(exchange: Exchange) -> bytes:
+    lines = [b"HTTP/1.1 101 " + exchange.head.reason]
+    lines += [name + b": " + value for name, value in exchange.head.headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n"

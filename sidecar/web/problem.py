@@ -1,0 +1,66 @@
+"""From a refusal to `application/problem+json` (RFC 9457). No handler writes a status; the table does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from sidecar.errors import ERRORS, Refusal
+
+SERVER = "scopegate"
+
+
+def problem(
+    refusal: Refusal,
+    *,
+    request_id: str | None = None,
+    decision_id: str | None = None,
+    retry_after: int | None = None,
+    allow: tuple[str, ...] = (),
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    """RFC 9457's members, the flat `error` and `message`, and the members that the code brings along."""
+    kind = ERRORS[refusal.code]
+    body: dict[str, Any] = {
+        "error": kind.code,
+        "message": refusal.message,
+        "type": f"urn:scopegate:error:{kind.code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": refusal.message,
+        **refusal.members,
+    }
+    answer_headers = dict(headers or {})
+    if decision_id is not None:
+        body["decision_id"] = decision_id
+        answer_headers["Scopegate-Decision-Id"] = decision_id
+    if request_id is not None:
+        answer_headers["X-Request-Id"] = request_id
+    if allow:
+        answer_headers["Allow"] = ", ".join(allow)
+    if kind.status == 503 and retry_after is None:
+        retry_after = 1
+    if retry_after is not None:
+        answer_headers["Retry-After"] = str(retry_after)
+    return _response(kind.status, body, "application/problem+json", answer_headers)
+
+
+def answer(body: Mapping[str, Any], *, status: int = 200, request_id: str | None = None) -> web.Response:
+    """A JSON answer of the sidecar's own."""
+    return _response(
+        status, body, "application/json", {} if request_id is None else {"X-Request-Id": request_id}
+    )
+
+
+def _response(
+    status: int, body: Mapping[str, Any], content_type: str, headers: Mapping[str, str]
+) -> web.Response:
+    return web.Response(
+        status=status,
+        body=orjson.dumps(body, default=float),
+        content_type=content_type,
+        headers={"Server": SERVER, "Cache-Control": "no-store", **headers},
+    )

@@ -1,0 +1,399 @@
+"""YAML without surprises: what two YAML versions would read differently is refused, never guessed.
+
+YAML 1.1 reads `no` as false, `017` as 15 and `12:30` as 750; YAML 1.2 reads text, 17 and text. Anchors,
+tags, merge keys and duplicate keys let a file say something else than what the eye sees. All of that is an
+error with `file:line:column`. PyYAML only splits the text into events; typing, bounds and places are ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from sidecar.errors import ConfigurationError, Fault
+
+MAX_BYTES = 1_048_576
+MAX_DEPTH = 32
+MAX_NUMBER_CHARS = 64
+
+KeyPath = tuple[str | int, ...]
+
+# YAML's printable characters less those that only YAML 1.1 takes for line ends: behind one of them a
+# comment could hide a key.
+_FORBIDDEN = re.compile(
+    "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(:[^}]*)?\}|\$\{")
+
+_NULL = ("", "~", "null", "Null", "NULL")
+_TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_RADIX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+_QUOTES = ", or put it in quotes if text is meant"
+
+# Plain text that YAML 1.1 and 1.2 type differently, and what it is.
+_WORD = re.compile(r"(?i:yes|no|on|off|y|n)")
+_SURPRISES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (_WORD, "is a truth value to YAML 1.1 only: write true or false"),
+    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "is base 60 to YAML 1.1: write one number"),
+    (
+        re.compile(r"[-+]?0[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?"),
+        "is octal to YAML 1.1: write it without the zero, or as 0o17",
+    ),
+    (
+        re.compile(
+            r"(?=.*_)[-+]?(0x[0-9a-fA-F_]+|0b[01_]+|([0-9][0-9_]*)?\.?[0-9][0-9_]*\.?)([eE][-+]?[0-9]+)?"
+        ),
+        "is a number to YAML 1.1 only: write it without the underscores",
+    ),
+    (re.compile(r"[-+]?0b[01]+|[-+]0[xo][0-9a-fA-F]+"), "is a number to YAML 1.1 only: write it in decimal"),
+    (re.compile(r"[-+]?\.(?i:inf)|\.(?i:nan)"), "is not a finite number: give one that is"),
+    (re.compile(r"=|<<"), "has a meaning of its own to YAML 1.1: write something else"),
+)
+
+# What PyYAML says (its context and problem), and what to do about it. First match wins.
+_SYNTAX: tuple[tuple[str, str], ...] = (
+    (r"character '\\t'", "a tab stands where YAML allows only spaces; replace it by spaces"),
+    (r"cannot start any token", "text cannot begin with this character; put the text in quotes"),
+    (r"scanning an (alias|anchor)", 'aliases and anchors are refused; put text such as "*" in quotes'),
+    (r"\btag\b|undefined tag", "tags (!) are refused; put text that begins with ! in quotes"),
+    (r"quoted scalar: found unexpected", "the quoted text that begins here is never closed; add the quote"),
+    (r"double-quoted scalar", "this is no escape; write \\\\ for a backslash, or use single quotes"),
+    (r"values are not allowed", "a ': ' cannot stand here; put the text in quotes, or correct the indent"),
+    (r"expected ':'", "a ':' is missing behind this key; add it, or correct the indentation"),
+    (r"block (mapping|collection): ", "this does not fit the lines above; correct the indentation"),
+    (
+        r"flow (sequence|mapping): ",
+        "a comma, ] or } is missing before here; a ${...} inside [] or {} needs quotes",
+    ),
+    (r"expected the node content", "a value is missing here; text that begins with a bracket needs quotes"),
+    (r"<document start>", "text follows after the end of the document; remove it"),
+    (r"directive|incompatible", "directives (%) have no use here; remove the line"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Plain values (dict, list, str, int, float, bool, None) and where each key and item stands.
+
+    `broken` holds the paths at which a fault was found and the value is only a stand-in.
+    """
+
+    file: str
+    value: Any
+    marks: Mapping[KeyPath, tuple[int, int]] = field(default_factory=dict)
+    broken: frozenset[KeyPath] = frozenset()
+
+    def place(self, path: KeyPath) -> str:
+        """`file:line:column` of a key or item, or of the nearest one above it that is known."""
+        while path and path not in self.marks:
+            path = path[:-1]
+        line, column = self.marks.get(path, (1, 1))
+        return f"{self.file}:{line}:{column}"
+
+    def is_broken(self, path: KeyPath) -> bool:
+        """Whether a fault at the path or above it was reported already."""
+        return any(path[:length] in self.broken for length in range(len(path) + 1))
+
+
+def parse(text: str | bytes, file: str, *, environment: Mapping[str, str] | None = None) -> Document:
+    """One document, or ConfigurationError with every fault that was found."""
+    document, faults = survey(text, file, environment=environment)
+    if document is None or faults:
+        raise ConfigurationError(faults)
+    return document
+
+
+def survey(
+    text: str | bytes, file: str, *, environment: Mapping[str, str] | None = None
+) -> tuple[Document | None, tuple[Fault, ...]]:
+    """As `parse`, but gives the faults beside what could be read: no document, if not to its end."""
+    reading = _Reading(file, environment)
+    return reading.run(text), in_order(reading.faults)
+
+
+def contents(path: Path) -> bytes:
+    """A file's bytes, bounded; ConfigurationError where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        message = f"cannot be read ({reason}); check the name and the permissions"
+        raise ConfigurationError([Fault(str(path), "", message)]) from exc
+
+
+def plain(text: str) -> Any:
+    """A plain scalar's value: YAML 1.2's null, truth values and numbers, else text. May raise ValueError."""
+    if text in _NULL:
+        return None
+    if text in _TRUTH:
+        return _TRUTH[text]
+    for pattern, message in _SURPRISES:
+        if pattern.fullmatch(text):
+            raise ValueError(message + _QUOTES)
+    integer = _INTEGER.fullmatch(text) or _RADIX.fullmatch(text)
+    if not integer and not _FLOAT.fullmatch(text):
+        return text
+    if len(text) > MAX_NUMBER_CHARS:
+        raise ValueError(f"is a number of over {MAX_NUMBER_CHARS} characters: write a shorter one" + _QUOTES)
+    if integer:
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("is too large a number: give a smaller one" + _QUOTES)
+    return number
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """Text for a message: one line, bounded, nothing that a terminal would obey."""
+    cut = text if len(text) <= limit else text[:limit] + "..."
+    return cut if cut.isprintable() else ascii(cut)[1:-1]
+
+
+def dotted(path: KeyPath) -> str:
+    """`("gate", "routes", 0, "mode")` as `gate.routes[0].mode`."""
+    key = ""
+    for step in path:
+        key += f"[{step}]" if isinstance(step, int) else f".{shown(step)}" if key else shown(step)
+    return key
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "..."?`, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def in_order(faults: Iterable[Fault]) -> tuple[Fault, ...]:
+    """Faults by file, line and column; those without a position (environment, flags) come last."""
+
+    def position(fault: Fault) -> tuple[bool, str, int, int]:
+        found = re.fullmatch(r"(.*):([0-9]+):([0-9]+)", fault.place, re.DOTALL)
+        return (False, found[1], int(found[2]), int(found[3])) if found else (True, fault.place, 0, 0)
+
+    return tuple(sorted(faults, key=position))
+
+
+class _Unreadable(Exception):
+    """The rest of the text cannot be read; the fault is recorded already."""
+
+
+class _Reading:
+    """One pass over the events of one text."""
+
+    def __init__(self, file: str, environment: Mapping[str, str] | None) -> None:
+        self.file = file
+        self.environment = environment
+        self.faults: list[Fault] = []
+        self.marks: dict[KeyPath, tuple[int, int]] = {}
+        self.broken: set[KeyPath] = set()
+
+    def run(self, raw: str | bytes) -> Document | None:
+        try:
+            value = self._document(self._events(self._text(raw)))
+        except _Unreadable:
+            return None
+        return Document(self.file, value, self.marks, frozenset(self.broken))
+
+    def _fault(self, event: Any, path: KeyPath, message: str) -> None:
+        line, column = _of(event.start_mark)
+        self.faults.append(Fault(f"{self.file}:{line}:{column}", dotted(path), message))
+
+    def _stop(self, position: tuple[int, int], message: str) -> NoReturn:
+        self.faults.append(Fault(f"{self.file}:{position[0]}:{position[1]}", "", message))
+        raise _Unreadable
+
+    def _text(self, raw: str | bytes) -> str:
+        if len(raw) > MAX_BYTES:
+            self._stop((1, 1), f"is larger than {MAX_BYTES} bytes; split it or make it shorter")
+        if isinstance(raw, str):
+            text = raw
+        else:
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as exc:
+                before = raw[: exc.start].decode("utf-8")
+                self._stop(_position(before), "is not UTF-8 here; save the file as UTF-8")
+        text = text.removeprefix("\ufeff")
+        found = _FORBIDDEN.search(text)
+        if found:
+            code = f"U+{ord(found[0]):04X}"
+            self._stop(_position(text[: found.start()]), f"{code} is refused; remove it, or write an escape")
+        return text
+
+    def _events(self, text: str) -> Iterator[Any]:
+        """PyYAML's events, its errors translated. It lets some numbers through to int() and chr()."""
+        last: Any = None
+        try:
+            for event in yaml.parse(text, Loader=yaml.SafeLoader):
+                last = event.end_mark
+                yield event
+        except yaml.MarkedYAMLError as exc:
+            cause = f"{exc.context or ''}: {exc.problem or ''}"
+            message = next((words for pattern, words in _SYNTAX if re.search(pattern, cause)), None)
+            # An open quote is noticed at the end of the file; where it began is what helps.
+            opened = "found unexpected" in cause and "quoted scalar" in cause
+            mark = exc.context_mark if opened else exc.problem_mark
+            self._stop(_of(mark), message or f"is not YAML ({shown(exc.problem or 'unreadable')})")
+        except (yaml.YAMLError, ValueError, OverflowError):
+            self._stop(_of(last), "behind this place stands an escape or a number that YAML does not know")
+
+    def _document(self, events: Iterator[Any]) -> Any:
+        value: Any = None
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if self.marks:
+                    self._stop(_of(event.start_mark), "a second document begins here; keep one per file")
+                if event.tags:
+                    self._fault(event, (), "directives (%TAG) have no use here; remove the line")
+                root = next(events)
+                self.marks[()] = _of(root.start_mark)
+                value = self._value(root, events, ())
+        return value
+
+    def _value(self, event: Any, events: Iterator[Any], path: KeyPath) -> Any:
+        before = len(self.faults)
+        self._refuse_decoration(event, path)
+        value = self._scalar(event, path) if isinstance(event, yaml.ScalarEvent) else None
+        if len(self.faults) > before:
+            self.broken.add(path)
+        if not isinstance(event, yaml.CollectionStartEvent):
+            return value
+        if len(path) >= MAX_DEPTH:
+            self._stop(_of(event.start_mark), f"is nested more than {MAX_DEPTH} levels deep; make it flatter")
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(events, path)
+        items: list[Any] = []
+        for item in events:
+            if isinstance(item, yaml.SequenceEndEvent):
+                break
+            here = (*path, len(items))
+            self.marks[here] = _of(item.start_mark)
+            items.append(self._value(item, events, here))
+        return items
+
+    def _refuse_decoration(self, event: Any, path: KeyPath) -> None:
+        if isinstance(event, yaml.AliasEvent):
+            self._fault(event, path, "aliases (*) are refused; write the value out, or put it in quotes")
+        elif event.anchor is not None:
+            self._fault(event, path, "anchors (&) are refused; remove it, write each value out")
+        elif event.tag is not None:
+            self._fault(event, path, "tags (!) are refused; remove it, or put the text in quotes")
+
+    def _mapping(self, events: Iterator[Any], path: KeyPath) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for event in events:
+            if isinstance(event, yaml.MappingEndEvent):
+                break
+            key = self._key(event, events, path)
+            here = path if key is None else (*path, key)
+            if key is not None and here in self.marks:
+                line, _ = self.marks[here]
+                self._fault(event, here, f"stands in line {line} too; remove one of them")
+                key = None
+            if key is None:
+                # The value of a key that cannot be used is read for its faults only, and leaves no marks.
+                kept = self.marks, self.broken
+                self.marks, self.broken = {}, set()
+                self._value(next(events), events, here)
+                self.marks, self.broken = kept
+            else:
+                self.marks[here] = _of(event.start_mark)
+                mapping[key] = self._value(next(events), events, here)
+        return mapping
+
+    def _key(self, event: Any, events: Iterator[Any], path: KeyPath) -> str | None:
+        if not isinstance(event, yaml.ScalarEvent):
+            self._fault(event, path, "a list, map or alias cannot be a key; write the key as text")
+            if not isinstance(event, yaml.AliasEvent):
+                self._value(event, events, path)
+            return None
+        self._refuse_decoration(event, path)
+        text = self._characters(event, event.value, path)
+        if event.style is None and text is not None:
+            if text == "<<":
+                self._fault(event, path, "merge keys (<<) are refused; write the keys out")
+                return None
+            try:
+                typed = text if _WORD.fullmatch(text) else plain(text)
+            except ValueError:
+                typed = None
+            if not isinstance(typed, str):
+                said = f"the key {shown(text)}" if text else "a key without text"
+                self._fault(event, path, f"{said} is not text to every reader; put it in quotes")
+                return None
+        return text
+
+    def _scalar(self, event: Any, path: KeyPath) -> Any:
+        text = self._characters(event, event.value, path)
+        if text is None:
+            return None
+        filled = self._substituted(event, text, path) if self.environment is not None else text
+        if filled is None:
+            return None
+        if event.style is not None:
+            return filled
+        try:
+            return plain(filled)
+        except ValueError as exc:
+            # What came from the environment may be a secret, and is not repeated.
+            said = shown(filled) if "${" not in text else f"{shown(text)}, once filled in,"
+            self._fault(event, path, f"{said} {exc}")
+            return None
+
+    def _characters(self, event: Any, text: str, path: KeyPath) -> str | None:
+        """Joins surrogate pairs as JSON writes them; a half of one, or NUL, is no text."""
+        try:
+            joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            joined = "\0"
+        if "\0" in joined:
+            self._fault(event, path, "escapes to NUL or half of a character; remove the escape")
+            return None
+        return joined
+
+    def _substituted(self, event: Any, text: str, path: KeyPath) -> str | None:
+        """`${VAR}` and `${VAR:default}` filled in. The result is only ever text, never structure."""
+        environment = self.environment or {}
+        problems: list[str] = []
+
+        def fill(found: re.Match[str]) -> str:
+            if found[0] == "$${":
+                return "${"
+            name, default = found[1], found[2]
+            if name is None:
+                problems.append("${ is not followed by NAME} or NAME:default}; write $${ for the text ${")
+            elif name in environment:
+                value = environment[name]
+                if _NOT_TEXT.search(value):
+                    problems.append(f"the variable {name} does not hold UTF-8 text; correct it")
+                return value
+            elif default is None:
+                problems.append(f"the variable {name} is not set; set it, or write ${{{name}:default}}")
+            return default[1:] if default else ""
+
+        filled = _VARIABLE.sub(fill, text)
+        for problem in problems:
+            self._fault(event, path, problem)
+        return None if problems else filled
+
+
+def _of(mark: Any) -> tuple[int, int]:
+    """Line and column, from 1, of one of PyYAML's marks."""
+    return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+
+
+def _position(before: str) -> tuple[int, int]:
+    """Line and column, from 1, of what follows the given text."""
+    lines = re.split("\r\n|\r|\n", before)
+    return len(lines), len(lines[-1]) + 1

@@ -1,0 +1,234 @@
+"""Policies are read as a whole or not at all, and every mistake is named with its place."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from sidecar.core.policy import ActionPolicy, RiskClass
+from sidecar.errors import ConfigurationError
+from sidecar.policyfiles import load
+
+SHIPPED = Path(__file__).parents[2] / "policies"
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def faults(folder: Path) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load(folder)
+    return [
+        str(fault).replace(f"{folder}/", "").replace(str(folder), "FOLDER") for fault in caught.value.faults
+    ]
+
+
+def fault_of(folder: Path, text: str) -> str:
+    found = faults(write(folder, a=text))
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_actions_of_all_files_become_one_set(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a='actions:\n  retry: {risk: low, max_cost_usd: 0.10}\n  "*": {risk: high}\n',
+        b="actions:\n  failover: {risk: critical, max_cost_usd: 5, timeout_seconds: 120}\n",
+        c="# nothing yet\n",
+    )
+    policies = load(tmp_path)
+    assert policies.actions == {
+        "retry": ActionPolicy(risk=RiskClass.LOW, hold=100_000),
+        "failover": ActionPolicy(risk=RiskClass.CRITICAL, hold=5_000_000, timeout_seconds=120.0),
+    }
+    assert policies.unlisted == ActionPolicy(risk=RiskClass.HIGH)
+
+
+def test_without_a_star_an_unlisted_action_has_no_policy(tmp_path: Path) -> None:
+    policies = load(write(tmp_path, a="actions: {retry: {risk: low}}"))
+    assert policies.unlisted is None
+    assert policies.action("other") is None
+
+
+def test_the_revision_is_a_hash_of_names_and_contents(tmp_path: Path) -> None:
+    first = write(tmp_path, a="actions: {x: {risk: low}}", b="actions: {y: {risk: low}}")
+    fed = b""
+    for name, content in (
+        (b"a.yaml", b"actions: {x: {risk: low}}"),
+        (b"b.yaml", b"actions: {y: {risk: low}}"),
+    ):
+        fed += len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content
+    before = load(first).revision
+    assert before == hashlib.sha256(fed).hexdigest()[:16]
+    (tmp_path / "b.yaml").rename(tmp_path / "c.yaml")
+    assert load(tmp_path).revision != before
+
+
+def test_hidden_files_folders_and_other_files_are_not_read(tmp_path: Path) -> None:
+    write(tmp_path, a="actions: {x: {risk: low}}")
+    (tmp_path / ".hidden.yaml").write_text("nonsense: [")
+    (tmp_path / "notes.txt").write_text("nonsense: [")
+    (tmp_path / "tests.yaml").mkdir()
+    (tmp_path / "b.yml").write_text("actions: {y: {risk: low}}")
+    assert sorted(load(tmp_path).actions) == ["x", "y"]
+
+
+def test_a_config_map_of_symbolic_links_is_read(tmp_path: Path) -> None:
+    (tmp_path / "..2026").mkdir()
+    (tmp_path / "..2026" / "a.yaml").write_text("actions: {x: {risk: low}}")
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    assert list(load(tmp_path).actions) == ["x"]
+
+
+def test_a_file_that_cannot_be_read_is_no_file_to_skip(tmp_path: Path) -> None:
+    write(tmp_path, a="actions: {x: {risk: low}}")
+    (tmp_path / "b.yaml").symlink_to("gone.yaml")
+    assert faults(tmp_path) == [
+        "b.yaml: cannot be read (No such file or directory); check the name and the permissions"
+    ]
+
+
+def test_a_folder_that_is_missing_or_empty_says_what_to_do(tmp_path: Path) -> None:
+    assert faults(tmp_path) == [
+        "FOLDER: holds no *.yaml file; add one with actions:, such as the shipped policies/actions.yaml"
+    ]
+    assert faults(tmp_path / "gone") == [
+        "FOLDER: the policies folder cannot be read (No such file or directory); create it, "
+        "or correct the key policies"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "actions:\n", "actions: {}\n"])
+def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str) -> None:
+    assert faults(write(tmp_path, a=text)) == [
+        "FOLDER: actions: no file here names an action, so everything would be refused; "
+        "list some under actions:"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- x", "a.yaml:1:1: expects the key actions: on top, found a list"),
+        ("actions: [x]", "a.yaml:1:1: actions: expects a map of actions, found a list"),
+        ("action: {x: {risk: low}}", 'a.yaml:1:1: action: is not a known key; did you mean "actions"?'),
+        (
+            "actions: {x: {risk: low}}\nrules: []",
+            "a.yaml:2:1: rules: is not yet known, it comes with a later release; remove it",
+        ),
+        ("actions:\n  x: low", "a.yaml:2:3: actions.x: expects a map such as {risk: low}, found text"),
+        ("actions:\n  x:", "a.yaml:2:3: actions.x: expects a map such as {risk: low}, found nothing"),
+        (
+            "actions:\n  x: {}",
+            "a.yaml:2:3: actions.x.risk: is required; add one of low, medium, high, critical",
+        ),
+        (
+            "actions:\n  x: {risk: hihg}",
+            'a.yaml:2:7: actions.x.risk: expects one of low, medium, high, critical; did you mean "high"?',
+        ),
+        (
+            "actions:\n  x: {risk: [low]}",
+            "a.yaml:2:7: actions.x.risk: expects one of low, medium, high, critical",
+        ),
+        (
+            "actions:\n  x: {risk: low, timeout_second: 5}",
+            'a.yaml:2:18: actions.x.timeout_second: is not a known key; did you mean "timeout_seconds"?',
+        ),
+        (
+            "actions:\n  x: {risk: low, targets_required: true}",
+            "a.yaml:2:18: actions.x.targets_required: is not yet known, it comes with a later release; "
+            "remove it",
+        ),
+        (
+            "actions:\n  restart_*: {risk: low}",
+            'a.yaml:2:3: actions.restart_*: patterns are refused; name each action, or "*" for all that are '
+            "not listed",
+        ),
+        (
+            'actions:\n  "": {risk: low}',
+            "a.yaml:2:3: actions.: the name of an action is 1 to 256 printable characters",
+        ),
+        (
+            'actions:\n  "a\\n": {risk: low}',
+            "a.yaml:2:3: actions.a\\n: the name of an action is 1 to 256 printable characters",
+        ),
+        (
+            "actions:\n  x: {risk: low, max_cost_usd: -1}",
+            "a.yaml:2:18: actions.x.max_cost_usd: an amount of dollars is finite and between 0 and "
+            "1000000000",
+        ),
+        (
+            "actions:\n  x: {risk: low, max_cost_usd: 0.0000001}",
+            "a.yaml:2:18: actions.x.max_cost_usd: has a fraction of a micro-dollar; use at most six "
+            "digits after the point",
+        ),
+        (
+            'actions:\n  x: {risk: low, max_cost_usd: "1"}',
+            "a.yaml:2:18: actions.x.max_cost_usd: expects an amount of dollars, found text",
+        ),
+        (
+            "actions:\n  x: {risk: low, timeout_seconds: 0}",
+            "a.yaml:2:18: actions.x.timeout_seconds: must be above 0 and at most 86400",
+        ),
+        (
+            "actions:\n  x: {risk: low, timeout_seconds: 86400.5}",
+            "a.yaml:2:18: actions.x.timeout_seconds: must be above 0 and at most 86400",
+        ),
+        (
+            "actions:\n  x: {risk: low, timeout_seconds: true}",
+            "a.yaml:2:18: actions.x.timeout_seconds: expects a number of seconds, found true or false",
+        ),
+        (
+            "actions:\n  x: {risk: low}\n  x: {risk: low}",
+            "a.yaml:3:3: actions.x: stands in line 2 too; remove one of them",
+        ),
+        (
+            "actions:\n  *: {risk: low}",
+            'a.yaml:2:4: aliases and anchors are refused; put text such as "*" in quotes',
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_what_to_do(tmp_path: Path, text: str, expected: str) -> None:
+    assert fault_of(tmp_path, text) == expected
+
+
+def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="actions:\n  x: {risk: low, max_cost_usd: 1000000000, timeout_seconds: 86400}\n"
+        "  y: {risk: low, max_cost_usd: 0.000001, timeout_seconds: 0.001}\n"
+        f"  {'n' * 256}: {{risk: low, max_cost_usd: 0}}\n",
+    )
+    actions = load(tmp_path).actions
+    assert (actions["x"].hold, actions["x"].timeout_seconds) == (10**15, 86_400.0)
+    assert (actions["y"].hold, actions["y"].timeout_seconds) == (1, 0.001)
+    assert actions["n" * 256].hold == 0
+
+
+def test_a_name_of_more_than_256_characters_is_refused(tmp_path: Path) -> None:
+    assert "1 to 256 printable characters" in fault_of(tmp_path, f"actions: {{{'n' * 257}: {{risk: low}}}}")
+
+
+def test_an_action_in_two_files_names_both_places(tmp_path: Path) -> None:
+    write(tmp_path, a="actions:\n  x: {risk: low}\n", b="actions:\n\n  x: {risk: low}\n")
+    assert faults(tmp_path) == ["b.yaml:3:3: actions.x: stands in a.yaml:2:3, too; keep one of them"]
+
+
+def test_the_faults_of_all_files_are_reported_at_once(tmp_path: Path) -> None:
+    write(tmp_path, a="actions:\n  x: {risk: no}\n", b="actions:\n  y: {}\n  'z\n", c="rules: []\n")
+    assert [fault.split(": ")[0] for fault in faults(tmp_path)] == ["a.yaml:2:13", "b.yaml:3:3", "c.yaml:1:1"]
+
+
+def test_the_shipped_catalogue_loads_and_refuses_what_it_does_not_list() -> None:
+    policies = load(SHIPPED)
+    assert {policy.risk for policy in policies.actions.values()} == set(RiskClass)
+    assert policies.unlisted is None
+    assert policies.actions["failover_db"] == ActionPolicy(
+        risk=RiskClass.CRITICAL, hold=5_000_000, timeout_seconds=120.0
+    )

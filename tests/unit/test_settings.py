@@ -1,0 +1,526 @@
+"""Configuration: flag over environment over file, and every mistake with its place, all at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from sidecar.core.facts import DEFAULT_SOURCES
+from sidecar.errors import ConfigurationError
+from sidecar.settings import Listen, Route, Settings, default, load
+from sidecar.yamlfile import parse
+
+SHIPPED = Path(__file__).parents[2] / "config" / "scopegate.yaml"
+UPSTREAM = "upstream: {url: http://127.0.0.1:9000}\n"
+
+
+def settings_of(folder: Path, text: str, *flags: tuple[str, str], **environment: str) -> Settings:
+    file = folder / "c.yaml"
+    file.write_text(UPSTREAM + text, encoding="utf-8")
+    return load(file, environment=environment, overrides=flags)[0]
+
+
+def faults(folder: Path, text: str, *flags: tuple[str, str], **environment: str) -> list[str]:
+    """The faults of a file whose first line is `upstream:`, so that the text begins in line 2."""
+    with pytest.raises(ConfigurationError) as caught:
+        settings_of(folder, text, *flags, **environment)
+    return [str(fault).replace(f"{folder}/", "") for fault in caught.value.faults]
+
+
+def bare_faults(folder: Path, text: str) -> list[str]:
+    file = folder / "c.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        load(file, environment={})
+    return [str(fault).replace(f"{folder}/", "") for fault in caught.value.faults]
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    value: Any = settings
+    for step in key.split("."):
+        value = value[int(step)] if step.isdigit() else getattr(value, step)
+    return value
+
+
+def test_only_the_upstream_has_no_default(tmp_path: Path) -> None:
+    assert bare_faults(tmp_path, "") == [
+        "c.yaml:1:1: upstream.url: is required; add it, for example http://127.0.0.1:9000"
+    ]
+    assert bare_faults(tmp_path, "data:\nupstream:\n  max_connections: 5\n") == [
+        "c.yaml:2:1: upstream.url: is required; add it, for example http://127.0.0.1:9000"
+    ]
+    settings = settings_of(tmp_path, "")
+    assert settings.data.listen == Listen("127.0.0.1", 8000)
+    assert settings.gate.routes[0].path.text == "**/recovery/execute"
+    assert settings.gate.routes[0].sources == DEFAULT_SOURCES
+    assert (settings.scopes.defaults.max_cost, settings.scopes.limits.max_cost) == (500_000, 100_000_000)
+
+
+def test_an_empty_section_is_all_defaults(tmp_path: Path) -> None:
+    assert settings_of(tmp_path, "gate:\nscopes:\n  limits:\n") == settings_of(tmp_path, "")
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = default("http://127.0.0.1:9000")
+    with pytest.raises(ValueError):
+        settings.gate.max_in_flight = 5
+
+
+def test_file_names_are_relative_to_the_file_wherever_they_are_given(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "store: {url: sqlite:///var/s.db}\npolicies: ../p")
+    assert settings.store.url == f"sqlite:///{tmp_path}/var/s.db"
+    assert settings.store.file == tmp_path / "var" / "s.db"
+    assert settings.policies == tmp_path.parent / "p"
+    assert settings_of(tmp_path, "").store.file == tmp_path / "var" / "scopegate.db"
+    assert settings_of(tmp_path, "").policies == tmp_path.parent / "policies"
+    assert settings_of(tmp_path, "", ("policies", "x")).policies == tmp_path / "x"
+    assert settings_of(tmp_path, "store: {url: sqlite:////a/b.db}").store.file == Path("/a/b.db")
+    assert settings_of(tmp_path, 'store: {url: "memory://"}').store.file is None
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ('data: {listen: "[::1]:8000"}', "data.listen", Listen("::1", 8000)),
+        ("data: {listen: localhost:0}", "data.listen", Listen("localhost", 0)),
+        ("data: {listen: 0.0.0.0:65535}", "data.listen", Listen("0.0.0.0", 65_535)),
+        ("admin: {listen: 127.9.9.9:1}", "admin.listen", Listen("127.9.9.9", 1)),
+        ("store: {deadline_seconds: 86400}", "store.deadline_seconds", 86_400.0),
+        ("store: {deadline_seconds: 0.001}", "store.deadline_seconds", 0.001),
+        ("shutdown: {drain_seconds: 0}", "shutdown.drain_seconds", 0.0),
+        ("gate: {max_body_bytes: 1}", "gate.max_body_bytes", 1),
+        ("gate: {tenant_header: X-Tenant}", "gate.tenant_header", "X-Tenant"),
+        ("gate: {tenant_header: null}", "gate.tenant_header", None),
+        ("gate: {annotate_response: true}", "gate.annotate_response", True),
+        ("gate: {scope_required_from: low}", "gate.scope_required_from", "low"),
+        ("scopes: {serve_on: admin}", "scopes.serve_on", "admin"),
+        ("scopes: {defaults: {max_cost_usd: 0}}", "scopes.defaults.max_cost", 0),
+        ("scopes: {defaults: {max_cost_usd: 0.000001}}", "scopes.defaults.max_cost", 1),
+        ("scopes: {defaults: {max_cost_usd: 100}}", "scopes.defaults.max_cost", 100_000_000),
+        ("scopes: {defaults: {ttl_seconds: 3600}}", "scopes.defaults.ttl_seconds", 3600),
+        ("care: {min_confidence: 1}", "care.min_confidence", 1.0),
+        ("log: {mask: [], signing_key_file: null}", "log.mask", ()),
+        ("upstream:\n", "upstream.max_connections", 512),
+    ],
+)
+def test_what_lies_just_inside_the_rules_is_read(tmp_path: Path, text: str, key: str, value: object) -> None:
+    found = value_of(settings_of(tmp_path, "" if text.startswith("upstream") else text), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+LATER = "is not yet known, it comes with a later release"
+LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("data: {listen: 8000}", f"2:8: data.listen: {LISTEN}, found a number"),
+        ("data: {listen: [a]}", f"2:8: data.listen: {LISTEN}, found a list"),
+        ('data: {listen: ":8000"}', f'2:8: data.listen: {LISTEN} or "[::1]:8000"'),
+        ('data: {listen: "::1:8000"}', f'2:8: data.listen: {LISTEN} or "[::1]:8000"'),
+        ("data: {listen: localhost}", "2:8: data.listen: expects host:port; write the port, too"),
+        (
+            "data: {listen: 127.0.0.1:65536}",
+            "2:8: data.listen: names a port above 65535; ports go from 0 to 65535",
+        ),
+        (
+            "data: {listen: 127.0.0.256:1}",
+            "2:8: data.listen: names no valid IP address; correct it, or give a host name",
+        ),
+        (
+            "admin: {listen: 0.0.0.0:1}",
+            "2:9: admin.listen: must be a loopback address while it asks for no authentication; "
+            "write 127.0.0.1:9901",
+        ),
+        (
+            "ops: {listen: 127.0.0.1:8000}",
+            "2:7: ops.listen: is the address of data.listen, too; use another one",
+        ),
+        (
+            "data: {listen: 127.0.0.1:9902}",
+            "2:8: data.listen: is the address of ops.listen, too; use another one",
+        ),
+        ("store: {deadline_seconds: 0}", "2:9: store.deadline_seconds: must be above 0"),
+        ("store: {deadline_seconds: 86401}", "2:9: store.deadline_seconds: must be at most 86400"),
+        ('store: {deadline_seconds: "2"}', "2:9: store.deadline_seconds: expects a number, found text"),
+        (
+            "store: {deadline_seconds: true}",
+            "2:9: store.deadline_seconds: expects a number, found true or false",
+        ),
+        ("store: {url: 5}", "2:9: store.url: expects text, found a number; write it in quotes"),
+        ("shutdown: {drain_seconds: -1}", "2:12: shutdown.drain_seconds: must be at least 0"),
+        ("shutdown: 5", "2:1: shutdown: expects keys below it, found a number"),
+        ("gate: {max_in_flight: 0}", "2:8: gate.max_in_flight: must be at least 1"),
+        (
+            "gate: {max_in_flight: true}",
+            "2:8: gate.max_in_flight: expects a whole number, found true or false",
+        ),
+        ("gate: {max_in_flight: '5'}", "2:8: gate.max_in_flight: expects a whole number, found text"),
+        (
+            "gate: {max_in_flight: 5.0}",
+            "2:8: gate.max_in_flight: expects a whole number, found a decimal number",
+        ),
+        ("gate: {max_in_flight: null}", "2:8: gate.max_in_flight: expects a whole number, found nothing"),
+        (
+            "gate: {annotate_response: 1}",
+            "2:8: gate.annotate_response: expects true or false, found a number",
+        ),
+        (
+            "gate: {tenant_header: X Tenant}",
+            "2:8: gate.tenant_header: expects the name of a header, for example X-Tenant, or null",
+        ),
+        ("gate: {scope_required_from: high}", f"2:8: gate.scope_required_from: {LATER}; remove it"),
+        (
+            "gate: {routes: []}",
+            "2:8: gate.routes: is empty, so nothing would be gated; add one, or remove the key for the default",
+        ),
+        ("gate: {routes: {}}", "2:8: gate.routes: expects a list, found a map"),
+        ("gate:\n  routes:\n    - 5", "4:7: gate.routes[0]: expects keys below it, found a number"),
+        ("gate:\n  routes:\n    - mode: enforce", "4:7: gate.routes[0].path: is required; add it"),
+        (
+            'gate:\n  routes:\n    - path: "*/x"',
+            '4:7: gate.routes[0].path: a route path begins with "/", or with "**/" for any prefix',
+        ),
+        (
+            "gate:\n  routes:\n    - path: /a\n    - path: /A",
+            "5:7: gate.routes[1].path: is the path of a route above, too; keep one of them",
+        ),
+        ("scopes: {serve_on: both}", "2:10: scopes.serve_on: expects data or admin"),
+        (
+            "scopes: {defaults: {max_attempts: 11}}",
+            "2:21: scopes.defaults.max_attempts: is above scopes.limits.max_attempts; lower it, or raise the limit",
+        ),
+        (
+            "scopes: {defaults: {max_cost_usd: 100.000001}}",
+            "2:21: scopes.defaults.max_cost_usd: is above scopes.limits.max_cost_usd; lower it, or raise the limit",
+        ),
+        (
+            "scopes: {limits: {ttl_seconds: 299}}",
+            "2:19: scopes.limits.ttl_seconds: is below scopes.defaults.ttl_seconds; lower that one, too",
+        ),
+        (
+            "scopes: {defaults: {max_cost_usd: 0.0000001}}",
+            "2:21: scopes.defaults.max_cost_usd: has a fraction of a micro-dollar; "
+            "use at most six digits after the point",
+        ),
+        (
+            'scopes: {defaults: {max_cost_usd: "1"}}',
+            "2:21: scopes.defaults.max_cost_usd: expects an amount of dollars, found text",
+        ),
+        ("care: {min_confidence: 1.01}", "2:8: care.min_confidence: must be at most 1"),
+        ("log: {mask: [/a]}", f"2:7: log.mask: {LATER}; remove it"),
+        ("log: {signing_key_file: key}", f"2:7: log.signing_key_file: {LATER}; remove it"),
+        ("log: {checkpoint_file: cp}", f"2:7: log.checkpoint_file: {LATER}; remove it"),
+        ("log: {mask_key_file: key}", f"2:7: log.mask_key_file: {LATER}; remove it"),
+        ("policies: 5", "2:1: policies: expects text, found a number; write it in quotes"),
+        ('policies: ""', "2:1: policies: expects text that is not empty and has no line ends or controls"),
+        ("gaet: {}", '2:1: gaet: is not a known key; did you mean "gate"?'),
+        (
+            "gate: {max_inflight: 5}",
+            '2:8: gate.max_inflight: is not a known key; did you mean "max_in_flight"?',
+        ),
+        ("scopes: {limits: {ttl: 5}}", "2:19: scopes.limits.ttl: is not a known key"),
+        ("max_in_flight: 5", '2:1: max_in_flight: is not a known key; did you mean "gate.max_in_flight"?'),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_what_to_do(tmp_path: Path, text: str, expected: str) -> None:
+    assert faults(tmp_path, text) == [f"c.yaml:{expected}"]
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("scope_id: path:id", "there is no {id} in this route's path; add it there"),
+        ("scope_id: scope", "write a JSON pointer (/member), path:name, query:name or header:Name"),
+        ("action: header:a/b", "names a header that cannot exist; write header:Name"),
+        ("incident_id: 5", "expects text, found a number; write it in quotes"),
+        (
+            "parameters: header:P",
+            "is a JSON object, which only the body can hold; write a JSON pointer (/member)",
+        ),
+        ("target_agents: []", "needs at least one place; remove the key for the default"),
+        ("target_agents: [/a, 5]", "expects text, found a number; write it in quotes"),
+        ("cost: query:c", "is read from the answer; write a JSON pointer (/member) or header:Name"),
+        ("mode: shadow", f"shadow {LATER}; write enforce".replace("shadow is", "shadow is")),
+        ("mode: audit", "expects enforce"),
+        ("paht: /x", 'is not a known key; did you mean "path"?'),
+        ("scope: /x", 'is not a known key; did you mean "scope_id"?'),
+    ],
+)
+def test_a_mistake_in_a_route_is_named(tmp_path: Path, member: str, message: str) -> None:
+    key = member.partition(":")[0]
+    assert faults(tmp_path, f"gate:\n  routes:\n    - path: /v/{{name}}/run\n      {member}\n") == [
+        f"c.yaml:5:7: gate.routes[0].{key}: {message}"
+    ]
+
+
+def test_a_route_may_read_its_facts_from_other_places(tmp_path: Path) -> None:
+    route = settings_of(
+        tmp_path,
+        "gate:\n  routes:\n    - path: /v/{name}/run\n      scope_id: header:X-Scope\n      incident_id: query:i\n"
+        "      action: path:name\n      parameters: /a/b\n      target_agents: /t\n      cost: /cost\n",
+    ).gate.routes[0]
+    names = ("scope_id", "incident_id", "action", "parameters", "cost")
+    assert [str(getattr(route.sources, name)) for name in names] == [
+        "header:x-scope",
+        "query:i",
+        "path:name",
+        "/a/b",
+        "/cost",
+    ]
+    assert [str(source) for source in route.sources.target_agents] == ["/t"]
+    assert route.sources.action.name in route.path.names
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://h:1", f"https {LATER}; write http://host:port"),
+        ("unix:/run/x.sock", f"unix {LATER}; write http://host:port"),
+        ("ftp://h", "expects http://host:port"),
+        ("h:9000", "expects http://host:port"),
+        (
+            "http://u:s3cret@h:1",
+            "holds a user or a password; remove them, requests go up as the client sent them",
+        ),
+        ("http://h:1/base", "has a path or a query; remove it, targets go up as the client sent them"),
+        ("http://h:1/?q=s3cret", "has a path or a query; remove it, targets go up as the client sent them"),
+        ("http://h:0", "names port 0; write the port on which the backend listens"),
+        ("http://:9000", f'{LISTEN} or "[::1]:8000"'),
+        ("http://127.0.0.1:8000", "is the address of data.listen, too; use another one"),
+    ],
+)
+def test_an_upstream_that_cannot_be_used_is_refused_without_its_secret(
+    tmp_path: Path, url: str, message: str
+) -> None:
+    assert bare_faults(tmp_path, f'upstream:\n  url: "{url}"\n') == [f"c.yaml:2:3: upstream.url: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://h", Listen("h", 80)),
+        ("HTTP://h:9000/", Listen("h", 9000)),
+        ("http://[::1]:9000", Listen("::1", 9000)),
+        ("http://backend_1:9000", Listen("backend_1", 9000)),
+    ],
+)
+def test_an_upstream_is_a_host_and_a_port(url: str, address: Listen) -> None:
+    assert default(url).upstream.address == address
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://var/x.db",
+        "sqlite:///",
+        "sqlite:///x/",
+        "sqlite:///x?mode=ro",
+        "sqlite:///:memory:",
+        "mysql://u:s3cret@h/x",
+        "x.db",
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_without_its_secret(tmp_path: Path, url: str) -> None:
+    assert faults(tmp_path, f'store:\n  url: "{url}"') == [
+        "c.yaml:3:3: store.url: expects sqlite:///file (relative to this file), sqlite:////absolute/file "
+        "or memory://"
+    ]
+
+
+def test_postgresql_is_known_by_name_and_comes_later(tmp_path: Path) -> None:
+    for scheme in ("postgresql", "postgres", "postgresql+asyncpg"):
+        assert faults(tmp_path, f"store: {{url: {scheme}://u:s3cret@h/x}}") == [
+            f"c.yaml:2:9: store.url: postgresql {LATER}; write sqlite:///file"
+        ]
+
+
+def test_all_faults_are_reported_at_once_and_in_order(tmp_path: Path) -> None:
+    text = "gate:\n  annotate_response: yes\n  max_in_flight: 0\n  max_in_flight: 1\nops: {lsten: 1}\ncare: 017\n"
+    found = faults(
+        tmp_path, text, ("store.url", "x"), ("gate", "x"), ("gate.mode", "x"), SCOPEGATE_OPS__LISTEN="x"
+    )
+    assert [line.split(": ")[0] for line in found] == [
+        "c.yaml:3:22",
+        "c.yaml:5:3",
+        "c.yaml:6:7",
+        "c.yaml:7:7",
+        "--set gate",
+        "--set gate.mode",
+        "--set store.url",
+        "environment SCOPEGATE_OPS__LISTEN",
+    ]
+
+
+def test_a_file_that_is_no_map_or_no_file_is_a_fault(tmp_path: Path) -> None:
+    assert bare_faults(tmp_path, "- a") == ["c.yaml:1:1: expects keys below it, found a list"]
+    assert bare_faults(tmp_path, "a: [") == [
+        "c.yaml:1:5: a value is missing here; text that begins with a bracket needs quotes"
+    ]
+    with pytest.raises(ConfigurationError, match=r"gone\.yaml: cannot be read \(No such file or directory\)"):
+        load(tmp_path / "gone.yaml", environment={})
+    with pytest.raises(ConfigurationError, match=r"cannot be read \(Is a directory\)"):
+        load(tmp_path, environment={})
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    text, variable, flag = (
+        "gate: {max_in_flight: 1}",
+        {"SCOPEGATE_GATE__MAX_IN_FLIGHT": "2"},
+        ("gate.max_in_flight", "3"),
+    )
+    assert settings_of(tmp_path, text).gate.max_in_flight == 1
+    assert settings_of(tmp_path, text, **variable).gate.max_in_flight == 2
+    assert settings_of(tmp_path, text, flag, **variable).gate.max_in_flight == 3
+    assert settings_of(tmp_path, "gate:", **variable).gate.max_in_flight == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "key", "value"),
+    [
+        ("UPSTREAM__URL", "http://b:1", "upstream.url", "http://b:1"),
+        ("GATE__ANNOTATE_RESPONSE", "true", "gate.annotate_response", True),
+        ("GATE__TENANT_HEADER", "yes", "gate.tenant_header", "yes"),
+        ("GATE__TENANT_HEADER", "null", "gate.tenant_header", None),
+        ("SCOPES__LIMITS__MAX_COST_USD", "2.5", "scopes.limits.max_cost", 2_500_000),
+        ("SHUTDOWN__DRAIN_SECONDS", "1e1", "shutdown.drain_seconds", 10.0),
+        ("GATE__ROUTES", "[{path: /a}, {path: /b}]", "gate.routes.1.path.text", "/b"),
+        ("LOG__SIGNING_KEY_FILE", "null", "log.signing_key_file", None),
+    ],
+)
+def test_a_variable_is_typed_as_its_key_is(
+    tmp_path: Path, variable: str, text: str, key: str, value: object
+) -> None:
+    settings = settings_of(tmp_path, "", **{f"SCOPEGATE_{variable}": text})
+    assert value_of(settings, key) == value
+    dotted = variable.lower().replace("__", ".")
+    assert value_of(settings_of(tmp_path, "", (dotted, text)), key) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("gate.max_in_flight", "many", "gate.max_in_flight: expects a whole number, found text"),
+        ("gate.max_in_flight", "", "gate.max_in_flight: expects a whole number, found nothing"),
+        (
+            "gate.annotate_response",
+            "yes",
+            "gate.annotate_response: the value is a truth value to YAML 1.1 only: write true or false, "
+            "or put it in quotes if text is meant",
+        ),
+        ("gate.routes", "/x", "gate.routes: expects a list, found text"),
+        (
+            "gate.routes",
+            "[",
+            "gate.routes: a value is missing here; text that begins with a bracket needs quotes",
+        ),
+        (
+            "gate.routes",
+            "[{path: no}]",
+            "gate.routes[0].path: no is a truth value to YAML 1.1 only: write true or false, "
+            "or put it in quotes if text is meant",
+        ),
+        ("gate.routes", "[{path: /a, mode: shadow}]", f"gate.routes[0].mode: shadow {LATER}; write enforce"),
+    ],
+)
+def test_a_mistake_in_a_variable_or_a_flag_names_it(
+    tmp_path: Path, key: str, text: str, expected: str
+) -> None:
+    variable = "SCOPEGATE_" + key.upper().replace(".", "__")
+    assert faults(tmp_path, "", **{variable: text}) == [f"environment {variable}: {expected}"]
+    assert faults(tmp_path, "", (key, text)) == [f"--set {key}: {expected}"]
+
+
+def test_a_flag_for_no_key_or_for_a_section_is_a_fault(tmp_path: Path) -> None:
+    assert faults(tmp_path, "", ("gate.maxinflight", "5"), ("scopes.limits", "5")) == [
+        '--set gate.maxinflight: gate.maxinflight: is not a known key; did you mean "gate.max_in_flight"?',
+        "--set scopes.limits: scopes.limits: is a section; name one of its keys",
+    ]
+
+
+def test_an_unknown_variable_warns_and_names_the_nearest_key(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(UPSTREAM)
+    environment = {
+        "SCOPEGATE_STORE_URL": "sqlite:///s3cret",
+        "SCOPEGATE_DATA": "x",
+        "SCOPEGATE_PORT": "tcp://10.0.0.1:80",
+        "SCOPEGATE_gate__max_in_flight": "5",
+        "OTHER": "x",
+    }
+    settings, warnings = load(file, environment=environment)
+    assert settings.gate.max_in_flight == 1024
+    assert [warning.partition(":")[0] for warning in warnings] == [
+        f"environment {name}" for name in sorted(environment) if name != "OTHER"
+    ]
+    assert (
+        "environment SCOPEGATE_STORE_URL: no key has this name, ignored; the nearest is store.url "
+        in warnings[2]
+    )
+    assert "data.listen (SCOPEGATE_DATA__LISTEN)" in warnings[0]
+    assert "s3cret" not in "".join(warnings)
+
+
+def test_variables_inside_the_file_are_filled_in(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "gate:\n  max_in_flight: ${N}\npolicies: ${GONE:here}\n", N="7")
+    assert settings.gate.max_in_flight == 7
+    assert settings.policies == tmp_path / "here"
+    assert faults(tmp_path, "policies: ${GONE}") == [
+        "c.yaml:2:11: policies: the variable GONE is not set; set it, or write ${GONE:default}"
+    ]
+
+
+def test_settings_without_a_file_are_checked_as_well() -> None:
+    settings = default(
+        "http://127.0.0.1:9000",
+        store={"url": "memory://"},
+        data={"listen": "127.0.0.1:0"},
+        policies=Path("/p"),
+    )
+    assert (settings.store.url, settings.data.listen.port, settings.policies) == ("memory://", 0, Path("/p"))
+    with pytest.raises(ConfigurationError, match="store.url: expects sqlite"):
+        default("http://127.0.0.1:9000", store={"url": "x"})
+
+
+def keys_of(model: type[BaseModel], above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    for name, field in model.model_fields.items():
+        path = (*above, field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield path
+            yield from keys_of(field.annotation, path)
+        elif path == ("gate", "routes"):
+            yield path
+            yield from keys_of(Route, (*path, 0))
+        else:
+            yield path
+
+
+def test_the_shipped_file_holds_every_key_with_its_default_and_a_comment() -> None:
+    text = SHIPPED.read_text(encoding="utf-8")
+    document = parse(text, "scopegate.yaml")
+    lines = text.splitlines()
+    for path in keys_of(Settings):
+        assert path in document.marks, f"{path} is not in the shipped file"
+        line, _ = document.marks[path]
+        above = next(line for line in reversed(lines[: line - 1]) if not re.fullmatch(r"\s*", line))
+        assert above.lstrip().startswith("#") or "#" in lines[line - 1], f"{path} has no comment"
+    shipped, warnings = load(SHIPPED, environment={})
+    bare = SHIPPED.parent / "bare.yaml"
+    assert warnings == ()
+    assert shipped == default_beside(bare)
+
+
+def default_beside(file: Path) -> Settings:
+    """All defaults, with file names relative to the shipped file's folder."""
+    return default(
+        "http://127.0.0.1:9000",
+        store={"url": f"sqlite:///{file.parent}/var/scopegate.db"},
+        policies=file.parent.parent / "policies",
+    )
