@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, ValidationInfo
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo
 
 from sidecar.core.facts import Source
 from sidecar.core.money import is_whole_micros, to_micros
@@ -265,20 +265,34 @@ def later(*harmless: Any) -> PlainValidator:
     return PlainValidator(check)
 
 
-Address = Annotated[Listen, PlainValidator(_listen)]
-LoopbackAddress = Annotated[Listen, PlainValidator(_loopback)]
+def _texts(places: tuple[Source, ...]) -> list[str]:
+    return [str(place) for place in places]
+
+
+def _path_text(pattern: RoutePattern) -> str:
+    return pattern.text
+
+
+# Dumped, a value is the text that stands for it in the file.
+AS_TEXT = PlainSerializer(str, return_type=str)
+
+Address = Annotated[Listen, PlainValidator(_listen), AS_TEXT]
+LoopbackAddress = Annotated[Listen, PlainValidator(_loopback), AS_TEXT]
 UpstreamUrl = Annotated[str, PlainValidator(_upstream_url)]
 StoreUrl = Annotated[str, PlainValidator(_store_url)]
 Folder = Annotated[Path, PlainValidator(_folder)]
 Dollars = Annotated[int, PlainValidator(micros_of)]
 HeaderName = Annotated[str | None, PlainValidator(_header_name)]
 Mode = Annotated[Literal["enforce"], PlainValidator(_mode)]
-Pattern = Annotated[RoutePattern, PlainValidator(_pattern)]
-Place = Annotated[Source, PlainValidator(_source)]
-Places = Annotated[tuple[Source, ...], PlainValidator(_sources)]
-BodyPlace = Annotated[Source, PlainValidator(_body_source)]
-AnswerPlace = Annotated[Source, PlainValidator(_answer_source)]
+Pattern = Annotated[RoutePattern, PlainValidator(_pattern), PlainSerializer(_path_text, return_type=str)]
+Place = Annotated[Source, PlainValidator(_source), AS_TEXT]
+Places = Annotated[
+    tuple[Source, ...], PlainValidator(_sources), PlainSerializer(_texts, return_type=list[str])
+]
+BodyPlace = Annotated[Source, PlainValidator(_body_source), AS_TEXT]
+AnswerPlace = Annotated[Source, PlainValidator(_answer_source), AS_TEXT]
 Later = Annotated[None, later(None)]
+LaterList = Annotated[tuple[str, ...], later((), [], None), PlainSerializer(list, return_type=list[str])]
 
 MAX_SECONDS = 86_400
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]

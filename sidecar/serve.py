@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
 
 from aiohttp import web
 
@@ -20,7 +22,7 @@ from sidecar.errors import ScopegateError
 from sidecar.gate import Gate
 from sidecar.ids import new_decision_id
 from sidecar.refusals import RefusalLog
-from sidecar.settings import Listen, Settings
+from sidecar.settings import Listen, ScopeDefaults, ScopeLimits, Settings
 from sidecar.store.base import Clock
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
@@ -39,6 +41,7 @@ BACKLOG = 2048
 RECOVERY_PAGE = 500
 # What a connection that idles through the drain is given before it is closed.
 LAST_CALL_SECONDS = 0.5
+POLL_SECONDS = 0.02
 # What answers that are ready get to be written, whatever is left of the drain.
 FLUSH_SECONDS = 2.0
 
@@ -64,6 +67,7 @@ class Sidecar:
         self._clock = clock
         self._data: asyncio.Server | None = None
         self._runners: list[web.AppRunner] = []
+        self._late_connections: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Sidecar:
         try:
@@ -89,15 +93,11 @@ class Sidecar:
         settings = self.settings
         self.ops_address = await self._serve("ops", self._ops.application(), settings.ops.listen)
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
-        self._data = await self._listening(
-            "data",
-            settings.data.listen,
-            lambda listen: asyncio.get_running_loop().create_server(
-                self._data_server, listen.host, listen.port, backlog=BACKLOG
-            ),
-        )
-        self.data_address = _address(self._data.sockets[0])
-        logger.info("listening", extra={"listener": "data", "address": str(self.data_address)})
+        with _bind_errors("data", settings.data.listen):
+            self._data = await asyncio.get_running_loop().create_server(
+                self._data_server, settings.data.listen.host, settings.data.listen.port, backlog=BACKLOG
+            )
+        self.data_address = _listens("data", self._data.sockets[0].getsockname())
 
     def _wire(self) -> None:
         settings, gate_settings = self.settings, self.settings.gate
@@ -165,7 +165,9 @@ class Sidecar:
     async def _account_for_crash(self) -> None:
         """Admissions without an outcome belong to a process that died: nobody knows how they ended (G8)."""
         count = 0
-        while (page := await self.store.engine.executions("in_flight", before=None, limit=RECOVERY_PAGE)).rows:
+        while (
+            page := await self.store.engine.executions("in_flight", before=None, limit=RECOVERY_PAGE)
+        ).rows:
             cause = "the sidecar stopped before the outcome was written"
             await asyncio.gather(
                 *(
@@ -191,18 +193,9 @@ class Sidecar:
         await runner.setup()
         self._runners.append(runner)
 
-        async def begin(listen: Listen) -> Listen:
+        with _bind_errors(name, listen):
             await web.TCPSite(runner, listen.host, listen.port).start()
-            host, port = runner.addresses[0][:2]
-            return Listen(host, port)
-
-        address = await self._listening(name, listen, begin)
-        logger.info("listening", extra={"listener": name, "address": str(address)})
-        return address
-
-    @staticmethod
-    async def _listening[T](name: str, listen: Listen, begin: Callable[[Listen], T]) -> T:
-        raise NotImplementedError
+        return _listens(name, runner.addresses[0])
 
     # Stopping ----------------------------------------------------------------------------------
 
@@ -244,11 +237,11 @@ class Sidecar:
 
     async def _until_quiet(self, until: float) -> None:
         """Wait for pass-through requests to end, then give idle connections a last call."""
-        while self.passing.under_way and time.monotonic() < until:
-            await asyncio.sleep(0.02)
         last_call = time.monotonic() + LAST_CALL_SECONDS
-        while self._data_server.connections and time.monotonic() < last_call:
-            await asyncio.sleep(0.02)
+        while (self.passing.under_way and time.monotonic() < until) or (
+            self._data_server.connections and time.monotonic() < last_call
+        ):
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _close(self) -> None:
         if self._data is not None:
@@ -260,10 +253,41 @@ class Sidecar:
         await self.store.close()
 
 
-def _terms(values: object) -> ScopeTerms:
-    raise NotImplementedError
+def _terms(values: ScopeDefaults | ScopeLimits) -> ScopeTerms:
+    return ScopeTerms(
+        max_attempts=values.max_attempts, ttl_seconds=values.ttl_seconds, max_cost=values.max_cost
+    )
 
 
-def _address(listening: socket.socket) -> Listen:
-    host, port = listening.getsockname()[:2]
-    return Listen(host, port)
+@contextmanager
+def _bind_errors(name: str, listen: Listen) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ScopegateError(f"{name}.listen: cannot listen on {listen}: {exc.strerror or exc}") from exc
+
+
+def _listens(name: str, socket_name: tuple[Any, ...]) -> Listen:
+    """The address that a listener really has, with the port that the system chose for port 0."""
+    address = Listen(socket_name[0], socket_name[1])
+    logger.info("listening", extra={"listener": name, "address": str(address)})
+    return address
+
+
+async def run(settings: Settings, policies: PolicySet) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal exits at once. Raises ScopegateError."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(
+        signal.SIGHUP, lambda: logger.warning("SIGHUP is ignored: reload is not known yet; restart instead")
+    )
+    async with Sidecar(settings, policies):
+        await stopping.wait()

@@ -29,6 +29,7 @@ from sidecar.configvalues import (
     Grace,
     HeaderName,
     Later,
+    LaterList,
     Lifetime,
     Listen,
     LoopbackAddress,
@@ -188,7 +189,7 @@ class Scopes(Section):
 class Log(Section):
     signing_key_file: Later = None
     checkpoint_file: Later = None
-    mask: Annotated[tuple[str, ...], later((), [], None)] = ()
+    mask: LaterList = ()
     mask_key_file: Later = None
 
 
@@ -227,9 +228,7 @@ class Settings(Section):
             ("upstream", "url", self.upstream, self.upstream.address),
         )
         # Of two, the one that somebody wrote is the one to name: it has a place.
-        for name, key, _, address in sorted(
-            addresses, key=lambda one: one[1] in one[2].model_fields_set
-        ):
+        for name, key, _, address in sorted(addresses, key=lambda one: one[1] in one[2].model_fields_set):
             if address in taken:
                 twice.append(((name, key), f"is the address of {taken[address]}, too; use another one"))
             elif address.port:

@@ -317,8 +317,9 @@ class Exchange:
                 left -= len(piece)
                 if promised is not None and left < 0:
                     raise ValueError("it is longer than its Content-Length")
-                if connection.readable():
-                    await asyncio.sleep(0)  # take an early answer in before a failing write loses it
+                if connection.readable():  # take an early answer in before a failing write loses it:
+                    await asyncio.sleep(0)  # in this turn the loop finds it readable,
+                    await asyncio.sleep(0)  # by the end of this one it has read it
                 connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if promised is None else piece)
                 await connection.drain()
             if promised is None:

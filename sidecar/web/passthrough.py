@@ -31,10 +31,12 @@ class PassThrough:
         self._metrics = metrics
         self._head_timeout = head_timeout_seconds
         self.draining = False
+        self.under_way = 0
 
     async def carry(self, request: web.BaseRequest, target: bytes) -> web.StreamResponse:
         """One request, to the end of its answer."""
-        self._metrics.passing.inc()
+        self.under_way += 1
+        self._metrics.passing.set(self.under_way)
         try:
             answer, outcome = await self._carry(request, target)
         except NotSent as exc:
@@ -47,7 +49,8 @@ class PassThrough:
             outcome = "upstream_failed"
             answer = problem(Refusal(outcome, f"The backend's answer was lost: {exc}."))
         finally:
-            self._metrics.passing.dec()
+            self.under_way -= 1
+            self._metrics.passing.set(self.under_way)
         self._metrics.passed.labels(outcome).inc()
         if self.draining:
             answer.force_close()

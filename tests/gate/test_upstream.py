@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import struct
 import tracemalloc
@@ -439,6 +440,7 @@ def test_heads_trailers_and_extensions_without_end_are_cut_off(start: bytes, mor
         (OK + b"HTT", False),
         (b"HTTP/1.1 204 No\r\n\r\nx", False),
         (b"HTTP/1.1 200 OK\r\n" + SAYS_FIVE + b"hello", True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz", True),
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + SAYS_FIVE + b"hello", False),
         (b"HTTP/1.1 200 OK\r\nConnection: keep-alive, Close\r\n" + SAYS_FIVE + b"hello", False),
         (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + SAYS_FIVE + b"hello", False),
@@ -579,6 +581,15 @@ async def test_the_head_deadline_does_not_bound_the_body(serve: Serve, connect: 
     assert await get(connect(await serve(script)), deadline=0.1) == b"ok"
 
 
+async def test_a_deadline_that_meets_a_head_just_read_does_not_cost_the_body(
+    serve: Serve, connect: Connect
+) -> None:
+    client = connect(await serve(answers(OK[:-1], b"k")))
+    with await client.send(b"GET", b"/", HOST, None) as exchange:
+        exchange._late(0.1)
+        assert await body_of(exchange) == b"ok"
+
+
 async def test_a_read_can_be_given_up_and_taken_up_again(serve: Serve, connect: Connect) -> None:
     proceed = asyncio.Event()
 
@@ -651,9 +662,11 @@ async def test_waiting_in_vain_for_a_free_connection_is_not_sent(serve: Serve, c
     await until(lambda: client.in_use == 1)
     with pytest.raises(NotSent, match=r"no free connection to .* within 0\.05 s"):
         await get(client)
+    assert not client._waiters
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
+    await until(lambda: client.in_use == 0)
 
 
 @pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"])
@@ -797,6 +810,33 @@ async def test_closing_fails_what_is_under_way_and_what_waits(serve: Serve, conn
     assert client.in_use == client.idle == 0
 
 
+async def test_the_connection_that_was_used_last_is_used_next(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve(answers(b"", OK)))
+    await asyncio.gather(*(get(client) for _ in range(3)))
+    last = [*client._idle][-1]
+    with await client.send(b"GET", b"/", HOST, None) as exchange:
+        assert exchange._connection is last
+
+
+async def test_a_finished_exchange_leaves_nothing_to_the_cycle_collector(
+    serve: Serve, connect: Connect
+) -> None:
+    client = connect(await serve(answers(OK)))
+
+    def alive() -> int:
+        return sum(isinstance(each, Exchange | _AnswerParser) for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for _ in range(3):
+            await get(client)
+        assert alive() == before
+    finally:
+        gc.enable()
+
+
 # Cancellation
 
 
@@ -897,6 +937,41 @@ async def test_an_answer_before_the_end_of_the_body_is_given_and_ends_the_sendin
         assert exchange.head.status == 413
         assert await body_of(exchange) == b"no"
     await asyncio.wait_for(stopped.wait(), 2)
+    await until(lambda: client.in_use == client.idle == 0)
+
+
+async def test_an_early_answer_to_a_body_of_bytes_keeps_the_connection_out_of_the_pool(
+    serve: Serve, connect: Connect
+) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await asyncio.Event().wait()
+
+    client = connect(await serve(script))
+    with await client.send(b"POST", b"/", HOST, bytes(16 << 20), head_deadline=2) as exchange:
+        assert await body_of(exchange) == b"ok"
+    await until(lambda: client.in_use == client.idle == 0)
+
+
+async def test_an_early_answer_survives_the_reset_that_follows_it(connect: Connect) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield bytes(16384)
+            await asyncio.sleep(0.02)
+            peer = listener.accept()[0]
+            peer.send(b"HTTP/1.1 413 Large\r\nContent-Length: 2\r\n\r\nno")
+            peer.close()  # with bytes unread: a reset, and our next write would fail
+            yield bytes(16384)
+            yield bytes(16384)
+
+        client = connect(listener.getsockname()[1])
+        with await client.send(b"POST", b"/", HOST, body(), chunked=True, head_deadline=2) as exchange:
+            assert exchange.head.status == 413
+            assert await body_of(exchange) == b"no"
     await until(lambda: client.in_use == client.idle == 0)
 
 
@@ -1064,24 +1139,62 @@ async def test_after_a_101_raw_bytes_go_both_ways_until_both_sides_end(
     await until(lambda: client.in_use == client.idle == 0)
 
 
-async def test_a_tunnel_whose_upstream_ends_first_can_still_be_written_to(
+async def test_a_tunnel_whose_upstream_ends_first_takes_all_that_is_still_written(
     serve: Serve, connect: Connect
 ) -> None:
-    got = b""
+    got = sent = 0
+    proceed = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal got
         await take_request(reader)
         writer.write(SWITCH)
         writer.write_eof()
-        got = await reader.read()
+        await proceed.wait()
+        while piece := await reader.read(1 << 20):
+            got += len(piece)
 
     client = connect(await serve(script))
     with await client.send(b"GET", b"/ws", UPGRADE, None, head_deadline=2) as exchange:
         assert await exchange.read() == b""
-        await exchange.write(bytes(50_000))
+        while not exchange._connection.transport.get_write_buffer_size():
+            await exchange.write(bytes(1 << 15))
+            sent += 1 << 15
         exchange.write_eof()
-    await until(lambda: len(got) == 50_000 and client.in_use == client.idle == 0)
+    proceed.set()
+    await until(lambda: got == sent and client.in_use == client.idle == 0)
+
+
+async def test_a_tunnel_that_is_left_after_the_upstream_ended_is_closed(
+    serve: Serve, connect: Connect
+) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await take_request(reader)
+        writer.write(SWITCH)
+        writer.write_eof()
+        await asyncio.Event().wait()
+
+    client = connect(await serve(script))
+    with await client.send(b"GET", b"/ws", UPGRADE, None, head_deadline=2) as exchange:
+        assert await exchange.read() == b""
+    await until(lambda: client.in_use == client.idle == 0)
+
+
+async def test_a_write_that_waits_fails_when_the_tunnel_is_reset(serve: Serve, connect: Connect) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await take_request(reader)
+        writer.write(SWITCH)
+        await asyncio.sleep(0.1)
+        reset(writer)
+
+    async def fill(exchange: Exchange) -> None:
+        while True:
+            await exchange.write(bytes(1 << 16))
+
+    client = connect(await serve(script))
+    exchange = await client.send(b"GET", b"/ws", UPGRADE, None, head_deadline=2)
+    with exchange, pytest.raises(Failed, match="lost"):
+        await asyncio.wait_for(fill(exchange), 2)
 
 
 async def test_a_tunnel_that_is_reset_fails_both_ways(serve: Serve, connect: Connect) -> None:

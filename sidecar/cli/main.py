@@ -1,0 +1,174 @@
+"""Commands and their options; what they do is done elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import click
+
+from sidecar import __version__, policyfiles, settings
+from sidecar.core.policy import PolicySet
+from sidecar.errors import ConfigurationError, ScopegateError
+from sidecar.serve import run as serve_until_stopped
+from sidecar.settings import Settings
+from sidecar.telemetry import set_up_logging
+
+FAILED = 1
+MISCONFIGURED = 2
+
+config_option = click.option(
+    "--config",
+    "config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="The configuration file (YAML).",
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one key, for example --set store.deadline_seconds=5. May be repeated.",
+)
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["json", "text"]),
+    default="json",
+    show_default=True,
+    help="JSON lines for machines, text for people. Logs go to standard error.",
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  scopegate demo --once                         see the gate at work, no set-up needed
+  scopegate check --config config/scopegate.yaml
+  scopegate run --config config/scopegate.yaml --log-format text
+  scopegate log verify --config config/scopegate.yaml""",
+)
+@click.version_option(__version__, prog_name="scopegate")
+def main() -> None:
+    """A sidecar that lets a recovery action through only if it consumes an execution scope."""
+
+
+@main.command(
+    epilog="""\b
+Example:
+  scopegate run --config config/scopegate.yaml --set upstream.url=http://127.0.0.1:9000"""
+)
+@config_option
+@set_option
+@log_format_option
+def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "text"]) -> None:
+    """Stand in front of the backend until SIGTERM."""
+    set_up_logging(log_format)
+    loaded, policies = _load(config, overrides)
+    if loaded.store.file is None:
+        _misconfigured(f"{config}: store.url: run needs a store that survives it; use sqlite:///file")
+    _warn_of_open_door(loaded)
+    try:
+        asyncio.run(serve_until_stopped(loaded, policies))
+    except ScopegateError as exc:
+        click.echo(f"scopegate: {exc}", err=True)
+        sys.exit(FAILED)
+
+
+@main.command(
+    epilog="""\b
+Example:
+  scopegate check --config config/scopegate.yaml"""
+)
+@config_option
+@set_option
+def check(config: Path, overrides: tuple[str, ...]) -> None:
+    """Read configuration and policies as `run` would, and name every mistake."""
+    loaded, policies = _load(config, overrides)
+    routes = ", ".join(route.path.text for route in loaded.gate.routes)
+    unlisted = "refused" if policies.unlisted is None else f"{policies.unlisted.risk.value} risk"
+    click.echo(f"configuration  {config}: ok")
+    click.echo(f"policies       {loaded.policies}: ok, revision {policies.revision}")
+    click.echo(f"               {len(policies.actions)} actions listed; any other is {unlisted}")
+    click.echo(f"gated          {routes}")
+    click.echo(f"upstream       {loaded.upstream.url}")
+    click.echo(f"store          {loaded.store.url}")
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  scopegate demo            serve until Ctrl-C, with commands to try
+  scopegate demo --once     walk through PIN-162's steps A1 to A5 and exit"""
+)
+@click.option("--once", is_flag=True, help="Walk through steps A1 to A5, then exit; 0 only if all hold.")
+def demo(once: bool) -> None:
+    """Start an example backend and the sidecar before it, on free ports; the store is temporary."""
+    from sidecar.cli.demo import demonstrate
+
+    set_up_logging("text", "WARNING")
+    sys.exit(0 if asyncio.run(demonstrate(once=once)) else FAILED)
+
+
+@main.group()
+def log() -> None:
+    """The decision log."""
+
+
+@log.command(
+    epilog="""\b
+Example:
+  scopegate log verify --config config/scopegate.yaml"""
+)
+@config_option
+@set_option
+def verify(config: Path, overrides: tuple[str, ...]) -> None:
+    """Recompute the hash chain of the log; works beside a running sidecar. Exit code 4: tampering found."""
+    from sidecar.cli.verify import verify_log
+
+    loaded = _settings(config, overrides)
+    if loaded.store.file is None:
+        _misconfigured(f"{config}: store.url: a store in memory has no log to verify")
+    sys.exit(verify_log(loaded.store.file))
+
+
+def _load(config: Path, overrides: tuple[str, ...]) -> tuple[Settings, PolicySet]:
+    loaded = _settings(config, overrides)
+    try:
+        return loaded, policyfiles.load(loaded.policies)
+    except ConfigurationError as exc:
+        _misconfigured(str(exc))
+
+
+def _settings(config: Path, overrides: tuple[str, ...]) -> Settings:
+    pairs = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise click.BadParameter(f"{override!r} is not KEY=VALUE", param_hint="--set")
+        pairs.append((key, value))
+    try:
+        loaded, warnings = settings.load(config, environment=os.environ, overrides=pairs)
+    except ConfigurationError as exc:
+        _misconfigured(str(exc))
+    for warning in warnings:
+        logging.getLogger("scopegate").warning(warning)
+    return loaded
+
+
+def _warn_of_open_door(loaded: Settings) -> None:
+    if loaded.scopes.serve_on == "data" and not loaded.data.listen.is_loopback():
+        logging.getLogger("scopegate").warning(
+            "whoever reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it"
+        )
+
+
+def _misconfigured(message: str) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(MISCONFIGURED)
