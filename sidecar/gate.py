@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -20,9 +19,9 @@ from sidecar.core.entries import outcome_of
 from sidecar.core.facts import Claims, Source
 from sidecar.core.money import to_micros
 from sidecar.core.policy import PolicySet
-from sidecar.core.scope import Scope, ScopeStatus
 from sidecar.errors import Refusal, StoreOverloaded, StoreUnavailable
 from sidecar.ids import new_decision_id
+from sidecar.outcomes import Explanation, Forwarded, Judged, Outcome, Remainder, Undelivered
 from sidecar.refusals import Asked, RefusalLog, Refused
 from sidecar.settlements import Settlements
 from sidecar.store.batch import Store
@@ -34,98 +33,6 @@ logger = logging.getLogger("scopegate.gate")
 
 RETRY_AFTER_SECONDS = 1
 MAX_CLOCK_LAG_SECONDS = 60.0
-
-Headers = Sequence[tuple[bytes, bytes]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A gated request that could be read: what it claims, and the bytes that will be forwarded."""
-
-    claims: Claims
-    tenant_id: str
-    request_id: str
-    principal: str
-    method: str
-    target: bytes
-    headers: Headers
-    body: bytes
-    body_sha256: str
-    cost_source: Source
-    log_fields: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forwarded:
-    """The upstream's answer. `body` is whole, or, for one beyond `max_answer_bytes`, the part that `rest`
-    goes on from; then the execution is settled when the rest has been read (`Gate.finish`)."""
-
-    admitted: Admitted
-    scope: Scope
-    scope_status: ScopeStatus
-    head: Head
-    body: bytes
-    rest: Remainder | None = None
-
-    @property
-    def decision_id(self) -> str:
-        return self.admitted.execution.decision_id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Undelivered:
-    """Admitted, but without an answer: why, and whether the attempt came back."""
-
-    admitted: Admitted
-    scope: Scope
-    scope_status: ScopeStatus
-    refusal: Refusal
-
-    @property
-    def decision_id(self) -> str:
-        return self.admitted.execution.decision_id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """The refusal that an execution would meet, None: it would be admitted. `hold` in micro-dollars."""
-
-    refusal: Refusal | None
-    scope: Scope | None
-    hold: int
-
-
-class Remainder:
-    """The rest of a long answer. The gate reads it to its end, whether the client stays or not."""
-
-    def __init__(self) -> None:
-        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=8)
-        self._abandoned = False
-        self.cut = False
-
-    async def read(self) -> bytes:
-        """The next piece, b"" at the end; then `cut` tells whether it was the true one."""
-        return await self._pieces.get() or b""
-
-    def abandon(self) -> None:
-        """The client is gone: what comes is read and dropped."""
-        self._abandoned = True
-        self._drop()
-
-    async def feed(self, piece: bytes | None) -> None:
-        """Hand on a piece, None for the true end; waits while the client is slow."""
-        if not self._abandoned:
-            await self._pieces.put(piece)
-
-    def break_off(self) -> None:
-        """The end came too early; what the client has not taken yet is worth nothing any more."""
-        self.cut = True
-        self._drop()
-        self._pieces.put_nowait(None)
-
-    def _drop(self) -> None:
-        while not self._pieces.empty():
-            self._pieces.get_nowait()
 
 
 class Gate:
@@ -169,7 +76,7 @@ class Gate:
             return Refusal("store_unavailable", cause, {"cause": "clock"}), 30
         return None
 
-    async def execute(self, judged: Judged) -> Forwarded | Undelivered | Refused:
+    async def execute(self, judged: Judged) -> Outcome:
         """Decide on a request and carry it through if it is admitted, even if the caller is cancelled."""
         unready = self.unready()
         if unready is None and len(self._in_flight) >= self._max_in_flight:
@@ -177,13 +84,16 @@ class Gate:
         if unready is not None:
             refusal, retry_after = unready
             return await self.refuse(refusal, self._asked(judged), retry_after=retry_after)
-        started = asyncio.get_running_loop().create_future()
+        started: asyncio.Future[Outcome | Denied] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._execute(judged, started), name="scopegate-execution")
         self._in_flight.add(task)
         task.add_done_callback(self._finished)
         self._metrics.in_flight.set(len(self._in_flight))
-        result: Forwarded | Undelivered | Refused = await asyncio.shield(started)
-        return result
+        outcome = await asyncio.shield(started)
+        if isinstance(outcome, Denied):
+            # Here, not in the task: a flood that waits for its summary takes nobody's place in flight.
+            return await self._denied(outcome, self._asked(judged))
+        return outcome
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._in_flight.discard(task)
@@ -195,7 +105,7 @@ class Gate:
         if unready is not None or self.policies is None:
             return Explanation(refusal=unready[0] if unready else None, scope=None, hold=0)
         scope = await self._store.engine.scope(claims.scope_id) if claims.scope_id else None
-        case = Case(claims, tenant_id, scope, self.policies, self._store.now())
+        case = Case.of(claims, tenant_id, scope, self.policies, self._store.now())
         mine = scope is not None and scope.tenant_id == tenant_id
         return Explanation(refusal=judge(case), scope=scope if mine else None, hold=case.hold)
 
@@ -215,13 +125,11 @@ class Gate:
             policy_revision=self.policies.revision if self.policies else None,
         )
 
-    async def _execute(
-        self, judged: Judged, answer: asyncio.Future[Forwarded | Undelivered | Refused]
-    ) -> None:
+    async def _execute(self, judged: Judged, answer: asyncio.Future[Outcome | Denied]) -> None:
         """The whole life of one request. `answer` is set once there is one; a long one goes on behind it."""
         try:
             admitted = await self._admit(judged)
-            if isinstance(admitted, Refused):
+            if not isinstance(admitted, Admitted):
                 _set(answer, admitted)
             else:
                 await self._forward(judged, admitted, answer)
@@ -235,7 +143,7 @@ class Gate:
             if not answer.done():
                 answer.set_exception(exc)
 
-    async def _admit(self, judged: Judged) -> Admitted | Refused:
+    async def _admit(self, judged: Judged) -> Admitted | Denied | Refused:
         policies = self.policies
         asked = self._asked(judged)
         assert policies is not None
@@ -260,7 +168,7 @@ class Gate:
             return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
         self._metrics.commit.observe(time.perf_counter() - begun)
         if isinstance(reply, Denied):
-            return await self._denied(reply, asked)
+            return reply
         assert isinstance(reply, Admitted)
         self._metrics.decisions.labels("selected", "none", policies.label(judged.claims.action or "")).inc()
         return reply
@@ -276,20 +184,14 @@ class Gate:
         return refused
 
     async def _forward(
-        self, judged: Judged, admitted: Admitted, answer: asyncio.Future[Forwarded | Undelivered | Refused]
+        self, judged: Judged, admitted: Admitted, answer: asyncio.Future[Outcome | Denied]
     ) -> None:
         """Send, read and settle. Ends in exactly one settlement, whatever happens (G8)."""
         seconds = admitted.timeout_seconds or self._response_timeout
         begun = time.perf_counter()
         ending: tuple[Literal["not_sent", "unknown"], Refusal]
         try:
-            exchange = await self._upstream.send(
-                judged.method,
-                judged.target,
-                (*judged.headers, *_admission_headers(admitted)),
-                judged.body,
-                head_deadline=seconds,
-            )
+            exchange = await self._send(judged, admitted, seconds)
             with exchange:
                 async with asyncio.timeout(max(0.0, seconds - (time.perf_counter() - begun))):
                     body, complete = await _read_up_to(exchange, self._max_answer)
@@ -335,13 +237,23 @@ class Gate:
         )
         _set(answer, Undelivered(admitted=admitted, **self._shown(settled or admitted), refusal=refusal))
 
+    async def _send(self, judged: Judged, admitted: Admitted, seconds: float) -> Exchange:
+        headers = (*judged.headers, *_admission_headers(admitted))
+        try:
+            return await self._upstream.send(
+                judged.method, judged.target, headers, judged.body, head_deadline=seconds
+            )
+        except ValueError as exc:
+            # The client refuses to write such a request at all.
+            raise NotSent(f"the request cannot be forwarded as it came: {exc}") from exc
+
     async def _stream(
         self,
         judged: Judged,
         admitted: Admitted,
         exchange: Exchange,
         body: bytes,
-        answer: asyncio.Future[Forwarded | Undelivered | Refused],
+        answer: asyncio.Future[Outcome | Denied],
     ) -> None:
         """A long answer: its head goes to the client now, its settlement waits for its end."""
         rest = Remainder()
@@ -420,14 +332,12 @@ class Gate:
         )
 
 
-def _set(
-    answer: asyncio.Future[Forwarded | Undelivered | Refused], value: Forwarded | Undelivered | Refused
-) -> None:
+def _set(answer: asyncio.Future[Outcome | Denied], value: Outcome | Denied) -> None:
     if not answer.done():
         answer.set_result(value)
 
 
-def _admission_headers(admitted: Admitted) -> Headers:
+def _admission_headers(admitted: Admitted) -> Sequence[tuple[bytes, bytes]]:
     return (
         (b"Scopegate-Decision-Id", admitted.execution.decision_id.encode("ascii")),
         (b"Scopegate-Scope-Id", admitted.scope.scope_id.encode("utf-8")),

@@ -65,7 +65,7 @@ def names(command: Command) -> tuple[str | None, str | None]:
             return command.scope_id, None
         case Settle() | Reconcile():
             return None, command.admission_id
-        case Issue() | Refuse():
+        case _:
             return None, None
 
 
@@ -82,13 +82,13 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _issue(command, now)
         case Revoke():
             return _revoke(command, state, now)
-        case Reconcile():
+        case _:
             return _reconcile(command, state, now)
 
 
 def _admit(command: Admit, state: State, now: int) -> Applied:
     claims = command.claims
-    case = Case(claims, command.tenant_id, state.scopes.get(claims.scope_id or ""), command.policies, now)
+    case = Case.of(claims, command.tenant_id, state.scopes.get(claims.scope_id or ""), command.policies, now)
     refusal = judge(case)
     if refusal is not None:
         if not command.record_denial:

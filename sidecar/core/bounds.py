@@ -19,23 +19,23 @@ from sidecar.errors import Refusal
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Everything that a bound may look at."""
+    """Everything that a bound may look at. `entry` is the action's in the catalogue, None: not listed."""
 
     claims: Claims
     tenant_id: str
     scope: Scope | None
-    policies: PolicySet
+    entry: ActionPolicy | None
     now: int
+
+    @classmethod
+    def of(cls, claims: Claims, tenant_id: str, scope: Scope | None, policies: PolicySet, now: int) -> Case:
+        return cls(claims, tenant_id, scope, policies.action(claims.action or ""), now)
 
     @property
     def granted(self) -> Scope:
         """The scope, for the bounds behind `scope_exists`."""
         assert self.scope is not None
         return self.scope
-
-    @property
-    def entry(self) -> ActionPolicy | None:
-        return self.policies.action(self.claims.action or "")
 
     @property
     def hold(self) -> int:

@@ -39,7 +39,7 @@ class _Waiting:
     command: Command
     reply: asyncio.Future[Reply]
     late: LateReply | None
-    started: bool = False
+    deadline: float
 
 
 class Store:
@@ -58,6 +58,8 @@ class Store:
         self._deadline = deadline_seconds
         self._observer = observer
         self._queue: deque[_Waiting] = deque()
+        self._outstanding: deque[_Waiting] = deque()
+        self._sweep: asyncio.TimerHandle | None = None
         self._wakeup: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._head: Head | None = None
@@ -75,6 +77,8 @@ class Store:
         if self._writer is not None:
             self._wake()
             await self._writer
+        if self._sweep is not None:
+            self._sweep.cancel()
         await self.engine.close()
 
     @property
@@ -111,23 +115,26 @@ class Store:
         if isinstance(command, Admit | Issue | Refuse) and len(self._queue) >= MAX_QUEUE:
             raise StoreOverloaded(f"{MAX_QUEUE} commands are waiting for the store")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(command, loop.create_future(), late)
+        waiting = _Waiting(command, loop.create_future(), late, loop.time() + self._deadline)
         self._queue.append(waiting)
+        self._outstanding.append(waiting)
+        if self._sweep is None:
+            self._sweep = loop.call_at(waiting.deadline, self._expire)
         self._wake()
-        timer = loop.call_later(self._deadline, self._expire, waiting)
-        try:
-            return await waiting.reply
-        finally:
-            timer.cancel()
+        return await waiting.reply
 
-    def _expire(self, waiting: _Waiting) -> None:
-        if not waiting.reply.done():
-            waiting.reply.set_exception(
-                StoreUnavailable(
-                    f"the store did not commit within {self._deadline:g} s"
-                    + (f" (last error: {self.last_error})" if self.last_error else "")
+    def _expire(self) -> None:
+        """Give up on what is past its deadline. All deadlines are equally long, so the oldest is first."""
+        loop = asyncio.get_running_loop()
+        outstanding = self._outstanding
+        while outstanding and (outstanding[0].reply.done() or outstanding[0].deadline <= loop.time()):
+            waiting = outstanding.popleft()
+            if not waiting.reply.done():
+                last = f" (last error: {self.last_error})" if self.last_error else ""
+                waiting.reply.set_exception(
+                    StoreUnavailable(f"the store did not commit within {self._deadline:g} s{last}")
                 )
-            )
+        self._sweep = loop.call_at(outstanding[0].deadline, self._expire) if outstanding else None
 
     def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():
@@ -139,7 +146,6 @@ class Store:
         while self._queue and len(batch) < MAX_BATCH:
             waiting = self._queue.popleft()
             if not waiting.reply.done():
-                waiting.started = True
                 batch.append(waiting)
         return batch
 

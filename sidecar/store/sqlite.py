@@ -238,9 +238,9 @@ class SqliteEngine:
         if status not in (None, "answered"):
             wanted += " AND status <> 'answered'"  # spelled out, so that the partial index serves
         found = await self._rows(
-            f"SELECT {rows.EXECUTION_COLUMNS}, seq FROM executions WHERE seq < ?{wanted} "
-            "ORDER BY seq DESC LIMIT ?",
-            (_cursor(before), *(() if status is None else (status,)), limit + 1),
+            f"SELECT {rows.EXECUTION_COLUMNS}, decision_id FROM executions WHERE decision_id < ?{wanted} "
+            "ORDER BY decision_id DESC LIMIT ?",
+            (before or "~", *(() if status is None else (status,)), limit + 1),
         )
         return _page(found, limit, rows.execution_from_row)
 

@@ -17,8 +17,9 @@ from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.money import to_dollars
 from sidecar.core.record import iso_time
 from sidecar.errors import Refusal, StoreUnavailable
-from sidecar.gate import Explanation, Gate
+from sidecar.gate import Gate
 from sidecar.ids import new_decision_id
+from sidecar.outcomes import Explanation
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
 from sidecar.web.body import read_json

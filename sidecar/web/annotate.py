@@ -11,7 +11,7 @@ import orjson
 
 from sidecar.core.money import to_dollars
 from sidecar.core.record import iso_time
-from sidecar.gate import Forwarded
+from sidecar.outcomes import Forwarded
 from sidecar.strictjson import NotJson, parse
 from sidecar.web.headers import Headers, value_of
 

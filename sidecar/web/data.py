@@ -19,8 +19,9 @@ from aiohttp import web
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.target import Gated, Refused, RoutePattern, classify
 from sidecar.errors import Refusal, StoreUnavailable
-from sidecar.gate import Forwarded, Gate, Judged, Undelivered
+from sidecar.gate import Gate
 from sidecar.ids import new_decision_id
+from sidecar.outcomes import Forwarded, Judged, Undelivered
 from sidecar.refusals import Asked
 from sidecar.refusals import Refused as RefusedAnswer
 from sidecar.telemetry import Metrics, trace_ids

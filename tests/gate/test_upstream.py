@@ -131,7 +131,7 @@ async def get(client: Upstream, *, deadline: float | None = 2.0) -> bytes:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(2):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.001)
 
 

@@ -28,8 +28,7 @@ CREATE TABLE scopes (
 CREATE INDEX scopes_by_incident ON scopes (tenant_id, incident_id, seq);
 
 CREATE TABLE executions (
-    seq            INTEGER PRIMARY KEY,    -- order of admission
-    decision_id    TEXT NOT NULL UNIQUE,   -- of the admission
+    decision_id    TEXT PRIMARY KEY,       -- of the admission; a UUIDv7, so it sorts by time
     scope_id       TEXT NOT NULL REFERENCES scopes (scope_id),
     tenant_id      TEXT NOT NULL,
     incident_id    TEXT NOT NULL,
@@ -45,10 +44,10 @@ CREATE TABLE executions (
     ended_at       INTEGER,
     http_status    INTEGER,
     cause          TEXT
-) STRICT;
+) STRICT, WITHOUT ROWID;
 
 -- Nearly every execution ends answered; what somebody may have to look after stays few.
-CREATE INDEX executions_not_answered ON executions (status, seq) WHERE status <> 'answered';
+CREATE INDEX executions_not_answered ON executions (status, decision_id) WHERE status <> 'answered';
 
 -- The decision log. `envelope` holds the exact bytes that `hash` covers together with the hash of the
 -- record before; the other columns repeat what the bytes say, so that it can be found.

@@ -1,0 +1,110 @@
+"""What goes into the gate and what comes out of it. Values only, but for the rest of a long answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sidecar.core.command import Admitted
+from sidecar.core.facts import Claims, Source
+from sidecar.core.scope import Scope, ScopeStatus
+from sidecar.errors import Refusal
+from sidecar.refusals import Refused
+from sidecar.upstream import Head
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A gated request that could be read: what it claims, and the bytes that will be forwarded."""
+
+    claims: Claims
+    tenant_id: str
+    request_id: str
+    principal: str
+    method: str
+    target: bytes
+    headers: Headers
+    body: bytes
+    body_sha256: str
+    cost_source: Source
+    log_fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarded:
+    """The upstream's answer. `body` is whole, or, for one beyond `max_answer_bytes`, the part that `rest`
+    goes on from; then the execution is settled when the rest has been read (`Gate.finish`)."""
+
+    admitted: Admitted
+    scope: Scope
+    scope_status: ScopeStatus
+    head: Head
+    body: bytes
+    rest: Remainder | None = None
+
+    @property
+    def decision_id(self) -> str:
+        return self.admitted.execution.decision_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undelivered:
+    """Admitted, but without an answer: why, and whether the attempt came back."""
+
+    admitted: Admitted
+    scope: Scope
+    scope_status: ScopeStatus
+    refusal: Refusal
+
+    @property
+    def decision_id(self) -> str:
+        return self.admitted.execution.decision_id
+
+
+Outcome = Forwarded | Undelivered | Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """The refusal that an execution would meet, None: it would be admitted. `hold` in micro-dollars."""
+
+    refusal: Refusal | None
+    scope: Scope | None
+    hold: int
+
+
+class Remainder:
+    """The rest of a long answer. The gate reads it to its end, whether the client stays or not."""
+
+    def __init__(self) -> None:
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=8)
+        self._abandoned = False
+        self.cut = False
+
+    async def read(self) -> bytes:
+        """The next piece, b"" at the end; then `cut` tells whether it was the true one."""
+        return await self._pieces.get() or b""
+
+    def abandon(self) -> None:
+        """The client is gone: what comes is read and dropped."""
+        self._abandoned = True
+        self._drop()
+
+    async def feed(self, piece: bytes | None) -> None:
+        """Hand on a piece, None for the true end; waits while the client is slow."""
+        if not self._abandoned:
+            await self._pieces.put(piece)
+
+    def break_off(self) -> None:
+        """The end came too early; what the client has not taken yet is worth nothing any more."""
+        self.cut = True
+        self._drop()
+        self._pieces.put_nowait(None)
+
+    def _drop(self) -> None:
+        while not self._pieces.empty():
+            self._pieces.get_nowait()

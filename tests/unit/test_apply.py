@@ -1,0 +1,575 @@
+"""The core, from its specification: bounds as cases, settlement and reconciliation as sentences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.core.apply import Applied, State, apply, names
+from sidecar.core.bounds import BOUNDS, Case, judge
+from sidecar.core.chain import GENESIS, link
+from sidecar.core.command import (
+    Admit,
+    Admitted,
+    Command,
+    Denied,
+    Issue,
+    Issued,
+    NotInFlight,
+    Reconcile,
+    Recorded,
+    Refuse,
+    Revoke,
+    Revoked,
+    Settle,
+    Settled,
+)
+from sidecar.core.facts import Claims
+from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
+from sidecar.core.record import Entry, iso_time
+from sidecar.core.scope import Execution, Scope
+from sidecar.errors import ERRORS, Refusal
+
+SECOND = 1_000_000
+ISSUED_AT = 1_767_225_600 * SECOND  # 2026-01-01T00:00:00Z
+CASES = yaml.safe_load((Path(__file__).parent.parent / "cases" / "bounds.yaml").read_text("utf-8"))
+
+POLICIES = PolicySet(
+    revision="rev-1",
+    actions={
+        "retry_agent": ActionPolicy(risk=RiskClass.LOW, hold=100_000, timeout_seconds=7),
+        "restart_agent": ActionPolicy(risk=RiskClass.MEDIUM, hold=300_000),
+        "failover_db": ActionPolicy(risk=RiskClass.CRITICAL, hold=600_000),
+        "clear_cache": ActionPolicy(risk=RiskClass.LOW),
+    },
+)
+SCOPE = Scope(
+    scope_id="scope_1",
+    tenant_id="default",
+    incident_id="inc_1",
+    allowed_actions=("retry_agent", "restart_agent"),
+    max_cost=500_000,
+    max_attempts=2,
+    created_at=ISSUED_AT,
+    expires_at=ISSUED_AT + 300 * SECOND,
+    intent="bring the agent back",
+    target_agents=(),
+    created_by="oncall",
+)
+CLAIMS = Claims(scope_id="scope_1", incident_id="inc_1", action="retry_agent", parameters={"agent": "a"})
+
+
+def admit(claims: Claims = CLAIMS, **changes: Any) -> Admit:
+    return Admit(
+        **{"decision_id": "d-1", "claims": claims, "policies": POLICIES, "request_id": "r-1", **changes}
+    )
+
+
+def state_of(scope: Scope = SCOPE, *executions: Execution) -> State:
+    return State(
+        scopes={scope.scope_id: scope},
+        executions={execution.decision_id: execution for execution in executions},
+    )
+
+
+def in_flight(scope: Scope = SCOPE, hold: int = 100_000) -> tuple[Scope, Execution]:
+    """A scope with one execution under way, as admission leaves them."""
+    execution = Execution(
+        decision_id="d-1",
+        scope_id=scope.scope_id,
+        tenant_id="default",
+        incident_id="inc_1",
+        action="retry_agent",
+        request_id="r-1",
+        attempt_number=scope.attempts_used + 1,
+        hold=hold,
+        admitted_at=ISSUED_AT,
+    )
+    return replace(scope, attempts_used=scope.attempts_used + 1, held=scope.held + hold), execution
+
+
+def settle(outcome: Any, scope: Scope, execution: Execution, **changes: Any) -> Applied:
+    command = Settle(decision_id="d-2", admission_id="d-1", outcome=outcome, **changes)
+    return apply(command, state_of(scope, execution), ISSUED_AT + SECOND)
+
+
+def entry_of(applied: Applied) -> Entry:
+    assert applied.entry is not None
+    return applied.entry
+
+
+def scope_of(applied: Applied) -> Scope:
+    assert applied.scope is not None
+    return applied.scope
+
+
+def execution_of(applied: Applied) -> Execution:
+    assert applied.execution is not None
+    return applied.execution
+
+
+# Admission -----------------------------------------------------------------------------------------
+
+
+def case_values(case: dict[str, Any]) -> tuple[Scope, Claims, int]:
+    changes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in case.get("scope", {}).items()
+        if key != "revoked_after"
+    }
+    if "revoked_after" in case.get("scope", {}):
+        changes["revoked_at"] = ISSUED_AT + case["scope"]["revoked_after"] * SECOND
+    claimed: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in case.get("claims", {}).items()
+    }
+    now = ISSUED_AT + round(case.get("seconds", 1) * SECOND)
+    return replace(SCOPE, **changes), replace(CLAIMS, **claimed), now
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_a_bound(case: dict[str, Any]) -> None:
+    scope, claims, now = case_values(case)
+    tenant = case.get("tenant_id", "default")
+    applied = apply(admit(claims, tenant_id=tenant), state_of(scope), now)
+    record = entry_of(applied).record
+    if "error" in case:
+        assert isinstance(applied.reply, Denied)
+        assert applied.reply.refusal.code == case["error"]
+        assert applied.reply.decision_id == "d-1"
+        if "members" in case:
+            assert applied.reply.refusal.members == case["members"]
+            assert {key: record.details[key] for key in case["members"]} == case["members"]
+        assert entry_of(applied).event == "refused"
+        assert applied.scope is None
+        assert applied.execution is None
+        assert record.decision_reason == case["error"]
+    else:
+        assert isinstance(applied.reply, Admitted)
+        assert scope_of(applied).attempts_used == scope.attempts_used + 1
+        assert entry_of(applied).event == "admitted"
+    for key, wanted in case.get("record", {}).items():
+        value = getattr(record, f"decision_{key}")
+        assert getattr(value, "value", value) == wanted
+    assert record.decision_type.value == "policy"
+    assert record.decision_source.value == "system"
+    assert record.decision_trigger.value == "explicit"
+    assert record.causal_role.value == "in_run"
+    assert record.decision_inputs["policy_id"] == "scoped_execution"
+    assert record.details["policy_revision"] == "rev-1"
+    assert record.details["rules"] == []
+
+
+def test_every_bound_has_a_case_that_fails_on_it() -> None:
+    failing = set()
+    for case in CASES:
+        scope, claims, now = case_values(case)
+        judged = Case.of(
+            claims,
+            case.get("tenant_id", "default"),
+            scope if claims.scope_id == scope.scope_id else None,
+            POLICIES,
+            now,
+        )
+        failing |= {next((bound for bound in BOUNDS if bound(judged)), None)}
+    assert failing == {*BOUNDS, None}
+
+
+def test_an_admission_consumes_one_attempt_and_holds_what_the_catalogue_says() -> None:
+    applied = apply(admit(body_sha256="ab"), state_of(), ISSUED_AT)
+    assert scope_of(applied) == replace(SCOPE, attempts_used=1, held=100_000)
+    assert execution_of(applied) == in_flight()[1]
+    assert isinstance(applied.reply, Admitted)
+    assert applied.reply.timeout_seconds == 7
+    record = entry_of(applied).record
+    assert record.decision_inputs == {
+        "policy_id": "scoped_execution",
+        "principal": "anonymous",
+        "parameters": {"agent": "a"},
+        "body_sha256": "ab",
+    }
+    assert record.details == {
+        "attempt_number": 1,
+        "attempts_remaining": 1,
+        "hold_usd": 0.1,
+        "risk": "low",
+        "granted_to": "oncall",
+        "policy_revision": "rev-1",
+        "rules": [],
+    }
+    assert (entry_of(applied).scope_id, entry_of(applied).incident_id, entry_of(applied).action) == (
+        "scope_1",
+        "inc_1",
+        "retry_agent",
+    )
+
+
+def test_an_action_that_is_not_listed_takes_the_entry_for_all_others() -> None:
+    policies = replace(POLICIES, unlisted=ActionPolicy(risk=RiskClass.HIGH))
+    scope = replace(SCOPE, allowed_actions=("odd",))
+    applied = apply(admit(replace(CLAIMS, action="odd"), policies=policies), state_of(scope), ISSUED_AT)
+    assert isinstance(applied.reply, Admitted)
+    assert entry_of(applied).record.details["risk"] == "high"
+    assert policies.label("odd") == "other"
+    assert policies.label("retry_agent") == "retry_agent"
+
+
+def test_a_denial_in_a_flood_leaves_its_record_to_the_summary() -> None:
+    applied = apply(admit(replace(CLAIMS, incident_id="inc_2"), record_denial=False), state_of(), ISSUED_AT)
+    assert isinstance(applied.reply, Denied)
+    assert applied.reply.decision_id is None
+    assert applied.entry is None
+
+
+def test_three_tenths_fill_a_ceiling_of_three_tenths_exactly() -> None:
+    scope = replace(SCOPE, max_cost=300_000, max_attempts=10)
+    for _ in range(3):
+        scope = scope_of(apply(admit(), state_of(scope), ISSUED_AT))
+    assert scope.held == scope.max_cost
+    assert scope.status(ISSUED_AT) == "exhausted"
+    fourth = apply(admit(), state_of(scope), ISSUED_AT)
+    assert isinstance(fourth.reply, Denied)
+    assert fourth.reply.refusal.members["bound"] == "max_cost_usd"
+
+
+def test_explaining_asks_the_same_bounds_as_admitting() -> None:
+    for case in CASES:
+        scope, claims, now = case_values(case)
+        tenant = case.get("tenant_id", "default")
+        known = scope if claims.scope_id == scope.scope_id else None
+        refusal = judge(Case.of(claims, tenant, known, POLICIES, now))
+        assert (refusal.code if refusal else None) == case.get("error")
+
+
+# Issuing, refusing, revoking -------------------------------------------------------------------------
+
+
+def issue(**changes: Any) -> Issue:
+    return Issue(
+        **{
+            "decision_id": "d-1",
+            "scope": SCOPE,
+            "ttl": 60,
+            "policies": POLICIES,
+            "request_id": "r-1",
+            **changes,
+        }
+    )
+
+
+def test_an_issued_scope_lives_from_the_moment_it_is_committed() -> None:
+    now = ISSUED_AT + 5 * SECOND
+    applied = apply(issue(), state_of(), now)
+    assert isinstance(applied.reply, Issued)
+    assert (scope_of(applied).created_at, scope_of(applied).expires_at) == (now, now + 60 * SECOND)
+    record = entry_of(applied).record
+    assert entry_of(applied).event == "issued"
+    assert record.decision_outcome.value == "selected"
+    assert record.decision_inputs == {"policy_id": "scope_grant", "principal": "anonymous"}
+    assert record.details["intent"] == "bring the agent back"
+    assert record.details["created_by"] == "oncall"
+    assert record.details["created_by_verified"] is False
+    assert record.details["max_cost_usd"] == 0.5
+
+
+def test_a_scope_for_an_action_that_no_policy_lists_is_refused_and_recorded() -> None:
+    scope = replace(SCOPE, allowed_actions=("retry_agent", "unlisted"), target_agents=("a",))
+    applied = apply(issue(scope=scope), state_of(), ISSUED_AT)
+    assert isinstance(applied.reply, Denied)
+    assert applied.reply.refusal.code == "policy_denied"
+    assert applied.scope is None
+    entry = entry_of(applied)
+    assert (entry.event, entry.scope_id, entry.incident_id) == ("refused", None, "inc_1")
+    assert entry.record.decision_outcome.value == "policy_blocked"
+    assert entry.record.decision_inputs["target_agents"] == ["a"]
+    assert entry.record.details["allowed_actions"] == ["retry_agent", "unlisted"]
+
+
+def test_a_refusal_that_needs_no_scope_is_recorded_as_it_is() -> None:
+    refusal = Refusal("ambiguous_path", "Two readings.", {"path": "/x"})
+    applied = apply(
+        Refuse(decision_id="d-1", refusal=refusal, tenant_id="acme", request_id="r-1"), state_of(), ISSUED_AT
+    )
+    assert applied.reply == Recorded("d-1")
+    record = entry_of(applied).record
+    assert record.decision_reason == "ambiguous_path"
+    assert record.details == {"path": "/x", "message": "Two readings.", "rules": []}
+    assert record.tenant_id == "acme"
+
+
+def test_a_flood_is_recorded_with_its_count() -> None:
+    refusal = Refusal("overloaded", "Too many.")
+    applied = apply(
+        Refuse(decision_id="d-1", refusal=refusal, count=7, summary={"subjects": ["s"]}),
+        state_of(),
+        ISSUED_AT,
+    )
+    record = entry_of(applied).record
+    assert record.decision_outcome.value == "policy_unavailable"
+    assert record.details["count"] == 7
+    assert record.details["subjects"] == ["s"]
+    bare = apply(Refuse(decision_id="d-1", refusal=refusal, count=2), state_of(), ISSUED_AT)
+    assert entry_of(bare).record.details["count"] == 2
+
+
+def test_revoking_is_repeatable_and_keeps_the_first_time() -> None:
+    revoke = Revoke(decision_id="d-1", scope_id="scope_1")
+    first = apply(revoke, state_of(), ISSUED_AT + SECOND)
+    again = apply(revoke, state_of(scope_of(first)), ISSUED_AT + 2 * SECOND)
+    assert isinstance(first.reply, Revoked)
+    assert isinstance(again.reply, Revoked)
+    assert scope_of(again).revoked_at == ISSUED_AT + SECOND
+    assert entry_of(again).event == "revoked"
+    assert entry_of(again).incident_id == "inc_1"
+
+
+@pytest.mark.parametrize(("scope_id", "tenant"), [("scope_x", "default"), ("scope_1", "acme")])
+def test_revoking_what_is_not_there_or_not_ones_own_is_refused(scope_id: str, tenant: str) -> None:
+    applied = apply(Revoke(decision_id="d-1", scope_id=scope_id, tenant_id=tenant), state_of(), ISSUED_AT)
+    assert isinstance(applied.reply, Denied)
+    assert applied.reply.refusal.code == "scope_not_found"
+    assert entry_of(applied).event == "refused"
+
+
+def test_a_release_does_not_revive_a_revoked_scope() -> None:
+    scope, execution = in_flight(replace(SCOPE, max_attempts=1))
+    revoked = scope_of(
+        apply(Revoke(decision_id="d", scope_id="scope_1"), state_of(scope, execution), ISSUED_AT)
+    )
+    assert revoked.status(ISSUED_AT) == "exhausted"
+    released = scope_of(settle("not_sent", revoked, execution))
+    assert released.status(ISSUED_AT) == "revoked"
+    denied = apply(admit(), state_of(released), ISSUED_AT).reply
+    assert isinstance(denied, Denied)
+    assert denied.refusal.code == "scope_revoked"
+
+
+def test_a_scope_that_had_expired_goes_on_showing_so_after_its_revocation() -> None:
+    late = ISSUED_AT + 400 * SECOND
+    revoked = scope_of(apply(Revoke(decision_id="d", scope_id="scope_1"), state_of(), late))
+    assert revoked.status(late) == "expired"
+
+
+# Settling and reconciling ----------------------------------------------------------------------------
+
+
+def test_an_answer_without_a_cost_settles_the_hold() -> None:
+    scope, execution = in_flight()
+    applied = settle("answered", scope, execution, http_status=200)
+    assert (scope_of(applied).held, scope_of(applied).settled, scope_of(applied).attempts_used) == (
+        0,
+        100_000,
+        1,
+    )
+    assert execution_of(applied).status == "answered"
+    entry = entry_of(applied)
+    assert (entry.event, entry.admission_id) == ("settled", "d-1")
+    assert entry.record.decision_type.value == "recovery"
+    assert entry.record.decision_outcome.value == "selected"
+    assert entry.record.decision_reason is None
+    assert entry.record.details == {
+        "admission_id": "d-1",
+        "outcome": "answered",
+        "attempt_number": 1,
+        "hold_usd": 0.1,
+        "cost_usd": 0.1,
+        "cost_reported": False,
+        "cost_overrun": False,
+        "http_status": 200,
+        "cause": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("hold", "cost", "overrun"), [(100_000, 100_000, False), (100_000, 100_001, True), (0, 100_001, False)]
+)
+def test_a_cost_above_a_hold_that_is_not_zero_is_an_overrun(hold: int, cost: int, overrun: bool) -> None:
+    scope, execution = in_flight(hold=hold)
+    applied = settle("answered", scope, execution, cost=cost)
+    assert isinstance(applied.reply, Settled)
+    assert applied.reply.overrun is overrun
+    assert scope_of(applied).settled == cost
+    assert scope_of(applied).overrun is overrun
+    assert (scope_of(applied).status(ISSUED_AT) == "exhausted") is overrun
+    assert entry_of(applied).record.details["cost_overrun"] is overrun
+
+
+def test_an_overrun_is_not_forgotten_by_the_next_settlement() -> None:
+    scope, execution = in_flight(replace(SCOPE, overrun=True))
+    assert scope_of(settle("answered", scope, execution, cost=1)).overrun is True
+
+
+def test_what_was_not_sent_gives_attempt_and_hold_back() -> None:
+    scope, execution = in_flight()
+    applied = settle("not_sent", scope, execution, cause="connection refused")
+    assert scope_of(applied) == SCOPE
+    assert execution_of(applied).cost == 0
+    record = entry_of(applied).record
+    assert (record.decision_outcome.value, record.decision_reason) == ("none", "not_sent")
+    assert record.details["cause"] == "connection refused"
+
+
+def test_what_ended_unknown_keeps_attempt_and_hold() -> None:
+    scope, execution = in_flight()
+    applied = settle("unknown", scope, execution)
+    assert scope_of(applied) == scope
+    assert (execution_of(applied).status, execution_of(applied).cost) == ("unknown", None)
+    assert entry_of(applied).record.decision_outcome.value == "none"
+
+
+def test_a_second_settlement_changes_nothing() -> None:
+    scope, execution = in_flight()
+    ended = execution_of(settle("unknown", scope, execution))
+    applied = settle("answered", scope, ended)
+    assert applied == Applied(reply=NotInFlight(ended))
+    nobody = apply(Settle(decision_id="d-2", admission_id="d-9", outcome="answered"), state_of(), ISSUED_AT)
+    assert nobody == Applied(reply=NotInFlight(None))
+
+
+def reconcile(outcome: str, scope: Scope, execution: Execution, **changes: Any) -> Applied:
+    command = Reconcile(**{"decision_id": "d-3", "admission_id": "d-1", "outcome": outcome, **changes})
+    return apply(command, state_of(scope, execution), ISSUED_AT + 2 * SECOND)
+
+
+@pytest.mark.parametrize(("cost", "settled"), [(None, 100_000), (0, 0), (42, 42)])
+def test_reconciled_as_executed_costs_what_is_said_or_the_hold(cost: int | None, settled: int) -> None:
+    scope, execution = in_flight()
+    unknown = execution_of(settle("unknown", scope, execution))
+    applied = reconcile("executed", scope, unknown, cost=cost, reason="seen in its log")
+    assert (scope_of(applied).settled, scope_of(applied).held, scope_of(applied).attempts_used) == (
+        settled,
+        0,
+        1,
+    )
+    entry = entry_of(applied)
+    assert entry.event == "reconciled"
+    assert entry.record.decision_outcome.value == "selected"
+    assert entry.record.details["reconciled_because"] == "seen in its log"
+
+
+def test_reconciled_as_not_executed_gives_attempt_and_hold_back() -> None:
+    scope, execution = in_flight()
+    unknown = execution_of(settle("unknown", scope, execution))
+    applied = reconcile("not_executed", scope, unknown)
+    assert scope_of(applied) == SCOPE
+    assert entry_of(applied).record.decision_outcome.value == "none"
+
+
+def test_only_an_unknown_execution_can_be_reconciled() -> None:
+    scope, execution = in_flight()
+    flying = reconcile("executed", scope, execution).reply
+    assert isinstance(flying, Denied)
+    assert flying.refusal.code == "not_reconcilable"
+    nobody = reconcile("executed", scope, execution, admission_id="d-9").reply
+    assert isinstance(nobody, Denied)
+    assert nobody.refusal.code == "decision_not_found"
+
+
+# The rest ------------------------------------------------------------------------------------------
+
+
+def test_a_command_names_the_rows_that_it_needs() -> None:
+    assert names(admit()) == ("scope_1", None)
+    assert names(Revoke(decision_id="d", scope_id="s")) == ("s", None)
+    assert names(Settle(decision_id="d", admission_id="a", outcome="answered")) == (None, "a")
+    assert names(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == (None, "a")
+    assert names(issue()) == (None, None)
+    assert names(Refuse(decision_id="d", refusal=Refusal("draining", ""))) == (None, None)
+
+
+def test_a_link_covers_the_one_before_and_the_bytes() -> None:
+    assert link(GENESIS, b"a") != link(GENESIS, b"b")
+    assert link(link(GENESIS, b"a"), b"b") != link(GENESIS, b"b")
+    assert link(GENESIS, b"").hex() == "66687aadf862bd776c8fc18b8e9f8e20089714856ee233b3902a591d0d5f2925"
+
+
+def test_an_envelope_shows_the_fourteen_fields_and_who_wrote_them() -> None:
+    envelope = entry_of(apply(admit(), state_of(), ISSUED_AT)).envelope("w-1", 4)
+    assert (envelope["writer"], envelope["seq"], envelope["origin"]) == ("w-1", 4, "gate")
+    assert len(envelope["record"]) == 14
+    assert envelope["record"]["decided_at"] == "2026-01-01T00:00:00.000000+00:00"
+
+
+def test_a_scope_shows_what_is_left_of_it() -> None:
+    scope, execution = in_flight()
+    shown = scope.to_dict(ISSUED_AT)
+    assert shown["attempts_remaining"] == 1
+    assert shown["cost_used_usd"] == 0.1
+    assert shown["status"] == "active"
+    assert shown["expires_at"] == iso_time(SCOPE.expires_at)
+    assert replace(scope, attempts_used=9).attempts_remaining == 0
+    assert scope.status(SCOPE.expires_at) == "expired"
+    told = execution.to_dict()
+    assert (told["status"], told["hold_usd"], told["cost_usd"], told["ended_at"]) == (
+        "in_flight",
+        0.1,
+        None,
+        None,
+    )
+    ended = execution_of(settle("answered", scope, execution)).to_dict()
+    assert (ended["cost_usd"], ended["ended_at"]) == (0.1, iso_time(ISSUED_AT + SECOND))
+
+
+def test_every_refusal_of_the_core_stands_in_the_table_of_errors() -> None:
+    assert {case["error"] for case in CASES if "error" in case} <= set(ERRORS)
+
+
+# Any history at all ----------------------------------------------------------------------------------
+
+STEPS = st.one_of(
+    st.tuples(st.just("admit"), st.sampled_from(["retry_agent", "restart_agent"])),
+    st.tuples(st.just("settle"), st.sampled_from(["answered", "not_sent", "unknown"])),
+    st.tuples(st.just("reconcile"), st.sampled_from(["executed", "not_executed"])),
+    st.tuples(st.just("revoke"), st.just("")),
+    st.tuples(st.just("wait"), st.just("")),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(STEPS, st.integers(0, 5), st.one_of(st.none(), st.integers(0, 400_000))), max_size=25
+    )
+)
+def test_no_history_breaks_the_bounds(steps: list[tuple[tuple[str, str], int, int | None]]) -> None:
+    """G2 and G3 over any order of commands, against sums made the plain way."""
+    scope, now, made = SCOPE, ISSUED_AT, 0
+    executions: dict[str, Execution] = {}
+    for step, which, cost in steps:
+        kind: str = step[0]
+        what: Any = step[1]
+        ids = list(executions)
+        chosen = ids[which % len(ids)] if ids else "d-none"
+        command: Command
+        match kind:
+            case "admit":
+                made += 1
+                command = admit(replace(CLAIMS, action=what), decision_id=f"a-{made}")
+            case "settle":
+                command = Settle(decision_id="s", admission_id=chosen, outcome=what, cost=cost)
+            case "reconcile":
+                command = Reconcile(decision_id="s", admission_id=chosen, outcome=what, cost=cost)
+            case "revoke":
+                command = Revoke(decision_id="s", scope_id="scope_1")
+            case _:
+                now += 100 * SECOND
+                continue
+        before = scope
+        applied = apply(command, State(scopes={"scope_1": scope}, executions=executions), now)
+        scope = applied.scope or scope
+        if applied.execution is not None:
+            executions = {**executions, applied.execution.decision_id: applied.execution}
+        if isinstance(applied.reply, Admitted):
+            assert before.revoked_at is None
+            assert now < before.expires_at
+            assert scope.spent <= scope.max_cost
+        counted = [e for e in executions.values() if e.status not in ("not_sent", "not_executed")]
+        assert scope.attempts_used == len(counted) <= scope.max_attempts
+        assert scope.held == sum(e.hold for e in counted if e.cost is None)
+        assert scope.settled == sum(e.cost or 0 for e in counted)
