@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Sequence
 from decimal import Decimal
@@ -32,6 +33,8 @@ from sidecar.upstream import Exchange, Head, NotSent, TimedOut, Unanswered, Upst
 logger = logging.getLogger("scopegate.gate")
 
 RETRY_AFTER_SECONDS = 1
+# An amount in a header is spelled as JSON spells a number that is not negative; Decimal takes much more.
+_AMOUNT = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 MAX_CLOCK_LAG_SECONDS = 60.0
 
 
@@ -370,6 +373,8 @@ def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
             return None
         for token in source.tokens:
             value = value.get(token) if isinstance(value, dict) else None
+    if isinstance(value, str) and not _AMOUNT.fullmatch(value):
+        return None
     if not isinstance(value, str | int | Decimal) or isinstance(value, bool):
         return None
     try:

@@ -52,9 +52,10 @@ def wall_clock() -> int:
 
 
 class Sidecar:
-    """One running sidecar: `async with Sidecar(settings, policies) as sidecar`."""
+    """One running sidecar: `async with Sidecar(settings, policies) as sidecar`. Raises ScopegateError."""
 
     def __init__(self, settings: Settings, policies: PolicySet | None, *, clock: Clock = wall_clock) -> None:
+        require_fast_parser()
         self.settings = settings
         self.metrics = Metrics()
         self.store = Store(
@@ -86,10 +87,9 @@ class Sidecar:
 
     async def start(self) -> None:
         """Open the store, account for what a crash left behind, then listen. Raises ScopegateError."""
-        require_fast_parser()
+        self._wire()
         await self.store.open()
         await self._account_for_crash()
-        self._wire()
         settings = self.settings
         self.ops_address = await self._serve("ops", self._ops.application(), settings.ops.listen)
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
@@ -246,8 +246,7 @@ class Sidecar:
     async def _close(self) -> None:
         if self._data is not None:
             self._data.close()
-        if hasattr(self, "upstream"):
-            await self.upstream.close()
+        await self.upstream.close()
         for runner in self._runners:
             await runner.cleanup()
         await self.store.close()

@@ -121,7 +121,13 @@ class Store:
         if self._sweep is None:
             self._sweep = loop.call_at(waiting.deadline, self._expire)
         self._wake()
-        return await waiting.reply
+        try:
+            return await waiting.reply
+        except asyncio.CancelledError:
+            # Cancelled in the moment between the commit and its being told.
+            if late is not None and _has_result(waiting.reply):
+                late(waiting.reply.result())
+            raise
 
     def _expire(self) -> None:
         """Give up on what is past its deadline. All deadlines are equally long, so the oldest is first."""
@@ -237,6 +243,10 @@ class Store:
         )
         self._head = heads[-1]
         return replies
+
+
+def _has_result(reply: asyncio.Future[Reply]) -> bool:
+    return reply.done() and not reply.cancelled() and reply.exception() is None
 
 
 def apply_all(
