@@ -44,8 +44,9 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one transaction writes: scopes and executions in their new state, and the log's new rows."""
+    """What one transaction writes: new scopes, scopes and executions in their new state, new log rows."""
 
+    issued: Sequence[Scope]
     scopes: Sequence[Scope]
     executions: Sequence[Execution]
     log: Sequence[LogRow]

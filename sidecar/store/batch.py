@@ -117,6 +117,8 @@ class Store:
         loop = asyncio.get_running_loop()
         waiting = _Waiting(command, loop.create_future(), late, loop.time() + self._deadline)
         self._queue.append(waiting)
+        while self._outstanding and self._outstanding[0].reply.done():
+            self._outstanding.popleft()
         self._outstanding.append(waiting)
         if self._sweep is None:
             self._sweep = loop.call_at(waiting.deadline, self._expire)
@@ -256,6 +258,7 @@ def apply_all(
     scopes = dict(state.scopes)
     executions = dict(state.executions)
     running = State(scopes=scopes, executions=executions)
+    issued: dict[str, Scope] = {}
     changed_scopes: dict[str, Scope] = {}
     changed_executions: dict[str, Execution] = {}
     log: list[LogRow] = []
@@ -264,7 +267,9 @@ def apply_all(
         applied = apply(command, running, now)
         replies.append(applied.reply)
         if applied.scope is not None:
-            scopes[applied.scope.scope_id] = changed_scopes[applied.scope.scope_id] = applied.scope
+            scope_id = applied.scope.scope_id
+            changed = issued if isinstance(command, Issue) or scope_id in issued else changed_scopes
+            scopes[scope_id] = changed[scope_id] = applied.scope
         if applied.execution is not None:
             execution = applied.execution
             executions[execution.decision_id] = changed_executions[execution.decision_id] = execution
@@ -273,7 +278,9 @@ def apply_all(
             envelope = canonical(applied.entry, head.writer, seq)
             hash_ = link(hash_, envelope)
             log.append(LogRow(seq, applied.entry, envelope, hash_))
-    changes = Changes(list(changed_scopes.values()), list(changed_executions.values()), log)
+    changes = Changes(
+        list(issued.values()), list(changed_scopes.values()), list(changed_executions.values()), log
+    )
     return changes, Head(head.writer, seq, hash_, now if log else head.time)
 
 

@@ -67,6 +67,18 @@ def scope_to_row(scope: Scope) -> Row:
     )
 
 
+def scope_counters(scope: Scope) -> Row:
+    """What changes of a scope, and its id: the order of `_UPDATE_SCOPE` in sqlite.py."""
+    return (
+        scope.attempts_used,
+        scope.settled,
+        scope.held,
+        int(scope.overrun),
+        scope.revoked_at,
+        scope.scope_id,
+    )
+
+
 def execution_from_row(row: Row) -> Execution:
     return Execution(
         decision_id=row[0],

@@ -45,10 +45,11 @@ FILTERS = {
     "tenant_id": "tenant_id",
 }
 
-_SAVE_SCOPE = f"""
-    INSERT INTO scopes ({rows.SCOPE_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (scope_id) DO UPDATE SET attempts_used = excluded.attempts_used, settled = excluded.settled,
-        held = excluded.held, overrun = excluded.overrun, revoked_at = excluded.revoked_at"""
+_ISSUE_SCOPE = f"""
+    INSERT INTO scopes ({rows.SCOPE_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_UPDATE_SCOPE = """
+    UPDATE scopes SET attempts_used = ?, settled = ?, held = ?, overrun = ?, revoked_at = ?
+    WHERE scope_id = ?"""
 _SAVE_EXECUTION = f"""
     INSERT INTO executions ({rows.EXECUTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (decision_id) DO UPDATE SET status = excluded.status, cost = excluded.cost,
@@ -129,7 +130,8 @@ class SqliteEngine:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 changes = decide(_load(connection, names))
-                connection.executemany(_SAVE_SCOPE, map(rows.scope_to_row, changes.scopes))
+                connection.executemany(_ISSUE_SCOPE, map(rows.scope_to_row, changes.issued))
+                connection.executemany(_UPDATE_SCOPE, map(rows.scope_counters, changes.scopes))
                 connection.executemany(_SAVE_EXECUTION, map(rows.execution_to_row, changes.executions))
                 connection.executemany(_APPEND, map(rows.log_to_row, changes.log))
                 self._check_identity()

@@ -17,6 +17,7 @@ from sidecar.store import rows
 from sidecar.store.sqlite import read_only_uri
 
 PAGE = 2_000
+FIRST_ROWID = -(2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,10 @@ def verify_sqlite(path: Path, progress: Callable[[int, int], None] = lambda done
     try:
         connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
         try:
-            (writer,) = connection.execute("SELECT value FROM meta WHERE key = 'writer'").fetchone()
+            named = connection.execute("SELECT value FROM meta WHERE key = 'writer'").fetchone()
+            if named is None:
+                raise LogTampered("the name of the log's writer is missing")
+            (writer,) = named
             (total,) = connection.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()
             previous, seq = GENESIS, 0
             for row in _records(connection, total):
@@ -58,7 +62,7 @@ def verify_sqlite(path: Path, progress: Callable[[int, int], None] = lambda done
 
 
 def _records(connection: sqlite3.Connection, last: int) -> Iterator[Any]:
-    seq = 0
+    seq = FIRST_ROWID  # what was put before record 1 is read, too, and found out
     while True:
         page = connection.execute(
             f"SELECT {rows.LOG_COLUMNS} FROM decisions WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
@@ -76,11 +80,24 @@ def _check(row: Any, writer: str, previous: bytes) -> bytes:
     expected = link(previous, envelope)
     if expected != hash_:
         raise LogTampered(f"record {seq} was altered: its bytes and its hash do not belong together")
-    told = orjson.loads(envelope)
+    try:
+        told = orjson.loads(envelope)
+        place = told["writer"], told["seq"]
+        index = _index(row, told)
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        raise LogTampered(f"record {seq} was altered: its bytes and columns are no record of ours") from exc
+    if place != (writer, seq):
+        raise LogTampered(f"record {seq} is out of place: it says writer {place[0]}, seq {place[1]}")
+    for column, (shown, said) in index.items():
+        if shown != said:
+            raise LogTampered(f"record {seq} was altered: column {column} is not what its bytes say")
+    return expected
+
+
+def _index(row: Any, told: Any) -> dict[str, tuple[object, object]]:
+    """Each index column: what it shows, and what the bytes say."""
     record = told["record"]
-    if told["writer"] != writer or told["seq"] != seq:
-        raise LogTampered(f"record {seq} is out of place: it says writer {told['writer']}, seq {told['seq']}")
-    index = {
+    return {
         "decision_id": (row[1], record["decision_id"]),
         "event": (row[2], told["event"]),
         "decision_type": (row[3], record["decision_type"]),
@@ -94,7 +111,3 @@ def _check(row: Any, writer: str, previous: bytes) -> bytes:
         "run_id": (row[11], record["run_id"]),
         "admission_id": (row[12], told["admission_id"]),
     }
-    for column, (shown, said) in index.items():
-        if shown != said:
-            raise LogTampered(f"record {seq} was altered: column {column} is not what its bytes say")
-    return expected

@@ -1,9 +1,11 @@
 """Group commit against one transaction each, in one run: admissions a second at N concurrent callers.
 
-    python tests/bench/admissions.py [--folder /dev/shm] [--concurrency 64] [--seconds 5]
+    python -m tests.bench.admissions [--folder /dev/shm] [--concurrency 64] [--seconds 5]
 
-Both sides run the same store on the same kind of file with the same durability; the only difference is
-how many commands share a transaction.
+Three ways to admit, on the same kind of file with the same schema, durability and core:
+  plain aiosqlite       one transaction each, one awaited call a statement, as its documentation shows it
+  one transaction each  this store, held to one command a transaction (one thread hop each)
+  group commit          this store
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import aiosqlite
+
+from sidecar.core.apply import State
 from sidecar.core.command import Admit, Admitted, Issue, Issued
 from sidecar.core.facts import Claims
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.core.scope import Scope
 from sidecar.ids import new_decision_id, new_scope_id
-from sidecar.store import batch
+from sidecar.store import batch, rows, sqlite
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 
@@ -53,6 +58,21 @@ def issue(number: int) -> Issue:
     )
 
 
+def admission(scope_id: str, incident_id: str) -> Admit:
+    return Admit(
+        decision_id=new_decision_id(),
+        request_id=new_decision_id(),
+        policies=POLICIES,
+        body_sha256="0" * 64,
+        claims=Claims(
+            scope_id=scope_id,
+            incident_id=incident_id,
+            action="retry_agent",
+            parameters={"agent": "a-17", "reason": "stuck", "retries": 3},
+        ),
+    )
+
+
 async def measure(folder: Path, concurrency: int, seconds: float, max_batch: int) -> tuple[int, float]:
     """(admissions, seconds) with at most `max_batch` commands a transaction."""
     with mock.patch.object(batch, "MAX_BATCH", max_batch):
@@ -69,20 +89,7 @@ async def measure(folder: Path, concurrency: int, seconds: float, max_batch: int
         async def admit(scope: Scope, clock: Callable[[], float] = time.perf_counter) -> int:
             count = 0
             while clock() < until:
-                reply = await store.submit(
-                    Admit(
-                        decision_id=new_decision_id(),
-                        request_id=new_decision_id(),
-                        policies=POLICIES,
-                        body_sha256="0" * 64,
-                        claims=Claims(
-                            scope_id=scope.scope_id,
-                            incident_id=scope.incident_id,
-                            action="retry_agent",
-                            parameters={"agent": "a-17", "reason": "stuck", "retries": 3},
-                        ),
-                    )
-                )
+                reply = await store.submit(admission(scope.scope_id, scope.incident_id))
                 assert isinstance(reply, Admitted), reply
                 count += 1
             return count
@@ -93,19 +100,73 @@ async def measure(folder: Path, concurrency: int, seconds: float, max_batch: int
         return sum(counts), taken
 
 
+async def measure_plain(folder: Path, concurrency: int, seconds: float) -> tuple[int, float]:
+    """The same admissions written the usual way with aiosqlite."""
+    engine = SqliteEngine(folder / "bench-plain.db")
+    store = Store(engine, clock=wall_clock, deadline_seconds=30)
+    await store.open()
+    scope_ids = []
+    for number in range(concurrency):
+        issued = await store.submit(issue(number))
+        assert isinstance(issued, Issued)
+        scope_ids.append((issued.scope.scope_id, issued.scope.incident_id))
+    head = await engine.head()
+    await store.close()
+    connection = await aiosqlite.connect(folder / "bench-plain.db", isolation_level=None)
+    for pragma in ("synchronous = FULL", "foreign_keys = ON", "recursive_triggers = ON"):
+        await connection.execute(f"PRAGMA {pragma}")
+    turn = asyncio.Lock()  # one connection holds one transaction at a time
+    begun = time.perf_counter()
+    until = begun + seconds
+
+    async def admit(scope_id: str, incident_id: str) -> int:
+        nonlocal head
+        count = 0
+        while time.perf_counter() < until:
+            command = admission(scope_id, incident_id)
+            async with turn:
+                await connection.execute("BEGIN IMMEDIATE")
+                cursor = await connection.execute(
+                    f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id = ?", (scope_id,)
+                )
+                row = await cursor.fetchone()
+                assert row is not None
+                state = State(scopes={scope_id: rows.scope_from_row(tuple(row))}, executions={})
+                changes, head = batch.apply_all([command], state, head, wall_clock(), [])
+                await connection.execute(sqlite._UPDATE_SCOPE, rows.scope_counters(changes.scopes[0]))
+                await connection.execute(sqlite._SAVE_EXECUTION, rows.execution_to_row(changes.executions[0]))
+                await connection.execute(sqlite._APPEND, rows.log_to_row(changes.log[0]))
+                await connection.execute("COMMIT")
+            count += 1
+        return count
+
+    counts = await asyncio.gather(*(admit(*scope) for scope in scope_ids))
+    taken = time.perf_counter() - begun
+    await connection.close()
+    return sum(counts), taken
+
+
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", default="/dev/shm", help="where the databases are made (default: tmpfs)")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        rates = {}
-        for name, max_batch in (("one transaction each", 1), ("group commit", batch.MAX_BATCH)):
-            count, taken = await measure(Path(folder), arguments.concurrency, arguments.seconds, max_batch)
+        place, width = Path(folder), arguments.concurrency
+        rates: dict[str, float] = {}
+        for name, run in (
+            ("plain aiosqlite", measure_plain(place, width, arguments.seconds)),
+            ("one transaction each", measure(place, width, arguments.seconds, 1)),
+            ("group commit", measure(place, width, arguments.seconds, batch.MAX_BATCH)),
+        ):
+            count, taken = await run
             rates[name] = count / taken
             print(f"{name:22} {count:8d} admissions in {taken:.2f} s: {rates[name]:8.0f} a second")
-        print(f"ratio                  {rates['group commit'] / rates['one transaction each']:.1f}")
+        for name in ("plain aiosqlite", "one transaction each"):
+            print(f"group commit makes {rates['group commit'] / rates[name]:.1f} times {name}")
 
 
 if __name__ == "__main__":
