@@ -179,7 +179,10 @@ class Exchange:
     may still be reading. Leaving the `with` block, or `abort`, closes it if that has not happened.
     """
 
-    __slots__ = ("_connection", "_failure", "_parser", "_sender", "_waiter", "_write_ended", "head")
+    __slots__ = (
+        "_connection", "_failure", "_parser", "_sender", "_sent_at", "_timer", "_waiter", "_write_ended",
+        "head",
+    )  # fmt: skip
 
     head: Head
 
@@ -188,6 +191,8 @@ class Exchange:
         self._failure: Unanswered | None = None
         self._sender: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sent_at = 0.0  # when the last of the request went out so far
         self._write_ended = False
 
     def __enter__(self) -> Exchange:
@@ -303,13 +308,24 @@ class Exchange:
                 self._sender.cancel()
             self._wake()
 
+    def _watch(self, seconds: float) -> None:
+        """Fail unless the head comes in time. A body that is still on its way puts that off."""
+        loop = asyncio.get_running_loop()
+        self._sent_at = loop.time()
+        self._timer = loop.call_later(seconds, self._late, seconds)
+
     def _late(self, seconds: float) -> None:
-        if self._parser.head is None:
+        loop = asyncio.get_running_loop()
+        due = self._sent_at + seconds
+        if due > loop.time():
+            self._timer = loop.call_at(due, self._late, seconds)
+        elif self._parser.head is None:
             self._fail(TimedOut(f"no answer from {self._connection.where} within {seconds:g} s"))
 
     async def _stream(self, body: AsyncIterable[bytes], promised: int | None) -> None:
         """Send the body while the answer is awaited, which may come before the body's end."""
         connection, left = self._connection, promised or 0
+        loop = asyncio.get_running_loop()
         try:
             async for piece in body:
                 if not piece:
@@ -322,6 +338,7 @@ class Exchange:
                     await asyncio.sleep(0)  # by the end of this one it has read it
                 connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if promised is None else piece)
                 await connection.drain()
+                self._sent_at = loop.time()
             if promised is None:
                 connection.write(b"0\r\n\r\n")
             elif left:
@@ -444,7 +461,7 @@ class Upstream:
         """Send one request; return with the head of its answer. Cancelled, it closes the connection.
 
         `headers` are end-to-end ones and go out as they are; framing is added here. `head_deadline`
-        is in seconds, from the write to the head. Raises ValueError (nothing sent, the caller's
+        is in seconds, from the last write of the request to the head. Raises ValueError (nothing sent, the caller's
         fault), NotSent, Unanswered.
         """
         method = method.encode("ascii") if isinstance(method, str) else method
@@ -454,7 +471,6 @@ class Upstream:
         exchange = Exchange(connection, _AnswerParser(method == b"HEAD", may_upgrade))
         connection.exchange = exchange
         loop = asyncio.get_running_loop()
-        timer = None
         try:
             if isinstance(body, bytes) and len(body) <= _ONE_WRITE:
                 connection.write(request + body)
@@ -465,14 +481,14 @@ class Upstream:
                 elif body is not None:
                     exchange._sender = loop.create_task(exchange._stream(body, promised))
             if head_deadline is not None:
-                timer = loop.call_later(head_deadline, exchange._late, head_deadline)
+                exchange._watch(head_deadline)
             await exchange._answered()
         except BaseException:
             exchange.abort()
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            if exchange._timer is not None:
+                exchange._timer.cancel()
         return exchange
 
     async def close(self) -> None:

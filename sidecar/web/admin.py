@@ -180,7 +180,12 @@ class Admin:
             claims = Refusal("invalid_request", f"{self._tenant_header} must name one tenant.")
         if isinstance(claims, Refusal):
             return answer(_explained(Explanation(refusal=claims, scope=None, hold=0), self._gate))
-        return answer(_explained(await self._gate.explain(claims, tenant or "default"), self._gate))
+        try:
+            explanation = await self._gate.explain(claims, tenant or "default")
+        except StoreUnavailable as exc:
+            refusal = Refusal("store_unavailable", f"{exc}.", {"cause": str(exc)})
+            explanation = Explanation(refusal=refusal, scope=None, hold=0)
+        return answer(_explained(explanation, self._gate))
 
     async def _status(self, request: web.Request) -> web.Response:
         del request

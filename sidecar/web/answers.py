@@ -29,6 +29,7 @@ class RawAnswer(web.StreamResponse):
         self._raw_headers = headers
         self._raw_length = content_length
         self._close_after = close
+        self.ends_with_connection = False  # nothing else tells the client where the body ends
 
     async def _start(self, request: web.BaseRequest) -> AbstractStreamWriter:
         self._req = request
@@ -45,6 +46,7 @@ class RawAnswer(web.StreamResponse):
                 stream.enable_chunking()
                 lines.append(b"Transfer-Encoding: chunked")
             else:
+                self.ends_with_connection = True
                 keep_alive = False
         if keep_alive and version == (1, 0):
             lines.append(b"Connection: keep-alive")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -35,6 +37,10 @@ class PassThrough:
 
     async def carry(self, request: web.BaseRequest, target: bytes) -> web.StreamResponse:
         """One request, to the end of its answer."""
+        codings = [value for name, value in request.raw_headers if name.lower() == b"transfer-encoding"]
+        if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
+            # Another coding could not be undone behind us, for this header goes no further.
+            return problem(Refusal("invalid_request", "No Transfer-Encoding but chunked is understood."))
         self.under_way += 1
         self._metrics.passing.set(self.under_way)
         try:
@@ -48,6 +54,12 @@ class PassThrough:
         except Unanswered as exc:
             outcome = "upstream_failed"
             answer = problem(Refusal(outcome, f"The backend's answer was lost: {exc}."))
+        except asyncio.CancelledError:
+            if request.transport is not None:
+                raise
+            outcome = "client_left"
+            answer = RawAnswer(499, b"", (), content_length=None)
+            answer.mark_ended()
         finally:
             self.under_way -= 1
             self._metrics.passing.set(self.under_way)
@@ -63,14 +75,22 @@ class PassThrough:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
         has_length = value_of(request.raw_headers, b"content-length") is not None
         streamed = request.body_exists and not upgrading
-        with await self._upstream.send(
-            request.method,
-            target,
-            headers,
-            _body(request) if streamed else None,
-            chunked=streamed and not has_length,
-            head_deadline=self._head_timeout,
-        ) as exchange:
+        connection = cast(DataConnection, request.protocol)
+        task = asyncio.current_task()
+        assert task is not None
+        connection.on_lost = task.cancel  # nobody waits for the answer any more; `carry` takes it from there
+        try:
+            exchange = await self._upstream.send(
+                request.method,
+                target,
+                headers,
+                _body(request) if streamed else None,
+                chunked=streamed and not has_length,
+                head_deadline=self._head_timeout,
+            )
+        finally:
+            connection.on_lost = None
+        with exchange:
             if exchange.upgraded:
                 return await self._tunnel(request, exchange), "tunnelled"
             return await self._relay(request, exchange)
@@ -189,10 +209,12 @@ class _Inbound:
 
 def is_websocket(request: web.BaseRequest) -> bool:
     """Whether the client asks to switch to a WebSocket (RFC 6455, section 4.1)."""
+    protocols = [value.strip().lower() for value in request.headers.getall("Upgrade", [])]
+    options = ",".join(request.headers.getall("Connection", [])).lower().split(",")
     return (
         request.method == "GET"
-        and request.headers.get("Upgrade", "").strip().lower() == "websocket"
-        and "upgrade" in request.headers.get("Connection", "").lower()
+        and protocols == ["websocket"]
+        and "upgrade" in (option.strip() for option in options)
     )
 
 
@@ -205,8 +227,16 @@ def declared_length(headers: Headers) -> int | None:
 def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
     """End the connection without ending the answer, so that the client sees that it is not whole."""
     answer.mark_ended()
-    if request.transport is not None:
-        request.transport.close()
+    transport = request.transport
+    if transport is None:
+        return
+    if answer.ends_with_connection:
+        # An orderly end would be the end of the body; only a reset tells.
+        raw = transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()
 
 
 async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:

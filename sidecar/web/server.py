@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from sidecar.errors import ScopegateError
+from sidecar.errors import Refusal, ScopegateError
+from sidecar.web.problem import problem
 
+logger = logging.getLogger("scopegate.web")
+
+MAX_FAULT_CHARS = 200
 KEEP_ALIVE_SECONDS = 75.0
 MAX_LINE_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 32 * 1024
@@ -55,6 +60,26 @@ class DataConnection(RequestHandler):
         if self.on_lost is not None:
             self.on_lost()
         super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What aiohttp answers without asking us, above all to a request that cannot be parsed."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way already")
+        if status < 500:
+            fault = (message or "").strip().partition("\n")[0].rstrip(":")[:MAX_FAULT_CHARS]
+            logger.info("a request could not be parsed", extra={"cause": fault})
+            answer = problem(Refusal("invalid_request", f"This is not HTTP as it should be: {fault}."))
+        else:
+            logger.error("a request failed", exc_info=exc)
+            answer = problem(Refusal("internal_error", "The sidecar failed."))
+        answer.force_close()
+        return answer
 
     def _watch_head(self) -> None:
         self._head_timer = self._loop.call_later(self._head_seconds, self._head_too_late)
