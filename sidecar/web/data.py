@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.target import Gated, Refused, RoutePattern, classify
 from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.gate import Gate
-from sidecar.ids import new_decision_id
+from sidecar.ids import new_decision_id, new_traceparent
 from sidecar.outcomes import Forwarded, Judged, Undelivered
 from sidecar.refusals import Asked
 from sidecar.refusals import Refused as RefusedAnswer
@@ -215,7 +214,7 @@ class DataPlane:
         if value_of(headers, b"x-request-id") is None:
             headers.append((b"X-Request-Id", request_id.encode("utf-8")))
         if value_of(headers, b"traceparent") is None:
-            headers.append((b"traceparent", b"00-%b-%b-01" % (_hex(16), _hex(8))))
+            headers.append((b"traceparent", new_traceparent().encode()))
         return headers
 
     async def _answer(
@@ -288,7 +287,3 @@ def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
     if "HTTP2-Settings" in request.headers:
         return Refusal("upgrade_refused", "HTTP/2 upgrades are refused.")
     return None
-
-
-def _hex(size: int) -> bytes:
-    return os.urandom(size).hex().encode()
