@@ -18,7 +18,7 @@ from sidecar.core.bounds import Case, judge
 from sidecar.core.command import Admit, Admitted, Denied, Settled
 from sidecar.core.entries import outcome_of
 from sidecar.core.facts import Claims, Source
-from sidecar.core.money import to_micros
+from sidecar.core.money import MAX_MICROS, to_micros
 from sidecar.core.policy import PolicySet
 from sidecar.errors import Refusal, StoreOverloaded, StoreUnavailable
 from sidecar.ids import new_decision_id
@@ -377,7 +377,8 @@ def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
         return None
     if not isinstance(value, str | int | Decimal) or isinstance(value, bool):
         return None
-    try:
-        return to_micros(value)
-    except ValueError:
+    amount = Decimal(value)
+    if amount < 0:
         return None
+    # More than money can say is certainly more than was held: it must not pass for a small amount.
+    return MAX_MICROS if amount.adjusted() > 8 else to_micros(amount)

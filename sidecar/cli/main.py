@@ -77,8 +77,7 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
     try:
         asyncio.run(serve_until_stopped(loaded, policies))
     except ScopegateError as exc:
-        click.echo(f"scopegate: {exc}", err=True)
-        sys.exit(FAILED)
+        _failed(str(exc))
 
 
 @main.command(
@@ -113,10 +112,18 @@ def demo(once: bool) -> None:
     from sidecar.cli.demo import demonstrate
 
     set_up_logging("text", "WARNING")
-    sys.exit(0 if asyncio.run(demonstrate(once=once)) else FAILED)
+    try:
+        held = asyncio.run(demonstrate(once=once))
+    except ScopegateError as exc:
+        _failed(str(exc))
+    sys.exit(0 if held else FAILED)
 
 
-@main.group()
+@main.group(
+    epilog="""\b
+Example:
+  scopegate log verify --config config/scopegate.yaml"""
+)
 def log() -> None:
     """The decision log."""
 
@@ -167,6 +174,11 @@ def _warn_of_open_door(loaded: Settings) -> None:
         logging.getLogger("scopegate").warning(
             "whoever reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it"
         )
+
+
+def _failed(message: str) -> NoReturn:
+    click.echo(f"scopegate: {message}", err=True)
+    sys.exit(FAILED)
 
 
 def _misconfigured(message: str) -> NoReturn:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
 from sidecar.web.body import read_json
 from sidecar.web.models import ReconcileRequest, validated, wrong
-from sidecar.web.problem import answer, problem
+from sidecar.web.problem import answer, problem, problems
 from sidecar.web.scopes import ScopeApi, paging_of, tenant_of
 
 logger = logging.getLogger("scopegate.web")
@@ -68,7 +67,7 @@ class Admin:
         self._about = about
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[_problems])
+        application = web.Application(middlewares=[problems])
         application.add_routes(
             [
                 web.get("/api/v1/decisions", self._decisions),
@@ -254,24 +253,3 @@ def _query(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | Ref
 
 def _request_id(request: web.BaseRequest) -> str:
     return request.headers.get("X-Request-Id", "")[:256] or new_decision_id()
-
-
-@web.middleware
-async def _problems(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Every error of the listener as problem+json."""
-    try:
-        return await handler(request)
-    except StoreUnavailable as exc:
-        return problem(Refusal("store_unavailable", f"{exc}.", {"cause": str(exc)}))
-    except web.HTTPMethodNotAllowed as exc:
-        refusal = Refusal("method_not_allowed", f"{request.method} is not served here.")
-        return problem(refusal, allow=tuple(sorted(exc.allowed_methods)))
-    except web.HTTPNotFound:
-        return problem(Refusal("not_found", "Nothing is served under this path."))
-    except web.HTTPException:
-        raise
-    except Exception:
-        logger.exception("an admin request failed")
-        return problem(Refusal("internal_error", "The sidecar failed."))

@@ -10,7 +10,7 @@ from sidecar.errors import StoreUnavailable
 from sidecar.gate import MAX_CLOCK_LAG_SECONDS, Gate
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
-from sidecar.web.problem import SERVER, answer
+from sidecar.web.problem import SERVER, answer, problems
 
 
 class Ops:
@@ -22,7 +22,7 @@ class Ops:
         self._metrics = metrics
 
     def application(self) -> web.Application:
-        application = web.Application()
+        application = web.Application(middlewares=[problems])
         application.add_routes(
             [
                 web.get("/health/live", self._live),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
 from aiohttp import web
 
-from sidecar.errors import ERRORS, Refusal
+from sidecar.errors import ERRORS, Refusal, StoreUnavailable
+
+logger = logging.getLogger("scopegate.web")
 
 SERVER = "scopegate"
 
@@ -64,3 +67,24 @@ def _response(
         content_type=content_type,
         headers={"Server": SERVER, "Cache-Control": "no-store", **headers},
     )
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Every error of a listener as problem+json."""
+    try:
+        return await handler(request)
+    except StoreUnavailable as exc:
+        return problem(Refusal("store_unavailable", f"{exc}.", {"cause": str(exc)}))
+    except web.HTTPMethodNotAllowed as exc:
+        refusal = Refusal("method_not_allowed", f"{request.method} is not served here.")
+        return problem(refusal, allow=tuple(sorted(exc.allowed_methods)))
+    except web.HTTPNotFound:
+        return problem(Refusal("not_found", "Nothing is served under this path."))
+    except web.HTTPException:
+        raise
+    except Exception:
+        logger.exception("a request failed", extra={"path": request.path})
+        return problem(Refusal("internal_error", "The sidecar failed."))

@@ -1,0 +1,171 @@
+"""The README is held to the code: what exists stands in it, and what stands in it exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from sidecar import __version__, policyfiles
+from sidecar.cli.demo import POLICIES
+from sidecar.cli.main import main
+from sidecar.errors import ERRORS
+from sidecar.telemetry import Metrics
+from sidecar.web.admin import DECISION_FILTERS, EXECUTION_STATUSES
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# test_settings holds this file to the settings: every key, with its default.
+SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config/scopegate.yaml").read_text(encoding="utf-8"))
+
+
+def section(title: str) -> str:
+    """The text below a heading, down to the next one of its level or above."""
+    level, body = re.split(rf"^(#+) {re.escape(title)}$", README, maxsplit=1, flags=re.MULTILINE)[1:]
+    return re.split(rf"^#{{1,{len(level)}}} ", body, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every table row, heads and rules left out."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "`" in line]
+
+
+def plain(cell: str) -> str:
+    return cell.strip("`")
+
+
+def flattened(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def says(cell: str, value: Any) -> bool:
+    """Whether a cell shows a value as a configuration file would."""
+    text = plain(cell)
+    return text == value or bool(yaml.safe_load(text) == value)
+
+
+def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    if isinstance(command, click.Group):
+        for word, below in command.commands.items():
+            yield from commands(below, f"{name} {word}")
+
+
+ALL_COMMANDS = dict(commands(main, "scopegate"))
+
+
+def test_every_key_stands_in_the_readme_with_its_default() -> None:
+    shown = {plain(row[0]): row[1] for row in rows(section("Configuration").split("### ")[0])}
+    wanted = dict(flattened(SHIPPED))
+    assert shown.keys() == wanted.keys()
+    shown.pop("gate.routes")  # its entries have a table of their own
+    assert shown.pop("upstream.url") == "none"
+    assert [key for key, cell in shown.items() if not says(cell, wanted[key])] == []
+
+
+def test_every_key_of_a_route_stands_in_the_readme_with_its_default() -> None:
+    shown = {plain(row[0]): row[1] for row in rows(section("Routes"))}
+    (route,) = SHIPPED["gate"]["routes"]
+    assert shown.keys() == route.keys()
+    assert [key for key, cell in shown.items() if not says(cell, route[key])] == []
+
+
+def test_every_key_of_an_action_stands_in_the_readme() -> None:
+    shown = {plain(row[0]) for row in rows(section("Policies"))}
+    assert shown == set(policyfiles._ACTION_KEYS)
+
+
+def test_every_error_code_stands_in_the_readme_with_its_status() -> None:
+    shown = {(row[0], plain(row[1])) for row in rows(section("Errors"))}
+    assert shown == {(str(kind.status), kind.code) for kind in ERRORS.values()}
+
+
+def test_every_metric_stands_in_the_readme() -> None:
+    shown = {plain(row[0]) for row in rows(section("Ops"))}
+    families = Metrics().registry.collect()
+    assert shown == {family.name + ("_total" if family.type == "counter" else "") for family in families}
+
+
+@pytest.mark.parametrize("face", ["admin", "ops"])
+def test_every_call_of_the_admin_and_ops_listeners_stands_in_the_readme(face: str) -> None:
+    source = (ROOT / f"sidecar/web/{face}.py").read_text(encoding="utf-8")
+    calls = re.findall(r"web\.(get|post|put|delete)\(\"([^\"]+)\"", source)
+    assert calls
+    assert [call for call in calls if f"`{call[0].upper()} {call[1]}`" not in README] == []
+
+
+def test_every_filter_and_status_stands_in_the_readme() -> None:
+    admin = section("Admin")
+    assert [name for name in (*DECISION_FILTERS, *EXECUTION_STATUSES) if f"`{name}`" not in admin] == []
+
+
+def test_every_command_and_option_stands_in_the_readme() -> None:
+    shown = {plain(row[0]): set(re.findall(r"`(--[a-z-]+)`", row[1])) for row in rows(section("Commands"))}
+    assert {name: options for name, options in shown.items() if name.startswith("scopegate")} == {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in ALL_COMMANDS.items()
+    }
+    assert "`scopegate --version`" in README
+
+
+@pytest.mark.parametrize("name", ALL_COMMANDS)
+def test_every_help_page_has_an_example(name: str) -> None:
+    shown = CliRunner().invoke(main, [*name.split()[1:], "--help"])
+    assert shown.exit_code == 0
+    assert re.search(rf"Examples?:\n +{name}", shown.output), shown.output
+
+
+def test_every_file_of_the_package_stands_in_the_map() -> None:
+    shown = [plain(row[1]) for row in rows(section("The map of `sidecar/`"))]
+    files = [*ROOT.glob("sidecar/**/*.py"), *ROOT.glob("sidecar/**/*.sql")]
+    assert len(shown) == len(set(shown))
+    assert set(shown) == {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}
+
+
+def test_every_link_of_the_readme_resolves() -> None:
+    # As a heading is turned into the name of its anchor: small letters, no marks, hyphens for spaces.
+    headings = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert links
+    assert [link for link in links if link not in anchors and not (ROOT / link).is_file()] == []
+
+
+@pytest.mark.parametrize("purpose", ["demo", "test"])
+def test_the_two_commands_are_one_line_each(purpose: str) -> None:
+    (line,) = re.findall(rf"^<!-- {purpose} command -->\n```sh\n(.+)\n```$", README, flags=re.MULTILINE)
+    assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c requirements.lock ")
+
+
+def test_the_changelog_knows_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(__version__)}$", changelog, flags=re.MULTILINE)
+
+
+def test_the_lock_pins_every_requirement_and_names_no_place() -> None:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert [pin for pin in pins if not re.fullmatch(r"[a-z0-9-]+==[0-9][\w.]*( ; [\w\s.'<>=!]+)?", pin)] == []
+    pinned = {pin.partition("==")[0] for pin in pins}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["test"], *extras["lint"]]
+    names = {re.split(r"[^A-Za-z0-9-]", one)[0].lower() for one in wanted}
+    assert names - pinned == set()
+
+
+def test_the_actions_of_the_demo_are_those_that_ship() -> None:
+    shipped = policyfiles.load(ROOT / "policies")
+    assert {name: shipped.action(name) for name in POLICIES.actions} == POLICIES.actions
