@@ -26,7 +26,7 @@ from sidecar.outcomes import Explanation, Forwarded, Judged, Outcome, Remainder,
 from sidecar.refusals import Asked, RefusalLog, Refused
 from sidecar.settlements import Settlements
 from sidecar.store.batch import Store
-from sidecar.strictjson import NotJson, parse
+from sidecar.strictjson import MAX_EXPONENT, NotJson, parse
 from sidecar.telemetry import Metrics
 from sidecar.upstream import Exchange, Head, NotSent, TimedOut, Unanswered, Upstream
 
@@ -378,7 +378,7 @@ def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
     if not isinstance(value, str | int | Decimal) or isinstance(value, bool):
         return None
     amount = Decimal(value)
-    if amount < 0:
+    if amount < 0 or amount.adjusted() > MAX_EXPONENT:
         return None
     # More than money can say is certainly more than was held: it must not pass for a small amount.
     return MAX_MICROS if amount.adjusted() > 8 else to_micros(amount)

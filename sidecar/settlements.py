@@ -55,8 +55,7 @@ class Settlements:
         settled = await self._submit(command)
         self._metrics.settle.observe(time.perf_counter() - begun)
         self._metrics.executions.labels(outcome).inc()
-        if settled is not None and settled.overrun:
-            self._metrics.cost_overruns.inc()
+        self._count_overrun(settled)
         logger.info(
             "executed" if outcome == "answered" else f"execution {outcome}",
             extra={
@@ -120,6 +119,10 @@ class Settlements:
         self._keep(command)
         return None
 
+    def _count_overrun(self, reply: Reply | None) -> None:
+        if isinstance(reply, Settled) and reply.overrun:
+            self._metrics.cost_overruns.inc()
+
     def _keep(self, command: Settle) -> None:
         if len(self._kept) >= MAX_KEPT:
             logger.error(
@@ -137,11 +140,12 @@ class Settlements:
         pause = FIRST_PAUSE_SECONDS
         while self._kept:
             try:
-                await self._store.submit(self._kept[0])
+                reply = await self._store.submit(self._kept[0])
             except StoreUnavailable:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
                 continue
             self._kept.popleft()
+            self._count_overrun(reply)
             self._metrics.unsettled.set(len(self._kept))
             pause = FIRST_PAUSE_SECONDS

@@ -461,8 +461,8 @@ class Upstream:
         """Send one request; return with the head of its answer. Cancelled, it closes the connection.
 
         `headers` are end-to-end ones and go out as they are; framing is added here. `head_deadline`
-        is in seconds, from the last write of the request to the head. Raises ValueError (nothing sent, the caller's
-        fault), NotSent, Unanswered.
+        is in seconds, from the last write of the request to the head. Raises ValueError (nothing sent,
+        the caller's fault), NotSent, Unanswered.
         """
         method = method.encode("ascii") if isinstance(method, str) else method
         request, promised, may_upgrade = _request_head(method, target, headers, body, chunked)

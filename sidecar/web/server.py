@@ -42,7 +42,7 @@ class DataConnection(RequestHandler):
         self._head_seconds = server.head_timeout_seconds
         self._head_timer: asyncio.TimerHandle | None = None
         # Called when the client goes away while a request is being answered.
-        self.on_lost: Callable[[], None] | None = None
+        self.on_lost: Callable[[], object] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

@@ -116,6 +116,7 @@ def test_every_command_and_option_stands_in_the_readme() -> None:
     assert {name: options for name, options in shown.items() if name.startswith("scopegate")} == {
         name: {option for parameter in command.params for option in parameter.opts}
         for name, command in ALL_COMMANDS.items()
+        if not isinstance(command, click.Group)
     }
     assert "`scopegate --version`" in README
 
