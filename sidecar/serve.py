@@ -189,7 +189,9 @@ class Sidecar:
             )
 
     async def _serve(self, name: str, application: web.Application, listen: Listen) -> Listen:
-        runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        runner = web.AppRunner(
+            application, access_log=None, handle_signals=False, shutdown_timeout=FLUSH_SECONDS
+        )
         await runner.setup()
         self._runners.append(runner)
 
@@ -210,6 +212,9 @@ class Sidecar:
         if unfinished:
             logger.warning("the drain is over; executions end as unknown", extra={"count": unfinished})
         await self._until_quiet(until)
+        # What still goes on has no end of its own (events, WebSockets, uploads that stopped): cut it.
+        await self.upstream.close()
+        self._data_server.pre_shutdown()
         await self._data_server.shutdown(FLUSH_SECONDS)
         await self._close()
         logger.info("stopped")
