@@ -13,17 +13,10 @@ from typing import Any
 import pytest
 from httptools import HttpParserError
 
-from sidecar.upstream import (
-    Exchange,
-    Failed,
-    NotSent,
-    TimedOut,
-    Unanswered,
-    Upstream,
-    _AnswerParser,
-    _Connection,
-    _request_head,
-)
+from sidecar.upstream import Exchange, Failed, NotSent, TimedOut, Unanswered, Upstream
+from sidecar.upstream.answer import AnswerParser
+from sidecar.upstream.client import request_head
+from sidecar.upstream.exchange import Connection
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Connect = Callable[..., Upstream]
@@ -210,13 +203,13 @@ async def test_a_small_request_leaves_in_one_write(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[bytes] = []
-    write = _Connection.write
+    write = Connection.write
 
-    def noted(self: _Connection, data: bytes) -> None:
+    def noted(self: Connection, data: bytes) -> None:
         written.append(data)
         write(self, data)
 
-    monkeypatch.setattr(_Connection, "write", noted)
+    monkeypatch.setattr(Connection, "write", noted)
     client = connect(await serve(answers(OK)))
     with await client.send("POST", b"/", HOST, b"body") as exchange:
         assert exchange.head.status == 200
@@ -313,8 +306,8 @@ def split_every_way(raw: bytes) -> list[tuple[bytes, ...]]:
     return [(raw,), *ways, tuple(raw[at : at + 1] for at in range(len(raw)))]
 
 
-def parsed(pieces: Sequence[bytes], *, head_only: bool = False) -> _AnswerParser:
-    parser = _AnswerParser(head_only, False)
+def parsed(pieces: Sequence[bytes], *, head_only: bool = False) -> AnswerParser:
+    parser = AnswerParser(head_only, False)
     for piece in pieces:
         assert not parser.complete
         parser.feed(piece)
@@ -375,7 +368,7 @@ def test_a_thousand_headers_keep_their_order() -> None:
 def test_a_101_hands_over_what_came_with_it(method_ends: bytes) -> None:
     raw = b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: upgrade" + method_ends
     for pieces in split_every_way(raw):
-        parser = _AnswerParser(False, True)
+        parser = AnswerParser(False, True)
         for piece in pieces:
             parser.feed(piece)
         assert parser.tunnel
@@ -676,7 +669,7 @@ async def test_a_connection_that_closes_or_speaks_before_it_was_asked_is_not_sen
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(greeting)
 
-    async def slowly(self: Upstream) -> _Connection:
+    async def slowly(self: Upstream) -> Connection:
         connection = await open_(self)
         await asyncio.sleep(0.02)
         return connection
@@ -824,7 +817,7 @@ async def test_a_finished_exchange_leaves_nothing_to_the_cycle_collector(
     client = connect(await serve(answers(OK)))
 
     def alive() -> int:
-        return sum(isinstance(each, Exchange | _AnswerParser) for each in gc.get_objects())
+        return sum(isinstance(each, Exchange | AnswerParser) for each in gc.get_objects())
 
     gc.collect()
     gc.disable()
@@ -892,7 +885,7 @@ async def test_a_connection_offered_to_a_waiter_that_gives_up_goes_to_the_next(
     assert connection is not None
     waiting = [asyncio.create_task(get(client)) for _ in range(2)]
     await asyncio.sleep(0)
-    client._offer(connection)
+    client.offer(connection)
     waiting[0].cancel()  # in the very moment in which it was served
     with pytest.raises(asyncio.CancelledError):
         await waiting[0]
@@ -1257,7 +1250,7 @@ async def test_an_answer_that_declines_the_upgrade_is_an_answer(serve: Serve, co
 
 
 def test_the_head_is_built_without_a_connection() -> None:
-    assert _request_head(b"GET", b"*", HOST, None, False) == (
+    assert request_head(b"GET", b"*", HOST, None, False) == (
         b"GET * HTTP/1.1\r\nHost: backend\r\n\r\n",
         None,
         False,
