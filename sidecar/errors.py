@@ -77,6 +77,10 @@ class StoreOverloaded(StoreUnavailable):
     """The store's queue is full; nothing of the command was begun."""
 
 
+class CommandFailed(StoreUnavailable):
+    """The storage works, but this one command cannot be applied to it. Trying again would not help."""
+
+
 class StoreClosed(StoreUnavailable):
     """The store is closed, or was never opened."""
 

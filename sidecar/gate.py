@@ -15,15 +15,15 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from sidecar.core.bounds import Case, judge
-from sidecar.core.command import Admit, Admitted, Denied, Settled
+from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Settled
 from sidecar.core.entries import outcome_of
 from sidecar.core.facts import Claims, Source
 from sidecar.core.money import MAX_MICROS, to_micros
 from sidecar.core.policy import PolicySet
-from sidecar.errors import Refusal, StoreOverloaded, StoreUnavailable
+from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation, Forwarded, Judged, Outcome, Remainder, Undelivered
-from sidecar.refusals import Asked, RefusalLog, Refused
+from sidecar.refusals import Asked, RefusalLog, Refused, unavailable
 from sidecar.settlements import Settlements
 from sidecar.store.batch import Store
 from sidecar.strictjson import MAX_EXPONENT, NotJson, parse
@@ -112,6 +112,15 @@ class Gate:
         mine = scope is not None and scope.tenant_id == tenant_id
         return Explanation(refusal=judge(case), scope=scope if mine else None, hold=case.hold)
 
+    async def reconcile(self, command: Reconcile) -> Settled | Denied:
+        """Say what became of an `unknown` execution. Raises StoreUnavailable."""
+        reply = await self._store.submit(command)
+        if isinstance(reply, Settled):
+            self._settlements.count_overrun(reply)
+            return reply
+        assert isinstance(reply, Denied)
+        return reply
+
     async def refuse(self, refusal: Refusal, asked: Asked, *, retry_after: int | None = None) -> Refused:
         """Refuse without asking the store: recorded, counted and logged."""
         refused = await self.refusals.record(refusal, asked, retry_after=retry_after)
@@ -164,8 +173,7 @@ class Gate:
         try:
             reply = await self._store.submit(command, late=self._settlements.give_back)
         except StoreUnavailable as exc:
-            code = "overloaded" if isinstance(exc, StoreOverloaded) else "store_unavailable"
-            refusal = Refusal(code, f"Nothing was executed: {exc}.", {"cause": str(exc)})
+            refusal = unavailable(exc)
             self._count(refusal, asked)
             self.refusals.count_unrecorded(refusal, asked, str(exc))
             return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)

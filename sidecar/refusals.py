@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from sidecar.core.command import Gatekept, Refuse
 from sidecar.core.facts import Claims
-from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.errors import Refusal, StoreOverloaded, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
@@ -26,6 +26,12 @@ BURST = 1_000
 PER_SECOND = 100.0
 SUMMARY_SECONDS = 0.25
 SHOWN_SUBJECTS = 10
+
+
+def unavailable(exc: StoreUnavailable) -> Refusal:
+    """What a store that could not commit is called on the wire, with its cause."""
+    code = "overloaded" if isinstance(exc, StoreOverloaded) else "store_unavailable"
+    return Refusal(code, f"Nothing was done: {exc}.", {"cause": str(exc)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sidecar.core.command import Admitted, Reply, Settle, Settled
-from sidecar.errors import StoreUnavailable
+from sidecar.errors import CommandFailed, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
@@ -55,7 +55,7 @@ class Settlements:
         settled = await self._submit(command)
         self._metrics.settle.observe(time.perf_counter() - begun)
         self._metrics.executions.labels(outcome).inc()
-        self._count_overrun(settled)
+        self.count_overrun(settled)
         logger.info(
             "executed" if outcome == "answered" else f"execution {outcome}",
             extra={
@@ -119,7 +119,8 @@ class Settlements:
         self._keep(command)
         return None
 
-    def _count_overrun(self, reply: Reply | None) -> None:
+    def count_overrun(self, reply: Reply | None) -> None:
+        """An execution may also be found to have cost too much when it is reconciled."""
         if isinstance(reply, Settled) and reply.overrun:
             self._metrics.cost_overruns.inc()
 
@@ -140,12 +141,15 @@ class Settlements:
         pause = FIRST_PAUSE_SECONDS
         while self._kept:
             try:
-                reply = await self._store.submit(self._kept[0])
+                self.count_overrun(await self._store.submit(self._kept[0]))
+            except CommandFailed as exc:
+                # It must not stand in the way of the others for ever.
+                lost = {"decision_id": self._kept[0].admission_id, "cause": str(exc)}
+                logger.error("a settlement is lost; its execution will be listed as unknown", extra=lost)
             except StoreUnavailable:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
                 continue
             self._kept.popleft()
-            self._count_overrun(reply)
             self._metrics.unsettled.set(len(self._kept))
             pause = FIRST_PAUSE_SECONDS

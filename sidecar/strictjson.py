@@ -7,6 +7,7 @@ UTF-8, a byte order mark, trailing bytes, and more than 200 levels. Numbers are 
 from __future__ import annotations
 
 from decimal import Decimal
+from math import isinf
 from typing import Any
 
 import jiter
@@ -43,7 +44,8 @@ def _bound_numbers(document: dict[str, Any]) -> None:
         elif isinstance(value, list):
             waiting.extend(value)
         elif isinstance(value, Decimal):
-            if len(value.as_tuple().digits) > MAX_DIGITS or (value and abs(value.adjusted()) > MAX_EXPONENT):
+            beyond = value and abs(value.adjusted()) > MAX_EXPONENT
+            if beyond or len(value.as_tuple().digits) > MAX_DIGITS or isinf(float(value)):
                 raise NotJson("a number has too many digits or too large an exponent")
         elif isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
             raise NotJson("a number has too many digits or too large an exponent")

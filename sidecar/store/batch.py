@@ -21,7 +21,7 @@ from sidecar.core.chain import link
 from sidecar.core.command import Admit, Command, Issue, Refuse, Reply, Settle
 from sidecar.core.record import Entry
 from sidecar.core.scope import Execution, Scope
-from sidecar.errors import StoreClosed, StoreOverloaded, StoreUnavailable
+from sidecar.errors import CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
 from sidecar.store.base import Changes, Clock, Engine, Head, LogRow, Names, StoreObserver
 
 logger = logging.getLogger("scopegate.store")
@@ -112,6 +112,8 @@ class Store:
         """
         if self._closing or self._writer is None:
             raise StoreClosed("the store is closed")
+        while self._queue and self._queue[0].reply.done():
+            self._queue.popleft()  # given up: it must not stand in the way of who still waits
         if isinstance(command, Admit | Issue | Refuse) and len(self._queue) >= MAX_QUEUE:
             raise StoreOverloaded(f"{MAX_QUEUE} commands are waiting for the store")
         loop = asyncio.get_running_loop()
@@ -184,7 +186,7 @@ class Store:
             # Not the storage but one of the commands: the others must not suffer for it.
             if len(batch) == 1:
                 logger.exception("a command could not be applied")
-                await self._failed(batch, StoreUnavailable(f"the command could not be applied: {exc}"))
+                await self._failed(batch, CommandFailed(f"the command could not be applied: {exc!r}"))
                 return
             await self._read_head()
             for waiting in batch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import sqlite3
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -242,7 +243,7 @@ class SqliteEngine:
         found = await self._rows(
             f"SELECT {rows.EXECUTION_COLUMNS}, decision_id FROM executions WHERE decision_id < ?{wanted} "
             "ORDER BY decision_id DESC LIMIT ?",
-            (before or "~", *(() if status is None else (status,)), limit + 1),
+            (_decision_cursor(before), *(() if status is None else (status,)), limit + 1),
         )
         return _page(found, limit, rows.execution_from_row)
 
@@ -345,8 +346,17 @@ def _cursor(before: str | None) -> int:
     if before is None:
         return 2**63 - 1
     if not before.isascii() or not before.isdigit() or len(before) > 18:
-        raise ValueError("before takes the value of next of the page before")
+        raise ValueError("takes the value of next of the page before")
     return int(before)
+
+
+def _decision_cursor(before: str | None) -> str:
+    """As `_cursor`, for a list in the order of decision ids."""
+    if before is None:
+        return "~"  # behind every id
+    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", before):
+        raise ValueError("takes the value of next of the page before")
+    return before
 
 
 def _page(found: list[Any], limit: int, value: Callable[[Any], Any]) -> Page:

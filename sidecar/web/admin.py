@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import orjson
 from aiohttp import web
 
 from sidecar import __version__
-from sidecar.core.command import Denied, Reconcile, Settled
+from sidecar.core.command import Denied, Reconcile
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.money import to_dollars
 from sidecar.core.record import iso_time
@@ -19,6 +18,7 @@ from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.gate import Gate
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation
+from sidecar.refusals import unavailable
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
 from sidecar.web.body import read_json
@@ -148,7 +148,7 @@ class Admin:
                 wrong("invalid_request", "cost_usd", "must be absent or 0 where nothing was executed")
             )
         decision_id = request.match_info["decision_id"]
-        reply = await self._store.submit(
+        reply = await self._gate.reconcile(
             Reconcile(
                 decision_id=new_decision_id(),
                 admission_id=decision_id,
@@ -161,7 +161,6 @@ class Admin:
         )
         if isinstance(reply, Denied):
             return problem(reply.refusal)
-        assert isinstance(reply, Settled)
         logger.info(
             "reconciled",
             extra={"decision_id": decision_id, "outcome": wanted.outcome, "scope_id": reply.scope.scope_id},
@@ -182,8 +181,7 @@ class Admin:
         try:
             explanation = await self._gate.explain(claims, tenant or "default")
         except StoreUnavailable as exc:
-            refusal = Refusal("store_unavailable", f"{exc}.", {"cause": str(exc)})
-            explanation = Explanation(refusal=refusal, scope=None, hold=0)
+            explanation = Explanation(refusal=unavailable(exc), scope=None, hold=0)
         return answer(_explained(explanation, self._gate))
 
     async def _status(self, request: web.Request) -> web.Response:
@@ -193,7 +191,7 @@ class Admin:
         return answer(
             {
                 "version": __version__,
-                "uptime_seconds": round(time.time() - self._about.started_at / 1_000_000, 3),
+                "uptime_seconds": (self._gate.now() - self._about.started_at) / 1_000_000,
                 "draining": self._gate.draining,
                 "in_flight": self._gate.in_flight,
                 "unknown_executions": unknown,

@@ -21,7 +21,7 @@ from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.gate import Gate
 from sidecar.ids import new_decision_id, new_traceparent
 from sidecar.outcomes import Forwarded, Judged, Undelivered
-from sidecar.refusals import Asked
+from sidecar.refusals import Asked, unavailable
 from sidecar.refusals import Refused as RefusedAnswer
 from sidecar.telemetry import Metrics, trace_ids
 from sidecar.web import passthrough
@@ -81,7 +81,7 @@ class DataPlane:
         try:
             answer = await self._route(request)
         except StoreUnavailable as exc:
-            answer = problem(Refusal("store_unavailable", f"{exc}.", {"cause": str(exc)}))
+            answer = problem(unavailable(exc))
         except ConnectionError:
             raise
         except Exception:
@@ -205,6 +205,8 @@ class DataPlane:
             for source in (sources.scope_id, sources.incident_id, sources.action, *sources.target_agents)
             if source.kind == "header"
         }
+        if self._limits.tenant_header is not None:
+            judged.add(self._limits.tenant_header.lower().encode())
         headers = without_our_own(end_to_end(request.raw_headers, kept=judged))
         if self._limits.annotate_response:
             headers = [(name, value) for name, value in headers if name.lower() != b"accept-encoding"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from aiohttp import web
 
 from sidecar.errors import StoreUnavailable
@@ -72,7 +70,7 @@ class Ops:
             pass  # the last known values stand; the failure shows in readiness and in its own counter
         else:
             self._metrics.unknown.set(count)
-            age = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1_000_000)
+            age = 0.0 if oldest is None else max(0.0, (self._store.now() - oldest) / 1_000_000)
             self._metrics.oldest_unknown.set(age)
         return web.Response(
             body=self._metrics.page(),

@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable
+from sidecar.refusals import unavailable
 
 logger = logging.getLogger("scopegate.web")
 
@@ -77,7 +78,7 @@ async def problems(
     try:
         return await handler(request)
     except StoreUnavailable as exc:
-        return problem(Refusal("store_unavailable", f"{exc}.", {"cause": str(exc)}))
+        return problem(unavailable(exc))
     except web.HTTPMethodNotAllowed as exc:
         refusal = Refusal("method_not_allowed", f"{request.method} is not served here.")
         return problem(refusal, allow=tuple(sorted(exc.allowed_methods)))

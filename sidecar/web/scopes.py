@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -225,7 +226,7 @@ class ScopeApi:
 def paging_of(query: dict[str, str]) -> tuple[int, str | None] | Refusal:
     """`limit` (100 by default, 1000 at most) and the cursor `before`."""
     text = query.get("limit", str(DEFAULT_PAGE))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_PAGE:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text) or int(text) > MAX_PAGE:
         return wrong("invalid_request", "limit", f"must be from 1 to {MAX_PAGE}")
     return int(text), query.get("before")
 

@@ -1,0 +1,41 @@
+"""Fixtures that every folder may use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import Backend, Clock, House, Open, opened, serving_backend
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[Backend]:
+    async with serving_backend() as served:
+        yield served
+
+
+@pytest.fixture
+async def open_house(tmp_path: Path, backend: Backend, clock: Clock) -> AsyncIterator[Open]:
+    """Opens sidecars that are closed at the end of the test."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one(**options: Any) -> House:
+            options.setdefault("folder", tmp_path)
+            return await stack.enter_async_context(opened(backend=backend, clock=clock, **options))
+
+        yield open_one
+
+
+@pytest.fixture
+async def house(open_house: Open) -> House:
+    """A sidecar with default settings."""
+    return await open_house()

@@ -1,0 +1,337 @@
+"""The admin and ops listeners: records, executions, reconciliation, status, readiness, metrics."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.support import Backend, House, Message, ask, replies, sends
+
+
+def assert_problem(answer: Message, status: int, error: str) -> dict[str, Any]:
+    assert answer.status == status, answer.body
+    assert answer.header("Content-Type") == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert (body["error"], body["status"]) == (error, status)
+    return body
+
+
+async def unknown_execution(house: House, **terms: Any) -> tuple[dict[str, Any], str]:
+    """A scope of failover (hold 0.1) and the decision id of its execution whose answer was lost."""
+    script, house.backend.script = house.backend.script, sends(then="reset")
+    scope = await house.issue(**{"action": "failover", "max_cost_usd": 5, **terms})
+    decision_id: str = (await house.execute(scope)).json()["decision_id"]
+    house.backend.script = script
+    return scope, decision_id
+
+
+async def reconcile(house: House, decision_id: str, **document: Any) -> Message:
+    return await house.admin("POST", f"/api/v1/executions/{decision_id}/reconcile", document)
+
+
+# Decisions ----------------------------------------------------------------------------------------------
+
+
+async def test_a_record_is_shown_with_its_14_fields_and_its_envelopes(house: House) -> None:
+    await house.execute(await house.issue())
+    (record,) = await house.records("&event=admitted")
+    assert {
+        "decision_id",
+        "decision_type",
+        "decision_source",
+        "decision_trigger",
+        "decision_inputs",
+        "decision_outcome",
+        "decision_reason",
+        "run_id",
+        "workflow_id",
+        "tenant_id",
+        "request_id",
+        "causal_role",
+        "decided_at",
+        "details",
+        "writer",
+        "seq",
+        "origin",
+        "event",
+        "scope_id",
+        "incident_id",
+        "action",
+    } <= set(record)
+
+
+async def test_decisions_are_filtered(house: House) -> None:
+    scope = await house.issue(incident_id="inc_a")
+    await house.execute(scope, headers=[("X-Request-Id", "req-1")])
+    await house.execute(scope, headers=[("X-Request-Id", "req-2")])
+    await house.issue(incident_id="inc_b")
+    for query, count in {
+        "": 5,
+        "&type=policy": 4,
+        "&type=recovery": 1,
+        "&outcome=blocked": 1,
+        "&outcome=selected": 4,
+        "&event=issued": 2,
+        "&event=refused": 1,
+        f"&scope_id={scope['scope_id']}": 4,
+        "&incident_id=inc_a": 4,
+        "&incident_id=inc_b": 1,
+        "&request_id=req-1": 2,
+        "&tenant_id=default": 5,
+        "&tenant_id=none": 0,
+        "&run_id=none": 0,
+        "&type=policy&outcome=selected&incident_id=inc_a": 2,
+    }.items():
+        assert len(await house.records(query)) == count, query
+
+
+async def test_decisions_come_newest_first_in_pages(house: House) -> None:
+    for _ in range(5):
+        await house.execute(None)
+    seqs: list[int] = []
+    before = ""
+    while True:
+        page = (await house.admin("GET", f"/api/v1/decisions?limit=2{before}")).json()
+        seqs += [record["seq"] for record in page["decisions"]]
+        if page["next"] is None:
+            break
+        before = f"&before={page['next']}"
+    assert seqs == [5, 4, 3, 2, 1]
+    assert len((await house.admin("GET", "/api/v1/decisions")).json()["decisions"]) == 5
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "limit=00000000100000",
+        "before=x",
+        "before=-1",
+        "surprise=1",
+        "limit=1&limit=2",
+        "scope=x",
+    ],
+)
+async def test_a_wrong_query_is_refused(house: House, query: str) -> None:
+    assert_problem(await house.admin("GET", f"/api/v1/decisions?{query}"), 400, "invalid_request")
+
+
+@pytest.mark.parametrize("text", ["%ff", "%ED%A0%80", "%00", "x" * 1000, "';DROP"])
+async def test_a_strange_filter_or_name_finds_nothing_and_breaks_nothing(house: House, text: str) -> None:
+    answer = await house.admin("GET", f"/api/v1/decisions?scope_id={text}")
+    assert answer.status in (200, 400)
+    answer = await house.admin("GET", f"/api/v1/decisions/{text}")
+    assert answer.status in (400, 404)
+    assert answer.header("Content-Type") == "application/problem+json"
+
+
+async def test_an_unknown_decision_is_not_found(house: House) -> None:
+    assert_problem(await house.admin("GET", "/api/v1/decisions/none"), 404, "decision_not_found")
+
+
+async def test_one_decision_comes_with_its_hash_link(house: House) -> None:
+    first = (await house.execute(None)).json()["decision_id"]
+    second = (await house.execute(None)).json()["decision_id"]
+    one, two = await house.record(first), await house.record(second)
+    assert one["previous_hash"] == "00" * 32
+    assert two["previous_hash"] == one["hash"]
+    assert (one["execution"], one["outcome"]) == (None, None)
+
+
+async def test_other_paths_and_methods_are_problems(house: House) -> None:
+    assert_problem(await house.admin("GET", "/nothing"), 404, "not_found")
+    answer = await house.admin("DELETE", "/api/v1/decisions")
+    assert_problem(answer, 405, "method_not_allowed")
+    assert "GET" in (answer.header("Allow") or "")
+
+
+# Executions and reconciliation --------------------------------------------------------------------------
+
+
+async def test_executions_are_listed_by_status(house: House) -> None:
+    await house.execute(await house.issue())
+    ids = [(await unknown_execution(house))[1] for _ in range(3)]
+    listed = (await house.admin("GET", "/api/v1/executions?status=unknown&limit=2")).json()
+    assert [each["decision_id"] for each in listed["executions"]] == ids[:0:-1]
+    rest = (await house.admin("GET", f"/api/v1/executions?status=unknown&before={listed['next']}")).json()
+    assert ([each["decision_id"] for each in rest["executions"]], rest["next"]) == (ids[:1], None)
+    assert len((await house.admin("GET", "/api/v1/executions")).json()["executions"]) == 4
+    assert len((await house.admin("GET", "/api/v1/executions?status=answered")).json()["executions"]) == 1
+    assert_problem(await house.admin("GET", "/api/v1/executions?status=lost"), 400, "invalid_request")
+
+
+async def test_reconciled_as_executed_its_cost_replaces_the_hold(house: House) -> None:
+    scope, decision_id = await unknown_execution(house, max_attempts=2)
+    answer = await reconcile(house, decision_id, outcome="executed", cost_usd=0.04, reason="seen in the logs")
+    assert answer.status == 200
+    assert (answer.json()["status"], answer.json()["cost_usd"]) == ("executed", 0.04)
+    listed = await house.scope(scope)
+    assert (listed["attempts_used"], listed["cost_used_usd"], listed["status"]) == (1, 0.04, "active")
+    (record,) = await house.records("&event=reconciled")
+    assert (record["decision_type"], record["decision_outcome"]) == ("recovery", "selected")
+    assert record["details"]["admission_id"] == decision_id
+    assert "seen in the logs" in record["details"].values()
+
+
+async def test_reconciled_as_executed_without_a_cost_it_costs_its_hold(house: House) -> None:
+    scope, decision_id = await unknown_execution(house)
+    assert (await reconcile(house, decision_id, outcome="executed")).json()["cost_usd"] == 0.1
+    assert (await house.scope(scope))["cost_used_usd"] == 0.1
+
+
+async def test_reconciled_as_not_executed_attempt_and_hold_come_back(house: House) -> None:
+    scope, decision_id = await unknown_execution(house)
+    assert (await reconcile(house, decision_id, outcome="not_executed")).status == 200
+    listed = await house.scope(scope)
+    assert (listed["attempts_used"], listed["cost_used_usd"], listed["status"]) == (0, 0, "active")
+    (record,) = await house.records("&event=reconciled")
+    assert record["decision_outcome"] == "none"
+    assert (await house.execute(scope)).status == 200
+
+
+async def test_a_reconciled_cost_above_the_hold_is_an_overrun_like_any_other(house: House) -> None:
+    scope, decision_id = await unknown_execution(house, max_attempts=3)
+    await reconcile(house, decision_id, outcome="executed", cost_usd=0.2)
+    assert (await house.scope(scope))["status"] == "exhausted"
+    assert (await house.records("&event=reconciled"))[0]["details"]["cost_overrun"] is True
+    assert await house.metric("scopegate_cost_overruns_total") == 1
+
+
+async def test_only_what_is_unknown_can_be_reconciled(house: House, backend: Backend) -> None:
+    _, decision_id = await unknown_execution(house)
+    await reconcile(house, decision_id, outcome="executed")
+    for ended in (
+        decision_id,
+        (await house.execute(await house.issue())).header("Scopegate-Decision-Id") or "",
+    ):
+        assert_problem(await reconcile(house, ended, outcome="not_executed"), 409, "not_reconcilable")
+    assert_problem(await reconcile(house, "none", outcome="executed"), 404, "decision_not_found")
+    refused = (await house.execute(None)).json()["decision_id"]
+    assert_problem(await reconcile(house, refused, outcome="executed"), 404, "decision_not_found")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"outcome": "maybe"},
+        {"outcome": None},
+        {"outcome": "executed", "cost_usd": -1},
+        {"outcome": "executed", "cost_usd": "1"},
+        {"outcome": "executed", "cost_usd": True},
+        {"outcome": "executed", "surprise": 1},
+        {"outcome": "executed", "reason": 7},
+        {"outcome": "executed", "reason": "x" * 2001},
+        {"outcome": "not_executed", "cost_usd": 1},
+        [],
+    ],
+)
+async def test_a_wrong_reconciliation_is_refused(house: House, document: object) -> None:
+    _, decision_id = await unknown_execution(house)
+    answer = await house.admin("POST", f"/api/v1/executions/{decision_id}/reconcile", document)
+    assert_problem(answer, 400, "invalid_request")
+    assert (await house.ended(decision_id))["status"] == "unknown"
+
+
+@pytest.mark.parametrize("request_id", ["caf\xe9\xff", "x" * 300])
+async def test_a_request_id_that_no_record_can_hold_does_no_harm(house: House, request_id: str) -> None:
+    _, decision_id = await unknown_execution(house)
+    path = f"/api/v1/executions/{decision_id}/reconcile"
+    answer = await house.admin("POST", path, {"outcome": "executed"}, [("X-Request-Id", request_id)])
+    assert answer.status == 200, answer.body
+
+
+# Status, readiness, metrics -----------------------------------------------------------------------------
+
+
+async def test_status_tells_versions_sizes_and_revisions(house: House) -> None:
+    await unknown_execution(house)
+    status = (await house.admin("GET", "/api/v1/status")).json()
+    assert status["version"]
+    assert status["uptime_seconds"] >= 0
+    assert status["store"]["url"] == f"sqlite:///{house.database}"
+    assert status["store"]["size"] > 0
+    assert status["store"]["wal_size"] > 0
+    assert status["policy_revision"] == "rev-1"
+    assert status["config_revision"]
+    assert status["last_reload"]["ok"] is True
+    assert {"time", "errors"} <= set(status["last_reload"])
+
+
+async def test_uptime_is_counted_by_the_clock_of_the_house(house: House) -> None:
+    house.clock.move(100)
+    assert (await house.admin("GET", "/api/v1/status")).json()["uptime_seconds"] >= 100
+
+
+async def test_it_is_alive_and_ready_without_a_backend(house: House) -> None:
+    answer = await ask(house.sidecar.ops_address, "GET", "/health/live")
+    assert answer.status == 200
+    assert await house.ready() == (200, {})
+    checks = (await ask(house.sidecar.ops_address, "GET", "/health/ready")).json()["checks"]
+    assert set(checks) == {"store", "log", "policies", "clock", "draining"}
+    assert house.backend.seen == []
+
+
+async def test_the_ops_listener_serves_nothing_else(house: House) -> None:
+    for path in ("/", "/api/v1/decisions", "/health", "/metrics/x"):
+        assert (await ask(house.sidecar.ops_address, "GET", path)).status == 404
+
+
+async def test_every_metric_is_there(house: House) -> None:
+    page = await house.metrics()
+    for name in (
+        "decisions",
+        "unrecorded_refusals",
+        "executions",
+        "cost_overruns",
+        "judge_seconds",
+        "commit_seconds",
+        "upstream_seconds",
+        "settle_seconds",
+        "in_flight",
+        "store_batch_size",
+        "store_queue",
+        "store_failures",
+        "unknown_executions",
+        "oldest_unknown_execution_seconds",
+        "build_info",
+    ):
+        assert f"# TYPE scopegate_{name}" in page, name
+
+
+async def test_the_age_of_the_oldest_unknown_execution_is_told(house: House) -> None:
+    await unknown_execution(house)
+    house.clock.move(50)
+    assert await house.metric("scopegate_unknown_executions") == 1
+    assert 50 <= await house.metric("scopegate_oldest_unknown_execution_seconds") < 60
+
+
+async def test_no_ids_and_no_unlisted_actions_in_labels(house: House) -> None:
+    scope = await house.issue(incident_id="inc_secret")
+    await house.execute(scope, headers=[("X-Request-Id", "req_secret")])
+    await house.execute(scope, action="made_up_action")
+    await house.execute(None, scope_id="scope_secret")
+    page = await house.metrics()
+    for word in ("inc_secret", "req_secret", "scope_", "made_up_action"):
+        assert word not in page.replace("scope_not_found", "").replace("scope_exhausted", ""), word
+    assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", page)
+    series = 'scopegate_decisions_total{action="other",outcome="blocked",reason="action_outside_scope"}'
+    assert await house.metric(series) == 1
+    assert (
+        await house.metric('scopegate_decisions_total{action="retry_agent",outcome="selected",reason="none"}')
+        == 1
+    )
+    assert await house.metric('scopegate_executions_total{outcome="answered"}') == 1
+
+
+async def test_the_kinds_of_metrics_that_are_observed_move(house: House, backend: Backend) -> None:
+    backend.script = replies(after=0.02)
+    await house.execute(await house.issue())
+    for name in ("judge", "commit", "upstream", "settle", "store_batch"):
+        assert await house.metric(f"scopegate_{name}_seconds_count") >= 1, name
+    assert await house.metric("scopegate_in_flight") == 0
+    assert await house.metric("scopegate_store_queue") == 0

@@ -1,0 +1,370 @@
+"""What only a file can suffer: two owners, a move, a full disk, a newer schema, a long log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from sidecar.core.apply import State
+from sidecar.core.command import Admitted, Issued, Refuse, Settle, Settled
+from sidecar.core.scope import Scope
+from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.ids import new_decision_id
+from sidecar.store.base import Changes, Names
+from sidecar.store.batch import Store
+from sidecar.store.sqlite import SqliteEngine, _in_thread
+from sidecar.store.verify import verify_sqlite
+from tests.store.conftest import OpenStore, admit, issue
+from tests.support import Clock
+
+ROOT = Path(__file__).parents[2]
+
+
+def engine_of(store: Store) -> SqliteEngine:
+    assert isinstance(store.engine, SqliteEngine)
+    return store.engine
+
+
+async def with_writer(store: Store, function: Callable[[sqlite3.Connection], Any]) -> Any:
+    writer = engine_of(store)._writer
+    assert writer is not None
+    return await _in_thread(writer, function)
+
+
+async def issued(store: Store, **terms: Any) -> Scope:
+    reply = await store.submit(issue(**terms))
+    assert isinstance(reply, Issued)
+    return reply.scope
+
+
+def bytes_of(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+async def store(open_store: OpenStore, path: Path) -> Store:
+    return await open_store(path)
+
+
+# One owner ----------------------------------------------------------------------------------------------
+
+
+def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+async def test_a_second_process_is_kept_out_and_told_the_pid(store: Store, path: Path) -> None:
+    second = await asyncio.to_thread(
+        run_python,
+        """
+        import asyncio, sys
+        from pathlib import Path
+        from sidecar.errors import StoreUnavailable
+        from sidecar.store.sqlite import SqliteEngine
+        async def main():
+            engine = SqliteEngine(Path(sys.argv[1]))
+            try:
+                await engine.open()
+            except StoreUnavailable as exc:
+                print(exc)
+        asyncio.run(main())
+        """,
+        path,
+    )
+    assert f"pid {os.getpid()}" in second.stdout, second.stderr
+    assert str(path) in second.stdout
+    await issued(store)
+
+
+async def test_the_lock_goes_with_its_owner(open_store: OpenStore, path: Path) -> None:
+    first = await open_store(path)
+    with pytest.raises(StoreUnavailable, match="in use"):
+        await open_store(path)
+    await first.close()
+    await issued(await open_store(path))
+
+
+async def test_nobody_but_the_owner_reads_the_files(store: Store, path: Path) -> None:
+    await issued(store)
+    for suffix in ("", "-wal", ".lock"):
+        assert os.stat(f"{path}{suffix}").st_mode & 0o077 == 0, suffix
+
+
+# Over restarts ------------------------------------------------------------------------------------------
+
+
+async def test_reopening_keeps_everything(open_store: OpenStore, path: Path) -> None:
+    store = await open_store(path)
+    scope = await issued(store, target_agents=("a", "b"), intent="Überblick")
+    reply = await store.submit(admit(scope.scope_id, target_agents=("b",)))
+    assert isinstance(reply, Admitted)
+    await store.close()
+    again = await open_store(path)
+    assert await again.engine.scope(scope.scope_id) == reply.scope
+    assert await again.engine.execution(reply.execution.decision_id) == reply.execution
+    await issued(again)
+    verified = verify_sqlite(path)
+    assert verified.records == 3
+
+
+async def test_the_clock_of_the_last_record_survives_a_restart(
+    open_store: OpenStore, path: Path, clock: Clock
+) -> None:
+    store = await open_store(path)
+    await issued(store)
+    await store.close()
+    clock.move(-100)
+    again = await open_store(path)
+    assert 99 < again.clock_lag_seconds() < 101
+
+
+async def test_a_newer_schema_is_refused_and_left_alone(open_store: OpenStore, path: Path) -> None:
+    await (await open_store(path)).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 999")
+    before = bytes_of(path)
+    with pytest.raises(StoreUnavailable, match="version 999"):
+        await open_store(path)
+    assert bytes_of(path) == before
+
+
+async def test_what_is_no_database_is_refused(open_store: OpenStore, path: Path) -> None:
+    write(path, b"this is a diary, not a database " * 200)
+    with pytest.raises(StoreUnavailable, match=r"cannot open|not a database"):
+        await open_store(path)
+
+
+async def test_a_folder_that_cannot_be_made_is_named(open_store: OpenStore, tmp_path: Path) -> None:
+    write(tmp_path / "file", b"")
+    with pytest.raises(StoreUnavailable, match="file"):
+        await open_store(tmp_path / "file" / "store.db")
+
+
+# Durability ---------------------------------------------------------------------------------------------
+
+
+async def test_only_a_batch_of_settlements_may_be_lost_on_power_failure(store: Store) -> None:
+    seen: list[tuple[str, int]] = []
+    engine = engine_of(store)
+    transact = engine.transact
+
+    async def observed(names: Names, decide: Callable[[State], Changes], *, durable: bool) -> None:
+        def deciding(state: State) -> Changes:
+            writer = engine._writer
+            assert writer is not None
+            (level,) = writer._conn.execute("PRAGMA synchronous").fetchone()
+            changes = decide(state)
+            seen.append(("+".join(row.entry.event for row in changes.log), level))
+            return changes
+
+        await transact(names, deciding, durable=durable)
+
+    def settle(reply: object) -> Settle:
+        assert isinstance(reply, Admitted)
+        return Settle(
+            decision_id=new_decision_id(), admission_id=reply.execution.decision_id, outcome="answered"
+        )
+
+    full, normal = 2, 1
+    with mock.patch.object(engine, "transact", observed):
+        scope = await issued(store)
+        one = await store.submit(admit(scope.scope_id))
+        two = await store.submit(admit(scope.scope_id))
+        await store.submit(settle(one))
+        await asyncio.gather(store.submit(settle(two)), store.submit(admit(scope.scope_id)))
+        await store.submit(Refuse(decision_id=new_decision_id(), refusal=Refusal("invalid_request", "x")))
+    assert seen == [
+        ("issued", full),
+        ("admitted", full),
+        ("admitted", full),
+        ("settled", normal),
+        ("settled+admitted", full),
+        ("refused", full),
+    ]
+
+
+# A database that is no longer where it was --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_a_file_that_is_moved_stops_the_store_until_it_is_back(
+    store: Store, path: Path, suffix: str
+) -> None:
+    scope = await issued(store, max_attempts=9)
+    name = Path(f"{path}{suffix}")
+    away = Path(f"{path}.away")
+    os.rename(name, away)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="moved") as caught:
+            await store.submit(admit(scope.scope_id))
+        assert str(name) in str(caught.value)
+    with pytest.raises(StoreUnavailable, match="moved"):
+        await store.check()
+    os.rename(away, name)
+    await store.check()
+    reply = await store.submit(admit(scope.scope_id))
+    assert isinstance(reply, Admitted)
+    assert reply.execution.attempt_number == 1
+    assert verify_sqlite(path).records == 2
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_a_file_that_is_unlinked_or_replaced_stops_the_store(
+    store: Store, path: Path, suffix: str
+) -> None:
+    scope = await issued(store)
+    name = Path(f"{path}{suffix}")
+    copy = bytes_of(name)
+    os.unlink(name)
+    with pytest.raises(StoreUnavailable, match="moved"):
+        await store.submit(admit(scope.scope_id))
+    write(name, copy)
+    with pytest.raises(StoreUnavailable, match="replaced"):
+        await store.submit(admit(scope.scope_id))
+
+
+async def test_a_symbolic_link_to_another_database_is_noticed(store: Store, path: Path) -> None:
+    scope = await issued(store)
+    os.rename(path, f"{path}.real")
+    os.symlink(f"{path}.real", path)  # the same file by another way is still the same file
+    assert isinstance(await store.submit(admit(scope.scope_id)), Admitted)
+
+
+# A disk that is full ------------------------------------------------------------------------------------
+
+
+async def test_a_full_database_stops_the_store_until_there_is_room(store: Store) -> None:
+    scope = await issued(store, max_attempts=1000, max_cost=10**12)
+    unlimited = (await with_writer(store, lambda c: c.execute("PRAGMA max_page_count").fetchone()))[0]
+    await with_writer(store, lambda c: c.execute("PRAGMA max_page_count = 1").fetchone())
+    with pytest.raises(StoreUnavailable, match="full"):
+        await asyncio.gather(*(store.submit(admit(scope.scope_id)) for _ in range(500)))
+    assert store.last_error is not None
+    await with_writer(store, lambda c: c.execute(f"PRAGMA max_page_count = {unlimited}").fetchone())
+    before = await store.engine.scope(scope.scope_id)
+    assert before is not None
+    reply = await store.submit(admit(scope.scope_id))
+    assert isinstance(reply, Admitted)
+    assert reply.execution.attempt_number == before.attempts_used + 1
+
+
+async def test_a_limit_on_the_size_of_files_stops_the_store_and_it_recovers(path: Path) -> None:
+    finished = await asyncio.to_thread(
+        run_python,
+        """
+        import asyncio, os, resource, sys, time
+        from pathlib import Path
+        from sidecar.core.command import Admitted
+        from sidecar.errors import StoreUnavailable
+        from sidecar.store.batch import Store
+        from sidecar.store.sqlite import SqliteEngine
+        from sidecar.store.verify import verify_sqlite
+        from tests.store.conftest import admit, issue
+        async def main():
+            path = Path(sys.argv[1])
+            store = Store(SqliteEngine(path), clock=lambda: time.time_ns() // 1000, deadline_seconds=5)
+            await store.open()
+            scope = (await store.submit(issue(max_attempts=1000, max_cost=10**12))).scope
+            limit = os.stat(f"{path}-wal").st_size + 20_000
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            admitted, failure = 0, None
+            while failure is None:
+                try:
+                    await store.submit(admit(scope.scope_id))
+                    admitted += 1
+                except StoreUnavailable as exc:
+                    failure = exc
+            try:
+                await store.submit(admit(scope.scope_id))
+            except StoreUnavailable:
+                print("still full")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            reply = await store.submit(admit(scope.scope_id))
+            assert isinstance(reply, Admitted)
+            assert reply.execution.attempt_number == admitted + 1, (reply.execution, admitted)
+            await store.close()
+            assert verify_sqlite(path).records == admitted + 2
+            print("recovered after", failure)
+        asyncio.run(main())
+        """,
+        path,
+    )
+    assert "still full" in finished.stdout, finished.stderr
+    assert "recovered after SQLite:" in finished.stdout, finished.stderr
+
+
+# A long log ---------------------------------------------------------------------------------------------
+
+
+async def test_the_wal_stays_bounded_over_20_000_admissions_while_somebody_reads(
+    open_store: OpenStore, path: Path
+) -> None:
+    store = await open_store(path, deadline_seconds=60.0)
+    scopes = [await issued(store, max_attempts=10**6, max_cost=10**15) for _ in range(8)]
+    largest = pages = 0
+    done = False
+
+    async def read() -> None:
+        nonlocal largest, pages
+        before = None
+        while not done:
+            page = await store.engine.decisions({}, before=before, limit=100)
+            before = page.next
+            pages += 1
+            largest = max(largest, (await store.engine.size())["wal_size"])
+            await asyncio.sleep(0.002)
+
+    async def admit_many(scope: Scope) -> None:
+        for _ in range(2500 // 50):
+            await asyncio.gather(*(store.submit(admit(scope.scope_id)) for _ in range(50)))
+
+    reading = asyncio.create_task(read())
+    await asyncio.gather(*(admit_many(scope) for scope in scopes))
+    done = True
+    await reading
+    assert pages > 20
+    assert (await store.engine.size())["size"] > 10_000_000
+    assert largest < 16_777_216, f"the WAL grew to {largest} bytes"
+    assert (await asyncio.to_thread(verify_sqlite, path)).records == 20_008
+
+
+async def test_the_settlement_that_had_to_wait_finds_its_execution_after_a_restart(
+    open_store: OpenStore, path: Path
+) -> None:
+    store = await open_store(path)
+    scope = await issued(store)
+    reply = await store.submit(admit(scope.scope_id))
+    assert isinstance(reply, Admitted)
+    await store.close()
+    again = await open_store(path)
+    settle = Settle(
+        decision_id=new_decision_id(), admission_id=reply.execution.decision_id, outcome="answered", cost=5
+    )
+    assert isinstance(await again.submit(settle), Settled)

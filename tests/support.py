@@ -1,0 +1,436 @@
+"""What tests stand on: a scripted backend on a real socket, a thin client, a sidecar between, and a clock."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
+from sidecar.serve import Sidecar, wall_clock
+from sidecar.settings import Listen, default
+
+SECOND = 1_000_000
+MOST_SECONDS = 15.0  # for any answer: what takes longer has failed
+EXECUTE = "/api/v1/recovery/execute"
+SCOPE = "/api/v1/recovery/scope"
+SCOPES = "/api/v1/recovery/scopes/"
+
+POLICIES = PolicySet(
+    revision="rev-1",
+    actions={
+        "retry_agent": ActionPolicy(risk=RiskClass.LOW),
+        "failover": ActionPolicy(risk=RiskClass.HIGH, hold=100_000),
+        "patient": ActionPolicy(risk=RiskClass.LOW, timeout_seconds=0.15),
+    },
+)
+
+
+class Clock:
+    """The wall clock of a test, in microseconds since 1970: it runs, and can be set forward and back."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+
+    def __call__(self) -> int:
+        return wall_clock() + self.offset
+
+    def move(self, seconds: float) -> None:
+        self.offset += int(seconds * SECOND)
+
+
+# HTTP, thinly -------------------------------------------------------------------------------------------
+
+HeaderList = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One request or answer as it stood on the wire."""
+
+    first: str
+    raw_headers: tuple[tuple[str, str], ...]
+    body: bytes
+    whole: bool = True
+
+    def header(self, name: str) -> str | None:
+        """The one value of a header, None without it. Twice is an error."""
+        values = self.headers(name)
+        assert len(values) < 2, f"{name} came {len(values)} times"
+        return values[0] if values else None
+
+    def headers(self, name: str) -> list[str]:
+        return [value for key, value in self.raw_headers if key.lower() == name.lower()]
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def status(self) -> int:
+        return int(self.first.split(" ")[1])
+
+    @property
+    def method(self) -> str:
+        return self.first.split(" ")[0]
+
+    @property
+    def target(self) -> str:
+        return self.first.split(" ")[1]
+
+
+async def read_message(reader: asyncio.StreamReader, *, bodiless: bool = False) -> Message | None:
+    """The next message of a connection, None at its end. One that is cut has `whole` False."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    lines = head.decode("latin-1").split("\r\n")[:-2]
+    headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines[1:]))
+    known = {name.lower(): value for name, value in headers}
+    is_answer = lines[0].startswith("HTTP/")
+    if is_answer and lines[0].split(" ")[1] == "100":
+        return await read_message(reader, bodiless=bodiless)
+    body, whole = b"", True
+    if is_answer and (bodiless or lines[0].split(" ")[1] in ("204", "304")):
+        return Message(lines[0], headers, body)
+    try:
+        if "chunked" in known.get("transfer-encoding", ""):
+            while size := int(await reader.readuntil(b"\r\n"), 16):
+                body += await reader.readexactly(size)
+                await reader.readexactly(2)
+            await reader.readuntil(b"\r\n")
+        elif "content-length" in known:
+            length = int(known["content-length"])
+            try:
+                body = await reader.readexactly(length)
+            except asyncio.IncompleteReadError as exc:
+                body, whole = exc.partial, False
+        elif is_answer:
+            body = await reader.read()
+    except (asyncio.IncompleteReadError, ConnectionError, ValueError):
+        whole = False
+    return Message(lines[0], headers, body, whole)
+
+
+def request_bytes(method: str, target: str, headers: HeaderList = (), body: bytes | None = None) -> bytes:
+    """A request as it goes onto the wire, with Host and Content-Length unless they are given."""
+    names = {name.lower() for name, _ in headers}
+    lines = [f"{method} {target} HTTP/1.1"]
+    if "host" not in names:
+        lines.append("Host: sidecar.test")
+    lines += [f"{name}: {value}" for name, value in headers]
+    if body is not None and not names & {"content-length", "transfer-encoding"}:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+
+
+async def connect(address: Listen) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(address.host, address.port, limit=1 << 22)
+
+
+async def ask(
+    address: Listen, method: str, target: str, headers: HeaderList = (), body: bytes | None = None
+) -> Message:
+    """One request on a connection of its own."""
+    reader, writer = await connect(address)
+    try:
+        async with asyncio.timeout(MOST_SECONDS):
+            writer.write(request_bytes(method, target, headers, body))
+            await writer.drain()
+            answer = await read_message(reader, bodiless=method == "HEAD")
+        assert answer is not None, "the connection was closed without an answer"
+        return answer
+    finally:
+        writer.close()
+
+
+def as_json(document: object) -> tuple[list[tuple[str, str]], bytes]:
+    return [("Content-Type", "application/json")], json.dumps(document).encode()
+
+
+# The backend --------------------------------------------------------------------------------------------
+
+Script = Callable[[Message, asyncio.StreamWriter], Awaitable[None]]
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection with RST."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def replies(
+    body: bytes = b'{"done": true}',
+    *,
+    status: str = "200 OK",
+    headers: HeaderList = (("Content-Type", "application/json"),),
+    after: asyncio.Event | float | None = None,
+) -> Script:
+    """Answer, at once, after some seconds, or once an event is set."""
+
+    async def script(request: Message, writer: asyncio.StreamWriter) -> None:
+        if isinstance(after, asyncio.Event):
+            await after.wait()
+        elif after is not None:
+            await asyncio.sleep(after)
+        told = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        head = f"HTTP/1.1 {status}\r\n{told}Content-Length: {len(body)}\r\n\r\n".encode("latin-1")
+        writer.write(head + (b"" if request.method == "HEAD" else body))
+
+    return script
+
+
+def sends(*pieces: bytes | float, then: str = "stay") -> Script:
+    """Send raw pieces, a number among them is a pause; then stay, close, reset or hang."""
+
+    async def script(request: Message, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                writer.write(piece)
+                await writer.drain()
+            else:
+                await asyncio.sleep(piece)
+        if then == "close":
+            writer.close()
+        elif then == "reset":
+            reset(writer)
+        elif then == "hang":
+            await asyncio.Event().wait()
+
+    return script
+
+
+@dataclass
+class Backend:
+    """A backend that records what it saw and does as `script` says."""
+
+    address: Listen
+    script: Script = field(default_factory=replies)
+    seen: list[Message] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    @property
+    def executions(self) -> list[Message]:
+        return [message for message in self.seen if message.method == "POST"]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while (message := await read_message(reader)) is not None:
+                self.seen.append(message)
+                self.arrived.set()
+                await self.script(message, writer)
+                if writer.is_closing():
+                    return
+                await writer.drain()
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def stop(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def serving_backend() -> AsyncIterator[Backend]:
+    backend = Backend(Listen("127.0.0.1", 0))
+    server = await asyncio.start_server(backend.serve, "127.0.0.1", 0, backlog=2048, limit=1 << 22)
+    backend.address = Listen(*server.sockets[0].getsockname()[:2])
+    try:
+        yield backend
+    finally:
+        server.close()
+        await backend.stop()
+
+
+def unused_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        return port
+
+
+# The house ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class House:
+    """A running sidecar between a client and a backend."""
+
+    sidecar: Sidecar
+    backend: Backend
+    clock: Clock
+    database: Path
+
+    # The data listener
+
+    async def data(
+        self, method: str, target: str, headers: HeaderList = (), body: bytes | None = None
+    ) -> Message:
+        return await ask(self.sidecar.data_address, method, target, headers, body)
+
+    async def issue(self, *, headers: HeaderList = (), **members: Any) -> dict[str, Any]:
+        """A scope, granted: one attempt of retry_agent for inc_1 unless told otherwise."""
+        answer = await self.ask_for_scope(headers=headers, **members)
+        assert answer.status == 201, answer.body
+        granted: dict[str, Any] = answer.json()
+        return granted
+
+    async def ask_for_scope(self, *, headers: HeaderList = (), **members: Any) -> Message:
+        wanted = {"incident_id": "inc_1", "action": "retry_agent", "intent": "a test", **members}
+        kind, body = as_json({name: value for name, value in wanted.items() if value is not ...})
+        return await self.data("POST", SCOPE, [*kind, *headers], body)
+
+    async def execute(
+        self,
+        scope: Mapping[str, Any] | None,
+        *,
+        target: str = EXECUTE,
+        headers: HeaderList = (),
+        **members: Any,
+    ) -> Message:
+        """Execute under a scope: its incident and its first action unless told otherwise; ... leaves out."""
+        kind, body = self.execution(scope, **members)
+        return await self.data("POST", target, [*kind, *headers], body)
+
+    @staticmethod
+    def execution(scope: Mapping[str, Any] | None, **members: Any) -> tuple[list[tuple[str, str]], bytes]:
+        asked: dict[str, Any] = {"incident_id": "inc_1", "action": "retry_agent"}
+        if scope is not None:
+            asked = {
+                "scope_id": scope["scope_id"],
+                "incident_id": scope["incident_id"],
+                "action": scope["allowed_actions"][0],
+            }
+        asked.update(members)
+        return as_json({name: value for name, value in asked.items() if value is not ...})
+
+    async def revoke(self, scope: Mapping[str, Any]) -> Message:
+        return await self.data("DELETE", SCOPES + scope["scope_id"])
+
+    async def scopes(self, incident_id: str = "inc_1", query: str = "") -> Any:
+        answer = await self.data("GET", SCOPES + incident_id + query)
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    async def scope(self, scope: Mapping[str, Any]) -> dict[str, Any]:
+        """How a scope is listed now."""
+        listed = (await self.scopes(scope["incident_id"], "?limit=1000"))["scopes"]
+        (found,) = [each for each in listed if each["scope_id"] == scope["scope_id"]]
+        return dict(found)
+
+    # The admin listener
+
+    async def admin(
+        self, method: str, target: str, document: object = None, headers: HeaderList = ()
+    ) -> Message:
+        kind, body = as_json(document)
+        if document is None:
+            return await ask(self.sidecar.admin_address, method, target, headers)
+        return await ask(self.sidecar.admin_address, method, target, [*kind, *headers], body)
+
+    async def records(self, query: str = "") -> list[dict[str, Any]]:
+        """Every record that a query finds, newest first, over all pages."""
+        found: list[dict[str, Any]] = []
+        before = ""
+        while True:
+            answer = await self.admin("GET", f"/api/v1/decisions?limit=1000{query}{before}")
+            assert answer.status == 200, answer.body
+            page = answer.json()
+            found += page["decisions"]
+            if page["next"] is None:
+                return found
+            before = f"&before={page['next']}"
+
+    async def record(self, decision_id: str) -> dict[str, Any]:
+        answer = await self.admin("GET", f"/api/v1/decisions/{decision_id}")
+        assert answer.status == 200, answer.body
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def ended(self, decision_id: str) -> dict[str, Any]:
+        """An execution once it is no longer in flight."""
+        for _ in range(300):
+            execution: dict[str, Any] = (await self.record(decision_id))["execution"]
+            if execution["status"] != "in_flight":
+                return execution
+            await asyncio.sleep(0.01)
+        raise AssertionError("the execution is still in flight")
+
+    async def explain(self, scope: Mapping[str, Any] | None, **members: Any) -> Any:
+        kind, body = self.execution(scope, **members)
+        answer = await ask(self.sidecar.admin_address, "POST", "/api/v1/explain", kind, body)
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    # The ops listener
+
+    async def ready(self) -> tuple[int, dict[str, str]]:
+        """The status of readiness, and the reasons of the checks that fail."""
+        answer = await ask(self.sidecar.ops_address, "GET", "/health/ready")
+        checks = answer.json()["checks"]
+        return answer.status, {name: check["reason"] for name, check in checks.items() if not check["ok"]}
+
+    async def metrics(self) -> str:
+        answer = await ask(self.sidecar.ops_address, "GET", "/metrics")
+        assert answer.status == 200
+        return answer.body.decode()
+
+    async def metric(self, line: str) -> float:
+        """The value of one series, 0 where it is not there (yet)."""
+        for found in (await self.metrics()).splitlines():
+            if found.startswith(f"{line} "):
+                return float(found.split(" ")[-1])
+        return 0.0
+
+
+Open = Callable[..., Awaitable[House]]
+
+
+@asynccontextmanager
+async def opened(
+    folder: Path,
+    backend: Backend,
+    *,
+    policies: PolicySet | None = POLICIES,
+    clock: Clock | None = None,
+    upstream_port: int | None = None,
+    **sections: Any,
+) -> AsyncIterator[House]:
+    """A sidecar on free ports over a SQLite file in a folder; `sections` are those of its settings."""
+    clock = clock or Clock()
+    database = folder / "gate.db"
+    for name in ("data", "admin", "ops"):
+        sections.setdefault(name, {"listen": "127.0.0.1:0"})
+    sections["store"] = {"url": f"sqlite:///{database}", **sections.get("store", {})}
+    sections.setdefault("shutdown", {"drain_seconds": 0.2})
+    settings = default(f"http://127.0.0.1:{upstream_port or backend.address.port}", **sections)
+    async with Sidecar(settings, policies, clock=clock) as sidecar:
+        yield House(sidecar, backend, clock, database)
+
+
+async def eventually(
+    holds: Callable[[], Awaitable[bool]] | Callable[[], bool], *, seconds: float = 5.0
+) -> None:
+    """Wait until something holds."""
+    until = asyncio.get_running_loop().time() + seconds
+    while True:
+        held = holds()
+        if held if isinstance(held, bool) else await held:
+            return
+        assert asyncio.get_running_loop().time() < until, "it did not come about in time"
+        await asyncio.sleep(0.005)

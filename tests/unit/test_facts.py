@@ -1,0 +1,177 @@
+"""What a request claims: exact types, one place, one spelling."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core.facts import (
+    DEFAULT_SOURCES,
+    MAX_TARGET_AGENTS,
+    Claims,
+    FactSources,
+    Request,
+    Source,
+    is_identifier,
+    read,
+)
+from sidecar.errors import Refusal
+
+FACTS = ("scope_id", "incident_id", "action")
+identifiers = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=256)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def claims_of(**members: Any) -> Claims:
+    found = read(Request(document=members), DEFAULT_SOURCES)
+    assert isinstance(found, Claims), found
+    return found
+
+
+def refusal_of(**members: Any) -> Refusal:
+    found = read(Request(document=members), DEFAULT_SOURCES)
+    assert isinstance(found, Refusal), found
+    assert found.code == "invalid_request"
+    return found
+
+
+@given(st.text(max_size=300))
+def test_an_identifier_is_1_to_256_printable_characters(text: str) -> None:
+    controls = any(unicodedata.category(each) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for each in text)
+    odd_spaces = any(unicodedata.category(each) == "Zs" and each != " " for each in text)
+    assert is_identifier(text) == (0 < len(text) <= 256 and not controls and not odd_spaces)
+
+
+@given(st.sampled_from(FACTS), identifiers)
+def test_an_identifier_is_read_as_it_stands(name: str, value: str) -> None:
+    assert getattr(claims_of(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", FACTS)
+@pytest.mark.parametrize("value", [None, ""])
+def test_null_and_the_empty_string_are_absent(name: str, value: object) -> None:
+    assert getattr(claims_of(**{name: value}), name) is None
+
+
+@given(st.dictionaries(st.sampled_from([*FACTS, "parameters", "target_agents"]), anything))
+def test_whatever_stands_there_is_a_claim_of_exact_type_or_refused(document: dict[str, Any]) -> None:
+    found = read(Request(document=document), DEFAULT_SOURCES)
+    if isinstance(found, Refusal):
+        assert found.code == "invalid_request"
+        assert found.members["member"].startswith("/")
+        return
+    for name in FACTS:
+        value = document.get(name)
+        assert getattr(found, name) == (value if value else None)
+        assert value in (None, "") or is_identifier(value)
+    assert isinstance(found.parameters, dict)
+    assert all(is_identifier(agent) for agent in found.target_agents)
+
+
+SPELLINGS = st.sampled_from([str.upper, str.title, str.swapcase, str.capitalize])
+
+
+@given(st.sampled_from([*FACTS, "parameters", "target_agents"]), SPELLINGS)
+def test_a_key_that_equals_a_judged_one_but_for_case_is_refused(name: str, spell: Any) -> None:
+    refusal_of(**{spell(name): "x"})
+    refusal_of(**{spell(name): "x", name: {} if name == "parameters" else []})
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["\uff41ction", "\u017fcope_id", "inc\u0131dent_id".replace("\u0131", "I"), "ACTI\u00d3N"[:4] + "ON"],
+)
+def test_compatibility_forms_are_case_twins_too(key: str) -> None:
+    refusal_of(**{key: "x"})
+
+
+def test_twins_elsewhere_are_nobodys_business() -> None:
+    claims_of(parameters={"Action": 1, "SCOPE_ID": 2}, other={"Action": 1, "action": 2})
+    refusal_of(parameters={"Target_Agents": []})
+
+
+def test_target_agents_stand_in_two_places_that_must_agree() -> None:
+    assert claims_of(target_agents=["a", "b"]).target_agents == ("a", "b")
+    assert claims_of(parameters={"target_agents": ["a"]}).target_agents == ("a",)
+    assert claims_of(target_agents=["a"], parameters={"target_agents": ["a"]}).target_agents == ("a",)
+    assert claims_of(target_agents=None, parameters={"target_agents": ["a"]}).target_agents == ("a",)
+    refusal_of(target_agents=["a"], parameters={"target_agents": ["b"]})
+    refusal_of(target_agents=[], parameters={"target_agents": ["b"]})
+
+
+def test_the_number_of_agents_is_bounded() -> None:
+    assert len(claims_of(target_agents=["a"] * MAX_TARGET_AGENTS).target_agents) == MAX_TARGET_AGENTS
+    refusal_of(target_agents=["a"] * (MAX_TARGET_AGENTS + 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "name"),
+    [
+        ("/a", "pointer", "/a"),
+        ("/a/b", "pointer", "/a/b"),
+        ("path:x", "path", "x"),
+        ("query:a b"[:7], "query", "a"),
+        ("header:X-Scope", "header", "x-scope"),
+    ],
+)
+def test_a_place_is_written_in_one_of_four_ways(text: str, kind: str, name: str) -> None:
+    source = Source.parse(text)
+    assert (source.kind, source.name) == (kind, name)
+    assert Source.parse(str(source)) == source
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "/", "a", "//", "/a/", "/a~", "/a~2", "cookie:x", "header:", "header", "query:a b", "path:\n", ":x"],
+)
+def test_any_other_place_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        Source.parse(text)
+
+
+def test_a_pointer_is_unescaped() -> None:
+    sources = FactSources(scope_id=Source.parse("/a~1b/c~0d"))
+    found = read(Request(document={"a/b": {"c~d": "s"}}), sources)
+    assert isinstance(found, Claims)
+    assert found.scope_id == "s"
+
+
+def test_a_pointer_does_not_enter_lists_or_texts() -> None:
+    sources = FactSources(scope_id=Source.parse("/a/0"))
+    for holder in (["x"], "x", {"1": "x"}, None, 7):
+        found = read(Request(document={"a": holder}), sources)
+        assert isinstance(found, Claims)
+        assert found.scope_id is None
+
+
+def test_the_objects_on_the_way_are_watched_for_twins_too() -> None:
+    sources = FactSources(scope_id=Source.parse("/Job/scope"))
+    assert isinstance(read(Request(document={"job": {}}), sources), Refusal)
+    assert isinstance(read(Request(document={"Job": {"SCOPE": 1}}), sources), Refusal)
+    assert isinstance(read(Request(document={"Job": {"scope": "s"}, "scope": 1}), sources), Claims)
+
+
+def test_path_query_and_header_hold_facts() -> None:
+    sources = FactSources(
+        scope_id=Source.parse("header:X-Scope"),
+        incident_id=Source.parse("path:incident"),
+        action=Source.parse("query:action"),
+        target_agents=(Source.parse("query:agent"),),
+    )
+    request = Request(
+        document={"scope_id": 7},
+        path_params={"incident": "i"},
+        query=[("action", "a"), ("agent", "g"), ("x", "y")],
+        headers=[("x-scope", "s")],
+    )
+    assert read(request, sources) == Claims(scope_id="s", incident_id="i", action="a", target_agents=("g",))
+    twice = Request(document={}, query=[("action", "a"), ("action", "a")])
+    assert isinstance(read(twice, sources), Refusal)
