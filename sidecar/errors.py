@@ -77,6 +77,12 @@ class StoreOverloaded(StoreUnavailable):
     """The store's queue is full; nothing of the command was begun."""
 
 
+def unavailable(exc: StoreUnavailable) -> Refusal:
+    """What a store that could not commit is called on the wire, with its cause."""
+    code = "overloaded" if isinstance(exc, StoreOverloaded) else "store_unavailable"
+    return Refusal(code, f"Nothing was done: {exc}.", {"cause": str(exc)})
+
+
 class CommandFailed(StoreUnavailable):
     """The storage works, but this one command cannot be applied to it. Trying again would not help."""
 

@@ -8,33 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Sequence
-from decimal import Decimal
+from dataclasses import replace
 from typing import Any, Literal
 
 from sidecar.core.bounds import Case, judge
-from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Settled
-from sidecar.core.entries import outcome_of
-from sidecar.core.facts import Claims, Source
-from sidecar.core.money import MAX_MICROS, to_micros
+from sidecar.core.command import (
+    Admit,
+    Admitted,
+    Denied,
+    Issue,
+    Issued,
+    Reconcile,
+    Revoke,
+    Revoked,
+    Settled,
+)
+from sidecar.core.facts import Claims
 from sidecar.core.policy import PolicySet
-from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.core.scope import Scope
+from sidecar.cost import reported_cost
+from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation, Forwarded, Judged, Outcome, Remainder, Undelivered
-from sidecar.refusals import Asked, RefusalLog, Refused, unavailable
+from sidecar.refusals import Asked, RefusalLog, Refused
 from sidecar.settlements import Settlements
 from sidecar.store.batch import Store
-from sidecar.strictjson import MAX_EXPONENT, NotJson, parse
 from sidecar.telemetry import Metrics
-from sidecar.upstream import Exchange, Head, NotSent, TimedOut, Unanswered, Upstream
+from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 
 logger = logging.getLogger("scopegate.gate")
 
 RETRY_AFTER_SECONDS = 1
-# An amount in a header is spelled as JSON spells a number that is not negative; Decimal takes much more.
-_AMOUNT = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 MAX_CLOCK_LAG_SECONDS = 60.0
 
 
@@ -95,7 +101,7 @@ class Gate:
         outcome = await asyncio.shield(started)
         if isinstance(outcome, Denied):
             # Here, not in the task: a flood that waits for its summary takes nobody's place in flight.
-            return await self._denied(outcome, self._asked(judged))
+            return await self.refusals.denied(outcome, self._asked(judged))
         return outcome
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
@@ -112,6 +118,42 @@ class Gate:
         mine = scope is not None and scope.tenant_id == tenant_id
         return Explanation(refusal=judge(case), scope=scope if mine else None, hold=case.hold)
 
+    async def issue(self, scope: Scope, ttl_seconds: int, asked: Asked) -> Issued | Refused:
+        """Grant a scope, if the policies allow it. Raises StoreUnavailable."""
+        assert self.policies is not None
+        command = Issue(
+            decision_id=new_decision_id(),
+            scope=scope,
+            ttl=ttl_seconds,
+            policies=self.policies,
+            request_id=asked.request_id,
+            principal=asked.principal,
+            record_denial=self.refusals.has_room(),
+        )
+        reply = await self._store.submit(command)
+        if isinstance(reply, Denied):
+            return await self.refusals.denied(reply, replace(asked, policies=self.policies))
+        assert isinstance(reply, Issued)
+        self._metrics.decisions.labels("selected", "none", "none").inc()
+        return reply
+
+    async def revoke(self, scope_id: str, asked: Asked) -> Revoked | Refused:
+        """Withdraw a scope. Raises StoreUnavailable."""
+        command = Revoke(
+            decision_id=new_decision_id(),
+            scope_id=scope_id,
+            tenant_id=asked.tenant_id,
+            request_id=asked.request_id,
+            principal=asked.principal,
+            record_denial=self.refusals.has_room(),
+        )
+        reply = await self._store.submit(command)
+        if isinstance(reply, Denied):
+            return await self.refusals.denied(reply, replace(asked, policies=self.policies))
+        assert isinstance(reply, Revoked)
+        self._metrics.decisions.labels("selected", "none", "none").inc()
+        return reply
+
     async def reconcile(self, command: Reconcile) -> Settled | Denied:
         """Say what became of an `unknown` execution. Raises StoreUnavailable."""
         reply = await self._store.submit(command)
@@ -122,11 +164,9 @@ class Gate:
         return reply
 
     async def refuse(self, refusal: Refusal, asked: Asked, *, retry_after: int | None = None) -> Refused:
-        """Refuse without asking the store: recorded, counted and logged."""
-        refused = await self.refusals.record(refusal, asked, retry_after=retry_after)
-        self._count(refusal, asked)
-        self._log_refusal(refused, asked)
-        return refused
+        """Refuse without asking the store."""
+        asked = replace(asked, policies=self.policies)
+        return await self.refusals.refuse(refusal, asked, retry_after=retry_after)
 
     def _asked(self, judged: Judged) -> Asked:
         return Asked(
@@ -134,7 +174,7 @@ class Gate:
             tenant_id=judged.tenant_id,
             request_id=judged.request_id,
             principal=judged.principal,
-            policy_revision=self.policies.revision if self.policies else None,
+            policies=self.policies,
         )
 
     async def _execute(self, judged: Judged, answer: asyncio.Future[Outcome | Denied]) -> None:
@@ -148,6 +188,7 @@ class Gate:
         except asyncio.CancelledError:
             # The drain is over and nothing was admitted; an admission under way is given back.
             draining = Refusal("draining", "The sidecar shut down before the request was judged.")
+            self.refusals.unrecorded(draining, self._asked(judged), "the drain is over")
             _set(answer, Refused(refusal=draining, retry_after=RETRY_AFTER_SECONDS))
         except Exception as exc:
             # Whoever waits must not hang, whatever went wrong.
@@ -157,7 +198,6 @@ class Gate:
 
     async def _admit(self, judged: Judged) -> Admitted | Denied | Refused:
         policies = self.policies
-        asked = self._asked(judged)
         assert policies is not None
         command = Admit(
             decision_id=new_decision_id(),
@@ -174,8 +214,7 @@ class Gate:
             reply = await self._store.submit(command, late=self._settlements.give_back)
         except StoreUnavailable as exc:
             refusal = unavailable(exc)
-            self._count(refusal, asked)
-            self.refusals.count_unrecorded(refusal, asked, str(exc))
+            self.refusals.unrecorded(refusal, self._asked(judged), str(exc))
             return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
         self._metrics.commit.observe(time.perf_counter() - begun)
         if isinstance(reply, Denied):
@@ -183,16 +222,6 @@ class Gate:
         assert isinstance(reply, Admitted)
         self._metrics.decisions.labels("selected", "none", policies.label(judged.claims.action or "")).inc()
         return reply
-
-    async def _denied(self, denied: Denied, asked: Asked) -> Refused:
-        self._count(denied.refusal, asked)
-        if denied.decision_id is None:
-            refused = await self.refusals.summarize(denied.refusal, asked)
-        else:
-            self.refusals.spend()
-            refused = Refused(refusal=denied.refusal, decision_id=denied.decision_id)
-        self._log_refusal(refused, asked)
-        return refused
 
     async def _forward(
         self, judged: Judged, admitted: Admitted, answer: asyncio.Future[Outcome | Denied]
@@ -204,11 +233,12 @@ class Gate:
         try:
             exchange = await self._send(judged, admitted, seconds)
             with exchange:
-                async with asyncio.timeout(max(0.0, seconds - (time.perf_counter() - begun))):
+                left = max(0.0, seconds - (time.perf_counter() - begun))
+                async with asyncio.timeout(left) as deadline:
                     body, complete = await _read_up_to(exchange, self._max_answer)
-                    if not complete:
-                        await self._stream(judged, admitted, exchange, body, answer)
-                        return
+                if not complete:
+                    await self._stream(judged, admitted, exchange, body, answer, deadline.when() or 0.0)
+                    return
         except NotSent as exc:
             refusal = Refusal("upstream_unreachable", f"Nothing was sent: {exc}.", {"cause": str(exc)})
             ending = "not_sent", refusal
@@ -265,18 +295,29 @@ class Gate:
         exchange: Exchange,
         body: bytes,
         answer: asyncio.Future[Outcome | Denied],
+        deadline: float,
     ) -> None:
-        """A long answer: its head goes to the client now, its settlement waits for its end."""
-        rest = Remainder()
+        """A long answer: its head goes to the client now, its settlement waits for its end.
+
+        `deadline` is in the loop's time and counts the backend's time only.
+        """
+        rest = Remainder(patience=self._response_timeout)
         _set(
             answer,
             Forwarded(admitted=admitted, **self._shown(admitted), head=exchange.head, body=body, rest=rest),
         )
         status = exchange.head.status
+        loop = asyncio.get_running_loop()
         try:
-            while piece := await exchange.read():
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    piece = await exchange.read()
+                if not piece:
+                    break
+                handed = loop.time()
                 await rest.feed(piece)
-        except (Unanswered, asyncio.CancelledError) as exc:
+                deadline += loop.time() - handed  # the backend is not to blame for a slow client
+        except (Unanswered, TimeoutError, asyncio.CancelledError) as exc:
             cause = str(exc) or "the answer did not end in time"
             await self._settlements.settle(admitted, judged.log_fields, "unknown", None, status, cause)
             rest.break_off()
@@ -304,6 +345,7 @@ class Gate:
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished)
+            await self._store.until_idle()  # an admission under way is told, and then given back
         await self._settlements.close()
         return len(unfinished)
 
@@ -315,32 +357,6 @@ class Gate:
     def now(self) -> int:
         """The store's time, in microseconds since 1970 (UTC)."""
         return self._store.now()
-
-    # Telling -----------------------------------------------------------------------------------
-
-    def _count(self, refusal: Refusal, asked: Asked) -> None:
-        policies, action = self.policies, asked.claims.action
-        label = "none" if action is None or policies is None else policies.label(action)
-        self._metrics.decisions.labels(outcome_of(refusal).value, refusal.code, label).inc()
-
-    def count_grant(self, refusal: Refusal | None) -> None:
-        """A scope was issued, or refused by a policy; the store has recorded it."""
-        outcome = "selected" if refusal is None else outcome_of(refusal).value
-        self._metrics.decisions.labels(outcome, refusal.code if refusal else "none", "none").inc()
-
-    def _log_refusal(self, refused: Refused, asked: Asked) -> None:
-        logger.info(
-            "refused",
-            extra={
-                "error": refused.refusal.code,
-                "bound": refused.refusal.members.get("bound"),
-                "decision_id": refused.decision_id,
-                "request_id": asked.request_id,
-                "scope_id": asked.claims.scope_id,
-                "incident_id": asked.claims.incident_id,
-                "action": asked.claims.action,
-            },
-        )
 
 
 def _set(answer: asyncio.Future[Outcome | Denied], value: Outcome | Denied) -> None:
@@ -366,27 +382,3 @@ async def _read_up_to(exchange: Exchange, limit: int) -> tuple[bytes, bool]:
         if size > limit:
             return b"".join(pieces), False
     return b"".join(pieces), True
-
-
-def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
-    """The cost that the answer reports, in micro-dollars; None where it is absent or unreadable."""
-    value: object = None
-    if source.kind == "header":
-        values = [text for name, text in head.headers if name.lower() == source.name.encode("ascii")]
-        value = values[0].decode("latin-1").strip() if len(values) == 1 else None
-    elif body is not None:
-        try:
-            value = parse(body)
-        except NotJson:
-            return None
-        for token in source.tokens:
-            value = value.get(token) if isinstance(value, dict) else None
-    if isinstance(value, str) and not _AMOUNT.fullmatch(value):
-        return None
-    if not isinstance(value, str | int | Decimal) or isinstance(value, bool):
-        return None
-    amount = Decimal(value)
-    if amount < 0 or amount.adjusted() > MAX_EXPONENT:
-        return None
-    # More than money can say is certainly more than was held: it must not pass for a small amount.
-    return MAX_MICROS if amount.adjusted() > 8 else to_micros(amount)

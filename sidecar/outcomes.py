@@ -37,7 +37,7 @@ class Judged:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forwarded:
     """The upstream's answer. `body` is whole, or, for one beyond `max_answer_bytes`, the part that `rest`
-    goes on from; then the execution is settled when the rest has been read (`Gate.finish`)."""
+    goes on from; then the execution is settled when the rest has been read ."""
 
     admitted: Admitted
     scope: Scope
@@ -80,7 +80,8 @@ class Explanation:
 class Remainder:
     """The rest of a long answer. The gate reads it to its end, whether the client stays or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=8)
         self._abandoned = False
         self.cut = False
@@ -95,9 +96,15 @@ class Remainder:
         self._drop()
 
     async def feed(self, piece: bytes | None) -> None:
-        """Hand on a piece, None for the true end; waits while the client is slow."""
-        if not self._abandoned:
-            await self._pieces.put(piece)
+        """Hand on a piece, None for the true end; waits while the client is slow, but not for ever."""
+        if self._abandoned:
+            return
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._pieces.put(piece)
+        except TimeoutError:
+            self.abandon()
+            self.break_off()
 
     def break_off(self) -> None:
         """The end came too early; what the client has not taken yet is worth nothing any more."""

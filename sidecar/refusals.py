@@ -12,9 +12,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sidecar.core.command import Gatekept, Refuse
+from sidecar.core.command import Denied, Gatekept, Refuse
+from sidecar.core.entries import outcome_of
 from sidecar.core.facts import Claims
-from sidecar.errors import Refusal, StoreOverloaded, StoreUnavailable
+from sidecar.core.policy import PolicySet
+from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
@@ -26,12 +28,6 @@ BURST = 1_000
 PER_SECOND = 100.0
 SUMMARY_SECONDS = 0.25
 SHOWN_SUBJECTS = 10
-
-
-def unavailable(exc: StoreUnavailable) -> Refusal:
-    """What a store that could not commit is called on the wire, with its cause."""
-    code = "overloaded" if isinstance(exc, StoreOverloaded) else "store_unavailable"
-    return Refusal(code, f"Nothing was done: {exc}.", {"cause": str(exc)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +48,14 @@ class Asked:
     tenant_id: str = "default"
     request_id: str | None = None
     principal: str = "anonymous"
-    policy_revision: str | None = None
+    policies: PolicySet | None = None
+
+    @property
+    def action_label(self) -> str:
+        """The action for a metric: only names of the catalogue."""
+        if self.claims.action is None or self.policies is None:
+            return "none"
+        return self.policies.label(self.claims.action)
 
 
 @dataclass(slots=True, eq=False)
@@ -83,19 +86,50 @@ class RefusalLog:
         self._refilled = now
         return self._tokens >= 1
 
-    def spend(self) -> None:
-        """One refusal was recorded by itself."""
-        self._tokens -= 1
+    async def refuse(self, refusal: Refusal, asked: Asked, *, retry_after: int | None = None) -> Refused:
+        """Refuse what no command has decided: record, count and log it. Never raises."""
+        if self.has_room():
+            self._tokens -= 1
+            decision_id = await self._submit(refusal, asked, 1, None)
+        else:
+            decision_id = await self._summarize(refusal, asked)
+        return self._told(refusal, asked, decision_id, retry_after)
 
-    async def record(self, refusal: Refusal, asked: Asked, *, retry_after: int | None = None) -> Refused:
-        """Record a refusal that no command has recorded yet. Never raises: a refusal stays a refusal."""
-        if not self.has_room():
-            return await self.summarize(refusal, asked, retry_after=retry_after)
-        self.spend()
-        decision_id = await self._submit(refusal, asked, 1, None)
+    async def denied(self, denied: Denied, asked: Asked) -> Refused:
+        """Pass on the denial of a command, which is recorded already unless a flood is on."""
+        if denied.decision_id is None:
+            return self._told(denied.refusal, asked, await self._summarize(denied.refusal, asked))
+        self._tokens -= 1
+        return self._told(denied.refusal, asked, denied.decision_id)
+
+    def unrecorded(self, refusal: Refusal, asked: Asked, cause: str) -> None:
+        """Count and log a refusal for which there can be no record."""
+        self._count_unrecorded(refusal, asked, cause, 1)
+        self._count(refusal, asked)
+
+    def _told(
+        self, refusal: Refusal, asked: Asked, decision_id: str | None, retry_after: int | None = None
+    ) -> Refused:
+        self._count(refusal, asked)
+        logger.info(
+            "refused",
+            extra={
+                "error": refusal.code,
+                "bound": refusal.members.get("bound"),
+                "decision_id": decision_id,
+                "request_id": asked.request_id,
+                "scope_id": asked.claims.scope_id,
+                "incident_id": asked.claims.incident_id,
+                "action": asked.claims.action,
+            },
+        )
         return Refused(refusal=refusal, decision_id=decision_id, retry_after=retry_after)
 
-    async def summarize(self, refusal: Refusal, asked: Asked, *, retry_after: int | None = None) -> Refused:
+    def _count(self, refusal: Refusal, asked: Asked) -> None:
+        outcome = outcome_of(refusal).value
+        self._metrics.decisions.labels(outcome, refusal.code, asked.action_label).inc()
+
+    async def _summarize(self, refusal: Refusal, asked: Asked) -> str | None:
         """Count a refusal into the summary of its kind, and wait until that is committed."""
         kind = (asked.gatekept, refusal.code, str(refusal.members.get("bound", "")), asked.tenant_id)
         summary = self._summaries.get(kind)
@@ -109,8 +143,7 @@ class RefusalLog:
         subject = asked.claims.scope_id or asked.claims.incident_id
         if subject is not None and len(summary.subjects) < SHOWN_SUBJECTS:
             summary.subjects[subject] = None
-        decision_id = await asyncio.shield(summary.recorded)
-        return Refused(refusal=refusal, decision_id=decision_id, retry_after=retry_after)
+        return await asyncio.shield(summary.recorded)
 
     async def _close(self, kind: tuple[str, str, str, str], summary: _Summary) -> None:
         await asyncio.sleep(SUMMARY_SECONDS)
@@ -121,7 +154,7 @@ class RefusalLog:
             shared = Asked(
                 gatekept=summary.asked.gatekept,
                 tenant_id=summary.asked.tenant_id,
-                policy_revision=summary.asked.policy_revision,
+                policies=summary.asked.policies,
             )
             refusal = Refusal(
                 summary.refusal.code,
@@ -139,7 +172,7 @@ class RefusalLog:
             refusal=refusal,
             gatekept=asked.gatekept,
             claims=asked.claims,
-            policy_revision=asked.policy_revision,
+            policy_revision=asked.policies.revision if asked.policies else None,
             tenant_id=asked.tenant_id,
             request_id=asked.request_id,
             principal=asked.principal,
@@ -149,11 +182,11 @@ class RefusalLog:
         try:
             await self._store.submit(command)
         except StoreUnavailable as exc:
-            self.count_unrecorded(refusal, asked, str(exc), count)
+            self._count_unrecorded(refusal, asked, str(exc), count)
             return None
         return command.decision_id
 
-    def count_unrecorded(self, refusal: Refusal, asked: Asked, cause: str, count: int = 1) -> None:
+    def _count_unrecorded(self, refusal: Refusal, asked: Asked, cause: str, count: int) -> None:
         """G5: while the store does not work, a refusal is at least counted and logged."""
         self._metrics.unrecorded.labels(refusal.code).inc(count)
         logger.warning(

@@ -132,6 +132,8 @@ class Sidecar:
         self.passing = PassThrough(
             self.upstream,
             self.metrics,
+            max_connections=settings.upstream.max_connections,
+            connect_timeout_seconds=settings.upstream.connect_timeout_seconds,
             head_timeout_seconds=settings.upstream.response_timeout_seconds,
         )
         plane = DataPlane(
@@ -204,11 +206,13 @@ class Sidecar:
     async def stop(self) -> None:
         """Take nothing new in, let what is in flight end within the drain limit, then close everything."""
         limit = self.settings.shutdown.drain_seconds
-        until = time.monotonic() + limit
+        # Closing takes a while, too; both together stay within the limit where that leaves room for it.
+        patience = max(limit * 0.8, limit - LAST_CALL_SECONDS - FLUSH_SECONDS)
+        until = time.monotonic() + patience
         self.gate.draining = self.passing.draining = True
         logger.info("draining", extra={"in_flight": self.gate.in_flight, "drain_seconds": limit})
         self._stop_listening()
-        unfinished = await self.gate.drain(limit)
+        unfinished = await self.gate.drain(patience)
         if unfinished:
             logger.warning("the drain is over; executions end as unknown", extra={"count": unfinished})
         await self._until_quiet(until)

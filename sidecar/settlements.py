@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sidecar.core.command import Admitted, Reply, Settle, Settled
-from sidecar.errors import CommandFailed, StoreUnavailable
+from sidecar.errors import CommandFailed, StoreClosed, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
@@ -94,7 +94,7 @@ class Settlements:
             self._writer.cancel()
         if self._kept:
             logger.error(
-                "settlements are lost; their executions will be listed as unknown",
+                "settlements are lost; their executions are unknown after a restart",
                 extra={"count": len(self._kept)},
             )
 
@@ -127,7 +127,7 @@ class Settlements:
     def _keep(self, command: Settle) -> None:
         if len(self._kept) >= MAX_KEPT:
             logger.error(
-                "a settlement is lost; its execution will be listed as unknown",
+                "a settlement is lost; its execution is unknown after a restart",
                 extra={"decision_id": command.admission_id},
             )
             return
@@ -145,7 +145,9 @@ class Settlements:
             except CommandFailed as exc:
                 # It must not stand in the way of the others for ever.
                 lost = {"decision_id": self._kept[0].admission_id, "cause": str(exc)}
-                logger.error("a settlement is lost; its execution will be listed as unknown", extra=lost)
+                logger.error("a settlement is lost; its execution is unknown after a restart", extra=lost)
+            except StoreClosed:
+                return
             except StoreUnavailable:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

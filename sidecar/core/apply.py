@@ -145,6 +145,8 @@ def _issue(command: Issue, now: int) -> Applied:
     for action in scope.allowed_actions:
         if command.policies.action(action) is None:
             refusal = not_in_catalogue(action)
+            if not command.record_denial:
+                return Applied(reply=Denied(refusal, None))
             return Applied(
                 reply=Denied(refusal, command.decision_id),
                 entry=gate_entry(
@@ -194,6 +196,8 @@ def _revoke(command: Revoke, state: State, now: int) -> Applied:
     claims = Claims(scope_id=command.scope_id)
     if scope is None or scope.tenant_id != command.tenant_id:
         refusal = Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": command.scope_id})
+        if not command.record_denial:
+            return Applied(reply=Denied(refusal, None))
         entry = gate_entry(command, "refused", refusal, claims, None, now, gatekept="scope_grant")
         return Applied(reply=Denied(refusal, command.decision_id), entry=entry)
     if scope.revoked_at is None:

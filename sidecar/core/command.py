@@ -30,6 +30,7 @@ class Issue:
     request_id: str | None = None
     principal: str = "anonymous"
     created_by_verified: bool = False
+    record_denial: bool = True
     origin: Origin = "gate"
 
 
@@ -91,6 +92,7 @@ class Revoke:
     tenant_id: str = "default"
     request_id: str | None = None
     principal: str = "anonymous"
+    record_denial: bool = True
     origin: Origin = "gate"
 
 

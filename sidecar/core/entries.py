@@ -22,6 +22,10 @@ from sidecar.core.record import (
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import Refusal
 
+# The parameters of a larger body stay out of the log, which anybody who may ask could fill otherwise; the
+# digest of the body (`body_sha256`) still says which one was judged.
+MAX_RECORDED_BODY_BYTES = 16 * 1024
+
 # What a refusal says about who refused (gate.md, "Gate records"): a rule, the lack of a decision, or,
 # for every other code, a bound of the scope or a malformed request.
 OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
@@ -54,7 +58,9 @@ def gate_entry(
     inputs: dict[str, Any] = {"policy_id": gatekept, "principal": command.principal}
     if claims.target_agents:
         inputs["target_agents"] = list(claims.target_agents)
-    if claims.parameters:
+    if claims.body_bytes > MAX_RECORDED_BODY_BYTES:
+        inputs["parameters_left_out"] = {"body_bytes": claims.body_bytes}
+    elif claims.parameters:
         inputs["parameters"] = claims.parameters
     if isinstance(command, Admit) and command.body_sha256:
         inputs["body_sha256"] = command.body_sha256
@@ -106,6 +112,7 @@ def ended_entry(
     if isinstance(command, Reconcile):
         inputs["principal"] = command.principal
         details["reconciled_because"] = command.reason
+        details["reconciled_by_request"] = command.request_id
     happened = execution.status in ("answered", "executed")
     return Entry(
         event=event,

@@ -6,6 +6,7 @@ agents at `/target_agents`, else `/parameters/target_agents`. A route may name o
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,9 +82,13 @@ class FactSources:
     # For each object on the way to a fact: the keys that are read there, and their folded forms.
     watched: tuple[tuple[tuple[str, ...], frozenset[str], frozenset[str]], ...] = field(init=False)
 
+    @property
+    def of_the_request(self) -> tuple[Source, ...]:
+        return (self.scope_id, self.incident_id, self.action, self.parameters, *self.target_agents)
+
     def __post_init__(self) -> None:
         keys: dict[tuple[str, ...], set[str]] = {}
-        for source in (self.scope_id, self.incident_id, self.action, self.parameters, *self.target_agents):
+        for source in self.of_the_request:
             for depth, token in enumerate(source.tokens):
                 keys.setdefault(source.tokens[:depth], set()).add(token)
         watched = tuple(
@@ -101,6 +106,7 @@ class Request:
     """Everything of one gated request that facts may be read from; names of headers in lower case."""
 
     document: Mapping[str, Any]
+    body_bytes: int = 0
     path_params: Mapping[str, str] = field(default_factory=dict)
     query: Sequence[tuple[str, str]] = ()
     headers: Sequence[tuple[str, str]] = ()
@@ -108,13 +114,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """What a request claims. None where it says nothing; the bounds decide what may be missing."""
+    """What a request claims. None where it says nothing; the bounds decide what may be missing.
+
+    `body_bytes` is the size of the body that says it: records keep the parameters of small ones only.
+    """
 
     scope_id: str | None = None
     incident_id: str | None = None
     action: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     target_agents: tuple[str, ...] = ()
+    body_bytes: int = 0
 
 
 def read(request: Request, sources: FactSources) -> Claims | Refusal:
@@ -150,7 +160,7 @@ def read(request: Request, sources: FactSources) -> Claims | Refusal:
     agents = _target_agents(request, sources.target_agents)
     if isinstance(agents, Refusal):
         return agents
-    return Claims(**found, parameters=parameters, target_agents=agents)
+    return Claims(**found, parameters=parameters, target_agents=agents, body_bytes=request.body_bytes)
 
 
 def _target_agents(request: Request, sources: Iterable[Source]) -> tuple[str, ...] | Refusal:
@@ -186,6 +196,11 @@ def _find(request: Request, source: Source) -> Any:
         return _follow(request.document, source.tokens)
     if source.kind == "path":
         return request.path_params.get(source.name, _ABSENT)
+    if source.kind == "query":
+        for name, _ in request.query:
+            # PHP reads a[b] and a.b as a, older servers split at ; as well, ASP.NET ignores case.
+            if name != source.name and fold(source.name) in re.split(r"[\[.;=\s]", fold(name)):
+                return _refused(f"query:{name}", "can be read as a parameter that is judged")
     pairs = request.query if source.kind == "query" else request.headers
     values = [value for name, value in pairs if name == source.name]
     if len(values) > 1:

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
 
 MICROS_PER_DOLLAR = 1_000_000
+
+# The default context rounds to 28 digits and to nearest; an amount may have more digits, and only rounds up.
+_UP = Context(prec=100, rounding=ROUND_CEILING)
 
 # Far above any ceiling, and well inside a signed 64-bit column even when thousands add up.
 MAX_MICROS = 1_000_000_000 * MICROS_PER_DOLLAR
@@ -30,7 +33,7 @@ def to_micros(dollars: Decimal | int | float | str) -> int:
         raise ValueError("an amount of dollars is finite and between 0 and 1000000000")
     if amount.adjusted() < -20:
         return 0 if amount == 0 else 1
-    micros = int((amount * MICROS_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))
+    micros = int(_UP.multiply(amount, MICROS_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))
     if micros > MAX_MICROS:
         raise ValueError("an amount of dollars is finite and between 0 and 1000000000")
     return micros
@@ -38,7 +41,7 @@ def to_micros(dollars: Decimal | int | float | str) -> int:
 
 def is_whole_micros(dollars: Decimal) -> bool:
     """Whether the amount has no fraction of a micro-dollar (a ceiling must not be rounded)."""
-    return Decimal(to_micros(dollars)) == dollars * MICROS_PER_DOLLAR
+    return Decimal(to_micros(dollars)) == _UP.multiply(dollars, MICROS_PER_DOLLAR)
 
 
 def to_dollars(micros: int) -> float:

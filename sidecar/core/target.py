@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
@@ -18,6 +18,8 @@ from urllib.parse import unquote_to_bytes
 from sidecar.errors import Refusal
 
 LOOKING = ("GET", "HEAD", "OPTIONS")
+# Whoever switches protocols on a gated path could execute there unseen.
+SWITCHING = ("upgrade", "http2-settings")
 
 # Compared in lower case, `_` read as `-` (CGI and WSGI cannot tell the two apart). All begin with X.
 TARGET_OVERRIDES = {"x-original-url": "X-Original-URL", "x-rewrite-url": "X-Rewrite-URL"}
@@ -83,24 +85,23 @@ class Gated:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A request that is answered here. `allow` fills the Allow header of a 405; `gated` means: record it."""
+class Rejected:
+    """A request for a gated path that is turned away unjudged. `allow` fills the Allow header of a 405."""
 
     refusal: Refusal
     allow: tuple[str, ...] = ()
-    gated: bool = True
 
 
 def classify(
     method: str,
     target: str,
-    headers: Iterable[tuple[str, str]],
+    headers: Collection[tuple[str, str]],
     has_body: bool,
     patterns: Sequence[RoutePattern],
-) -> PassThrough | Gated | Refused:
+) -> PassThrough | Gated | Rejected:
     """What is to be done with a request. `target` is raw, its bytes as UTF-8 with surrogateescape.
 
-    Never raises. CONNECT and Upgrade are the caller's.
+    `headers` are read more than once. Never raises.
     """
     place = _place(target, patterns)
     if place is None:
@@ -109,7 +110,10 @@ def classify(
         return _refused("ambiguous_path", f"The path is gated, but not in one reading only: {place}.", target)
     if method != "POST" and method not in LOOKING:
         message = "Only POST executes here; GET, HEAD and OPTIONS pass if they carry nothing."
-        return Refused(Refusal("method_not_allowed", message), allow=("POST", *LOOKING))
+        return Rejected(Refusal("method_not_allowed", message), allow=("POST", *LOOKING))
+    for name, _ in headers:
+        if name.lower().replace("_", "-") in SWITCHING:
+            return _refused("upgrade_refused", f"The header {name} is refused on a gated path.", target)
     for override, _ in _overrides(headers, OVERRIDES):
         return _refused("override_refused", f"The header {override} is refused on a gated path.", target)
     if method == "POST":
@@ -121,7 +125,7 @@ def classify(
 
 def _passing(
     target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[RoutePattern]
-) -> PassThrough | Refused:
+) -> PassThrough | Rejected:
     """A target that is not gated passes, unless a header would put a gated one in its place."""
     for name, value in _overrides(headers, TARGET_OVERRIDES):
         if _place(value.strip(), patterns) is not None:
@@ -138,11 +142,11 @@ def _overrides(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> 
                 yield canonical, value
 
 
-def _refused(code: str, message: str, target: str) -> Refused:
+def _refused(code: str, message: str, target: str) -> Rejected:
     """A refusal that shows the path, without its query, where that is short and fit for JSON."""
     path = target.partition("?")[0]
     shown = path.isascii() and len(path) <= LONGEST_SHOWN
-    return Refused(Refusal(code, message, {"path": path} if shown else {}))
+    return Rejected(Refusal(code, message, {"path": path} if shown else {}))
 
 
 def _place(target: str, patterns: Sequence[RoutePattern]) -> Gated | str | None:

@@ -63,6 +63,7 @@ class Store:
         self._wakeup: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._head: Head | None = None
+        self._committing = False
         self._closing = False
         self.last_error: str | None = None
 
@@ -80,6 +81,12 @@ class Store:
         if self._sweep is not None:
             self._sweep.cancel()
         await self.engine.close()
+
+    async def until_idle(self) -> None:
+        """Return once all that was submitted is committed or given up, at the latest at its deadline."""
+        last = asyncio.get_running_loop().time() + self._deadline
+        while (self._queue or self._committing) and asyncio.get_running_loop().time() < last:
+            await asyncio.sleep(0.005)
 
     @property
     def waiting(self) -> int:
@@ -99,6 +106,7 @@ class Store:
         try:
             async with asyncio.timeout(self._deadline):
                 await self.engine.probe()
+                await self.engine.tidy()
         except TimeoutError as exc:
             raise StoreUnavailable(f"the store did not answer within {self._deadline:g} s") from exc
         self.last_error = None
@@ -163,7 +171,9 @@ class Store:
         while True:
             batch = self._take()
             if batch:
+                self._committing = True
                 await self._commit(batch)
+                self._committing = False
                 await self._tidy()
             elif self._closing:
                 return

@@ -72,7 +72,8 @@ class SqliteEngine:
     """One SQLite file, or, without a path, a database in memory that lives as long as this object."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        # SQLite keeps the WAL beside what a symbolic link points to, not beside the link.
+        self._path = path.resolve() if path is not None else None
         self._lock: int | None = None
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
@@ -105,8 +106,6 @@ class SqliteEngine:
 
     def _take_lock(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Scopes are permissions: nobody but the owner reads the file.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,6 +118,8 @@ class SqliteEngine:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         self._lock = lock
+        # Scopes are permissions: nobody but the owner reads the file.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     async def head(self) -> Head:
         return await self._write(_head)
@@ -162,6 +163,7 @@ class SqliteEngine:
         def write(connection: sqlite3.Connection) -> None:
             self._check_identity()
             connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('probe', datetime('now'))")
+            self._rows_since_checkpoint += 1  # probes alone must not let the WAL grow either
 
         await self._write(write)
 

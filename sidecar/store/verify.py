@@ -57,6 +57,10 @@ def verify_sqlite(path: Path, progress: Callable[[int, int], None] = lambda done
             return Verified(writer, seq, previous)
         finally:
             connection.close()
+    except sqlite3.OperationalError as exc:
+        if "no such table" in str(exc):
+            raise LogTampered(f"the log is gone from {path}: {exc}") from exc
+        raise StoreUnavailable(f"cannot read {path}: {exc}") from exc
     except sqlite3.Error as exc:
         raise StoreUnavailable(f"cannot read {path}: {exc}") from exc
 

@@ -14,17 +14,17 @@ from sidecar.core.command import Denied, Reconcile
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.money import to_dollars
 from sidecar.core.record import iso_time
-from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation
-from sidecar.refusals import unavailable
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
+from sidecar.web.asked import paging_of, request_id_of, tenant_of
 from sidecar.web.body import read_json
 from sidecar.web.models import ReconcileRequest, validated, wrong
 from sidecar.web.problem import answer, problem, problems
-from sidecar.web.scopes import ScopeApi, paging_of, tenant_of
+from sidecar.web.scopes import ScopeApi
 
 logger = logging.getLogger("scopegate.web")
 
@@ -85,7 +85,7 @@ class Admin:
 
     async def _scope_api(self, request: web.Request) -> web.Response:
         assert self._scopes is not None
-        return await self._scopes.handle(request, request.raw_path, _request_id(request))
+        return await self._scopes.handle(request, request.raw_path, request_id_of(request))
 
     async def _decisions(self, request: web.Request) -> web.Response:
         asked = _query(request, (*DECISION_FILTERS, "limit", "before"))
@@ -155,7 +155,7 @@ class Admin:
                 outcome=wanted.outcome,
                 cost=wanted.cost_usd,
                 reason=wanted.reason,
-                request_id=_request_id(request),
+                request_id=request_id_of(request),
                 origin="api",
             )
         )
@@ -247,7 +247,3 @@ def _query(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | Ref
         if len(request.query.getall(name)) > 1:
             return wrong("invalid_request", name, "is given more than once")
     return dict(request.query)
-
-
-def _request_id(request: web.BaseRequest) -> str:
-    return request.headers.get("X-Request-Id", "")[:256] or new_decision_id()

@@ -10,6 +10,8 @@ from aiohttp import web
 from sidecar.errors import Refusal
 from sidecar.strictjson import NotJson, parse
 
+PARSED_AT_ONCE = 64 * 1024
+
 
 def media_type_refusal(request: web.BaseRequest) -> Refusal | None:
     """Exactly one `application/json` content type, with no charset but utf-8, and no content encoding."""
@@ -54,7 +56,9 @@ async def read_json(
         return Refusal("invalid_request", f"The body did not arrive whole ({type(exc).__name__}).")
     body = b"".join(pieces)
     try:
-        return body, parse(body)
+        # A large body takes long to read strictly; nobody else is to wait for it.
+        document = parse(body) if len(body) <= PARSED_AT_ONCE else await asyncio.to_thread(parse, body)
+        return body, document
     except NotJson as exc:
         return Refusal("invalid_request", f"The body is not strict JSON: {exc}.")
 

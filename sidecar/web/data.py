@@ -16,25 +16,27 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from sidecar.core.facts import FactSources, Request, read
-from sidecar.core.target import Gated, Refused, RoutePattern, classify
-from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.core.target import Gated, Rejected, RoutePattern, classify
+from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
-from sidecar.ids import new_decision_id, new_traceparent
+from sidecar.ids import new_traceparent
 from sidecar.outcomes import Forwarded, Judged, Undelivered
-from sidecar.refusals import Asked, unavailable
-from sidecar.refusals import Refused as RefusedAnswer
+from sidecar.refusals import Asked, Refused
 from sidecar.telemetry import Metrics, trace_ids
 from sidecar.web import passthrough
 from sidecar.web.annotate import annotated
 from sidecar.web.answers import RawAnswer
+from sidecar.web.asked import request_id_of, tenant_of
 from sidecar.web.body import read_json
 from sidecar.web.headers import end_to_end, value_of, without_our_own
 from sidecar.web.problem import problem
-from sidecar.web.scopes import ScopeApi, tenant_of
+from sidecar.web.scopes import ScopeApi
 
 logger = logging.getLogger("scopegate.web")
 
-MAX_REQUEST_ID_CHARS = 256
+
+# What says how a body is to be read.
+FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +101,11 @@ class DataPlane:
         verdict = classify(
             request.method, target, request.headers.items(), request.body_exists, self._patterns
         )
-        switching = upgrade_refusal(request)
-        if isinstance(verdict, Refused):
+        if isinstance(verdict, Rejected):
             return await self._refuse(request, verdict.refusal, allow=verdict.allow)
         if isinstance(verdict, Gated):
-            if switching is not None or "Upgrade" in request.headers:
-                refusal = switching or Refusal("upgrade_refused", "A gated request cannot switch protocols.")
-                return await self._refuse(request, refusal)
             return await self._judge(request, target, verdict, begun)
+        switching = upgrade_refusal(request)
         if switching is not None:
             return problem(switching)
         return await self._passing.carry(request, target.encode("utf-8", "surrogateescape"))
@@ -131,7 +130,7 @@ class DataPlane:
         if isinstance(judged, Refusal):
             return await self._refuse(request, judged)
         outcome = await self._gate.execute(judged)
-        if isinstance(outcome, RefusedAnswer):
+        if isinstance(outcome, Refused):
             return problem(
                 outcome.refusal,
                 request_id=judged.request_id,
@@ -171,13 +170,14 @@ class DataPlane:
         try:
             facts = Request(
                 document=document,
+                body_bytes=len(raw),
                 path_params=gated.path_params,
                 query=parse_qsl(query, keep_blank_values=True, errors="strict") if query else (),
                 headers=[(name.lower(), value) for name, value in request.headers.items()],
             )
         except UnicodeDecodeError:
             return Refusal("invalid_request", "The query is not UTF-8.", {"member": "query"})
-        claims = read(facts, route.sources)
+        claims = self._twin_of_a_judged_header(request, route.sources) or read(facts, route.sources)
         if isinstance(claims, Refusal):
             return claims
         request_id = request_id_of(request)
@@ -196,17 +196,25 @@ class DataPlane:
             log_fields=trace_ids((value_of(headers, b"traceparent") or b"").decode("latin-1")),
         )
 
+    def _judged_headers(self, sources: FactSources) -> set[str]:
+        named = {source.name for source in sources.of_the_request if source.kind == "header"}
+        return named | ({self._limits.tenant_header.lower()} if self._limits.tenant_header else set())
+
+    def _twin_of_a_judged_header(self, request: web.BaseRequest, sources: FactSources) -> Refusal | None:
+        """CGI and WSGI read `_` as `-`: a header that only so becomes one that was judged is refused."""
+        judged = self._judged_headers(sources) | FRAMING
+        for name in request.headers:
+            read_as = name.lower().replace("_", "-")
+            if "_" in name and read_as in judged:
+                message = f"The header {name} could be read as {read_as}."
+                return Refusal("invalid_request", message, {"member": f"header:{name}"})
+        return None
+
     def _upstream_headers(
         self, request: web.BaseRequest, sources: FactSources, body: bytes, request_id: str
     ) -> list[tuple[bytes, bytes]]:
         # A header that was judged must arrive, whatever Connection says of it.
-        judged = {
-            source.name.encode()
-            for source in (sources.scope_id, sources.incident_id, sources.action, *sources.target_agents)
-            if source.kind == "header"
-        }
-        if self._limits.tenant_header is not None:
-            judged.add(self._limits.tenant_header.lower().encode())
+        judged = {name.encode() for name in self._judged_headers(sources)}
         headers = without_our_own(end_to_end(request.raw_headers, kept=judged))
         if self._limits.annotate_response:
             headers = [(name, value) for name, value in headers if name.lower() != b"accept-encoding"]
@@ -270,14 +278,6 @@ class DataPlane:
     def _tenant(self, request: web.BaseRequest) -> str | None:
         """The tenant, None where the header that names it is missing, doubled or not a name."""
         return tenant_of(request, self._limits.tenant_header)
-
-
-def request_id_of(request: web.BaseRequest) -> str:
-    """The client's X-Request-Id, cut to what a record holds, or a new one."""
-    given = request.headers.get("X-Request-Id", "")
-    if given and given.isprintable():
-        return given[:MAX_REQUEST_ID_CHARS]
-    return new_decision_id()
 
 
 def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:

@@ -23,14 +23,27 @@ from sidecar.web.server import DataConnection
 logger = logging.getLogger("scopegate.passthrough")
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
+# One in so many connections to the upstream is never used for passing through.
+RESERVED_PART = 4
 
 
 class PassThrough:
     """Carries requests to the upstream and answers back. Records nothing, adds nothing."""
 
-    def __init__(self, upstream: Upstream, metrics: Metrics, *, head_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        metrics: Metrics,
+        *,
+        max_connections: int,
+        connect_timeout_seconds: float,
+        head_timeout_seconds: float,
+    ) -> None:
         self._upstream = upstream
         self._metrics = metrics
+        # Streams and WebSockets hold a connection for as long as they like: some are kept for the gate.
+        self._slots = asyncio.Semaphore(max_connections - max_connections // RESERVED_PART or 1)
+        self._slot_timeout = connect_timeout_seconds
         self._head_timeout = head_timeout_seconds
         self.draining = False
         self.under_way = 0
@@ -41,10 +54,19 @@ class PassThrough:
         if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
             # Another coding could not be undone behind us, for this header goes no further.
             return problem(Refusal("invalid_request", "No Transfer-Encoding but chunked is understood."))
+        try:
+            async with asyncio.timeout(self._slot_timeout):
+                await self._slots.acquire()
+        except TimeoutError:
+            self._metrics.passed.labels("overloaded").inc()
+            return problem(Refusal("overloaded", "Too many requests are passing through."), retry_after=1)
         self.under_way += 1
         self._metrics.passing.set(self.under_way)
         try:
             answer, outcome = await self._carry(request, target)
+        except ValueError as exc:
+            outcome = "invalid_request"
+            answer = problem(Refusal(outcome, f"The request cannot be forwarded as it came: {exc}."))
         except NotSent as exc:
             outcome = "upstream_unreachable"
             answer = problem(Refusal(outcome, f"Nothing was sent: {exc}."))
@@ -61,6 +83,7 @@ class PassThrough:
             answer = RawAnswer(499, b"", (), content_length=None)
             answer.mark_ended()
         finally:
+            self._slots.release()
             self.under_way -= 1
             self._metrics.passing.set(self.under_way)
         self._metrics.passed.labels(outcome).inc()

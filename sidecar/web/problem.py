@@ -9,8 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from sidecar.errors import ERRORS, Refusal, StoreUnavailable
-from sidecar.refusals import unavailable
+from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 
 logger = logging.getLogger("scopegate.web")
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from aiohttp import web
 
-from sidecar.core.command import Denied, Issue, Issued, Revoke, Revoked
 from sidecar.core.facts import Claims, is_identifier
 from sidecar.core.money import to_dollars
 from sidecar.core.record import iso_time
 from sidecar.core.scope import Scope
-from sidecar.errors import Refusal
+from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
-from sidecar.ids import new_decision_id, new_scope_id
-from sidecar.refusals import Asked
+from sidecar.ids import new_scope_id
+from sidecar.refusals import Asked, Refused
 from sidecar.store.batch import Store
+from sidecar.web.asked import paging_of, tenant_of
 from sidecar.web.body import read_json
 from sidecar.web.models import ScopeRequest, validated, wrong
 from sidecar.web.problem import answer, problem
@@ -26,8 +25,6 @@ from sidecar.web.problem import answer, problem
 SCOPE_PATH = "/api/v1/recovery/scope"
 SCOPES_PREFIX = "/api/v1/recovery/scopes/"
 MIN_TTL_SECONDS = 60
-DEFAULT_PAGE = 100
-MAX_PAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,25 +67,27 @@ class ScopeApi:
         return name != path and bool(name) and "/" not in name
 
     async def handle(self, request: web.BaseRequest, target: str, request_id: str) -> web.Response:
-        """Answer a request to one of them. Raises StoreUnavailable."""
+        """Answer a request to one of them."""
+        try:
+            return await self._serve(request, target, request_id)
+        except StoreUnavailable as exc:
+            return problem(unavailable(exc), request_id=request_id)
+
+    async def _serve(self, request: web.BaseRequest, target: str, request_id: str) -> web.Response:
         path, _, query = target.partition("?")
         tenant = tenant_of(request, self._tenant_header)
-        if tenant is None:
-            named = self._tenant_header
-            refusal = Refusal(
-                "invalid_request", f"{named} must name one tenant.", {"member": f"header:{named}"}
-            )
-            return problem(refusal, request_id=request_id)
         if path == SCOPE_PATH:
             if request.method == "POST":
                 return await self._issue(request, tenant, request_id)
             return _not_allowed(request, ("POST",), request_id)
+        if request.method not in ("GET", "DELETE"):
+            return _not_allowed(request, ("GET", "DELETE"), request_id)
+        if tenant is None:
+            return problem(self._no_tenant(), request_id=request_id)
         try:
             name = unquote_to_bytes(path.removeprefix(SCOPES_PREFIX)).decode("utf-8")
         except UnicodeDecodeError:
             name = ""
-        if request.method not in ("GET", "DELETE"):
-            return _not_allowed(request, ("GET", "DELETE"), request_id)
         if not is_identifier(name):
             refusal = Refusal(
                 "invalid_request", "The last path segment must be 1 to 256 printable characters."
@@ -98,34 +97,22 @@ class ScopeApi:
             return await self._list(name, query, tenant, request_id)
         return await self._revoke(name, tenant, request_id)
 
-    async def _issue(self, request: web.BaseRequest, tenant: str, request_id: str) -> web.Response:
-        asked = Asked(gatekept="scope_grant", tenant_id=tenant, request_id=request_id)
+    async def _issue(self, request: web.BaseRequest, tenant: str | None, request_id: str) -> web.Response:
+        asked = Asked(gatekept="scope_grant", tenant_id=tenant or "default", request_id=request_id)
         unready = self._gate.unready()
         if unready is not None:
-            refused = await self._gate.refuse(unready[0], asked, retry_after=unready[1])
-            return problem(
-                unready[0], request_id=request_id, decision_id=refused.decision_id, retry_after=unready[1]
-            )
-        policies = self._gate.policies
-        assert policies is not None
-        body = await read_json(request, max_bytes=self._max_body_bytes, timeout_seconds=self._body_timeout)
-        wanted = body if isinstance(body, Refusal) else validated(ScopeRequest, body[1], "invalid_scope")
-        terms = wanted if isinstance(wanted, Refusal) else self._terms(wanted)
-        if isinstance(wanted, Refusal) or isinstance(terms, Refusal):
-            refusal = wanted if isinstance(wanted, Refusal) else terms
-            assert isinstance(refusal, Refusal)
-            if not isinstance(wanted, Refusal):
-                asked = Asked(
-                    gatekept="scope_grant",
-                    tenant_id=tenant,
-                    request_id=request_id,
-                    claims=Claims(incident_id=wanted.incident_id),
-                )
-            refused = await self._gate.refuse(refusal, asked)
-            return problem(refusal, request_id=request_id, decision_id=refused.decision_id)
+            refusal, retry_after = unready
+            return _refused(await self._gate.refuse(refusal, asked, retry_after=retry_after), request_id)
+        wanted = await self._wanted(request) if tenant is not None else self._no_tenant()
+        if isinstance(wanted, Refusal):
+            return _refused(await self._gate.refuse(wanted, asked), request_id)
+        asked = replace(asked, claims=Claims(incident_id=wanted.incident_id))
+        terms = self._terms(wanted)
+        if isinstance(terms, Refusal):
+            return _refused(await self._gate.refuse(terms, asked), request_id)
         scope = Scope(
             scope_id=new_scope_id(),
-            tenant_id=tenant,
+            tenant_id=asked.tenant_id,
             incident_id=wanted.incident_id,
             allowed_actions=wanted.actions,
             max_cost=terms.max_cost,
@@ -136,21 +123,20 @@ class ScopeApi:
             target_agents=tuple(wanted.target_agents),
             created_by=wanted.created_by,
         )
-        issue = Issue(
-            decision_id=new_decision_id(),
-            scope=scope,
-            ttl=terms.ttl_seconds,
-            policies=policies,
-            request_id=request_id,
-        )
-        reply = await self._store.submit(issue)
-        self._gate.count_grant(reply.refusal if isinstance(reply, Denied) else None)
-        if isinstance(reply, Denied):
-            return problem(reply.refusal, request_id=request_id, decision_id=reply.decision_id)
-        assert isinstance(reply, Issued)
+        reply = await self._gate.issue(scope, terms.ttl_seconds, asked)
+        if isinstance(reply, Refused):
+            return _refused(reply, request_id)
         granted = answer(self._granted(reply.scope), status=201, request_id=request_id)
         granted.headers["Scopegate-Decision-Id"] = reply.decision_id
         return granted
+
+    async def _wanted(self, request: web.BaseRequest) -> ScopeRequest | Refusal:
+        body = await read_json(request, max_bytes=self._max_body_bytes, timeout_seconds=self._body_timeout)
+        return body if isinstance(body, Refusal) else validated(ScopeRequest, body[1], "invalid_scope")
+
+    def _no_tenant(self) -> Refusal:
+        named = self._tenant_header
+        return Refusal("invalid_request", f"{named} must name one tenant.", {"member": f"header:{named}"})
 
     def _terms(self, wanted: ScopeRequest) -> ScopeTerms | Refusal:
         """The terms with defaults filled in, or the first that is out of bounds."""
@@ -206,13 +192,15 @@ class ScopeApi:
         return answer(body, request_id=request_id)
 
     async def _revoke(self, scope_id: str, tenant: str, request_id: str) -> web.Response:
-        revoke = Revoke(
-            decision_id=new_decision_id(), scope_id=scope_id, tenant_id=tenant, request_id=request_id
+        asked = Asked(
+            gatekept="scope_grant",
+            tenant_id=tenant,
+            request_id=request_id,
+            claims=Claims(scope_id=scope_id),
         )
-        reply = await self._store.submit(revoke)
-        if isinstance(reply, Denied):
-            return problem(reply.refusal, request_id=request_id, decision_id=reply.decision_id)
-        assert isinstance(reply, Revoked)
+        reply = await self._gate.revoke(scope_id, asked)
+        if isinstance(reply, Refused):
+            return _refused(reply, request_id)
         body = {
             "success": True,
             "data": {"scope_id": scope_id, "status": "revoked"},
@@ -223,22 +211,13 @@ class ScopeApi:
         return revoked
 
 
-def paging_of(query: dict[str, str]) -> tuple[int, str | None] | Refusal:
-    """`limit` (100 by default, 1000 at most) and the cursor `before`."""
-    text = query.get("limit", str(DEFAULT_PAGE))
-    if not re.fullmatch(r"[1-9][0-9]{0,3}", text) or int(text) > MAX_PAGE:
-        return wrong("invalid_request", "limit", f"must be from 1 to {MAX_PAGE}")
-    return int(text), query.get("before")
-
-
-def tenant_of(request: web.BaseRequest, header: str | None) -> str | None:
-    """`default` without a tenant header; None where the header does not name exactly one tenant."""
-    if header is None:
-        return "default"
-    values = request.headers.getall(header, [])
-    if len(values) != 1 or not is_identifier(values[0]):
-        return None
-    return values[0]
+def _refused(refused: Refused, request_id: str) -> web.Response:
+    return problem(
+        refused.refusal,
+        request_id=request_id,
+        decision_id=refused.decision_id,
+        retry_after=refused.retry_after,
+    )
 
 
 def _not_allowed(request: web.BaseRequest, allow: tuple[str, ...], request_id: str) -> web.Response:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core import target as module
-from sidecar.core.target import Gated, PassThrough, Refused, RoutePattern, classify
+from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify
 
-Answer = PassThrough | Gated | Refused
+Answer = PassThrough | Gated | Rejected
 
 ANYWHERE = RoutePattern.parse("**/recovery/execute")
 EXACT = RoutePattern.parse("/v1/run")
@@ -31,11 +31,11 @@ def ask(
 
 def code(answer: Answer) -> str:
     """The code of a refusal; what it is otherwise."""
-    return answer.refusal.code if isinstance(answer, Refused) else type(answer).__name__
+    return answer.refusal.code if isinstance(answer, Rejected) else type(answer).__name__
 
 
 def message(answer: Answer) -> str:
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, Rejected)
     return answer.refusal.message
 
 
@@ -276,9 +276,8 @@ def test_a_path_that_spells_the_route_out_is_judged(target: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
 def test_another_spelling_of_a_gated_path_is_refused(target: str, method: str) -> None:
     answer = ask(target, method=method)
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, Rejected)
     assert answer.refusal.code == "ambiguous_path"
-    assert answer.gated
     assert answer.allow == ()
 
 
@@ -470,13 +469,20 @@ def test_an_override_header_on_a_gated_path_is_refused(method: str, header: str)
         assert header in message(answer)
 
 
+@pytest.mark.parametrize("method", ["POST", "GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize("header", ["Upgrade", "upgrade", "HTTP2-Settings", "HTTP2_SETTINGS"])
+def test_nothing_switches_protocols_on_a_gated_path(method: str, header: str) -> None:
+    answer = ask("/recovery/execute", method=method, headers=(("Host", "h"), (header, "websocket")))
+    assert code(answer) == "upgrade_refused"
+    assert header in message(answer)
+
+
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "post", ""])
 def test_any_other_method_on_a_gated_path_is_not_allowed(method: str) -> None:
     answer = ask("/recovery/execute", method=method, headers=(("X-HTTP-Method-Override", "POST"),))
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, Rejected)
     assert answer.refusal.code == "method_not_allowed"
     assert answer.allow == ("POST", "GET", "HEAD", "OPTIONS")
-    assert answer.gated
 
 
 @pytest.mark.parametrize("header", ["X-Original-URL", "X_REWRITE_URL", "x-original_url"])
@@ -492,10 +498,9 @@ def test_any_other_method_on_a_gated_path_is_not_allowed(method: str) -> None:
 )
 def test_a_header_that_would_make_a_target_gated_is_refused(header: str, value: str) -> None:
     answer = ask("/x", method="GET", headers=(("X-Original-URL", "/y"), (header, value)))
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, Rejected)
     assert answer.refusal.code == "override_refused"
     assert answer.refusal.members == {"path": "/x"}
-    assert answer.gated
 
 
 @pytest.mark.parametrize("header", OVERRIDES)
@@ -537,7 +542,7 @@ def test_a_refusal_says_why_the_path_is_ambiguous(target: str, why: str) -> None
 )
 def test_a_refusal_shows_a_short_path_and_no_query(target: str, members: dict[str, str]) -> None:
     answer = ask(target)
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, Rejected)
     assert answer.refusal.members == members
 
 
@@ -690,7 +695,7 @@ def disguised(draw: st.DrawFn) -> str:
 @settings(max_examples=200, deadline=None)
 def test_no_disguise_of_a_gated_path_passes(target: str) -> None:
     answer = ask(target)
-    assert isinstance(answer, Gated | Refused)
+    assert isinstance(answer, Gated | Rejected)
     if isinstance(answer, Gated):
         assert target.partition("?")[0].endswith("/recovery/execute")
 
