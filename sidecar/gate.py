@@ -21,6 +21,7 @@ from sidecar.core.command import (
     Issue,
     Issued,
     Reconcile,
+    Reply,
     Revoke,
     Revoked,
     Settled,
@@ -34,7 +35,7 @@ from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation, Forwarded, Judged, Outcome, Remainder, Undelivered
 from sidecar.refusals import Asked, RefusalLog, Refused
 from sidecar.settlements import Settlements
-from sidecar.store.batch import Store
+from sidecar.store.batch import LateReply, Store
 from sidecar.telemetry import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 
@@ -128,9 +129,9 @@ class Gate:
             policies=self.policies,
             request_id=asked.request_id,
             principal=asked.principal,
-            record_denial=self.refusals.has_room(),
+            record_denial=self.refusals.reserve(),
         )
-        reply = await self._store.submit(command)
+        reply = await self._submit(command)
         if isinstance(reply, Denied):
             return await self.refusals.denied(reply, replace(asked, policies=self.policies))
         assert isinstance(reply, Issued)
@@ -145,9 +146,9 @@ class Gate:
             tenant_id=asked.tenant_id,
             request_id=asked.request_id,
             principal=asked.principal,
-            record_denial=self.refusals.has_room(),
+            record_denial=self.refusals.reserve(),
         )
-        reply = await self._store.submit(command)
+        reply = await self._submit(command)
         if isinstance(reply, Denied):
             return await self.refusals.denied(reply, replace(asked, policies=self.policies))
         assert isinstance(reply, Revoked)
@@ -207,11 +208,11 @@ class Gate:
             request_id=judged.request_id,
             principal=judged.principal,
             body_sha256=judged.body_sha256,
-            record_denial=self.refusals.has_room(),
+            record_denial=self.refusals.reserve(),
         )
         begun = time.perf_counter()
         try:
-            reply = await self._store.submit(command, late=self._settlements.give_back)
+            reply = await self._submit(command, late=self._settlements.give_back)
         except StoreUnavailable as exc:
             refusal = unavailable(exc)
             self.refusals.unrecorded(refusal, self._asked(judged), str(exc))
@@ -222,6 +223,16 @@ class Gate:
         assert isinstance(reply, Admitted)
         self._metrics.decisions.labels("selected", "none", policies.label(judged.claims.action or "")).inc()
         return reply
+
+    async def _submit(self, command: Admit | Issue | Revoke, *, late: LateReply | None = None) -> Reply:
+        """Submit what may be denied; its place among the refusals is free again where it is not."""
+        reply: Reply | None = None
+        try:
+            reply = await self._store.submit(command, late=late)
+            return reply
+        finally:
+            if not isinstance(reply, Denied):
+                self.refusals.release(command.record_denial)
 
     async def _forward(
         self, judged: Judged, admitted: Admitted, answer: asyncio.Future[Outcome | Denied]

@@ -79,17 +79,23 @@ class RefusalLog:
         self._summaries: dict[tuple[str, str, str, str], _Summary] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def has_room(self) -> bool:
-        """Whether the next refusal is recorded by itself."""
+    def reserve(self) -> bool:
+        """Whether the next refusal is recorded by itself; if so, its place is taken until `release`."""
         now = self._time()
         self._tokens = min(float(BURST), self._tokens + (now - self._refilled) * PER_SECOND)
         self._refilled = now
-        return self._tokens >= 1
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def release(self, reserved: bool) -> None:
+        """There was no refusal after all."""
+        self._tokens += reserved
 
     async def refuse(self, refusal: Refusal, asked: Asked, *, retry_after: int | None = None) -> Refused:
         """Refuse what no command has decided: record, count and log it. Never raises."""
-        if self.has_room():
-            self._tokens -= 1
+        if self.reserve():
             decision_id = await self._submit(refusal, asked, 1, None)
         else:
             decision_id = await self._summarize(refusal, asked)
@@ -99,7 +105,6 @@ class RefusalLog:
         """Pass on the denial of a command, which is recorded already unless a flood is on."""
         if denied.decision_id is None:
             return self._told(denied.refusal, asked, await self._summarize(denied.refusal, asked))
-        self._tokens -= 1
         return self._told(denied.refusal, asked, denied.decision_id)
 
     def unrecorded(self, refusal: Refusal, asked: Asked, cause: str) -> None:

@@ -197,10 +197,12 @@ def _find(request: Request, source: Source) -> Any:
     if source.kind == "path":
         return request.path_params.get(source.name, _ABSENT)
     if source.kind == "query":
-        for name, _ in request.query:
-            # PHP reads a[b] and a.b as a, older servers split at ; as well, ASP.NET ignores case.
-            if name != source.name and fold(source.name) in re.split(r"[\[.;=\s]", fold(name)):
-                return _refused(f"query:{name}", "can be read as a parameter that is judged")
+        # PHP reads a[b] and a.b as a, older servers split at ; as well, ASP.NET ignores case.
+        for name, value in request.query:
+            readings = [] if name == source.name else [name]
+            readings += value.split(";")[1:]
+            if any(fold(source.name) in re.split(r"[\[.;=\s]", fold(reading)) for reading in readings):
+                return _refused(str(source), "could be read from another place in the query as well")
     pairs = request.query if source.kind == "query" else request.headers
     values = [value for name, value in pairs if name == source.name]
     if len(values) > 1:

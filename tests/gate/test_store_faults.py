@@ -117,7 +117,7 @@ async def test_an_unlinked_database_closes_the_gate(house: House, backend: Backe
 async def test_a_full_store_closes_the_gate_until_there_is_room(house: House, backend: Backend) -> None:
     scope = await house.issue(max_attempts=10)
     await limit_pages(house, 1)
-    padding: dict[str, Any] = {"parameters": {"padding": "x" * 100_000}}
+    padding: dict[str, Any] = {"parameters": {"padding": "x" * 15_000}}
     answer = await house.execute(scope, **padding)
     assert_unavailable(answer, "full")
     assert backend.seen == []
