@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support import Backend, Clock, House, Open, opened, serving_backend
+
+# Few examples in everyday runs, many by hand: `pytest tests/unit --hypothesis-profile thorough`.
+settings.register_profile("everyday", max_examples=30, deadline=None)
+settings.register_profile("thorough", max_examples=3_000, deadline=None)
+settings.load_profile("everyday")
 
 
 @pytest.fixture

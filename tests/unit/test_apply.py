@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.apply import Applied, State, apply, names
@@ -225,6 +225,25 @@ def test_a_denial_in_a_flood_leaves_its_record_to_the_summary() -> None:
     assert isinstance(applied.reply, Denied)
     assert applied.reply.decision_id is None
     assert applied.entry is None
+
+
+def test_a_denied_grant_or_revocation_in_a_flood_leaves_its_record_to_the_summary_too() -> None:
+    unlisted = replace(SCOPE, allowed_actions=("unlisted",))
+    grant = apply(issue(scope=unlisted, record_denial=False), state_of(), ISSUED_AT)
+    revocation = Revoke(decision_id="d-1", scope_id="scope_x", record_denial=False)
+    for applied in (grant, apply(revocation, state_of(), ISSUED_AT)):
+        assert isinstance(applied.reply, Denied)
+        assert applied.reply.decision_id is None
+        assert applied.entry is None
+
+
+def test_a_record_leaves_the_parameters_of_a_large_body_out() -> None:
+    for size, kept in ((16 * 1024, True), (16 * 1024 + 1, False)):
+        inputs = entry_of(
+            apply(admit(replace(CLAIMS, body_bytes=size)), state_of(), ISSUED_AT)
+        ).record.decision_inputs
+        assert ("parameters" in inputs) is kept
+        assert inputs.get("parameters_left_out") == (None if kept else {"body_bytes": size})
 
 
 def test_three_tenths_fill_a_ceiling_of_three_tenths_exactly() -> None:
@@ -531,7 +550,6 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     steps=st.lists(
         st.tuples(STEPS, st.integers(0, 5), st.one_of(st.none(), st.integers(0, 400_000))), max_size=25

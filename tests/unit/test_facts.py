@@ -175,3 +175,32 @@ def test_path_query_and_header_hold_facts() -> None:
     assert read(request, sources) == Claims(scope_id="s", incident_id="i", action="a", target_agents=("g",))
     twice = Request(document={}, query=[("action", "a"), ("action", "a")])
     assert isinstance(read(twice, sources), Refusal)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("id", "a"), ("id", "b")],
+        [("id", "a"), ("ID", "b")],
+        [("id", "a"), ("id[]", "b")],
+        [("id", "a"), ("x", "1;id=b")],
+        [("id", "a;id=b")],
+    ],
+)
+@pytest.mark.parametrize("fact", ["incident_id", "parameters", "target_agents"])
+def test_a_query_that_can_be_read_twice_is_refused(pairs: list[tuple[str, str]], fact: str) -> None:
+    source = Source.parse("query:id")
+    sources: dict[str, Any] = {fact: (source,) if fact == "target_agents" else source}
+    found = read(Request(document={}, query=pairs), FactSources(**sources))
+    assert isinstance(found, Refusal)
+    assert found.members == {"member": "query:id"}
+
+
+@pytest.mark.parametrize("wrong", [7, [], "text", True])
+def test_parameters_are_an_object(wrong: object) -> None:
+    assert refusal_of(parameters=wrong).members == {"member": "/parameters"}
+
+
+@pytest.mark.parametrize("absent", [None, ""])
+def test_parameters_that_are_null_or_empty_are_absent(absent: object) -> None:
+    assert claims_of(parameters=absent).parameters == {}

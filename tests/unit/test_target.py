@@ -5,7 +5,7 @@ from __future__ import annotations
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core import target as module
@@ -273,18 +273,18 @@ def test_a_path_that_spells_the_route_out_is_judged(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", AMBIGUOUS)
-@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
-def test_another_spelling_of_a_gated_path_is_refused(target: str, method: str) -> None:
-    answer = ask(target, method=method)
-    assert isinstance(answer, Rejected)
-    assert answer.refusal.code == "ambiguous_path"
-    assert answer.allow == ()
+def test_another_spelling_of_a_gated_path_is_refused(target: str) -> None:
+    for method in ("POST", "GET", "DELETE"):
+        answer = ask(target, method=method)
+        assert isinstance(answer, Rejected)
+        assert answer.refusal.code == "ambiguous_path"
+        assert answer.allow == ()
 
 
 @pytest.mark.parametrize("target", PASSING)
-@pytest.mark.parametrize("method", ["POST", "GET", "PROPFIND"])
-def test_a_target_that_is_gated_in_no_reading_passes(target: str, method: str) -> None:
-    assert ask(target, method=method, has_body=True) == PassThrough()
+def test_a_target_that_is_gated_in_no_reading_passes(target: str) -> None:
+    for method in ("POST", "GET", "PROPFIND"):
+        assert ask(target, method=method, has_body=True) == PassThrough()
 
 
 def test_the_tables_are_as_large_as_promised() -> None:
@@ -646,7 +646,6 @@ def test_characters_of_a_path_are_tried_at_most_up_to_the_limit() -> None:
 
 
 @given(st.text(st.characters()), st.text(st.characters()), st.sampled_from(["POST", "GET", "X"]))
-@settings(max_examples=100, deadline=None)
 def test_no_text_makes_it_raise(prefix: str, suffix: str, method: str) -> None:
     for target in (prefix, suffix, f"{prefix}/recovery/execute{suffix}", f"/execute{prefix}%{suffix}"):
         ask(target, ANYWHERE, NAMED, method=method)
@@ -692,7 +691,6 @@ def disguised(draw: st.DrawFn) -> str:
 
 
 @given(disguised())
-@settings(max_examples=200, deadline=None)
 def test_no_disguise_of_a_gated_path_passes(target: str) -> None:
     answer = ask(target)
     assert isinstance(answer, Gated | Rejected)
@@ -708,7 +706,6 @@ PIECES = (
 
 
 @given(st.lists(st.sampled_from(PIECES.split(" ")), max_size=9).map("".join))
-@settings(max_examples=300, deadline=None)
 def test_the_quick_test_lets_no_matching_reading_slip(path: str) -> None:
     # "face" is made of hexadecimal digits: an escape would swallow it if one could.
     patterns = (RoutePattern.parse("**/face"), RoutePattern.parse("/v1/face"))
