@@ -204,3 +204,10 @@ def test_parameters_are_an_object(wrong: object) -> None:
 @pytest.mark.parametrize("absent", [None, ""])
 def test_parameters_that_are_null_or_empty_are_absent(absent: object) -> None:
     assert claims_of(parameters=absent).parameters == {}
+
+
+def test_a_query_names_one_target_agent() -> None:
+    sources = FactSources(target_agents=(Source.parse("query:agent"),))
+    found = read(Request(document={}, query=[("agent", "a-1")]), sources)
+    assert isinstance(found, Claims)
+    assert found.target_agents == ("a-1",)
