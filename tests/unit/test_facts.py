@@ -211,3 +211,8 @@ def test_a_query_names_one_target_agent() -> None:
     found = read(Request(document={}, query=[("agent", "a-1")]), sources)
     assert isinstance(found, Claims)
     assert found.target_agents == ("a-1",)
+
+
+@pytest.mark.parametrize("wrong", ["a-1", [7], [""], {"a": 1}, 7])
+def test_target_agents_are_a_list_of_identifiers(wrong: object) -> None:
+    assert refusal_of(target_agents=wrong).members == {"member": "/target_agents"}
