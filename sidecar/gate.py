@@ -131,11 +131,8 @@ class Gate:
             principal=asked.principal,
             record_denial=self.refusals.reserve(),
         )
-        reply = await self._submit(command)
-        if isinstance(reply, Denied):
-            return await self.refusals.denied(reply, replace(asked, policies=self.policies))
-        assert isinstance(reply, Issued)
-        self._metrics.decisions.labels("selected", "none", "none").inc()
+        reply = await self._grant(command, asked)
+        assert isinstance(reply, Issued | Refused)
         return reply
 
     async def revoke(self, scope_id: str, asked: Asked) -> Revoked | Refused:
@@ -148,10 +145,14 @@ class Gate:
             principal=asked.principal,
             record_denial=self.refusals.reserve(),
         )
+        reply = await self._grant(command, asked)
+        assert isinstance(reply, Revoked | Refused)
+        return reply
+
+    async def _grant(self, command: Issue | Revoke, asked: Asked) -> Reply | Refused:
         reply = await self._submit(command)
         if isinstance(reply, Denied):
             return await self.refusals.denied(reply, replace(asked, policies=self.policies))
-        assert isinstance(reply, Revoked)
         self._metrics.decisions.labels("selected", "none", "none").inc()
         return reply
 

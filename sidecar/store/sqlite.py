@@ -57,6 +57,14 @@ _SAVE_EXECUTION = f"""
         ended_at = excluded.ended_at, http_status = excluded.http_status, cause = excluded.cause"""
 _APPEND = f"INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
+# What SQLite's words leave open, by the beginning of its error's name.
+_ADVICE = {
+    "SQLITE_FULL": ": free some disk space",
+    "SQLITE_IOERR": ": look at the disk, its free space and the file-size limit",
+    "SQLITE_READONLY": ": the file or its folder cannot be written to",
+    "SQLITE_CANTOPEN": ": the file or its folder is not there or not accessible",
+}
+
 _STORED_DECISION = """
     SELECT envelope, hash, COALESCE((SELECT p.hash FROM decisions p WHERE p.seq = d.seq - 1), ?), seq
     FROM decisions d"""
@@ -289,7 +297,9 @@ def _translated() -> Iterator[None]:
     except sqlite3.IntegrityError:
         raise
     except (sqlite3.Error, OSError) as exc:
-        raise StoreUnavailable(f"SQLite: {exc}") from exc
+        name: str = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+        hint = next((advice for prefix, advice in _ADVICE.items() if name.startswith(prefix)), "")
+        raise StoreUnavailable(f"SQLite: {exc} ({name}{hint})") from exc
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
