@@ -80,7 +80,9 @@ class StoreOverloaded(StoreUnavailable):
 def unavailable(exc: StoreUnavailable) -> Refusal:
     """What a store that could not commit is called on the wire, with its cause."""
     code = "overloaded" if isinstance(exc, StoreOverloaded) else "store_unavailable"
-    return Refusal(code, f"Nothing was done: {exc}.", {"cause": str(exc)})
+    return Refusal(
+        code, f"The store did not confirm it, so nothing was let through: {exc}.", {"cause": str(exc)}
+    )
 
 
 class CommandFailed(StoreUnavailable):

@@ -42,6 +42,8 @@ from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 logger = logging.getLogger("scopegate.gate")
 
 RETRY_AFTER_SECONDS = 1
+# What executions that a drain gives up on are given to be written down.
+LAST_WRITES_SECONDS = 5.0
 MAX_CLOCK_LAG_SECONDS = 60.0
 
 
@@ -120,7 +122,7 @@ class Gate:
         return Explanation(refusal=judge(case), scope=scope if mine else None, hold=case.hold)
 
     async def issue(self, scope: Scope, ttl_seconds: int, asked: Asked) -> Issued | Refused:
-        """Grant a scope, if the policies allow it. Raises StoreUnavailable."""
+        """Grant a scope, if the policies allow it."""
         assert self.policies is not None
         command = Issue(
             decision_id=new_decision_id(),
@@ -136,7 +138,7 @@ class Gate:
         return reply
 
     async def revoke(self, scope_id: str, asked: Asked) -> Revoked | Refused:
-        """Withdraw a scope. Raises StoreUnavailable."""
+        """Withdraw a scope."""
         command = Revoke(
             decision_id=new_decision_id(),
             scope_id=scope_id,
@@ -150,9 +152,13 @@ class Gate:
         return reply
 
     async def _grant(self, command: Issue | Revoke, asked: Asked) -> Reply | Refused:
-        reply = await self._submit(command)
+        asked = replace(asked, policies=self.policies)
+        try:
+            reply = await self._submit(command)
+        except StoreUnavailable as exc:
+            return self._unconfirmed(exc, asked)
         if isinstance(reply, Denied):
-            return await self.refusals.denied(reply, replace(asked, policies=self.policies))
+            return await self.refusals.denied(reply, asked)
         self._metrics.decisions.labels("selected", "none", "none").inc()
         return reply
 
@@ -215,15 +221,18 @@ class Gate:
         try:
             reply = await self._submit(command, late=self._settlements.give_back)
         except StoreUnavailable as exc:
-            refusal = unavailable(exc)
-            self.refusals.unrecorded(refusal, self._asked(judged), str(exc))
-            return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
+            return self._unconfirmed(exc, self._asked(judged))
         self._metrics.commit.observe(time.perf_counter() - begun)
         if isinstance(reply, Denied):
             return reply
         assert isinstance(reply, Admitted)
         self._metrics.decisions.labels("selected", "none", policies.label(judged.claims.action or "")).inc()
         return reply
+
+    def _unconfirmed(self, exc: StoreUnavailable, asked: Asked) -> Refused:
+        refusal = unavailable(exc)
+        self.refusals.unrecorded(refusal, asked, str(exc))
+        return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
 
     async def _submit(self, command: Admit | Issue | Revoke, *, late: LateReply | None = None) -> Reply:
         """Submit what may be denied; its place among the refusals is free again where it is not."""
@@ -318,6 +327,15 @@ class Gate:
             answer,
             Forwarded(admitted=admitted, **self._shown(admitted), head=exchange.head, body=body, rest=rest),
         )
+        try:
+            await self._pass_on(judged, admitted, exchange, rest, deadline)
+        except BaseException:
+            rest.break_off()  # whoever reads it must not wait for ever
+            raise
+
+    async def _pass_on(
+        self, judged: Judged, admitted: Admitted, exchange: Exchange, rest: Remainder, deadline: float
+    ) -> None:
         status = exchange.head.status
         loop = asyncio.get_running_loop()
         try:
@@ -356,7 +374,7 @@ class Gate:
         for task in unfinished:
             task.cancel()
         if unfinished:
-            await asyncio.wait(unfinished)
+            await asyncio.wait(unfinished, timeout=LAST_WRITES_SECONDS)
             await self._store.until_idle()  # an admission under way is told, and then given back
         await self._settlements.close()
         return len(unfinished)

@@ -37,7 +37,7 @@ class Judged:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forwarded:
     """The upstream's answer. `body` is whole, or, for one beyond `max_answer_bytes`, the part that `rest`
-    goes on from; then the execution is settled when the rest has been read ."""
+    goes on from; then the execution is settled when the rest has been read."""
 
     admitted: Admitted
     scope: Scope

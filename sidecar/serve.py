@@ -42,8 +42,8 @@ RECOVERY_PAGE = 500
 # What a connection that idles through the drain is given before it is closed.
 LAST_CALL_SECONDS = 0.5
 POLL_SECONDS = 0.02
-# What answers that are ready get to be written, whatever is left of the drain.
-FLUSH_SECONDS = 2.0
+# What answers that are ready get to be written. aiohttp waits for this long twice.
+FLUSH_SECONDS = 1.0
 
 
 def wall_clock() -> int:
@@ -68,6 +68,7 @@ class Sidecar:
         self._clock = clock
         self._data: asyncio.Server | None = None
         self._runners: list[web.AppRunner] = []
+        self.hung = False  # the store could not be closed
         self._late_connections: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Sidecar:
@@ -144,6 +145,7 @@ class Sidecar:
             limits=DataLimits(
                 max_body_bytes=gate_settings.max_body_bytes,
                 body_timeout_seconds=gate_settings.body_timeout_seconds,
+                write_timeout_seconds=settings.upstream.response_timeout_seconds,
                 annotate_response=gate_settings.annotate_response,
                 tenant_header=gate_settings.tenant_header,
             ),
@@ -207,7 +209,7 @@ class Sidecar:
         """Take nothing new in, let what is in flight end within the drain limit, then close everything."""
         limit = self.settings.shutdown.drain_seconds
         # Closing takes a while, too; both together stay within the limit where that leaves room for it.
-        patience = max(limit * 0.8, limit - LAST_CALL_SECONDS - FLUSH_SECONDS)
+        patience = max(limit * 0.8, limit - LAST_CALL_SECONDS - 2 * FLUSH_SECONDS)
         until = time.monotonic() + patience
         self.gate.draining = self.passing.draining = True
         logger.info("draining", extra={"in_flight": self.gate.in_flight, "drain_seconds": limit})
@@ -258,7 +260,7 @@ class Sidecar:
         await self.upstream.close()
         for runner in self._runners:
             await runner.cleanup()
-        await self.store.close()
+        self.hung = not await self.store.close()
 
 
 def _terms(values: ScopeDefaults | ScopeLimits) -> ScopeTerms:
@@ -297,5 +299,8 @@ async def run(settings: Settings, policies: PolicySet) -> None:
     loop.add_signal_handler(
         signal.SIGHUP, lambda: logger.warning("SIGHUP is ignored: reload is not known yet; restart instead")
     )
-    async with Sidecar(settings, policies):
+    async with Sidecar(settings, policies) as sidecar:
         await stopping.wait()
+    if sidecar.hung:
+        logging.shutdown()
+        os._exit(1)  # the interpreter would wait for the thread of a storage that hangs

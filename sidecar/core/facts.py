@@ -197,17 +197,26 @@ def _find(request: Request, source: Source) -> Any:
     if source.kind == "path":
         return request.path_params.get(source.name, _ABSENT)
     if source.kind == "query":
-        # PHP reads a[b] and a.b as a, older servers split at ; as well, ASP.NET ignores case.
         for name, value in request.query:
-            readings = [] if name == source.name else [name]
-            readings += value.split(";")[1:]
-            if any(fold(source.name) in re.split(r"[\[.;=\s]", fold(reading)) for reading in readings):
+            others = [] if name == source.name else [name]
+            others += [part.partition("=")[0] for part in value.split(";")[1:]]  # as older servers split
+            if any(_may_be_read_as(other, fold(source.name)) for other in others):
                 return _refused(str(source), "could be read from another place in the query as well")
     pairs = request.query if source.kind == "query" else request.headers
     values = [value for name, value in pairs if name == source.name]
     if len(values) > 1:
         return _refused(str(source), "is given more than once")
     return values[0] if values else _ABSENT
+
+
+def _may_be_read_as(name: str, judged: str) -> bool:
+    """Whether some server takes one query name for another, which is given folded.
+
+    ASP.NET ignores case; a[b] and a.b may belong to a; PHP drops leading blanks, writes `_` for blank, dot
+    and [, and stops at NUL.
+    """
+    name = fold(name).lstrip().partition("\0")[0]
+    return judged in (name.rstrip(), re.split(r"[\[.\s;]", name)[0], re.sub(r"[ .\[]", "_", name))
 
 
 def _refused(member: str, problem: str) -> Refusal:

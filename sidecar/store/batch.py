@@ -31,6 +31,9 @@ MAX_BATCH = 512
 # Commands that may wait; beyond it nothing new is let in, so that what is in is done in time.
 MAX_QUEUE = 4096
 
+# What closing may take beyond the deadline of what still waits.
+CLOSE_SECONDS = 1.0
+
 LateReply = Callable[[Reply], None]
 
 
@@ -72,8 +75,20 @@ class Store:
         self._head = await self.engine.open()
         self._writer = asyncio.create_task(self._write(), name="scopegate-store-writer")
 
-    async def close(self) -> None:
-        """Commit what waits, then close the engine. What comes after raises StoreClosed."""
+    async def close(self) -> bool:
+        """Commit what waits, then close the engine; what comes after raises StoreClosed.
+
+        False where the storage hangs: then its thread lives on, and only the end of the process ends it.
+        """
+        closing = asyncio.ensure_future(self._close())
+        done, _ = await asyncio.wait([closing], timeout=self._deadline + CLOSE_SECONDS)
+        if done:
+            closing.result()
+        else:
+            logger.error("the store hangs and cannot be closed; what it was writing may be lost")
+        return bool(done)
+
+    async def _close(self) -> None:
         self._closing = True
         if self._writer is not None:
             self._wake()

@@ -5,6 +5,7 @@ The raw request target decides, before any router could normalise it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -53,6 +54,7 @@ class DataLimits:
 
     max_body_bytes: int
     body_timeout_seconds: float
+    write_timeout_seconds: float
     annotate_response: bool
     tenant_header: str | None
 
@@ -89,7 +91,8 @@ class DataPlane:
         except Exception:
             logger.exception("a request failed", extra={"method": request.method})
             answer = problem(Refusal("internal_error", "The sidecar failed; nothing more was forwarded."))
-        if self._gate.draining:
+        if self._gate.draining or "Upgrade" in request.headers or "HTTP2-Settings" in request.headers:
+            # After an upgrade that did not happen aiohttp's parser does not read on reliably.
             answer.force_close()
         return answer
 
@@ -202,10 +205,10 @@ class DataPlane:
 
     def _twin_of_a_judged_header(self, request: web.BaseRequest, sources: FactSources) -> Refusal | None:
         """CGI and WSGI read `_` as `-`: a header that only so becomes one that was judged is refused."""
-        judged = self._judged_headers(sources) | FRAMING
+        judged = {name.replace("_", "-"): name for name in self._judged_headers(sources) | FRAMING}
         for name in request.headers:
-            read_as = name.lower().replace("_", "-")
-            if "_" in name and read_as in judged:
+            read_as = judged.get(name.lower().replace("_", "-"))
+            if read_as is not None and read_as != name.lower():
                 message = f"The header {name} could be read as {read_as}."
                 return Refusal("invalid_request", message, {"member": f"header:{name}"})
         return None
@@ -250,16 +253,21 @@ class DataPlane:
         try:
             await answer.prepare(request)
             if rest is None:
-                await answer.write_eof(body)
+                async with asyncio.timeout(self._limits.write_timeout_seconds):
+                    await answer.write_eof(body)
                 return answer
-            await answer.write(body)
-            while piece := await rest.read():
-                await answer.write(piece)
+            piece = body
+            while piece:
+                async with asyncio.timeout(self._limits.write_timeout_seconds):
+                    await answer.write(piece)
+                piece = await rest.read()
             if rest.cut:
                 passthrough.cut(request, answer)
             else:
                 await answer.write_eof()
-        except ConnectionError:
+        except (ConnectionError, TimeoutError) as exc:
+            if isinstance(exc, TimeoutError) and request.transport is not None:
+                request.transport.abort()  # a client that does not read holds nothing for ever
             answer.mark_ended()
             if rest is not None:
                 rest.abandon()

@@ -24,7 +24,7 @@ logger = logging.getLogger("scopegate.passthrough")
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
 # One in so many connections to the upstream is never used for passing through.
-RESERVED_PART = 4
+RESERVED_ONE_IN = 4
 
 
 class PassThrough:
@@ -42,7 +42,7 @@ class PassThrough:
         self._upstream = upstream
         self._metrics = metrics
         # Streams and WebSockets hold a connection for as long as they like: some are kept for the gate.
-        self._slots = asyncio.Semaphore(max_connections - max_connections // RESERVED_PART or 1)
+        self._slots = asyncio.Semaphore(max(1, max_connections - max(1, max_connections // RESERVED_ONE_IN)))
         self._slot_timeout = connect_timeout_seconds
         self._head_timeout = head_timeout_seconds
         self.draining = False
@@ -63,6 +63,8 @@ class PassThrough:
         self.under_way += 1
         self._metrics.passing.set(self.under_way)
         try:
+            if request.transport is None:
+                raise asyncio.CancelledError  # the client left while it waited for a connection
             answer, outcome = await self._carry(request, target)
         except ValueError as exc:
             outcome = "invalid_request"
