@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -32,7 +31,15 @@ from sidecar.core.scope import Scope
 from sidecar.cost import reported_cost
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.ids import new_decision_id
-from sidecar.outcomes import Explanation, Forwarded, Judged, Outcome, Remainder, Undelivered
+from sidecar.outcomes import (
+    Explanation,
+    Forwarded,
+    Judged,
+    Outcome,
+    Remainder,
+    Undelivered,
+    admission_headers,
+)
 from sidecar.refusals import Asked, RefusalLog, Refused
 from sidecar.settlements import Settlements
 from sidecar.store.batch import LateReply, Store
@@ -256,7 +263,7 @@ class Gate:
             with exchange:
                 left = max(0.0, seconds - (time.perf_counter() - begun))
                 async with asyncio.timeout(left) as deadline:
-                    body, complete = await _read_up_to(exchange, self._max_answer)
+                    body, complete = await exchange.read_up_to(self._max_answer)
                 if not complete:
                     await self._stream(judged, admitted, exchange, body, answer, deadline.when() or 0.0)
                     return
@@ -300,7 +307,7 @@ class Gate:
         _set(answer, Undelivered(admitted=admitted, **self._shown(settled or admitted), refusal=refusal))
 
     async def _send(self, judged: Judged, admitted: Admitted, seconds: float) -> Exchange:
-        headers = (*judged.headers, *_admission_headers(admitted))
+        headers = (*judged.headers, *admission_headers(admitted))
         try:
             return await self._upstream.send(
                 judged.method, judged.target, headers, judged.body, head_deadline=seconds
@@ -381,7 +388,6 @@ class Gate:
 
     @property
     def in_flight(self) -> int:
-        """Gated requests that are being worked on."""
         return len(self._in_flight)
 
     def now(self) -> int:
@@ -392,23 +398,3 @@ class Gate:
 def _set(answer: asyncio.Future[Outcome | Denied], value: Outcome | Denied) -> None:
     if not answer.done():
         answer.set_result(value)
-
-
-def _admission_headers(admitted: Admitted) -> Sequence[tuple[bytes, bytes]]:
-    return (
-        (b"Scopegate-Decision-Id", admitted.execution.decision_id.encode("ascii")),
-        (b"Scopegate-Scope-Id", admitted.scope.scope_id.encode("utf-8")),
-        (b"Scopegate-Attempt-Number", str(admitted.execution.attempt_number).encode("ascii")),
-    )
-
-
-async def _read_up_to(exchange: Exchange, limit: int) -> tuple[bytes, bool]:
-    """The body and True, or, once more than `limit` bytes have come, what came and False."""
-    pieces: list[bytes] = []
-    size = 0
-    while piece := await exchange.read():
-        pieces.append(piece)
-        size += len(piece)
-        if size > limit:
-            return b"".join(pieces), False
-    return b"".join(pieces), True

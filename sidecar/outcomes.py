@@ -115,3 +115,12 @@ class Remainder:
     def _drop(self) -> None:
         while not self._pieces.empty():
             self._pieces.get_nowait()
+
+
+def admission_headers(admitted: Admitted) -> Headers:
+    """What the upstream is told of the admission (gate.md, step 5)."""
+    return (
+        (b"Scopegate-Decision-Id", admitted.execution.decision_id.encode("ascii")),
+        (b"Scopegate-Scope-Id", admitted.scope.scope_id.encode("utf-8")),
+        (b"Scopegate-Attempt-Number", str(admitted.execution.attempt_number).encode("ascii")),
+    )

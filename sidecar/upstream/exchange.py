@@ -98,6 +98,17 @@ class Exchange:
             self._connection.transport.resume_reading()
         return parser.take()
 
+    async def read_up_to(self, limit: int) -> tuple[bytes, bool]:
+        """The whole body and True, or, once more than `limit` bytes have come, what came and False."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await self.read():
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                return b"".join(pieces), False
+        return b"".join(pieces), True
+
     async def write(self, piece: bytes) -> None:
         """Send raw bytes into the tunnel; returns when there is room for more."""
         self._must_be_open()

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from sidecar import refusals
+from sidecar.errors import StoreUnavailable
 from tests.gate.test_store_faults import SlowStore
 from tests.support import (
     EXECUTE,
@@ -197,3 +198,65 @@ async def test_a_request_id_that_is_no_text_does_not_reach_the_store(open_house:
     assert answer.status == 201
     (record,) = await house.records()
     assert record["request_id"] == answer.header("X-Request-Id")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scope.id",
+        "scope id",
+        "scope[id",
+        " scope_id",
+        "scope_id%00x",
+        "x=1;scope.id",
+        "SCOPE_ID",
+        "scope_id[a]",
+    ],
+)
+async def test_a_query_name_that_php_reads_as_a_judged_one_is_refused(
+    open_house: Open, backend: Backend, name: str
+) -> None:
+    house = await open_house(gate={"routes": [{"path": "**/recovery/execute", "scope_id": "query:scope_id"}]})
+    scope = await house.issue(max_attempts=2)
+    target = f"{EXECUTE}?scope_id={scope['scope_id']}"
+    refused = await house.execute(scope, target=f"{target}&{name.replace(' ', '+')}=s2", scope_id=...)
+    assert (refused.status, refused.json()["error"]) == (400, "invalid_request")
+    assert backend.seen == []
+    assert (await house.execute(scope, target=f"{target}&scopes=2", scope_id=...)).status == 200
+
+
+@pytest.mark.parametrize("target", [EXECUTE, "/elsewhere", "/api/v1/recovery/scope"])
+async def test_the_connection_ends_with_an_upgrade_that_did_not_happen(house: House, target: str) -> None:
+    reader, writer = await connect(house.sidecar.data_address)
+    writer.write(request_bytes("POST", target, [("Connection", "Upgrade"), ("Upgrade", "h2c")], b"{}"))
+    async with asyncio.timeout(5):
+        answer = await read_message(reader)
+        assert answer is not None
+        assert answer.status >= 400
+        assert answer.header("Connection") == "close"
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_client_that_never_reads_does_not_hold_its_connection_for_ever(
+    open_house: Open, backend: Backend
+) -> None:
+    house = await open_house(gate={"max_answer_bytes": 1000}, upstream={"response_timeout_seconds": 0.3})
+    scope = await house.issue()
+    backend.script = replies(b"x" * 40_000_000)
+    kind, body = house.execution(scope)
+    _, writer = await connect(house.sidecar.data_address)
+    writer.write(request_bytes("POST", EXECUTE, kind, body))
+    await eventually(lambda: len(backend.executions) == 1)
+    await eventually(lambda: not house.sidecar._data_server.connections)
+    writer.close()
+
+
+async def test_a_grant_that_the_store_does_not_confirm_is_counted(house: House) -> None:
+    scope = await house.issue()
+    with mock.patch.object(house.sidecar.store.engine, "transact", side_effect=StoreUnavailable("gone")):
+        for answer in (await house.ask_for_scope(), await house.revoke(scope)):
+            assert (answer.status, answer.json()["error"]) == (503, "store_unavailable")
+            assert answer.header("Retry-After") == "1"
+            assert "decision_id" not in answer.json()
+    assert await house.metric('scopegate_unrecorded_refusals_total{reason="store_unavailable"}') == 2

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -21,12 +22,13 @@ from sidecar.core.command import Admitted, Issued, Refuse, Settle, Settled
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
+from sidecar.store import batch
 from sidecar.store.base import Changes, Names
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, admit, issue
-from tests.support import Clock
+from tests.support import Clock, eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -368,3 +370,17 @@ async def test_the_settlement_that_had_to_wait_finds_its_execution_after_a_resta
         decision_id=new_decision_id(), admission_id=reply.execution.decision_id, outcome="answered", cost=5
     )
     assert isinstance(await again.submit(settle), Settled)
+
+
+async def test_a_store_that_hangs_does_not_hold_up_its_closing(tmp_path: Path) -> None:
+    engine = SqliteEngine(tmp_path / "gate.db")
+    store = Store(engine, clock=lambda: 1, deadline_seconds=0.1)
+    await store.open()
+    release = threading.Event()
+    assert engine._writer is not None
+    stuck = asyncio.ensure_future(_in_thread(engine._writer, lambda _: release.wait()))
+    with mock.patch.object(batch, "CLOSE_SECONDS", 0.1):
+        assert not await store.close()
+    release.set()
+    await stuck
+    await eventually(lambda: engine._writer is None)
