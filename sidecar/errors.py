@@ -58,7 +58,11 @@ ERRORS: Mapping[str, ErrorKind] = {row.code: row for row in _ROWS}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why something is refused: a code of the table, one sentence, and the code's own members."""
+    """Why something is refused: a code of the table, one sentence, and the code's own members.
+
+    Who refuses wraps it: `core.target.Rejected` before anything is read, `core.command.Denied` when a
+    command is applied, and `refusals.Refused` once it is recorded and on its way to the answer.
+    """
 
     code: str
     message: str

@@ -240,6 +240,10 @@ class Store:
             self._head = await self.engine.head()
         except StoreUnavailable:
             self._head = None
+        except Exception:
+            # A database that somebody took apart: nothing is decided until its head can be read.
+            logger.exception("the head of the log cannot be read")
+            self._head = None
 
     async def _tidy(self) -> None:
         try:

@@ -384,3 +384,19 @@ async def test_a_store_that_hangs_does_not_hold_up_its_closing(tmp_path: Path) -
     release.set()
     await stuck
     await eventually(lambda: engine._writer is None)
+
+
+async def test_a_head_that_cannot_be_read_closes_the_store_but_does_not_end_its_writer(
+    tmp_path: Path,
+) -> None:
+    store = Store(SqliteEngine(tmp_path / "gate.db"), clock=lambda: 1, deadline_seconds=2)
+    await store.open()
+    with (
+        mock.patch.object(store.engine, "head", side_effect=TypeError("no writer")),
+        mock.patch.object(store.engine, "transact", side_effect=StoreUnavailable("gone")),
+    ):
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await store.submit(issue())
+    assert isinstance(await store.submit(issue()), Issued)
+    await store.close()
