@@ -16,11 +16,11 @@ from typing import Any
 
 from aiohttp import web
 
-from sidecar.core.command import Settle
+from sidecar.clock import wall_clock
 from sidecar.core.policy import PolicySet
+from sidecar.crash import account_for_crash
 from sidecar.errors import ScopegateError
 from sidecar.gate import Gate
-from sidecar.ids import new_decision_id
 from sidecar.refusals import RefusalLog
 from sidecar.settings import Listen, ScopeDefaults, ScopeLimits, Settings
 from sidecar.store.base import Clock
@@ -38,17 +38,11 @@ from sidecar.web.server import DataServer, require_fast_parser
 logger = logging.getLogger("scopegate")
 
 BACKLOG = 2048
-RECOVERY_PAGE = 500
 # What a connection that idles through the drain is given before it is closed.
 LAST_CALL_SECONDS = 0.5
 POLL_SECONDS = 0.02
 # What answers that are ready get to be written. aiohttp waits for this long twice.
 FLUSH_SECONDS = 1.0
-
-
-def wall_clock() -> int:
-    """Microseconds since 1970 (UTC)."""
-    return time.time_ns() // 1_000
 
 
 class Sidecar:
@@ -90,7 +84,7 @@ class Sidecar:
         """Open the store, account for what a crash left behind, then listen. Raises ScopegateError."""
         self._wire()
         await self.store.open()
-        await self._account_for_crash()
+        await account_for_crash(self.store)
         settings = self.settings
         self.ops_address = await self._serve("ops", self._ops.application(), settings.ops.listen)
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
@@ -165,32 +159,6 @@ class Sidecar:
             ),
         )
         self._ops = Ops(store=self.store, gate=self.gate, metrics=self.metrics)
-
-    async def _account_for_crash(self) -> None:
-        """Admissions without an outcome belong to a process that died: nobody knows how they ended (G8)."""
-        count = 0
-        while (
-            page := await self.store.engine.executions("in_flight", before=None, limit=RECOVERY_PAGE)
-        ).rows:
-            cause = "the sidecar stopped before the outcome was written"
-            await asyncio.gather(
-                *(
-                    self.store.submit(
-                        Settle(
-                            decision_id=new_decision_id(),
-                            admission_id=execution.decision_id,
-                            outcome="unknown",
-                            cause=cause,
-                        )
-                    )
-                    for execution in page.rows
-                )
-            )
-            count += len(page.rows)
-        if count:
-            logger.warning(
-                "executions without an outcome are now unknown; reconcile them", extra={"count": count}
-            )
 
     async def _serve(self, name: str, application: web.Application, listen: Listen) -> Listen:
         runner = web.AppRunner(

@@ -6,18 +6,23 @@ the order of commands is the whole of its concurrency.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sidecar.core.bounds import Case, judge, not_in_catalogue
 from sidecar.core.command import (
     Admit,
     Admitted,
+    Bind,
+    Bound,
     Command,
     Denied,
+    Emit,
+    Emitted,
     Issue,
     Issued,
+    NotEmitted,
     NotInFlight,
     Reconcile,
     Recorded,
@@ -27,8 +32,11 @@ from sidecar.core.command import (
     Revoked,
     Settle,
     Settled,
+    Switch,
+    Turn,
+    Turned,
 )
-from sidecar.core.entries import ended_entry, gate_entry
+from sidecar.core.entries import ended_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
 from sidecar.core.money import to_dollars
 from sidecar.core.record import Entry, Event, iso_time
@@ -40,33 +48,63 @@ SECOND = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The rows that a batch of commands names, as they stand. A name without a row is not in it."""
+    """The rows that a batch of commands names, as they stand. A name without a row is not in it.
 
-    scopes: Mapping[str, Scope]
-    executions: Mapping[str, Execution]
+    `kept` holds the keys under which a record is kept, `on` the switches that are on, and `unbound`, for
+    each request named, the sequence numbers of its pre-run records that have no run.
+    """
+
+    scopes: Mapping[str, Scope] = field(default_factory=dict)
+    executions: Mapping[str, Execution] = field(default_factory=dict)
+    kept: Set[bytes] = frozenset()
+    on: Set[Switch] = frozenset()
+    unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
-    """What applying one command gives: the reply, the rows that changed, the entry for the log."""
+    """What applying one command gives: the reply, what changed, the entry for the log."""
 
     reply: Reply
     scope: Scope | None = None
     execution: Execution | None = None
     entry: Entry | None = None
+    kept: bytes | None = None
+    turned: Turn | None = None
+    bound: Bind | None = None
 
 
-def names(command: Command) -> tuple[str | None, str | None]:
-    """The scope id and the admission id whose rows a command needs. An admission's row leads to its scope."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """The rows that a command needs. An admission's row brings its scope along."""
+
+    scope_id: str | None = None
+    admission_id: str | None = None
+    once: bytes | None = None
+    switch: Switch | None = None
+    request_id: str | None = None
+
+
+_NOTHING = Named()
+
+
+def names(command: Command) -> Named:
+    """What of the store a command has to see."""
     match command:
         case Admit():
-            return command.claims.scope_id, None
-        case Revoke():
-            return command.scope_id, None
+            return Named(scope_id=command.claims.scope_id)
         case Settle() | Reconcile():
-            return None, command.admission_id
+            return Named(admission_id=command.admission_id)
+        case Revoke():
+            return Named(scope_id=command.scope_id)
+        case Emit():
+            return Named(once=command.once, switch=command.unless_switched)
+        case Turn():
+            return Named(switch=command.switch)
+        case Bind():
+            return Named(request_id=command.request_id)
         case _:
-            return None, None
+            return _NOTHING
 
 
 def apply(command: Command, state: State, now: int) -> Applied:
@@ -82,13 +120,21 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _issue(command, now)
         case Revoke():
             return _revoke(command, state, now)
+        case Emit():
+            return _emit(command, state, now)
+        case Turn():
+            return _turn(command, state, now)
+        case Bind():
+            count = len(state.unbound.get(command.request_id, ()))
+            return Applied(reply=Bound(count), bound=command if count else None)
         case _:
             return _reconcile(command, state, now)
 
 
 def _admit(command: Admit, state: State, now: int) -> Applied:
     claims = command.claims
-    case = Case.of(claims, command.tenant_id, state.scopes.get(claims.scope_id or ""), command.policies, now)
+    scope = state.scopes.get(claims.scope_id or "")
+    case = Case.of(claims, command.tenant_id, scope, command.policies, now, command.announced_cost)
     refusal = judge(case)
     if refusal is not None:
         if not command.record_denial:
@@ -213,6 +259,21 @@ def _revoke(command: Revoke, state: State, now: int) -> Applied:
         revoked_at=iso_time(scope.revoked_at or now),
     )
     return Applied(reply=Revoked(scope, command.decision_id), scope=scope, entry=entry)
+
+
+def _emit(command: Emit, state: State, now: int) -> Applied:
+    """The switch comes first: what it keeps out leaves no key behind either."""
+    if command.unless_switched in state.on:
+        return Applied(reply=NotEmitted("switched_off"))
+    if command.once in state.kept:
+        return Applied(reply=NotEmitted("repeated"))
+    entry = Entry(event="emitted", origin=command.origin, record=command.record, recorded_at=now)
+    return Applied(reply=Emitted(command.record), entry=entry, kept=command.once)
+
+
+def _turn(command: Turn, state: State, now: int) -> Applied:
+    entry = switched_entry(command, was_on=command.switch in state.on, now=now)
+    return Applied(reply=Turned(command.on, command.decision_id), entry=entry, turned=command)
 
 
 def _settle(command: Settle, state: State, now: int) -> Applied:

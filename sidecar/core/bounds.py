@@ -19,17 +19,29 @@ from sidecar.errors import Refusal
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Everything that a bound may look at. `entry` is the action's in the catalogue, None: not listed."""
+    """Everything that a bound may look at. `entry` is the action's in the catalogue, None: not listed.
+
+    `announced_cost` is what the caller knows that it will cost, 0 where nobody knows yet.
+    """
 
     claims: Claims
     tenant_id: str
     scope: Scope | None
     entry: ActionPolicy | None
     now: int
+    announced_cost: int = 0
 
     @classmethod
-    def of(cls, claims: Claims, tenant_id: str, scope: Scope | None, policies: PolicySet, now: int) -> Case:
-        return cls(claims, tenant_id, scope, policies.action(claims.action or ""), now)
+    def of(
+        cls,
+        claims: Claims,
+        tenant_id: str,
+        scope: Scope | None,
+        policies: PolicySet,
+        now: int,
+        announced_cost: int = 0,
+    ) -> Case:
+        return cls(claims, tenant_id, scope, policies.action(claims.action or ""), now, announced_cost)
 
     @property
     def granted(self) -> Scope:
@@ -39,8 +51,8 @@ class Case:
 
     @property
     def hold(self) -> int:
-        """What the execution sets aside: the action's `max_cost_usd` in the catalogue, else 0."""
-        return self.entry.hold if self.entry else 0
+        """What the execution sets aside: the action's `max_cost_usd` in the catalogue, or more if told."""
+        return max(self.entry.hold if self.entry else 0, self.announced_cost)
 
 
 def _scope_given(case: Case) -> Refusal | None:

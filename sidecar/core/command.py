@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from sidecar.core.facts import Claims
 from sidecar.core.policy import PolicySet
-from sidecar.core.record import Origin
+from sidecar.core.record import Origin, Record
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import Refusal
 
 Gatekept = Literal["scoped_execution", "scope_grant"]
+Switch = Literal["care_kill_switch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,8 @@ class Admit:
     """Let one execution through if its scope and the policies allow it, and consume the scope.
 
     With `record_denial` off, a denial leaves no record of its own: the caller is in a flood and will
-    record it in a counted summary.
+    record it in a counted summary. `announced_cost` is what the caller knows that it will cost; where it is
+    above the catalogue's hold, it is what is held.
     """
 
     decision_id: str
@@ -49,6 +51,7 @@ class Admit:
     request_id: str = ""
     principal: str = "anonymous"
     body_sha256: str | None = None
+    announced_cost: int = 0
     record_denial: bool = True
     origin: Origin = "gate"
 
@@ -110,7 +113,41 @@ class Reconcile:
     origin: Origin = "gate"
 
 
-Command = Issue | Admit | Refuse | Settle | Revoke | Reconcile
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emit:
+    """Append a record that somebody else decided.
+
+    `once` is a key under which a record is kept only once; `unless_switched` names a switch that, while it
+    is on, keeps the record out. Both are looked at in the transaction that appends.
+    """
+
+    record: Record
+    origin: Origin
+    once: bytes | None = None
+    unless_switched: Switch | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Turn a switch on or off. Repeatable; each call is recorded."""
+
+    decision_id: str
+    switch: Switch
+    on: bool
+    origin: Origin
+    request_id: str | None = None
+    principal: str = "anonymous"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bind:
+    """Bind a run to the records of a request that were made before there was one."""
+
+    request_id: str
+    run_id: str
+
+
+Command = Issue | Admit | Refuse | Settle | Revoke | Reconcile | Emit | Turn | Bind
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,4 +200,31 @@ class Revoked:
     decision_id: str
 
 
-Reply = Issued | Admitted | Denied | Recorded | Settled | NotInFlight | Revoked
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class NotEmitted:
+    """Nothing was appended: a record is kept under that key already, or a switch is on."""
+
+    why: Literal["repeated", "switched_off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    on: bool
+    decision_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How many records have their run from now on."""
+
+    count: int
+
+
+Granting = Issued | Admitted | Denied | Revoked
+Ending = Settled | NotInFlight
+Reply = Granting | Ending | Recorded | Emitted | NotEmitted | Turned | Bound

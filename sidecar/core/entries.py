@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sidecar.core.command import Admit, Issue, Reconcile, Refuse, Revoke, Settle
+from sidecar.core.command import Admit, Issue, Reconcile, Refuse, Revoke, Settle, Turn
 from sidecar.core.facts import Claims
 from sidecar.core.money import to_dollars
 from sidecar.core.record import (
@@ -131,5 +131,22 @@ def ended_entry(
             request_id=execution.request_id or None,
             decided_at=now,
             details=details,
+        ),
+    )
+
+
+def switched_entry(command: Turn, *, was_on: bool, now: int) -> Entry:
+    """The entry of a switch that somebody turned, be it to where it stood already."""
+    return Entry(
+        event="switched",
+        origin=command.origin,
+        record=Record(
+            decision_id=command.decision_id,
+            decision_type=DecisionType.POLICY,
+            decision_outcome=DecisionOutcome.SELECTED,
+            decision_inputs={"policy_id": command.switch, "principal": command.principal},
+            request_id=command.request_id,
+            decided_at=now,
+            details={"on": command.on, "was_on": was_on, "rules": []},
         ),
     )

@@ -15,6 +15,23 @@ class RiskClass(str, Enum):
     HIGH = "high"
     CRITICAL = "critical"
 
+    # Text sorts by letter; risk does not.
+    def __lt__(self, other: str) -> bool:
+        return _rank(self) < _rank(other)
+
+    def __le__(self, other: str) -> bool:
+        return _rank(self) <= _rank(other)
+
+    def __gt__(self, other: str) -> bool:
+        return _rank(self) > _rank(other)
+
+    def __ge__(self, other: str) -> bool:
+        return _rank(self) >= _rank(other)
+
+
+def _rank(risk: str) -> int:
+    return tuple(RiskClass).index(RiskClass(risk))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionPolicy:

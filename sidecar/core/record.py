@@ -125,7 +125,7 @@ class Entry:
 
     `scope_id`, `incident_id` and `action` name the subject, `admission_id` the admission that a
     settlement or reconciliation ends. They stand in the envelope so that no caller's inputs can pose
-    as them.
+    as them. `recorded_at` is given where the caller says when it was decided, which need not be now.
     """
 
     event: Event
@@ -135,10 +135,13 @@ class Entry:
     incident_id: str | None = None
     action: str | None = None
     admission_id: str | None = None
+    recorded_at: int | None = None
 
     def envelope(self, writer: str, seq: int) -> dict[str, Any]:
         """The whole envelope, ready to be put into canonical bytes."""
+        recorded = {} if self.recorded_at is None else {"recorded_at": iso_time(self.recorded_at)}
         return {
+            **recorded,
             "writer": writer,
             "seq": seq,
             "origin": self.origin,

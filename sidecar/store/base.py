@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sidecar.core.apply import State
+from sidecar.core.command import Bind, Switch, Turn
 from sidecar.core.record import Entry
 from sidecar.core.scope import Execution, Scope
 
@@ -36,20 +37,32 @@ class LogRow:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The rows that a batch needs: scopes by id, executions by admission (which bring their scopes along)."""
+    """The rows that a batch needs: scopes by id, executions by admission (which bring their scopes along),
+    keys under which a record is kept once, switches, and requests by the records that have no run."""
 
-    scopes: Sequence[str]
-    executions: Sequence[str]
+    scopes: Sequence[str] = ()
+    executions: Sequence[str] = ()
+    once: Sequence[bytes] = ()
+    switches: Sequence[Switch] = ()
+    requests: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one transaction writes: new scopes, scopes and executions in their new state, new log rows."""
+    """What one transaction writes: new scopes, scopes and executions in their new state, new log rows; keys
+    with the decision that is kept under each; switches; and records, by sequence number, with their run.
 
+    `now` is when all of it is written.
+    """
+
+    now: int
     issued: Sequence[Scope]
     scopes: Sequence[Scope]
     executions: Sequence[Execution]
     log: Sequence[LogRow]
+    kept: Sequence[tuple[bytes, str]]
+    turned: Sequence[Turn]
+    bound: Sequence[tuple[int, Bind]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +75,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDecision:
-    """A record as the log holds it. `previous` is the hash that its own hash builds on."""
+    """A record as the log holds it. `previous` is the hash that its own hash builds on, `bound_run_id` the
+    run that the record was bound to after it was made."""
 
     seq: int
     envelope: bytes
     hash: bytes
     previous: bytes
+    bound_run_id: str | None
 
 
 class StoreObserver(Protocol):
@@ -95,7 +110,10 @@ class Engine(Protocol):
         """
 
     async def probe(self) -> None:
-        """Write something that means nothing. Raises StoreUnavailable where that does not work."""
+        """Write something that means nothing; then all that was committed before is durable, too.
+
+        Raises StoreUnavailable where that does not work.
+        """
 
     async def tidy(self) -> None:
         """Housekeeping between batches."""
@@ -109,12 +127,23 @@ class Engine(Protocol):
     ) -> tuple[Page, int]:
         """A page of an incident's scopes, and how many there are in all."""
 
+    async def lapsed_scopes(self, now: int, *, before: str | None, limit: int) -> Page:
+        """A page of the scopes whose time was over at `now`, whatever else became of them."""
+
     async def decisions(self, filters: Mapping[str, str], *, before: str | None, limit: int) -> Page:
         """A page of StoredDecision; `filters` maps columns of the log to the value wanted."""
 
     async def decision(self, decision_id: str) -> StoredDecision | None: ...
 
     async def execution(self, decision_id: str) -> Execution | None: ...
+
+    async def executions_of(self, scope_id: str) -> Sequence[Execution]:
+        """All executions of a scope, oldest first."""
+
+    async def is_kept(self, key: bytes) -> bool:
+        """Whether a record is kept under a key."""
+
+    async def is_on(self, switch: Switch) -> bool: ...
 
     async def executions(self, status: str | None, *, before: str | None, limit: int) -> Page: ...
 

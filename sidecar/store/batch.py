@@ -13,13 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
-from sidecar.core.apply import State, apply, names
-from sidecar.core.chain import link
-from sidecar.core.command import Admit, Command, Issue, Refuse, Reply, Settle
-from sidecar.core.record import Entry
+from sidecar.core.apply import Named, State, apply, names
+from sidecar.core.chain import GENESIS, link
+from sidecar.core.command import Admit, Bind, Command, Emit, Issue, Refuse, Reply, Settle, Switch, Turn
+from sidecar.core.record import CausalRole, Entry
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
 from sidecar.store.base import Changes, Clock, Engine, Head, LogRow, Names, StoreObserver
@@ -35,6 +36,8 @@ MAX_QUEUE = 4096
 CLOSE_SECONDS = 1.0
 
 LateReply = Callable[[Reply], None]
+# What becomes of a record, as `Record.to_dict()` gives it, before its bytes are made.
+Masking = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(slots=True, eq=False)
@@ -55,17 +58,20 @@ class Store:
         clock: Clock,
         deadline_seconds: float,
         observer: StoreObserver | None = None,
+        mask: Masking | None = None,
     ) -> None:
         self.engine = engine
         self._clock = clock
         self._deadline = deadline_seconds
         self._observer = observer
+        self._mask = mask
         self._queue: deque[_Waiting] = deque()
         self._outstanding: deque[_Waiting] = deque()
         self._sweep: asyncio.TimerHandle | None = None
         self._wakeup: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._head: Head | None = None
+        self.durable = Head("", 0, GENESIS, 0)
         self._committing = False
         self._closing = False
         self.last_error: str | None = None
@@ -73,6 +79,8 @@ class Store:
     async def open(self) -> None:
         """Open the engine and start the writer. Raises StoreUnavailable, naming the cause."""
         self._head = await self.engine.open()
+        await self.engine.probe()
+        self.durable = self._head
         self._writer = asyncio.create_task(self._write(), name="scopegate-store-writer")
 
     async def close(self) -> bool:
@@ -117,7 +125,11 @@ class Store:
         return max(0.0, (self.now() - self._clock()) / 1_000_000)
 
     async def check(self) -> None:
-        """Prove that the store can write. Raises StoreUnavailable, naming the cause."""
+        """Prove that the store can write, and make durable what is committed.
+
+        Raises StoreUnavailable, naming the cause.
+        """
+        committed = self._head
         try:
             async with asyncio.timeout(self._deadline):
                 await self.engine.probe()
@@ -125,6 +137,8 @@ class Store:
         except TimeoutError as exc:
             raise StoreUnavailable(f"the store did not answer within {self._deadline:g} s") from exc
         self.last_error = None
+        if committed is not None and committed.seq > self.durable.seq:
+            self.durable = committed
 
     async def submit(self, command: Command, *, late: LateReply | None = None) -> Reply:
         """Apply a command and return its reply once it is committed.
@@ -137,7 +151,7 @@ class Store:
             raise StoreClosed("the store is closed")
         while self._queue and self._queue[0].reply.done():
             self._queue.popleft()  # given up: it must not stand in the way of who still waits
-        if isinstance(command, Admit | Issue | Refuse) and len(self._queue) >= MAX_QUEUE:
+        if isinstance(command, Admit | Issue | Refuse | Emit | Bind) and len(self._queue) >= MAX_QUEUE:
             raise StoreOverloaded(f"{MAX_QUEUE} commands are waiting for the store")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(command, loop.create_future(), late, loop.time() + self._deadline)
@@ -259,23 +273,30 @@ class Store:
         replies: list[Reply] = []
 
         def decide(state: State) -> Changes:
-            changes, head_after = apply_all(commands, state, head, now, replies)
+            changes, head_after = apply_all(commands, state, head, now, replies, self._mask)
             heads.append(head_after)
             return changes
 
         heads: list[Head] = []
-        wanted = [names(command) for command in commands]
-        await self.engine.transact(
-            Names(
-                scopes=list({scope_id for scope_id, _ in wanted if scope_id is not None}),
-                executions=list({admission_id for _, admission_id in wanted if admission_id is not None}),
-            ),
-            decide,
-            # Losing a settlement on power failure leaves its hold standing, which is the safe side.
-            durable=not all(isinstance(command, Settle) for command in commands),
-        )
+        # Losing a settlement on power failure leaves its hold standing, which is the safe side.
+        durable = not all(isinstance(command, Settle) for command in commands)
+        wanted = _rows_of([names(command) for command in commands])
+        await self.engine.transact(wanted, decide, durable=durable)
         self._head = heads[-1]
+        if durable:
+            self.durable = self._head
         return replies
+
+
+def _rows_of(named: Sequence[Named]) -> Names:
+    """What a batch needs, each row once."""
+    return Names(
+        scopes=list({one.scope_id for one in named if one.scope_id is not None}),
+        executions=list({one.admission_id for one in named if one.admission_id is not None}),
+        once=list({one.once for one in named if one.once is not None}),
+        switches=list({one.switch for one in named if one.switch is not None}),
+        requests=list({one.request_id for one in named if one.request_id is not None}),
+    )
 
 
 def _has_result(reply: asyncio.Future[Reply]) -> bool:
@@ -283,16 +304,27 @@ def _has_result(reply: asyncio.Future[Reply]) -> bool:
 
 
 def apply_all(
-    commands: Sequence[Command], state: State, head: Head, now: int, replies: list[Reply]
+    commands: Sequence[Command],
+    state: State,
+    head: Head,
+    now: int,
+    replies: list[Reply],
+    mask: Masking | None = None,
 ) -> tuple[Changes, Head]:
     """Apply commands in order, each to what the one before left; link their records to the chain."""
     scopes = dict(state.scopes)
     executions = dict(state.executions)
-    running = State(scopes=scopes, executions=executions)
+    kept = set(state.kept)
+    on = set(state.on)
+    unbound = {request_id: list(seqs) for request_id, seqs in state.unbound.items()}
+    running = State(scopes=scopes, executions=executions, kept=kept, on=on, unbound=unbound)
     issued: dict[str, Scope] = {}
     changed_scopes: dict[str, Scope] = {}
     changed_executions: dict[str, Execution] = {}
     log: list[LogRow] = []
+    newly_kept: list[tuple[bytes, str]] = []
+    turned: dict[Switch, Turn] = {}
+    bound: list[tuple[int, Bind]] = []
     seq, hash_ = head.seq, head.hash
     for command in commands:
         applied = apply(command, running, now)
@@ -306,18 +338,40 @@ def apply_all(
             executions[execution.decision_id] = changed_executions[execution.decision_id] = execution
         if applied.entry is not None:
             seq += 1
-            envelope = canonical(applied.entry, head.writer, seq)
+            envelope = canonical(applied.entry, head.writer, seq, mask)
             hash_ = link(hash_, envelope)
             log.append(LogRow(seq, applied.entry, envelope, hash_))
+            record = applied.entry.record
+            if applied.kept is not None:
+                kept.add(applied.kept)
+                newly_kept.append((applied.kept, record.decision_id))
+            waits_for_run = record.causal_role is CausalRole.PRE_RUN and record.run_id is None
+            if waits_for_run and record.request_id in unbound:
+                unbound[record.request_id].append(seq)
+        if applied.turned is not None:
+            (on.add if applied.turned.on else on.discard)(applied.turned.switch)
+            turned[applied.turned.switch] = applied.turned
+        if applied.bound is not None:
+            bound += [(of_request, applied.bound) for of_request in unbound[applied.bound.request_id]]
+            unbound[applied.bound.request_id].clear()
     changes = Changes(
-        list(issued.values()), list(changed_scopes.values()), list(changed_executions.values()), log
+        now=now,
+        issued=list(issued.values()),
+        scopes=list(changed_scopes.values()),
+        executions=list(changed_executions.values()),
+        log=log,
+        kept=newly_kept,
+        turned=list(turned.values()),
+        bound=bound,
     )
     return changes, Head(head.writer, seq, hash_, now if log else head.time)
 
 
-def canonical(entry: Entry, writer: str, seq: int) -> bytes:
+def canonical(entry: Entry, writer: str, seq: int, mask: Masking | None = None) -> bytes:
     """The bytes of an envelope: JSON with sorted keys and no white space. They are never made twice."""
     envelope = entry.envelope(writer, seq)
+    if mask is not None:
+        envelope["record"] = mask(envelope["record"])
     try:
         return orjson.dumps(envelope, default=float, option=orjson.OPT_SORT_KEYS)
     except TypeError:

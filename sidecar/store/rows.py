@@ -19,7 +19,7 @@ EXECUTION_COLUMNS = (
 )
 LOG_COLUMNS = (
     "seq, decision_id, event, decision_type, decision_outcome, decided_at, tenant_id, scope_id, incident_id, "
-    "action, request_id, run_id, admission_id, envelope, hash"
+    "action, request_id, run_id, admission_id, envelope, hash, recorded_at"
 )
 
 Row = tuple[Any, ...]
@@ -135,4 +135,5 @@ def log_to_row(log: LogRow) -> Row:
         entry.admission_id,
         log.envelope,
         log.hash,
+        entry.recorded_at,
     )

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import re
 import sqlite3
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,27 +23,18 @@ import orjson
 
 from sidecar.core.apply import State
 from sidecar.core.chain import GENESIS
+from sidecar.core.command import Switch
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import rows
 from sidecar.store.base import Changes, Head, Names, Page, StoredDecision
+from sidecar.store.lists import STORED_DECISION, cursor, decision_cursor, decisions_query, page
 from sidecar.store.migrate import migrate
 
 T = TypeVar("T")
 
 # Rows written between two checkpoints: small ones, so that none holds up the batches behind it.
 ROWS_PER_CHECKPOINT = 2_000
-
-FILTERS = {
-    "type": "decision_type",
-    "outcome": "decision_outcome",
-    "event": "event",
-    "scope_id": "scope_id",
-    "incident_id": "incident_id",
-    "request_id": "request_id",
-    "run_id": "run_id",
-    "tenant_id": "tenant_id",
-}
 
 _ISSUE_SCOPE = f"""
     INSERT INTO scopes ({rows.SCOPE_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -55,7 +45,21 @@ _SAVE_EXECUTION = f"""
     INSERT INTO executions ({rows.EXECUTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (decision_id) DO UPDATE SET status = excluded.status, cost = excluded.cost,
         ended_at = excluded.ended_at, http_status = excluded.http_status, cause = excluded.cause"""
-_APPEND = f"INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_APPEND = f"""
+    INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_IS_KEPT = "SELECT 1 FROM kept_once WHERE key = ?"
+_IS_ON = "SELECT 1 FROM switches WHERE name = ? AND is_on"
+_KEEP = "INSERT INTO kept_once (key, decision_id) VALUES (?, ?)"
+_TURN = """
+    INSERT INTO switches (name, is_on, changed_at) VALUES (?, ?, ?)
+    ON CONFLICT (name) DO UPDATE SET is_on = excluded.is_on, changed_at = excluded.changed_at"""
+_BIND = "INSERT INTO run_bindings (seq, run_id, bound_at) VALUES (?, ?, ?)"
+# Within one request there are few records, so what is no column may be read from the bytes.
+_UNBOUND = """
+    SELECT seq FROM decisions LEFT JOIN run_bindings b USING (seq)
+    WHERE request_id = ? AND decisions.run_id IS NULL AND b.run_id IS NULL
+        AND json_extract(CAST(envelope AS TEXT), '$.record.causal_role') = 'pre_run'
+    ORDER BY seq"""
 
 # What SQLite's words leave open, by the beginning of its error's name.
 _ADVICE = {
@@ -65,9 +69,6 @@ _ADVICE = {
     "SQLITE_CANTOPEN": ": the file or its folder is not there or not accessible",
 }
 
-_STORED_DECISION = """
-    SELECT envelope, hash, COALESCE((SELECT p.hash FROM decisions p WHERE p.seq = d.seq - 1), ?), seq
-    FROM decisions d"""
 _NAMED = "IN (SELECT value FROM json_each(?))"
 
 
@@ -134,9 +135,7 @@ class SqliteEngine:
 
     async def transact(self, names: Names, decide: Callable[[State], Changes], *, durable: bool) -> None:
         def transaction(connection: sqlite3.Connection) -> None:
-            if durable != self._full_sync:
-                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                self._full_sync = durable
+            self._sync(connection, full=durable)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 changes = decide(_load(connection, names))
@@ -144,6 +143,10 @@ class SqliteEngine:
                 connection.executemany(_UPDATE_SCOPE, map(rows.scope_counters, changes.scopes))
                 connection.executemany(_SAVE_EXECUTION, map(rows.execution_to_row, changes.executions))
                 connection.executemany(_APPEND, map(rows.log_to_row, changes.log))
+                connection.executemany(_KEEP, changes.kept)
+                now = changes.now
+                connection.executemany(_TURN, ((turn.switch, turn.on, now) for turn in changes.turned))
+                connection.executemany(_BIND, ((seq, bind.run_id, now) for seq, bind in changes.bound))
                 self._check_identity()
                 connection.execute("COMMIT")
             except BaseException:
@@ -153,6 +156,11 @@ class SqliteEngine:
             self._rows_since_checkpoint += len(changes.scopes) + len(changes.executions) + len(changes.log)
 
         await self._write(transaction)
+
+    def _sync(self, connection: sqlite3.Connection, *, full: bool) -> None:
+        if full != self._full_sync:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+            self._full_sync = full
 
     def _check_identity(self) -> None:
         """WAL hides a database that was moved or unlinked: commits would go where nobody finds them."""
@@ -170,6 +178,7 @@ class SqliteEngine:
     async def probe(self) -> None:
         def write(connection: sqlite3.Connection) -> None:
             self._check_identity()
+            self._sync(connection, full=True)
             connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('probe', datetime('now'))")
             self._rows_since_checkpoint += 1  # probes alone must not let the WAL grow either
 
@@ -188,6 +197,10 @@ class SqliteEngine:
             if connection is not None:
                 await connection.close()
         self._reader = self._writer = None
+        self.abandon()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's lock, so that the file is free when the parent ends."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -220,25 +233,44 @@ class SqliteEngine:
         of_incident = "FROM scopes WHERE tenant_id = ? AND incident_id = ?"
         found = await self._rows(
             f"SELECT {rows.SCOPE_COLUMNS}, seq {of_incident} AND seq < ? ORDER BY seq DESC LIMIT ?",
-            (tenant_id, incident_id, _cursor(before), limit + 1),
+            (tenant_id, incident_id, cursor(before), limit + 1),
         )
         total = await self._rows(f"SELECT COUNT(*) {of_incident}", (tenant_id, incident_id))
-        return _page(found, limit, rows.scope_from_row), total[0][0]
+        return page(found, limit, rows.scope_from_row), total[0][0]
+
+    async def lapsed_scopes(self, now: int, *, before: str | None, limit: int) -> Page:
+        found = await self._rows(
+            f"SELECT {rows.SCOPE_COLUMNS}, seq FROM scopes WHERE expires_at <= ? AND seq < ? "
+            "ORDER BY seq DESC LIMIT ?",
+            (now, cursor(before), limit + 1),
+        )
+        return page(found, limit, rows.scope_from_row)
 
     async def decisions(self, filters: Mapping[str, str], *, before: str | None, limit: int) -> Page:
-        wanted = "".join(f" AND {FILTERS[name]} = ?" for name in filters)
-        found = await self._rows(
-            f"{_STORED_DECISION} WHERE seq < ?{wanted} ORDER BY seq DESC LIMIT ?",
-            (GENESIS, _cursor(before), *filters.values(), limit + 1),
-        )
-        return _page(found, limit, _stored_decision)
+        found = await self._rows(*decisions_query(filters, cursor(before), limit + 1))
+        return page(found, limit, _stored_decision)
 
     async def decision(self, decision_id: str) -> StoredDecision | None:
         found = await self._rows(
-            f"{_STORED_DECISION} WHERE decision_id = ?",
-            (GENESIS, decision_id),
+            f"{STORED_DECISION.format(found='decisions')} WHERE d.decision_id = ?", (decision_id,)
         )
         return _stored_decision(found[0]) if found else None
+
+    async def is_kept(self, key: bytes) -> bool:
+        return bool(await self._rows(_IS_KEPT, (key,)))
+
+    async def is_on(self, switch: Switch) -> bool:
+        return bool(await self._rows(_IS_ON, (switch,)))
+
+    async def executions_of(self, scope_id: str) -> Sequence[Execution]:
+        # By way of the log, which has an index for it; executions have none, so that settling stays cheap.
+        found = await self._rows(
+            f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id IN "
+            "(SELECT decision_id FROM decisions WHERE scope_id = ? AND event = 'admitted') "
+            "ORDER BY decision_id",
+            (scope_id,),
+        )
+        return [rows.execution_from_row(row) for row in found]
 
     async def execution(self, decision_id: str) -> Execution | None:
         found = await self._rows(
@@ -253,9 +285,9 @@ class SqliteEngine:
         found = await self._rows(
             f"SELECT {rows.EXECUTION_COLUMNS}, decision_id FROM executions WHERE decision_id < ?{wanted} "
             "ORDER BY decision_id DESC LIMIT ?",
-            (_decision_cursor(before), *(() if status is None else (status,)), limit + 1),
+            (decision_cursor(before), *(() if status is None else (status,)), limit + 1),
         )
-        return _page(found, limit, rows.execution_from_row)
+        return page(found, limit, rows.execution_from_row)
 
     async def unknown_executions(self) -> tuple[int, int | None]:
         found = await self._rows(
@@ -321,7 +353,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
 def _head(connection: sqlite3.Connection) -> Head:
     (writer,) = connection.execute("SELECT value FROM meta WHERE key = 'writer'").fetchone()
     last = connection.execute(
-        "SELECT seq, hash, decided_at FROM decisions ORDER BY seq DESC LIMIT 1"
+        "SELECT seq, hash, COALESCE(recorded_at, decided_at) FROM decisions ORDER BY seq DESC LIMIT 1"
     ).fetchone()
     return Head(writer, *(last or (0, GENESIS, 0)))
 
@@ -345,7 +377,15 @@ def _load(connection: sqlite3.Connection, names: Names) -> State:
         ):
             scope = rows.scope_from_row(row)
             scopes[scope.scope_id] = scope
-    return State(scopes=scopes, executions=executions)
+    once = (key for key in names.once if connection.execute(_IS_KEPT, (key,)).fetchone())
+    on = (switch for switch in names.switches if connection.execute(_IS_ON, (switch,)).fetchone())
+    unbound = {
+        request_id: [seq for (seq,) in connection.execute(_UNBOUND, (request_id,))]
+        for request_id in names.requests
+    }
+    return State(
+        scopes=scopes, executions=executions, kept=frozenset(once), on=frozenset(on), unbound=unbound
+    )
 
 
 def _identity(name: str) -> tuple[str, int, int]:
@@ -353,29 +393,5 @@ def _identity(name: str) -> tuple[str, int, int]:
     return name, found.st_dev, found.st_ino
 
 
-def _cursor(before: str | None) -> int:
-    """A cursor is the sequence number to go on below. Raises ValueError for anything else."""
-    if before is None:
-        return 2**63 - 1
-    if not before.isascii() or not before.isdigit() or len(before) > 18:
-        raise ValueError("takes the value of next of the page before")
-    return int(before)
-
-
-def _decision_cursor(before: str | None) -> str:
-    """As `_cursor`, for a list in the order of decision ids."""
-    if before is None:
-        return "~"  # behind every id
-    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", before):
-        raise ValueError("takes the value of next of the page before")
-    return before
-
-
-def _page(found: list[Any], limit: int, value: Callable[[Any], Any]) -> Page:
-    """One row more than wanted was read: it tells whether there is a next page."""
-    shown = found[:limit]
-    return Page([value(row) for row in shown], str(shown[-1][-1]) if len(found) > limit else None)
-
-
 def _stored_decision(row: Any) -> StoredDecision:
-    return StoredDecision(envelope=row[0], hash=row[1], previous=row[2], seq=row[3])
+    return StoredDecision(envelope=row[0], hash=row[1], previous=row[2], bound_run_id=row[3], seq=row[4])

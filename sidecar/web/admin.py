@@ -20,6 +20,7 @@ from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
+from sidecar.store.lists import FILTERS
 from sidecar.web.asked import paging_of, request_id_of, tenant_of
 from sidecar.web.body import read_json
 from sidecar.web.models import ReconcileRequest, validated, wrong
@@ -31,9 +32,7 @@ logger = logging.getLogger("scopegate.web")
 MAX_BODY_BYTES = 1_048_576
 BODY_TIMEOUT_SECONDS = 10.0
 
-DECISION_FILTERS = (
-    "type", "outcome", "event", "scope_id", "incident_id", "request_id", "run_id", "tenant_id",
-)  # fmt: skip
+DECISION_FILTERS = tuple(FILTERS)
 EXECUTION_STATUSES = ("in_flight", "answered", "not_sent", "unknown", "executed", "not_executed")
 
 
@@ -205,9 +204,12 @@ class Admin:
 
 
 def rendered(stored: StoredDecision) -> dict[str, Any]:
-    """A record as it is shown: its 14 fields, then its envelope's, all read from the stored bytes."""
+    """A record as it is shown: its 14 fields, then its envelope's, all read from the stored bytes; a run that
+    it was bound to later stands where it had none."""
     envelope: dict[str, Any] = orjson.loads(stored.envelope)
     record: dict[str, Any] = envelope.pop("record")
+    if record["run_id"] is None:
+        record["run_id"] = stored.bound_run_id
     return {**record, **envelope}
 
 

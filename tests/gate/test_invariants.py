@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sidecar import serve
+from sidecar import crash
 from sidecar.errors import StoreUnavailable
 from sidecar.settlements import Settlements
 from sidecar.store.verify import verify_sqlite
@@ -408,7 +408,7 @@ async def test_g8_a_crash_under_load_is_accounted_for_page_by_page(
         with monkeypatch.context() as patch:
             patch.setattr(Settlements, "settle", crashed)
             await asyncio.gather(*(house.execute(scope) for _ in range(7)))
-    monkeypatch.setattr(serve, "RECOVERY_PAGE", 3)
+    monkeypatch.setattr(crash, "PAGE", 3)
     async with opened(tmp_path, backend) as house:
         found = (await house.admin("GET", "/api/v1/executions?status=unknown")).json()["executions"]
         assert len(found) == 7

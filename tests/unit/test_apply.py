@@ -11,16 +11,21 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, State, apply, names
+from sidecar.core.apply import Applied, Named, State, apply, names
 from sidecar.core.bounds import BOUNDS, Case, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
     Admit,
     Admitted,
+    Bind,
+    Bound,
     Command,
     Denied,
+    Emit,
+    Emitted,
     Issue,
     Issued,
+    NotEmitted,
     NotInFlight,
     Reconcile,
     Recorded,
@@ -29,10 +34,13 @@ from sidecar.core.command import (
     Revoked,
     Settle,
     Settled,
+    Switch,
+    Turn,
+    Turned,
 )
 from sidecar.core.facts import Claims
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
-from sidecar.core.record import Entry, iso_time
+from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record, iso_time
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ERRORS, Refusal
 
@@ -490,16 +498,102 @@ def test_only_an_unknown_execution_can_be_reconciled() -> None:
     assert nobody.refusal.code == "decision_not_found"
 
 
+# Records of others, switches, runs ------------------------------------------------------------------
+
+KILL: Switch = "care_kill_switch"
+RECORD = Record(
+    decision_id="d-7",
+    decision_type=DecisionType.CARE_ROUTING_OPTIMIZED,
+    decision_outcome=DecisionOutcome.OPTIMIZED_SELECTED,
+    decided_at=ISSUED_AT - SECOND,
+)
+
+
+def emit(**changes: Any) -> Emit:
+    return Emit(**{"record": RECORD, "origin": "library", **changes})
+
+
+def turn(*, on: bool) -> Turn:
+    return Turn(decision_id="d-8", switch=KILL, on=on, origin="api", principal="oncall")
+
+
+def test_a_record_of_others_is_kept_as_it_is_with_the_time_at_which_it_was_recorded() -> None:
+    applied = apply(emit(), State(), ISSUED_AT)
+    assert applied.reply == Emitted(RECORD)
+    envelope = entry_of(applied).envelope("w-1", 4)
+    assert envelope["record"]["decided_at"] == "2025-12-31T23:59:59.000000+00:00"
+    assert envelope["recorded_at"] == "2026-01-01T00:00:00.000000+00:00"
+    assert (envelope["event"], envelope["origin"]) == ("emitted", "library")
+
+
+def test_a_record_is_kept_only_once_under_a_key() -> None:
+    first = apply(emit(once=b"k"), State(kept={b"other"}), ISSUED_AT)
+    assert (first.reply, first.kept) == (Emitted(RECORD), b"k")
+    again = apply(emit(once=b"k"), State(kept={b"k"}), ISSUED_AT)
+    assert again == Applied(reply=NotEmitted("repeated"))
+
+
+def test_a_switch_that_is_on_keeps_a_record_out_and_its_key_free() -> None:
+    out = apply(emit(once=b"k", unless_switched=KILL), State(on={KILL}), ISSUED_AT)
+    assert out == Applied(reply=NotEmitted("switched_off"))
+    assert apply(emit(once=b"k"), State(on={KILL}), ISSUED_AT).reply == Emitted(RECORD)
+    assert apply(emit(unless_switched=KILL), State(), ISSUED_AT).reply == Emitted(RECORD)
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("was_on", [True, False])
+def test_every_turn_of_a_switch_is_recorded(on: bool, was_on: bool) -> None:
+    applied = apply(turn(on=on), State(on={KILL} if was_on else frozenset()), ISSUED_AT)
+    assert applied.reply == Turned(on, "d-8")
+    assert applied.turned == turn(on=on)
+    entry = entry_of(applied)
+    assert (entry.event, entry.origin) == ("switched", "api")
+    assert entry.record.decision_outcome is DecisionOutcome.SELECTED
+    assert entry.record.decision_inputs == {"policy_id": KILL, "principal": "oncall"}
+    assert entry.record.details == {"on": on, "was_on": was_on, "rules": []}
+
+
+def test_a_run_is_bound_to_the_records_that_wait_for_one() -> None:
+    bind = Bind(request_id="req", run_id="run")
+    assert apply(bind, State(unbound={"req": [3, 5], "other": [7]}), ISSUED_AT) == Applied(
+        reply=Bound(2), bound=bind
+    )
+    assert apply(bind, State(unbound={"req": []}), ISSUED_AT) == Applied(reply=Bound(0))
+
+
+def test_a_cost_that_is_announced_is_held_where_it_is_above_the_catalogue_s() -> None:
+    def held(cost: int) -> int:
+        reply = apply(admit(announced_cost=cost), state_of(), ISSUED_AT).reply
+        assert isinstance(reply, Admitted)
+        return reply.execution.hold
+
+    assert (held(0), held(99_999), held(500_000)) == (100_000, 100_000, 500_000)
+    too_much = apply(admit(announced_cost=500_001), state_of(), ISSUED_AT).reply
+    assert isinstance(too_much, Denied)
+    assert too_much.refusal.members["bound"] == "max_cost_usd"
+
+
+def test_risk_is_an_order() -> None:
+    low, medium, high, critical = RiskClass
+    assert low < medium < high < critical
+    assert critical > high >= high
+    assert low <= low
+    assert sorted(["high", "low"], key=RiskClass) == ["low", "high"]
+
+
 # The rest ------------------------------------------------------------------------------------------
 
 
 def test_a_command_names_the_rows_that_it_needs() -> None:
-    assert names(admit()) == ("scope_1", None)
-    assert names(Revoke(decision_id="d", scope_id="s")) == ("s", None)
-    assert names(Settle(decision_id="d", admission_id="a", outcome="answered")) == (None, "a")
-    assert names(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == (None, "a")
-    assert names(issue()) == (None, None)
-    assert names(Refuse(decision_id="d", refusal=Refusal("draining", ""))) == (None, None)
+    assert names(admit()) == Named(scope_id="scope_1")
+    assert names(Revoke(decision_id="d", scope_id="s")) == Named(scope_id="s")
+    assert names(Settle(decision_id="d", admission_id="a", outcome="answered")) == Named(admission_id="a")
+    assert names(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == Named(admission_id="a")
+    assert names(issue()) == Named()
+    assert names(Refuse(decision_id="d", refusal=Refusal("draining", ""))) == Named()
+    assert names(emit(once=b"k", unless_switched=KILL)) == Named(once=b"k", switch=KILL)
+    assert names(turn(on=True)) == Named(switch=KILL)
+    assert names(Bind(request_id="req", run_id="run")) == Named(request_id="req")
 
 
 def test_a_link_covers_the_one_before_and_the_bytes() -> None:
