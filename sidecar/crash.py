@@ -16,7 +16,7 @@ CAUSE = "the process stopped before the outcome was written"
 
 
 async def account_for_crash(store: Store) -> None:
-    """Settle as `unknown` what a process that is gone had in flight. To be called before anything is admitted.
+    """Settle as `unknown` what a process that is gone had in flight. To be called before the first admission.
 
     Raises StoreUnavailable.
     """

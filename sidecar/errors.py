@@ -2,7 +2,7 @@
 
 A code has exactly one HTTP status, and this table is the only place that says which
 (source: gate.md, "Errors of the wire"). A refusal is a value; an exception means that
-something could not be decided or could not be delivered.
+something could not be decided or could not be delivered. Only the library raises refusals.
 """
 
 from __future__ import annotations
@@ -101,6 +101,18 @@ class LogTampered(ScopegateError):
     """The decision log does not verify. The message names the first record that is wrong."""
 
 
+class KeyFileUnusable(ScopegateError, ValueError):
+    """A file that should hold a key cannot be used. The message says why, and never what it holds."""
+
+
+class CARESignalAccessError(ScopegateError):
+    """The optimization of routing may not look at this signal: it is forbidden, or nobody knows it."""
+
+    def __init__(self, message: str, signal: object = None) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One mistake in a file: where it stands and what to do about it.
@@ -123,3 +135,109 @@ class ConfigurationError(ScopegateError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
         self.faults = tuple(faults)
+
+
+# Refusals in the library -------------------------------------------------------------------------------
+
+
+class ScopeRefused(ScopegateError):
+    """A scope or an execution was refused: the library's form of a `Refusal`. Nothing was consumed.
+
+    `code` and `http_status` are what the wire says, `decision_id` names the record that the refusal left,
+    and `members` are what the code brings along; those below are attributes, too, None where absent.
+    Choose by class or by `code`, never by the message.
+    """
+
+    code = "invalid_request"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: str | None = None,
+        decision_id: str | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.code
+        self.http_status = ERRORS[self.code].status
+        self.decision_id = decision_id
+        self.members: dict[str, Any] = dict(members or {})
+        self.scope_id: str | None = self.members.get("scope_id")
+        self.incident_id: str | None = self.members.get("incident_id")
+        self.action: str | None = self.members.get("action")
+        self.bound: str | None = self.members.get("bound")
+        self.expires_at: str | None = self.members.get("expires_at")
+        self.target_agents: list[str] | None = self.members.get("target_agents")
+        self.member: str | None = self.members.get("member")
+        self.rules: list[str] | None = self.members.get("rules")
+
+
+class ScopedExecutionRequired(ScopeRefused):
+    """A recovery action was to be executed without a scope."""
+
+    code = "scoped_execution_required"
+
+
+class ScopeNotFound(ScopeRefused):
+    """No scope has this scope_id."""
+
+    code = "scope_not_found"
+
+
+class ScopeIncidentMismatch(ScopeRefused):
+    """The scope was granted for another incident."""
+
+    code = "incident_mismatch"
+
+
+class ScopeActionMismatch(ScopeRefused):
+    """The scope does not list this action."""
+
+    code = "action_outside_scope"
+
+
+class ScopeTargetMismatch(ScopeRefused):
+    """The scope is for certain target agents, and others, or none, were named."""
+
+    code = "target_outside_scope"
+
+
+class ScopeRevoked(ScopeRefused):
+    """The scope was revoked."""
+
+    code = "scope_revoked"
+
+
+class ScopeExpired(ScopeRefused):
+    """The scope's time is over."""
+
+    code = "scope_expired"
+
+
+class ScopeExhausted(ScopeRefused):
+    """The scope is used up; `bound` says of what: `max_attempts` or `max_cost_usd`."""
+
+    code = "scope_exhausted"
+
+
+SCOPE_ERRORS: Mapping[str, type[ScopeRefused]] = {
+    kind.code: kind
+    for kind in (
+        ScopedExecutionRequired,
+        ScopeNotFound,
+        ScopeIncidentMismatch,
+        ScopeActionMismatch,
+        ScopeTargetMismatch,
+        ScopeRevoked,
+        ScopeExpired,
+        ScopeExhausted,
+    )
+}
+
+
+def scope_refused(refusal: Refusal, decision_id: str | None) -> ScopeRefused:
+    """The exception that a refusal raises in the library; ScopeRefused for a code without its own class."""
+    kind = SCOPE_ERRORS.get(refusal.code, ScopeRefused)
+    return kind(refusal.message, code=refusal.code, decision_id=decision_id, members=refusal.members)

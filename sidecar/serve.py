@@ -30,6 +30,7 @@ from sidecar.telemetry import Metrics
 from sidecar.upstream import Upstream
 from sidecar.web.admin import About, Admin
 from sidecar.web.data import DataLimits, DataPlane, GatedRoute
+from sidecar.web.emitters import EmitterApi
 from sidecar.web.ops import Ops
 from sidecar.web.passthrough import PassThrough
 from sidecar.web.scopes import ScopeApi, ScopeTerms
@@ -150,6 +151,9 @@ class Sidecar:
             store=self.store,
             gate=self.gate,
             scopes=None if on_data else scopes,
+            emitters=EmitterApi(
+                store=self.store, metrics=self.metrics, min_confidence=settings.care.min_confidence
+            ),
             sources=gate_settings.routes[0].sources,
             tenant_header=gate_settings.tenant_header,
             about=About(

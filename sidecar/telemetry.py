@@ -54,6 +54,12 @@ class Metrics:
         self.executions = Counter(
             "scopegate_executions", "How executions ended.", ("outcome",), registry=registry
         )
+        self.emissions = Counter(
+            "scopegate_emissions",
+            "Decisions that others told over the admin interface: recorded, or why not.",
+            ("kind", "result"),
+            registry=registry,
+        )
         self.cost_overruns = Counter(
             "scopegate_cost_overruns", "Executions that cost more than their hold.", registry=registry
         )
@@ -100,6 +106,14 @@ class Metrics:
         self.oldest_unknown = Gauge(
             "scopegate_oldest_unknown_execution_seconds",
             "Age of the oldest of them; 0: none.",
+            registry=registry,
+        )
+        self.checkpoint_failures = Counter(
+            "scopegate_checkpoint_failures", "Checkpoints that could not be written.", registry=registry
+        )
+        self.checkpoint_seq = Gauge(
+            "scopegate_checkpoint_seq",
+            "Records that the last checkpoint attests; 0: none since the start.",
             registry=registry,
         )
         build = Gauge(

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sidecar.clock import wall_clock
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
-from sidecar.serve import Sidecar, wall_clock
+from sidecar.serve import Sidecar
 from sidecar.settings import Listen, default
 
 SECOND = 1_000_000

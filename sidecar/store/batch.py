@@ -15,14 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from sidecar.core.apply import Named, State, apply, names
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import Admit, Bind, Command, Emit, Issue, Refuse, Reply, Settle, Switch, Turn
 from sidecar.core.record import CausalRole, Entry
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
+from sidecar.jsonvalue import dumps
 from sidecar.store.base import Changes, Clock, Engine, Head, LogRow, Names, StoreObserver
 
 logger = logging.getLogger("scopegate.store")
@@ -372,20 +371,4 @@ def canonical(entry: Entry, writer: str, seq: int, mask: Masking | None = None) 
     envelope = entry.envelope(writer, seq)
     if mask is not None:
         envelope["record"] = mask(envelope["record"])
-    try:
-        return orjson.dumps(envelope, default=float, option=orjson.OPT_SORT_KEYS)
-    except TypeError:
-        # JSON has no largest integer but orjson has; a parameter beyond 64 bits is kept as its digits.
-        return orjson.dumps(_within_64_bits(envelope), default=float, option=orjson.OPT_SORT_KEYS)
-
-
-def _within_64_bits(value: object) -> object:
-    match value:
-        case dict():
-            return {key: _within_64_bits(member) for key, member in value.items()}
-        case list() | tuple():
-            return [_within_64_bits(member) for member in value]
-        case int() if not -(2**63) <= value < 2**64:
-            return str(value)
-        case _:
-            return value
+    return dumps(envelope, sort_keys=True)

@@ -22,15 +22,13 @@ from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
 from sidecar.store.lists import FILTERS
 from sidecar.web.asked import paging_of, request_id_of, tenant_of
-from sidecar.web.body import read_json
+from sidecar.web.body import read_document
+from sidecar.web.emitters import EmitterApi
 from sidecar.web.models import ReconcileRequest, validated, wrong
 from sidecar.web.problem import answer, problem, problems
 from sidecar.web.scopes import ScopeApi
 
 logger = logging.getLogger("scopegate.web")
-
-MAX_BODY_BYTES = 1_048_576
-BODY_TIMEOUT_SECONDS = 10.0
 
 DECISION_FILTERS = tuple(FILTERS)
 EXECUTION_STATUSES = ("in_flight", "answered", "not_sent", "unknown", "executed", "not_executed")
@@ -54,6 +52,7 @@ class Admin:
         store: Store,
         gate: Gate,
         scopes: ScopeApi | None,
+        emitters: EmitterApi,
         sources: FactSources,
         tenant_header: str | None,
         about: About,
@@ -61,6 +60,7 @@ class Admin:
         self._store = store
         self._gate = gate
         self._scopes = scopes
+        self._emitters = emitters
         self._sources = sources
         self._tenant_header = tenant_header
         self._about = about
@@ -77,6 +77,7 @@ class Admin:
                 web.get("/api/v1/status", self._status),
             ]
         )
+        application.add_routes(self._emitters.routes())
         if self._scopes is not None:
             application.router.add_route("*", "/api/v1/recovery/scope", self._scope_api)
             application.router.add_route("*", "/api/v1/recovery/scopes/{name}", self._scope_api)
@@ -138,7 +139,7 @@ class Admin:
         return answer({"executions": [execution.to_dict() for execution in page.rows], "next": page.next})
 
     async def _reconcile(self, request: web.Request) -> web.Response:
-        body = await _document(request)
+        body = await read_document(request)
         wanted = body if isinstance(body, Refusal) else validated(ReconcileRequest, body, "invalid_request")
         if isinstance(wanted, Refusal):
             return problem(wanted)
@@ -168,7 +169,7 @@ class Admin:
 
     async def _explain(self, request: web.Request) -> web.Response:
         """Always 200: a request that would be refused is explained, not refused."""
-        body = await _document(request)
+        body = await read_document(request)
         tenant = tenant_of(request, self._tenant_header)
         if isinstance(body, Refusal):
             return answer(_explained(Explanation(refusal=body, scope=None, hold=0), self._gate))
@@ -233,11 +234,6 @@ def _no_decision(decision_id: str) -> Refusal:
     return Refusal(
         "decision_not_found", "No decision has this decision_id.", {"decision_id": decision_id[:256]}
     )
-
-
-async def _document(request: web.Request) -> dict[str, Any] | Refusal:
-    body = await read_json(request, max_bytes=MAX_BODY_BYTES, timeout_seconds=BODY_TIMEOUT_SECONDS)
-    return body if isinstance(body, Refusal) else body[1]
 
 
 def _query(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | Refusal:

@@ -12,6 +12,10 @@ from sidecar.strictjson import NotJson, parse
 
 PARSED_AT_ONCE = 64 * 1024
 
+# Of the admin listener's own calls.
+MAX_DOCUMENT_BYTES = 1_048_576
+DOCUMENT_TIMEOUT_SECONDS = 10.0
+
 
 def media_type_refusal(request: web.BaseRequest) -> Refusal | None:
     """Exactly one `application/json` content type, with no charset but utf-8, and no content encoding."""
@@ -61,6 +65,12 @@ async def read_json(
         return body, document
     except NotJson as exc:
         return Refusal("invalid_request", f"The body is not strict JSON: {exc}.")
+
+
+async def read_document(request: web.BaseRequest) -> dict[str, Any] | Refusal:
+    """The object that a call of the admin listener brings, or why it cannot be read."""
+    body = await read_json(request, max_bytes=MAX_DOCUMENT_BYTES, timeout_seconds=DOCUMENT_TIMEOUT_SECONDS)
+    return body if isinstance(body, Refusal) else body[1]
 
 
 async def expect_continue(request: web.BaseRequest) -> None:

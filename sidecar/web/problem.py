@@ -6,10 +6,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import orjson
 from aiohttp import web
 
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
+from sidecar.jsonvalue import dumps
 
 logger = logging.getLogger("scopegate.web")
 
@@ -51,7 +51,9 @@ def problem(
     return _response(kind.status, body, "application/problem+json", answer_headers)
 
 
-def answer(body: Mapping[str, Any], *, status: int = 200, request_id: str | None = None) -> web.Response:
+def answer(
+    body: Mapping[str, Any] | None, *, status: int = 200, request_id: str | None = None
+) -> web.Response:
     """A JSON answer of the sidecar's own."""
     return _response(
         status, body, "application/json", {} if request_id is None else {"X-Request-Id": request_id}
@@ -59,11 +61,11 @@ def answer(body: Mapping[str, Any], *, status: int = 200, request_id: str | None
 
 
 def _response(
-    status: int, body: Mapping[str, Any], content_type: str, headers: Mapping[str, str]
+    status: int, body: Mapping[str, Any] | None, content_type: str, headers: Mapping[str, str]
 ) -> web.Response:
     return web.Response(
         status=status,
-        body=orjson.dumps(body, default=float),
+        body=dumps(body),
         content_type=content_type,
         headers={"Server": SERVER, "Cache-Control": "no-store", **headers},
     )
