@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo
 
+from sidecar import keyfiles, signing
+from sidecar.core import masking
 from sidecar.core.facts import Source
 from sidecar.core.money import is_whole_micros, to_micros
 from sidecar.core.target import RoutePattern
+from sidecar.errors import KeyFileUnusable
 from sidecar.yamlfile import shown
 
 LATER = "not yet known, it comes with a later release"
@@ -203,6 +206,37 @@ def _beside(name: str, info: ValidationInfo) -> Path:
     return Path(os.path.normpath(Path(info.context["folder"] if info.context else ".", name)))
 
 
+def _file(value: object, info: ValidationInfo) -> Path | None:
+    """A file that need not be there yet."""
+    if value is None:
+        return None
+    path = _folder(value, info)
+    if path.is_dir():
+        raise ValueError("names a folder; name a file in it")
+    return path
+
+
+def key_file(read: Callable[[Path], object], advice: str) -> PlainValidator:
+    """A file in which `read` finds a key, unless the context says that keys are not read."""
+
+    def check(value: object, info: ValidationInfo) -> Path | None:
+        path = None if value is None else _folder(value, info)
+        if path is not None and (info.context or {}).get("read_keys", True):
+            try:
+                read(path)
+            except KeyFileUnusable as exc:
+                raise ValueError(f"{exc}; {advice}") from exc
+        return path
+
+    return PlainValidator(check)
+
+
+def _mask_pointer(value: object) -> str:
+    text = text_of(value)
+    masking.pointer(text)
+    return text
+
+
 def _header_name(value: object) -> str | None:
     if value is None:
         return None
@@ -291,8 +325,12 @@ Places = Annotated[
 ]
 BodyPlace = Annotated[Source, PlainValidator(_body_source), AS_TEXT]
 AnswerPlace = Annotated[Source, PlainValidator(_answer_source), AS_TEXT]
-Later = Annotated[None, later(None)]
-LaterList = Annotated[tuple[str, ...], later((), [], None), PlainSerializer(list, return_type=list[str])]
+File = Annotated[Path | None, PlainValidator(_file)]
+SigningKeyFile = Annotated[
+    Path | None, key_file(signing.load_signing_key, "`scopegate log keygen FILE` makes one")
+]
+MaskKeyFile = Annotated[Path | None, key_file(keyfiles.mask_key, "`openssl rand -hex 32` prints one")]
+MaskPointer = Annotated[str, PlainValidator(_mask_pointer)]
 
 MAX_SECONDS = 86_400
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]

@@ -16,13 +16,15 @@ from typing import Any
 
 from aiohttp import web
 
+from sidecar.checkpoints import Checkpointer
 from sidecar.clock import wall_clock
 from sidecar.core.policy import PolicySet
 from sidecar.crash import account_for_crash
 from sidecar.errors import ScopegateError
 from sidecar.gate import Gate
 from sidecar.refusals import RefusalLog
-from sidecar.settings import Listen, ScopeDefaults, ScopeLimits, Settings
+from sidecar.settings import Listen, Log, ScopeDefaults, ScopeLimits, Settings
+from sidecar.signing import load_signing_key
 from sidecar.store.base import Clock
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
@@ -53,17 +55,19 @@ class Sidecar:
         require_fast_parser()
         self.settings = settings
         self.metrics = Metrics()
+        self._checkpointer = _checkpointer(settings.log, self.metrics)
         self.store = Store(
             SqliteEngine(settings.store.file),
             clock=clock,
             deadline_seconds=settings.store.deadline_seconds,
-            observer=self.metrics,
+            observer=self._checkpointer or self.metrics,
+            mask=settings.log.masking(),
         )
         self._policies = policies
         self._clock = clock
         self._data: asyncio.Server | None = None
         self._runners: list[web.AppRunner] = []
-        self.hung = False  # the store could not be closed
+        self.hung = False  # the store or the checkpoint file could not be closed
         self._late_connections: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Sidecar:
@@ -86,6 +90,8 @@ class Sidecar:
         self._wire()
         await self.store.open()
         await account_for_crash(self.store)
+        if self._checkpointer is not None:
+            self._checkpointer.start(self.store)
         settings = self.settings
         self.ops_address = await self._serve("ops", self._ops.application(), settings.ops.listen)
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
@@ -232,7 +238,17 @@ class Sidecar:
         await self.upstream.close()
         for runner in self._runners:
             await runner.cleanup()
-        self.hung = not await self.store.close()
+        attested = True
+        if self._checkpointer is not None:
+            await self.store.until_idle()
+            attested = await self._checkpointer.close()
+        self.hung = not await self.store.close() or not attested
+
+
+def _checkpointer(log: Log, metrics: Metrics) -> Checkpointer | None:
+    if log.signing_key_file is None or log.checkpoint_file is None:
+        return None
+    return Checkpointer(load_signing_key(log.signing_key_file), log.checkpoint_file, metrics)
 
 
 def _terms(values: ScopeDefaults | ScopeLimits) -> ScopeTerms:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from sidecar import keyfiles
+from sidecar.configkeys import Below, Section, complete, keys_of, put, section_of, typed
 from sidecar.configvalues import (
     Address,
     AnswerPlace,
@@ -24,20 +25,22 @@ from sidecar.configvalues import (
     Bytes,
     Count,
     Dollars,
+    File,
     Folder,
     Fraction,
     Grace,
     HeaderName,
-    Later,
-    LaterList,
     Lifetime,
     Listen,
     LoopbackAddress,
+    MaskKeyFile,
+    MaskPointer,
     Mode,
     Pattern,
     Place,
     Places,
     Seconds,
+    SigningKeyFile,
     StoreUrl,
     UpstreamUrl,
     later,
@@ -45,24 +48,13 @@ from sidecar.configvalues import (
     some,
 )
 from sidecar.core.facts import DEFAULT_SOURCES, FactSources
+from sidecar.core.masking import Mask, pointer
 from sidecar.errors import ConfigurationError, Fault
-from sidecar.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, plain, shown, survey
+from sidecar.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, shown, survey
 
 __all__ = ["Listen", "Route", "Settings", "default", "load"]
 
 PREFIX = "SCOPEGATE_"
-
-
-class _Below(ValueError):
-    """A mistake that only the section as a whole can see, said of the keys in it that are wrong."""
-
-    def __init__(self, found: Sequence[tuple[KeyPath, str]]) -> None:
-        super().__init__("holds values that contradict each other")
-        self.found = found
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -142,7 +134,7 @@ class Gate(Section):
         message = "is the path of a route above, too; keep one of them"
         again = [index for index, path in enumerate(paths) if path in paths[:index]]
         if again:
-            raise _Below([(("routes", index, "path"), message) for index in again])
+            raise Below([(("routes", index, "path"), message) for index in again])
         return self
 
 
@@ -182,15 +174,40 @@ class Scopes(Section):
             else:
                 over.append((("limits", key), f"is below scopes.defaults.{key}; lower that one, too"))
         if over:
-            raise _Below(over)
+            raise Below(over)
         return self
 
 
 class Log(Section):
-    signing_key_file: Later = None
-    checkpoint_file: Later = None
-    mask: LaterList = ()
-    mask_key_file: Later = None
+    signing_key_file: SigningKeyFile = None
+    checkpoint_file: File = None
+    mask: Annotated[tuple[MaskPointer, ...], Field(strict=False)] = ()
+    mask_key_file: MaskKeyFile = None
+
+    @model_validator(mode="after")
+    def _what_belongs_together(self) -> Log:
+        wrong: list[tuple[KeyPath, str]] = []
+        if self.checkpoint_file is None and self.signing_key_file is not None:
+            wrong.append((("signing_key_file",), "signs nothing without log.checkpoint_file; give both"))
+        if self.checkpoint_file is not None and self.signing_key_file is None:
+            wrong.append((("checkpoint_file",), "stays empty without log.signing_key_file; give both"))
+        if self.checkpoint_file is not None and self.checkpoint_file in (
+            self.signing_key_file,
+            self.mask_key_file,
+        ):
+            wrong.append((("checkpoint_file",), "names a file that holds a key; name another one"))
+        if self.mask_key_file is not None and not self.mask:
+            wrong.append((("mask_key_file",), "does nothing without log.mask; say there what is masked"))
+        if wrong:
+            raise Below(wrong)
+        return self
+
+    def masking(self) -> Mask | None:
+        """What is masked before it is stored. Raises KeyFileUnusable if its key is gone."""
+        if not self.mask:
+            return None
+        key = None if self.mask_key_file is None else keyfiles.mask_key(self.mask_key_file)
+        return Mask(pointers=tuple(map(pointer, self.mask)), key=key)
 
 
 class Care(Section):
@@ -234,26 +251,37 @@ class Settings(Section):
             elif address.port:
                 taken[address] = f"{name}.{key}"
         if twice:
-            raise _Below(twice)
+            raise Below(twice)
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_beside_the_store(self) -> Settings:
+        if self.log.checkpoint_file is not None and self.log.checkpoint_file == self.store.file:
+            raise Below([(("log", "checkpoint_file"), "is the file of store.url, too; name another one")])
         return self
 
 
 def load(
-    path: Path, *, environment: Mapping[str, str], overrides: Sequence[tuple[str, str]] = ()
+    path: Path,
+    *,
+    environment: Mapping[str, str],
+    overrides: Sequence[tuple[str, str]] = (),
+    read_keys: bool = True,
 ) -> tuple[Settings, tuple[str, ...]]:
     """The settings and warnings about the environment. Raises ConfigurationError.
 
     `overrides` are (dotted key, text) from flags. File names in values are relative to the file's folder,
-    wherever they were given.
+    wherever they were given. Without `read_keys` the key files are not looked into: whoever only reads the
+    log need not have what it is written with.
     """
     document, faults = survey(contents(path), str(path), environment=environment)
-    keys = {dotted(key): field for key, field in _keys(Settings)}
+    keys = {dotted(key): field for key, field in keys_of(Settings)}
     warnings: list[str] = []
     given: list[tuple[str, str, str]] = []
     for variable in sorted(environment):
         if variable.startswith(PREFIX):
             key = variable.removeprefix(PREFIX).lower().replace("__", ".")
-            if key in keys and not _section(keys[key]) and variable == _variable(key):
+            if key in keys and not section_of(keys[key]) and variable == _variable(key):
                 given.append((f"environment {variable}", key, environment[variable]))
             else:
                 warnings.append(_unknown_variable(variable, keys))
@@ -264,20 +292,20 @@ def load(
     for place, key, text in given:
         field = keys.get(key)
         if field is None:
-            near = did_you_mean(key, [name for name, field in keys.items() if not _section(field)])
+            near = did_you_mean(key, [name for name, field in keys.items() if not section_of(field)])
             found.append(Fault(place, shown(key), f"is not a known key{near}"))
-        elif _section(field):
+        elif section_of(field):
             found.append(Fault(place, key, "is a section; name one of its keys"))
         else:
             try:
-                _put(tree, tuple(key.split(".")), _typed(field, text, place))
+                put(tree, tuple(key.split(".")), typed(field, text, place))
                 places[tuple(key.split("."))] = place
             except ConfigurationError as exc:
                 found += [Fault(place, key + fault.key, fault.message) for fault in exc.faults]
     if document is None:
         raise ConfigurationError(in_order(found))
-    folder = Path(os.path.abspath(path)).parent
-    settings, wrong = _validated(tree, folder, document, places)
+    context = {"folder": Path(os.path.abspath(path)).parent, "read_keys": read_keys}
+    settings, wrong = _validated(tree, context, document, places)
     if settings is None or found:
         raise ConfigurationError(in_order([*found, *wrong]))
     return settings, tuple(warnings)
@@ -286,17 +314,17 @@ def load(
 def default(upstream_url: str, **sections: Any) -> Settings:
     """Settings without a file, for the demo and for tests: `default(url, store={"url": "memory://"})`."""
     tree = {**sections, "upstream": {"url": upstream_url, **sections.get("upstream", {})}}
-    settings, wrong = _validated(tree, Path.cwd(), Document("settings", tree), {})
+    settings, wrong = _validated(tree, {"folder": Path.cwd()}, Document("settings", tree), {})
     if settings is None:
         raise ConfigurationError(wrong)
     return settings
 
 
 def _validated(
-    tree: Any, folder: Path, document: Document, places: Mapping[KeyPath, str]
+    tree: Any, context: dict[str, Any], document: Document, places: Mapping[KeyPath, str]
 ) -> tuple[Settings | None, list[Fault]]:
     try:
-        return Settings.model_validate(_opened(tree, Settings), context={"folder": folder}), []
+        return Settings.model_validate(complete(tree, Settings), context=context), []
     except ValidationError as exc:
         errors = exc.errors(include_url=False)
     faults: list[Fault] = []
@@ -304,7 +332,7 @@ def _validated(
         cause = error.get("ctx", {}).get("error")
         unknown = error["type"] == "extra_forbidden"
         message = f"is not a known key{_nearest(error['loc'])}" if unknown else sentence(dict(error))
-        below = cause.found if isinstance(cause, _Below) else [((), message)]
+        below = cause.found if isinstance(cause, Below) else [((), message)]
         for rest, message in below:
             path = (*error["loc"], *rest)
             above = [places[path[:length]] for length in range(len(path), 0, -1) if path[:length] in places]
@@ -314,67 +342,12 @@ def _validated(
     return None, faults
 
 
-def _opened(tree: Any, model: type[Section]) -> Any:
-    """The tree with every section in it: one that is left out, or empty, is all defaults."""
-    if not isinstance(tree, dict):
-        return tree
-    opened = dict(tree)
-    for name, field in model.model_fields.items():
-        inner = _section(field)
-        if inner:
-            opened[name] = _opened({} if opened.get(name) is None else opened[name], inner)
-    return opened
-
-
-def _section(field: FieldInfo) -> type[Section] | None:
-    kind_of = field.annotation
-    return kind_of if isinstance(kind_of, type) and issubclass(kind_of, Section) else None
-
-
-def _keys(model: type[Section], above: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:
-    """Every key of the file down to lists, sections included."""
-    for name, field in model.model_fields.items():
-        path = (*above, field.alias or name)
-        yield path, field
-        inner = _section(field)
-        if inner:
-            yield from _keys(inner, path)
-
-
-def _typed(field: FieldInfo, text: str, place: str) -> Any:
-    """Text of the environment or a flag, read as the key is: text as it is, else as YAML reads it."""
-    wanted = field.annotation
-    if get_origin(wanted) is tuple:
-        document, faults = survey(text, place)
-        if document is None or faults:
-            raise ConfigurationError(faults)
-        return document.value
-    if wanted in (int, float, bool, NoneType) or (NoneType in get_args(wanted) and text in ("", "~", "null")):
-        try:
-            return plain(text)
-        except ValueError as exc:
-            raise ConfigurationError([Fault(place, "", f"the value {exc}")]) from exc
-    return text
-
-
-def _put(tree: Any, path: KeyPath, value: Any) -> None:
-    """Sets a key; where the file has no map on the way there, its own fault is enough."""
-    for step in path[:-1]:
-        if not isinstance(tree, dict):
-            return
-        if tree.get(step) is None:
-            tree[step] = {}
-        tree = tree[step]
-    if isinstance(tree, dict):
-        tree[path[-1]] = value
-
-
 def _variable(key: str) -> str:
     return PREFIX + key.upper().replace(".", "__")
 
 
 def _unknown_variable(variable: str, keys: Mapping[str, FieldInfo]) -> str:
-    variables = {_variable(key): key for key, field in keys.items() if not _section(field)}
+    variables = {_variable(key): key for key, field in keys.items() if not section_of(field)}
     near = difflib.get_close_matches(variable, variables, n=1, cutoff=0.0)[0]
     return f"environment {variable}: no key has this name, ignored; the nearest is {variables[near]} ({near})"
 
@@ -383,8 +356,8 @@ def _nearest(path: KeyPath) -> str:
     """What an unknown key was meant to be: a key of its section, else one of that name elsewhere."""
     model: type[Section] = Route if path[:2] == ("gate", "routes") else Settings
     for step in path[:-1] if model is Settings else ():
-        model = _section(model.model_fields[str(step)]) or model
+        model = section_of(model.model_fields[str(step)]) or model
     word = str(path[-1])
     near = did_you_mean(word, [field.alias or name for name, field in model.model_fields.items()])
-    elsewhere = [dotted(key) for key, _ in _keys(Settings) if key[-1] == word and len(key) > 1]
+    elsewhere = [dotted(key) for key, _ in keys_of(Settings) if key[-1] == word and len(key) > 1]
     return near or (f'; did you mean "{elsewhere[0]}"?' if elsewhere else "")

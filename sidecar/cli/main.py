@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import click
 
-from sidecar import __version__, policyfiles, settings
+from sidecar import __version__, policyfiles
+from sidecar.cli.log import log
+from sidecar.cli.options import FAILED, config_option, failed, load_settings, misconfigured, set_option
 from sidecar.core.policy import PolicySet
 from sidecar.errors import ConfigurationError, ScopegateError
 from sidecar.serve import run as serve_until_stopped
 from sidecar.settings import Settings
 from sidecar.telemetry import set_up_logging
 
-FAILED = 1
-MISCONFIGURED = 2
-
-config_option = click.option(
-    "--config",
-    "config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    metavar="FILE",
-    help="The configuration file (YAML).",
-)
-set_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override one key, for example --set store.deadline_seconds=5. May be repeated.",
-)
 log_format_option = click.option(
     "--log-format",
     type=click.Choice(["json", "text"]),
@@ -72,12 +55,12 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
     set_up_logging(log_format)
     loaded, policies = _load(config, overrides)
     if loaded.store.file is None:
-        _misconfigured(f"{config}: store.url: run needs a store that survives it; use sqlite:///file")
+        misconfigured(f"{config}: store.url: run needs a store that survives it; use sqlite:///file")
     _warn_of_open_door(loaded)
     try:
         asyncio.run(serve_until_stopped(loaded, policies))
     except ScopegateError as exc:
-        _failed(str(exc))
+        failed(str(exc))
 
 
 @main.command(
@@ -115,58 +98,19 @@ def demo(once: bool) -> None:
     try:
         held = asyncio.run(demonstrate(once=once))
     except ScopegateError as exc:
-        _failed(str(exc))
+        failed(str(exc))
     sys.exit(0 if held else FAILED)
 
 
-@main.group(
-    epilog="""\b
-Example:
-  scopegate log verify --config config/scopegate.yaml"""
-)
-def log() -> None:
-    """The decision log."""
-
-
-@log.command(
-    epilog="""\b
-Example:
-  scopegate log verify --config config/scopegate.yaml"""
-)
-@config_option
-@set_option
-def verify(config: Path, overrides: tuple[str, ...]) -> None:
-    """Recompute the hash chain of the log; works beside a running sidecar. Exit code 4: tampering found."""
-    from sidecar.cli.verify import verify_log
-
-    loaded = _settings(config, overrides)
-    if loaded.store.file is None:
-        _misconfigured(f"{config}: store.url: a store in memory has no log to verify")
-    sys.exit(verify_log(loaded.store.file))
+main.add_command(log)
 
 
 def _load(config: Path, overrides: tuple[str, ...]) -> tuple[Settings, PolicySet]:
-    loaded = _settings(config, overrides)
+    loaded = load_settings(config, overrides)
     try:
         return loaded, policyfiles.load(loaded.policies)
     except ConfigurationError as exc:
-        _misconfigured(str(exc))
-
-
-def _settings(config: Path, overrides: tuple[str, ...]) -> Settings:
-    pairs = []
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise click.BadParameter(f"{override!r} is not KEY=VALUE", param_hint="--set")
-        pairs.append((key, value))
-    try:
-        loaded, warnings = settings.load(config, environment=os.environ, overrides=pairs)
-    except ConfigurationError as exc:
-        _misconfigured(str(exc))
-    for warning in warnings:
-        logging.getLogger("scopegate").warning(warning)
-    return loaded
+        misconfigured(str(exc))
 
 
 def _warn_of_open_door(loaded: Settings) -> None:
@@ -174,13 +118,3 @@ def _warn_of_open_door(loaded: Settings) -> None:
         logging.getLogger("scopegate").warning(
             "whoever reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it"
         )
-
-
-def _failed(message: str) -> NoReturn:
-    click.echo(f"scopegate: {message}", err=True)
-    sys.exit(FAILED)
-
-
-def _misconfigured(message: str) -> NoReturn:
-    click.echo(message, err=True)
-    sys.exit(MISCONFIGURED)

@@ -1,117 +1,192 @@
-"""Recomputes the hash chain of a log. Reads only, and in short pages: it works beside a running sidecar."""
+"""Recomputes the hash chain of a log, and holds it against signed checkpoints.
+
+A record is compared as it stands: its bytes with its hash, its columns with its bytes. Nothing is ever
+serialized again. The loop over the records is written to be fast; what is wrong with one is looked into
+only once something is.
+"""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from sidecar.core.chain import GENESIS, link
+from sidecar.core.chain import GENESIS
 from sidecar.core.record import iso_time
-from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.store import rows
-from sidecar.store.sqlite import read_only_uri
+from sidecar.errors import LogTampered
+from sidecar.store.attestation import NONE, Attestation, Attested
+from sidecar.store.logfile import READ_ERRORS, START, LogFile, damage_of, opened
 
-PAGE = 2_000
-FIRST_ROWID = -(2**63)
+_COLUMNS = (
+    "event, decision_type, decision_outcome, decided_at, tenant_id, scope_id, incident_id, action, "
+    "request_id, run_id, admission_id"
+)
+_NAMES = ("seq", *_COLUMNS.split(", "), "recorded_at", "decision_id", "envelope", "hash")
+_NOT_OURS = (KeyError, TypeError, ValueError, OverflowError)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was verified: how many records, and the writer and hash at the end of the chain."""
+    """What was verified: how many records, the writer and the hash at the end of the chain, and the
+    checkpoint that attests most of them."""
 
     writer: str
     records: int
     head: bytes
+    attested: Attested | None
 
 
-def verify_sqlite(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Verified:
+def verify_sqlite(
+    path: Path, progress: Progress = lambda done, total: None, attestation: Attestation = NONE
+) -> Verified:
     """Check every record up to the one that is last now. `progress` gets (records done, records in all).
 
-    Raises LogTampered at the first record that is altered, missing or out of order, StoreUnavailable where
-    the database cannot be read.
+    The attestation has to be read before this begins: what it says is then in the log already. Raises
+    LogTampered at the first record that is altered, missing or out of order, and where the log is not what
+    was attested; StoreUnavailable where the database cannot be read.
     """
-    if not path.exists():
-        raise StoreUnavailable(f"there is no database {path}; has the sidecar run with this configuration?")
-    try:
-        connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
+    with opened(path) as log:
+        chain = _Chain(log, progress)
+        agreed: Attested | None = None
+        for attested in sorted(attestation.attested, key=lambda one: one.checkpoint.count):
+            checkpoint = attested.checkpoint
+            if checkpoint.writer != chain.writer:
+                raise LogTampered(
+                    f"{attested} is of writer {checkpoint.writer}, this log of writer {chain.writer}: "
+                    "another log was put in its place"
+                )
+            if checkpoint.count > chain.total:
+                continue
+            chain.follow(checkpoint.count)
+            if chain.head.hex() != checkpoint.head:
+                raise LogTampered(_rewritten(agreed, attested))
+            agreed = attested
+        chain.follow(chain.total)
+        beyond = max(attestation.attested, key=lambda one: one.checkpoint.count, default=None)
+        if beyond is not None and beyond.checkpoint.count > chain.total:
+            missing = f"{chain.total + 1} to {beyond.checkpoint.count}"
+            raise LogTampered(
+                f"records {missing} are missing from the end: {beyond} attests {beyond.checkpoint.count}"
+            )
+        return Verified(chain.writer, chain.seq, chain.head, agreed)
+
+
+def _rewritten(agreed: Attested | None, attested: Attested) -> str:
+    known = f"records 1 to {agreed.checkpoint.count} are as {agreed} says" if agreed else "none are attested"
+    return (
+        f"the log was rewritten somewhere up to record {attested.checkpoint.count}: its chain is not the one "
+        f"that {attested} attests; {known}"
+    )
+
+
+class _Chain:
+    """The chain as far as it was followed: `seq` records, the last of which has the hash `head`."""
+
+    def __init__(self, log: LogFile, progress: Progress) -> None:
+        self._log = log
+        self._progress = progress
+        self.writer = log.writer()
+        self.total = log.last()
+        self.seq = 0
+        self.head = GENESIS
+
+    def follow(self, last: int) -> None:
+        """Go on up to a record. Raises LogTampered at the first one that is wrong."""
+        columns = f"{_COLUMNS}, {self._log.recorded_at}, decision_id, envelope, hash"
         try:
-            named = connection.execute("SELECT value FROM meta WHERE key = 'writer'").fetchone()
-            if named is None:
-                raise LogTampered("the name of the log's writer is missing")
-            (writer,) = named
-            (total,) = connection.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()
-            previous, seq = GENESIS, 0
-            for row in _records(connection, total):
-                if row[0] != seq + 1:
-                    raise LogTampered(f"record {seq + 1} is missing: the next one in the log is {row[0]}")
-                previous = _check(row, writer, previous)
-                seq += 1
-                if seq % PAGE == 0:
-                    progress(seq, total)
-            progress(seq, total)
-            return Verified(writer, seq, previous)
-        finally:
-            connection.close()
-    except sqlite3.OperationalError as exc:
-        if "no such table" in str(exc):
-            raise LogTampered(f"the log is gone from {path}: {exc}") from exc
-        raise StoreUnavailable(f"cannot read {path}: {exc}") from exc
-    except sqlite3.Error as exc:
-        raise StoreUnavailable(f"cannot read {path}: {exc}") from exc
+            for page in self._log.pages(columns, self.seq or START, last):
+                self._check(page)
+                self._progress(self.seq, self.total)
+        except READ_ERRORS as exc:
+            damage = damage_of(exc)
+            if damage is None:
+                raise
+            raise LogTampered(f"record {self.seq + 1} cannot be read: {damage}") from exc
+        if self.seq < last:
+            self._is_missing(self._log.next_after(self.seq))
+
+    def _check(self, page: Sequence[Any]) -> None:
+        """Every record of a page: its hash, its place, and its columns, all of them in one comparison."""
+        seq, head, writer = self.seq, self.head, self.writer
+        for row in page:
+            seq += 1
+            envelope, before = row[-2], head
+            try:
+                head = sha256(before + envelope).digest()
+                told = orjson.loads(envelope)
+                wrong = row != _row(seq, told, envelope, head)
+                wrong = wrong or told["seq"] != seq or told["writer"] != writer
+            except _NOT_OURS:
+                wrong = True
+            if wrong:
+                self.seq, self.head = seq - 1, before
+                self._look_into(row)
+        self.seq, self.head = seq, head
+
+    def _look_into(self, row: Any) -> None:
+        """Say what is wrong with the next record. Raises LogTampered, always."""
+        seq, envelope = self.seq + 1, row[-2]
+        if row[0] != seq:
+            self._is_missing(row[0])
+        if not isinstance(envelope, bytes) or sha256(self.head + envelope).digest() != row[-1]:
+            raise LogTampered(f"record {seq} was altered: its bytes and its hash do not belong together")
+        try:
+            told = orjson.loads(envelope)
+            said = _row(seq, told, *row[-2:])
+            place = told["writer"], told["seq"]
+        except _NOT_OURS as exc:
+            raise LogTampered(
+                f"record {seq} was altered: its bytes and columns are no record of ours"
+            ) from exc
+        if place != (self.writer, seq):
+            raise LogTampered(f"record {seq} is out of place: it says writer {place[0]}, seq {place[1]}")
+        column = next(name for name, one, other in zip(_NAMES, row, said, strict=True) if one != other)
+        raise LogTampered(f"record {seq} was altered: column {column} is not what its bytes say")
+
+    def _is_missing(self, following: int | None) -> None:
+        rest = "none follows" if following is None else f"the next one in the log is {following}"
+        raise LogTampered(f"record {self.seq + 1} is missing: {rest}")
 
 
-def _records(connection: sqlite3.Connection, last: int) -> Iterator[Any]:
-    seq = FIRST_ROWID  # what was put before record 1 is read, too, and found out
-    while True:
-        page = connection.execute(
-            f"SELECT {rows.LOG_COLUMNS} FROM decisions WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
-            (seq, last, PAGE),
-        ).fetchall()
-        yield from page
-        if len(page) < PAGE:
-            return
-        seq = page[-1][0]
-
-
-def _check(row: Any, writer: str, previous: bytes) -> bytes:
-    """The hash of a record whose bytes, place and index columns agree. Raises LogTampered."""
-    seq, envelope, hash_ = row[0], row[13], row[14]
-    expected = link(previous, envelope)
-    if expected != hash_:
-        raise LogTampered(f"record {seq} was altered: its bytes and its hash do not belong together")
-    try:
-        told = orjson.loads(envelope)
-        place = told["writer"], told["seq"]
-        index = _index(row, told)
-    except (KeyError, TypeError, ValueError, OverflowError) as exc:
-        raise LogTampered(f"record {seq} was altered: its bytes and columns are no record of ours") from exc
-    if place != (writer, seq):
-        raise LogTampered(f"record {seq} is out of place: it says writer {place[0]}, seq {place[1]}")
-    for column, (shown, said) in index.items():
-        if shown != said:
-            raise LogTampered(f"record {seq} was altered: column {column} is not what its bytes say")
-    return expected
-
-
-def _index(row: Any, told: Any) -> dict[str, tuple[object, object]]:
-    """Each index column: what it shows, and what the bytes say."""
+def _row(seq: int, told: Any, envelope: bytes, head: bytes) -> tuple[Any, ...]:
+    """The row that belongs to an envelope, in the order of `_NAMES`."""
     record = told["record"]
-    return {
-        "decision_id": (row[1], record["decision_id"]),
-        "event": (row[2], told["event"]),
-        "decision_type": (row[3], record["decision_type"]),
-        "decision_outcome": (row[4], record["decision_outcome"]),
-        "decided_at": (iso_time(row[5]), record["decided_at"]),
-        "tenant_id": (row[6], record["tenant_id"]),
-        "scope_id": (row[7], told["scope_id"]),
-        "incident_id": (row[8], told["incident_id"]),
-        "action": (row[9], told["action"]),
-        "request_id": (row[10], record["request_id"]),
-        "run_id": (row[11], record["run_id"]),
-        "admission_id": (row[12], told["admission_id"]),
-    }
+    return (
+        seq,
+        told["event"],
+        record["decision_type"],
+        record["decision_outcome"],
+        _instant(record["decided_at"]),
+        record["tenant_id"],
+        told["scope_id"],
+        told["incident_id"],
+        told["action"],
+        record["request_id"],
+        record["run_id"],
+        told["admission_id"],
+        _instant(told.get("recorded_at")),
+        record["decision_id"],
+        envelope,
+        head,
+    )
+
+
+# The records of one batch share their time.
+@lru_cache(maxsize=16)
+def _instant(text: str | None) -> int | None:
+    """Microseconds since 1970 of a time as a record writes it. Raises ValueError for any other spelling."""
+    if text is None:
+        return None
+    instant = (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
+    if iso_time(instant) != text:
+        raise ValueError("is not how a record writes a time")
+    return instant

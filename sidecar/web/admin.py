@@ -81,6 +81,9 @@ class Admin:
         if self._scopes is not None:
             application.router.add_route("*", "/api/v1/recovery/scope", self._scope_api)
             application.router.add_route("*", "/api/v1/recovery/scopes/{name}", self._scope_api)
+            application.router.add_route(
+                "*", "/api/v1/recovery/candidates/{name}/scope-test", self._scope_api
+            )
         return application
 
     async def _scope_api(self, request: web.Request) -> web.Response:

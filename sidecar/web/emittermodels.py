@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from sidecar.core.emission import Kind
-from sidecar.core.facts import is_identifier
+from sidecar.core.emission import ALLOWED_SIGNALS, Kind
+from sidecar.core.facts import MAX_ID_CHARS, is_identifier
 from sidecar.core.scope import MAX_INTENT_CHARS
-from sidecar.web.models import Identifier, WireModel
+from sidecar.web.models import PRINTABLE, Identifier, WireModel
 
 
 def _fraction(value: object) -> object:
@@ -35,6 +35,8 @@ Number = Annotated[float, BeforeValidator(_fraction), WithJsonSchema({"type": "n
 # Cents, steps and counts: what a signed 64-bit integer holds.
 Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Role = Literal["pre_run", "in_run", "post_run"]
+# Which signals are allowed is the core's to say; what is not is refused by name.
+Signal = Annotated[Identifier, WithJsonSchema({"type": "string", "enum": sorted(ALLOWED_SIGNALS)})]
 
 
 class Routing(WireModel):
@@ -152,16 +154,20 @@ class CareOptimization(WireModel):
     baseline_agent: Identifier
     optimized_agent: Identifier
     confidence_score: Number
-    signals_used: list[Identifier]
+    signals_used: list[Signal]
     optimization_enabled: bool
     shadow_mode: bool
     tenant_id: Identifier = "default"
 
 
 class BackfillRequest(WireModel):
-    """The body of `POST /api/v1/runs/{run_id}/backfill`."""
+    """The request whose pre-run records get the run; an empty one has none."""
 
-    request_id: Annotated[str, BeforeValidator(_identifier_or_empty), Field(max_length=256)]
+    request_id: Annotated[
+        str,
+        BeforeValidator(_identifier_or_empty),
+        WithJsonSchema({"type": "string", "maxLength": MAX_ID_CHARS, "pattern": PRINTABLE}),
+    ]
 
 
 EMITTER_MODELS: Mapping[Kind, type[WireModel]] = {

@@ -1,4 +1,8 @@
-"""What may stand in the bodies of the sidecar's own endpoints. Pydantic stops here."""
+"""What may stand in the bodies of the sidecar's own endpoints. Pydantic stops here.
+
+Each type says its rule twice, as code that checks and as JSON Schema for the OpenAPI document; tests hold the
+two to each other.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,49 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from sidecar.core.facts import MAX_TARGET_AGENTS, is_identifier
-from sidecar.core.money import is_whole_micros, to_micros
+from sidecar.core.facts import MAX_ID_CHARS, MAX_TARGET_AGENTS, is_identifier
+from sidecar.core.money import MAX_MICROS, MICROS_PER_DOLLAR, is_whole_micros, to_micros
 from sidecar.core.scope import MAX_INTENT_CHARS
 from sidecar.errors import Refusal
 
 MAX_ACTIONS = 100
+
+# As JSON Schema -------------------------------------------------------------------------------------
+
+# What Python calls printable: letters, marks, numbers, punctuation, symbols and the space.
+PRINTABLE = r"^[ \p{L}\p{M}\p{N}\p{P}\p{S}]*$"
+# One character that Python does not strip.
+_NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+
+IDENTIFIER: JsonSchemaValue = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_ID_CHARS,
+    "pattern": PRINTABLE,
+}
+INTENT: JsonSchemaValue = {"type": "string", "maxLength": MAX_INTENT_CHARS, "pattern": _NOT_BLANK}
+DOLLARS: JsonSchemaValue = {
+    "type": "number",
+    "minimum": 0,
+    "maximum": MAX_MICROS // MICROS_PER_DOLLAR,
+    "multipleOf": 1 / MICROS_PER_DOLLAR,
+}
+TARGET_AGENTS: JsonSchemaValue = {"type": "array", "items": IDENTIFIER, "maxItems": MAX_TARGET_AGENTS}
+
+# As code --------------------------------------------------------------------------------------------
 
 
 def _identifier(value: object) -> object:
@@ -39,32 +78,76 @@ def _micros(value: object) -> object:
     return micros
 
 
-Identifier = Annotated[str, BeforeValidator(_identifier)]
-Micros = Annotated[int, BeforeValidator(_micros)]
+def _fraction(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise ValueError("must be a number")
+    return float(value)
+
+
+Identifier = Annotated[str, BeforeValidator(_identifier), WithJsonSchema(IDENTIFIER)]
+Micros = Annotated[int, BeforeValidator(_micros), WithJsonSchema(DOLLARS)]
 
 
 class WireModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class ScopeRequest(WireModel):
-    """The body of `POST /api/v1/recovery/scope`. What is None was not given and takes its default."""
-
-    incident_id: Identifier
-    action: Identifier | None = None
-    allowed_actions: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_ACTIONS)] | None = None
-    intent: Annotated[str, BeforeValidator(_intent)]
-    max_cost_usd: Micros | None = None
-    max_attempts: int | None = None
-    ttl_seconds: int | None = None
-    target_agents: Annotated[list[Identifier], Field(max_length=MAX_TARGET_AGENTS)] = []
-    created_by: Identifier = "api"
+class NoNulls(WireModel):
+    """A default of None tells "not given"; on the wire null is a wrong value."""
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_not_absent(cls, values: Any) -> Any:
-        # The defaults are None here only to tell "not given"; on the wire null is a wrong value.
         return {name: (_Null() if value is None else value) for name, value in values.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema of the wire: without null, and without the defaults of None."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        schema["properties"] = {
+            name: _never_null(member) for name, member in schema.get("properties", {}).items()
+        }
+        return schema
+
+
+def _never_null(member: JsonSchemaValue) -> JsonSchemaValue:
+    others = {name: value for name, value in member.items() if (name, value) != ("default", None)}
+    kinds = [kind for kind in others.pop("anyOf", []) if kind != {"type": "null"}]
+    return {**others, **kinds[0]} if len(kinds) == 1 else {**others, "anyOf": kinds} if kinds else others
+
+
+class ScopeRequest(NoNulls):
+    """What a scope is to allow. Of `action` and `allowed_actions` one is needed; where both are given, the
+    first must be among the second."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["action"]}, {"required": ["allowed_actions"]}]}
+    )
+
+    incident_id: Annotated[Identifier, Field(description="The only incident that the scope is for.")]
+    action: Identifier | None = None
+    allowed_actions: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_ACTIONS)] | None = None
+    intent: Annotated[
+        str,
+        BeforeValidator(_intent),
+        WithJsonSchema(INTENT),
+        Field(description="Why the action is to be allowed; not blank."),
+    ]
+    max_cost_usd: Annotated[
+        Micros | None, Field(description="The cost ceiling, in dollars; whole millionths.")
+    ] = None
+    max_attempts: Annotated[int | None, Field(description="How many executions it allows.")] = None
+    ttl_seconds: Annotated[int | None, Field(description="For how long, from now.")] = None
+    target_agents: Annotated[
+        list[Identifier],
+        Field(
+            max_length=MAX_TARGET_AGENTS,
+            description="The only agents that may be acted on; empty: any.",
+        ),
+    ] = []
+    created_by: Annotated[Identifier, Field(description="Who asks. Nobody verifies it.")] = "api"
 
     @property
     def actions(self) -> tuple[str, ...]:
@@ -74,11 +157,44 @@ class ScopeRequest(WireModel):
 
 
 class ReconcileRequest(WireModel):
-    """The body of `POST /api/v1/executions/{decision_id}/reconcile`."""
+    """What became of an execution that ended unknown. What was not executed cost nothing."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"outcome": {"const": "not_executed"}}, "required": ["outcome"]},
+            "then": {"properties": {"cost_usd": {"enum": [None, 0]}}},
+        }
+    )
 
     outcome: Literal["executed", "not_executed"]
-    cost_usd: Micros | None = None
+    cost_usd: Annotated[Micros | None, Field(description="What it cost; absent or null: its hold.")] = None
     reason: Annotated[str, Field(max_length=MAX_INTENT_CHARS)] | None = None
+
+
+class ScopeTestRequest(NoNulls):
+    """A recovery action, and on what part of it to rehearse it."""
+
+    action_type: Annotated[str, Field(description="retry, fallback, circuit_break, scale or another.")]
+    risk_class: Literal["low", "medium", "high", "critical"]
+    action_name: Annotated[Identifier | None, Field(description="Absent: the id.")] = None
+    parameters: Annotated[
+        dict[str, Any],
+        WithJsonSchema(
+            {
+                "type": "object",
+                "properties": {
+                    "target_agents": {"anyOf": [{"type": "array", "items": IDENTIFIER}, {"type": "null"}]}
+                },
+            }
+        ),
+    ] = {}
+    scope_type: Literal["agent_subset", "request_sample", "budget_fraction", "dry_run"] = "dry_run"
+    scope_fraction: Annotated[
+        float,
+        BeforeValidator(_fraction),
+        WithJsonSchema({"type": "number"}),
+        Field(description="Clamped to 0.01 to 1."),
+    ] = 0.1
 
 
 class _Null:
@@ -94,6 +210,7 @@ _WORDS = {
     "int_type": "must be a whole number",
     "string_type": "must be a string",
     "list_type": "must be a list",
+    "dict_type": "must be an object",
     "too_short": "must not be empty",
     "too_long": "has too many entries",
     "string_too_long": "is too long",

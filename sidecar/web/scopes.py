@@ -1,14 +1,14 @@
-"""PIN-162's scope endpoints: ask for a scope, list an incident's scopes, revoke one."""
+"""PIN-162's scope endpoints: ask for a scope, list an incident's scopes, revoke one; and the scope test."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from sidecar.core.facts import Claims, is_identifier
+from sidecar.core.facts import Claims
 from sidecar.core.money import to_dollars
 from sidecar.core.record import iso_time
 from sidecar.core.scope import Scope
@@ -17,6 +17,7 @@ from sidecar.gate import Gate
 from sidecar.ids import new_scope_id
 from sidecar.refusals import Asked, Refused
 from sidecar.store.batch import Store
+from sidecar.web import scopetest
 from sidecar.web.asked import paging_of, tenant_of
 from sidecar.web.body import read_json
 from sidecar.web.models import ScopeRequest, validated, wrong
@@ -37,7 +38,7 @@ class ScopeTerms:
 
 
 class ScopeApi:
-    """Serves exactly the two raw paths below, for every method; any other spelling is not its own."""
+    """Serves exactly the raw paths of PIN-162 and the scope test, for every method, and no other spelling."""
 
     def __init__(
         self,
@@ -64,10 +65,12 @@ class ScopeApi:
         if path == SCOPE_PATH:
             return True
         name = path.removeprefix(SCOPES_PREFIX)
-        return name != path and bool(name) and "/" not in name
+        return (name != path and bool(name) and "/" not in name) or scopetest.candidate_of(path) is not None
 
     async def handle(self, request: web.BaseRequest, target: str, request_id: str) -> web.Response:
         """Answer a request to one of them."""
+        if not self.owns(target):  # a router read it so
+            return problem(Refusal("not_found", "Nothing is served under this path."), request_id=request_id)
         try:
             return await self._serve(request, target, request_id)
         except StoreUnavailable as exc:
@@ -80,15 +83,18 @@ class ScopeApi:
             if request.method == "POST":
                 return await self._issue(request, tenant, request_id)
             return _not_allowed(request, ("POST",), request_id)
+        candidate = scopetest.candidate_of(path)
+        if candidate is not None:
+            if request.method == "POST":
+                body = await self._body(request)
+                return scopetest.tested(candidate, body, request_id)
+            return _not_allowed(request, ("POST",), request_id)
         if request.method not in ("GET", "DELETE"):
             return _not_allowed(request, ("GET", "DELETE"), request_id)
         if tenant is None:
             return problem(self._no_tenant(), request_id=request_id)
-        try:
-            name = unquote_to_bytes(path.removeprefix(SCOPES_PREFIX)).decode("utf-8")
-        except UnicodeDecodeError:
-            name = ""
-        if not is_identifier(name):
+        name = scopetest.named(path.removeprefix(SCOPES_PREFIX))
+        if name is None:
             refusal = Refusal(
                 "invalid_request", "The last path segment must be 1 to 256 printable characters."
             )
@@ -131,8 +137,12 @@ class ScopeApi:
         return granted
 
     async def _wanted(self, request: web.BaseRequest) -> ScopeRequest | Refusal:
+        body = await self._body(request)
+        return body if isinstance(body, Refusal) else validated(ScopeRequest, body, "invalid_scope")
+
+    async def _body(self, request: web.BaseRequest) -> dict[str, Any] | Refusal:
         body = await read_json(request, max_bytes=self._max_body_bytes, timeout_seconds=self._body_timeout)
-        return body if isinstance(body, Refusal) else validated(ScopeRequest, body[1], "invalid_scope")
+        return body if isinstance(body, Refusal) else body[1]
 
     def _no_tenant(self) -> Refusal:
         named = self._tenant_header

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import itertools
+import json
+import random
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidecar.core.command import Admitted, Issued, Refuse, Settle
+from sidecar.core.command import Admitted, Emit, Issued, Reconcile, Refuse, Revoke, Settle
+from sidecar.core.record import DecisionOutcome, DecisionType, Record
 from sidecar.errors import LogTampered, Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
+from sidecar.store.export import exported
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, admit, issue
 
@@ -213,15 +219,217 @@ async def test_a_writers_name_that_is_gone_is_found(log: Path) -> None:
     assert "writer" in verdict(log)
 
 
-def test_what_is_not_there_or_no_database_cannot_be_verified(tmp_path: Path) -> None:
+def test_what_is_not_there_cannot_be_verified(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="no database"):
         verify_sqlite(tmp_path / "none.db")
+
+
+def test_what_is_no_database_any_more_is_tampering(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_bytes(b"not a database at all, but a text " * 100)
-    with pytest.raises(StoreUnavailable, match="cannot read"):
-        verify_sqlite(tmp_path / "text.db")
+    assert "no log any more: file is not a database" in verdict(tmp_path / "text.db")
+
+
+@pytest.mark.parametrize("table", ["decisions", "meta"])
+async def test_a_table_that_is_gone_is_tampering(log: Path, table: str) -> None:
+    tamper(log, f"ALTER TABLE {table} RENAME TO other")
+    assert f"no such table: {table}" in verdict(log)
+
+
+async def test_a_log_that_no_new_release_has_opened_yet_verifies(log: Path) -> None:
+    tamper(log, "DROP VIEW policy_decisions", "ALTER TABLE decisions DROP COLUMN recorded_at")
+    assert verify_sqlite(log).records == 8
 
 
 def test_verifying_changes_nothing(log: Path) -> None:
     before = log.read_bytes()
     verify_sqlite(log)
     assert log.read_bytes() == before
+
+
+# Whatever is done to a log of every sort of record ------------------------------------------------------
+
+
+@pytest.fixture
+async def varied(open_store: OpenStore, tmp_path: Path) -> AsyncIterator[sqlite3.Connection]:
+    """A connection that may do anything to a closed log; the sixth record has nearly every column."""
+    path = tmp_path / "varied.db"
+    store = await open_store(path)
+    reply = await store.submit(issue())
+    assert isinstance(reply, Issued)
+    admitted = await store.submit(admit(reply.scope.scope_id, target_agents=("a",)))
+    assert isinstance(admitted, Admitted)
+    admission = admitted.execution.decision_id
+    await store.submit(Settle(decision_id=new_decision_id(), admission_id=admission, outcome="unknown"))
+    await store.submit(
+        Reconcile(decision_id=new_decision_id(), admission_id=admission, outcome="executed", reason="ö")
+    )
+    await store.submit(Revoke(decision_id=new_decision_id(), scope_id=reply.scope.scope_id))
+    for request_id in ("req_ä", None):
+        record = Record(
+            decision_id=new_decision_id(),
+            decision_type=DecisionType.ROUTING,
+            decision_outcome=DecisionOutcome.SELECTED,
+            decided_at=1_234_567_890_123_456,
+            run_id="run_1",
+            request_id=request_id,
+        )
+        await store.submit(Emit(record=record, origin="library"))
+    await store.submit(admit("scope_none"))
+    await store.close()
+    tamper(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        assert verify_sqlite(path).records == 8
+        yield connection
+
+
+def found(connection: sqlite3.Connection) -> str:
+    path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+    return verdict(path)
+
+
+def columns_of(connection: sqlite3.Connection) -> list[str]:
+    return [row[1] for row in connection.execute("PRAGMA table_info(decisions)").fetchall()]
+
+
+@pytest.mark.parametrize("seq", [2, 3, 6])
+async def test_every_byte_of_every_column_of_a_record_counts(varied: sqlite3.Connection, seq: int) -> None:
+    for column in columns_of(varied):
+        (kind, value) = varied.execute(
+            f"SELECT typeof({column}), {column} FROM decisions WHERE seq = {seq}"
+        ).fetchone()
+        if kind == "null":
+            continue
+        raw = value.to_bytes(8, "big", signed=True) if kind == "integer" else value
+        raw = raw.encode() if isinstance(raw, str) else raw
+        for place in range(len(raw)):
+            for bit in (0x01, 0x80) if kind == "text" else (0x40,):
+                altered: Any = bytearray(raw)
+                altered[place] ^= bit
+                altered = int.from_bytes(altered, "big", signed=True) if kind == "integer" else bytes(altered)
+                set_to = "CAST(? AS TEXT)" if kind == "text" else "?"
+                varied.execute(f"UPDATE decisions SET {column} = {set_to} WHERE seq = {seq}", (altered,))
+                told = found(varied)
+                assert told.startswith(f"record {seq} "), (column, place, told)
+                now_at = altered if column == "seq" else seq
+                varied.execute(f"UPDATE decisions SET {column} = ? WHERE seq = {now_at}", (value,))
+    assert verify_sqlite(Path(varied.execute("PRAGMA database_list").fetchone()[2])).records == 8
+
+
+async def test_every_column_that_is_emptied_or_filled_is_found(varied: sqlite3.Connection) -> None:
+    nullable = [row[1] for row in varied.execute("PRAGMA table_info(decisions)") if not row[3] and not row[5]]
+    for column in nullable:
+        for seq in range(1, 9):
+            (value,) = varied.execute(f"SELECT {column} FROM decisions WHERE seq = {seq}").fetchone()
+            other = 0 if column == "recorded_at" else "x"
+            varied.execute(
+                f"UPDATE decisions SET {column} = ? WHERE seq = {seq}", (other if value is None else None,)
+            )
+            told = found(varied)
+            assert told == f"record {seq} was altered: column {column} is not what its bytes say"
+            varied.execute(f"UPDATE decisions SET {column} = ? WHERE seq = {seq}", (value,))
+
+
+async def test_any_record_that_is_dropped_but_the_last_is_found(varied: sqlite3.Connection) -> None:
+    names = ", ".join(columns_of(varied))
+    for seq in range(1, 8):
+        row = varied.execute(f"SELECT {names} FROM decisions WHERE seq = {seq}").fetchone()
+        varied.execute(f"DELETE FROM decisions WHERE seq = {seq}")
+        assert found(varied) == f"record {seq} is missing: the next one in the log is {seq + 1}"
+        varied.execute(f"INSERT INTO decisions ({names}) VALUES ({', '.join('?' * len(row))})", row)
+
+
+async def test_any_two_records_that_are_swapped_are_found(varied: sqlite3.Connection) -> None:
+    def swap(one: int, other: int) -> None:
+        for old, new in ((one, 100), (other, one), (100, other)):
+            varied.execute(f"UPDATE decisions SET seq = {new} WHERE seq = {old}")
+
+    for one, other in itertools.combinations(range(1, 9), 2):
+        swap(one, other)
+        assert found(varied).startswith(f"record {one} ")
+        swap(one, other)
+
+
+async def test_a_column_of_another_type_is_found(varied: sqlite3.Connection) -> None:
+    """Only somebody who rewrites the schema gets one past STRICT."""
+    (sql,) = varied.execute("SELECT sql FROM sqlite_master WHERE name = 'decisions'").fetchone()
+    varied.execute("PRAGMA writable_schema = ON")
+    varied.execute(
+        "UPDATE sqlite_master SET sql = ? WHERE name = 'decisions'", (sql.removesuffix(" STRICT"),)
+    )
+    varied.execute("PRAGMA writable_schema = RESET")
+    for column, value in (
+        ("envelope", "text"), ("hash", "text"), ("decided_at", "text"), ("decided_at", b"x"), ("event", b"x"),
+        ("recorded_at", 1.5), ("action", 1), ("envelope", 1), ("hash", 1.5),
+    ):  # fmt: skip
+        (before,) = varied.execute(f"SELECT {column} FROM decisions WHERE seq = 4").fetchone()
+        varied.execute(f"UPDATE decisions SET {column} = ? WHERE seq = 4", (value,))
+        assert found(varied).startswith("record 4 was altered"), (column, value)
+        varied.execute(f"UPDATE decisions SET {column} = ? WHERE seq = 4", (before,))
+
+
+def test_whatever_byte_of_the_file_is_flipped_it_is_found_or_nothing_reads_otherwise(
+    varied: sqlite3.Connection,
+) -> None:
+    path = Path(varied.execute("PRAGMA database_list").fetchone()[2])
+    varied.execute("PRAGMA journal_mode = DELETE")  # one file, so that all of it is in these bytes
+    varied.close()
+    true = b"".join(line for _, _, line in exported(path))
+    raw = path.read_bytes()
+    chance = random.Random(5)
+    tampered = 0
+    for place in (*range(100), *(chance.randrange(len(raw)) for _ in range(1_500))):
+        flipped = bytearray(raw)
+        flipped[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            verified = verify_sqlite(path)
+        except LogTampered:
+            tampered += 1
+        except StoreUnavailable:
+            assert place < 100  # the header says that the file is of another format
+        else:
+            assert verified.records == 8
+            assert b"".join(line for _, _, line in exported(path)) == true
+    assert tampered > 50
+
+
+async def test_damage_is_named_at_the_first_record_that_cannot_be_read(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.db"
+    store = await open_store(path)
+    for start in range(0, 3_000, 500):
+        await asyncio.gather(*(store.submit(admit(f"scope_{start + number}")) for number in range(500)))
+    await store.close()
+    raw = bytearray(path.read_bytes())
+    with closing(sqlite3.connect(path)) as connection:
+        leaf = raw.index(connection.execute("SELECT hash FROM decisions WHERE seq = 2000").fetchone()[0])
+    page = leaf // 4_096 * 4_096
+    raw[page : page + 8] = bytes(8)
+    path.write_bytes(raw)
+    told = verdict(path)
+    record = int(told.split()[1])
+    assert 1_990 < record <= 2_000
+    assert "cannot be read: database disk image is malformed" in told
+
+
+async def test_what_is_exported_can_be_checked_without_this_program(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    store = await open_store(tmp_path / "log.db")
+    await asyncio.gather(*(store.submit(admit(f"scope_{number}")) for number in range(600)))
+    lines = [line for _, _, line in exported(tmp_path / "log.db")]  # beside the writer
+    assert len(lines) == 600
+    previous = bytes(32)
+    for seq, line in enumerate(lines, start=1):
+        told = json.loads(line)
+        assert list(told) == ["seq", "hash", "previous_hash", "envelope"]
+        assert (told["seq"], told["previous_hash"]) == (seq, previous.hex())
+        raw = line.split(b'"envelope":', 1)[1].removesuffix(b"}\n")
+        previous = hashlib.sha256(previous + raw).digest()
+        assert told["hash"] == previous.hex()
+        assert told["envelope"]["seq"] == seq
+    assert [line for _, _, line in exported(tmp_path / "log.db", after=598)] == lines[598:]
+    assert list(exported(tmp_path / "log.db", after=600)) == []
+    assert list(exported(tmp_path / "log.db", after=10**9)) == []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +101,7 @@ def test_every_metric_stands_in_the_readme() -> None:
     assert shown == {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 
-@pytest.mark.parametrize("face", ["admin", "ops"])
+@pytest.mark.parametrize("face", ["admin", "emitters", "ops"])
 def test_every_call_of_the_admin_and_ops_listeners_stands_in_the_readme(face: str) -> None:
     source = (ROOT / f"sidecar/web/{face}.py").read_text(encoding="utf-8")
     calls = re.findall(r"web\.(get|post|put|delete)\(\"([^\"]+)\"", source)
@@ -114,7 +117,7 @@ def test_every_filter_and_status_stands_in_the_readme() -> None:
 def test_every_command_and_option_stands_in_the_readme() -> None:
     shown = {plain(row[0]): set(re.findall(r"`(--[a-z-]+)`", row[1])) for row in rows(section("Commands"))}
     assert {name: options for name, options in shown.items() if name.startswith("scopegate")} == {
-        name: {option for parameter in command.params for option in parameter.opts}
+        name: {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
         for name, command in ALL_COMMANDS.items()
         if not isinstance(command, click.Group)
     }
@@ -142,6 +145,24 @@ def test_every_link_of_the_readme_resolves() -> None:
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert links
     assert [link for link in links if link not in anchors and not (ROOT / link).is_file()] == []
+
+
+@pytest.mark.parametrize("name", ["scopes", "decisions"])
+def test_the_examples_in_python_run_as_they_stand(name: str, tmp_path: Path) -> None:
+    (example,) = re.findall(
+        rf"^<!-- example: {name} -->\n```python\n(.+?)^```$", README, re.MULTILINE | re.DOTALL
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert {"scopes": "'attempt_number': 1", "decisions": "None\nNone\n"}[name] in ran.stdout
 
 
 @pytest.mark.parametrize("purpose", ["demo", "test"])

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from pydantic import BaseModel
 
 from sidecar.core.facts import DEFAULT_SOURCES
 from sidecar.errors import ConfigurationError
 from sidecar.settings import Listen, Route, Settings, default, load
+from sidecar.signing import SigningKey
 from sidecar.yamlfile import parse
 
 SHIPPED = Path(__file__).parents[2] / "config" / "scopegate.yaml"
@@ -219,10 +228,26 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             "2:21: scopes.defaults.max_cost_usd: expects an amount of dollars, found text",
         ),
         ("care: {min_confidence: 1.01}", "2:8: care.min_confidence: must be at most 1"),
-        ("log: {mask: [/a]}", f"2:7: log.mask: {LATER}; remove it"),
-        ("log: {signing_key_file: key}", f"2:7: log.signing_key_file: {LATER}; remove it"),
-        ("log: {checkpoint_file: cp}", f"2:7: log.checkpoint_file: {LATER}; remove it"),
-        ("log: {mask_key_file: key}", f"2:7: log.mask_key_file: {LATER}; remove it"),
+        ("log: {mask: /details/a}", "2:7: log.mask: expects a list, found text"),
+        (
+            "log: {mask_key_file: 5}",
+            "2:7: log.mask_key_file: expects text, found a number; write it in quotes",
+        ),
+        ("log: {checkpoint_file: .}", "2:7: log.checkpoint_file: names a folder; name a file in it"),
+        (
+            "log: {checkpoint_file: cp}",
+            "2:7: log.checkpoint_file: stays empty without log.signing_key_file; give both",
+        ),
+        (
+            "log: {signing_key_file: gone}",
+            "2:7: log.signing_key_file: cannot be read (No such file or directory); "
+            "`scopegate log keygen FILE` makes one",
+        ),
+        (
+            "log: {mask: [/details/a], mask_key_file: gone}",
+            "2:27: log.mask_key_file: cannot be read (No such file or directory); "
+            "`openssl rand -hex 32` prints one",
+        ),
         ("policies: 5", "2:1: policies: expects text, found a number; write it in quotes"),
         ('policies: ""', "2:1: policies: expects text that is not empty and has no line ends or controls"),
         ("gaet: {}", '2:1: gaet: is not a known key; did you mean "gate"?'),
@@ -345,6 +370,208 @@ def test_postgresql_is_known_by_name_and_comes_later(tmp_path: Path) -> None:
         assert faults(tmp_path, f"store: {{url: {scheme}://u:s3cret@h/x}}") == [
             f"c.yaml:2:9: store.url: postgresql {LATER}; write sqlite:///file"
         ]
+
+
+# The log ------------------------------------------------------------------------------------------------
+
+
+ONLY = "cannot be masked; only members below /decision_inputs and /details can, and /decision_reason"
+
+
+def key_files(folder: Path, *, mode: int = 0o600) -> None:
+    """Files that hold each kind of key, and some that hold none."""
+    ed25519 = SigningKey.generate()
+    contents = {
+        "signing.key": ed25519.pem(),
+        "public.pub": ed25519.public.pem(),
+        "x25519.key": X25519PrivateKey.generate().private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        ),
+        "locked.key": Ed25519PrivateKey.generate().private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"s3cret")
+        ),
+        "mask.key": b"s3cret s3cret s3cret",
+        "least.key": b"s3cret s3cret s3\r\n",
+        "short.key": b"s3cret s3cret s\n",
+        "empty.key": b"",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(mode)
+
+
+def test_the_log_may_be_signed_and_masked(tmp_path: Path) -> None:
+    key_files(tmp_path)
+    log = settings_of(
+        tmp_path,
+        "log:\n  signing_key_file: signing.key\n  checkpoint_file: sub/cp.jsonl\n"
+        "  mask: [/decision_inputs/parameters/a~1b, /details/list/0, /decision_reason]\n"
+        "  mask_key_file: least.key\n",
+    ).log
+    assert log.signing_key_file == tmp_path / "signing.key"
+    assert log.checkpoint_file == tmp_path / "sub" / "cp.jsonl"
+    assert log.mask_key_file == tmp_path / "least.key"
+    mask = log.masking()
+    assert mask is not None
+    assert mask.key == b"s3cret s3cret s3"
+    assert set(mask.pointers) == {
+        ("decision_inputs", "parameters", "a/b"),
+        ("details", "list", "0"),
+        ("decision_reason",),
+    }
+    assert "s3cret" not in repr(mask)
+
+
+def test_nothing_is_signed_or_masked_by_default(tmp_path: Path) -> None:
+    log = settings_of(tmp_path, "").log
+    assert (log.signing_key_file, log.checkpoint_file, log.mask, log.masking()) == (None, None, (), None)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "message"),
+    [
+        ("details/a", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
+        ("/details/~2", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
+        ("/details/", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
+        ("/details", "/details as a whole cannot be masked; name a member below it, /details/member"),
+        *(
+            (
+                pointer,
+                ONLY,
+            )
+            for pointer in (
+                "/decision_id",
+                "/tenant_id",
+                "/run_id",
+                "/decided_at",
+                "/decision_reason/a",
+                "/x",
+            )
+        ),
+        *(
+            (pointer, f"{pointer} tells records apart and cannot be masked; mask another member")
+            for pointer in (
+                "/decision_inputs/policy_id",
+                "/decision_inputs/principal",
+                "/details/admission_id",
+                "/details/policy_revision",
+                "/details/rules",
+                "/details/count",
+            )
+        ),
+        (
+            "/details/rules/0/name",
+            "/details/rules tells records apart and cannot be masked; mask another member",
+        ),
+    ],
+)
+def test_what_cannot_be_masked_is_refused_by_name(tmp_path: Path, pointer: str, message: str) -> None:
+    text = f"log:\n  mask:\n    - /details/a\n    - {pointer}\n"
+    assert faults(tmp_path, text) == [f"c.yaml:5:7: log.mask[1]: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("public.pub", "holds no Ed25519 private key (PEM, PKCS8, without a passphrase)"),
+        ("x25519.key", "holds no Ed25519 private key (PEM, PKCS8, without a passphrase)"),
+        ("locked.key", "holds no Ed25519 private key (PEM, PKCS8, without a passphrase)"),
+        ("mask.key", "holds no Ed25519 private key (PEM, PKCS8, without a passphrase)"),
+        ("empty.key", "holds no Ed25519 private key (PEM, PKCS8, without a passphrase)"),
+        (".", "cannot be read (Is a directory)"),
+        ("/dev/null", "is no file"),
+    ],
+)
+def test_a_signing_key_is_an_ed25519_key(tmp_path: Path, name: str, message: str) -> None:
+    key_files(tmp_path)
+    text = f"log:\n  checkpoint_file: cp\n  signing_key_file: {name}\n"
+    advice = "`scopegate log keygen FILE` makes one"
+    assert faults(tmp_path, text) == [f"c.yaml:4:3: log.signing_key_file: {message}; {advice}"]
+
+
+@pytest.mark.parametrize("name", ["short.key", "empty.key"])
+def test_a_mask_key_cannot_be_guessed(tmp_path: Path, name: str) -> None:
+    key_files(tmp_path)
+    text = f"log:\n  mask: [/details/a]\n  mask_key_file: {name}\n"
+    assert faults(tmp_path, text) == [
+        "c.yaml:4:3: log.mask_key_file: holds less than 16 bytes, so few that they can be guessed; "
+        "`openssl rand -hex 32` prints one"
+    ]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o666])
+def test_a_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    key_files(tmp_path, mode=mode)
+    found = faults(
+        tmp_path,
+        "log:\n  checkpoint_file: cp\n  signing_key_file: signing.key\n"
+        "  mask: [/details/a]\n  mask_key_file: mask.key\n",
+    )
+    assert [fault.partition(";")[0] for fault in found] == [
+        f"c.yaml:{place}: may be read or written by others than its owner (mode {mode:04o})"
+        for place in ("4:3: log.signing_key_file", "6:3: log.mask_key_file")
+    ]
+    assert "chmod 600" in found[0]
+    assert "s3cret" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (
+            "signing_key_file: signing.key",
+            "log.signing_key_file: signs nothing without log.checkpoint_file; give both",
+        ),
+        (
+            "mask_key_file: mask.key",
+            "log.mask_key_file: does nothing without log.mask; say there what is masked",
+        ),
+        (
+            "{signing_key_file: signing.key, checkpoint_file: signing.key}",
+            "log.checkpoint_file: names a file that holds a key; name another one",
+        ),
+        (
+            "{signing_key_file: signing.key, checkpoint_file: var/scopegate.db}",
+            "log.checkpoint_file: is the file of store.url, too; name another one",
+        ),
+    ],
+)
+def test_keys_that_make_no_sense_together_are_refused(tmp_path: Path, log: str, expected: str) -> None:
+    key_files(tmp_path)
+    (found,) = faults(tmp_path, f"log: {log}" if log[0] == "{" else f"log: {{{log}}}")
+    assert found.partition(": ")[2] == expected
+
+
+def test_whoever_only_reads_the_log_needs_no_keys(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        UPSTREAM + "log: {signing_key_file: gone, checkpoint_file: cp, mask: [/details/a], mask_key_file: g}"
+    )
+    settings, _ = load(file, environment={}, read_keys=False)
+    assert settings.log.signing_key_file == tmp_path / "gone"
+    with pytest.raises(ConfigurationError):
+        load(file, environment={})
+
+
+def test_pointers_and_key_files_may_come_from_variables_and_flags(tmp_path: Path) -> None:
+    key_files(tmp_path)
+    environment = {"SCOPEGATE_LOG__MASK": "[/details/a, /details/b]"}
+    settings = settings_of(tmp_path, "", ("log.mask_key_file", "mask.key"), **environment)
+    assert settings.log.mask == ("/details/a", "/details/b")
+    assert settings.log.mask_key_file == tmp_path / "mask.key"
+    assert faults(tmp_path, "", SCOPEGATE_LOG__MASK="[/details]") == [
+        "environment SCOPEGATE_LOG__MASK: log.mask[0]: /details as a whole cannot be masked; "
+        "name a member below it, /details/member"
+    ]
+    # Somebody who takes the key itself for the name of its file must not read it again in a log.
+    (fault,) = faults(tmp_path, "log: {mask: [/details/a]}", ("log.mask_key_file", "s3cret"))
+    assert "s3cret" not in fault
+
+
+def test_the_key_is_no_part_of_what_settings_dump(tmp_path: Path) -> None:
+    key_files(tmp_path)
+    settings = settings_of(tmp_path, "log: {mask: [/details/a], mask_key_file: mask.key}")
+    assert "s3cret" not in settings.model_dump_json() + repr(settings)
 
 
 def test_all_faults_are_reported_at_once_and_in_order(tmp_path: Path) -> None:

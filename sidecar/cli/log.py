@@ -1,0 +1,257 @@
+"""`scopegate log`: verify the decision log, make the key that signs its checkpoints, export it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, NoReturn, TypeVar
+
+import click
+
+from sidecar import keyfiles
+from sidecar.cli.options import (
+    TAMPERED,
+    config_option,
+    failed,
+    load_settings,
+    misconfigured,
+    set_option,
+)
+from sidecar.errors import KeyFileUnusable, LogTampered, StoreUnavailable
+from sidecar.settings import Settings
+from sidecar.signing import PublicKey, SigningKey, load_public_key, load_signing_key
+from sidecar.store.attestation import NONE, Attestation, read_checkpoints
+from sidecar.store.export import exported
+from sidecar.store.verify import Verified, verify_sqlite
+
+T = TypeVar("T")
+
+# How often a progress bar is drawn anew, at most.
+STEPS = 200
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  scopegate log verify --config config/scopegate.yaml
+  scopegate log keygen /etc/scopegate/log.key
+  scopegate log export --config config/scopegate.yaml --output log.jsonl"""
+)
+def log() -> None:
+    """The decision log: verify it, sign it, export it."""
+
+
+# Verifying -----------------------------------------------------------------------------------------
+
+
+@log.command(
+    epilog="""\b
+Examples:
+  scopegate log verify --config config/scopegate.yaml
+  scopegate log verify --config config/scopegate.yaml --public-key log.key.pub"""
+)
+@config_option
+@set_option
+@click.option(
+    "--public-key",
+    "public_keys",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    metavar="FILE",
+    help="A key whose checkpoints count; by default the one of log.signing_key_file. May be repeated.",
+)
+def verify(config: Path, overrides: tuple[str, ...], public_keys: tuple[Path, ...]) -> None:
+    """Recompute the hash chain of the log; works beside a running sidecar. Exit code 4: tampering found.
+
+    Signed checkpoints show whether records are missing from the end, and whether all of it was rewritten.
+    """
+    loaded = load_settings(config, overrides, read_keys=False)
+    path = _database(config, loaded)
+    keys = _keys(loaded, public_keys)
+    try:
+        attestation = NONE
+        if loaded.log.checkpoint_file is not None:
+            attestation = read_checkpoints(loaded.log.checkpoint_file, keys)
+        with _progress("Verifying", hidden=not sys.stderr.isatty()) as progress:
+            verified = verify_sqlite(path, progress, attestation)
+    except LogTampered as exc:
+        _tampered(exc)
+    except StoreUnavailable as exc:
+        failed(f"cannot verify: {exc}")
+    click.echo(f"ok: {verified.records} records of writer {verified.writer}, head {verified.head.hex()}")
+    for line in _attested(loaded.log.checkpoint_file, attestation, verified):
+        click.echo(line)
+
+
+def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
+    """The keys whose checkpoints count."""
+    signing = loaded.log.signing_key_file
+    try:
+        if files or signing is None:
+            return [_named(file, load_public_key) for file in files]
+        return [_named(signing, load_signing_key).public]
+    except KeyFileUnusable as exc:
+        misconfigured(f"{exc}; give --public-key FILE to verify with another one")
+
+
+def _named(file: Path, load: Callable[[Path], T]) -> T:
+    try:
+        return load(file)
+    except KeyFileUnusable as exc:
+        raise KeyFileUnusable(f"{file}: {exc}") from exc
+
+
+def _attested(file: Path | None, attestation: Attestation, verified: Verified) -> Iterator[str]:
+    """How far the log is attested, in sentences."""
+    if verified.attested is not None:
+        checkpoint = verified.attested.checkpoint
+        yield f"Attested up to record {checkpoint.count}, by key {checkpoint.key_id} at {checkpoint.time}."
+        if checkpoint.count < verified.records:
+            yield f"The {verified.records - checkpoint.count} records behind it are not attested yet."
+    else:
+        if file is None:
+            why = "log.signing_key_file and log.checkpoint_file are not configured"
+        elif attestation.unknown:
+            why = f"no checkpoint in {file} is of a known key"
+        else:
+            why = f"there is no checkpoint in {file}"
+        yield f"The tail is not attested: {why}, so records cut off it would not show."
+    for key_id, count in attestation.unknown.items():
+        yield f"Not counted: {count} checkpoints of key {key_id}, which is not known; see --public-key."
+
+
+# Making a key --------------------------------------------------------------------------------------
+
+
+@log.command(
+    epilog="""\b
+Example:
+  scopegate log keygen /etc/scopegate/log.key"""
+)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def keygen(file: Path) -> None:
+    """Make a key that signs checkpoints: FILE, which stays secret, and FILE.pub, which verifies them.
+
+    Neither is ever overwritten.
+    """
+    key = SigningKey.generate()
+    public = Path(f"{file}.pub")
+    for path, contents, mode in ((file, key.pem(), 0o600), (public, key.public.pem(), 0o644)):
+        try:
+            keyfiles.create(path, contents, mode)
+        except OSError as exc:
+            if path == public:
+                with suppress(OSError):
+                    os.unlink(file)  # made a moment ago, for nothing
+            failed(f"cannot make {path}: {exc.strerror or exc}; nothing was changed")
+    click.echo(f"key id   {key.public.id}")
+    click.echo(f"private  {file}, which signs: keep it secret")
+    click.echo(f"public   {public}, which verifies: give it to whoever does")
+    click.echo("\nFor the configuration (checkpoint_file is best on another disk than the store):\n")
+    click.echo(f"log:\n  signing_key_file: {file.absolute()}\n  checkpoint_file: var/checkpoints.jsonl")
+
+
+# Exporting -----------------------------------------------------------------------------------------
+
+
+@log.command(
+    epilog="""\b
+Examples:
+  scopegate log export --config config/scopegate.yaml --output log.jsonl
+  scopegate log export --config config/scopegate.yaml --after 1000 | jq .envelope.record"""
+)
+@config_option
+@set_option
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where to write; the file is there once it is whole. By default standard output.",
+)
+@click.option(
+    "--after",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="SEQ",
+    help="Leave out the records up to this one.",
+)
+def export(config: Path, overrides: tuple[str, ...], output: Path | None, after: int) -> None:
+    """Write the log as JSON lines; works beside a running sidecar.
+
+    Each line has the record's number, its hash, the hash before it, and as `envelope` the very bytes that
+    are hashed: SHA-256 of the hash before (32 bytes, not hex) and of those.
+    """
+    path = _database(config, load_settings(config, overrides, read_keys=False))
+    hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
+    try:
+        with _progress("Exporting", hidden=hidden) as progress, _written(output) as stream:
+            for seq, last, line in exported(path, after):
+                stream.write(line)
+                progress(seq - after, last - after)
+    except BrokenPipeError:
+        # Whoever read has had enough. What is left in the buffer must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except LogTampered as exc:
+        _tampered(exc)
+    except StoreUnavailable as exc:
+        failed(f"cannot export: {exc}")
+    except OSError as exc:
+        failed(f"cannot write {output or 'to standard output'}: {exc.strerror or exc}")
+
+
+@contextmanager
+def _written(output: Path | None) -> Iterator[BinaryIO]:
+    """What is to be written to: standard output, or a file that takes its name once it is whole."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if output.exists() and not output.is_file():
+        failed(f"{output} is no file that could be replaced; leave --output away for standard output")
+    number, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+    try:
+        with open(number, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(number)
+        os.replace(temporary, output)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+# Shared --------------------------------------------------------------------------------------------
+
+
+def _database(config: Path, loaded: Settings) -> Path:
+    if loaded.store.file is None:
+        misconfigured(f"{config}: store.url: a store in memory has no log that could be read")
+    return loaded.store.file
+
+
+@contextmanager
+def _progress(label: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """Draws a bar on standard error; gives the function that is told (done, in all)."""
+    shown = 0
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as bar:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal shown
+            if done - shown < total / STEPS and done != total:
+                return
+            bar.length = max(1, total)
+            bar.update(done - shown)
+            shown = done
+
+        yield progress
+
+
+def _tampered(exc: LogTampered) -> NoReturn:
+    click.echo(f"TAMPERED: {exc}", err=True)
+    sys.exit(TAMPERED)

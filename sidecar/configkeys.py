@@ -1,0 +1,80 @@
+"""The keys of the configuration as a tree of sections, and how text from outside gets to its place there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+from sidecar.errors import ConfigurationError, Fault
+from sidecar.yamlfile import KeyPath, plain, survey
+
+
+class Below(ValueError):
+    """A mistake that only the section as a whole can see, said of the keys in it that are wrong."""
+
+    def __init__(self, found: Sequence[tuple[KeyPath, str]]) -> None:
+        super().__init__("holds values that contradict each other")
+        self.found = found
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def complete(tree: Any, model: type[Section]) -> Any:
+    """The tree with every section in it: one that is left out, or empty, is all defaults."""
+    if not isinstance(tree, dict):
+        return tree
+    opened = dict(tree)
+    for name, field in model.model_fields.items():
+        inner = section_of(field)
+        if inner:
+            opened[name] = complete({} if opened.get(name) is None else opened[name], inner)
+    return opened
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    kind_of = field.annotation
+    return kind_of if isinstance(kind_of, type) and issubclass(kind_of, Section) else None
+
+
+def keys_of(model: type[Section], above: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:
+    """Every key of the file down to lists, sections included."""
+    for name, field in model.model_fields.items():
+        path = (*above, field.alias or name)
+        yield path, field
+        inner = section_of(field)
+        if inner:
+            yield from keys_of(inner, path)
+
+
+def typed(field: FieldInfo, text: str, place: str) -> Any:
+    """Text of the environment or a flag, read as the key is: text as it is, else as YAML reads it."""
+    wanted = field.annotation
+    if get_origin(wanted) is tuple:
+        document, faults = survey(text, place)
+        if document is None or faults:
+            raise ConfigurationError(faults)
+        return document.value
+    if wanted in (int, float, bool, NoneType) or (NoneType in get_args(wanted) and text in ("", "~", "null")):
+        try:
+            return plain(text)
+        except ValueError as exc:
+            raise ConfigurationError([Fault(place, "", f"the value {exc}")]) from exc
+    return text
+
+
+def put(tree: Any, path: KeyPath, value: Any) -> None:
+    """Sets a key; where the file has no map on the way there, its own fault is enough."""
+    for step in path[:-1]:
+        if not isinstance(tree, dict):
+            return
+        if tree.get(step) is None:
+            tree[step] = {}
+        tree = tree[step]
+    if isinstance(tree, dict):
+        tree[path[-1]] = value

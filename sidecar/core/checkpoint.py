@@ -1,0 +1,63 @@
+"""A checkpoint: somebody with a key says how long a log was at some time, and where its chain ended."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+
+# Keeps the signature of a checkpoint from being taken for one of anything else.
+DOMAIN = b"scopegate checkpoint v1\n"
+
+_HEAD = re.compile(r"[0-9a-f]{64}")
+_MEMBERS = {"count": int, "head": str, "key_id": str, "signature": str, "time": str, "writer": str}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """`count` records of a writer, the last of which has the hash `head` (hex); `time` is ISO 8601 in UTC.
+
+    `signature` covers all the rest. It is empty as long as nobody has signed.
+    """
+
+    key_id: str
+    writer: str
+    count: int
+    head: str
+    time: str
+    signature: bytes = b""
+
+    def message(self) -> bytes:
+        """The bytes that are signed."""
+        return DOMAIN + _json(self._said())
+
+    def line(self) -> bytes:
+        """The line of a checkpoint file, with its end."""
+        return _json({**self._said(), "signature": b64encode(self.signature).decode("ascii")}) + b"\n"
+
+    def _said(self) -> dict[str, str | int]:
+        return {
+            "key_id": self.key_id,
+            "writer": self.writer,
+            "count": self.count,
+            "head": self.head,
+            "time": self.time,
+        }
+
+    @classmethod
+    def parse(cls, line: bytes) -> Checkpoint:
+        """The checkpoint of a line. Raises ValueError for any line that `line` would not write so."""
+        told = json.loads(line)
+        if not isinstance(told, dict) or {name: type(value) for name, value in told.items()} != _MEMBERS:
+            raise ValueError("is no checkpoint")
+        if told["count"] < 0 or not _HEAD.fullmatch(told["head"]):
+            raise ValueError("holds a count or a head that cannot be")
+        found = cls(**{**told, "signature": b64decode(told["signature"], validate=True)})
+        if found.line() != line:
+            raise ValueError("is not written as a checkpoint is")
+        return found
+
+
+def _json(members: dict[str, str | int]) -> bytes:
+    return json.dumps(members, sort_keys=True, separators=(",", ":")).encode("ascii")

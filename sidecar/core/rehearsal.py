@@ -1,0 +1,355 @@
+"""Scoped pre-execution: what a recovery action would do, found out on a part of it or on nothing at all.
+
+Rules and results are those of seed-contract.md, "Scoped pre-execution". Values only: the caller runs what is
+to be run, measures how long it took and puts that into `duration_ms`, which is 0 here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from enum import Enum
+from hashlib import sha256
+from types import MappingProxyType
+from typing import Any
+
+from sidecar.core.facts import is_identifier
+from sidecar.core.money import MAX_MICROS, to_micros
+from sidecar.core.policy import RiskClass
+
+MICROS_PER_CENT = 10_000
+DEFAULT_TIMEOUT_MS = 30_000
+MAX_TIMEOUT_MS = 24 * 3_600 * 1_000
+MIN_FRACTION, MAX_FRACTION = 0.01, 1.0
+# What a simulated rehearsal counts as the whole.
+SIMULATED_SAMPLES = 100
+
+# What one execution is estimated to cost, in cents, by the type of the action.
+COST_CENTS: Mapping[str, int] = MappingProxyType(
+    {"retry": 10, "fallback": 5, "circuit_break": 0, "scale": 100}
+)
+OTHER_COST_CENTS = 20
+
+# The parameters that hold a budget, in whatever unit.
+BUDGETS = ("budget", "budget_cents", "budget_usd", "max_cost_usd")
+
+
+class ExecutionScope(str, Enum):
+    """Type of scoped execution: what the sample is a sample of."""
+
+    AGENT_SUBSET = "agent_subset"
+    REQUEST_SAMPLE = "request_sample"
+    BUDGET_FRACTION = "budget_fraction"
+    DRY_RUN = "dry_run"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryAction:
+    """A recovery action to be tested in scoped execution. `name` is the action that a scope lists.
+
+    Raises ValueError for an unknown risk class, a timeout that is none, or names that are not text.
+    """
+
+    id: str
+    name: str
+    risk_class: RiskClass
+    action_type: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    target_agents: list[str] = field(default_factory=list)
+    timeout_ms: int = DEFAULT_TIMEOUT_MS
+
+    def __post_init__(self) -> None:
+        for member in ("id", "name", "action_type"):
+            if not isinstance(getattr(self, member), str):
+                raise ValueError(f"{member} must be a string")
+        object.__setattr__(self, "risk_class", RiskClass(self.risk_class))
+        checked_timeout(self.timeout_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class ScopedExecutionResult:
+    """Result of a scoped execution test. `scope_coverage` is the part that was tried, from 0.0 to 1.0."""
+
+    success: bool
+    cost_delta_cents: int
+    failure_count: int
+    policy_violations: list[str]
+    execution_hash: str
+    duration_ms: int
+    scope_coverage: float
+    samples_tested: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a rehearsal runs on: `size` of `total` things, both None where they cannot be counted."""
+
+    parameters: dict[str, Any]
+    size: int | None = None
+    total: int | None = None
+
+
+# What is asked for --------------------------------------------------------------------------------------
+
+
+def checked_timeout(milliseconds: object) -> float:
+    """The timeout itself. Raises ValueError for what is not a number above 0 and up to a day."""
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
+        raise ValueError("timeout_ms must be a number of milliseconds")
+    if not 0 < milliseconds <= MAX_TIMEOUT_MS:
+        raise ValueError(f"timeout_ms must be above 0 and at most {MAX_TIMEOUT_MS}")
+    return milliseconds
+
+
+def clamped(fraction: object) -> float:
+    """A fraction between 0.01 and 1.0. Raises ValueError for what is not a number, NaN included."""
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or fraction != fraction:
+        raise ValueError("scope_fraction must be a number")
+    return float(min(max(fraction, MIN_FRACTION), MAX_FRACTION))
+
+
+def action_asked_for(
+    action_id: str,
+    action_name: str,
+    action_type: str,
+    risk_class: str,
+    parameters: Mapping[str, Any] | None,
+) -> RecoveryAction:
+    """The action that plain values describe; its target agents are those in its parameters.
+
+    Raises ValueError, whose message begins with the name of the member that is wrong.
+    """
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise ValueError("parameters must be a dict")
+    own = dict(parameters or {})
+    agents = own.get("target_agents")
+    if agents is None:
+        agents = []
+    if not isinstance(agents, list) or not all(is_identifier(agent) for agent in agents):
+        raise ValueError(
+            "parameters/target_agents must be a list of strings of 1 to 256 printable characters"
+        )
+    return RecoveryAction(
+        id=action_id,
+        name=action_name,
+        risk_class=RiskClass(risk_class),
+        action_type=action_type,
+        parameters=own,
+        target_agents=list(agents),
+    )
+
+
+# Without running anything -------------------------------------------------------------------------------
+
+
+def without_running(action: RecoveryAction, scope: ExecutionScope, fraction: float) -> ScopedExecutionResult:
+    """What can be said without running anything: the dry run, or a simulation."""
+    return dry_run(action) if scope is ExecutionScope.DRY_RUN else simulated(action, scope, fraction)
+
+
+def dry_run(action: RecoveryAction) -> ScopedExecutionResult:
+    """Whether the action is well formed, and what it is estimated to cost."""
+    violations = [problem for problem, is_so in _VIOLATIONS if is_so(action)]
+    cents = estimated_cents(action)
+    return ScopedExecutionResult(
+        success=not violations,
+        cost_delta_cents=cents,
+        failure_count=len(violations),
+        policy_violations=violations,
+        execution_hash=execution_hash(
+            {"action_id": action.id, "scope": ExecutionScope.DRY_RUN.value, "dry_run": True}
+        ),
+        duration_ms=0,
+        scope_coverage=0.0,
+        samples_tested=0,
+        details={
+            "mode": "dry_run",
+            "estimated_cost_cents": cents,
+            "risk_class": action.risk_class.value,
+        },
+    )
+
+
+_VIOLATIONS: tuple[tuple[str, Callable[[RecoveryAction], bool]], ...] = (
+    ("action_type is empty", lambda action: not action.action_type.strip()),
+    (
+        "an action of high or critical risk must name its target agents",
+        lambda action: action.risk_class >= RiskClass.HIGH and not action.target_agents,
+    ),
+)
+
+
+def estimated_cents(action: RecoveryAction) -> int:
+    return COST_CENTS.get(action.action_type, OTHER_COST_CENTS)
+
+
+def simulated(action: RecoveryAction, scope: ExecutionScope, fraction: float) -> ScopedExecutionResult:
+    """The result of a rehearsal of an action for which no callable is registered."""
+    samples = max(1, round(SIMULATED_SAMPLES * fraction))
+    return ScopedExecutionResult(
+        success=True,
+        cost_delta_cents=0,
+        failure_count=0,
+        policy_violations=[],
+        execution_hash=_scoped_hash(action, scope, fraction),
+        duration_ms=0,
+        scope_coverage=fraction,
+        samples_tested=samples,
+        details=_scoped_details(scope, samples),
+    )
+
+
+# On a sample --------------------------------------------------------------------------------------------
+
+
+def sample_of(action: RecoveryAction, scope: ExecutionScope, fraction: float) -> Sample:
+    """The parameters of the action, cut down to the fraction. The action's own stay as they are."""
+    parameters = {**action.parameters, "scope_fraction": fraction}
+    if scope is ExecutionScope.AGENT_SUBSET:
+        return _cut(parameters, "target_agents", action.target_agents or parameters.get("target_agents"))
+    if scope is ExecutionScope.REQUEST_SAMPLE:
+        return _cut(parameters, "requests", parameters.get("requests"))
+    for name in BUDGETS:
+        budget = parameters.get(name)
+        if isinstance(budget, int | float | Decimal) and not isinstance(budget, bool):
+            parameters[name] = _part(budget, fraction)
+    return Sample(parameters=parameters)
+
+
+def _cut(parameters: dict[str, Any], name: str, whole: object) -> Sample:
+    """The first of a list, at least one; where there is no list, nothing is cut."""
+    if not isinstance(whole, list) or not whole:
+        return Sample(parameters=parameters)
+    size = max(1, round(len(whole) * parameters["scope_fraction"]))
+    return Sample(parameters={**parameters, name: whole[:size]}, size=size, total=len(whole))
+
+
+def _part(budget: int | float | Decimal, fraction: float) -> float | Decimal:
+    """A tenth of 0.7 is 0.07, not 0.06999999999999999."""
+    part = _decimal(budget) * _decimal(fraction)
+    return part if isinstance(budget, Decimal) else float(part)
+
+
+def observed(
+    action: RecoveryAction, scope: ExecutionScope, fraction: float, sample: Sample, returned: object
+) -> ScopedExecutionResult:
+    """What a callable that ran on the sample says of it. A member that cannot be read is a violation."""
+    told: Mapping[str, Any] = returned if isinstance(returned, Mapping) else {}
+    found: dict[str, Any] = {}
+    violations: list[str] = []
+    for name, read in _TOLD.items():
+        value = told.get(name)
+        try:
+            found[name] = None if value is None else read(value)
+        except ValueError:
+            found[name] = None
+            violations.append(f"{name} of what the action returned cannot be read")
+    violations = [*(found["policy_violations"] or ()), *violations]
+    failures: int = found["failure_count"] or 0
+    samples: int = found["samples_tested"] if found["samples_tested"] is not None else sample.size or 1
+    details = _scoped_details(scope, samples)
+    # Where it is not JSON, what was read of it stands in the result all the same.
+    with suppress(TypeError, ValueError, RecursionError):
+        details["result"] = json.loads(json.dumps(returned, allow_nan=False))
+    return ScopedExecutionResult(
+        success=not failures and not violations,
+        cost_delta_cents=found["cost_usd"] or 0,
+        failure_count=failures,
+        policy_violations=violations,
+        execution_hash=_scoped_hash(action, scope, fraction),
+        duration_ms=0,
+        scope_coverage=fraction if sample.size is None or not sample.total else sample.size / sample.total,
+        samples_tested=samples,
+        details=details,
+    )
+
+
+def failed(problem: str) -> ScopedExecutionResult:
+    """The result where something went wrong inside."""
+    return ScopedExecutionResult(
+        success=False,
+        cost_delta_cents=0,
+        failure_count=1,
+        policy_violations=[problem],
+        execution_hash=execution_hash({"error": problem}),
+        duration_ms=0,
+        scope_coverage=0.0,
+        samples_tested=0,
+        details={"error": problem},
+    )
+
+
+def _scoped_hash(action: RecoveryAction, scope: ExecutionScope, fraction: float) -> str:
+    return execution_hash({"action_id": action.id, "scope": scope.value, "fraction": fraction})
+
+
+def _scoped_details(scope: ExecutionScope, samples: int) -> dict[str, Any]:
+    return {"mode": "scoped", "scope_type": scope.value, "samples_tested": samples}
+
+
+def execution_hash(of: Mapping[str, Any]) -> str:
+    """The first 16 hex digits of the SHA-256 of key-sorted JSON, as `json.dumps` spaces it."""
+    return sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def shown(result: ScopedExecutionResult, action: RecoveryAction, scope: ExecutionScope) -> dict[str, Any]:
+    """The result's fields, with the risk class and the type of the scope as strings."""
+    return {**asdict(result), "risk_class": action.risk_class.value, "scope_type": scope.value}
+
+
+# What a callable returned -------------------------------------------------------------------------------
+
+
+def reported_cost(returned: object) -> int | None:
+    """The `cost_usd` of what a callable returned, in micro-dollars; None where it is absent or unreadable."""
+    try:
+        amount = _dollars(returned.get("cost_usd") if isinstance(returned, Mapping) else None)
+    except ValueError:
+        return None
+    # More than money can say is certainly more than was held: it must not pass for a small amount.
+    return MAX_MICROS if amount.adjusted() > 8 else to_micros(amount)
+
+
+def _dollars(value: object) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError("an amount of dollars is a number")
+    amount = _decimal(value)
+    if not amount.is_finite() or amount < 0:
+        raise ValueError("an amount of dollars is finite and not below 0")
+    return amount or Decimal(0)  # zero may have an exponent, too
+
+
+def _decimal(number: int | float | Decimal) -> Decimal:
+    """A float counts as the decimal that it prints as."""
+    return Decimal(float.__repr__(number)) if isinstance(number, float) else Decimal(number)
+
+
+def _cents(value: object) -> int:
+    return -(-to_micros(_dollars(value)) // MICROS_PER_CENT)
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("a count is a whole number")
+    return value
+
+
+def _texts(value: object) -> Sequence[str]:
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise ValueError("violations are a list of strings")
+    return value
+
+
+# What a rehearsal reads of what its callable returned.
+_TOLD: Mapping[str, Callable[[object], Any]] = MappingProxyType(
+    {
+        "cost_usd": _cents,
+        "failure_count": _count,
+        "policy_violations": _texts,
+        "samples_tested": _count,
+    }
+)

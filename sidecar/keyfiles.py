@@ -1,0 +1,68 @@
+"""Files that hold keys: who may read them, and how a new one is made. No message repeats what one holds."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from sidecar.errors import KeyFileUnusable
+
+MAX_BYTES = 65_536
+MIN_MASK_KEY_BYTES = 16
+
+
+def secret(path: Path) -> bytes:
+    """What a file holds that nobody but its owner may read. Raises KeyFileUnusable."""
+    return _contents(path, private=True)
+
+
+def public(path: Path) -> bytes:
+    """What a file holds that anybody may read. Raises KeyFileUnusable."""
+    return _contents(path, private=False)
+
+
+def mask_key(path: Path) -> bytes:
+    """The key for masks: the bytes of the file, less line ends behind them. Raises KeyFileUnusable."""
+    key = secret(path).rstrip(b"\r\n")
+    if len(key) < MIN_MASK_KEY_BYTES:
+        raise KeyFileUnusable(
+            f"holds less than {MIN_MASK_KEY_BYTES} bytes, so few that they can be guessed"
+        )
+    return key
+
+
+def create(path: Path, contents: bytes, mode: int) -> None:
+    """Write a file that was not there before, onto the disk. Raises OSError, and then leaves nothing behind."""
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(number, "wb") as stream:
+            stream.write(contents)
+            stream.flush()
+            os.fsync(number)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _contents(path: Path, *, private: bool) -> bytes:
+    try:
+        with open(path, "rb", opener=_at_once) as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise KeyFileUnusable("is no file")
+            if private and mode & 0o077:
+                raise KeyFileUnusable(
+                    f"may be read or written by others than its owner (mode {mode & 0o777:04o}); "
+                    "chmod 600 it, and take a new key if somebody may have read this one"
+                )
+            return stream.read(MAX_BYTES)
+    except OSError as exc:
+        raise KeyFileUnusable(f"cannot be read ({exc.strerror or exc})") from exc
+
+
+def _at_once(name: str, flags: int) -> int:
+    """Opens a file; a pipe in its place is not waited for."""
+    return os.open(name, flags | os.O_NONBLOCK)

@@ -1,0 +1,219 @@
+"""Scopegate in a Python program: no recovery action without a scope, and no sidecar process needed.
+
+> A recovery action without a valid execution scope is invalid by definition.
+
+    from sidecar.scoped_execution import (
+        ScopeRefused, configure, create_recovery_scope, execute_with_scope, register_action)
+
+    configure("sqlite:///var/scopes.db", policies="policies/")   # without it: in memory, every action allowed
+
+    @register_action("retry_agent")
+    async def retry_agent(parameters):          # sync functions run in a thread
+        ...
+        return {"cost_usd": 0.04}               # without a cost the catalogue's max_cost_usd counts
+
+    scope = await create_recovery_scope("inc_123", "retry_agent", "it answered with an invented ruling")
+    try:
+        done = await execute_with_scope(scope["scope_id"], "retry_agent", "inc_123", {"agent": "legal"})
+    except ScopeRefused as refused:
+        print(refused.code, refused.decision_id)
+
+The HTTP gate and these functions are faces of the same core, the same store and the same decision log: every
+grant, admission, refusal, end and revocation is a record there, with the origin `library`.
+
+What executing costs
+    An execution consumes one attempt and sets aside what the catalogue's `max_cost_usd` says before the
+    callable begins. When that has returned, its `cost_usd` takes the place of what was set aside. An
+    exception is an end like any other: the attempt stays spent, and the exception comes through. A callable
+    that takes longer than the catalogue's `timeout_seconds` (TimeoutError), or whose caller is cancelled, has
+    ended `unknown`: attempt and cost stay until somebody reconciles it (admin interface of a sidecar). A sync
+    callable that was given up so is left behind in its thread, which cannot be stopped.
+
+What is refused
+    Every refusal is a ScopeRefused, an Exception with `code`, `http_status`, `message`, `decision_id` and
+    `members`, which are attributes, too. Wrong types come first, then the first check that fails decides:
+
+    ======================= ==== =========================== ============================================
+    exception               HTTP code                        attributes
+    ======================= ==== =========================== ============================================
+    ScopedExecutionRequired 400  scoped_execution_required   incident_id, action
+    ScopeNotFound           404  scope_not_found             scope_id
+    ScopeIncidentMismatch   403  incident_mismatch           scope_id, incident_id
+    ScopeActionMismatch     403  action_outside_scope        scope_id, action
+    ScopeTargetMismatch     403  target_outside_scope        scope_id, target_agents
+    ScopeRevoked            400  scope_revoked               scope_id
+    ScopeExpired            400  scope_expired               scope_id, expires_at
+    ScopeExhausted          400  scope_exhausted             scope_id, bound: max_attempts or max_cost_usd
+    ScopeRefused            403  policy_denied               action: no policy lists it
+    ScopeRefused            400  invalid_request             member: what has a wrong type or is missing
+    ======================= ==== =========================== ============================================
+
+    Terms of a scope that are none (a blank intent, a cost below 0) raise ValueError.
+
+When the store fails
+    Nothing is executed unrecorded: where the store cannot commit, or not within `deadline_seconds`,
+    StoreUnavailable comes through, naming the cause, and nothing has run. `BoundExecutionScope.is_valid` and
+    `can_execute` then say no. An end that cannot be written down is kept in memory and written later, and
+    the caller gets its result. What was in flight when the program died is `unknown` when the store is opened
+    next. Refusals consume nothing; calls that only look consume and record nothing.
+
+The functions are async, `BoundExecutionScope` and `ScopeStore` are sync; all of it works from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sidecar.actions import NotBegun, begin, register_action, registered
+from sidecar.admission import admission, admit, allowed, grant, settle, to_its_end
+from sidecar.boundscope import BoundExecutionScope, ScopeStore
+from sidecar.core.command import Issued
+from sidecar.core.money import to_dollars
+from sidecar.core.policy import RiskClass
+from sidecar.core.record import iso_time
+from sidecar.core.rehearsal import ExecutionScope, RecoveryAction, ScopedExecutionResult
+from sidecar.errors import (
+    ScopeActionMismatch,
+    ScopedExecutionRequired,
+    ScopeExhausted,
+    ScopeExpired,
+    ScopeIncidentMismatch,
+    ScopeNotFound,
+    ScopeRefused,
+    ScopeRevoked,
+    ScopeTargetMismatch,
+    StoreUnavailable,
+)
+from sidecar.guard import requires_scoped_execution
+from sidecar.library import configure, library
+from sidecar.rehearsals import ScopedExecutionContext, test_recovery_scope
+
+__all__ = [
+    "configure",
+    "register_action",
+    "create_recovery_scope",
+    "execute_with_scope",
+    "validate_scope_required",
+    "requires_scoped_execution",
+    "test_recovery_scope",
+    "get_scope_store",
+    "BoundExecutionScope",
+    "ScopeStore",
+    "RiskClass",
+    "ExecutionScope",
+    "RecoveryAction",
+    "ScopedExecutionContext",
+    "ScopedExecutionResult",
+    "ScopeRefused",
+    "ScopedExecutionRequired",
+    "ScopeNotFound",
+    "ScopeIncidentMismatch",
+    "ScopeActionMismatch",
+    "ScopeTargetMismatch",
+    "ScopeRevoked",
+    "ScopeExpired",
+    "ScopeExhausted",
+    "StoreUnavailable",
+]
+
+logger = logging.getLogger("scopegate.library")
+
+_scope_store = ScopeStore()
+
+
+def get_scope_store() -> ScopeStore:
+    """Get the global scope store."""
+    return _scope_store
+
+
+async def create_recovery_scope(
+    incident_id: str,
+    action: str,
+    intent: str,
+    max_cost_usd: float = 0.50,
+    max_attempts: int = 1,
+    ttl_seconds: int = 300,
+    target_agents: list[str] | None = None,
+    created_by: str = "system",
+) -> dict[str, Any]:
+    """Create a bound execution scope for recovery action: the gate step.
+
+    Returns the scope as `BoundExecutionScope.to_dict` does. Raises ValueError, naming the term that is wrong,
+    ScopeRefused (`policy_denied`) for an action that the configured catalogue does not list, and
+    StoreUnavailable.
+    """
+    asked = library()
+    command = grant(
+        asked.policies,
+        incident_id=incident_id,
+        allowed_actions=[action],
+        intent=intent,
+        max_cost_usd=max_cost_usd,
+        max_attempts=max_attempts,
+        ttl_seconds=ttl_seconds,
+        target_agents=target_agents,
+        created_by=created_by,
+    )
+    issued = allowed(command, await asked.submit(command))
+    assert isinstance(issued, Issued)
+    return issued.scope.to_dict(asked.now())
+
+
+async def execute_with_scope(
+    scope_id: str | None,
+    action: str,
+    incident_id: str,
+    parameters: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Execute a recovery action within a valid scope: consume and record, then run the registered callable.
+
+    Target agents are those of `parameters["target_agents"]`. Returns success, scope_id, action, incident_id,
+    attempt_number, scope_status, attempts_remaining, cost_used_usd and executed_at; where a callable is
+    registered, `result` is what it returned. Raises ScopeRefused (its subclasses say why), StoreUnavailable,
+    TimeoutError, and whatever the callable raises.
+    """
+    asked = library()
+    # A copy, so that what is judged is what the callable gets.
+    given = dict(parameters) if isinstance(parameters, Mapping) else parameters
+    if isinstance(given, dict) and isinstance(given.get("target_agents"), list):
+        given["target_agents"] = list(given["target_agents"])
+    command = admission(
+        asked.policies, scope_id=scope_id, incident_id=incident_id, action=action, parameters=given
+    )
+    admitted = await admit(asked, command)
+    execution = admitted.execution
+    run = registered(execution.action)
+    done: dict[str, Any] = {}
+    if run is None:
+        scope = await settle(asked, admitted, "answered")
+    else:
+        try:
+            running = begin(run, given if isinstance(given, dict) else {}, admitted.timeout_seconds)
+        except NotBegun as exc:
+            await settle(asked, admitted, "not_sent", cause=str(exc))
+            raise
+        done["result"], scope = await to_its_end(asked, admitted, running)
+    return {
+        "success": True,
+        "scope_id": scope.scope_id,
+        "action": execution.action,
+        "incident_id": scope.incident_id,
+        "attempt_number": execution.attempt_number,
+        "scope_status": scope.status(asked.now()),
+        "attempts_remaining": scope.attempts_remaining,
+        "cost_used_usd": to_dollars(scope.spent),
+        "executed_at": iso_time(asked.now()),
+        **done,
+    }
+
+
+async def validate_scope_required(incident_id: str, action: str) -> None:
+    """Validate that execution without scope should fail: record the refusal and raise it.
+
+    Called by /recovery/execute when no scope_id provided. Always raises: ScopedExecutionRequired, or
+    ScopeRefused for names of a wrong type, or StoreUnavailable.
+    """
+    asked = library()
+    await admit(asked, admission(asked.policies, scope_id=None, incident_id=incident_id, action=action))

@@ -1,0 +1,66 @@
+"""What a checkpoint file attests: the checkpoints in it that were signed with a known key."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidecar.core.checkpoint import Checkpoint
+from sidecar.errors import LogTampered, StoreUnavailable
+from sidecar.signing import PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """A checkpoint whose signature is valid, and the line on which it stands."""
+
+    line: int
+    checkpoint: Checkpoint
+
+    def __str__(self) -> str:
+        return f"the checkpoint of {self.checkpoint.time} (line {self.line})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attestation:
+    """`attested` in the order of the file; `unknown` has how many lines other keys have signed, by key id."""
+
+    attested: Sequence[Attested] = ()
+    unknown: Mapping[str, int] = field(default_factory=dict)
+
+
+NONE = Attestation()
+
+
+def read_checkpoints(path: Path, keys: Sequence[PublicKey]) -> Attestation:
+    """What a checkpoint file says; nothing where it is not there.
+
+    A last line without its end was never a checkpoint, and is passed over. Raises LogTampered at the first
+    whole line that is none or whose signature does not fit, StoreUnavailable where the file cannot be read.
+    """
+    known = {key.id: key for key in keys}
+    attested: list[Attested] = []
+    unknown: Counter[str] = Counter()
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    checkpoint = Checkpoint.parse(line)
+                except (ValueError, RecursionError) as exc:
+                    raise LogTampered(f"line {number} of {path} was altered: it is no checkpoint") from exc
+                key = known.get(checkpoint.key_id)
+                if key is None:
+                    unknown[checkpoint.key_id] += 1
+                elif key.has_signed(checkpoint):
+                    attested.append(Attested(number, checkpoint))
+                else:
+                    raise LogTampered(f"line {number} of {path} was altered: its signature does not fit")
+    except FileNotFoundError:
+        return NONE
+    except OSError as exc:
+        raise StoreUnavailable(f"cannot read the checkpoints in {path}: {exc.strerror or exc}") from exc
+    return Attestation(attested=attested, unknown=unknown)

@@ -1,0 +1,106 @@
+"""The log as a file: read only and in short pages, so beside a running sidecar, too."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sidecar.errors import LogTampered, StoreUnavailable
+from sidecar.store.sqlite import read_only_uri
+
+# What is read at once. Small enough to stay in the processor's cache while it is worked on.
+PAGE = 256
+# Before all records: what somebody put in front of record 1 is read, too.
+START = -(2**63)
+
+# What SQLite calls a file that somebody has been at, by the beginning of its error's name. Our own SQL is
+# well formed, so that a plain SQLITE_ERROR speaks of a table or column that is gone.
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_ERROR")
+
+
+# What reading may raise: where the words of an error quote a file that is damaged, they may be no text.
+READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+
+
+class LogFile:
+    """An open log. What reading raises is for `opened` to translate."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        # A log that was not written to since an update has no such column yet.
+        columns = connection.execute("SELECT name FROM pragma_table_info('decisions')").fetchall()
+        self.recorded_at = "recorded_at" if ("recorded_at",) in columns else "NULL"
+
+    def writer(self) -> str:
+        """The name of the log's writer. Raises LogTampered where it has none."""
+        found = self._connection.execute("SELECT value FROM meta WHERE key = 'writer'").fetchone()
+        if found is None:
+            raise LogTampered("the name of the log's writer is missing")
+        return str(found[0])
+
+    def last(self) -> int:
+        """The number of the last record, 0 where there is none."""
+        found = self._connection.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()
+        return int(found[0])
+
+    def next_after(self, seq: int) -> int | None:
+        """The number of the first record behind another one."""
+        found = self._connection.execute("SELECT MIN(seq) FROM decisions WHERE seq > ?", (seq,)).fetchone()
+        return None if found[0] is None else int(found[0])
+
+    def hash_of(self, seq: int) -> bytes | None:
+        found = self._connection.execute("SELECT hash FROM decisions WHERE seq = ?", (seq,)).fetchone()
+        return None if found is None else bytes(found[0])
+
+    def pages(self, columns: str, after: int, last: int) -> Iterator[list[Any]]:
+        """The records behind `after` and up to `last` in order, in pages; the first column is their seq.
+
+        No read is open while a page is out. Where one cannot be read, what stands before the damage comes
+        record by record, and then the error.
+        """
+        sql = f"SELECT seq, {columns} FROM decisions WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+        size = PAGE
+        while after < last:
+            try:
+                page = self._connection.execute(sql, (after, last, size)).fetchall()
+            except READ_ERRORS:
+                if size == 1:
+                    raise
+                size = 1
+                continue
+            if not page:
+                return
+            yield page
+            after = page[-1][0]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[LogFile]:
+    """Open a log to read it.
+
+    Raises StoreUnavailable where there is none or it cannot be read, LogTampered where the file is damaged.
+    """
+    if not path.exists():
+        raise StoreUnavailable(f"there is no database {path}; has the sidecar run with this configuration?")
+    try:
+        with closing(sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)) as connection:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            yield LogFile(connection)
+    except READ_ERRORS as exc:
+        damage = damage_of(exc)
+        if damage is None:
+            raise StoreUnavailable(f"cannot read {path}: {exc}") from exc
+        raise LogTampered(f"{path} is damaged, or no log any more: {damage}") from exc
+
+
+def damage_of(exc: sqlite3.Error | UnicodeDecodeError) -> str | None:
+    """What is wrong with the file, None where the error does not speak of damage."""
+    if isinstance(exc, UnicodeDecodeError):
+        return "it holds bytes that are no text"
+    name: str | None = getattr(exc, "sqlite_errorname", None)
+    if name is None:  # SQLite itself found nothing wrong; Python does where a column should be text
+        return "a column holds bytes that are no text" if "decode" in str(exc) else None
+    return f"{exc} ({name})" if name.startswith(_DAMAGED) else None
