@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from enum import Enum
 from hashlib import sha256
+from math import isinf
 from types import MappingProxyType
 from typing import Any
 
@@ -229,9 +230,13 @@ def _cut(parameters: dict[str, Any], name: str, whole: object) -> Sample:
 
 
 def _part(budget: int | float | Decimal, fraction: float) -> float | Decimal:
-    """A tenth of 0.7 is 0.07, not 0.06999999999999999."""
+    """A tenth of 0.7 is 0.07, not 0.06999999999999999. Raises ValueError where it would become infinite."""
     part = _decimal(budget) * _decimal(fraction)
-    return part if isinstance(budget, Decimal) else float(part)
+    if isinstance(budget, Decimal):
+        return part
+    if part.is_finite() and isinf(float(part)):
+        raise ValueError("a budget is too large")
+    return float(part)
 
 
 def observed(

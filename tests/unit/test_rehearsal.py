@@ -216,6 +216,13 @@ def test_a_decimal_budget_stays_a_decimal() -> None:
     assert (part, type(part)) == (Decimal("0.030"), Decimal)
 
 
+def test_a_budget_does_not_become_infinite_in_parts() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        sample_of(replace(ACTION, parameters={"budget": 10**400}), ExecutionScope.BUDGET_FRACTION, 0.1)
+    endless = replace(ACTION, parameters={"budget": math.inf})
+    assert sample_of(endless, ExecutionScope.BUDGET_FRACTION, 0.1).parameters["budget"] == math.inf
+
+
 @pytest.mark.parametrize("scope", [ExecutionScope.AGENT_SUBSET, ExecutionScope.REQUEST_SAMPLE])
 def test_of_an_empty_list_nothing_is_cut(scope: ExecutionScope) -> None:
     action = replace(ACTION, parameters={"requests": [], "target_agents": []})
