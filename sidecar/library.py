@@ -40,6 +40,7 @@ DEADLINE_SECONDS = 2.0
 MIN_CONFIDENCE = 0.50
 # What the thread gets beyond the store's own deadline before it counts as hanging.
 GRACE_SECONDS = 1.0
+# What `configure` gets, since a large database may have to be brought up to date first.
 OPEN_SECONDS = 30.0
 
 # Without policy files the scope alone decides, as in the system that the library stands in for.
@@ -64,6 +65,7 @@ class Library:
         self._file = store.file
         self._deadline = store.deadline_seconds
         self._opening = threading.Lock()
+        self._under_way: Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: SqliteEngine | None = None
         self._store: Store | None = None
@@ -72,11 +74,14 @@ class Library:
 
     # Opening and closing ---------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Open the store, if it is not open yet. A failure is raised, and tried again at the next use."""
+    def open(self, seconds: float | None = None) -> None:
+        """Open the store, if it is not open yet. A failure is raised, and tried again at the next use.
+
+        Whoever has waited for so many seconds (None: as long as any call) waits no more; opening goes on.
+        """
+        if self._store is not None:
+            return
         with self._opening:
-            if self._store is not None:
-                return
             if self._closed:
                 raise StoreClosed("this store was closed, because another one was configured in its place")
             if self._loop is None:
@@ -84,7 +89,17 @@ class Library:
                 threading.Thread(
                     target=_run, args=(self._loop,), name="scopegate-library", daemon=True
                 ).start()
-            self._wait(self._begin(self._open()), OPEN_SECONDS)
+            if self._under_way is None:
+                self._under_way = self._begin(self._open())
+            under_way = self._under_way
+        try:
+            self._wait(
+                under_way, self._deadline + GRACE_SECONDS if seconds is None else seconds, withdraw=False
+            )
+        finally:
+            with self._opening:
+                if under_way.done() and self._under_way is under_way:
+                    self._under_way = None
 
     async def _open(self) -> None:
         metrics = Metrics()
@@ -102,19 +117,26 @@ class Library:
         """Commit what waits, close the store and end its thread. What comes after raises StoreClosed."""
         with self._opening:
             self._closed = True
-            loop, store, settlements = self._loop, self._store, self._settlements
-            self._loop = self._engine = self._store = self._settlements = None
+            loop, under_way = self._loop, self._under_way
         if loop is None:
             return
+        if under_way is not None:
+            with suppress(Exception):
+                self._wait(under_way, OPEN_SECONDS, withdraw=False)
+        store, settlements = self._store, self._settlements
+        self._loop = self._engine = self._store = self._settlements = None
 
         async def last_words() -> None:
             if store is not None and settlements is not None:
                 await settlements.close()
                 await store.close()
+            # Whoever still waits for a reply is told before the loop ends.
+            waiting = asyncio.all_tasks() - {asyncio.current_task()}
+            for late in (await asyncio.wait(waiting, timeout=GRACE_SECONDS))[1] if waiting else ():
+                late.cancel()
 
         try:
-            future = asyncio.run_coroutine_threadsafe(last_words(), loop)
-            self._wait(future, OPEN_SECONDS)
+            self._wait(asyncio.run_coroutine_threadsafe(last_words(), loop), OPEN_SECONDS)
         finally:
             loop.call_soon_threadsafe(loop.stop)
 
@@ -125,6 +147,7 @@ class Library:
             self._engine.abandon()
         _of_parents.append((self._loop, self._store, self._settlements))
         self._opening = threading.Lock()
+        self._under_way = None
         self._loop = self._engine = self._store = self._settlements = None
 
     # Use -------------------------------------------------------------------------------------------
@@ -261,7 +284,7 @@ def configure(
             _libraries.pop(before.url, None)
             before.close()
         _configured = _libraries[chosen.url] = chosen
-    chosen.open()
+    chosen.open(OPEN_SECONDS)
 
 
 def library() -> Library:

@@ -24,13 +24,16 @@ from pythonjsonlogger.json import JsonFormatter
 
 from sidecar import __version__
 
-# A second series for each metric, which nobody here reads.
-_without_created_series: Callable[[], None] = disable_created_metrics
-_without_created_series()
-
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def without_created_series() -> None:
+    """No second series for each metric, which nobody here reads. This holds for the whole process, so it is
+    for a sidecar to say, and not for a program that embeds the library."""
+    disable: Callable[[], None] = disable_created_metrics
+    disable()
 
 
 class Metrics:
