@@ -27,14 +27,12 @@ def mask_key(path: Path) -> bytes:
     """The key for masks: the bytes of the file, less line ends behind them. Raises KeyFileUnusable."""
     key = secret(path).rstrip(b"\r\n")
     if len(key) < MIN_MASK_KEY_BYTES:
-        raise KeyFileUnusable(
-            f"holds less than {MIN_MASK_KEY_BYTES} bytes, so few that they can be guessed"
-        )
+        raise KeyFileUnusable(f"holds less than {MIN_MASK_KEY_BYTES} bytes, so few that they can be guessed")
     return key
 
 
 def create(path: Path, contents: bytes, mode: int) -> None:
-    """Write a file that was not there before, onto the disk. Raises OSError, and then leaves nothing behind."""
+    """Write a file that was not there before, onto the disk. Raises OSError and leaves nothing then."""
     number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(number, "wb") as stream:

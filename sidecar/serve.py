@@ -28,11 +28,13 @@ from sidecar.signing import load_signing_key
 from sidecar.store.base import Clock
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
-from sidecar.telemetry import Metrics
+from sidecar.telemetry import Metrics, without_created_series
 from sidecar.upstream import Upstream
 from sidecar.web.admin import About, Admin
 from sidecar.web.data import DataLimits, DataPlane, GatedRoute
+from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
+from sidecar.web.openapi.document import document
 from sidecar.web.ops import Ops
 from sidecar.web.passthrough import PassThrough
 from sidecar.web.scopes import ScopeApi, ScopeTerms
@@ -53,6 +55,7 @@ class Sidecar:
 
     def __init__(self, settings: Settings, policies: PolicySet | None, *, clock: Clock = wall_clock) -> None:
         require_fast_parser()
+        without_created_series()
         self.settings = settings
         self.metrics = Metrics()
         self._checkpointer = _checkpointer(settings.log, self.metrics)
@@ -65,6 +68,8 @@ class Sidecar:
         )
         self._policies = policies
         self._clock = clock
+        self.data_address = settings.data.listen
+        self.ops_address = settings.ops.listen
         self._data: asyncio.Server | None = None
         self._runners: list[web.AppRunner] = []
         self.hung = False  # the store or the checkpoint file could not be closed
@@ -160,6 +165,7 @@ class Sidecar:
             emitters=EmitterApi(
                 store=self.store, metrics=self.metrics, min_confidence=settings.care.min_confidence
             ),
+            docs=Docs(lambda: document(settings, data=self.data_address, ops=self.ops_address)),
             sources=gate_settings.routes[0].sources,
             tenant_header=gate_settings.tenant_header,
             about=About(

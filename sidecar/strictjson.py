@@ -12,9 +12,9 @@ from typing import Any
 
 import jiter
 
-# A double holds 17 significant digits and exponents to 308; more is a trap for somebody's parser.
+# A double holds 17 significant digits and exponents from -324 to 308; more is a trap for somebody's parser.
 MAX_DIGITS = 64
-MAX_EXPONENT = 308
+MIN_EXPONENT, MAX_EXPONENT = -324, 308
 
 
 class NotJson(ValueError):
@@ -44,8 +44,14 @@ def _bound_numbers(document: dict[str, Any]) -> None:
         elif isinstance(value, list):
             waiting.extend(value)
         elif isinstance(value, Decimal):
-            beyond = value and abs(value.adjusted()) > MAX_EXPONENT
-            if beyond or len(value.as_tuple().digits) > MAX_DIGITS or isinf(float(value)):
+            beyond = value and not MIN_EXPONENT <= value.adjusted() <= MAX_EXPONENT
+            if beyond or len(value.as_tuple().digits) > MAX_DIGITS or _is_lost(value):
                 raise NotJson("a number has too many digits or too large an exponent")
         elif isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
             raise NotJson("a number has too many digits or too large an exponent")
+
+
+def _is_lost(number: Decimal) -> bool:
+    """Whether whoever reads it as a double reads an infinity, or a zero that it is not."""
+    double = float(number)
+    return isinf(double) or (double == 0 and number != 0)

@@ -29,7 +29,7 @@ FILTERS: Mapping[str, str] = {
 
 # The most selective first: one of them alone leads to few records, the other filters are then checked there.
 _SUBJECTS = ("scope_id", "request_id", "run_id", "incident_id")
-_KINDS: Mapping[str, tuple[str, ...]] = {
+KINDS: Mapping[str, tuple[str, ...]] = {
     "event": get_args(Event),
     "type": tuple(kind.value for kind in DecisionType),
     "outcome": tuple(outcome.value for outcome in DecisionOutcome),
@@ -64,11 +64,11 @@ def _ranges(filters: Mapping[str, str]) -> list[Query]:
         if subject in filters:
             return _of_subject(subject, filters)
     tenant = filters.get("tenant_id")
-    if not filters.keys() & _KINDS.keys():
+    if not filters.keys() & KINDS.keys():
         if tenant is None:
             return [("SELECT seq FROM decisions WHERE 1", ())]
         return [("SELECT seq FROM decisions INDEXED BY decisions_by_tenant WHERE tenant_id = ?", (tenant,))]
-    values = [(filters[name],) if name in filters else known for name, known in _KINDS.items()]
+    values = [(filters[name],) if name in filters else known for name, known in KINDS.items()]
     columns = "event = ? AND decision_type = ? AND decision_outcome = ?"
     if tenant is None:
         sql = f"SELECT seq FROM decisions INDEXED BY decisions_by_kind WHERE {columns}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -29,7 +28,6 @@ _COLUMNS = (
 )
 _NAMES = ("seq", *_COLUMNS.split(", "), "recorded_at", "decision_id", "envelope", "hash")
 _NOT_OURS = (KeyError, TypeError, ValueError, OverflowError)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Progress = Callable[[int, int], None]
 
@@ -123,7 +121,7 @@ class _Chain:
             try:
                 head = sha256(before + envelope).digest()
                 told = orjson.loads(envelope)
-                wrong = row != _row(seq, told, envelope, head)
+                wrong = row != _row(row, seq, told, head)
                 wrong = wrong or told["seq"] != seq or told["writer"] != writer
             except _NOT_OURS:
                 wrong = True
@@ -141,7 +139,7 @@ class _Chain:
             raise LogTampered(f"record {seq} was altered: its bytes and its hash do not belong together")
         try:
             told = orjson.loads(envelope)
-            said = _row(seq, told, *row[-2:])
+            said = _row(row, seq, told, row[-1])
             place = told["writer"], told["seq"]
         except _NOT_OURS as exc:
             raise LogTampered(
@@ -157,15 +155,15 @@ class _Chain:
         raise LogTampered(f"record {self.seq + 1} is missing: {rest}")
 
 
-def _row(seq: int, told: Any, envelope: bytes, head: bytes) -> tuple[Any, ...]:
-    """The row that belongs to an envelope, in the order of `_NAMES`."""
+def _row(row: Any, seq: int, told: Any, head: bytes) -> tuple[Any, ...]:
+    """What the row of an envelope has to be, in the order of `_NAMES`."""
     record = told["record"]
     return (
         seq,
         told["event"],
         record["decision_type"],
         record["decision_outcome"],
-        _instant(record["decided_at"]),
+        _time(row[4], record["decided_at"]),
         record["tenant_id"],
         told["scope_id"],
         told["incident_id"],
@@ -173,20 +171,19 @@ def _row(seq: int, told: Any, envelope: bytes, head: bytes) -> tuple[Any, ...]:
         record["request_id"],
         record["run_id"],
         told["admission_id"],
-        _instant(told.get("recorded_at")),
+        _time(row[12], told.get("recorded_at")),
         record["decision_id"],
-        envelope,
+        row[14],
         head,
     )
 
 
+def _time(instant: int | None, text: str | None) -> int | str | None:
+    """The column itself where it is the time that the bytes say, else what they say."""
+    return instant if _iso(instant) == text else text
+
+
 # The records of one batch share their time.
 @lru_cache(maxsize=16)
-def _instant(text: str | None) -> int | None:
-    """Microseconds since 1970 of a time as a record writes it. Raises ValueError for any other spelling."""
-    if text is None:
-        return None
-    instant = (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
-    if iso_time(instant) != text:
-        raise ValueError("is not how a record writes a time")
-    return instant
+def _iso(instant: int | None) -> str | None:
+    return None if instant is None else iso_time(instant)

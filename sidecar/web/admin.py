@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 from aiohttp import web
@@ -14,15 +14,17 @@ from sidecar.core.command import Denied, Reconcile
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.money import to_dollars
 from sidecar.core.record import iso_time
+from sidecar.core.scope import ExecutionStatus
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
-from sidecar.store.lists import FILTERS
+from sidecar.store.lists import FILTERS, KINDS
 from sidecar.web.asked import paging_of, request_id_of, tenant_of
 from sidecar.web.body import read_document
+from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
 from sidecar.web.models import ReconcileRequest, validated, wrong
 from sidecar.web.problem import answer, problem, problems
@@ -31,7 +33,7 @@ from sidecar.web.scopes import ScopeApi
 logger = logging.getLogger("scopegate.web")
 
 DECISION_FILTERS = tuple(FILTERS)
-EXECUTION_STATUSES = ("in_flight", "answered", "not_sent", "unknown", "executed", "not_executed")
+EXECUTION_STATUSES = get_args(ExecutionStatus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class Admin:
         gate: Gate,
         scopes: ScopeApi | None,
         emitters: EmitterApi,
+        docs: Docs,
         sources: FactSources,
         tenant_header: str | None,
         about: About,
@@ -61,6 +64,7 @@ class Admin:
         self._gate = gate
         self._scopes = scopes
         self._emitters = emitters
+        self._docs = docs
         self._sources = sources
         self._tenant_header = tenant_header
         self._about = about
@@ -78,6 +82,7 @@ class Admin:
             ]
         )
         application.add_routes(self._emitters.routes())
+        application.add_routes(self._docs.routes())
         if self._scopes is not None:
             application.router.add_route("*", "/api/v1/recovery/scope", self._scope_api)
             application.router.add_route("*", "/api/v1/recovery/scopes/{name}", self._scope_api)
@@ -99,6 +104,9 @@ class Admin:
             return problem(paging)
         limit, before = paging
         filters = {name: value for name, value in asked.items() if name in DECISION_FILTERS}
+        for name, known in KINDS.items():
+            if filters.get(name, known[0]) not in known:
+                return problem(_unknown(name, known))
         try:
             page = await self._store.engine.decisions(filters, before=before, limit=limit)
         except ValueError as exc:
@@ -128,9 +136,7 @@ class Admin:
             return problem(asked)
         status = asked.get("status")
         if status is not None and status not in EXECUTION_STATUSES:
-            return problem(
-                wrong("invalid_request", "status", f"must be one of {', '.join(EXECUTION_STATUSES)}")
-            )
+            return problem(_unknown("status", EXECUTION_STATUSES))
         paging = paging_of(asked)
         if isinstance(paging, Refusal):
             return problem(paging)
@@ -237,6 +243,10 @@ def _no_decision(decision_id: str) -> Refusal:
     return Refusal(
         "decision_not_found", "No decision has this decision_id.", {"decision_id": decision_id[:256]}
     )
+
+
+def _unknown(name: str, known: tuple[str, ...]) -> Refusal:
+    return wrong("invalid_request", name, f"must be one of {', '.join(known)}")
 
 
 def _query(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | Refusal:

@@ -32,7 +32,8 @@ class EmitterApi:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/api/v1/decisions/{kind}", self._emit),
+            # Spelled so that no decision_id is taken for a kind.
+            web.post("/api/v1/decisions/{kind:[a-z_]+}", self._emit),
             web.post("/api/v1/runs/{run_id}/backfill", self._backfill),
             web.get("/api/v1/care/kill-switch", self._switch),
             web.put("/api/v1/care/kill-switch", self._turn_on),

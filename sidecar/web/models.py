@@ -32,8 +32,9 @@ MAX_ACTIONS = 100
 
 # As JSON Schema -------------------------------------------------------------------------------------
 
-# What Python calls printable: letters, marks, numbers, punctuation, symbols and the space.
-PRINTABLE = r"^[ \p{L}\p{M}\p{N}\p{P}\p{S}]*$"
+# What Python calls printable: letters, marks, numbers, punctuation, symbols and the space. ASCII is spelled
+# out for readers that know no \p, such as the page under /docs.
+PRINTABLE = r"^[ -~\p{L}\p{M}\p{N}\p{P}\p{S}]*$"
 # One character that Python does not strip.
 _NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
@@ -42,6 +43,12 @@ IDENTIFIER: JsonSchemaValue = {
     "minLength": 1,
     "maxLength": MAX_ID_CHARS,
     "pattern": PRINTABLE,
+}
+# An identifier that stands in a header, where only ASCII arrives as it was sent, without blanks around it.
+IN_A_HEADER: JsonSchemaValue = {
+    "type": "string",
+    "maxLength": MAX_ID_CHARS,
+    "pattern": "^[!-~]([ -~]*[!-~])?$",
 }
 INTENT: JsonSchemaValue = {"type": "string", "maxLength": MAX_INTENT_CHARS, "pattern": _NOT_BLANK}
 DOLLARS: JsonSchemaValue = {

@@ -27,15 +27,7 @@ def problem(
 ) -> web.Response:
     """RFC 9457's members, the flat `error` and `message`, and the members that the code brings along."""
     kind = ERRORS[refusal.code]
-    body: dict[str, Any] = {
-        "error": kind.code,
-        "message": refusal.message,
-        "type": f"urn:scopegate:error:{kind.code}",
-        "title": kind.title,
-        "status": kind.status,
-        "detail": refusal.message,
-        **refusal.members,
-    }
+    body = members_of(refusal)
     answer_headers = dict(headers or {})
     if decision_id is not None:
         body["decision_id"] = decision_id
@@ -49,6 +41,20 @@ def problem(
     if retry_after is not None:
         answer_headers["Retry-After"] = str(retry_after)
     return _response(kind.status, body, "application/problem+json", answer_headers)
+
+
+def members_of(refusal: Refusal) -> dict[str, Any]:
+    """The members of its problem."""
+    kind = ERRORS[refusal.code]
+    return {
+        "error": kind.code,
+        "message": refusal.message,
+        "type": f"urn:scopegate:error:{kind.code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": refusal.message,
+        **refusal.members,
+    }
 
 
 def answer(

@@ -286,7 +286,9 @@ def run_rounds(options: argparse.Namespace, folder: Path, address: Address) -> l
         "round  kill ms  scopes  answered  refused  in flight    seen  records  back ms  violations",
         flush=True,
     )
-    config = write_configuration(folder, address, upstream={"response_timeout_seconds": 5})
+    scopegate("log", "keygen", folder / "log.key")
+    signed = {"signing_key_file": "log.key", "checkpoint_file": "checkpoints.jsonl"}  # verify heeds them, too
+    config = write_configuration(folder, address, upstream={"response_timeout_seconds": 5}, log=signed)
     with Program(config) as sidecar:
         for number in range(1, options.rounds + 1):
             one = Round(sidecar, folder, folder / "seen.txt", number, options.clients, chance)
