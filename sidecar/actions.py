@@ -107,7 +107,7 @@ def _shown(exc: BaseException) -> str:
 
 
 def _started(action: Action, parameters: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-    if inspect.iscoroutinefunction(action) or inspect.iscoroutinefunction(type(action).__call__):
+    if inspect.iscoroutinefunction(action):
         return _in_loop(action, parameters)
     return _from_thread(_start_thread(action, parameters))
 

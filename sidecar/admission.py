@@ -5,13 +5,12 @@ Nothing is judged here: facts are read by the rules of the wire, and the core de
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import logging
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -26,6 +25,7 @@ from sidecar.errors import Refusal, StoreUnavailable, scope_refused
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.jsonvalue import plain
 from sidecar.library import Library
+from sidecar.threaded import Ending
 
 logger = logging.getLogger("scopegate.library")
 
@@ -33,11 +33,6 @@ TENANT = "default"
 
 MAX_ATTEMPTS = 1_000_000_000
 MAX_TTL_SECONDS = 100 * 365 * 24 * 3_600
-
-Ending = Literal["answered", "not_sent", "unknown"]
-
-# The loop holds its tasks weakly.
-_giving_back: set[asyncio.Future[Scope]] = set()
 
 
 # Scopes -------------------------------------------------------------------------------------------------
@@ -163,6 +158,26 @@ def admission(
     )
 
 
+def copied(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """The same in dicts and lists of its own: nobody can change what was judged before it is carried out."""
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return seen[id(value)]
+    match value:
+        case dict():
+            members: dict[Any, Any] = {}
+            seen[id(value)] = members
+            members.update((name, copied(member, seen)) for name, member in value.items())
+            return members
+        case list():
+            items: list[Any] = []
+            seen[id(value)] = items
+            items.extend(copied(item, seen) for item in value)
+            return items
+        case _:
+            return value
+
+
 def known(scope_id: object, incident_id: object, action: object) -> Claims:
     """As much of what is claimed as can stand in a record."""
     return Claims(scope_id=_readable(scope_id), incident_id=_readable(incident_id), action=_readable(action))
@@ -202,27 +217,9 @@ async def admit(library: Library, command: Admit | Refuse) -> Admitted:
 
     An admission whose caller is cancelled before it is told is given back.
     """
-    submitting = asyncio.ensure_future(library.submit(command))
-    try:
-        reply = await asyncio.shield(submitting)
-    except asyncio.CancelledError:
-        # Not withdrawn: a reply that is on its way at this moment would be lost, and its attempt with it.
-        submitting.add_done_callback(functools.partial(_give_back, library))
-        raise
-    admitted = allowed(command, reply)
+    admitted = allowed(command, await library.submit(command))
     assert isinstance(admitted, Admitted)
     return admitted
-
-
-def _give_back(library: Library, submitting: asyncio.Future[Reply]) -> None:
-    if submitting.cancelled() or submitting.exception() is not None:
-        return
-    reply = submitting.result()
-    if isinstance(reply, Admitted):
-        cause = "its caller was cancelled before the action began"
-        giving = asyncio.ensure_future(settle(library, reply, "not_sent", cause=cause))
-        _giving_back.add(giving)
-        giving.add_done_callback(_giving_back.discard)
 
 
 def admit_sync(library: Library, command: Admit | Refuse) -> Admitted:
@@ -265,7 +262,12 @@ async def to_its_end(library: Library, admitted: Admitted, running: Awaitable[An
     try:
         returned = await running
     except GeneratorExit:
-        raise  # its loop is gone; the execution is unknown when the store is opened next
+        # Its loop is gone, so nothing can be awaited any more.
+        with suppress(StoreUnavailable):
+            library.begin_settling(
+                admitted, "unknown", cause="the loop of the program ended before the action"
+            )
+        raise
     except BaseException as exc:
         outcome, cause = ending(exc)
         await settle(library, admitted, outcome, cause=cause)

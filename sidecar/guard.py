@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from sidecar.actions import ending
-from sidecar.admission import admission, admit, admit_sync, known, refusal_of, settle_sync, to_its_end
+from sidecar.admission import admission, admit, admit_sync, copied, known, refusal_of, settle_sync, to_its_end
 from sidecar.boundscope import scope_of
 from sidecar.core.command import Admit, Admitted, Refuse
 from sidecar.core.facts import is_identifier
@@ -67,6 +68,7 @@ def _guarded(function: Callable[..., Any], threshold: RiskClass) -> Callable[...
 
         @functools.wraps(function)
         async def run_within_scope(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = _snapshots(args, kwargs)
             arguments, ours = look_at(args, kwargs)
             store = library()
             risky = _risky_action(store.policies, threshold, [*args, *kwargs.values()], ours)
@@ -81,6 +83,7 @@ def _guarded(function: Callable[..., Any], threshold: RiskClass) -> Callable[...
 
     @functools.wraps(function)
     def run_within_scope_sync(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _snapshots(args, kwargs)
         arguments, ours = look_at(args, kwargs)
         store = library()
         risky = _risky_action(store.policies, threshold, [*args, *kwargs.values()], ours)
@@ -100,6 +103,17 @@ def _guarded(function: Callable[..., Any], threshold: RiskClass) -> Callable[...
         return returned
 
     return run_within_scope_sync
+
+
+def _snapshots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with a copy of each action, so that what is judged is what the function gets."""
+    return tuple(map(_snapshot, args)), {name: _snapshot(value) for name, value in kwargs.items()}
+
+
+def _snapshot(value: Any) -> Any:
+    if not isinstance(value, RecoveryAction):
+        return value
+    return replace(value, parameters=copied(value.parameters), target_agents=copied(value.target_agents))
 
 
 def _takes(signature: inspect.Signature, name: str) -> bool:

@@ -67,7 +67,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.actions import NotBegun, begin, register_action, registered
-from sidecar.admission import admission, admit, allowed, grant, settle, to_its_end
+from sidecar.admission import admission, admit, allowed, copied, grant, settle, to_its_end
 from sidecar.boundscope import BoundExecutionScope, ScopeStore
 from sidecar.core.command import Issued
 from sidecar.core.money import to_dollars
@@ -176,9 +176,7 @@ async def execute_with_scope(
     """
     asked = library()
     # A copy, so that what is judged is what the callable gets.
-    given = dict(parameters) if isinstance(parameters, Mapping) else parameters
-    if isinstance(given, dict) and isinstance(given.get("target_agents"), list):
-        given["target_agents"] = list(given["target_agents"])
+    given = copied(dict(parameters)) if isinstance(parameters, Mapping) else parameters
     command = admission(
         asked.policies, scope_id=scope_id, incident_id=incident_id, action=action, parameters=given
     )

@@ -85,6 +85,11 @@ def verify(config: Path, overrides: tuple[str, ...], public_keys: tuple[Path, ..
     click.echo(f"ok: {verified.records} records of writer {verified.writer}, head {verified.head.hex()}")
     for line in _attested(loaded.log.checkpoint_file, attestation, verified):
         click.echo(line)
+    for key_id, count in attestation.unknown.items():
+        failed(
+            f"not verified whole: {count} checkpoints are of the key {key_id}, which is not known; "
+            "give its public key with --public-key, or find out who wrote them"
+        )
 
 
 def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
@@ -120,8 +125,6 @@ def _attested(file: Path | None, attestation: Attestation, verified: Verified) -
         else:
             why = f"there is no checkpoint in {file}"
         yield f"The tail is not attested: {why}, so records cut off it would not show."
-    for key_id, count in attestation.unknown.items():
-        yield f"Not counted: {count} checkpoints of key {key_id}, which is not known; see --public-key."
 
 
 # Making a key --------------------------------------------------------------------------------------

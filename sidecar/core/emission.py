@@ -349,12 +349,14 @@ EMITTERS: Mapping[Kind, Emitter] = MappingProxyType(
 )
 
 
-def once_key(decision_type: DecisionType, *parts: str) -> bytes:
+def once_key(decision_type: DecisionType, *parts: str | None) -> bytes:
     """The key under which a record is kept once: a digest, so that it has one length and tells nothing.
 
     What is digested is a JSON list, which no two different lists of parts share.
     """
-    return sha256(json.dumps([decision_type.value, *parts]).encode("ascii")).digest()
+    # As the record shows them: a run 7 and a run "7" are one.
+    texts = (part if part is None else str(part) for part in parts)
+    return sha256(json.dumps([decision_type.value, *texts]).encode("ascii")).digest()
 
 
 def emission(

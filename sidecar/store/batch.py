@@ -61,7 +61,7 @@ class Store:
     ) -> None:
         self.engine = engine
         self._clock = clock
-        self._deadline = deadline_seconds
+        self.deadline_seconds = deadline_seconds
         self._observer = observer
         self._mask = mask
         self._queue: deque[_Waiting] = deque()
@@ -88,7 +88,7 @@ class Store:
         False where the storage hangs: then its thread lives on, and only the end of the process ends it.
         """
         closing = asyncio.ensure_future(self._close())
-        done, _ = await asyncio.wait([closing], timeout=self._deadline + CLOSE_SECONDS)
+        done, _ = await asyncio.wait([closing], timeout=self.deadline_seconds + CLOSE_SECONDS)
         if done:
             closing.result()
         else:
@@ -106,7 +106,7 @@ class Store:
 
     async def until_idle(self) -> None:
         """Return once all that was submitted is committed or given up, at the latest at its deadline."""
-        last = asyncio.get_running_loop().time() + self._deadline
+        last = asyncio.get_running_loop().time() + self.deadline_seconds
         while (self._queue or self._committing) and asyncio.get_running_loop().time() < last:
             await asyncio.sleep(0.005)
 
@@ -130,11 +130,11 @@ class Store:
         """
         committed = self._head
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(self.deadline_seconds):
                 await self.engine.probe()
                 await self.engine.tidy()
         except TimeoutError as exc:
-            raise StoreUnavailable(f"the store did not answer within {self._deadline:g} s") from exc
+            raise StoreUnavailable(f"the store did not answer within {self.deadline_seconds:g} s") from exc
         self.last_error = None
         if committed is not None and committed.seq > self.durable.seq:
             self.durable = committed
@@ -153,7 +153,7 @@ class Store:
         if isinstance(command, Admit | Issue | Refuse | Emit | Bind) and len(self._queue) >= MAX_QUEUE:
             raise StoreOverloaded(f"{MAX_QUEUE} commands are waiting for the store")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(command, loop.create_future(), late, loop.time() + self._deadline)
+        waiting = _Waiting(command, loop.create_future(), late, loop.time() + self.deadline_seconds)
         self._queue.append(waiting)
         while self._outstanding and self._outstanding[0].reply.done():
             self._outstanding.popleft()
@@ -178,7 +178,7 @@ class Store:
             if not waiting.reply.done():
                 last = f" (last error: {self.last_error})" if self.last_error else ""
                 waiting.reply.set_exception(
-                    StoreUnavailable(f"the store did not commit within {self._deadline:g} s{last}")
+                    StoreUnavailable(f"the store did not commit within {self.deadline_seconds:g} s{last}")
                 )
         self._sweep = loop.call_at(outstanding[0].deadline, self._expire) if outstanding else None
 

@@ -46,9 +46,10 @@ class LogFile:
         found = self._connection.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()
         return int(found[0])
 
-    def next_after(self, seq: int) -> int | None:
-        """The number of the first record behind another one."""
-        found = self._connection.execute("SELECT MIN(seq) FROM decisions WHERE seq > ?", (seq,)).fetchone()
+    def next_after(self, seq: int | None) -> int | None:
+        """The number of the first record behind another one; None: of the first of all."""
+        behind = "WHERE seq > ?" if seq is not None else "WHERE ? IS NULL"
+        found = self._connection.execute(f"SELECT MIN(seq) FROM decisions {behind}", (seq,)).fetchone()
         return None if found[0] is None else int(found[0])
 
     def hash_of(self, seq: int) -> bytes | None:

@@ -52,8 +52,13 @@ def verify_sqlite(
     LogTampered at the first record that is altered, missing or out of order, and where the log is not what
     was attested; StoreUnavailable where the database cannot be read.
     """
+    if attestation.attested and not path.exists():
+        raise LogTampered(f"the database {path} is gone, of which {attestation.attested[-1]} attests records")
     with opened(path) as log:
         chain = _Chain(log, progress)
+        first = log.next_after(None)
+        if first is not None and first < 1:
+            raise LogTampered(f"record {first} was put before record 1")
         agreed: Attested | None = None
         for attested in sorted(attestation.attested, key=lambda one: one.checkpoint.count):
             checkpoint = attested.checkpoint

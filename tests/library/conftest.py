@@ -48,6 +48,7 @@ def reconfigure(store_url: str, tmp_path: Path) -> Reconfigure:
             folder = options["policies"] = tmp_path / "policies"
             folder.mkdir(exist_ok=True)
             (folder / "actions.yaml").write_text(f"actions: {catalogue}\n", encoding="utf-8")
+        configure()  # the same file again would stay open
         configure(store_url, **options)
 
     return again

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar import boundscope
-from sidecar.admission import settle
-from sidecar.core.command import Admitted
+from sidecar.admission import grant, settle
+from sidecar.core.command import Admitted, Issued
 from sidecar.library import library
 from sidecar.scoped_execution import (
     BoundExecutionScope,
@@ -180,6 +180,33 @@ def test_lapsed_scopes_are_counted_and_kept(monkeypatch: pytest.MonkeyPatch) -> 
         revoked.scope_id: "revoked",
         living.scope_id: "active",
     }
+
+
+def test_a_scope_of_another_tenant_does_not_exist() -> None:
+    command = grant(
+        library().policies,
+        incident_id="inc_1",
+        allowed_actions=["retry_agent"],
+        intent="theirs",
+        max_cost_usd=0.5,
+        max_attempts=1,
+        ttl_seconds=1,
+        target_agents=None,
+        created_by="acme",
+    )
+    issued = library().submit_sync(replace(command, scope=replace(command.scope, tenant_id="acme")))
+    assert isinstance(issued, Issued)
+    store, scope_id = get_scope_store(), issued.scope.scope_id
+    assert store.get_scope(scope_id) is None
+    assert store.get_scopes_for_incident("inc_1") == []
+    assert store.revoke_scope(scope_id) is False
+    forged = by_hand(scope_id=scope_id)
+    assert forged.is_valid() is False
+    assert forged.can_execute("retry_agent", "inc_1") == (False, "scope_not_found")
+    with pytest.raises(ScopeNotFound):
+        forged.consume("retry_agent")
+    threading.Event().wait(1.05)
+    assert store.cleanup_expired() == 0
 
 
 async def test_the_sync_faces_work_inside_a_running_loop() -> None:
@@ -413,6 +440,15 @@ def test_a_hundred_threads_consume_three_attempts() -> None:
     found = get_scope_store().get_scope(scope.scope_id)
     assert found is not None
     assert (found.attempts_used, found.cost_used_usd, len(found.execution_log)) == (3, 0.3, 3)
+
+
+def test_the_log_is_in_the_order_of_the_attempts() -> None:
+    scope = created(max_attempts=40)
+    with ThreadPoolExecutor(40) as pool:
+        list(pool.map(lambda _: replace(scope).consume("retry_agent"), range(40)))
+    found = get_scope_store().get_scope(scope.scope_id)
+    assert found is not None
+    assert [each["attempt_number"] for each in found.execution_log] == list(range(1, 41))
 
 
 async def test_an_end_without_a_store_does_not_raise() -> None:

@@ -413,7 +413,7 @@ async def test_a_sync_function_that_returns_something_to_await_ends_when_that_do
     assert [(each.status, each.cost) for each in executions(scope_id)] == [("answered", 200_000)]
 
 
-async def test_a_run_of_which_the_loop_is_gone_is_left_to_the_next_start() -> None:
+async def test_a_run_of_which_the_loop_is_gone_is_unknown() -> None:
     @requires_scoped_execution()
     async def hang(action: RecoveryAction) -> None:
         await asyncio.Event().wait()
@@ -426,7 +426,9 @@ async def test_a_run_of_which_the_loop_is_gone_is_left_to_the_next_start() -> No
     await asyncio.sleep(0.05)
     # As when an event loop is closed under it.
     running.close()
-    assert endings(scope_id) == ["in_flight"]
+    while endings(scope_id) == ["in_flight"]:
+        await asyncio.sleep(0.005)
+    assert endings(scope_id) == ["unknown"]
     task.cancel()
     with pytest.raises((asyncio.CancelledError, RuntimeError)):
         await task
@@ -468,3 +470,19 @@ async def test_a_hundred_guarded_runs_at_three_attempts_are_three() -> None:
     )
     assert len(ran) == results.count(None) == 3
     assert {type(each) for each in results} == {type(None), ScopeExhausted}
+
+
+async def test_an_action_that_is_changed_while_it_is_judged_runs_as_it_was_judged() -> None:
+    ran: list[list[str]] = []
+
+    @requires_scoped_execution()
+    async def carry_out(action: RecoveryAction) -> None:
+        ran.append(list(action.target_agents))
+
+    changing = action()
+    scope_id = await granted()
+    running = asyncio.ensure_future(carry_out(changing, scope_id=scope_id))
+    await asyncio.sleep(0)
+    changing.target_agents.append("prod")
+    await running
+    assert ran == [[]]

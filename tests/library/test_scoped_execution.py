@@ -687,13 +687,14 @@ async def test_an_execution_that_is_cancelled_before_it_begins_gives_its_attempt
 @pytest.mark.parametrize("kind", ["async", "stubborn", "sync"])
 async def test_a_callable_that_outlasts_its_timeout_is_unknown(reconfigure: Reconfigure, kind: str) -> None:
     reconfigure("{retry_agent: {risk: low, timeout_seconds: 0.1, max_cost_usd: 0.1}}")
-    go_on = threading.Event()
+    go_on, cut = threading.Event(), threading.Event()
 
     async def retry(parameters: dict[str, Any]) -> None:
         while not go_on.is_set():
             try:
                 await asyncio.sleep(0.01)
             except asyncio.CancelledError:
+                cut.set()
                 if kind == "async":
                     raise
 
@@ -708,6 +709,7 @@ async def test_a_callable_that_outlasts_its_timeout_is_unknown(reconfigure: Reco
     scope = get_scope_store().get_scope(scope_id)
     assert scope is not None
     assert (scope.attempts_used, scope.cost_used_usd) == (1, 0.1)
+    assert cut.is_set() is (kind != "sync")
     go_on.set()
     await asyncio.sleep(0.02)
     assert endings(scope_id) == ["unknown"]

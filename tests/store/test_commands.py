@@ -329,7 +329,7 @@ async def test_a_command_that_cannot_be_applied_does_not_hurt_its_batch(store: S
 
 
 async def test_a_command_withdrawn_before_it_began_never_applies(store: Store) -> None:
-    store._deadline = 0.05
+    store.deadline_seconds = 0.05
     scope = await issued(store)
     late: list[Reply] = []
     with Gate(store) as gate:

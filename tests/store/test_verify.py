@@ -171,7 +171,7 @@ async def test_a_record_that_was_slipped_in_is_found(log: Path) -> None:
     assert verdict(log).startswith("record 8 ")
 
 
-@pytest.mark.parametrize("seq", [0, -5])
+@pytest.mark.parametrize("seq", [0, -5, -(2**63)])
 async def test_a_record_that_was_put_before_the_first_is_found(log: Path, seq: int) -> None:
     columns = ", ".join(("event", "decision_type", "decision_outcome", "decided_at", "tenant_id"))
     tamper(

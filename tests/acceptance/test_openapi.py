@@ -1,0 +1,30 @@
+"""Schemathesis holds a running sidecar to its OpenAPI document. Longer: tests/long/schemathesis_run.py."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.fuzzing import ANY_ACTION, ELSEWHERE, furnish, run
+from tests.support import Open
+
+ADMITTED = {"POST /api/v1/recovery/execute", "POST /v1/incidents/{incident}/runs/{run}/heal"}
+
+
+async def test_every_call_does_what_the_document_says(open_house: Open) -> None:
+    house = await open_house(policies=ANY_ACTION)
+    await furnish(house)
+    url = f"http://{house.sidecar.admin_address}/openapi.json"
+    found = await asyncio.to_thread(run, url, examples=15, phases=("examples", "coverage", "fuzzing"))
+    assert found.wrong == {}
+    assert found.cases.keys() == {"examples", "coverage", "fuzzing"}
+    assert found.cases.total() > 1_500
+    # What is spent needs a scope that was granted; all else is reached by cases alone.
+    assert {call for call in found.statuses if not found.succeeded(call)} <= ADMITTED
+
+
+async def test_it_does_so_in_another_configuration(open_house: Open) -> None:
+    house = await open_house(**ELSEWHERE)
+    url = f"http://{house.sidecar.admin_address}/openapi.json"
+    found = await asyncio.to_thread(run, url, examples=5, phases=("coverage",))
+    assert found.wrong == {}
+    assert found.cases.total() > 500
