@@ -114,10 +114,16 @@ async def test_decisions_come_newest_first_in_pages(house: House) -> None:
         "surprise=1",
         "limit=1&limit=2",
         "scope=x",
+        "type=x",
+        "type=",
+        "outcome=Selected",
+        "event=issue",
+        "event=issued&event=issued",
     ],
 )
 async def test_a_wrong_query_is_refused(house: House, query: str) -> None:
-    assert_problem(await house.admin("GET", f"/api/v1/decisions?{query}"), 400, "invalid_request")
+    body = assert_problem(await house.admin("GET", f"/api/v1/decisions?{query}"), 400, "invalid_request")
+    assert body["member"] == query.partition("=")[0]
 
 
 @pytest.mark.parametrize("text", ["%ff", "%ED%A0%80", "%00", "x" * 1000, "';DROP"])

@@ -27,7 +27,7 @@ async def play(title: str, examples: int, seed: int, **options: Any) -> Run:
     sections = options.pop("sections", {"policies": ANY_ACTION})
     with tempfile.TemporaryDirectory() as folder:
         async with serving_backend() as backend, opened(Path(folder), backend, **sections) as house:
-            if "policies" in sections:
+            if sections.keys().isdisjoint(ELSEWHERE):
                 await furnish(house)
             before = len(backend.executions)
             url = f"http://{house.sidecar.admin_address}/openapi.json"
@@ -50,6 +50,14 @@ async def everything(examples: int, seed: int) -> bool:
             await play(" > ".join(story), examples, seed, phases=("stateful",), only=story)
             for story in STORIES
         ],
+        await play(
+            f"elsewhere: {' > '.join(STORIES[0])}",
+            examples,
+            seed,
+            phases=("stateful",),
+            only=STORIES[0],
+            sections={**ELSEWHERE, "policies": ANY_ACTION},
+        ),
     ]
     statuses: dict[str, Counter[int]] = {}
     for found in runs:

@@ -248,6 +248,31 @@ def test_facts_are_described_where_the_route_has_them() -> None:
         assert not first.is_valid({**whole, **json.loads(less)}), less
 
 
+def test_a_granted_scope_leads_to_the_call_that_spends_it() -> None:
+    found = {
+        "scope_id": "$response.body#/scope_id",
+        "incident_id": "$response.body#/incident_id",
+        "action": "$response.body#/allowed_actions/0",
+    }
+    links = DOCUMENT.operation("createScope")["responses"]["201"]["links"]
+    assert (links["Execute"]["requestBody"], "parameters" in links["Execute"]) == (found, False)
+    elsewhere = {"scope_id": "header:X-Scope-Id", "incident_id": "path:incident", "action": "/what/to_do"}
+    described = routed({"path": "/{incident}/heal", **elsewhere})
+    links = described.operation("createScope")["responses"]["201"]["links"]
+    assert links["Execute"]["parameters"] == {
+        "header.X-Scope-Id": found["scope_id"],
+        "path.incident": found["incident_id"],
+    }
+    assert links["Execute"]["requestBody"] == {"what": {"to_do": found["action"]}}
+    assert "Execute" not in routed({"path": "/metrics"}).operation("createScope")["responses"]["201"]["links"]
+
+
+def test_a_scopes_tenant_goes_along_to_what_asks_for_it() -> None:
+    links = OTHERS["tenants"].operation("createScope")["responses"]["201"]["links"]
+    along = {name for name, link in links.items() if "header.X-Tenant-Id" in link.get("parameters", {})}
+    assert along == {"Execute", "Listed", "Revoke"}
+
+
 def test_a_path_that_stands_for_two_things_is_shown_once() -> None:
     described = routed(
         {"path": "**/recovery/execute"}, {"path": "/api/v1/recovery/execute"}, {"path": "/api/v1/status"}

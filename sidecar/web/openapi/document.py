@@ -6,7 +6,8 @@ It is the same bytes for the same version and settings. The listeners' addresses
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +22,7 @@ from sidecar.web.models import IN_A_HEADER
 from sidecar.web.openapi import problems
 from sidecar.web.openapi.admincalls import DECISIONS, STATUS
 from sidecar.web.openapi.emittercalls import EMITTERS
-from sidecar.web.openapi.gatedcalls import body_name, body_schema, explain, gated_operations
+from sidecar.web.openapi.gatedcalls import body_name, body_schema, explain, gated_operations, spending
 from sidecar.web.openapi.operation import (
     HEADERS,
     TAGS,
@@ -34,6 +35,9 @@ from sidecar.web.openapi.operation import (
 from sidecar.web.openapi.opscalls import OPS
 from sidecar.web.openapi.scopecalls import SCOPES
 from sidecar.web.scopes import MIN_TTL_SECONDS
+
+# Links from a scope to what asks for its tenant.
+OF_A_TENANT = ("Execute", "Listed", "Revoke")
 
 _DESCRIPTION = """\
 A sidecar that lets a recovery action through only if it consumes an execution scope.
@@ -93,13 +97,35 @@ def operations_of(settings: Settings) -> Iterator[Operation]:
     The document can show a path once. Of a gated path that is also one of the sidecar's own, on whatever
     listener, it shows the sidecar's.
     """
-    own = (*SCOPES, *DECISIONS, explain(), *EMITTERS, *STATUS, *OPS)
-    yield from own
-    taken = {_unnamed(operation.path) for operation in own}
-    for path, operations in groupby(gated_operations(settings.gate.routes), lambda one: one.path):
+    routes = settings.gate.routes
+    own = (*DECISIONS, explain(), *EMITTERS, *STATUS, *OPS)
+    taken = {_unnamed(operation.path) for operation in (*SCOPES, *own)}
+    gated: list[Operation] = []
+    for path, operations in groupby(gated_operations(routes), lambda one: one.path):
         if _unnamed(path) not in taken:
             taken.add(_unnamed(path))
-            yield from operations
+            gated += operations
+    spend = {"Execute": spending(routes[0])} if any(one.name == "execute" for one in gated) else {}
+    for operation in SCOPES:
+        links = spend if operation.name == "createScope" else {}
+        yield _linked(operation, links, settings.gate.tenant_header)
+    yield from own
+    yield from gated
+
+
+def _linked(operation: Operation, links: Mapping[str, Any], tenant: str | None) -> Operation:
+    """The call with further links; where tenants are named, a scope's tenant goes along."""
+    (answer,) = operation.answers
+    links = {**links, **answer.links}
+    if tenant is not None:
+        same = {f"header.{tenant}": f"$request.header.{tenant}"}
+        links = {
+            name: {**link, "parameters": {**link.get("parameters", {}), **same}}
+            if name in OF_A_TENANT
+            else link
+            for name, link in links.items()
+        }
+    return replace(operation, answers=(replace(answer, links=links),))
 
 
 def _unnamed(path: str) -> str:

@@ -105,7 +105,7 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
         parameters=(*_parameters(route), REQUEST_ID),
         body=Body(
             schema={"$ref": f"#/components/schemas/{body_name(int(suffix or 1))}"},
-            examples={"PIN-162, step 3, with a scope of yours": _example(route.sources)},
+            examples={"PIN-162, step 3, with a scope of yours": _filled(route.sources, _GIVEN)},
         ),
         answers=(
             Answer(
@@ -146,6 +146,25 @@ def _look(route: Route, path: str, method: Literal["get", "head", "options"], su
     )
 
 
+def spending(route: Route) -> Mapping[str, Any]:
+    """The link from a scope that was granted to the call of a route that spends it."""
+    found = {
+        "scope_id": "$response.body#/scope_id",
+        "incident_id": "$response.body#/incident_id",
+        "action": "$response.body#/allowed_actions/0",
+    }
+    parameters = {
+        f"{source.kind}.{source.name.title() if source.kind == 'header' else source.name}": found[name]
+        for name in _GIVEN
+        for source in (_source(route.sources, name),)
+        if source.kind != "pointer"
+    }
+    link: dict[str, Any] = {"operationId": "execute", "description": "Spend it."}
+    if parameters:
+        link["parameters"] = parameters
+    return {**link, "requestBody": _filled(route.sources, found)}
+
+
 def explain() -> Operation:
     """The call of the admin listener that takes the body of the first route, or anything else."""
     return Operation(
@@ -174,7 +193,7 @@ def explain() -> Operation:
 
 def _parameters(route: Route) -> tuple[Parameter, ...]:
     sources = route.sources
-    single = {source: name for name in _GIVEN for source in (getattr(sources, name),)}
+    single = {_source(sources, name): name for name in _GIVEN}
     found = {name: _in_path(name) for name in route.path.names}
     for source in (*single, *sources.target_agents):
         required = source in single
@@ -240,7 +259,7 @@ def body_schema(sources: FactSources) -> dict[str, Any]:
     """What a gated body must be, so that its facts can be read. What else stands in it is the backend's."""
     body = _Place()
     for name in _GIVEN:
-        _put(body, getattr(sources, name), IDENTIFIER)
+        _put(body, _source(sources, name), IDENTIFIER)
     for source in sources.target_agents:
         _put(body, source, {"anyOf": [TARGET_AGENTS, _MISSING, _EMPTY]})
     if sources.parameters.kind == "pointer":
@@ -257,13 +276,19 @@ def _put(body: _Place, source: Source, schema: Schema) -> None:
         body.at(source.tokens).schema = schema
 
 
-def _example(sources: FactSources) -> Mapping[str, Any]:
-    example: dict[str, Any] = {}
-    for name, value in _GIVEN.items():
-        source: Source = getattr(sources, name)
-        holder = example
-        for token in source.tokens[:-1]:
+def _filled(sources: FactSources, values: Mapping[str, str]) -> dict[str, Any]:
+    """The body that holds these values where the route has them."""
+    body: dict[str, Any] = {}
+    for name, value in values.items():
+        tokens = _source(sources, name).tokens
+        holder = body
+        for token in tokens[:-1]:
             holder = holder.setdefault(token, {})
-        if source.tokens:
-            holder[source.tokens[-1]] = value
-    return example
+        if tokens:
+            holder[tokens[-1]] = value
+    return body
+
+
+def _source(sources: FactSources, name: str) -> Source:
+    source: Source = getattr(sources, name)
+    return source

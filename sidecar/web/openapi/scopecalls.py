@@ -52,15 +52,6 @@ SCOPES: tuple[Operation, ...] = (
                 contents=in_json(answermodels.GrantedScope),
                 headers=_OF_SCOPES,
                 links={
-                    "Execute": {
-                        "operationId": "execute",
-                        "requestBody": {
-                            "scope_id": "$response.body#/scope_id",
-                            "incident_id": "$response.body#/incident_id",
-                            "action": "$response.body#/allowed_actions/0",
-                        },
-                        "description": "Spend it.",
-                    },
                     "Listed": {
                         "operationId": "listScopes",
                         "parameters": {"id": "$response.body#/incident_id"},
