@@ -161,7 +161,7 @@ class Rehearsal(AnswerModel):
 class DecisionRecord(AnswerModel):
     """The 14 fields of a decision record."""
 
-    decision_id: DecisionId
+    decision_id: Annotated[str, Field(description="A UUID, unless a program named its record otherwise.")]
     decision_type: DecisionType
     decision_source: DecisionSource
     decision_trigger: DecisionTrigger

@@ -13,6 +13,7 @@ from sidecar.web.openapi.operation import (
     AFTER_NUMBER,
     BODY_ERRORS,
     DECISION_ID,
+    EXECUTION_ID,
     LIMIT,
     REQUEST_ID,
     STORE_ERRORS,
@@ -106,7 +107,7 @@ DECISIONS: tuple[Operation, ...] = (
         tag="Executions",
         summary="Say what became of an unknown execution",
         description="`not_executed` gives its attempt and its hold back.",
-        parameters=(DECISION_ID, REQUEST_ID),
+        parameters=(EXECUTION_ID, REQUEST_ID),
         body=Body(
             schema=models.ReconcileRequest,
             examples={

@@ -130,7 +130,20 @@ REQUEST_ID = Parameter(
     schema={"type": "string"},
     description="Names the request in records and answers. Another one is made where it is not printable.",
 )
-DECISION_ID = Parameter(name="decision_id", place="path", schema=UUID, required=True)
+DECISION_ID = Parameter(
+    name="decision_id",
+    place="path",
+    schema={"type": "string", "pattern": "^[^/{}]+$"},
+    description="A UUID, unless a program named its record otherwise.",
+    required=True,
+)
+EXECUTION_ID = Parameter(
+    name="decision_id",
+    place="path",
+    schema=UUID,
+    description="The decision that admitted the execution.",
+    required=True,
+)
 LIMIT = Parameter(
     name="limit",
     place="query",
