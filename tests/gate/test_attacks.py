@@ -174,7 +174,7 @@ async def test_an_admission_that_commits_as_the_drain_ends_is_given_back(open_ho
 async def test_a_client_that_does_not_read_does_not_make_an_answer_unknown(
     open_house: Open, backend: Backend
 ) -> None:
-    house = await open_house(gate={"max_answer_bytes": 1000}, upstream={"response_timeout_seconds": 0.3})
+    house = await open_house(gate={"max_answer_bytes": 1000}, upstream={"response_timeout_seconds": 2})
     scope = await house.issue()
     backend.script = replies(b"x" * 40_000_000)
     kind, body = as_json({**json.loads(house.execution(scope)[1])})
