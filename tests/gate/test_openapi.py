@@ -10,7 +10,9 @@ import pytest
 from aiohttp import web
 
 from sidecar import __version__
+from sidecar.core.command import Emit
 from sidecar.core.policy import ActionPolicy, RiskClass
+from sidecar.core.record import DecisionOutcome, DecisionType, Record
 from sidecar.core.target import Gated, RoutePattern, classify
 from sidecar.errors import ERRORS
 from sidecar.web.docs import CONTENT_SECURITY_POLICY, FILES
@@ -277,6 +279,21 @@ async def test_what_was_told_already_is_answered_null(house: House) -> None:
         assert answer.status == status
         (await described(house)).assert_answered("tellBudgetEnforcement", answer)
     assert answer.json() is None
+
+
+async def test_a_record_that_a_program_named_is_as_the_document_says(house: House) -> None:
+    record = Record(
+        decision_id="mine 1",
+        decision_type=DecisionType.BUDGET,
+        decision_outcome=DecisionOutcome.SELECTED,
+        decided_at=1,
+        details={"any": [1, None, {"x": 0.5}]},
+    )
+    await house.sidecar.store.submit(Emit(record=record, origin="library"))
+    answer = await house.admin("GET", "/api/v1/decisions/mine%201")
+    assert (answer.status, answer.json()["decision_id"]) == (200, "mine 1")
+    DOCUMENT.assert_answered("getDecision", answer)
+    DOCUMENT.assert_answered("listDecisions", await house.admin("GET", "/api/v1/decisions"))
 
 
 async def test_readiness_that_is_none_is_as_the_document_says(open_house: Open) -> None:
