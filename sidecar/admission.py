@@ -215,7 +215,7 @@ def allowed(command: Admit | Issue | Refuse, reply: Reply) -> Reply:
 async def admit(library: Library, command: Admit | Refuse) -> Admitted:
     """Admit an execution. Raises ScopeRefused, or StoreUnavailable: then nothing is to be executed.
 
-    An admission whose caller is cancelled before it is told is given back.
+    The library gives back the admission of a caller that is cancelled before it is told.
     """
     admitted = allowed(command, await library.submit(command))
     assert isinstance(admitted, Admitted)
