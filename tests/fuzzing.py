@@ -164,8 +164,8 @@ def before_call(
     del context, kwargs
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
-    if case.path_parameters:
-        case.path_parameters = _spelled(dict(case.path_parameters))
+    case.path_parameters = _spelled(dict(case.path_parameters or {}))
+    case.query = _spelled(dict(case.query or {}))
     if isinstance(case.body, dict):
         body = case.body = _spelled(case.body)
         if case.path.endswith("/recovery/scope") and "action" in body and "allowed_actions" in body:
