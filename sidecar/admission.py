@@ -31,6 +31,8 @@ logger = logging.getLogger("scopegate.library")
 
 TENANT = "default"
 
+# What a scope gets where a call does not say (seed-contract.md, "Scopes"); money in micro-dollars.
+DEFAULTS = {"max_attempts": 1, "ttl_seconds": 300, "max_cost_usd": 500_000}
 MAX_ATTEMPTS = 1_000_000_000
 MAX_TTL_SECONDS = 100 * 365 * 24 * 3_600
 
@@ -67,7 +69,16 @@ def grant(
     if not scope.allowed_actions:
         raise ValueError("allowed_actions must name at least one action")
     ttl = _whole("ttl_seconds", ttl_seconds, MAX_TTL_SECONDS)
-    return Issue(decision_id=new_decision_id(), scope=scope, ttl=ttl, policies=policies, origin="library")
+    asked = {"max_attempts": scope.max_attempts, "ttl_seconds": ttl, "max_cost_usd": scope.max_cost}
+    return Issue(
+        decision_id=new_decision_id(),
+        scope=scope,
+        ttl=ttl,
+        # A call does not tell a default from the same value written out.
+        defaulted=frozenset(term for term, value in asked.items() if value == DEFAULTS[term]),
+        policies=policies,
+        origin="library",
+    )
 
 
 def micros_of(name: str, dollars: object) -> int:
@@ -239,7 +250,7 @@ async def settle(
         settled = await library.settle(admitted, outcome, cost=cost, cause=cause)
     except StoreUnavailable as exc:
         _unsettled(admitted, exc)
-    return (settled or admitted).scope
+    return _consumed(settled or admitted)
 
 
 def settle_sync(
@@ -251,7 +262,12 @@ def settle_sync(
         settled = library.settle_sync(admitted, outcome, cost=cost, cause=cause)
     except StoreUnavailable as exc:
         _unsettled(admitted, exc)
-    return (settled or admitted).scope
+    return _consumed(settled or admitted)
+
+
+def _consumed(last: Settled | Admitted) -> Scope:
+    assert last.scope is not None, "nothing is executed without a scope here"
+    return last.scope
 
 
 async def to_its_end(library: Library, admitted: Admitted, running: Awaitable[Any]) -> tuple[Any, Scope]:

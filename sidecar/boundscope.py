@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from sidecar.admission import TENANT, admission, admit_sync, allowed, grant, micros_of, settle_sync
-from sidecar.core.bounds import Case, judge
 from sidecar.core.command import Issued, Refuse, Revoke, Revoked
 from sidecar.core.facts import is_identifier
 from sidecar.core.money import to_dollars
@@ -23,6 +22,7 @@ from sidecar.errors import StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.library import library
 from sidecar.store.base import Engine, Page
+from sidecar.store.foresight import foreseen
 
 # Scopes read at once; every one brings its executions along.
 PAGE = 200
@@ -82,8 +82,11 @@ class BoundExecutionScope:
         )
         if isinstance(command, Refuse):
             return False, command.refusal.code
-        refusal = judge(Case.of(command.claims, TENANT, scope, asked.policies, asked.now()))
-        return refusal is None, None if refusal is None else refusal.code
+        try:
+            found, _ = asked.read_sync(lambda engine: foreseen(engine, command, asked.now()))
+        except StoreUnavailable:
+            return False, "store_unavailable"
+        return found.refusal is None, None if found.refusal is None else found.refusal.code
 
     def consume(self, action: str, cost_usd: float = 0.0) -> None:
         """Consume one attempt for an action that costs this much, and refresh this object.
@@ -104,7 +107,7 @@ class BoundExecutionScope:
         admitted = admit_sync(asked, command)
         scope = settle_sync(asked, admitted, "answered", cost)
         try:
-            executions = asked.read_sync(lambda engine: engine.executions_of(scope.scope_id))
+            executions = asked.read_sync(lambda engine: engine.executions_of(self.scope_id))
         except StoreUnavailable:
             executions = [admitted.execution]  # it has been consumed all the same
         self._refresh(snapshot(scope, executions, asked.now()))

@@ -28,6 +28,8 @@ SECONDS = 10.0
 BEGINNING = b'{"count":'
 # What the last checkpoint may take while the sidecar stops.
 CLOSE_SECONDS = 2.0
+# What is read of a file's beginning and of its end, to see whose checkpoints it holds: a few lines.
+GLANCE_BYTES = 4_096
 
 
 class Checkpointer:
@@ -56,6 +58,10 @@ class Checkpointer:
     def start(self, store: Store) -> None:
         """Begin with what the store, which is open, holds already."""
         self._store = store
+        # On a thread that nobody waits for: the file may hang.
+        threading.Thread(
+            target=self._look, args=(store.durable.writer,), name="scopegate-checkpoint-file", daemon=True
+        ).start()
         self._news.set()
         self._task = asyncio.create_task(self._run(store), name="scopegate-checkpoints")
 
@@ -75,6 +81,21 @@ class Checkpointer:
             self._failed(f"nothing was written within {CLOSE_SECONDS:g} s")
             last.cancel()
         return bool(done)
+
+    def _look(self, writer: str) -> None:
+        """Warn where the file is another log's: with its checkpoints in it this one never verifies."""
+        with suppress(OSError):  # not there yet; or it is told as soon as something is to be written
+            others = writers(self._path) - {writer}
+            if others:
+                logger.warning(
+                    "the checkpoint file holds checkpoints of another database, so this log will verify as "
+                    "tampered with: give a new log.checkpoint_file, or put the old database back",
+                    extra={
+                        "checkpoint_file": str(self._path),
+                        "writer": writer,
+                        "other_writers": sorted(others),
+                    },
+                )
 
     async def _run(self, store: Store) -> None:
         while True:
@@ -128,6 +149,20 @@ class Checkpointer:
         logger.error(
             "a checkpoint could not be written", extra={"cause": cause, "checkpoint_file": str(self._path)}
         )
+
+
+def writers(path: Path) -> set[str]:
+    """Whose checkpoints a file holds, as far as its first and its last whole line say. Raises OSError."""
+    with path.open("rb") as file:
+        beginning = file.read(GLANCE_BYTES)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - GLANCE_BYTES))
+        end = file.read(GLANCE_BYTES)
+    found = set()
+    # The very last line may be torn; then the one before it is whole.
+    for line in (*beginning.splitlines(keepends=True)[:1], *end.splitlines(keepends=True)[-2:]):
+        with suppress(ValueError, RecursionError):
+            found.add(Checkpoint.parse(line).writer)
+    return found
 
 
 def append(path: Path, line: bytes) -> None:

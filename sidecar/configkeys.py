@@ -10,7 +10,54 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
 from sidecar.errors import ConfigurationError, Fault
-from sidecar.yamlfile import KeyPath, plain, survey
+from sidecar.yamlfile import KeyPath, dotted, plain, survey
+
+
+# The keys that a reload may change, and those that need a restart, because sockets, connections, files and
+# threads that are open already were made from them. Every key stands in exactly one of the two.
+LIVE = frozenset(
+    {
+        "upstream.response_timeout_seconds",
+        "gate.routes",
+        "gate.max_body_bytes",
+        "gate.max_answer_bytes",
+        "gate.body_timeout_seconds",
+        "gate.max_in_flight",
+        "gate.annotate_response",
+        "gate.tenant_header",
+        "gate.scope_required_from",
+        "scopes.defaults.max_attempts",
+        "scopes.defaults.ttl_seconds",
+        "scopes.defaults.max_cost_usd",
+        "scopes.limits.max_attempts",
+        "scopes.limits.ttl_seconds",
+        "scopes.limits.max_cost_usd",
+        "care.min_confidence",
+        "shutdown.drain_seconds",
+        "policies",
+    }
+)
+AT_START = frozenset(
+    {
+        "data.listen",
+        "admin.listen",
+        "ops.listen",
+        "upstream.url",
+        "upstream.connect_timeout_seconds",
+        "upstream.reuse_idle_seconds",
+        "upstream.max_connections",
+        "store.url",
+        "store.deadline_seconds",
+        "gate.head_timeout_seconds",
+        "scopes.serve_on",
+        "log.signing_key_file",
+        "log.checkpoint_file",
+        "log.mask",
+        "log.mask_key_file",
+    }
+)
+# Values that no message repeats: a password may stand in them.
+SECRET = frozenset({"store.url"})
 
 
 class Below(ValueError):
@@ -50,6 +97,25 @@ def keys_of(model: type[Section], above: KeyPath = ()) -> Iterator[tuple[KeyPath
         inner = section_of(field)
         if inner:
             yield from keys_of(inner, path)
+
+
+def values_of(section: Section) -> dict[str, Any]:
+    """Every value by its dotted key, as the file would have it."""
+    dumped = section.model_dump(mode="json", by_alias=True)
+    values: dict[str, Any] = {}
+    for path, field in keys_of(type(section)):
+        if not section_of(field):
+            value: Any = dumped
+            for step in path:
+                value = value[step]
+            values[dotted(path)] = value
+    return values
+
+
+def differing(one: Section, other: Section) -> tuple[str, ...]:
+    """The dotted keys in which two sections of a kind differ; a list differs as a whole."""
+    others = values_of(other)
+    return tuple(key for key, value in values_of(one).items() if value != others[key])
 
 
 def typed(field: FieldInfo, text: str, place: str) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo
 
@@ -21,6 +21,7 @@ from sidecar import keyfiles, signing
 from sidecar.core import masking
 from sidecar.core.facts import Source
 from sidecar.core.money import is_whole_micros, to_micros
+from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
 from sidecar.errors import KeyFileUnusable
 from sidecar.yamlfile import shown
@@ -245,12 +246,12 @@ def _header_name(value: object) -> str | None:
     return str(value)
 
 
-def _mode(value: object) -> str:
-    if value == "shadow":
-        raise ValueError(f"shadow is {LATER}; write enforce")
-    if value != "enforce":
-        raise ValueError("expects enforce")
-    return "enforce"
+def _risk(value: object) -> RiskClass:
+    try:
+        return RiskClass(value)
+    except ValueError:
+        *names, last = (risk.value for risk in RiskClass)
+        raise ValueError(f"expects {', '.join(names)} or {last}") from None
 
 
 def _pattern(value: object) -> RoutePattern:
@@ -288,19 +289,12 @@ def _answer_source(value: object, info: ValidationInfo) -> Source:
     return source
 
 
-def later(*harmless: Any) -> PlainValidator:
-    """A key that is known by name but does nothing yet: only what stands for its default is accepted."""
-
-    def check(value: object) -> Any:
-        if value in harmless:
-            return harmless[0]
-        raise ValueError(f"is {LATER}; remove it")
-
-    return PlainValidator(check)
-
-
 def _texts(places: tuple[Source, ...]) -> list[str]:
     return [str(place) for place in places]
+
+
+def _risk_text(risk: RiskClass) -> str:
+    return risk.value
 
 
 def _path_text(pattern: RoutePattern) -> str:
@@ -317,7 +311,7 @@ StoreUrl = Annotated[str, PlainValidator(_store_url)]
 Folder = Annotated[Path, PlainValidator(_folder)]
 Dollars = Annotated[int, PlainValidator(micros_of)]
 HeaderName = Annotated[str | None, PlainValidator(_header_name)]
-Mode = Annotated[Literal["enforce"], PlainValidator(_mode)]
+Risk = Annotated[RiskClass, PlainValidator(_risk), PlainSerializer(_risk_text, return_type=str)]
 Pattern = Annotated[RoutePattern, PlainValidator(_pattern), PlainSerializer(_path_text, return_type=str)]
 Place = Annotated[Source, PlainValidator(_source), AS_TEXT]
 Places = Annotated[

@@ -31,7 +31,7 @@ def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
         return None
     if not isinstance(value, str | int | Decimal) or isinstance(value, bool):
         return None
-    amount = Decimal(value)
+    amount = Decimal(value) or Decimal(0)  # zero may have an exponent, too
     if amount < 0 or amount.adjusted() > MAX_EXPONENT:
         return None
     # More than money can say is certainly more than was held: it must not pass for a small amount.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from sidecar.core.command import Settle
+from sidecar.core.record import Origin
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
 
@@ -15,7 +16,7 @@ PAGE = 500
 CAUSE = "the process stopped before the outcome was written"
 
 
-async def account_for_crash(store: Store) -> None:
+async def account_for_crash(store: Store, origin: Origin = "gate") -> None:
     """Settle as `unknown` what a process that is gone had in flight. To be called before the first admission.
 
     Raises StoreUnavailable.
@@ -28,6 +29,7 @@ async def account_for_crash(store: Store) -> None:
                 admission_id=execution.decision_id,
                 outcome="unknown",
                 cause=CAUSE,
+                origin=origin,
             )
             for execution in page.rows
         )

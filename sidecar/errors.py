@@ -40,9 +40,11 @@ _ROWS: tuple[ErrorKind, ...] = (
     ErrorKind("method_not_allowed", 405, "Method not allowed"),
     ErrorKind("body_timeout", 408, "The request body did not arrive in time"),
     ErrorKind("not_reconcilable", 409, "The execution cannot be reconciled"),
+    ErrorKind("reload_refused", 409, "The new configuration or policies cannot be used; the old ones hold"),
     ErrorKind("body_too_large", 413, "The request body is too large"),
     ErrorKind("unsupported_media_type", 415, "Only plain application/json can be judged"),
     ErrorKind("invalid_scope", 422, "The requested scope is not valid"),
+    ErrorKind("braked", 429, "Policy brakes this for a while"),
     ErrorKind("internal_error", 500, "The sidecar failed"),
     ErrorKind("upstream_unreachable", 502, "The backend could not be reached; nothing was sent"),
     ErrorKind("upstream_failed", 502, "The backend's answer was lost"),
@@ -68,6 +70,12 @@ class Refusal:
     message: str
     members: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def retry_after_seconds(self) -> int | None:
+        """When to try again, where the refusal itself says so."""
+        seconds: int | None = self.members.get("retry_after_seconds")
+        return seconds
+
 
 class ScopegateError(Exception):
     """The root of every exception that is ours."""
@@ -87,6 +95,10 @@ def unavailable(exc: StoreUnavailable) -> Refusal:
     return Refusal(
         code, f"The store did not confirm it, so nothing was let through: {exc}.", {"cause": str(exc)}
     )
+
+
+class ConditionFailed(ScopegateError):
+    """A rule's condition could not be evaluated, or is neither true nor false. The message says why."""
 
 
 class CommandFailed(StoreUnavailable):

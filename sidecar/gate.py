@@ -9,30 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import replace
 from typing import Any, Literal
 
-from sidecar.core.bounds import Case, judge
-from sidecar.core.command import (
-    Admit,
-    Admitted,
-    Denied,
-    Issue,
-    Issued,
-    Reconcile,
-    Reply,
-    Revoke,
-    Revoked,
-    Settled,
-)
-from sidecar.core.facts import Claims
-from sidecar.core.policy import PolicySet
-from sidecar.core.scope import Scope
+from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Settled
+from sidecar.core.rules import preview, subject_of
 from sidecar.cost import reported_cost
-from sidecar.errors import Refusal, StoreUnavailable, unavailable
+from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import (
-    Explanation,
     Forwarded,
     Judged,
     Outcome,
@@ -42,8 +26,9 @@ from sidecar.outcomes import (
 )
 from sidecar.refusals import Asked, RefusalLog, Refused
 from sidecar.settlements import Settlements
-from sidecar.store.batch import LateReply, Store
+from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
+from sidecar.terms import Terms
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 
 logger = logging.getLogger("scopegate.gate")
@@ -55,7 +40,7 @@ MAX_CLOCK_LAG_SECONDS = 60.0
 
 
 class Gate:
-    """Admits, forwards and settles. A request keeps the policy set it began with; `policies` may change."""
+    """Admits, forwards and settles. A request keeps the terms that it began with."""
 
     def __init__(
         self,
@@ -64,30 +49,22 @@ class Gate:
         upstream: Upstream,
         refusals: RefusalLog,
         metrics: Metrics,
-        policies: PolicySet | None,
-        response_timeout_seconds: float,
-        max_answer_bytes: int,
-        max_in_flight: int,
     ) -> None:
-        self.policies = policies
         self.refusals = refusals
         self.draining = False
         self._store = store
         self._upstream = upstream
         self._metrics = metrics
-        self._response_timeout = response_timeout_seconds
-        self._max_answer = max_answer_bytes
-        self._max_in_flight = max_in_flight
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._settlements = Settlements(store, metrics)
 
     # The way of one request --------------------------------------------------------------------
 
-    def unready(self) -> tuple[Refusal, int] | None:
+    def unready(self, terms: Terms) -> tuple[Refusal, int] | None:
         """Why nothing can be admitted now, with the seconds after which to try again; None: go ahead."""
         if self.draining:
             return Refusal("draining", "The sidecar is shutting down; send the request to another one."), 5
-        if self.policies is None:
+        if terms.policies is None:
             return Refusal("policy_unavailable", "No valid policy set is loaded; nothing is allowed."), 30
         lag = self._store.clock_lag_seconds()
         if lag > MAX_CLOCK_LAG_SECONDS:
@@ -97,12 +74,13 @@ class Gate:
 
     async def execute(self, judged: Judged) -> Outcome:
         """Decide on a request and carry it through if it is admitted, even if the caller is cancelled."""
-        unready = self.unready()
-        if unready is None and len(self._in_flight) >= self._max_in_flight:
-            unready = Refusal("overloaded", f"{self._max_in_flight} gated requests are in flight."), 1
+        unready = self.unready(judged.terms)
+        most = judged.terms.settings.gate.max_in_flight
+        if unready is None and len(self._in_flight) >= most:
+            unready = Refusal("overloaded", f"{most} gated requests are in flight."), 1
         if unready is not None:
             refusal, retry_after = unready
-            return await self.refuse(refusal, self._asked(judged), retry_after=retry_after)
+            return await self.refusals.refuse(refusal, self._asked(judged), retry_after=retry_after)
         started: asyncio.Future[Outcome | Denied] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._execute(judged, started), name="scopegate-execution")
         self._in_flight.add(task)
@@ -118,57 +96,6 @@ class Gate:
         self._in_flight.discard(task)
         self._metrics.in_flight.set(len(self._in_flight))
 
-    async def explain(self, claims: Claims, tenant_id: str) -> Explanation:
-        """What `execute` would answer now. Asks the same bounds, consumes and records nothing (G10)."""
-        unready = self.unready()
-        if unready is not None or self.policies is None:
-            return Explanation(refusal=unready[0] if unready else None, scope=None, hold=0)
-        scope = await self._store.engine.scope(claims.scope_id) if claims.scope_id else None
-        case = Case.of(claims, tenant_id, scope, self.policies, self._store.now())
-        mine = scope is not None and scope.tenant_id == tenant_id
-        return Explanation(refusal=judge(case), scope=scope if mine else None, hold=case.hold)
-
-    async def issue(self, scope: Scope, ttl_seconds: int, asked: Asked) -> Issued | Refused:
-        """Grant a scope, if the policies allow it."""
-        assert self.policies is not None
-        command = Issue(
-            decision_id=new_decision_id(),
-            scope=scope,
-            ttl=ttl_seconds,
-            policies=self.policies,
-            request_id=asked.request_id,
-            principal=asked.principal,
-            record_denial=self.refusals.reserve(),
-        )
-        reply = await self._grant(command, asked)
-        assert isinstance(reply, Issued | Refused)
-        return reply
-
-    async def revoke(self, scope_id: str, asked: Asked) -> Revoked | Refused:
-        """Withdraw a scope."""
-        command = Revoke(
-            decision_id=new_decision_id(),
-            scope_id=scope_id,
-            tenant_id=asked.tenant_id,
-            request_id=asked.request_id,
-            principal=asked.principal,
-            record_denial=self.refusals.reserve(),
-        )
-        reply = await self._grant(command, asked)
-        assert isinstance(reply, Revoked | Refused)
-        return reply
-
-    async def _grant(self, command: Issue | Revoke, asked: Asked) -> Reply | Refused:
-        asked = replace(asked, policies=self.policies)
-        try:
-            reply = await self._submit(command)
-        except StoreUnavailable as exc:
-            return self._unconfirmed(exc, asked)
-        if isinstance(reply, Denied):
-            return await self.refusals.denied(reply, asked)
-        self._metrics.decisions.labels("selected", "none", "none").inc()
-        return reply
-
     async def reconcile(self, command: Reconcile) -> Settled | Denied:
         """Say what became of an `unknown` execution. Raises StoreUnavailable."""
         reply = await self._store.submit(command)
@@ -178,18 +105,13 @@ class Gate:
         assert isinstance(reply, Denied)
         return reply
 
-    async def refuse(self, refusal: Refusal, asked: Asked, *, retry_after: int | None = None) -> Refused:
-        """Refuse without asking the store."""
-        asked = replace(asked, policies=self.policies)
-        return await self.refusals.refuse(refusal, asked, retry_after=retry_after)
-
     def _asked(self, judged: Judged) -> Asked:
         return Asked(
             claims=judged.claims,
             tenant_id=judged.tenant_id,
             request_id=judged.request_id,
             principal=judged.principal,
-            policies=self.policies,
+            policies=judged.terms.policies,
         )
 
     async def _execute(self, judged: Judged, answer: asyncio.Future[Outcome | Denied]) -> None:
@@ -212,12 +134,16 @@ class Gate:
                 answer.set_exception(exc)
 
     async def _admit(self, judged: Judged) -> Admitted | Denied | Refused:
-        policies = self.policies
+        policies, asked = judged.terms.policies, self._asked(judged)
         assert policies is not None
+        subject = subject_of(judged.claims, judged.tenant_id, judged.principal, policies, self._store.now())
         command = Admit(
             decision_id=new_decision_id(),
             claims=judged.claims,
             policies=policies,
+            preview=preview(policies, "execute", subject),
+            scope_required_from=judged.terms.settings.gate.scope_required_from,
+            shadow=judged.shadow,
             tenant_id=judged.tenant_id,
             request_id=judged.request_id,
             principal=judged.principal,
@@ -226,36 +152,23 @@ class Gate:
         )
         begun = time.perf_counter()
         try:
-            reply = await self._submit(command, late=self._settlements.give_back)
+            reply = await self.refusals.submit(command, late=self._settlements.give_back)
         except StoreUnavailable as exc:
-            return self._unconfirmed(exc, self._asked(judged))
+            return self.refusals.unconfirmed(exc, asked)
         self._metrics.commit.observe(time.perf_counter() - begun)
         if isinstance(reply, Denied):
             return reply
         assert isinstance(reply, Admitted)
-        self._metrics.decisions.labels("selected", "none", policies.label(judged.claims.action or "")).inc()
+        self._metrics.decisions.labels("selected", "none", asked.action_label).inc()
+        self.refusals.let_through(reply.shadow, asked)
         return reply
-
-    def _unconfirmed(self, exc: StoreUnavailable, asked: Asked) -> Refused:
-        refusal = unavailable(exc)
-        self.refusals.unrecorded(refusal, asked, str(exc))
-        return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
-
-    async def _submit(self, command: Admit | Issue | Revoke, *, late: LateReply | None = None) -> Reply:
-        """Submit what may be denied; its place among the refusals is free again where it is not."""
-        reply: Reply | None = None
-        try:
-            reply = await self._store.submit(command, late=late)
-            return reply
-        finally:
-            if not isinstance(reply, Denied):
-                self.refusals.release(command.record_denial)
 
     async def _forward(
         self, judged: Judged, admitted: Admitted, answer: asyncio.Future[Outcome | Denied]
     ) -> None:
         """Send, read and settle. Ends in exactly one settlement, whatever happens (G8)."""
-        seconds = admitted.timeout_seconds or self._response_timeout
+        settings = judged.terms.settings
+        seconds = admitted.timeout_seconds or settings.upstream.response_timeout_seconds
         begun = time.perf_counter()
         ending: tuple[Literal["not_sent", "unknown"], Refusal]
         try:
@@ -263,7 +176,7 @@ class Gate:
             with exchange:
                 left = max(0.0, seconds - (time.perf_counter() - begun))
                 async with asyncio.timeout(left) as deadline:
-                    body, complete = await exchange.read_up_to(self._max_answer)
+                    body, complete = await exchange.read_up_to(settings.gate.max_answer_bytes)
                 if not complete:
                     await self._stream(judged, admitted, exchange, body, answer, deadline.when() or 0.0)
                     return
@@ -329,7 +242,7 @@ class Gate:
 
         `deadline` is in the loop's time and counts the backend's time only.
         """
-        rest = Remainder(patience=self._response_timeout)
+        rest = Remainder(patience=judged.terms.settings.upstream.response_timeout_seconds)
         _set(
             answer,
             Forwarded(admitted=admitted, **self._shown(admitted), head=exchange.head, body=body, rest=rest),
@@ -367,8 +280,9 @@ class Gate:
             rest.break_off()
 
     def _shown(self, last: Settled | Admitted) -> dict[str, Any]:
-        """The scope as it stands after the last thing that is known to be written."""
-        return {"scope": last.scope, "scope_status": last.scope.status(self._store.now())}
+        """The scope, if one was consumed, as it stands after the last thing that is known to be written."""
+        status = None if last.scope is None else last.scope.status(self._store.now())
+        return {"scope": last.scope, "scope_status": status}
 
     # The end -----------------------------------------------------------------------------------
 

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sidecar.core.brakes import Use
 from sidecar.core.command import Admitted
 from sidecar.core.facts import Claims, Source
+from sidecar.core.policy import Rule
+from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope, ScopeStatus
 from sidecar.errors import Refusal
 from sidecar.refusals import Refused
+from sidecar.terms import Terms
 from sidecar.upstream import Head
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -31,6 +35,8 @@ class Judged:
     body: bytes
     body_sha256: str
     cost_source: Source
+    terms: Terms
+    shadow: bool = False
     log_fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -40,8 +46,8 @@ class Forwarded:
     goes on from; then the execution is settled when the rest has been read."""
 
     admitted: Admitted
-    scope: Scope
-    scope_status: ScopeStatus
+    scope: Scope | None
+    scope_status: ScopeStatus | None
     head: Head
     body: bytes
     rest: Remainder | None = None
@@ -56,8 +62,8 @@ class Undelivered:
     """Admitted, but without an answer: why, and whether the attempt came back."""
 
     admitted: Admitted
-    scope: Scope
-    scope_status: ScopeStatus
+    scope: Scope | None
+    scope_status: ScopeStatus | None
     refusal: Refusal
 
     @property
@@ -70,11 +76,18 @@ Outcome = Forwarded | Undelivered | Refused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """The refusal that an execution would meet, None: it would be admitted. `hold` in micro-dollars."""
+    """The refusal that an execution would meet, None: it would be admitted. `hold` in micro-dollars.
+
+    `shadow` is what would be refused but is only recorded, `uses` how far each brake is used at `now`.
+    """
 
     refusal: Refusal | None
-    scope: Scope | None
-    hold: int
+    scope: Scope | None = None
+    scope_required: bool = True
+    hold: int = 0
+    shadow: tuple[Objection, ...] = ()
+    uses: tuple[tuple[Rule, Use], ...] = ()
+    now: int = 0
 
 
 class Remainder:
@@ -118,9 +131,11 @@ class Remainder:
 
 
 def admission_headers(admitted: Admitted) -> Headers:
-    """What the upstream is told of the admission (gate.md, step 5)."""
-    return (
-        (b"Scopegate-Decision-Id", admitted.execution.decision_id.encode("ascii")),
-        (b"Scopegate-Scope-Id", admitted.scope.scope_id.encode("utf-8")),
-        (b"Scopegate-Attempt-Number", str(admitted.execution.attempt_number).encode("ascii")),
-    )
+    """What the upstream is told of the admission (gate.md, step 5), of a scope only if it was consumed."""
+    told = [(b"Scopegate-Decision-Id", admitted.execution.decision_id.encode("ascii"))]
+    if admitted.scope is not None:
+        told += [
+            (b"Scopegate-Scope-Id", admitted.scope.scope_id.encode("utf-8")),
+            (b"Scopegate-Attempt-Number", str(admitted.execution.attempt_number).encode("ascii")),
+        ]
+    return told

@@ -89,7 +89,12 @@ class DecisionRecord(BaseModel):
 
 
 def core_record(record: DecisionRecord) -> Record:
-    """The record as the core has it, and a copy: what becomes of the one that was given does not matter."""
+    """The record as the core has it, and a copy: what becomes of the one that was given does not matter.
+
+    Raises TypeError for what is no DecisionRecord: that is a mistake of the caller, not of the store.
+    """
+    if not isinstance(record, DecisionRecord):
+        raise TypeError(f"record must be a DecisionRecord, not {type(record).__name__}")
     values = {field.name: getattr(record, field.name) for field in fields(Record)}
     return Record(
         **{
@@ -109,6 +114,7 @@ def decision_record(record: Record) -> DecisionRecord:
 
 class DecisionRecordService:
     """Appends decision records to the log. It never raises for a store that fails, and never waits for long.
+    What is no DecisionRecord raises TypeError.
 
     `db_url` names a store as `configure` does (`sqlite:///file.db`); None means the configured one. Raises
     ValueError for a URL that names no store. `failures` counts what could not be kept.

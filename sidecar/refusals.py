@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sidecar.core.command import Denied, Gatekept, Refuse
+from sidecar.core.command import Admit, Denied, Gatekept, Issue, Refuse, Reply, Revoke
 from sidecar.core.entries import outcome_of
 from sidecar.core.facts import Claims
 from sidecar.core.policy import PolicySet
-from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.core.rules import Objection
+from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.ids import new_decision_id
-from sidecar.store.batch import Store
+from sidecar.store.batch import LateReply, Store
 from sidecar.telemetry import Metrics
 
 logger = logging.getLogger("scopegate.gate")
@@ -28,6 +29,8 @@ BURST = 1_000
 PER_SECOND = 100.0
 SUMMARY_SECONDS = 0.25
 SHOWN_SUBJECTS = 10
+# What a request that the store did not confirm is told to wait.
+RETRY_AFTER_SECONDS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +106,63 @@ class RefusalLog:
 
     async def denied(self, denied: Denied, asked: Asked) -> Refused:
         """Pass on the denial of a command, which is recorded already unless a flood is on."""
-        if denied.decision_id is None:
-            return self._told(denied.refusal, asked, await self._summarize(denied.refusal, asked))
-        return self._told(denied.refusal, asked, denied.decision_id)
+        decision_id = denied.decision_id
+        if decision_id is None:
+            decision_id = await self._summarize(denied.refusal, asked)
+        return self._told(denied.refusal, asked, decision_id)
+
+    async def submit(self, command: Admit | Issue | Revoke, *, late: LateReply | None = None) -> Reply:
+        """Submit what may be denied; its place among the refusals is free again where it is not.
+
+        Raises StoreUnavailable.
+        """
+        reply: Reply | None = None
+        try:
+            reply = await self._store.submit(command, late=late)
+            return reply
+        finally:
+            if not isinstance(reply, Denied):
+                self.release(command.record_denial)
+
+    def unconfirmed(self, exc: StoreUnavailable, asked: Asked) -> Refused:
+        """What the store did not confirm is refused, and counted, since there is no record."""
+        refusal = unavailable(exc)
+        self.unrecorded(refusal, asked, str(exc))
+        return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
+
+    async def pass_over(self, refusal: Refusal, asked: Asked) -> Refused | str:
+        """Record what would be a refusal, if its route were not in shadow mode: the decision's id.
+
+        Each one by itself, even in a flood: nothing is let through unrecorded (G1).
+        """
+        command = self._command(refusal, asked, 1, None, shadow=True)
+        try:
+            await self._store.submit(command)
+        except StoreUnavailable as exc:
+            return self.unconfirmed(exc, asked)
+        self.let_through([Objection(refusal, None, shadow=True)], asked)
+        return command.decision_id
+
+    def let_through(self, objections: Sequence[Objection], asked: Asked) -> None:
+        """Count what shadow rules and routes would have refused."""
+        for objection in objections:
+            self._count_condition(objection.refusal)
+            self._metrics.shadow_refusals.labels(objection.refusal.code, objection.rule_id or "").inc()
+            logger.info(
+                "would be refused",
+                extra={
+                    "error": objection.refusal.code,
+                    "rule": objection.rule_id,
+                    "request_id": asked.request_id,
+                    "scope_id": asked.claims.scope_id,
+                    "incident_id": asked.claims.incident_id,
+                    "action": asked.claims.action,
+                },
+            )
+
+    def _count_condition(self, refusal: Refusal) -> None:
+        if "condition_error" in refusal.members:
+            self._metrics.condition_errors.labels(refusal.members["rules"][0]).inc()
 
     def unrecorded(self, refusal: Refusal, asked: Asked, cause: str) -> None:
         """Count and log a refusal for which there can be no record."""
@@ -121,6 +178,7 @@ class RefusalLog:
             extra={
                 "error": refusal.code,
                 "bound": refusal.members.get("bound"),
+                "rules": refusal.members.get("rules"),
                 "decision_id": decision_id,
                 "request_id": asked.request_id,
                 "scope_id": asked.claims.scope_id,
@@ -133,10 +191,12 @@ class RefusalLog:
     def _count(self, refusal: Refusal, asked: Asked) -> None:
         outcome = outcome_of(refusal).value
         self._metrics.decisions.labels(outcome, refusal.code, asked.action_label).inc()
+        self._count_condition(refusal)
 
     async def _summarize(self, refusal: Refusal, asked: Asked) -> str | None:
         """Count a refusal into the summary of its kind, and wait until that is committed."""
-        kind = (asked.gatekept, refusal.code, str(refusal.members.get("bound", "")), asked.tenant_id)
+        bound = refusal.members.get("bound") or ",".join(refusal.members.get("rules", ()))
+        kind = (asked.gatekept, refusal.code, str(bound), asked.tenant_id)
         summary = self._summaries.get(kind)
         if summary is None:
             summary = _Summary(refusal, asked, asyncio.get_running_loop().create_future())
@@ -164,7 +224,7 @@ class RefusalLog:
             refusal = Refusal(
                 summary.refusal.code,
                 f"{summary.count} refusals in {SUMMARY_SECONDS:g} s; the first: {summary.refusal.message}",
-                {key: value for key, value in summary.refusal.members.items() if key == "bound"},
+                {key: value for key, value in summary.refusal.members.items() if key in ("bound", "rules")},
             )
             decision_id = await self._submit(refusal, shared, summary.count, list(summary.subjects))
         summary.recorded.set_result(decision_id)
@@ -172,7 +232,19 @@ class RefusalLog:
     async def _submit(
         self, refusal: Refusal, asked: Asked, count: int, subjects: list[str] | None
     ) -> str | None:
-        command = Refuse(
+        command = self._command(refusal, asked, count, subjects)
+        try:
+            await self._store.submit(command)
+        except StoreUnavailable as exc:
+            self._count_unrecorded(refusal, asked, str(exc), count)
+            return None
+        return command.decision_id
+
+    @staticmethod
+    def _command(
+        refusal: Refusal, asked: Asked, count: int, subjects: list[str] | None, *, shadow: bool = False
+    ) -> Refuse:
+        return Refuse(
             decision_id=new_decision_id(),
             refusal=refusal,
             gatekept=asked.gatekept,
@@ -183,13 +255,8 @@ class RefusalLog:
             principal=asked.principal,
             count=count,
             summary=None if subjects is None else {"subjects": subjects},
+            shadow=shadow,
         )
-        try:
-            await self._store.submit(command)
-        except StoreUnavailable as exc:
-            self._count_unrecorded(refusal, asked, str(exc), count)
-            return None
-        return command.decision_id
 
     def _count_unrecorded(self, refusal: Refusal, asked: Asked, cause: str, count: int) -> None:
         """G5: while the store does not work, a refusal is at least counted and logged."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import signal
@@ -22,22 +21,24 @@ from sidecar.core.policy import PolicySet
 from sidecar.crash import account_for_crash
 from sidecar.errors import ScopegateError
 from sidecar.gate import Gate
+from sidecar.grants import Grants
 from sidecar.refusals import RefusalLog
-from sidecar.settings import Listen, Log, ScopeDefaults, ScopeLimits, Settings
+from sidecar.settings import Listen, Log, Settings
 from sidecar.signing import load_signing_key
 from sidecar.store.base import Clock
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry import Metrics, without_created_series
+from sidecar.terms import Live, Terms
 from sidecar.upstream import Upstream
 from sidecar.web.admin import About, Admin
-from sidecar.web.data import DataLimits, DataPlane, GatedRoute
+from sidecar.web.data import DataPlane
 from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
 from sidecar.web.openapi.document import document
 from sidecar.web.ops import Ops
 from sidecar.web.passthrough import PassThrough
-from sidecar.web.scopes import ScopeApi, ScopeTerms
+from sidecar.web.scopes import ScopeApi
 from sidecar.web.server import DataServer, require_fast_parser
 
 logger = logging.getLogger("scopegate")
@@ -66,7 +67,7 @@ class Sidecar:
             observer=self._checkpointer or self.metrics,
             mask=settings.log.masking(),
         )
-        self._policies = policies
+        self.live = Live(Terms(settings, policies))
         self._clock = clock
         self.data_address = settings.data.listen
         self.ops_address = settings.ops.listen
@@ -107,7 +108,7 @@ class Sidecar:
         self.data_address = _listens("data", self._data.sockets[0].getsockname())
 
     def _wire(self) -> None:
-        settings, gate_settings = self.settings, self.settings.gate
+        settings = self.settings
         address = settings.upstream.address
         self.upstream = Upstream(
             address.host,
@@ -121,60 +122,32 @@ class Sidecar:
             upstream=self.upstream,
             refusals=RefusalLog(self.store, self.metrics),
             metrics=self.metrics,
-            policies=self._policies,
-            response_timeout_seconds=settings.upstream.response_timeout_seconds,
-            max_answer_bytes=gate_settings.max_answer_bytes,
-            max_in_flight=gate_settings.max_in_flight,
         )
-        scopes = ScopeApi(
-            store=self.store,
-            gate=self.gate,
-            defaults=_terms(settings.scopes.defaults),
-            limits=_terms(settings.scopes.limits),
-            max_body_bytes=gate_settings.max_body_bytes,
-            body_timeout_seconds=gate_settings.body_timeout_seconds,
-            tenant_header=gate_settings.tenant_header,
-        )
+        grants = Grants(store=self.store, gate=self.gate, metrics=self.metrics)
+        scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
-        self.passing = PassThrough(
-            self.upstream,
-            self.metrics,
-            max_connections=settings.upstream.max_connections,
-            connect_timeout_seconds=settings.upstream.connect_timeout_seconds,
-            head_timeout_seconds=settings.upstream.response_timeout_seconds,
-        )
+        self.passing = PassThrough(self.upstream, self.metrics, live=self.live)
         plane = DataPlane(
             gate=self.gate,
             passing=self.passing,
             scopes=scopes if on_data else None,
-            routes=[GatedRoute(pattern=route.path, sources=route.sources) for route in gate_settings.routes],
-            limits=DataLimits(
-                max_body_bytes=gate_settings.max_body_bytes,
-                body_timeout_seconds=gate_settings.body_timeout_seconds,
-                write_timeout_seconds=settings.upstream.response_timeout_seconds,
-                annotate_response=gate_settings.annotate_response,
-                tenant_header=gate_settings.tenant_header,
-            ),
+            live=self.live,
             metrics=self.metrics,
         )
-        self._data_server = DataServer(plane.handle, head_timeout_seconds=gate_settings.head_timeout_seconds)
+        self._data_server = DataServer(plane.handle, head_timeout_seconds=settings.gate.head_timeout_seconds)
         self._admin = Admin(
             store=self.store,
             gate=self.gate,
             scopes=None if on_data else scopes,
-            emitters=EmitterApi(
-                store=self.store, metrics=self.metrics, min_confidence=settings.care.min_confidence
+            grants=grants,
+            live=self.live,
+            emitters=EmitterApi(store=self.store, metrics=self.metrics, live=self.live),
+            docs=Docs(
+                lambda: document(self.live.terms.settings, data=self.data_address, ops=self.ops_address)
             ),
-            docs=Docs(lambda: document(settings, data=self.data_address, ops=self.ops_address)),
-            sources=gate_settings.routes[0].sources,
-            tenant_header=gate_settings.tenant_header,
-            about=About(
-                started_at=self._clock(),
-                store_url=settings.store.url,
-                config_revision=hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16],
-            ),
+            about=About(started_at=self._clock(), store_url=settings.store.url),
         )
-        self._ops = Ops(store=self.store, gate=self.gate, metrics=self.metrics)
+        self._ops = Ops(store=self.store, gate=self.gate, live=self.live, metrics=self.metrics)
 
     async def _serve(self, name: str, application: web.Application, listen: Listen) -> Listen:
         runner = web.AppRunner(
@@ -191,7 +164,7 @@ class Sidecar:
 
     async def stop(self) -> None:
         """Take nothing new in, let what is in flight end within the drain limit, then close everything."""
-        limit = self.settings.shutdown.drain_seconds
+        limit = self.live.terms.settings.shutdown.drain_seconds
         # Closing takes a while, too; both together stay within the limit where that leaves room for it.
         patience = max(limit * 0.8, limit - LAST_CALL_SECONDS - 2 * FLUSH_SECONDS)
         until = time.monotonic() + patience
@@ -255,12 +228,6 @@ def _checkpointer(log: Log, metrics: Metrics) -> Checkpointer | None:
     if log.signing_key_file is None or log.checkpoint_file is None:
         return None
     return Checkpointer(load_signing_key(log.signing_key_file), log.checkpoint_file, metrics)
-
-
-def _terms(values: ScopeDefaults | ScopeLimits) -> ScopeTerms:
-    return ScopeTerms(
-        max_attempts=values.max_attempts, ttl_seconds=values.ttl_seconds, max_cost=values.max_cost
-    )
 
 
 @contextmanager

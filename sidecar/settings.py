@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,24 +36,24 @@ from sidecar.configvalues import (
     LoopbackAddress,
     MaskKeyFile,
     MaskPointer,
-    Mode,
     Pattern,
     Place,
     Places,
+    Risk,
     Seconds,
     SigningKeyFile,
     StoreUrl,
     UpstreamUrl,
-    later,
     sentence,
     some,
 )
 from sidecar.core.facts import DEFAULT_SOURCES, FactSources
 from sidecar.core.masking import Mask, pointer
+from sidecar.core.policy import RiskClass
 from sidecar.errors import ConfigurationError, Fault
 from sidecar.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, shown, survey
 
-__all__ = ["Listen", "Route", "Settings", "default", "load"]
+__all__ = ["Listen", "Loaded", "Route", "Settings", "default", "load"]
 
 PREFIX = "SCOPEGATE_"
 
@@ -94,7 +95,7 @@ class Store(Section):
 
 class Route(Section):
     path: Pattern
-    mode: Mode = "enforce"
+    mode: Literal["enforce", "shadow"] = "enforce"
     scope_id: Place = DEFAULT_SOURCES.scope_id
     incident_id: Place = DEFAULT_SOURCES.incident_id
     action: Place = DEFAULT_SOURCES.action
@@ -126,7 +127,7 @@ class Gate(Section):
     max_in_flight: Count = 1024
     annotate_response: bool = False
     tenant_header: HeaderName = None
-    scope_required_from: Annotated[Literal["low"], later("low")] = "low"
+    scope_required_from: Risk = RiskClass.LOW
 
     @model_validator(mode="after")
     def _each_path_once(self) -> Gate:
@@ -261,14 +262,25 @@ class Settings(Section):
         return self
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Settings that are valid, and what else there is to say: warnings about the environment, the keys of the
+    file that the environment or a flag overrides, and the file itself, which knows where its keys stand."""
+
+    settings: Settings
+    warnings: tuple[str, ...]
+    shadowed: tuple[str, ...]
+    document: Document
+
+
 def load(
     path: Path,
     *,
     environment: Mapping[str, str],
     overrides: Sequence[tuple[str, str]] = (),
     read_keys: bool = True,
-) -> tuple[Settings, tuple[str, ...]]:
-    """The settings and warnings about the environment. Raises ConfigurationError.
+) -> Loaded:
+    """The settings. Raises ConfigurationError.
 
     `overrides` are (dotted key, text) from flags. File names in values are relative to the file's folder,
     wherever they were given. Without `read_keys` the key files are not looked into: whoever only reads the
@@ -308,7 +320,13 @@ def load(
     settings, wrong = _validated(tree, context, document, places)
     if settings is None or found:
         raise ConfigurationError(in_order([*found, *wrong]))
-    return settings, tuple(warnings)
+    overridden = {key for _, key, _ in given}
+    return Loaded(
+        settings=settings,
+        warnings=tuple(warnings),
+        shadowed=tuple(key for key in keys if key in overridden and tuple(key.split(".")) in document.marks),
+        document=document,
+    )
 
 
 def default(upstream_url: str, **sections: Any) -> Settings:

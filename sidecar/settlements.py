@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sidecar.core.command import Admitted, Reply, Settle, Settled
+from sidecar.core.record import Origin
 from sidecar.errors import CommandFailed, StoreClosed, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
@@ -27,8 +28,9 @@ LONGEST_PAUSE_SECONDS = 2.0
 class Settlements:
     """Writes settlements, and keeps in memory those that have to wait for the store."""
 
-    def __init__(self, store: Store, metrics: Metrics) -> None:
+    def __init__(self, store: Store, metrics: Metrics, origin: Origin = "gate") -> None:
         self._store = store
+        self._origin: Origin = origin
         self._metrics = metrics
         self._kept: deque[Settle] = deque()
         self._writer: asyncio.Task[None] | None = None
@@ -50,6 +52,7 @@ class Settlements:
             cost=cost,
             http_status=http_status,
             cause=cause,
+            origin=self._origin,
         )
         begun = time.perf_counter()
         settled = await self._submit(command)
@@ -61,8 +64,8 @@ class Settlements:
             extra={
                 "decision_id": admitted.execution.decision_id,
                 "request_id": admitted.execution.request_id,
-                "scope_id": admitted.scope.scope_id,
-                "incident_id": admitted.scope.incident_id,
+                "scope_id": admitted.execution.scope_id,
+                "incident_id": admitted.execution.incident_id,
                 "action": admitted.execution.action,
                 "attempt_number": admitted.execution.attempt_number,
                 "http_status": http_status,
@@ -84,6 +87,7 @@ class Settlements:
                     admission_id=reply.execution.decision_id,
                     outcome="not_sent",
                     cause=cause,
+                    origin=self._origin,
                 )
             )
 

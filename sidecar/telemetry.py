@@ -63,6 +63,18 @@ class Metrics:
             ("kind", "result"),
             registry=registry,
         )
+        self.shadow_refusals = Counter(
+            "scopegate_shadow_refusals",
+            "What rules and routes in shadow mode would have refused; rule is empty for a route.",
+            ("reason", "rule"),
+            registry=registry,
+        )
+        self.condition_errors = Counter(
+            "scopegate_condition_errors",
+            "Conditions (when) that could not be judged, and so refused.",
+            ("rule",),
+            registry=registry,
+        )
         self.cost_overruns = Counter(
             "scopegate_cost_overruns", "Executions that cost more than their hold.", registry=registry
         )
@@ -119,6 +131,24 @@ class Metrics:
             "Records that the last checkpoint attests; 0: none since the start.",
             registry=registry,
         )
+        self.reloads = Counter(
+            "scopegate_reloads",
+            "Reloads of configuration and policies: ok, unchanged, or refused.",
+            ("result",),
+            registry=registry,
+        )
+        for result in ("ok", "unchanged", "refused"):
+            self.reloads.labels(result)
+        self.last_reload_success = Gauge(
+            "scopegate_last_reload_success",
+            "Whether the last reload, or else the start, could use the files: 1 or 0.",
+            registry=registry,
+        )
+        self.last_reload_time = Gauge(
+            "scopegate_last_reload_timestamp_seconds",
+            "When that was, in seconds since 1970.",
+            registry=registry,
+        )
         build = Gauge(
             "scopegate_build_info", "Always 1; the labels tell.", ("version", "python"), registry=registry
         )
@@ -173,7 +203,7 @@ def set_up_logging(
     root.handlers[:] = [handler]
     root.setLevel(level)
     # These libraries report at INFO what our own records say better.
-    for noisy in ("aiosqlite", "asyncio"):
+    for noisy in ("aiosqlite", "asyncio", "watchfiles"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

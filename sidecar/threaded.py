@@ -94,11 +94,11 @@ class Library:
         store = Store(engine, clock=wall_clock, deadline_seconds=self._deadline, observer=metrics)
         try:
             await store.open()
-            await account_for_crash(store)
+            await account_for_crash(store, "library")
         except BaseException:
             await store.close()
             raise
-        self._engine, self._settlements, self._store = engine, Settlements(store, metrics), store
+        self._engine, self._settlements, self._store = engine, Settlements(store, metrics, "library"), store
 
     def close(self) -> None:
         """Commit what waits, close the store and end its thread. What comes after raises StoreClosed."""

@@ -2,7 +2,7 @@
 
 YAML 1.1 reads `no` as false, `017` as 15 and `12:30` as 750; YAML 1.2 reads text, 17 and text. Anchors,
 tags, merge keys and duplicate keys let a file say something else than what the eye sees. All of that is an
-error with `file:line:column`. PyYAML only splits the text into events; typing, bounds and places are ours.
+error with `file:line:column`. The text comes split into events; typing, bounds and places are ours.
 """
 
 from __future__ import annotations
@@ -10,29 +10,26 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
+from sidecar import yamlevents
 from sidecar.errors import ConfigurationError, Fault
+from sidecar.yamlevents import LINE_END, Undecided, Unreadable, of
 
-MAX_BYTES = 1_048_576
 MAX_DEPTH = 32
 MAX_NUMBER_CHARS = 64
 
 KeyPath = tuple[str | int, ...]
 
-# YAML's printable characters less those that only YAML 1.1 takes for line ends: behind one of them a
-# comment could hide a key.
-_FORBIDDEN = re.compile(
-    "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-)
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(:[^}]*)?\}|\$\{")
 
-_NULL = ("", "~", "null", "Null", "NULL")
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _RADIX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
@@ -40,7 +37,9 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 _QUOTES = ", or put it in quotes if text is meant"
 
-# Plain text that YAML 1.1 and 1.2 type differently, and what it is.
+# Plain text that YAML 1.1 and 1.2 type differently, and what it is. All but the words, of three letters at
+# most, begin with one of these, as numbers do.
+_TELLING = "-+.0123456789=<"
 _WORD = re.compile(r"(?i:yes|no|on|off|y|n)")
 _SURPRISES: tuple[tuple[re.Pattern[str], str], ...] = (
     (_WORD, "is a truth value to YAML 1.1 only: write true or false"),
@@ -60,49 +59,56 @@ _SURPRISES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"=|<<"), "has a meaning of its own to YAML 1.1: write something else"),
 )
 
-# What PyYAML says (its context and problem), and what to do about it. First match wins.
-_SYNTAX: tuple[tuple[str, str], ...] = (
-    (r"character '\\t'", "a tab stands where YAML allows only spaces; replace it by spaces"),
-    (r"cannot start any token", "text cannot begin with this character; put the text in quotes"),
-    (r"scanning an (alias|anchor)", 'aliases and anchors are refused; put text such as "*" in quotes'),
-    (r"\btag\b|undefined tag", "tags (!) are refused; put text that begins with ! in quotes"),
-    (r"quoted scalar: found unexpected", "the quoted text that begins here is never closed; add the quote"),
-    (r"double-quoted scalar", "this is no escape; write \\\\ for a backslash, or use single quotes"),
-    (r"values are not allowed", "a ': ' cannot stand here; put the text in quotes, or correct the indent"),
-    (r"expected ':'", "a ':' is missing behind this key; add it, or correct the indentation"),
-    (r"block (mapping|collection): ", "this does not fit the lines above; correct the indentation"),
-    (
-        r"flow (sequence|mapping): ",
-        "a comma, ] or } is missing before here; a ${...} inside [] or {} needs quotes",
-    ),
-    (r"expected the node content", "a value is missing here; text that begins with a bracket needs quotes"),
-    (r"<document start>", "text follows after the end of the document; remove it"),
-    (r"directive|incompatible", "directives (%) have no use here; remove the line"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Plain values (dict, list, str, int, float, bool, None) and where each key and item stands.
+    """Plain values (dict, list, str, int, float, bool, None) and where each of them stands.
 
-    `broken` holds the paths at which a fault was found and the value is only a stand-in.
+    `marks` hold line and column of each key and item, `starts` those of the texts behind keys. `broken` holds
+    the paths at which a fault was found and the value is only a stand-in. `source` is what was read.
     """
 
     file: str
     value: Any
     marks: Mapping[KeyPath, tuple[int, int]] = field(default_factory=dict)
     broken: frozenset[KeyPath] = frozenset()
+    starts: Mapping[KeyPath, tuple[int, int]] = field(default_factory=dict)
+    source: str = ""
 
     def place(self, path: KeyPath) -> str:
         """`file:line:column` of a key or item, or of the nearest one above it that is known."""
         while path and path not in self.marks:
             path = path[:-1]
-        line, column = self.marks.get(path, (1, 1))
-        return f"{self.file}:{line}:{column}"
+        return self._at(*self.marks.get(path, (1, 1)))
+
+    def place_within(self, path: KeyPath, text: str, line: int, column: int) -> tuple[str, str]:
+        """The place of a character of the text at a path, given its line and column there.
+
+        Where the file does not show the text as it is (folded, on several lines, with escapes): the place
+        where the text begins, and words that say which character of it is meant.
+        """
+        lines = LINE_END.split(self.source)
+        first, start = self.starts.get(path) or self.marks[path]
+        shown_from = lines[first - 1][start - 1 :]
+        sign = shown_from[:1]
+        if sign == "|":
+            wanted = "".join(text.split("\n")[line - 1 : line])
+            found = "".join(lines[first + line - 1 : first + line])
+            if wanted and found.endswith(wanted):
+                return self._at(first + line, len(found) - len(wanted) + column), ""
+        elif sign in ("'", '"'):
+            if shown_from[1:].startswith(text + sign):
+                return self._at(first, start + column), ""
+        elif shown_from.startswith(text):
+            return self._at(first, start + column - 1), ""
+        return self._at(first, start), f" (line {line}, column {column} of it)"
 
     def is_broken(self, path: KeyPath) -> bool:
         """Whether a fault at the path or above it was reported already."""
-        return any(path[:length] in self.broken for length in range(len(path) + 1))
+        return bool(self.broken) and any(path[:length] in self.broken for length in range(len(path) + 1))
+
+    def _at(self, line: int, column: int) -> str:
+        return f"{self.file}:{line}:{column}"
 
 
 def parse(text: str | bytes, file: str, *, environment: Mapping[str, str] | None = None) -> Document:
@@ -117,15 +123,28 @@ def survey(
     text: str | bytes, file: str, *, environment: Mapping[str, str] | None = None
 ) -> tuple[Document | None, tuple[Fault, ...]]:
     """As `parse`, but gives the faults beside what could be read: no document, if not to its end."""
+    try:
+        source = yamlevents.decoded(text)
+    except Unreadable as exc:
+        return None, (_fault_at(file, exc),)
+    with suppress(Undecided, Unreadable):
+        reading = _Reading(file, environment)
+        document = reading.run(source, yamlevents.fast(source))
+        if not reading.faults:
+            return document, ()
     reading = _Reading(file, environment)
-    return reading.run(text), in_order(reading.faults)
+    try:
+        document = reading.run(source, yamlevents.careful(source))
+    except Unreadable as exc:
+        return None, in_order([*reading.faults, _fault_at(file, exc)])
+    return document, in_order(reading.faults)
 
 
 def contents(path: Path) -> bytes:
     """A file's bytes, bounded; ConfigurationError where it cannot be read."""
     try:
         with path.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
+            return stream.read(yamlevents.MAX_BYTES + 1)
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         message = f"cannot be read ({reason}); check the name and the permissions"
@@ -138,6 +157,8 @@ def plain(text: str) -> Any:
         return None
     if text in _TRUTH:
         return _TRUTH[text]
+    if text[0] not in _TELLING and (len(text) > 3 or not _WORD.fullmatch(text)):
+        return text  # most of what is written; the patterns would say the same, later
     for pattern, message in _SURPRISES:
         if pattern.fullmatch(text):
             raise ValueError(message + _QUOTES)
@@ -184,81 +205,36 @@ def in_order(faults: Iterable[Fault]) -> tuple[Fault, ...]:
     return tuple(sorted(faults, key=position))
 
 
-class _Unreadable(Exception):
-    """The rest of the text cannot be read; the fault is recorded already."""
-
-
 class _Reading:
-    """One pass over the events of one text."""
+    """One pass over the events of one text. Raises Unreadable where it cannot go on."""
 
     def __init__(self, file: str, environment: Mapping[str, str] | None) -> None:
         self.file = file
         self.environment = environment
         self.faults: list[Fault] = []
         self.marks: dict[KeyPath, tuple[int, int]] = {}
+        self.starts: dict[KeyPath, tuple[int, int]] = {}
         self.broken: set[KeyPath] = set()
 
-    def run(self, raw: str | bytes) -> Document | None:
-        try:
-            value = self._document(self._events(self._text(raw)))
-        except _Unreadable:
-            return None
-        return Document(self.file, value, self.marks, frozenset(self.broken))
+    def run(self, source: str, events: Iterator[Any]) -> Document:
+        value = self._document(events)
+        return Document(self.file, value, self.marks, frozenset(self.broken), self.starts, source)
 
     def _fault(self, event: Any, path: KeyPath, message: str) -> None:
-        line, column = _of(event.start_mark)
+        line, column = of(event.start_mark)
         self.faults.append(Fault(f"{self.file}:{line}:{column}", dotted(path), message))
-
-    def _stop(self, position: tuple[int, int], message: str) -> NoReturn:
-        self.faults.append(Fault(f"{self.file}:{position[0]}:{position[1]}", "", message))
-        raise _Unreadable
-
-    def _text(self, raw: str | bytes) -> str:
-        if len(raw) > MAX_BYTES:
-            self._stop((1, 1), f"is larger than {MAX_BYTES} bytes; split it or make it shorter")
-        if isinstance(raw, str):
-            text = raw
-        else:
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError as exc:
-                before = raw[: exc.start].decode("utf-8")
-                self._stop(_position(before), "is not UTF-8 here; save the file as UTF-8")
-        text = text.removeprefix("\ufeff")
-        found = _FORBIDDEN.search(text)
-        if found:
-            code = f"U+{ord(found[0]):04X}"
-            self._stop(_position(text[: found.start()]), f"{code} is refused; remove it, or write an escape")
-        return text
-
-    def _events(self, text: str) -> Iterator[Any]:
-        """PyYAML's events, its errors translated. It lets some numbers through to int() and chr()."""
-        last: Any = None
-        try:
-            for event in yaml.parse(text, Loader=yaml.SafeLoader):
-                last = event.end_mark
-                yield event
-        except yaml.MarkedYAMLError as exc:
-            cause = f"{exc.context or ''}: {exc.problem or ''}"
-            message = next((words for pattern, words in _SYNTAX if re.search(pattern, cause)), None)
-            # An open quote is noticed at the end of the file; where it began is what helps.
-            opened = "found unexpected" in cause and "quoted scalar" in cause
-            mark = exc.context_mark if opened else exc.problem_mark
-            self._stop(_of(mark), message or f"is not YAML ({shown(exc.problem or 'unreadable')})")
-        except (yaml.YAMLError, ValueError, OverflowError):
-            self._stop(_of(last), "behind this place stands an escape or a number that YAML does not know")
 
     def _document(self, events: Iterator[Any]) -> Any:
         value: Any = None
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
                 if self.marks:
-                    self._stop(_of(event.start_mark), "a second document begins here; keep one per file")
+                    raise Unreadable(of(event.start_mark), "a second document begins here; keep one per file")
                 if event.tags:
                     self._fault(event, (), "directives (%TAG) have no use here; remove the line")
                 root = next(events)
-                self.marks[()] = _of(root.start_mark)
                 value = self._value(root, events, ())
+                self.marks[()] = of((event if value is None else root).start_mark)
         return value
 
     def _value(self, event: Any, events: Iterator[Any], path: KeyPath) -> Any:
@@ -270,7 +246,8 @@ class _Reading:
         if not isinstance(event, yaml.CollectionStartEvent):
             return value
         if len(path) >= MAX_DEPTH:
-            self._stop(_of(event.start_mark), f"is nested more than {MAX_DEPTH} levels deep; make it flatter")
+            message = f"is nested more than {MAX_DEPTH} levels deep; make it flatter"
+            raise Unreadable(of(event.start_mark), message)
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(events, path)
         items: list[Any] = []
@@ -278,7 +255,7 @@ class _Reading:
             if isinstance(item, yaml.SequenceEndEvent):
                 break
             here = (*path, len(items))
-            self.marks[here] = _of(item.start_mark)
+            self.marks[here] = of(item.start_mark)
             items.append(self._value(item, events, here))
         return items
 
@@ -303,13 +280,16 @@ class _Reading:
                 key = None
             if key is None:
                 # The value of a key that cannot be used is read for its faults only, and leaves no marks.
-                kept = self.marks, self.broken
-                self.marks, self.broken = {}, set()
+                kept = self.marks, self.starts, self.broken
+                self.marks, self.starts, self.broken = {}, {}, set()
                 self._value(next(events), events, here)
-                self.marks, self.broken = kept
+                self.marks, self.starts, self.broken = kept
             else:
-                self.marks[here] = _of(event.start_mark)
-                mapping[key] = self._value(next(events), events, here)
+                self.marks[here] = of(event.start_mark)
+                behind = next(events)
+                value = mapping[key] = self._value(behind, events, here)
+                if isinstance(value, str):
+                    self.starts[here] = of(behind.start_mark)
         return mapping
 
     def _key(self, event: Any, events: Iterator[Any], path: KeyPath) -> str | None:
@@ -320,7 +300,7 @@ class _Reading:
             return None
         self._refuse_decoration(event, path)
         text = self._characters(event, event.value, path)
-        if event.style is None and text is not None:
+        if not event.style and text is not None:
             if text == "<<":
                 self._fault(event, path, "merge keys (<<) are refused; write the keys out")
                 return None
@@ -341,7 +321,7 @@ class _Reading:
         filled = self._substituted(event, text, path) if self.environment is not None else text
         if filled is None:
             return None
-        if event.style is not None:
+        if event.style:
             return filled
         try:
             return plain(filled)
@@ -353,6 +333,8 @@ class _Reading:
 
     def _characters(self, event: Any, text: str, path: KeyPath) -> str | None:
         """Joins surrogate pairs as JSON writes them; a half of one, or NUL, is no text."""
+        if text.isascii() and "\0" not in text:
+            return text
         try:
             joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError:
@@ -388,12 +370,6 @@ class _Reading:
         return None if problems else filled
 
 
-def _of(mark: Any) -> tuple[int, int]:
-    """Line and column, from 1, of one of PyYAML's marks."""
-    return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
-
-
-def _position(before: str) -> tuple[int, int]:
-    """Line and column, from 1, of what follows the given text."""
-    lines = re.split("\r\n|\r|\n", before)
-    return len(lines), len(lines[-1]) + 1
+def _fault_at(file: str, exc: Unreadable) -> Fault:
+    line, column = exc.position
+    return Fault(f"{file}:{line}:{column}", "", exc.message)

@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,10 @@ class House:
     backend: Backend
     clock: Clock
     database: Path
+
+    def adopt(self, policies: PolicySet | None) -> None:
+        """What is judged from now on is judged by these policies."""
+        self.sidecar.live.terms = replace(self.sidecar.live.terms, policies=policies)
 
     # The data listener
 

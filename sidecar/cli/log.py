@@ -68,6 +68,8 @@ def verify(config: Path, overrides: tuple[str, ...], public_keys: tuple[Path, ..
     """Recompute the hash chain of the log; works beside a running sidecar. Exit code 4: tampering found.
 
     Signed checkpoints show whether records are missing from the end, and whether all of it was rewritten.
+    What is kept beside the records has to be as the sidecar leaves it, too: tables, append-only triggers,
+    switches, and what refers to records.
     """
     loaded = load_settings(config, overrides, read_keys=False)
     path = _database(config, loaded)

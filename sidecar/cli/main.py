@@ -10,11 +10,12 @@ from typing import Literal
 
 import click
 
-from sidecar import __version__, policyfiles
+from sidecar import __version__
 from sidecar.cli.log import log
-from sidecar.cli.options import FAILED, config_option, failed, load_settings, misconfigured, set_option
+from sidecar.cli.options import FAILED, config_option, failed, files_of, misconfigured, set_option, warn
 from sidecar.core.policy import PolicySet
 from sidecar.errors import ConfigurationError, ScopegateError
+from sidecar.reload import Files
 from sidecar.serve import run as serve_until_stopped
 from sidecar.settings import Settings
 from sidecar.telemetry import set_up_logging
@@ -53,12 +54,13 @@ Example:
 def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "text"]) -> None:
     """Stand in front of the backend until SIGTERM."""
     set_up_logging(log_format)
-    loaded, policies = _load(config, overrides)
+    files = files_of(config, overrides)
+    loaded, policies = _read(files)
     if loaded.store.file is None:
         misconfigured(f"{config}: store.url: run needs a store that survives it; use sqlite:///file")
     _warn_of_open_door(loaded)
     try:
-        asyncio.run(serve_until_stopped(loaded, policies))
+        asyncio.run(serve_until_stopped(loaded, policies, files))
     except ScopegateError as exc:
         failed(str(exc))
 
@@ -72,7 +74,7 @@ Example:
 @set_option
 def check(config: Path, overrides: tuple[str, ...]) -> None:
     """Read configuration and policies as `run` would, and name every mistake."""
-    loaded, policies = _load(config, overrides)
+    loaded, policies = _read(files_of(config, overrides))
     routes = ", ".join(route.path.text for route in loaded.gate.routes)
     unlisted = "refused" if policies.unlisted is None else f"{policies.unlisted.risk.value} risk"
     click.echo(f"configuration  {config}: ok")
@@ -105,12 +107,14 @@ def demo(once: bool) -> None:
 main.add_command(log)
 
 
-def _load(config: Path, overrides: tuple[str, ...]) -> tuple[Settings, PolicySet]:
-    loaded = load_settings(config, overrides)
+def _read(files: Files) -> tuple[Settings, PolicySet]:
     try:
-        return loaded, policyfiles.load(loaded.policies)
+        loaded, policies = files.read()
     except ConfigurationError as exc:
+        warn(files.warnings)
         misconfigured(str(exc))
+    warn(files.warnings)
+    return loaded.settings, policies
 
 
 def _warn_of_open_door(loaded: Settings) -> None:

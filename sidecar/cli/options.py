@@ -12,6 +12,7 @@ import click
 
 from sidecar import settings
 from sidecar.errors import ConfigurationError
+from sidecar.reload import Files
 from sidecar.settings import Settings
 
 FAILED = 1
@@ -37,19 +38,34 @@ set_option = click.option(
 
 def load_settings(config: Path, overrides: tuple[str, ...], *, read_keys: bool = True) -> Settings:
     """The settings, or the end of the program with every mistake in them."""
+    try:
+        loaded = settings.load(
+            config, environment=os.environ, overrides=_pairs(overrides), read_keys=read_keys
+        )
+    except ConfigurationError as exc:
+        misconfigured(str(exc))
+    warn(loaded.warnings)
+    return loaded.settings
+
+
+def files_of(config: Path, overrides: tuple[str, ...]) -> Files:
+    """The files to run with, and what overrides them from now on."""
+    return Files(config, environment=os.environ, overrides=_pairs(overrides))
+
+
+def _pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
     pairs = []
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise click.BadParameter(f"{override!r} is not KEY=VALUE", param_hint="--set")
         pairs.append((key, value))
-    try:
-        loaded, warnings = settings.load(config, environment=os.environ, overrides=pairs, read_keys=read_keys)
-    except ConfigurationError as exc:
-        misconfigured(str(exc))
+    return pairs
+
+
+def warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
         logging.getLogger("scopegate").warning(warning)
-    return loaded
 
 
 def failed(message: str) -> NoReturn:

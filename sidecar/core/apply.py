@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sidecar.core.bounds import Case, judge, not_in_catalogue
+from sidecar.core import deciding
+from sidecar.core.brakes import Tally, tallies_for
 from sidecar.core.command import (
     Admit,
-    Admitted,
     Bind,
     Bound,
     Command,
@@ -21,7 +21,6 @@ from sidecar.core.command import (
     Emit,
     Emitted,
     Issue,
-    Issued,
     NotEmitted,
     NotInFlight,
     Reconcile,
@@ -36,26 +35,27 @@ from sidecar.core.command import (
     Turn,
     Turned,
 )
+from sidecar.core.deciding import Decided, Past
 from sidecar.core.entries import ended_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
-from sidecar.core.money import to_dollars
 from sidecar.core.record import Entry, Event, iso_time
+from sidecar.core.rules import Objection
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.errors import Refusal
-
-SECOND = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """The rows that a batch of commands names, as they stand. A name without a row is not in it.
 
-    `kept` holds the keys under which a record is kept, `on` the switches that are on, and `unbound`, for
-    each request named, the sequence numbers of its pre-run records that have no run.
+    `admissions` names, by tally, the executions that brakes count; they are among `executions`. `kept` holds
+    the keys under which a record is kept, `on` the switches that are on, and `unbound`, for each request
+    named, the sequence numbers of its pre-run records that have no run.
     """
 
     scopes: Mapping[str, Scope] = field(default_factory=dict)
     executions: Mapping[str, Execution] = field(default_factory=dict)
+    admissions: Mapping[Tally, Sequence[str]] = field(default_factory=dict)
     kept: Set[bytes] = frozenset()
     on: Set[Switch] = frozenset()
     unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -76,10 +76,12 @@ class Applied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """The rows that a command needs. An admission's row brings its scope along."""
+    """The rows that a command needs. An admission's row brings its scope along. `tallies`: how many seconds
+    back each is needed."""
 
     scope_id: str | None = None
     admission_id: str | None = None
+    tallies: Mapping[Tally, int] = field(default_factory=dict)
     once: bytes | None = None
     switch: Switch | None = None
     request_id: str | None = None
@@ -92,7 +94,9 @@ def names(command: Command) -> Named:
     """What of the store a command has to see."""
     match command:
         case Admit():
-            return Named(scope_id=command.claims.scope_id)
+            claims = command.claims
+            counted = tallies_for(command.policies, command.tenant_id, claims.incident_id, claims.action)
+            return Named(scope_id=claims.scope_id, tallies=counted)
         case Settle() | Reconcile():
             return Named(admission_id=command.admission_id)
         case Revoke():
@@ -111,13 +115,15 @@ def apply(command: Command, state: State, now: int) -> Applied:
     """Apply one command to the rows that it names. `now` is in microseconds since 1970 (UTC)."""
     match command:
         case Admit():
-            return _admit(command, state, now)
+            scope = state.scopes.get(command.claims.scope_id or "")
+            past = Past(state.admissions, state.executions)
+            return _decided(deciding.admit(command, scope, past, now))
         case Settle():
             return _settle(command, state, now)
         case Refuse():
             return _refuse(command, now)
         case Issue():
-            return _issue(command, now)
+            return _decided(deciding.issue(command, now))
         case Revoke():
             return _revoke(command, state, now)
         case Emit():
@@ -131,103 +137,23 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _reconcile(command, state, now)
 
 
-def _admit(command: Admit, state: State, now: int) -> Applied:
-    claims = command.claims
-    scope = state.scopes.get(claims.scope_id or "")
-    case = Case.of(claims, command.tenant_id, scope, command.policies, now, command.announced_cost)
-    refusal = judge(case)
-    if refusal is not None:
-        if not command.record_denial:
-            return Applied(reply=Denied(refusal, None))
-        return Applied(
-            reply=Denied(refusal, command.decision_id),
-            entry=gate_entry(command, "refused", refusal, claims, command.policies.revision, now),
-        )
-    hold = case.hold
-    scope = replace(case.granted, attempts_used=case.granted.attempts_used + 1, held=case.granted.held + hold)
-    execution = Execution(
-        decision_id=command.decision_id,
-        scope_id=scope.scope_id,
-        tenant_id=scope.tenant_id,
-        incident_id=scope.incident_id,
-        action=claims.action or "",
-        request_id=command.request_id or "",
-        attempt_number=scope.attempts_used,
-        hold=hold,
-        admitted_at=now,
-    )
-    entry = gate_entry(
-        command,
-        "admitted",
-        None,
-        claims,
-        command.policies.revision,
-        now,
-        attempt_number=execution.attempt_number,
-        attempts_remaining=scope.attempts_remaining,
-        hold_usd=to_dollars(hold),
-        risk=case.entry.risk.value if case.entry else None,
-        granted_to=scope.created_by,
-    )
-    timeout = case.entry.timeout_seconds if case.entry else None
-    return Applied(reply=Admitted(scope, execution, timeout), scope=scope, execution=execution, entry=entry)
-
-
-# The other commands --------------------------------------------------------------------------------
-
-
-def _issue(command: Issue, now: int) -> Applied:
-    scope = replace(command.scope, created_at=now, expires_at=now + command.ttl * SECOND)
-    claims = Claims(scope_id=scope.scope_id, incident_id=scope.incident_id, target_agents=scope.target_agents)
-    asked = {
-        "allowed_actions": list(scope.allowed_actions),
-        "max_attempts": scope.max_attempts,
-        "max_cost_usd": to_dollars(scope.max_cost),
-        "ttl_seconds": command.ttl,
-        "intent": scope.intent,
-        "created_by": scope.created_by,
-        "created_by_verified": command.created_by_verified,
-    }
-    for action in scope.allowed_actions:
-        if command.policies.action(action) is None:
-            refusal = not_in_catalogue(action)
-            if not command.record_denial:
-                return Applied(reply=Denied(refusal, None))
-            return Applied(
-                reply=Denied(refusal, command.decision_id),
-                entry=gate_entry(
-                    command,
-                    "refused",
-                    refusal,
-                    replace(claims, scope_id=None),
-                    command.policies.revision,
-                    now,
-                    gatekept="scope_grant",
-                    **asked,
-                ),
-            )
-    entry = gate_entry(
-        command,
-        "issued",
-        None,
-        claims,
-        command.policies.revision,
-        now,
-        gatekept="scope_grant",
-        expires_at=iso_time(scope.expires_at),
-        **asked,
-    )
-    return Applied(reply=Issued(scope, command.decision_id), scope=scope, entry=entry)
+def _decided(decided: Decided) -> Applied:
+    return Applied(reply=decided.reply, scope=decided.scope, execution=decided.execution, entry=decided.entry)
 
 
 def _refuse(command: Refuse, now: int) -> Applied:
     counted: dict[str, Any] = (
         {} if command.count == 1 else {"count": command.count, **(command.summary or {})}
     )
+    refusal: Refusal | None = command.refusal
+    if command.shadow:
+        counted["would_refuse"] = [Objection(command.refusal, None, shadow=True).to_dict()]
+        counted["scope_waived"] = deciding.SHADOW_ROUTE
+        refusal = None
     entry = gate_entry(
         command,
-        "refused",
-        command.refusal,
+        "admitted" if command.shadow else "refused",
+        refusal,
         command.claims,
         command.policy_revision,
         now,
@@ -280,7 +206,7 @@ def _settle(command: Settle, state: State, now: int) -> Applied:
     execution = state.executions.get(command.admission_id)
     if execution is None or execution.status != "in_flight":
         return Applied(reply=NotInFlight(execution))
-    scope = state.scopes[execution.scope_id]
+    scope = None if execution.scope_id is None else state.scopes[execution.scope_id]
     ended = replace(
         execution,
         status=command.outcome,
@@ -306,7 +232,7 @@ def _reconcile(command: Reconcile, state: State, now: int) -> Applied:
             {"execution_status": execution.status},
         )
         return Applied(reply=Denied(refusal, None))
-    scope = state.scopes[execution.scope_id]
+    scope = None if execution.scope_id is None else state.scopes[execution.scope_id]
     ended = replace(
         execution,
         status=command.outcome,
@@ -326,19 +252,18 @@ def _final_cost(outcome: str, reported: int | None, hold: int) -> int | None:
 
 
 def _ended(
-    command: Settle | Reconcile, event: Event, scope: Scope, execution: Execution, now: int
+    command: Settle | Reconcile, event: Event, scope: Scope | None, execution: Execution, now: int
 ) -> Applied:
     """End an execution: release, keep or replace its hold, and record it (G3, G8)."""
-    overrun = False
-    if execution.status in RELEASING:
+    overrun = execution.cost is not None and 0 < execution.hold < execution.cost
+    if scope is not None and execution.status in RELEASING:
         scope = replace(scope, attempts_used=scope.attempts_used - 1, held=scope.held - execution.hold)
-    elif execution.cost is not None:
-        overrun = 0 < execution.hold < execution.cost
+    elif scope is not None and execution.cost is not None:
         scope = replace(
             scope,
             held=scope.held - execution.hold,
             settled=scope.settled + execution.cost,
             overrun=scope.overrun or overrun,
         )
-    entry = ended_entry(command, event, scope, execution, overrun, now)
+    entry = ended_entry(command, event, execution, overrun, now)
     return Applied(reply=Settled(scope, execution, overrun), scope=scope, execution=execution, entry=entry)

@@ -2,12 +2,12 @@
 
 The order (seed-contract.md, "Scopes") makes a scope that is both used up and asked for another action
 answer `action_outside_scope`, as PIN-162's A5 wants, and one that is used up and revoked answer
-`scope_revoked`. Policies come after the scope's own bounds. No clock, no I/O.
+`scope_revoked`. The catalogue's bounds come after the scope's own, the rules after both. No clock, no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sidecar.core.facts import Claims
@@ -159,7 +159,23 @@ def not_in_catalogue(action: str | None) -> Refusal:
     )
 
 
-BOUNDS: tuple[Callable[[Case], Refusal | None], ...] = (
+def _targets_named(case: Case) -> Refusal | None:
+    if case.entry is None or not case.entry.targets_required or case.claims.target_agents:
+        return None
+    return targets_required(case.claims.action)
+
+
+def targets_required(action: str | None) -> Refusal:
+    return Refusal(
+        "policy_denied",
+        f"The action {action!r} is only allowed for target agents that are named (targets_required).",
+        {"rules": [], "action": action},
+    )
+
+
+Bound = Callable[[Case], Refusal | None]
+
+SCOPE_BOUNDS: tuple[Bound, ...] = (
     _scope_given,
     _members_given,
     _scope_exists,
@@ -170,13 +186,15 @@ BOUNDS: tuple[Callable[[Case], Refusal | None], ...] = (
     _not_expired,
     _attempts_left,
     _cost_left,
-    _action_in_catalogue,
 )
+# What an execution that needs no scope has to keep instead.
+UNSCOPED_BOUNDS: tuple[Bound, ...] = (_members_given,)
+CATALOGUE_BOUNDS: tuple[Bound, ...] = (_action_in_catalogue, _targets_named)
 
 
-def judge(case: Case) -> Refusal | None:
-    """The first bound that fails, or None: allowed. Changes nothing; `explain` asks the same question."""
-    for bound in BOUNDS:
+def judge(case: Case, bounds: Sequence[Bound] = (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS)) -> Refusal | None:
+    """The first bound that fails, or None: all are kept."""
+    for bound in bounds:
         refusal = bound(case)
         if refusal is not None:
             return refusal

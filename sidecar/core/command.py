@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sidecar.core.facts import Claims
-from sidecar.core.policy import PolicySet
+from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.core.record import Origin, Record
+from sidecar.core.rules import Objection, Preview
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import Refusal
 
@@ -22,12 +23,16 @@ Switch = Literal["care_kill_switch"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
-    """Grant a scope. `scope` holds the terms; its times are set when the command is applied."""
+    """Grant a scope. `scope` holds the terms; its times are set when the command is applied.
+
+    `defaulted` names the terms (of `rules.TERMS`) that nobody asked for: policies may lower them.
+    """
 
     decision_id: str
     scope: Scope
     ttl: int
     policies: PolicySet
+    defaulted: frozenset[str] = frozenset()
     request_id: str | None = None
     principal: str = "anonymous"
     created_by_verified: bool = False
@@ -41,7 +46,9 @@ class Admit:
 
     With `record_denial` off, a denial leaves no record of its own: the caller is in a flood and will
     record it in a counted summary. `announced_cost` is what the caller knows that it will cost; where it is
-    above the catalogue's hold, it is what is held.
+    above the catalogue's hold, it is what is held. `preview` is what the rules have said already, None: they
+    are asked when the command is applied. An action of a risk below `scope_required_from` needs no scope. On
+    a `shadow` route what would be a refusal is only recorded.
     """
 
     decision_id: str
@@ -52,13 +59,19 @@ class Admit:
     principal: str = "anonymous"
     body_sha256: str | None = None
     announced_cost: int = 0
+    preview: Preview | None = None
+    scope_required_from: RiskClass = RiskClass.LOW
+    shadow: bool = False
     record_denial: bool = True
     origin: Origin = "gate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """Record a refusal that needed no scope to be decided, or, with `count` above 1, a flood of them."""
+    """Record a refusal that needed no scope to be decided, or, with `count` above 1, a flood of them.
+
+    With `shadow` it only would have been one: the request is let through.
+    """
 
     decision_id: str
     refusal: Refusal
@@ -70,6 +83,7 @@ class Refuse:
     principal: str = "anonymous"
     count: int = 1
     summary: Mapping[str, Any] | None = None
+    shadow: bool = False
     origin: Origin = "gate"
 
 
@@ -152,17 +166,22 @@ Command = Issue | Admit | Refuse | Settle | Revoke | Reconcile | Emit | Turn | B
 
 @dataclass(frozen=True, slots=True)
 class Issued:
+    """`shadow` holds what would have been refused, if it were not only recorded."""
+
     scope: Scope
     decision_id: str
+    shadow: tuple[Objection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """`scope` is as it stands after this attempt was consumed."""
+    """`scope` is as it stands after this attempt was consumed, None where none was needed; `shadow` as in
+    Issued."""
 
-    scope: Scope
+    scope: Scope | None
     execution: Execution
     timeout_seconds: float | None
+    shadow: tuple[Objection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +201,7 @@ class Recorded:
 class Settled:
     """`overrun`: the reported cost was above a hold that was not zero."""
 
-    scope: Scope
+    scope: Scope | None
     execution: Execution
     overrun: bool
 

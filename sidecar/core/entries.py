@@ -19,7 +19,7 @@ from sidecar.core.record import (
     Event,
     Record,
 )
-from sidecar.core.scope import Execution, Scope
+from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
 
 # The parameters of a larger body stay out of the log, which anybody who may ask could fill otherwise; the
@@ -31,6 +31,7 @@ MAX_RECORDED_BODY_BYTES = 16 * 1024
 OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
     {
         "policy_denied": DecisionOutcome.POLICY_BLOCKED,
+        "braked": DecisionOutcome.POLICY_BLOCKED,
         "policy_unavailable": DecisionOutcome.POLICY_UNAVAILABLE,
         "store_unavailable": DecisionOutcome.POLICY_UNAVAILABLE,
         "overloaded": DecisionOutcome.POLICY_UNAVAILABLE,
@@ -86,7 +87,7 @@ def gate_entry(
             decision_inputs=inputs,
             decision_reason=None if refusal is None else refusal.code,
             tenant_id=tenant,
-            request_id=command.request_id,
+            request_id=command.request_id or None,
             decided_at=now,
             details=details,
         ),
@@ -94,7 +95,7 @@ def gate_entry(
 
 
 def ended_entry(
-    command: Settle | Reconcile, event: Event, scope: Scope, execution: Execution, overrun: bool, now: int
+    command: Settle | Reconcile, event: Event, execution: Execution, overrun: bool, now: int
 ) -> Entry:
     """The entry that ends an admission, as settled or as reconciled."""
     inputs: dict[str, Any] = {"policy_id": "scoped_execution"}
@@ -117,8 +118,8 @@ def ended_entry(
     return Entry(
         event=event,
         origin=command.origin,
-        scope_id=scope.scope_id,
-        incident_id=scope.incident_id,
+        scope_id=execution.scope_id,
+        incident_id=execution.incident_id,
         action=execution.action,
         admission_id=execution.decision_id,
         record=Record(
@@ -127,7 +128,7 @@ def ended_entry(
             decision_outcome=DecisionOutcome.SELECTED if happened else DecisionOutcome.NONE,
             decision_inputs=inputs,
             decision_reason=None if happened else execution.status,
-            tenant_id=scope.tenant_id,
+            tenant_id=execution.tenant_id,
             request_id=execution.request_id or None,
             decided_at=now,
             details=details,

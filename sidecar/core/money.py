@@ -25,14 +25,15 @@ def to_micros(dollars: Decimal | int | float | str) -> int:
     if isinstance(dollars, bool):
         raise ValueError("an amount of dollars is a number")
     try:
-        amount = Decimal(repr(dollars) if isinstance(dollars, float) else dollars)
+        # Zero is zero, whatever its sign and its exponent.
+        amount = Decimal(repr(dollars) if isinstance(dollars, float) else dollars) or Decimal(0)
     except (InvalidOperation, ValueError) as exc:
         raise ValueError("an amount of dollars is a decimal number") from exc
     # adjusted() bounds the exponent before any arithmetic: 1e999999999 must not become an integer.
-    if not amount.is_finite() or (amount.is_signed() and amount != 0) or amount.adjusted() > 9:
+    if not amount.is_finite() or amount.is_signed() or amount.adjusted() > 9:
         raise ValueError("an amount of dollars is finite and between 0 and 1000000000")
     if amount.adjusted() < -20:
-        return 0 if amount == 0 else 1
+        return 1
     micros = int(_UP.multiply(amount, MICROS_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))
     if micros > MAX_MICROS:
         raise ValueError("an amount of dollars is finite and between 0 and 1000000000")

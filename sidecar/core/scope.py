@@ -86,17 +86,22 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """One admitted execution, named by the decision that admitted it, and how it ended."""
+    """One admitted execution, named by the decision that admitted it, and how it ended.
+
+    Where no scope was asked for (a low risk, a shadow route) it has neither scope nor attempt number.
+    """
 
     decision_id: str
-    scope_id: str
+    scope_id: str | None
     tenant_id: str
     incident_id: str
     action: str
     request_id: str
-    attempt_number: int
+    attempt_number: int | None
     hold: int
     admitted_at: int
+    principal: str = "anonymous"
+    target_agents: tuple[str, ...] = ()
     status: ExecutionStatus = "in_flight"
     cost: int | None = None
     ended_at: int | None = None

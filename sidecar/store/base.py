@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sidecar.core.apply import State
+from sidecar.core.brakes import Tally
 from sidecar.core.command import Bind, Switch, Turn
 from sidecar.core.record import Entry
 from sidecar.core.scope import Execution, Scope
@@ -38,10 +39,12 @@ class LogRow:
 @dataclass(frozen=True, slots=True)
 class Names:
     """The rows that a batch needs: scopes by id, executions by admission (which bring their scopes along),
-    keys under which a record is kept once, switches, and requests by the records that have no run."""
+    admissions by tally, newer than a time (microseconds) or still in flight and all but those not sent, keys
+    under which a record is kept once, switches, and requests by the records that have no run."""
 
     scopes: Sequence[str] = ()
     executions: Sequence[str] = ()
+    tallies: Mapping[Tally, int] = field(default_factory=dict)
     once: Sequence[bytes] = ()
     switches: Sequence[Switch] = ()
     requests: Sequence[str] = ()
@@ -114,6 +117,9 @@ class Engine(Protocol):
 
         Raises StoreUnavailable where that does not work.
         """
+
+    async def look(self, names: Names) -> State:
+        """What a transaction would load now."""
 
     async def tidy(self) -> None:
         """Housekeeping between batches."""

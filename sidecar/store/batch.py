@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidecar.core.apply import Named, State, apply, names
+from sidecar.core.brakes import Tally, tallies_with
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import Admit, Bind, Command, Emit, Issue, Refuse, Reply, Settle, Switch, Turn
 from sidecar.core.record import CausalRole, Entry
+from sidecar.core.rules import SECOND
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
 from sidecar.jsonvalue import dumps
@@ -279,7 +281,7 @@ class Store:
         heads: list[Head] = []
         # Losing a settlement on power failure leaves its hold standing, which is the safe side.
         durable = not all(isinstance(command, Settle) for command in commands)
-        wanted = _rows_of([names(command) for command in commands])
+        wanted = rows_of([names(command) for command in commands], now)
         await self.engine.transact(wanted, decide, durable=durable)
         self._head = heads[-1]
         if durable:
@@ -287,11 +289,17 @@ class Store:
         return replies
 
 
-def _rows_of(named: Sequence[Named]) -> Names:
-    """What a batch needs, each row once."""
+def rows_of(named: Sequence[Named], now: int) -> Names:
+    """What a batch needs at a time, each row once."""
+    tallies: dict[Tally, int] = {}
+    for one in named:
+        for tally, seconds in one.tallies.items():
+            since = now - seconds * SECOND
+            tallies[tally] = min(tallies.get(tally, since), since)
     return Names(
         scopes=list({one.scope_id for one in named if one.scope_id is not None}),
         executions=list({one.admission_id for one in named if one.admission_id is not None}),
+        tallies=tallies,
         once=list({one.once for one in named if one.once is not None}),
         switches=list({one.switch for one in named if one.switch is not None}),
         requests=list({one.request_id for one in named if one.request_id is not None}),
@@ -313,10 +321,13 @@ def apply_all(
     """Apply commands in order, each to what the one before left; link their records to the chain."""
     scopes = dict(state.scopes)
     executions = dict(state.executions)
+    admissions = {tally: list(found) for tally, found in state.admissions.items()}
     kept = set(state.kept)
     on = set(state.on)
     unbound = {request_id: list(seqs) for request_id, seqs in state.unbound.items()}
-    running = State(scopes=scopes, executions=executions, kept=kept, on=on, unbound=unbound)
+    running = State(
+        scopes=scopes, executions=executions, admissions=admissions, kept=kept, on=on, unbound=unbound
+    )
     issued: dict[str, Scope] = {}
     changed_scopes: dict[str, Scope] = {}
     changed_executions: dict[str, Execution] = {}
@@ -335,6 +346,10 @@ def apply_all(
         if applied.execution is not None:
             execution = applied.execution
             executions[execution.decision_id] = changed_executions[execution.decision_id] = execution
+            if isinstance(command, Admit):
+                for tally in tallies_with(execution):
+                    if tally in admissions:
+                        admissions[tally].append(execution.decision_id)
         if applied.entry is not None:
             seq += 1
             envelope = canonical(applied.entry, head.writer, seq, mask)

@@ -16,6 +16,12 @@ PAGE = 256
 # Before all records: what somebody put in front of record 1 is read, too.
 START = -(2**63)
 
+# Every object of a schema and the version of it. What SQLite makes by itself is left out: the indexes of
+# constraints, which have no sql, and the tables in which ANALYZE keeps what it found.
+_SCHEMA = """
+    SELECT (SELECT user_version FROM pragma_user_version), type, name, tbl_name, CAST(sql AS TEXT)
+    FROM sqlite_master WHERE sql NOT GLOB 'CREATE TABLE sqlite_stat[0-9]*'"""
+
 # What SQLite calls a file that somebody has been at, by the beginning of its error's name. Our own SQL is
 # well formed, so that a plain SQLITE_ERROR speaks of a table or column that is gone.
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_ERROR")
@@ -56,6 +62,14 @@ class LogFile:
         found = self._connection.execute("SELECT hash FROM decisions WHERE seq = ?", (seq,)).fetchone()
         return None if found is None else bytes(found[0])
 
+    def schema(self) -> list[Any]:
+        """As `schema_of`."""
+        return schema_of(self._connection)
+
+    def first(self, sql: str) -> Any:
+        """The first row that a query finds, None where it finds none."""
+        return self._connection.execute(sql).fetchone()
+
     def pages(self, columns: str, after: int, last: int) -> Iterator[list[Any]]:
         """The records behind `after` and up to `last` in order, in pages; the first column is their seq.
 
@@ -76,6 +90,11 @@ class LogFile:
                 return
             yield page
             after = page[-1][0]
+
+
+def schema_of(connection: sqlite3.Connection) -> list[Any]:
+    """(version, kind, name, table, sql) of every object in a schema that is ours to judge."""
+    return connection.execute(_SCHEMA).fetchall()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ SCOPE_COLUMNS = (
 )
 EXECUTION_COLUMNS = (
     "decision_id, scope_id, tenant_id, incident_id, action, request_id, attempt_number, hold, admitted_at, "
-    "status, cost, ended_at, http_status, cause"
+    "status, cost, ended_at, http_status, cause, principal, target_agents"
 )
 LOG_COLUMNS = (
     "seq, decision_id, event, decision_type, decision_outcome, decided_at, tenant_id, scope_id, incident_id, "
@@ -95,6 +95,8 @@ def execution_from_row(row: Row) -> Execution:
         ended_at=row[11],
         http_status=row[12],
         cause=row[13],
+        principal=row[14],
+        target_agents=tuple(orjson.loads(row[15])),
     )
 
 
@@ -114,6 +116,8 @@ def execution_to_row(execution: Execution) -> Row:
         execution.ended_at,
         execution.http_status,
         execution.cause,
+        execution.principal,
+        orjson.dumps(execution.target_agents).decode(),
     )
 
 

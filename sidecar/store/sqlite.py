@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
-import orjson
 
 from sidecar.core.apply import State
 from sidecar.core.chain import GENESIS
@@ -29,6 +28,7 @@ from sidecar.errors import StoreUnavailable
 from sidecar.store import rows
 from sidecar.store.base import Changes, Head, Names, Page, StoredDecision
 from sidecar.store.lists import STORED_DECISION, cursor, decision_cursor, decisions_query, page
+from sidecar.store.loading import IS_KEPT, IS_ON, load
 from sidecar.store.migrate import migrate
 
 T = TypeVar("T")
@@ -42,24 +42,16 @@ _UPDATE_SCOPE = """
     UPDATE scopes SET attempts_used = ?, settled = ?, held = ?, overrun = ?, revoked_at = ?
     WHERE scope_id = ?"""
 _SAVE_EXECUTION = f"""
-    INSERT INTO executions ({rows.EXECUTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO executions ({rows.EXECUTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (decision_id) DO UPDATE SET status = excluded.status, cost = excluded.cost,
         ended_at = excluded.ended_at, http_status = excluded.http_status, cause = excluded.cause"""
 _APPEND = f"""
     INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-_IS_KEPT = "SELECT 1 FROM kept_once WHERE key = ?"
-_IS_ON = "SELECT 1 FROM switches WHERE name = ? AND is_on"
 _KEEP = "INSERT INTO kept_once (key, decision_id) VALUES (?, ?)"
 _TURN = """
     INSERT INTO switches (name, is_on, changed_at) VALUES (?, ?, ?)
     ON CONFLICT (name) DO UPDATE SET is_on = excluded.is_on, changed_at = excluded.changed_at"""
 _BIND = "INSERT INTO run_bindings (seq, run_id, bound_at) VALUES (?, ?, ?)"
-# Within one request there are few records, so what is no column may be read from the bytes.
-_UNBOUND = """
-    SELECT seq FROM decisions LEFT JOIN run_bindings b USING (seq)
-    WHERE request_id = ? AND decisions.run_id IS NULL AND b.run_id IS NULL
-        AND json_extract(CAST(envelope AS TEXT), '$.record.causal_role') = 'pre_run'
-    ORDER BY seq"""
 
 # What SQLite's words leave open, by the beginning of its error's name.
 _ADVICE = {
@@ -68,8 +60,6 @@ _ADVICE = {
     "SQLITE_READONLY": ": the file or its folder cannot be written to",
     "SQLITE_CANTOPEN": ": the file or its folder is not there or not accessible",
 }
-
-_NAMED = "IN (SELECT value FROM json_each(?))"
 
 
 def read_only_uri(path: Path) -> str:
@@ -138,7 +128,7 @@ class SqliteEngine:
             self._sync(connection, full=durable)
             connection.execute("BEGIN IMMEDIATE")
             try:
-                changes = decide(_load(connection, names))
+                changes = decide(load(connection, names))
                 connection.executemany(_ISSUE_SCOPE, map(rows.scope_to_row, changes.issued))
                 connection.executemany(_UPDATE_SCOPE, map(rows.scope_counters, changes.scopes))
                 connection.executemany(_SAVE_EXECUTION, map(rows.execution_to_row, changes.executions))
@@ -223,6 +213,9 @@ class SqliteEngine:
     async def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         return await self._read(lambda connection: connection.execute(sql, parameters).fetchall())
 
+    async def look(self, names: Names) -> State:
+        return await self._read(lambda connection: load(connection, names))
+
     async def scope(self, scope_id: str) -> Scope | None:
         found = await self._rows(f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id = ?", (scope_id,))
         return rows.scope_from_row(found[0]) if found else None
@@ -257,10 +250,10 @@ class SqliteEngine:
         return _stored_decision(found[0]) if found else None
 
     async def is_kept(self, key: bytes) -> bool:
-        return bool(await self._rows(_IS_KEPT, (key,)))
+        return bool(await self._rows(IS_KEPT, (key,)))
 
     async def is_on(self, switch: Switch) -> bool:
-        return bool(await self._rows(_IS_ON, (switch,)))
+        return bool(await self._rows(IS_ON, (switch,)))
 
     async def executions_of(self, scope_id: str) -> Sequence[Execution]:
         # By way of the log, which has an index for it; executions have none, so that settling stays cheap.
@@ -356,36 +349,6 @@ def _head(connection: sqlite3.Connection) -> Head:
         "SELECT seq, hash, COALESCE(recorded_at, decided_at) FROM decisions ORDER BY seq DESC LIMIT 1"
     ).fetchone()
     return Head(writer, *(last or (0, GENESIS, 0)))
-
-
-def _load(connection: sqlite3.Connection, names: Names) -> State:
-    executions: dict[str, Execution] = {}
-    wanted = list(names.scopes)
-    if names.executions:
-        for row in connection.execute(
-            f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id {_NAMED}",
-            (orjson.dumps(names.executions).decode(),),
-        ):
-            execution = rows.execution_from_row(row)
-            executions[execution.decision_id] = execution
-            wanted.append(execution.scope_id)
-    scopes: dict[str, Scope] = {}
-    if wanted:
-        for row in connection.execute(
-            f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id {_NAMED}",
-            (orjson.dumps(wanted).decode(),),
-        ):
-            scope = rows.scope_from_row(row)
-            scopes[scope.scope_id] = scope
-    once = (key for key in names.once if connection.execute(_IS_KEPT, (key,)).fetchone())
-    on = (switch for switch in names.switches if connection.execute(_IS_ON, (switch,)).fetchone())
-    unbound = {
-        request_id: [seq for (seq,) in connection.execute(_UNBOUND, (request_id,))]
-        for request_id in names.requests
-    }
-    return State(
-        scopes=scopes, executions=executions, kept=frozenset(once), on=frozenset(on), unbound=unbound
-    )
 
 
 def _identity(name: str) -> tuple[str, int, int]:

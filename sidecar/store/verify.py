@@ -1,4 +1,5 @@
-"""Recomputes the hash chain of a log, and holds it against signed checkpoints.
+"""Recomputes the hash chain of a log, and holds it against signed checkpoints; then looks at what is kept
+beside the chain: the schema with its triggers, the switches, and what refers to records.
 
 A record is compared as it stands: its bytes with its hash, its columns with its bytes. Nothing is ever
 serialized again. The loop over the records is written to be fast; what is wrong with one is looked into
@@ -7,7 +8,10 @@ only once something is.
 
 from __future__ import annotations
 
+import re
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -18,15 +22,44 @@ import orjson
 
 from sidecar.core.chain import GENESIS
 from sidecar.core.record import iso_time
-from sidecar.errors import LogTampered
+from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.store.attestation import NONE, Attestation, Attested
-from sidecar.store.logfile import READ_ERRORS, START, LogFile, damage_of, opened
+from sidecar.store.logfile import READ_ERRORS, START, LogFile, damage_of, opened, schema_of
+from sidecar.store.migrate import migrations
 
 _COLUMNS = (
     "event, decision_type, decision_outcome, decided_at, tenant_id, scope_id, incident_id, action, "
     "request_id, run_id, admission_id"
 )
 _NAMES = ("seq", *_COLUMNS.split(", "), "recorded_at", "decision_id", "envelope", "hash")
+
+# A word, a text or name in quotes, a comment, white space, or any other character, as SQLite reads them.
+_TOKEN = re.compile(
+    r"""\w+|'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|[ \t\n\f\r]+|.""", re.ASCII | re.DOTALL
+)
+_SAYS_NOTHING = ("--", "/*", " ", "\t", "\n", "\f", "\r")
+
+# A switch that does not stand as its last record left it. Where a mask hides how that was, its time counts.
+_STRAY_SWITCH = """
+    WITH turned AS (
+        SELECT json_extract(CAST(envelope AS TEXT), '$.record.decision_inputs.policy_id') AS name,
+            CASE json_type(CAST(envelope AS TEXT), '$.record.details.on')
+                WHEN 'true' THEN 1 WHEN 'false' THEN 0 END AS is_on,
+            decided_at, MAX(seq) AS seq
+        FROM decisions WHERE event = 'switched' GROUP BY 1
+    )
+    SELECT name, seq FROM (SELECT name FROM switches UNION SELECT name FROM turned)
+    LEFT JOIN switches USING (name) LEFT JOIN turned USING (name)
+    WHERE switches.is_on IS NOT COALESCE(turned.is_on, switches.is_on)
+        OR switches.changed_at IS NOT turned.decided_at
+    ORDER BY name"""
+_STRAY_KEY = """
+    SELECT hex(key), decision_id FROM kept_once
+    WHERE NOT EXISTS (SELECT 1 FROM decisions WHERE decisions.decision_id = kept_once.decision_id) LIMIT 1"""
+_STRAY_BINDING = """
+    SELECT run_id, seq FROM run_bindings
+    WHERE NOT EXISTS (SELECT 1 FROM decisions WHERE decisions.seq = run_bindings.seq) LIMIT 1"""
+
 _NOT_OURS = (KeyError, TypeError, ValueError, OverflowError)
 
 Progress = Callable[[int, int], None]
@@ -46,11 +79,13 @@ class Verified:
 def verify_sqlite(
     path: Path, progress: Progress = lambda done, total: None, attestation: Attestation = NONE
 ) -> Verified:
-    """Check every record up to the one that is last now. `progress` gets (records done, records in all).
+    """Check every record up to the one that is last now, and then what is kept beside them. `progress` gets
+    (records done, records in all).
 
     The attestation has to be read before this begins: what it says is then in the log already. Raises
-    LogTampered at the first record that is altered, missing or out of order, and where the log is not what
-    was attested; StoreUnavailable where the database cannot be read.
+    LogTampered at the first record that is altered, missing or out of order, where the log is not what was
+    attested, and where a table, trigger, switch, key or binding is not as the sidecar leaves it;
+    StoreUnavailable where the database cannot be read.
     """
     if attestation.attested and not path.exists():
         raise LogTampered(f"the database {path} is gone, of which {attestation.attested[-1]} attests records")
@@ -80,6 +115,7 @@ def verify_sqlite(
             raise LogTampered(
                 f"records {missing} are missing from the end: {beyond} attests {beyond.checkpoint.count}"
             )
+        _check_beside(log)
         return Verified(chain.writer, chain.seq, chain.head, agreed)
 
 
@@ -89,6 +125,64 @@ def _rewritten(agreed: Attested | None, attested: Attested) -> str:
         f"the log was rewritten somewhere up to record {attested.checkpoint.count}: its chain is not the one "
         f"that {attested} attests; {known}"
     )
+
+
+# Beside the chain ----------------------------------------------------------------------------------
+
+
+def _check_beside(log: LogFile) -> None:
+    """Raises LogTampered where the schema is not what the migrations make, where a switch does not stand as
+    the log says, and where something refers to a record that is not there."""
+    found = log.schema()
+    _check_schema(found)
+    if not any(row[1:3] == ("table", "switches") for row in found):
+        return  # a log that was not written to since an update has nothing of the rest yet
+    if stray := log.first(_STRAY_SWITCH):
+        name, seq = stray
+        wrong = "was never turned by a record" if seq is None else f"does not stand as record {seq} left it"
+        raise LogTampered(f"the switch {name} {wrong}")
+    if stray := log.first(_STRAY_KEY):
+        raise LogTampered(
+            f"the key {stray[0]} in kept_once names decision {stray[1]}, which is not in the log"
+        )
+    if stray := log.first(_STRAY_BINDING):
+        raise LogTampered(f"the run {stray[0]} is bound to record {stray[1]}, which is not in the log")
+
+
+def _check_schema(rows: Sequence[Any]) -> None:
+    """A trigger that is missing lets records be changed, and one that was added may change them itself."""
+    version = max((row[0] for row in rows), default=0)
+    made, found = _made(version), [_meaning(row) for row in rows]
+    for one in (*made, *found):
+        if one in made and one in found:
+            continue
+        known, there = (any(one[:2] == other[:2] for other in others) for others in (made, found))
+        wrong = "is missing" if not there else "was altered" if known else "was added"
+        raise LogTampered(f"the {one[0]} {one[1]} {wrong}: the schema is not that of version {version}")
+
+
+def _made(version: int) -> list[tuple[Any, ...]]:
+    """The schema of a version, as the migrations make it."""
+    steps = migrations("sqlite")
+    if version > steps[-1][0]:
+        raise StoreUnavailable(
+            f"the database has schema version {version}, this sidecar knows {steps[-1][0]}: "
+            "verify with a newer sidecar"
+        )
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for number, _, sql in steps:
+            if number <= version:
+                connection.executescript(sql)
+        return [_meaning(row) for row in schema_of(connection)]
+
+
+def _meaning(row: Any) -> tuple[Any, ...]:
+    """What an object of a schema is, however its sql is spaced and commented."""
+    _, kind, name, table, sql = row
+    return kind, name, table, [token for token in _TOKEN.findall(sql) if not token.startswith(_SAYS_NOTHING)]
+
+
+# The chain -----------------------------------------------------------------------------------------
 
 
 class _Chain:

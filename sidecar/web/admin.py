@@ -11,21 +11,23 @@ from aiohttp import web
 
 from sidecar import __version__
 from sidecar.core.command import Denied, Reconcile
-from sidecar.core.facts import FactSources, Request, read
-from sidecar.core.money import to_dollars
+from sidecar.core.facts import Request, read
 from sidecar.core.record import iso_time
 from sidecar.core.scope import ExecutionStatus
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
+from sidecar.grants import Grants
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
 from sidecar.store.lists import FILTERS, KINDS
+from sidecar.terms import Live
 from sidecar.web.asked import paging_of, request_id_of, tenant_of
 from sidecar.web.body import read_document
 from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
+from sidecar.web.explained import explained
 from sidecar.web.models import ReconcileRequest, validated, wrong
 from sidecar.web.problem import answer, problem, problems
 from sidecar.web.scopes import ScopeApi
@@ -42,7 +44,6 @@ class About:
 
     started_at: int
     store_url: str
-    config_revision: str
 
 
 class Admin:
@@ -56,8 +57,8 @@ class Admin:
         scopes: ScopeApi | None,
         emitters: EmitterApi,
         docs: Docs,
-        sources: FactSources,
-        tenant_header: str | None,
+        grants: Grants,
+        live: Live,
         about: About,
     ) -> None:
         self._store = store
@@ -65,8 +66,8 @@ class Admin:
         self._scopes = scopes
         self._emitters = emitters
         self._docs = docs
-        self._sources = sources
-        self._tenant_header = tenant_header
+        self._grants = grants
+        self._live = live
         self._about = about
 
     def application(self) -> web.Application:
@@ -172,30 +173,37 @@ class Admin:
             return problem(reply.refusal)
         logger.info(
             "reconciled",
-            extra={"decision_id": decision_id, "outcome": wanted.outcome, "scope_id": reply.scope.scope_id},
+            extra={
+                "decision_id": decision_id,
+                "outcome": wanted.outcome,
+                "scope_id": reply.execution.scope_id,
+            },
         )
         return answer(reply.execution.to_dict())
 
     async def _explain(self, request: web.Request) -> web.Response:
         """Always 200: a request that would be refused is explained, not refused."""
+        terms = self._live.terms
+        header = terms.settings.gate.tenant_header
         body = await read_document(request)
-        tenant = tenant_of(request, self._tenant_header)
+        tenant = tenant_of(request, header)
         if isinstance(body, Refusal):
-            return answer(_explained(Explanation(refusal=body, scope=None, hold=0), self._gate))
-        claims = read(Request(document=body), self._sources)
+            return answer(explained(Explanation(refusal=body), terms))
+        claims = read(Request(document=body), terms.settings.gate.routes[0].sources)
         if tenant is None:
-            claims = Refusal("invalid_request", f"{self._tenant_header} must name one tenant.")
+            claims = Refusal("invalid_request", f"{header} must name one tenant.")
         if isinstance(claims, Refusal):
-            return answer(_explained(Explanation(refusal=claims, scope=None, hold=0), self._gate))
+            return answer(explained(Explanation(refusal=claims), terms))
         try:
-            explanation = await self._gate.explain(claims, tenant or "default")
+            explanation = await self._grants.explain(claims, tenant or "default", terms)
         except StoreUnavailable as exc:
-            explanation = Explanation(refusal=unavailable(exc), scope=None, hold=0)
-        return answer(_explained(explanation, self._gate))
+            explanation = Explanation(refusal=unavailable(exc))
+        return answer(explained(explanation, terms, claims))
 
     async def _status(self, request: web.Request) -> web.Response:
         del request
-        policies = self._gate.policies
+        terms = self._live.terms
+        policies, gate = terms.policies, terms.settings.gate
         unknown, oldest = await self._store.engine.unknown_executions()
         return answer(
             {
@@ -207,8 +215,10 @@ class Admin:
                 "oldest_unknown_admitted_at": None if oldest is None else iso_time(oldest),
                 "store": {"url": self._about.store_url, **await self._store.engine.size()},
                 "policy_revision": policies.revision if policies else None,
-                "config_revision": self._about.config_revision,
+                "config_revision": terms.revision,
                 "last_reload": {"time": iso_time(self._about.started_at), "ok": True, "errors": []},
+                "scope_required_from": gate.scope_required_from,
+                "shadow_routes": [route.path.text for route in gate.routes if route.mode == "shadow"],
             }
         )
 
@@ -221,22 +231,6 @@ def rendered(stored: StoredDecision) -> dict[str, Any]:
     if record["run_id"] is None:
         record["run_id"] = stored.bound_run_id
     return {**record, **envelope}
-
-
-def _explained(explanation: Explanation, gate: Gate) -> dict[str, Any]:
-    refusal, scope = explanation.refusal, explanation.scope
-    members = dict(refusal.members) if refusal else {}
-    return {
-        "allowed": refusal is None,
-        "error": refusal.code if refusal else None,
-        "message": refusal.message if refusal else "This would be admitted.",
-        "bound": members.get("bound"),
-        "rules": members.get("rules", []),
-        "members": members,
-        "hold_usd": to_dollars(explanation.hold),
-        "scope": None if scope is None else scope.to_dict(gate.now()),
-        "policy_revision": gate.policies.revision if gate.policies else None,
-    }
 
 
 def _no_decision(decision_id: str) -> Refusal:

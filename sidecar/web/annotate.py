@@ -40,6 +40,8 @@ def annotated(
     except NotJson:
         return unchanged
     execution, scope = forwarded.admitted.execution, forwarded.scope
+    if scope is None:
+        return unchanged
     members: dict[str, Any] = {
         "scope_id": scope.scope_id,
         "attempt_number": execution.attempt_number,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -32,10 +33,22 @@ def media_type_refusal(request: web.BaseRequest) -> Refusal | None:
     return None
 
 
+@dataclass(slots=True)
+class Taken:
+    """What was taken of a body, whatever came of it; `begun`: its client was told to send it."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    begun: bool = False
+
+
 async def read_json(
-    request: web.BaseRequest, *, max_bytes: int, timeout_seconds: float
+    request: web.BaseRequest, *, max_bytes: int, timeout_seconds: float, taken: Taken | None = None
 ) -> tuple[bytes, dict[str, Any]] | Refusal:
-    """The body's bytes and the object that they hold, or why they cannot be judged."""
+    """The body's bytes and the object that they hold, or why they cannot be judged.
+
+    What is read on the way is left in `taken`.
+    """
+    taken = Taken() if taken is None else taken
     refusal = media_type_refusal(request)
     if refusal is not None:
         return refusal
@@ -44,10 +57,10 @@ async def read_json(
     )
     if (request.content_length or 0) > max_bytes:
         return too_large
-    pieces: list[bytes] = []
-    size = 0
+    pieces, size = taken.pieces, 0
     try:
         async with asyncio.timeout(timeout_seconds):
+            taken.begun = True
             await expect_continue(request)
             while piece := await request.content.readany():
                 pieces.append(piece)

@@ -16,19 +16,23 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from sidecar.core.bounds import Case, judge
 from sidecar.core.facts import FactSources, Request, read
-from sidecar.core.target import Gated, Rejected, RoutePattern, classify
+from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
 from sidecar.ids import new_traceparent
 from sidecar.outcomes import Forwarded, Judged, Undelivered
 from sidecar.refusals import Asked, Refused
+from sidecar.settings import Gate as GateSettings
+from sidecar.settings import Route
 from sidecar.telemetry import Metrics, trace_ids
+from sidecar.terms import Live, Terms
 from sidecar.web import passthrough
 from sidecar.web.annotate import annotated
 from sidecar.web.answers import RawAnswer
 from sidecar.web.asked import request_id_of, tenant_of
-from sidecar.web.body import read_json
+from sidecar.web.body import Taken, read_json
 from sidecar.web.headers import end_to_end, value_of, without_our_own
 from sidecar.web.problem import problem
 from sidecar.web.scopes import ScopeApi
@@ -40,23 +44,13 @@ logger = logging.getLogger("scopegate.web")
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatedRoute:
-    """A configured route: where it is, and where its facts stand."""
+@dataclass(frozen=True, slots=True)
+class Course:
+    """The way of a gated request: its verdict, the route that it spells, and whether that is in shadow."""
 
-    pattern: RoutePattern
-    sources: FactSources
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataLimits:
-    """Bounds of one gated request; times in seconds, sizes in bytes."""
-
-    max_body_bytes: int
-    body_timeout_seconds: float
-    write_timeout_seconds: float
-    annotate_response: bool
-    tenant_header: str | None
+    verdict: Gated | Rejected
+    route: Route | None
+    shadow: bool
 
 
 class DataPlane:
@@ -68,16 +62,13 @@ class DataPlane:
         gate: Gate,
         passing: passthrough.PassThrough,
         scopes: ScopeApi | None,
-        routes: Sequence[GatedRoute],
-        limits: DataLimits,
+        live: Live,
         metrics: Metrics,
     ) -> None:
         self._gate = gate
         self._passing = passing
         self._scopes = scopes
-        self._routes = routes
-        self._patterns = [route.pattern for route in routes]
-        self._limits = limits
+        self._live = live
         self._metrics = metrics
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -101,45 +92,65 @@ class DataPlane:
         if self._scopes is not None and self._scopes.owns(target):
             return await self._scopes.handle(request, target, request_id_of(request))
         begun = time.perf_counter()
-        verdict = classify(
-            request.method, target, request.headers.items(), request.body_exists, self._patterns
-        )
-        if isinstance(verdict, Rejected):
-            return await self._refuse(request, verdict.refusal, allow=verdict.allow)
-        if isinstance(verdict, Gated):
-            return await self._judge(request, target, verdict, begun)
-        switching = upgrade_refusal(request)
-        if switching is not None:
-            return problem(switching)
-        return await self._passing.carry(request, target.encode("utf-8", "surrogateescape"))
+        terms = self._live.terms
+        course = _course(request, target, terms)
+        if course is None:
+            switching = upgrade_refusal(request)
+            if switching is not None:
+                return problem(switching)
+            return await self._passing.carry(request, _bytes(target))
+        if isinstance(course.verdict, Rejected):
+            return await self._refuse(request, target, course, course.verdict.refusal, terms, Taken())
+        return await self._judge(request, target, course, terms, begun)
 
     # A gated request ---------------------------------------------------------------------------
 
     async def _refuse(
-        self, request: web.BaseRequest, refusal: Refusal, *, allow: tuple[str, ...] = ()
+        self,
+        request: web.BaseRequest,
+        target: str,
+        course: Course,
+        refusal: Refusal,
+        terms: Terms,
+        taken: Taken,
     ) -> web.StreamResponse:
+        """Refuse what cannot be judged; on a shadow route record that, and let it through as it is."""
         request_id = request_id_of(request)
-        refused = await self._gate.refuse(
-            refusal, Asked(tenant_id=self._tenant(request) or "default", request_id=request_id)
+        asked = Asked(
+            tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
+            request_id=request_id,
+            policies=terms.policies,
         )
-        return problem(refusal, request_id=request_id, decision_id=refused.decision_id, allow=allow)
+        retry_after = None
+        if course.shadow:
+            switching = upgrade_refusal(request)
+            unready = self._gate.unready(terms)
+            if switching is None and unready is None:
+                recorded = await self._gate.refusals.pass_over(refusal, asked)
+                if isinstance(recorded, Refused):
+                    return _refused(recorded, request_id)
+                return await self._passing.carry(
+                    request, _bytes(target), passthrough.Recorded(recorded, taken)
+                )
+            if switching is not None:
+                refusal = switching
+            elif unready is not None:
+                refusal, retry_after = unready
+        refused = await self._gate.refusals.refuse(refusal, asked, retry_after=retry_after)
+        allow = course.verdict.allow if isinstance(course.verdict, Rejected) else ()
+        return _refused(refused, request_id, allow=allow)
 
     async def _judge(
-        self, request: web.BaseRequest, target: str, gated: Gated, begun: float
+        self, request: web.BaseRequest, target: str, course: Course, terms: Terms, begun: float
     ) -> web.StreamResponse:
-        route = self._routes[gated.index]
-        judged = await self._read(request, target, gated, route)
+        taken = Taken()
+        judged = await self._read(request, target, course, terms, taken)
         self._metrics.judge.observe(time.perf_counter() - begun)
         if isinstance(judged, Refusal):
-            return await self._refuse(request, judged)
+            return await self._refuse(request, target, course, judged, terms, taken)
         outcome = await self._gate.execute(judged)
         if isinstance(outcome, Refused):
-            return problem(
-                outcome.refusal,
-                request_id=judged.request_id,
-                decision_id=outcome.decision_id,
-                retry_after=outcome.retry_after,
-            )
+            return _refused(outcome, judged.request_id)
         if isinstance(outcome, Undelivered):
             return problem(
                 outcome.refusal,
@@ -150,24 +161,27 @@ class DataPlane:
         return await self._answer(request, judged, outcome)
 
     async def _read(
-        self, request: web.BaseRequest, target: str, gated: Gated, route: GatedRoute
+        self, request: web.BaseRequest, target: str, course: Course, terms: Terms, taken: Taken
     ) -> Judged | Refusal:
-        unready = self._gate.unready()
-        if unready is not None:
+        assert isinstance(course.verdict, Gated)
+        assert course.route is not None
+        gated, sources, bounds = course.verdict, course.route.sources, terms.settings.gate
+        if self._gate.unready(terms) is not None:
             # Not worth reading a body for; the gate says so again where it counts.
             body: tuple[bytes, dict[str, Any]] | Refusal = (b"", {})
         else:
             body = await read_json(
                 request,
-                max_bytes=self._limits.max_body_bytes,
-                timeout_seconds=self._limits.body_timeout_seconds,
+                max_bytes=bounds.max_body_bytes,
+                timeout_seconds=bounds.body_timeout_seconds,
+                taken=taken,
             )
         if isinstance(body, Refusal):
             return body
         raw, document = body
-        tenant = self._tenant(request)
+        tenant = tenant_of(request, bounds.tenant_header)
         if tenant is None:
-            name = self._limits.tenant_header
+            name = bounds.tenant_header
             return Refusal("invalid_request", f"{name} must name one tenant.", {"member": f"header:{name}"})
         query = target.partition("?")[2]
         try:
@@ -180,55 +194,32 @@ class DataPlane:
             )
         except UnicodeDecodeError:
             return Refusal("invalid_request", "The query is not UTF-8.", {"member": "query"})
-        claims = self._twin_of_a_judged_header(request, route.sources) or read(facts, route.sources)
+        judged_headers = _judged_headers(sources, bounds.tenant_header)
+        claims = _twin_of_a_judged_header(request, judged_headers) or read(facts, sources)
         if isinstance(claims, Refusal):
             return claims
+        if course.shadow and (claims.incident_id is None or claims.action is None):
+            # Too little to be held to a scope or to count by: it goes through as it is.
+            too_little = judge(Case(claims, tenant, None, None, now=0))
+            assert too_little is not None
+            return too_little
         request_id = request_id_of(request)
-        headers = self._upstream_headers(request, route.sources, raw, request_id)
+        headers = _upstream_headers(request, judged_headers, raw, request_id, bounds)
         return Judged(
             claims=claims,
             tenant_id=tenant,
             request_id=request_id,
             principal="anonymous",
             method=request.method,
-            target=target.encode("utf-8", "surrogateescape"),
+            target=_bytes(target),
             headers=headers,
             body=raw,
             body_sha256=hashlib.sha256(raw).hexdigest(),
-            cost_source=route.sources.cost,
+            cost_source=sources.cost,
+            terms=terms,
+            shadow=course.shadow,
             log_fields=trace_ids((value_of(headers, b"traceparent") or b"").decode("latin-1")),
         )
-
-    def _judged_headers(self, sources: FactSources) -> set[str]:
-        named = {source.name for source in sources.of_the_request if source.kind == "header"}
-        return named | ({self._limits.tenant_header.lower()} if self._limits.tenant_header else set())
-
-    def _twin_of_a_judged_header(self, request: web.BaseRequest, sources: FactSources) -> Refusal | None:
-        """CGI and WSGI read `_` as `-`: a header that only so becomes one that was judged is refused."""
-        judged = {name.replace("_", "-"): name for name in self._judged_headers(sources) | FRAMING}
-        for name in request.headers:
-            read_as = judged.get(name.lower().replace("_", "-"))
-            if read_as is not None and read_as != name.lower():
-                message = f"The header {name} could be read as {read_as}."
-                return Refusal("invalid_request", message, {"member": f"header:{name}"})
-        return None
-
-    def _upstream_headers(
-        self, request: web.BaseRequest, sources: FactSources, body: bytes, request_id: str
-    ) -> list[tuple[bytes, bytes]]:
-        # A header that was judged must arrive, whatever Connection says of it.
-        judged = {name.encode() for name in self._judged_headers(sources)}
-        headers = without_our_own(end_to_end(request.raw_headers, kept=judged))
-        if self._limits.annotate_response:
-            headers = [(name, value) for name, value in headers if name.lower() != b"accept-encoding"]
-            headers.append((b"Accept-Encoding", b"identity"))
-        if value_of(headers, b"content-length") is None:
-            headers.append((b"Content-Length", b"%d" % len(body)))
-        if value_of(headers, b"x-request-id") is None:
-            headers.append((b"X-Request-Id", request_id.encode("utf-8")))
-        if value_of(headers, b"traceparent") is None:
-            headers.append((b"traceparent", new_traceparent().encode()))
-        return headers
 
     async def _answer(
         self, request: web.BaseRequest, judged: Judged, forwarded: Forwarded
@@ -237,7 +228,8 @@ class DataPlane:
         headers = without_our_own(end_to_end(head.headers))
         headers = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
         body = forwarded.body
-        if self._limits.annotate_response and forwarded.rest is None:
+        settings = judged.terms.settings
+        if settings.gate.annotate_response and forwarded.rest is None:
             headers, body = annotated(forwarded, headers, body, now=self._gate.now())
         headers += self._told(forwarded)
         headers.append((b"X-Request-Id", judged.request_id.encode("utf-8")))
@@ -249,16 +241,16 @@ class DataPlane:
         answer = RawAnswer(
             head.status, head.reason, headers, content_length=length, close=self._gate.draining
         )
-        rest = forwarded.rest
+        rest, patience = forwarded.rest, settings.upstream.response_timeout_seconds
         try:
             await answer.prepare(request)
             if rest is None:
-                async with asyncio.timeout(self._limits.write_timeout_seconds):
+                async with asyncio.timeout(patience):
                     await answer.write_eof(body)
                 return answer
             piece = body
             while piece:
-                async with asyncio.timeout(self._limits.write_timeout_seconds):
+                async with asyncio.timeout(patience):
                     await answer.write(piece)
                 piece = await rest.read()
             if rest.cut:
@@ -276,16 +268,83 @@ class DataPlane:
     @staticmethod
     def _told(outcome: Forwarded | Undelivered) -> list[tuple[bytes, bytes]]:
         """What the answer says of the scope (gate.md, step 7)."""
-        scope = outcome.scope
-        return [
-            (b"Scopegate-Decision-Id", outcome.decision_id.encode()),
-            (b"Scopegate-Scope-Status", outcome.scope_status.encode()),
-            (b"Scopegate-Attempts-Remaining", b"%d" % scope.attempts_remaining),
-        ]
+        told = [(b"Scopegate-Decision-Id", outcome.decision_id.encode())]
+        if outcome.scope is not None and outcome.scope_status is not None:
+            told += [
+                (b"Scopegate-Scope-Status", outcome.scope_status.encode()),
+                (b"Scopegate-Attempts-Remaining", b"%d" % outcome.scope.attempts_remaining),
+            ]
+        return told
 
-    def _tenant(self, request: web.BaseRequest) -> str | None:
-        """The tenant, None where the header that names it is missing, doubled or not a name."""
-        return tenant_of(request, self._limits.tenant_header)
+
+def _course(request: web.BaseRequest, target: str, terms: Terms) -> Course | None:
+    """Where a request goes; None: it is not gated, or only looks.
+
+    What an enforced route matches in any reading is enforced, whatever other route matches it.
+    """
+
+    def verdict_by(patterns: Sequence[RoutePattern]) -> PassThrough | Gated | Rejected:
+        return classify(request.method, target, request.headers.items(), request.body_exists, patterns)
+
+    verdict, routes, shadow = verdict_by(terms.patterns), terms.settings.gate.routes, False
+    if isinstance(verdict, PassThrough):
+        return None
+    if len(terms.enforced) < len(routes):
+        enforced = verdict_by(terms.enforced_patterns)
+        if isinstance(enforced, PassThrough):
+            shadow = True
+        else:
+            verdict, routes = enforced, terms.enforced
+    return Course(verdict, routes[verdict.index] if isinstance(verdict, Gated) else None, shadow)
+
+
+def _bytes(target: str) -> bytes:
+    return target.encode("utf-8", "surrogateescape")
+
+
+def _refused(refused: Refused, request_id: str, *, allow: tuple[str, ...] = ()) -> web.Response:
+    return problem(
+        refused.refusal,
+        request_id=request_id,
+        decision_id=refused.decision_id,
+        retry_after=refused.retry_after,
+        allow=allow,
+    )
+
+
+def _judged_headers(sources: FactSources, tenant_header: str | None) -> set[str]:
+    named = {source.name for source in sources.of_the_request if source.kind == "header"}
+    return named | ({tenant_header.lower()} if tenant_header else set())
+
+
+def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str]) -> Refusal | None:
+    """CGI and WSGI read `_` as `-`: a header that only so becomes one that was judged is refused."""
+    judged = {name.replace("_", "-"): name for name in judged_headers | FRAMING}
+    for name in request.headers:
+        read_as = judged.get(name.lower().replace("_", "-"))
+        if read_as is not None and read_as != name.lower():
+            message = f"The header {name} could be read as {read_as}."
+            return Refusal("invalid_request", message, {"member": f"header:{name}"})
+    return None
+
+
+def _upstream_headers(
+    request: web.BaseRequest, judged_headers: set[str], body: bytes, request_id: str, bounds: GateSettings
+) -> list[tuple[bytes, bytes]]:
+    # A header that was judged must arrive, whatever Connection says of it.
+    headers = without_our_own(
+        end_to_end(request.raw_headers, kept={name.encode() for name in judged_headers})
+    )
+    if bounds.annotate_response:
+        headers = [(name, value) for name, value in headers if name.lower() != b"accept-encoding"]
+        headers.append((b"Accept-Encoding", b"identity"))
+    if value_of(headers, b"content-length") is None:
+        headers.append((b"Content-Length", b"%d" % len(body)))
+    if value_of(headers, b"x-request-id") is None:
+        headers.append((b"X-Request-Id", request_id.encode("utf-8")))
+    if value_of(headers, b"traceparent") is None:
+        headers.append((b"traceparent", new_traceparent().encode()))
+    return headers
 
 
 def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:

@@ -13,6 +13,7 @@ from sidecar.errors import CARESignalAccessError, Refusal
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
+from sidecar.terms import Live
 from sidecar.web.asked import request_id_of
 from sidecar.web.body import read_document
 from sidecar.web.emittermodels import EMITTER_MODELS, BackfillRequest
@@ -25,10 +26,10 @@ KILL_SWITCH: Switch = "care_kill_switch"
 class EmitterApi:
     """Handlers of the admin listener. A record is stored before it is answered; otherwise 503."""
 
-    def __init__(self, *, store: Store, metrics: Metrics, min_confidence: float) -> None:
+    def __init__(self, *, store: Store, metrics: Metrics, live: Live) -> None:
         self._store = store
         self._metrics = metrics
-        self._min_confidence = min_confidence
+        self._live = live
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -56,7 +57,7 @@ class EmitterApi:
                 told.model_dump(),
                 decision_id=new_decision_id(),
                 now=self._store.now(),
-                min_confidence=self._min_confidence,
+                min_confidence=self._live.terms.settings.care.min_confidence,
             )
         except CARESignalAccessError as exc:
             return problem(wrong("invalid_request", "signals_used", f"holds what may not be used: {exc}"))

@@ -8,14 +8,16 @@ from sidecar.errors import StoreUnavailable
 from sidecar.gate import MAX_CLOCK_LAG_SECONDS, Gate
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
+from sidecar.terms import Live
 from sidecar.web.problem import SERVER, answer, problems
 
 
 class Ops:
     """Readiness says what is wrong, in JSON; it does not depend on the upstream."""
 
-    def __init__(self, *, store: Store, gate: Gate, metrics: Metrics) -> None:
+    def __init__(self, *, store: Store, gate: Gate, live: Live, metrics: Metrics) -> None:
         self._store = store
+        self._live = live
         self._gate = gate
         self._metrics = metrics
 
@@ -23,14 +25,14 @@ class Ops:
         application = web.Application(middlewares=[problems])
         application.add_routes(
             [
-                web.get("/health/live", self._live),
+                web.get("/health/live", self._alive),
                 web.get("/health/ready", self._ready),
                 web.get("/metrics", self._page),
             ]
         )
         return application
 
-    async def _live(self, request: web.Request) -> web.Response:
+    async def _alive(self, request: web.Request) -> web.Response:
         del request
         return answer({"alive": True})
 
@@ -46,7 +48,7 @@ class Ops:
         return {
             "store": store,
             "log": self._store.last_error or store,
-            "policies": None if self._gate.policies else "no valid policy set is loaded",
+            "policies": None if self._live.terms.policies else "no valid policy set is loaded",
             "clock": behind if lag > MAX_CLOCK_LAG_SECONDS else None,
             "draining": "the sidecar is shutting down" if self._gate.draining else None,
         }

@@ -7,16 +7,18 @@ import logging
 import socket
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 from aiohttp import web
 
 from sidecar.errors import Refusal
 from sidecar.telemetry import Metrics
+from sidecar.terms import Live
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 from sidecar.web.answers import RawAnswer
-from sidecar.web.body import expect_continue
-from sidecar.web.headers import Headers, end_to_end, value_of
+from sidecar.web.body import Taken, expect_continue
+from sidecar.web.headers import Headers, end_to_end, value_of, without_our_own
 from sidecar.web.problem import problem
 from sidecar.web.server import DataConnection
 
@@ -27,29 +29,40 @@ TUNNEL_BUFFER_BYTES = 256 * 1024
 RESERVED_ONE_IN = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A gated request that its route's shadow mode lets through unjudged: its decision, and what was read of
+    its body already."""
+
+    decision_id: str
+    taken: Taken
+
+
 class PassThrough:
-    """Carries requests to the upstream and answers back. Records nothing, adds nothing."""
+    """Carries requests to the upstream and answers back. Records nothing, and adds nothing of its own."""
 
     def __init__(
         self,
         upstream: Upstream,
         metrics: Metrics,
         *,
-        max_connections: int,
-        connect_timeout_seconds: float,
-        head_timeout_seconds: float,
+        live: Live,
     ) -> None:
+        settings = live.terms.settings.upstream
+        max_connections = settings.max_connections
         self._upstream = upstream
         self._metrics = metrics
         # Streams and WebSockets hold a connection for as long as they like: some are kept for the gate.
         self._slots = asyncio.Semaphore(max(1, max_connections - max(1, max_connections // RESERVED_ONE_IN)))
-        self._slot_timeout = connect_timeout_seconds
-        self._head_timeout = head_timeout_seconds
+        self._slot_timeout = settings.connect_timeout_seconds
+        self._live = live
         self.draining = False
         self.under_way = 0
 
-    async def carry(self, request: web.BaseRequest, target: bytes) -> web.StreamResponse:
-        """One request, to the end of its answer."""
+    async def carry(
+        self, request: web.BaseRequest, target: bytes, recorded: Recorded | None = None
+    ) -> web.StreamResponse:
+        """One request, to the end of its answer; a gated one only once it is `recorded`."""
         codings = [value for name, value in request.raw_headers if name.lower() == b"transfer-encoding"]
         if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
             # Another coding could not be undone behind us, for this header goes no further.
@@ -65,7 +78,7 @@ class PassThrough:
         try:
             if request.transport is None:
                 raise asyncio.CancelledError  # the client left while it waited for a connection
-            answer, outcome = await self._carry(request, target)
+            answer, outcome = await self._carry(request, target, recorded)
         except ValueError as exc:
             outcome = "invalid_request"
             answer = problem(Refusal(outcome, f"The request cannot be forwarded as it came: {exc}."))
@@ -93,8 +106,10 @@ class PassThrough:
             answer.force_close()
         return answer
 
-    async def _carry(self, request: web.BaseRequest, target: bytes) -> tuple[web.StreamResponse, str]:
-        headers = end_to_end(request.raw_headers)
+    async def _carry(
+        self, request: web.BaseRequest, target: bytes, recorded: Recorded | None
+    ) -> tuple[web.StreamResponse, str]:
+        headers = _marked(end_to_end(request.raw_headers), recorded)
         upgrading = is_websocket(request)
         if upgrading:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
@@ -109,23 +124,25 @@ class PassThrough:
                 request.method,
                 target,
                 headers,
-                _body(request) if streamed else None,
+                _body(request, recorded.taken if recorded else Taken()) if streamed else None,
                 chunked=streamed and not has_length,
-                head_deadline=self._head_timeout,
+                head_deadline=self._live.terms.settings.upstream.response_timeout_seconds,
             )
         finally:
             connection.on_lost = None
         with exchange:
             if exchange.upgraded:
                 return await self._tunnel(request, exchange), "tunnelled"
-            return await self._relay(request, exchange)
+            return await self._relay(request, exchange, recorded)
 
-    async def _relay(self, request: web.BaseRequest, exchange: Exchange) -> tuple[web.StreamResponse, str]:
+    async def _relay(
+        self, request: web.BaseRequest, exchange: Exchange, recorded: Recorded | None
+    ) -> tuple[web.StreamResponse, str]:
         head = exchange.head
         answer = RawAnswer(
             head.status,
             head.reason,
-            end_to_end(head.headers),
+            _marked(end_to_end(head.headers), recorded),
             content_length=declared_length(head.headers),
             close=self.draining,
         )
@@ -264,8 +281,18 @@ def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
         transport.close()
 
 
-async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
-    await expect_continue(request)
+def _marked(headers: list[tuple[bytes, bytes]], recorded: Recorded | None) -> list[tuple[bytes, bytes]]:
+    """The headers of what was gated name its decision, and nobody else can."""
+    if recorded is None:
+        return headers
+    return [*without_our_own(headers), (b"Scopegate-Decision-Id", recorded.decision_id.encode("ascii"))]
+
+
+async def _body(request: web.BaseRequest, taken: Taken) -> AsyncIterator[bytes]:
+    for piece in taken.pieces:
+        yield piece
+    if not taken.begun:
+        await expect_continue(request)
     while piece := await request.content.readany():
         yield piece
 

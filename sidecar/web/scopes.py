@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -11,12 +11,15 @@ from aiohttp import web
 from sidecar.core.facts import Claims
 from sidecar.core.money import to_dollars
 from sidecar.core.record import iso_time
+from sidecar.core.rules import TERMS, ScopeTerms
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
+from sidecar.grants import Grants
 from sidecar.ids import new_scope_id
 from sidecar.refusals import Asked, Refused
 from sidecar.store.batch import Store
+from sidecar.terms import Live, Terms
 from sidecar.web import scopetest
 from sidecar.web.asked import paging_of, tenant_of
 from sidecar.web.body import read_json
@@ -28,36 +31,14 @@ SCOPES_PREFIX = "/api/v1/recovery/scopes/"
 MIN_TTL_SECONDS = 60
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScopeTerms:
-    """One value for each term of a scope: the defaults, or the limits. Money in micro-dollars."""
-
-    max_attempts: int
-    ttl_seconds: int
-    max_cost: int
-
-
 class ScopeApi:
     """Serves exactly the raw paths of PIN-162 and the scope test, for every method, and no other spelling."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        gate: Gate,
-        defaults: ScopeTerms,
-        limits: ScopeTerms,
-        max_body_bytes: int,
-        body_timeout_seconds: float,
-        tenant_header: str | None,
-    ) -> None:
+    def __init__(self, *, store: Store, gate: Gate, grants: Grants, live: Live) -> None:
         self._store = store
         self._gate = gate
-        self._defaults = defaults
-        self._limits = limits
-        self._max_body_bytes = max_body_bytes
-        self._body_timeout = body_timeout_seconds
-        self._tenant_header = tenant_header
+        self._grants = grants
+        self._live = live
 
     def owns(self, target: str) -> bool:
         """Whether a raw target is one of the sidecar's own."""
@@ -78,21 +59,22 @@ class ScopeApi:
 
     async def _serve(self, request: web.BaseRequest, target: str, request_id: str) -> web.Response:
         path, _, query = target.partition("?")
-        tenant = tenant_of(request, self._tenant_header)
+        terms = self._live.terms
+        tenant = tenant_of(request, terms.settings.gate.tenant_header)
         if path == SCOPE_PATH:
             if request.method == "POST":
-                return await self._issue(request, tenant, request_id)
+                return await self._issue(request, tenant, request_id, terms)
             return _not_allowed(request, ("POST",), request_id)
         candidate = scopetest.candidate_of(path)
         if candidate is not None:
             if request.method == "POST":
-                body = await self._body(request)
+                body = await _body(request, terms)
                 return scopetest.tested(candidate, body, request_id)
             return _not_allowed(request, ("POST",), request_id)
         if request.method not in ("GET", "DELETE"):
             return _not_allowed(request, ("GET", "DELETE"), request_id)
         if tenant is None:
-            return problem(self._no_tenant(), request_id=request_id)
+            return problem(_no_tenant(terms), request_id=request_id)
         name = scopetest.named(path.removeprefix(SCOPES_PREFIX))
         if name is None:
             refusal = Refusal(
@@ -101,72 +83,49 @@ class ScopeApi:
             return problem(refusal, request_id=request_id)
         if request.method == "GET":
             return await self._list(name, query, tenant, request_id)
-        return await self._revoke(name, tenant, request_id)
+        return await self._revoke(name, tenant, request_id, terms)
 
-    async def _issue(self, request: web.BaseRequest, tenant: str | None, request_id: str) -> web.Response:
-        asked = Asked(gatekept="scope_grant", tenant_id=tenant or "default", request_id=request_id)
-        unready = self._gate.unready()
+    async def _issue(
+        self, request: web.BaseRequest, tenant: str | None, request_id: str, terms: Terms
+    ) -> web.Response:
+        asked = Asked(
+            gatekept="scope_grant",
+            tenant_id=tenant or "default",
+            request_id=request_id,
+            policies=terms.policies,
+        )
+        refuse = self._gate.refusals.refuse
+        unready = self._gate.unready(terms)
         if unready is not None:
             refusal, retry_after = unready
-            return _refused(await self._gate.refuse(refusal, asked, retry_after=retry_after), request_id)
-        wanted = await self._wanted(request) if tenant is not None else self._no_tenant()
+            return _refused(await refuse(refusal, asked, retry_after=retry_after), request_id)
+        wanted = await _wanted(request, terms) if tenant is not None else _no_tenant(terms)
         if isinstance(wanted, Refusal):
-            return _refused(await self._gate.refuse(wanted, asked), request_id)
+            return _refused(await refuse(wanted, asked), request_id)
         asked = replace(asked, claims=Claims(incident_id=wanted.incident_id))
-        terms = self._terms(wanted)
-        if isinstance(terms, Refusal):
-            return _refused(await self._gate.refuse(terms, asked), request_id)
+        granted = _terms(wanted, terms)
+        if isinstance(granted, Refusal):
+            return _refused(await refuse(granted, asked), request_id)
         scope = Scope(
             scope_id=new_scope_id(),
             tenant_id=asked.tenant_id,
             incident_id=wanted.incident_id,
             allowed_actions=wanted.actions,
-            max_cost=terms.max_cost,
-            max_attempts=terms.max_attempts,
+            max_cost=granted.max_cost,
+            max_attempts=granted.max_attempts,
             created_at=0,
             expires_at=0,
             intent=wanted.intent,
             target_agents=tuple(wanted.target_agents),
             created_by=wanted.created_by,
         )
-        reply = await self._gate.issue(scope, terms.ttl_seconds, asked)
+        defaulted = frozenset(term for term in TERMS if getattr(wanted, term) is None)
+        reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, asked)
         if isinstance(reply, Refused):
             return _refused(reply, request_id)
-        granted = answer(self._granted(reply.scope), status=201, request_id=request_id)
-        granted.headers["Scopegate-Decision-Id"] = reply.decision_id
-        return granted
-
-    async def _wanted(self, request: web.BaseRequest) -> ScopeRequest | Refusal:
-        body = await self._body(request)
-        return body if isinstance(body, Refusal) else validated(ScopeRequest, body, "invalid_scope")
-
-    async def _body(self, request: web.BaseRequest) -> dict[str, Any] | Refusal:
-        body = await read_json(request, max_bytes=self._max_body_bytes, timeout_seconds=self._body_timeout)
-        return body if isinstance(body, Refusal) else body[1]
-
-    def _no_tenant(self) -> Refusal:
-        named = self._tenant_header
-        return Refusal("invalid_request", f"{named} must name one tenant.", {"member": f"header:{named}"})
-
-    def _terms(self, wanted: ScopeRequest) -> ScopeTerms | Refusal:
-        """The terms with defaults filled in, or the first that is out of bounds."""
-        if not wanted.actions:
-            return wrong("invalid_scope", "action", "is required (or allowed_actions)")
-        if wanted.action and wanted.allowed_actions and wanted.action not in wanted.allowed_actions:
-            return wrong("invalid_scope", "action", "must be among allowed_actions where both are given")
-        limits, defaults = self._limits, self._defaults
-        shortest = min(MIN_TTL_SECONDS, limits.ttl_seconds)
-        attempts = defaults.max_attempts if wanted.max_attempts is None else wanted.max_attempts
-        if not 1 <= attempts <= limits.max_attempts:
-            return wrong("invalid_scope", "max_attempts", f"must be from 1 to {limits.max_attempts}")
-        ttl = defaults.ttl_seconds if wanted.ttl_seconds is None else wanted.ttl_seconds
-        if wanted.ttl_seconds is not None and not shortest <= ttl <= limits.ttl_seconds:
-            return wrong("invalid_scope", "ttl_seconds", f"must be from {shortest} to {limits.ttl_seconds}")
-        cost = defaults.max_cost if wanted.max_cost_usd is None else wanted.max_cost_usd
-        if cost > limits.max_cost:
-            ceiling = f"{to_dollars(limits.max_cost):g}"
-            return wrong("invalid_scope", "max_cost_usd", f"must be from 0 to {ceiling}")
-        return ScopeTerms(max_attempts=attempts, ttl_seconds=ttl, max_cost=cost)
+        told = answer(self._granted(reply.scope), status=201, request_id=request_id)
+        told.headers["Scopegate-Decision-Id"] = reply.decision_id
+        return told
 
     def _granted(self, scope: Scope) -> dict[str, Any]:
         shown = scope.to_dict(self._store.now())
@@ -201,14 +160,15 @@ class ScopeApi:
         body = {"incident_id": incident_id, "scopes": shown, "total": total, "next": page.next}
         return answer(body, request_id=request_id)
 
-    async def _revoke(self, scope_id: str, tenant: str, request_id: str) -> web.Response:
+    async def _revoke(self, scope_id: str, tenant: str, request_id: str, terms: Terms) -> web.Response:
         asked = Asked(
+            policies=terms.policies,
             gatekept="scope_grant",
             tenant_id=tenant,
             request_id=request_id,
             claims=Claims(scope_id=scope_id),
         )
-        reply = await self._gate.revoke(scope_id, asked)
+        reply = await self._grants.revoke(scope_id, asked)
         if isinstance(reply, Refused):
             return _refused(reply, request_id)
         body = {
@@ -219,6 +179,45 @@ class ScopeApi:
         revoked = answer(body, request_id=request_id)
         revoked.headers["Scopegate-Decision-Id"] = reply.decision_id
         return revoked
+
+
+async def _wanted(request: web.BaseRequest, terms: Terms) -> ScopeRequest | Refusal:
+    body = await _body(request, terms)
+    return body if isinstance(body, Refusal) else validated(ScopeRequest, body, "invalid_scope")
+
+
+async def _body(request: web.BaseRequest, terms: Terms) -> dict[str, Any] | Refusal:
+    bounds = terms.settings.gate
+    body = await read_json(
+        request, max_bytes=bounds.max_body_bytes, timeout_seconds=bounds.body_timeout_seconds
+    )
+    return body if isinstance(body, Refusal) else body[1]
+
+
+def _no_tenant(terms: Terms) -> Refusal:
+    named = terms.settings.gate.tenant_header
+    return Refusal("invalid_request", f"{named} must name one tenant.", {"member": f"header:{named}"})
+
+
+def _terms(wanted: ScopeRequest, terms: Terms) -> ScopeTerms | Refusal:
+    """The terms with defaults filled in, or the first that is out of bounds."""
+    if not wanted.actions:
+        return wrong("invalid_scope", "action", "is required (or allowed_actions)")
+    if wanted.action and wanted.allowed_actions and wanted.action not in wanted.allowed_actions:
+        return wrong("invalid_scope", "action", "must be among allowed_actions where both are given")
+    limits, defaults = terms.settings.scopes.limits, terms.settings.scopes.defaults
+    shortest = min(MIN_TTL_SECONDS, limits.ttl_seconds)
+    attempts = defaults.max_attempts if wanted.max_attempts is None else wanted.max_attempts
+    if not 1 <= attempts <= limits.max_attempts:
+        return wrong("invalid_scope", "max_attempts", f"must be from 1 to {limits.max_attempts}")
+    ttl = defaults.ttl_seconds if wanted.ttl_seconds is None else wanted.ttl_seconds
+    if wanted.ttl_seconds is not None and not shortest <= ttl <= limits.ttl_seconds:
+        return wrong("invalid_scope", "ttl_seconds", f"must be from {shortest} to {limits.ttl_seconds}")
+    cost = defaults.max_cost if wanted.max_cost_usd is None else wanted.max_cost_usd
+    if cost > limits.max_cost:
+        ceiling = f"{to_dollars(limits.max_cost):g}"
+        return wrong("invalid_scope", "max_cost_usd", f"must be from 0 to {ceiling}")
+    return ScopeTerms(max_attempts=attempts, ttl_seconds=ttl, max_cost=cost)
 
 
 def _refused(refused: Refused, request_id: str) -> web.Response:

@@ -144,7 +144,7 @@ async def target_outside_scope(open_house: Open) -> Message:
 async def policy_denied(open_house: Open) -> Message:
     house = await open_house()
     scope = await house.issue()
-    house.sidecar.gate.policies = replace(POLICIES, actions={"failover": POLICIES.actions["failover"]})
+    house.adopt(replace(POLICIES, actions={"failover": POLICIES.actions["failover"]}))
     return await house.execute(scope)
 
 

@@ -535,13 +535,13 @@ async def test_g10_explain_agrees_with_execute_on_time_and_on_a_narrowed_catalog
         == "scope_expired"
     )
     fresh = await house.issue(action="failover")
-    house.sidecar.gate.policies = replace(POLICIES, actions={"retry_agent": POLICIES.actions["retry_agent"]})
+    house.adopt(replace(POLICIES, actions={"retry_agent": POLICIES.actions["retry_agent"]}))
     assert (
         (await house.explain(fresh))["error"]
         == (await house.execute(fresh)).json()["error"]
         == "policy_denied"
     )
-    house.sidecar.gate.policies = None
+    house.adopt(None)
     told = await house.explain(retired)
     assert told["error"] == (await house.execute(retired)).json()["error"] == "policy_unavailable"
 

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
 from sidecar import decisions
 from sidecar.decisions import (
+    DecisionRecord,
     DecisionRecordService,
     activate_care_kill_switch,
     backfill_run_id_for_request,
@@ -202,6 +204,18 @@ def test_a_record_that_is_emitted_twice_is_kept_once() -> None:
     with failing(1):
         assert get_decision_service().emit_sync(record) is False
     assert len(records()) == 1
+
+
+@pytest.mark.parametrize("wrong", [None, "record", {}, decided().to_dict(), DecisionRecord])
+async def test_what_is_no_record_is_the_caller_s_mistake_and_named_as_one(wrong: Any) -> None:
+    service = get_decision_service()
+    named = rf"^record must be a DecisionRecord, not {type(wrong).__name__}$"
+    with failing(0):
+        with pytest.raises(TypeError, match=named):
+            service.emit_sync(wrong)
+        with pytest.raises(TypeError, match=named):
+            await service.emit(wrong)
+    assert records() == []
 
 
 # The functions ------------------------------------------------------------------------------------------

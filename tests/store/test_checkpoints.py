@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from unittest import mock
@@ -17,6 +17,7 @@ from sidecar import checkpoints
 from sidecar.checkpoints import Checkpointer, append
 from sidecar.core.checkpoint import Checkpoint
 from sidecar.core.command import Admitted, Issued, Settle
+from sidecar.errors import LogTampered
 from sidecar.ids import new_decision_id
 from sidecar.signing import SigningKey
 from sidecar.store.attestation import read_checkpoints
@@ -281,6 +282,115 @@ async def test_a_file_that_hangs_holds_up_neither_the_store_nor_the_end(
         free.set()
         # What was on its way still comes whole, one line after the other.
         await eventually(lambda: running.file.exists() and running.counts()[-1:] == [21])
+
+
+# The file of another database ---------------------------------------------------------------------------
+
+
+def looked() -> None:
+    """Returns once whoever looks at the file has done so."""
+    for thread in threading.enumerate():
+        if thread.name == "scopegate-checkpoint-file":
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    looked()
+    return [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def put_away(running: Attesting) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        file = Path(f"{running.database}{suffix}")
+        if file.exists():
+            file.rename(f"{file}.away")
+
+
+def with_torn_end(whole: bytes) -> bytes:
+    return whole + whole[:-20]
+
+
+@pytest.mark.parametrize("end", [bytes, with_torn_end, lambda whole: whole + b"x" * 10_000])
+async def test_a_new_database_under_an_old_file_is_warned_of_at_every_start(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, end: Callable[[bytes], bytes]
+) -> None:
+    async with attesting(tmp_path, clock) as running:
+        await running.record()
+    assert warned(caplog) == []
+    (old,) = running.lines()
+    put_away(running)
+    running.file.write_bytes(end(running.file.read_bytes()))
+    for start in (1, 2):  # at the second one the last line is the new database's own
+        caplog.clear()
+        async with attesting(tmp_path, clock, holds=False) as running:
+            (warning,) = warned(caplog)
+            assert "give a new log.checkpoint_file, or put the old database back" in warning.getMessage()
+            told = vars(warning)
+            assert told["checkpoint_file"] == str(running.file)
+            assert (told["writer"], told["other_writers"]) == (running.store.durable.writer, [old.writer])
+            await running.record()
+        assert len(running.lines()) == start + 1
+    with pytest.raises(LogTampered, match="another log was put in its place"):
+        verify_sqlite(running.database, attestation=read_checkpoints(running.file, [KEY.public]))
+
+
+async def test_an_old_database_under_a_newer_file_is_warned_of(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = KEY.checkpoint(writer="another", count=3, head=bytes(32), time="then")
+    async with attesting(tmp_path, clock) as running:
+        await running.record()
+    with running.file.open("ab") as stream:
+        stream.write(other.line())
+    async with attesting(tmp_path, clock, holds=False):
+        (warning,) = warned(caplog)
+    assert vars(warning)["other_writers"] == ["another"]
+
+
+@pytest.mark.parametrize("end", [b"", b"{", b'{"count":2,"head":"ab'])
+async def test_a_database_under_its_own_file_is_not_warned_of(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, end: bytes
+) -> None:
+    for _ in range(3):
+        async with attesting(tmp_path, clock) as running:
+            assert warned(caplog) == []
+            await running.record(20)
+        with running.file.open("ab") as stream:
+            stream.write(end)
+    assert len(running.counts()) > 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"{", b"{}\n", b"[" * 100_000, bytes(range(256)) * 100])
+async def test_a_file_of_something_else_is_looked_at_without_harm(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    running = Attesting(tmp_path, clock)
+    running.file.parent.mkdir()
+    running.file.write_bytes(content)
+    async with attesting(tmp_path, clock, holds=False):
+        assert warned(caplog) == []
+    assert running.file.read_bytes() == content
+
+
+async def test_a_file_that_hangs_when_it_is_looked_at_holds_nothing_up(tmp_path: Path, clock: Clock) -> None:
+    running = Attesting(tmp_path, clock)
+    running.file.parent.mkdir()
+    os.mkfifo(running.file)
+
+    def let_go() -> None:
+        os.close(os.open(running.file, os.O_RDWR))
+
+    last_resort = threading.Timer(10, let_go)
+    last_resort.start()
+    begun = asyncio.get_running_loop().time()
+    async with attesting(tmp_path, clock, holds=False):
+        pass
+    assert asyncio.get_running_loop().time() - begun < 5
+    assert "scopegate-checkpoint-file" in [thread.name for thread in threading.enumerate()]
+    last_resort.cancel()
+    let_go()
+    looked()
 
 
 async def test_closing_what_never_started_is_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""`verify` names the first record that is altered, missing or out of order, and reads beside a writer."""
+"""`verify` names the first record that is altered, missing or out of order, and what else is not as it was
+left: tables, triggers, switches, keys, bindings. It reads beside a writer."""
 
 from __future__ import annotations
 
@@ -9,20 +10,22 @@ import json
 import random
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidecar.core.command import Admitted, Emit, Issued, Reconcile, Refuse, Revoke, Settle
-from sidecar.core.record import DecisionOutcome, DecisionType, Record
+from sidecar.core.command import Admitted, Bind, Emit, Issued, Reconcile, Refuse, Revoke, Settle, Turn
+from sidecar.core.masking import Mask, pointer
+from sidecar.core.record import CausalRole, DecisionOutcome, DecisionType, Record
 from sidecar.errors import LogTampered, Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.signing import SigningKey
 from sidecar.store.attestation import Attestation, Attested
 from sidecar.store.export import exported
+from sidecar.store.migrate import migrations
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, admit, issue
 
@@ -52,13 +55,42 @@ async def log(open_store: OpenStore, tmp_path: Path) -> Path:
     return path
 
 
-def tamper(path: Path, *statements: str, parameters: tuple[Any, ...] = ()) -> None:
-    """Write past the triggers, as somebody with the file in hand could."""
-    with closing(sqlite3.connect(path)) as connection, connection:
-        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+@contextmanager
+def unguarded(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to a log whose triggers are gone for the time being."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
             connection.execute(f"DROP TRIGGER {name}")
+        yield connection
+        for _, sql in triggers:
+            connection.execute(sql)
+
+
+def tamper(path: Path, *statements: str, parameters: tuple[Any, ...] = ()) -> None:
+    """Write past the triggers, as somebody with the file in hand could, and put them back."""
+    with unguarded(path) as connection:
         for statement in statements:
             connection.execute(statement, parameters)
+
+
+def remodel(path: Path, *statements: str) -> None:
+    """Change the schema, or whatever else no trigger keeps from being changed."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def rewrite(path: Path, name: str, change: Callable[[str], str]) -> None:
+    """Give an object of the schema another text, past all that SQLite checks."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        (before,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        after = change(before)
+        assert after != before
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (after, name))
+        connection.execute("PRAGMA writable_schema = RESET")
 
 
 def verdict(path: Path) -> str:
@@ -233,13 +265,8 @@ def test_what_is_no_database_any_more_is_tampering(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("table", ["decisions", "meta"])
 async def test_a_table_that_is_gone_is_tampering(log: Path, table: str) -> None:
-    tamper(log, f"ALTER TABLE {table} RENAME TO other")
+    remodel(log, f"ALTER TABLE {table} RENAME TO other")
     assert f"no such table: {table}" in verdict(log)
-
-
-async def test_a_log_that_no_new_release_has_opened_yet_verifies(log: Path) -> None:
-    tamper(log, "DROP VIEW policy_decisions", "ALTER TABLE decisions DROP COLUMN recorded_at")
-    assert verify_sqlite(log).records == 8
 
 
 def test_verifying_changes_nothing(log: Path) -> None:
@@ -248,12 +275,220 @@ def test_verifying_changes_nothing(log: Path) -> None:
     assert log.read_bytes() == before
 
 
+# What is kept beside the records -------------------------------------------------------------------------
+
+VERSIONS = [number for number, _, _ in migrations("sqlite")]
+
+
+def made_up_to(version: int) -> sqlite3.Connection:
+    """A database in memory as the migrations up to a version make it."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    for number, _, sql in migrations("sqlite"):
+        if number <= version:
+            connection.executescript(f"{sql}\nPRAGMA user_version = {number};")
+    return connection
+
+
+def objects_of(version: int) -> list[tuple[str, str]]:
+    with closing(made_up_to(version)) as connection:
+        return connection.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+
+
+def as_of(version: int, log: Path) -> Path:
+    """The same log as a release of that schema version would have left it."""
+    old = log.with_suffix(f".{version}")
+    with closing(made_up_to(version)) as connection:
+        connection.execute(f"ATTACH '{log}' AS new")
+        for table in ("meta", "decisions"):
+            names = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+            connection.execute(f"INSERT INTO main.{table} SELECT {names} FROM new.{table}")
+        connection.execute("DETACH new")
+        connection.execute(f"VACUUM INTO '{old}'")
+    return old
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_log_that_no_new_release_has_opened_yet_verifies(log: Path, version: int) -> None:
+    old = as_of(version, log)
+    assert verify_sqlite(old).records == 8
+    remodel(old, "DROP TRIGGER decisions_are_never_deleted")
+    assert verdict(old) == (
+        f"the trigger decisions_are_never_deleted is missing: the schema is not that of version {version}"
+    )
+
+
+@pytest.mark.parametrize(("kind", "name"), [each for each in objects_of(VERSIONS[-1]) if each[0] != "table"])
+async def test_a_trigger_an_index_or_a_view_that_is_gone_is_named(log: Path, kind: str, name: str) -> None:
+    remodel(log, f"DROP {kind} {name}")
+    assert verdict(log).startswith(f"the {kind} {name} is missing: the schema is not that of version ")
+
+
+@pytest.mark.parametrize("table", ["scopes", "executions", "kept_once", "switches", "run_bindings"])
+async def test_a_table_beside_the_log_that_is_gone_is_named(log: Path, table: str) -> None:
+    remodel(log, f"ALTER TABLE {table} RENAME TO other")
+    assert verdict(log).startswith(f"the table {table} is missing: ")
+
+
+async def test_a_trigger_that_was_made_harmless_is_named(log: Path) -> None:
+    remodel(
+        log,
+        "DROP TRIGGER decisions_are_never_changed",
+        "CREATE TRIGGER decisions_are_never_changed BEFORE UPDATE ON decisions WHEN FALSE BEGIN"
+        " SELECT RAISE(ABORT, 'the decision log is append-only'); END",
+    )
+    assert verdict(log).startswith("the trigger decisions_are_never_changed was altered: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("decisions", " STRICT", ""),
+        ("scopes", " CHECK (attempts_used BETWEEN 0 AND max_attempts)", ""),
+        ("scopes", "max_attempts)", "max_attempts/* */OR 1)"),
+        ("meta", "value TEXT NOT NULL", "value TEXT -- NOT NULL\n"),
+        ("decisions_are_never_changed", "append-only", "append only"),
+        ("decisions_are_never_changed", "the decision log", "the  decision log"),
+        ("decisions_are_never_changed", "ABORT", "FAIL"),
+        ("policy_decisions", "'denied'", "'allowed'"),
+    ],
+)
+async def test_an_altered_text_in_the_schema_is_named(log: Path, name: str, before: str, after: str) -> None:
+    rewrite(log, name, lambda sql: sql.replace(before, after))
+    assert f" {name} was altered: " in verdict(log)
+
+
+@pytest.mark.parametrize(
+    ("kind", "statement"),
+    [
+        ("trigger", "AFTER INSERT ON decisions BEGIN UPDATE scopes SET attempts_used = 0; END"),
+        ("view", "AS SELECT 1"),
+        ("table", "(seq INTEGER)"),
+        ("index", "ON decisions (action)"),
+    ],
+)
+async def test_what_somebody_added_to_the_schema_is_named(log: Path, kind: str, statement: str) -> None:
+    remodel(log, f"CREATE {kind} mine {statement}")
+    assert verdict(log).startswith(f"the {kind} mine was added: ")
+
+
+async def test_how_the_schema_is_spaced_and_commented_does_not_matter(log: Path) -> None:
+    rewrite(log, "decisions", lambda sql: sql.replace(" NOT NULL", "\tNOT/* 'a\ncomment */-- it's one\nNULL"))
+    rewrite(log, "decisions_are_never_changed", lambda sql: sql.replace("\n", " "))
+    assert verify_sqlite(log).records == 8
+
+
+async def test_what_sqlite_itself_adds_to_the_schema_does_not_matter(log: Path) -> None:
+    remodel(log, "ANALYZE")
+    with closing(sqlite3.connect(log)) as connection:
+        assert connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_stat1'").fetchone()
+    assert verify_sqlite(log).records == 8
+
+
+async def test_an_older_version_than_the_schema_has_is_found(log: Path) -> None:
+    remodel(log, "PRAGMA user_version = 1")
+    assert verdict(log).endswith("the schema is not that of version 1")
+
+
+async def test_a_newer_schema_than_is_known_is_not_judged(log: Path) -> None:
+    remodel(log, f"PRAGMA user_version = {VERSIONS[-1] + 1}")
+    with pytest.raises(StoreUnavailable, match="verify with a newer sidecar"):
+        verify_sqlite(log)
+
+
+@pytest.fixture
+async def beside(open_store: OpenStore, tmp_path: Path) -> Path:
+    """A closed log with a switch that was turned on, off and on, two keys, and a binding of record 1."""
+    path = tmp_path / "beside.db"
+    store = await open_store(path)
+    for once in (b"one", b"other"):
+        record = Record(
+            decision_id=new_decision_id(),
+            decision_type=DecisionType.ROUTING,
+            decision_outcome=DecisionOutcome.SELECTED,
+            decided_at=1,
+            request_id="req" if once == b"one" else None,
+            causal_role=CausalRole.PRE_RUN,
+        )
+        await store.submit(Emit(record=record, origin="library", once=once))
+    for on in (True, False, True):
+        await store.submit(turn(on))
+    await store.submit(Bind(request_id="req", run_id="run_1"))
+    await store.close()
+    assert verify_sqlite(path).records == 5
+    return path
+
+
+def turn(on: bool) -> Turn:
+    return Turn(decision_id=new_decision_id(), switch="care_kill_switch", on=on, origin="api")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE switches SET is_on = 0",
+        "UPDATE switches SET changed_at = changed_at + 1",
+        "DELETE FROM switches",
+    ],
+)
+async def test_a_switch_that_does_not_stand_as_its_last_record_says_is_named(
+    beside: Path, statement: str
+) -> None:
+    remodel(beside, statement)
+    assert verdict(beside) == "the switch care_kill_switch does not stand as record 5 left it"
+
+
+async def test_a_switch_that_nobody_turned_is_named(beside: Path) -> None:
+    remodel(beside, "INSERT INTO switches (name, is_on, changed_at) VALUES ('another', 0, 0)")
+    assert verdict(beside) == "the switch another was never turned by a record"
+
+
+async def test_a_switch_stands_as_it_was_turned_last_also_within_one_transaction(
+    open_store: OpenStore, beside: Path
+) -> None:
+    store = await open_store(beside)
+    await asyncio.gather(*(store.submit(turn(on)) for on in (False, True, False)))
+    assert verify_sqlite(beside).records == 8
+    await store.close()
+    remodel(beside, "UPDATE switches SET is_on = 1")
+    assert verdict(beside) == "the switch care_kill_switch does not stand as record 8 left it"
+
+
+async def test_where_a_mask_hides_how_a_switch_was_turned_its_time_still_counts(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "masked.db"
+    store = await open_store(path, mask=Mask(pointers=(pointer("/details/on"),)))
+    await store.submit(turn(True))
+    await store.close()
+    assert verify_sqlite(path).records == 1
+    remodel(path, "UPDATE switches SET changed_at = 0")
+    assert verdict(path) == "the switch care_kill_switch does not stand as record 1 left it"
+
+
+async def test_a_key_of_a_record_that_is_not_there_is_named(beside: Path) -> None:
+    tamper(beside, "UPDATE kept_once SET decision_id = 'none' WHERE key = CAST('other' AS BLOB)")
+    assert verdict(beside) == (
+        f"the key {b'other'.hex().upper()} in kept_once names decision none, which is not in the log"
+    )
+
+
+async def test_a_binding_of_a_record_that_is_not_there_is_named(beside: Path) -> None:
+    tamper(beside, "UPDATE run_bindings SET seq = 6")
+    assert verdict(beside) == "the run run_1 is bound to record 6, which is not in the log"
+
+
+async def test_a_record_is_named_before_anything_beside_the_records(beside: Path) -> None:
+    tamper(beside, "UPDATE decisions SET action = 'x' WHERE seq = 3")
+    remodel(beside, "DROP TRIGGER decisions_are_never_changed", "DELETE FROM switches")
+    assert verdict(beside) == "record 3 was altered: column action is not what its bytes say"
+
+
 # Whatever is done to a log of every sort of record ------------------------------------------------------
 
 
 @pytest.fixture
-async def varied(open_store: OpenStore, tmp_path: Path) -> AsyncIterator[sqlite3.Connection]:
-    """A connection that may do anything to a closed log; the sixth record has nearly every column."""
+async def varied_log(open_store: OpenStore, tmp_path: Path) -> Path:
+    """A closed log of eight records, the sixth of which has nearly every column."""
     path = tmp_path / "varied.db"
     store = await open_store(path)
     reply = await store.submit(issue())
@@ -278,10 +513,14 @@ async def varied(open_store: OpenStore, tmp_path: Path) -> AsyncIterator[sqlite3
         await store.submit(Emit(record=record, origin="library"))
     await store.submit(admit("scope_none"))
     await store.close()
-    tamper(path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA synchronous = OFF")
-        assert verify_sqlite(path).records == 8
+    assert verify_sqlite(path).records == 8
+    return path
+
+
+@pytest.fixture
+async def varied(varied_log: Path) -> AsyncIterator[sqlite3.Connection]:
+    """A connection that may do anything to it."""
+    with unguarded(varied_log) as connection:
         yield connection
 
 
@@ -315,7 +554,7 @@ async def test_every_byte_of_every_column_of_a_record_counts(varied: sqlite3.Con
                 assert told.startswith(f"record {seq} "), (column, place, told)
                 now_at = altered if column == "seq" else seq
                 varied.execute(f"UPDATE decisions SET {column} = ? WHERE seq = {now_at}", (value,))
-    assert verify_sqlite(Path(varied.execute("PRAGMA database_list").fetchone()[2])).records == 8
+    assert found(varied).startswith("the trigger "), "every record is as it was"
 
 
 async def test_every_column_that_is_emptied_or_filled_is_found(varied: sqlite3.Connection) -> None:
@@ -371,11 +610,10 @@ async def test_a_column_of_another_type_is_found(varied: sqlite3.Connection) -> 
 
 
 def test_whatever_byte_of_the_file_is_flipped_it_is_found_or_nothing_reads_otherwise(
-    varied: sqlite3.Connection,
+    varied_log: Path,
 ) -> None:
-    path = Path(varied.execute("PRAGMA database_list").fetchone()[2])
-    varied.execute("PRAGMA journal_mode = DELETE")  # one file, so that all of it is in these bytes
-    varied.close()
+    path = varied_log
+    remodel(path, "PRAGMA journal_mode = DELETE")  # one file, so that all of it is in these bytes
     true = b"".join(line for _, _, line in exported(path))
     raw = path.read_bytes()
     # Without it a flip in the count of a page could pass, as one that cuts records off the end.

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.apply import Applied, Named, State, apply, names
-from sidecar.core.bounds import BOUNDS, Case, judge
+from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, Case, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
     Admit,
@@ -172,6 +172,9 @@ def test_a_bound(case: dict[str, Any]) -> None:
     assert record.decision_inputs["policy_id"] == "scoped_execution"
     assert record.details["policy_revision"] == "rev-1"
     assert record.details["rules"] == []
+
+
+BOUNDS = (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS)
 
 
 def test_every_bound_has_a_case_that_fails_on_it() -> None:

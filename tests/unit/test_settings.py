@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import BaseModel
 
+from sidecar.configkeys import AT_START, LIVE, SECRET, differing
 from sidecar.core.facts import DEFAULT_SOURCES
+from sidecar.core.policy import RiskClass
 from sidecar.errors import ConfigurationError
 from sidecar.settings import Listen, Route, Settings, default, load
 from sidecar.signing import SigningKey
@@ -32,7 +34,7 @@ UPSTREAM = "upstream: {url: http://127.0.0.1:9000}\n"
 def settings_of(folder: Path, text: str, *flags: tuple[str, str], **environment: str) -> Settings:
     file = folder / "c.yaml"
     file.write_text(UPSTREAM + text, encoding="utf-8")
-    return load(file, environment=environment, overrides=flags)[0]
+    return load(file, environment=environment, overrides=flags).settings
 
 
 def faults(folder: Path, text: str, *flags: tuple[str, str], **environment: str) -> list[str]:
@@ -108,7 +110,9 @@ def test_file_names_are_relative_to_the_file_wherever_they_are_given(tmp_path: P
         ("gate: {tenant_header: X-Tenant}", "gate.tenant_header", "X-Tenant"),
         ("gate: {tenant_header: null}", "gate.tenant_header", None),
         ("gate: {annotate_response: true}", "gate.annotate_response", True),
-        ("gate: {scope_required_from: low}", "gate.scope_required_from", "low"),
+        ("gate: {scope_required_from: low}", "gate.scope_required_from", RiskClass.LOW),
+        ("gate: {scope_required_from: critical}", "gate.scope_required_from", RiskClass.CRITICAL),
+        ("gate: {routes: [{path: /a, mode: shadow}]}", "gate.routes.0.mode", "shadow"),
         ("scopes: {serve_on: admin}", "scopes.serve_on", "admin"),
         ("scopes: {defaults: {max_cost_usd: 0}}", "scopes.defaults.max_cost", 0),
         ("scopes: {defaults: {max_cost_usd: 0.000001}}", "scopes.defaults.max_cost", 1),
@@ -125,6 +129,7 @@ def test_what_lies_just_inside_the_rules_is_read(tmp_path: Path, text: str, key:
 
 
 LATER = "is not yet known, it comes with a later release"
+RISKS = "expects low, medium, high or critical"
 LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
 
 
@@ -186,7 +191,9 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             "gate: {tenant_header: X Tenant}",
             "2:8: gate.tenant_header: expects the name of a header, for example X-Tenant, or null",
         ),
-        ("gate: {scope_required_from: high}", f"2:8: gate.scope_required_from: {LATER}; remove it"),
+        ("gate: {scope_required_from: dreadful}", f"2:8: gate.scope_required_from: {RISKS}"),
+        ("gate: {scope_required_from: [low]}", f"2:8: gate.scope_required_from: {RISKS}"),
+        ("gate: {scope_required_from: null}", f"2:8: gate.scope_required_from: {RISKS}"),
         (
             "gate: {routes: []}",
             "2:8: gate.routes: is empty, so nothing would be gated; add one, "
@@ -277,8 +284,8 @@ def test_a_mistake_is_named_with_its_place_and_what_to_do(tmp_path: Path, text: 
         ("target_agents: []", "needs at least one place; remove the key for the default"),
         ("target_agents: [/a, 5]", "expects text, found a number; write it in quotes"),
         ("cost: query:c", "is read from the answer; write a JSON pointer (/member) or header:Name"),
-        ("mode: shadow", f"shadow {LATER}; write enforce"),
-        ("mode: audit", "expects enforce"),
+        ("mode: audit", "expects enforce or shadow"),
+        ("mode: [shadow]", "expects enforce or shadow"),
         ("paht: /x", 'is not a known key; did you mean "path"?'),
         ("scope: /x", 'is not a known key; did you mean "scope_id"?'),
     ],
@@ -547,7 +554,7 @@ def test_whoever_only_reads_the_log_needs_no_keys(tmp_path: Path) -> None:
     file.write_text(
         UPSTREAM + "log: {signing_key_file: gone, checkpoint_file: cp, mask: [/details/a], mask_key_file: g}"
     )
-    settings, _ = load(file, environment={}, read_keys=False)
+    settings = load(file, environment={}, read_keys=False).settings
     assert settings.log.signing_key_file == tmp_path / "gone"
     with pytest.raises(ConfigurationError):
         load(file, environment={})
@@ -661,7 +668,13 @@ def test_a_variable_is_typed_as_its_key_is(
             "gate.routes[0].path: no is a truth value to YAML 1.1 only: write true or false, "
             "or put it in quotes if text is meant",
         ),
-        ("gate.routes", "[{path: /a, mode: shadow}]", f"gate.routes[0].mode: shadow {LATER}; write enforce"),
+        (
+            "gate.routes",
+            "[{path: /a, mode: off}]",
+            "gate.routes[0].mode: off is a truth value to YAML 1.1 only: "
+            "write true or false, or put it in quotes if text is meant",
+        ),
+        ("gate.scope_required_from", "some", f"gate.scope_required_from: {RISKS}"),
     ],
 )
 def test_a_mistake_in_a_variable_or_a_flag_names_it(
@@ -679,6 +692,130 @@ def test_a_flag_for_no_key_or_for_a_section_is_a_fault(tmp_path: Path) -> None:
     ]
 
 
+def test_the_keys_of_the_file_that_something_overrides_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    text = "gate:\n  max_in_flight: 1\n  tenant_header: null\n  routes: [{path: /a}]\n"
+    file.write_text(f"{UPSTREAM}{text}scopes: {{limits: {{max_cost_usd: 9}}}}\n")
+    environment = {
+        "SCOPEGATE_SCOPES__LIMITS__MAX_COST_USD": "8",
+        "SCOPEGATE_GATE__MAX_IN_FLIGHT": "1",
+        "SCOPEGATE_GATE__TENANT_HEADER": "X-Tenant",
+        "SCOPEGATE_GATE__MAX_BODY_BYTES": "2",
+        "SCOPEGATE_UNKNOWN": "3",
+    }
+    flags = [("gate.routes", "[{path: /b}]"), ("care.min_confidence", "1")]
+    assert load(file, environment=environment, overrides=flags).shadowed == (
+        "gate.routes",
+        "gate.max_in_flight",
+        "gate.tenant_header",
+        "scopes.limits.max_cost_usd",
+    )
+
+
+# What can change while it runs --------------------------------------------------------------------------
+
+
+def leaves_of(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Every key that holds a value; a list is one."""
+    for name, field in model.model_fields.items():
+        key = above + (field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves_of(field.annotation, f"{key}.")
+        else:
+            yield key
+
+
+def test_every_key_either_can_change_while_it_runs_or_cannot() -> None:
+    keys = list(leaves_of(Settings))
+    assert len(keys) > 30
+    assert sorted(keys) == sorted([*LIVE, *AT_START])
+    assert set(keys) >= SECRET
+
+
+# For each key a value that is not its default.
+OTHER: dict[str, Any] = {
+    "data.listen": "127.0.0.1:1",
+    "admin.listen": "127.0.0.1:2",
+    "ops.listen": "127.0.0.1:3",
+    "upstream.url": "http://127.0.0.1:4",
+    "upstream.connect_timeout_seconds": 5,
+    "upstream.response_timeout_seconds": 6,
+    "upstream.reuse_idle_seconds": 7,
+    "upstream.max_connections": 8,
+    "store.url": "sqlite:///other.db",
+    "store.deadline_seconds": 9,
+    "gate.routes": [{"path": "**/recovery/execute", "action": "/what"}],
+    "gate.max_body_bytes": 10,
+    "gate.max_answer_bytes": 11,
+    "gate.head_timeout_seconds": 12,
+    "gate.body_timeout_seconds": 13,
+    "gate.max_in_flight": 14,
+    "gate.annotate_response": True,
+    "gate.tenant_header": "X-Tenant",
+    "gate.scope_required_from": "medium",
+    "scopes.serve_on": "admin",
+    "scopes.defaults.max_attempts": 2,
+    "scopes.defaults.ttl_seconds": 301,
+    "scopes.defaults.max_cost_usd": 0.51,
+    "scopes.limits.max_attempts": 11,
+    "scopes.limits.ttl_seconds": 3601,
+    "scopes.limits.max_cost_usd": 100.000001,
+    "log.mask": ["/details/a"],
+    "care.min_confidence": 0.75,
+    "shutdown.drain_seconds": 26,
+    "policies": "elsewhere",
+}
+# Those that go only with each other; a test of their own has them.
+TOGETHER = {"log.signing_key_file", "log.checkpoint_file", "log.mask_key_file"}
+
+
+def test_a_difference_is_tried_for_every_key() -> None:
+    assert OTHER.keys() | TOGETHER == LIVE | AT_START
+
+
+def as_flag(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_settings_that_differ_in_one_key_are_told_apart_by_its_name(tmp_path: Path, key: str) -> None:
+    one = settings_of(tmp_path, "")
+    other = settings_of(tmp_path, "", (key, as_flag(OTHER[key])))
+    assert differing(one, other) == (key,)
+    assert differing(other, one) == (key,)
+    assert differing(one, settings_of(tmp_path, "")) == ()
+
+
+def test_settings_that_differ_in_many_keys_are_told_apart_in_the_files_order(tmp_path: Path) -> None:
+    key_files(tmp_path)
+    text = (
+        "log: {signing_key_file: signing.key, checkpoint_file: cp, mask: [/details/a],"
+        " mask_key_file: mask.key}\n"
+        "gate: {routes: [{path: /a}, {path: /b, mode: shadow}], max_in_flight: 1}\n"
+    )
+    assert differing(settings_of(tmp_path, ""), settings_of(tmp_path, text)) == (
+        "gate.routes",
+        "gate.max_in_flight",
+        "log.signing_key_file",
+        "log.checkpoint_file",
+        "log.mask",
+        "log.mask_key_file",
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("gate: {max_body_bytes: 1048576}", ""),
+        ("scopes: {defaults: {max_cost_usd: 0.50}}", "scopes: {defaults: {max_cost_usd: 5e-1}}"),
+        ('gate: {routes: [{path: "**/recovery/execute"}]}', "gate:"),
+        ("policies: p/", "policies: ./q/../p"),
+    ],
+)
+def test_what_means_the_same_does_not_differ(tmp_path: Path, one: str, other: str) -> None:
+    assert differing(settings_of(tmp_path, one), settings_of(tmp_path, other)) == ()
+
+
 def test_an_unknown_variable_warns_and_names_the_nearest_key(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(UPSTREAM)
@@ -689,8 +826,9 @@ def test_an_unknown_variable_warns_and_names_the_nearest_key(tmp_path: Path) -> 
         "SCOPEGATE_gate__max_in_flight": "5",
         "OTHER": "x",
     }
-    settings, warnings = load(file, environment=environment)
-    assert settings.gate.max_in_flight == 1024
+    loaded = load(file, environment=environment)
+    warnings = loaded.warnings
+    assert loaded.settings.gate.max_in_flight == 1024
     assert [warning.partition(":")[0] for warning in warnings] == [
         f"environment {name}" for name in sorted(environment) if name != "OTHER"
     ]
@@ -764,10 +902,10 @@ def test_the_shipped_file_holds_every_key_with_its_default_and_a_comment() -> No
         line, _ = document.marks[path]
         above = next(line for line in reversed(lines[: line - 1]) if not re.fullmatch(r"\s*", line))
         assert above.lstrip().startswith("#") or "#" in lines[line - 1], f"{path} has no comment"
-    shipped, warnings = load(SHIPPED, environment={})
-    assert warnings == ()
+    loaded = load(SHIPPED, environment={})
+    assert (loaded.warnings, loaded.shadowed) == ((), ())
     # File names are relative to the file, so the defaults are those beside it.
-    assert shipped == default(
+    assert loaded.settings == default(
         "http://127.0.0.1:9000",
         store={"url": f"sqlite:///{SHIPPED.parent}/var/scopegate.db"},
         policies=SHIPPED.parent.parent / "policies",

@@ -1,0 +1,275 @@
+"""What the rules of a policy set say to one request. No clock, no I/O.
+
+Judging has two halves. `preview` looks at what the request itself says, before the store's writer; what only
+the writer knows (the scope, and what was executed before) is judged in the second half, inside the
+transaction. Whoever calls only the second half gets the same answer, later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sidecar.core.facts import Claims
+from sidecar.core.money import to_dollars
+from sidecar.core.policy import Phase, PolicySet, Rule, Subject
+from sidecar.core.scope import Scope
+from sidecar.errors import ConditionFailed, Refusal
+
+SECOND = 1_000_000
+# Rules that a message names; the member `rules` has them all.
+SHOWN_RULES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Applying:
+    """A rule that is about the request. `waits`: its condition is still to be judged; `failure`: it could not
+    be, and so the rule refuses."""
+
+    rule: Rule
+    waits: bool = False
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The rules that a request has to do with, as far as that was known at `judged_at`."""
+
+    judged_at: int
+    applying: tuple[Applying, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """A refusal by one rule, or, without a `rule_id`, by a bound that a shadow route lets pass.
+
+    `shadow`: it is only recorded. `until` is when a brake ends (microseconds since 1970).
+    """
+
+    refusal: Refusal
+    rule_id: str | None
+    shadow: bool = False
+    until: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in records and explanations."""
+        members = {name: value for name, value in self.refusal.members.items() if name != "rules"}
+        return {
+            "rule": self.rule_id,
+            "error": self.refusal.code,
+            "message": self.refusal.message,
+            **members,
+        }
+
+
+def subject_of(
+    claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int, scope: Scope | None = None
+) -> Subject:
+    """An execution as the rules see it; without its scope, as far as the request tells."""
+    entry = policies.action(claims.action or "")
+    subject = Subject(
+        action=claims.action or "",
+        risk=None if entry is None else entry.risk,
+        incident_id=claims.incident_id or "",
+        tenant_id=tenant_id,
+        principal=principal,
+        target_agents=claims.target_agents,
+        parameters=claims.parameters,
+        now=now,
+    )
+    return subject if scope is None else with_scope(subject, scope)
+
+
+def with_scope(subject: Subject, scope: Scope) -> Subject:
+    return replace(
+        subject,
+        intent=scope.intent,
+        max_cost=scope.max_cost,
+        attempts_used=scope.attempts_used,
+        attempts_remaining=scope.attempts_remaining,
+        scope_age_seconds=max(0, subject.now - scope.created_at) // SECOND,
+    )
+
+
+def preview(policies: PolicySet, phase: Phase, subject: Subject) -> Preview:
+    """The rules that are about a request. Conditions on the scope of an execution wait."""
+    applying = []
+    for rule in policies.about(phase, subject.action):
+        if not rule.match.rest_matches(
+            subject.incident_id, subject.tenant_id, subject.principal, subject.target_agents
+        ):
+            continue
+        found = Applying(rule, waits=True)
+        if phase == "issue" or not rule.reads_scope:
+            judged = _judged(rule, subject)
+            if judged is None:
+                continue
+            found = judged
+        applying.append(found)
+    return Preview(subject.now, tuple(applying))
+
+
+def _judged(rule: Rule, subject: Subject) -> Applying | None:
+    """A rule after its condition; None where that does not hold."""
+    try:
+        holds = rule.when is None or rule.when(subject)
+    except ConditionFailed as exc:
+        return Applying(rule, failure=str(exc))
+    return Applying(rule) if holds else None
+
+
+def applying(known: Preview, subject: Subject) -> Iterator[Applying]:
+    """The rules that apply, now that all of the subject is known."""
+    for each in known.applying:
+        found = _judged(each.rule, subject) if each.waits else each
+        if found is not None:
+            yield found
+
+
+# What a rule objects to ---------------------------------------------------------------------------------
+
+
+def objections(each: Applying, subject: Subject) -> Iterator[Objection]:
+    """What one applying rule has against a request, but for its limits and brakes."""
+    rule = each.rule
+    if each.failure is not None:
+        yield _denied(
+            rule, f"The condition could not be judged: {each.failure}", condition_error=each.failure
+        )
+        return
+    if rule.deny:
+        yield _denied(rule, "The rule denies it.")
+    if rule.require is not None:
+        wanted = rule.require.intent_min_chars
+        if len(subject.intent.strip()) < wanted:
+            yield _denied(
+                rule, f"The intent must have at least {wanted} characters.", require="intent_min_chars"
+            )
+        if rule.require.target_agents and not subject.target_agents:
+            yield _denied(rule, "Target agents must be named.", require="target_agents")
+
+
+def _denied(rule: Rule, what: str, **members: Any) -> Objection:
+    refusal = Refusal("policy_denied", _because(rule, what), {"rules": [rule.id], **members})
+    return Objection(refusal, rule.id, rule.shadow)
+
+
+def _because(rule: Rule, what: str) -> str:
+    return f"{what} {rule.id}: {rule.reason}" if rule.reason else f"{what} (rule {rule.id})"
+
+
+def braked(rule: Rule, why: str, until: int | None, now: int, ends_at: str | None) -> Objection:
+    """The objection of a brake, with the seconds after which to try again."""
+    seconds = 1 if until is None else max(1, -((now - until) // SECOND))
+    members = {"rules": [rule.id], "retry_after_seconds": seconds, "ends_at": ends_at}
+    return Objection(Refusal("braked", _because(rule, why), members), rule.id, rule.shadow, until)
+
+
+def refusal_by(found: Iterable[Objection]) -> Refusal | None:
+    """What all objections that count come to: any of them refuses, whatever their order.
+
+    A denial goes before a brake, for it would not help to wait; of several brakes the longest counts.
+    """
+    counting = sorted(
+        (one for one in found if not one.shadow),
+        # Within a denial, what names no member first: a rule that denies outright says the most.
+        key=lambda one: (one.refusal.code != "policy_denied", -(one.until or 0), one.rule_id or ""),
+    )
+    if not counting:
+        return None
+    first = counting[0].refusal
+    alike = [one for one in counting if one.refusal.code == first.code]
+    rules = sorted({one.rule_id for one in alike if one.rule_id is not None})
+    others = [rule_id for rule_id in rules if rule_id != counting[0].rule_id]
+    also = f" Refused by {', '.join(others[:SHOWN_RULES])} as well." if others else ""
+    return Refusal(first.code, first.message + also, {**first.members, "rules": rules})
+
+
+# Grants -------------------------------------------------------------------------------------------------
+
+# The terms of a scope that a rule may limit, and what they are called on the wire.
+TERMS = ("max_attempts", "ttl_seconds", "max_cost_usd")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeTerms:
+    """One value for each term of a scope. Money in micro-dollars."""
+
+    max_attempts: int
+    ttl_seconds: int
+    max_cost: int
+
+    def named(self, term: str) -> int:
+        return {
+            "max_attempts": self.max_attempts,
+            "ttl_seconds": self.ttl_seconds,
+            "max_cost_usd": self.max_cost,
+        }[term]
+
+
+@dataclass(frozen=True, slots=True)
+class Granting:
+    """The terms that policies leave, the rules that lowered one, and every objection."""
+
+    terms: ScopeTerms
+    lowered_by: tuple[str, ...]
+    objections: tuple[Objection, ...]
+
+
+def granting(
+    policies: PolicySet, subjects: Sequence[Subject], asked: ScopeTerms, defaulted: frozenset[str]
+) -> Granting:
+    """What policies say to a grant, with one subject for each of its actions.
+
+    A default above a limit is lowered to it, a term that was asked for is refused (policies.md, `limit`).
+    """
+    found: dict[tuple[str, str], Objection] = {}
+    limits: dict[str, dict[str, int]] = {term: {} for term in TERMS}
+    for subject in subjects:
+        for each in preview(policies, "issue", subject).applying:
+            rule = each.rule
+            for objection in objections(each, subject):
+                found.setdefault((rule.id, objection.refusal.message), objection)
+            if rule.limit is None or each.failure is not None:
+                continue
+            for term, most in zip(
+                TERMS, (rule.limit.max_attempts, rule.limit.ttl_seconds, rule.limit.max_cost), strict=True
+            ):
+                if most is None or asked.named(term) <= most:
+                    continue
+                if term not in defaulted:
+                    found.setdefault((rule.id, term), _above(rule, term, most))
+                elif not rule.shadow:
+                    limits[term][rule.id] = most
+    lowered = {term: min(by.values()) for term, by in limits.items() if by}
+    lowered_by = {
+        rule_id for term, by in limits.items() for rule_id, most in by.items() if most == lowered[term]
+    }
+    terms = ScopeTerms(
+        max_attempts=lowered.get("max_attempts", asked.max_attempts),
+        ttl_seconds=lowered.get("ttl_seconds", asked.ttl_seconds),
+        max_cost=lowered.get("max_cost_usd", asked.max_cost),
+    )
+    return Granting(terms, tuple(sorted(lowered_by)), tuple(_strictest_first(found.values())))
+
+
+def _above(rule: Rule, term: str, most: int) -> Objection:
+    shown = to_dollars(most) if term == "max_cost_usd" else most
+    return _denied(rule, f"{term} may be at most {shown:.12g}.", limit=term, value=shown)
+
+
+def _strictest_first(found: Iterable[Objection]) -> list[Objection]:
+    """So that the limit that is named is the one that holds, whatever the order of the rules."""
+
+    def strictness(one: Objection) -> tuple[bool, int, float, str]:
+        members = one.refusal.members
+        limited = "limit" in members
+        return (
+            limited,
+            TERMS.index(members["limit"]) if limited else 0,
+            members["value"] if limited else 0,
+            one.rule_id or "",
+        )
+
+    return sorted(found, key=strictness)

@@ -1,0 +1,259 @@
+"""The gate's records, read back: what was asked and what was said, and of each fact that is gone, why.
+
+Anything in a record's inputs and details may be masked. A fact that was is missing; it is never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
+
+import orjson
+
+from sidecar.core.entries import OUTCOMES
+from sidecar.core.facts import Claims
+from sidecar.core.money import to_micros
+from sidecar.core.record import DecisionOutcome
+from sidecar.core.rules import TERMS
+from sidecar.core.scope import ExecutionStatus, Scope
+
+MASKED = "masked"
+NOT_SAID = "not in the record"
+
+# Facts that are missing, by name, and why.
+Missing = dict[str, str]
+
+_MASK = re.compile(r"\[masked(:[0-9a-f]{16})?\]")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_BY_POLICY = frozenset(
+    code for code, outcome in OUTCOMES.items() if outcome is DecisionOutcome.POLICY_BLOCKED
+)
+_STATUSES: Mapping[str, ExecutionStatus] = {status: status for status in get_args(ExecutionStatus)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was, or would be, decided. `error` None: it goes on.
+
+    `would_refuse` names what only records that it would refuse, None where a record does not say; `lowered`
+    has the terms of a grant that are below those recorded, as on the wire.
+    """
+
+    error: str | None = None
+    rules: tuple[str, ...] = ()
+    would_refuse: tuple[str, ...] | None = ()
+    lowered: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "verdict": "allowed" if self.error is None else "refused",
+            "error": self.error,
+            "rules": self.rules,
+            "would_refuse": self.would_refuse,
+            "lowered": self.lowered,
+        }
+
+    def __str__(self) -> str:
+        said = "allowed" if self.error is None else self.error
+        if self.error is not None and self.rules:
+            said += f" ({', '.join(self.rules)})"
+        if self.lowered:
+            said += " with " + ", ".join(f"{term} {value:.12g}" for term, value in self.lowered.items())
+        return said + (f", in shadow: {', '.join(self.would_refuse)}" if self.would_refuse else "")
+
+
+def objecting(told: list[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Of what would be refused, the rules; and the error, where it is the catalogue that objects."""
+    return tuple(sorted({one["rule"] or one["error"] for one in told if one["error"] in _BY_POLICY}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The scope that a grant was asked for, its time to live and its default terms. Where a term is missing,
+    the least stands for it; `recorded` has those that are not."""
+
+    scope: Scope
+    ttl_seconds: int
+    defaulted: frozenset[str]
+    recorded: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateRecord:
+    """One record of the gate. `now` is when it was decided, in microseconds since 1970."""
+
+    event: str
+    decision_id: str
+    decided_at: str
+    now: int
+    tenant_id: str
+    scope_id: str | None
+    incident_id: str | None
+    action: str | None
+    admission_id: str | None
+    outcome: str
+    reason: str | None
+    inputs: Mapping[str, Any]
+    details: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, envelope: bytes) -> GateRecord | None:
+        """The record in an envelope, None where it is not of the gate.
+
+        Raises KeyError, TypeError or ValueError for what no sidecar wrote.
+        """
+        read = orjson.loads(envelope)
+        if read["event"] in ("emitted", "switched"):
+            return None
+        record = read["record"]
+        return cls(
+            event=read["event"],
+            decision_id=record["decision_id"],
+            decided_at=record["decided_at"],
+            now=instant(record["decided_at"]),
+            tenant_id=record["tenant_id"],
+            scope_id=read["scope_id"],
+            incident_id=read["incident_id"],
+            action=read["action"],
+            admission_id=read["admission_id"],
+            outcome=record["decision_outcome"],
+            reason=record["decision_reason"],
+            inputs=dict(record["decision_inputs"]),
+            details=dict(record["details"]),
+        )
+
+    @property
+    def of_grant(self) -> bool:
+        return bool(self.inputs["policy_id"] == "scope_grant")
+
+    @property
+    def principal(self) -> str:
+        return str(self.inputs["principal"])
+
+    @property
+    def count(self) -> int:
+        """How many requests it stands for: more than one in the summary of a flood."""
+        return int(self.details.get("count", 1))
+
+    @property
+    def depends_on_policies(self) -> bool:
+        """Whether other policies could have decided otherwise."""
+        if self.event == "refused":
+            return self.outcome == DecisionOutcome.POLICY_BLOCKED.value
+        # What a shadow route let through unread was no execution to any policy, and has no hold.
+        return self.event == "issued" or (self.event == "admitted" and "hold_usd" in self.details)
+
+    @property
+    def verdict(self) -> Verdict:
+        told = self.details.get("would_refuse", [])
+        return Verdict(
+            error=(self.reason or "refused") if self.event == "refused" else None,
+            rules=tuple(self.details.get("rules", ())),
+            would_refuse=None if masked(told) else objecting(told),
+        )
+
+    @property
+    def ended(self) -> ExecutionStatus | None:
+        """How an execution ended, None where that is masked."""
+        return _STATUSES.get(str(self.details.get("outcome")))
+
+    @property
+    def judged_at(self) -> int | None:
+        """When its conditions were judged, None where that is not told apart."""
+        told = self.details.get("judged_at")
+        return None if told is None or masked(told) else instant(told)
+
+    def claims(self) -> tuple[Claims, Missing]:
+        """What was claimed. Target agents that are masked are named all the same, by their mask."""
+        missing: Missing = {}
+        agents, parameters = self.inputs.get("target_agents", []), self.inputs.get("parameters", {})
+        if masked(agents):
+            missing["target_agents"] = MASKED
+        if "parameters_left_out" in self.inputs:
+            missing["parameters"] = "left out of the record, for the body was large"
+        elif masked(parameters):
+            missing["parameters"] = MASKED
+        claims = Claims(
+            scope_id=self.scope_id,
+            incident_id=self.incident_id,
+            action=self.action,
+            parameters={} if "parameters" in missing else parameters,
+            target_agents=tuple(agents if isinstance(agents, list) else [agents]),
+        )
+        return claims, missing
+
+    def asked(self) -> tuple[Asked | None, Missing]:
+        """What a grant was asked for, None where the record does not say for which actions."""
+        claims, missing = self.claims()
+        details, actions = self.details, self.details.get("allowed_actions")
+        if not isinstance(actions, list) or masked(actions):
+            return None, {"allowed_actions": MASKED if masked(actions) else NOT_SAID}
+        intent, defaulted = details.get("intent"), details.get("defaulted")
+        attempts, ttl, dollars = (_number(details.get(term)) for term in TERMS)
+        if not isinstance(intent, str) or masked(intent):
+            missing["intent"] = MASKED if masked(intent) else NOT_SAID
+        for term, fact, value in (
+            ("max_attempts", "attempts_remaining", attempts),
+            ("ttl_seconds", None, ttl),
+            ("max_cost_usd", "max_cost_micros", dollars),
+        ):
+            chosen = isinstance(defaulted, list) and term not in defaulted
+            if not isinstance(defaulted, list) or masked(defaulted):
+                missing[term] = f"not to be judged, for whether it was asked for is {NOT_SAID}"
+            elif value is None and chosen:
+                missing[term] = MASKED
+            if fact is not None and value is None:
+                missing[fact] = MASKED
+            elif fact is not None and self.event == "issued" and self.details.get("rules") and not chosen:
+                missing[fact] = "recorded as it was lowered, not as it was asked for"
+        scope = Scope(
+            scope_id=self.scope_id or "",
+            tenant_id=self.tenant_id,
+            incident_id=self.incident_id or "",
+            allowed_actions=tuple(actions),
+            max_cost=0 if dollars is None else to_micros(dollars),
+            max_attempts=1 if attempts is None else int(attempts),
+            created_at=self.now,
+            expires_at=self.now,
+            intent="" if "intent" in missing else str(intent),
+            target_agents=claims.target_agents,
+            created_by="",
+        )
+        recorded = zip(TERMS, (attempts, ttl, dollars), strict=True)
+        asked = Asked(
+            scope=scope,
+            ttl_seconds=1 if ttl is None else int(ttl),
+            defaulted=frozenset(defaulted if isinstance(defaulted, list) else TERMS),
+            recorded={term: value for term, value in recorded if value is not None},
+        )
+        return asked, missing
+
+
+def instant(text: str) -> int:
+    """Microseconds since 1970 of a time in ISO 8601. Raises ValueError, also for one without its offset."""
+    try:
+        return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
+    except TypeError as exc:
+        raise ValueError("a time needs its offset from UTC, such as Z") from exc
+
+
+def masked(value: Any) -> bool:
+    """Whether a mask stands anywhere in a value."""
+    match value:
+        case str():
+            return _MASK.fullmatch(value) is not None
+        case dict():
+            return any(map(masked, value.values()))
+        case list():
+            return any(map(masked, value))
+        case _:
+            return False
+
+
+def _number(value: Any) -> float | None:
+    """A number of a record, None where it is masked or not there."""
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else value

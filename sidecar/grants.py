@@ -1,0 +1,99 @@
+"""Scopes are granted and withdrawn, and executions explained. What is decided is decided by the core."""
+
+from __future__ import annotations
+
+from sidecar.core.command import Admit, Denied, Issue, Issued, Reply, Revoke, Revoked
+from sidecar.core.facts import Claims
+from sidecar.core.scope import Scope
+from sidecar.errors import StoreUnavailable
+from sidecar.gate import Gate
+from sidecar.ids import new_decision_id
+from sidecar.outcomes import Explanation
+from sidecar.refusals import Asked, Refused
+from sidecar.store.batch import Store
+from sidecar.store.foresight import foreseen
+from sidecar.telemetry import Metrics
+from sidecar.terms import Terms
+
+
+class Grants:
+    """What the scope endpoints and `explain` ask for."""
+
+    def __init__(self, *, store: Store, gate: Gate, metrics: Metrics) -> None:
+        self._store = store
+        self._gate = gate
+        self._metrics = metrics
+
+    async def issue(
+        self, scope: Scope, ttl_seconds: int, defaulted: frozenset[str], asked: Asked
+    ) -> Issued | Refused:
+        """Grant a scope, if the policies allow it. `defaulted` names the terms that nobody asked for."""
+        assert asked.policies is not None
+        command = Issue(
+            decision_id=new_decision_id(),
+            scope=scope,
+            ttl=ttl_seconds,
+            defaulted=defaulted,
+            policies=asked.policies,
+            request_id=asked.request_id,
+            principal=asked.principal,
+            record_denial=self._gate.refusals.reserve(),
+        )
+        reply = await self._submit(command, asked)
+        assert isinstance(reply, Issued | Refused)
+        if isinstance(reply, Issued):
+            self._gate.refusals.let_through(reply.shadow, asked)
+        return reply
+
+    async def revoke(self, scope_id: str, asked: Asked) -> Revoked | Refused:
+        """Withdraw a scope."""
+        command = Revoke(
+            decision_id=new_decision_id(),
+            scope_id=scope_id,
+            tenant_id=asked.tenant_id,
+            request_id=asked.request_id,
+            principal=asked.principal,
+            record_denial=self._gate.refusals.reserve(),
+        )
+        reply = await self._submit(command, asked)
+        assert isinstance(reply, Revoked | Refused)
+        return reply
+
+    async def _submit(self, command: Issue | Revoke, asked: Asked) -> Reply | Refused:
+        refusals = self._gate.refusals
+        try:
+            reply = await refusals.submit(command)
+        except StoreUnavailable as exc:
+            return refusals.unconfirmed(exc, asked)
+        if isinstance(reply, Denied):
+            return await refusals.denied(reply, asked)
+        self._metrics.decisions.labels("selected", "none", "none").inc()
+        return reply
+
+    async def explain(self, claims: Claims, tenant_id: str, terms: Terms) -> Explanation:
+        """What an execution would be answered now, by the same judgment. Consumes and records nothing (G10).
+
+        Raises StoreUnavailable.
+        """
+        unready = self._gate.unready(terms)
+        if unready is not None or terms.policies is None:
+            return Explanation(refusal=unready[0] if unready else None)
+        command = Admit(
+            decision_id=new_decision_id(),
+            claims=claims,
+            policies=terms.policies,
+            tenant_id=tenant_id,
+            scope_required_from=terms.settings.gate.scope_required_from,
+        )
+        now = self._store.now()
+        found, scope = await foreseen(self._store.engine, command, now)
+        mine = scope is not None and scope.tenant_id == tenant_id
+        return Explanation(
+            refusal=found.refusal,
+            scope=scope if mine else None,
+            scope_required=found.waived is None,
+            hold=found.case.hold,
+            shadow=found.shadow,
+            uses=found.uses,
+            now=now,
+        )

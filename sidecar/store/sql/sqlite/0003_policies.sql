@@ -1,0 +1,38 @@
+-- What policies need: executions that no scope was asked for, and what brakes count by.
+
+CREATE TABLE executions_with_facets (
+    decision_id    TEXT PRIMARY KEY,       -- of the admission; a UUIDv7, so it sorts by time
+    scope_id       TEXT REFERENCES scopes (scope_id),  -- null: none was needed
+    tenant_id      TEXT NOT NULL,
+    incident_id    TEXT NOT NULL,
+    action         TEXT NOT NULL,
+    request_id     TEXT NOT NULL,
+    attempt_number INTEGER,
+    hold           INTEGER NOT NULL,
+    admitted_at    INTEGER NOT NULL,
+    status         TEXT NOT NULL CHECK (
+        status IN ('in_flight', 'answered', 'not_sent', 'unknown', 'executed', 'not_executed')
+    ),
+    cost           INTEGER,
+    ended_at       INTEGER,
+    http_status    INTEGER,
+    cause          TEXT,
+    principal      TEXT NOT NULL,
+    target_agents  TEXT NOT NULL           -- JSON list of strings
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO executions_with_facets
+SELECT
+    decision_id, scope_id, tenant_id, incident_id, action, request_id, attempt_number, hold, admitted_at,
+    status, cost, ended_at, http_status, cause, 'anonymous', '[]'
+FROM executions;
+
+DROP TABLE executions;
+ALTER TABLE executions_with_facets RENAME TO executions;
+
+CREATE INDEX executions_not_answered ON executions (status, decision_id) WHERE status <> 'answered';
+
+-- One for each way in which a brake may count (core/brakes.py, Tally). None holds what a settlement changes.
+CREATE INDEX executions_by_incident ON executions (tenant_id, incident_id, admitted_at);
+CREATE INDEX executions_by_action ON executions (action, admitted_at);
+CREATE INDEX executions_by_time ON executions (admitted_at);
