@@ -6,10 +6,10 @@ Anything in a record's inputs and details may be masked. A fact that was is miss
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import orjson
 
@@ -18,13 +18,15 @@ from sidecar.core.facts import Claims
 from sidecar.core.money import to_micros
 from sidecar.core.record import DecisionOutcome
 from sidecar.core.rules import TERMS
-from sidecar.core.scope import ExecutionStatus, Scope
+from sidecar.core.scope import Execution, ExecutionStatus, Scope
 
 MASKED = "masked"
 NOT_SAID = "not in the record"
 
 # Facts that are missing, by name, and why.
 Missing = dict[str, str]
+# What another set would have made of a record.
+Kind = Literal["unchanged", "refused", "allowed", "otherwise", "lowered", "shadow", "undecidable"]
 
 _MASK = re.compile(r"\[masked(:[0-9a-f]{16})?\]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -66,7 +68,7 @@ class Verdict:
         return said + (f", in shadow: {', '.join(self.would_refuse)}" if self.would_refuse else "")
 
 
-def objecting(told: list[Mapping[str, Any]]) -> tuple[str, ...]:
+def objecting(told: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Of what would be refused, the rules; and the error, where it is the catalogue that objects."""
     return tuple(sorted({one["rule"] or one["error"] for one in told if one["error"] in _BY_POLICY}))
 
@@ -186,6 +188,24 @@ class GateRecord:
         )
         return claims, missing
 
+    def execution(self, status: ExecutionStatus) -> Execution:
+        """The execution that it is about, as far as brakes look at it."""
+        claims, _ = self.claims()
+        return Execution(
+            decision_id=self.decision_id,
+            scope_id=self.scope_id,
+            tenant_id=self.tenant_id,
+            incident_id=self.incident_id or "",
+            action=self.action or "",
+            request_id="",
+            attempt_number=None,
+            hold=0,
+            admitted_at=self.now,
+            principal=self.principal,
+            target_agents=claims.target_agents,
+            status=status,
+        )
+
     def asked(self) -> tuple[Asked | None, Missing]:
         """What a grant was asked for, None where the record does not say for which actions."""
         claims, missing = self.claims()
@@ -231,6 +251,66 @@ class GateRecord:
             recorded={term: value for term, value in recorded if value is not None},
         )
         return asked, missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One record that was decided again. `now` None: that cannot be done, and `why` says what is missing.
+
+    The summary of a flood stands for `count` requests.
+    """
+
+    record: GateRecord
+    recorded: Verdict
+    now: Verdict | None
+    why: str | None = None
+
+    @property
+    def count(self) -> int:
+        return self.record.count
+
+    @property
+    def what(self) -> str:
+        return "grant" if self.record.of_grant else "execute"
+
+    @property
+    def action(self) -> str | None:
+        """Of a grant, all of its actions."""
+        allowed = self.record.details.get("allowed_actions")
+        return ",".join(map(str, allowed)) if isinstance(allowed, list) else self.record.action
+
+    @property
+    def kind(self) -> Kind:
+        was, now = self.recorded, self.now
+        if now is None:
+            return "undecidable"
+        if (was.error is None) != (now.error is None):
+            return "refused" if was.error is None else "allowed"
+        told = was.would_refuse is not None and now.would_refuse is not None
+        if now.error is not None:
+            by_another = (was.error != now.error and not masked(was.error)) or set(was.rules) != set(
+                now.rules
+            )
+            # Where a rule could not be asked, it may have refused as well.
+            return "otherwise" if by_another and now.would_refuse is not None else "unchanged"
+        if now.lowered:
+            return "lowered"
+        return "shadow" if told and was.would_refuse != now.would_refuse else "unchanged"
+
+    def to_dict(self) -> dict[str, Any]:
+        record = self.record
+        return {
+            "decision_id": record.decision_id,
+            "decided_at": record.decided_at,
+            "what": self.what,
+            "action": self.action,
+            "incident_id": record.incident_id,
+            "count": self.count,
+            "change": self.kind,
+            "recorded": self.recorded.to_dict(),
+            "now": None if self.now is None else self.now.to_dict(),
+            "why": self.why,
+        }
 
 
 def instant(text: str) -> int:

@@ -1,15 +1,15 @@
 """What another policy set would have said: the recorded decisions, decided again in the order of the log.
 
-Decided again are admissions, refusals by policies, and grants. What a scope's own bounds refuse does not depend
-on policies and stays; so do the attempts that the log says were used, and how executions ended. Brakes are
-counted anew: what the new set admits counts, what it refuses does not. What was refused then and would be
+Decided again are admissions, refusals by policies, and grants. What a scope's own bounds refuse does not
+depend on policies and stays; so do the attempts that the log says were used, and how executions ended. Brakes
+are counted anew: what the new set admits counts, what it refuses does not. What was refused then and would be
 admitted now counts as answered at once, for nobody knows how it would have ended. Grants are decided by
 themselves: what was executed under one that would be refused is still judged.
 
 An execution that needed no scope is judged without one, and needs one now if the new set gives its action a
-risk above the recorded one and not below `gate.scope_required_from`. What a shadow route let through without a
-scope is never refused: there, as with shadow rules, what differs is what would be refused. Where a shadow route
-found a valid scope, its record looks like any other, and is judged like any other.
+risk above the recorded one and not below `gate.scope_required_from`. What a shadow route let through without
+a scope is never refused: there, as with shadow rules, what differs is what would be refused. Where a shadow
+route found a valid scope, its record looks like any other, and is judged like any other.
 
 A rule that looks at a fact which the record does not have leaves the verdict undecidable, unless something
 else refuses anyway. For the brakes, what is undecidable went on as it is recorded.
@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sidecar.core import deciding
 from sidecar.core.brakes import Tally, tallies_for, tallies_with
@@ -30,81 +30,22 @@ from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.deciding import SHADOW_ROUTE, Past
 from sidecar.core.facts import Claims
 from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, RiskClass, Rule, Subject
-from sidecar.core.rules import SECOND, TERMS, Objection, preview, subject_of
+from sidecar.core.rules import SECOND, TERMS, preview, subject_of
 from sidecar.core.scope import RELEASING, Execution, ExecutionStatus, Scope
-from sidecar.errors import LogTampered
-from sidecar.gaterecords import MASKED, GateRecord, Missing, Verdict, masked, objecting
+from sidecar.errors import LogTampered, Refusal
+from sidecar.gaterecords import MASKED, Finding, GateRecord, Missing, Verdict, masked, objecting
 from sidecar.store.logfile import START, opened
-
-Kind = Literal["unchanged", "refused", "allowed", "otherwise", "lowered", "shadow", "undecidable"]
 
 # Not a fact of a request, but brakes look at it.
 EARLIER_AGENTS = "the target agents of earlier executions"
 FLOOD = "the summary of a flood says only how many there were"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One record that was decided again. `now` None: that cannot be done, and `why` says what is missing.
-
-    The summary of a flood stands for `count` requests.
-    """
-
-    record: GateRecord
-    recorded: Verdict
-    now: Verdict | None
-    why: str | None = None
-
-    @property
-    def count(self) -> int:
-        return self.record.count
-
-    @property
-    def what(self) -> str:
-        return "grant" if self.record.of_grant else "execute"
-
-    @property
-    def action(self) -> str | None:
-        """Of a grant, all of its actions."""
-        allowed = self.record.details.get("allowed_actions")
-        return ",".join(map(str, allowed)) if isinstance(allowed, list) else self.record.action
-
-    @property
-    def kind(self) -> Kind:
-        was, now = self.recorded, self.now
-        if now is None:
-            return "undecidable"
-        if (was.error is None) != (now.error is None):
-            return "refused" if was.error is None else "allowed"
-        if now.error is not None:
-            same = (was.error == now.error or masked(was.error)) and set(was.rules) == set(now.rules)
-            return "unchanged" if same else "otherwise"
-        if now.lowered:
-            return "lowered"
-        told = was.would_refuse is not None and now.would_refuse is not None
-        return "shadow" if told and was.would_refuse != now.would_refuse else "unchanged"
-
-    def to_dict(self) -> dict[str, Any]:
-        record = self.record
-        return {
-            "decision_id": record.decision_id,
-            "decided_at": record.decided_at,
-            "what": self.what,
-            "action": self.action,
-            "incident_id": record.incident_id,
-            "count": self.count,
-            "change": self.kind,
-            "recorded": self.recorded.to_dict(),
-            "now": None if self.now is None else self.now.to_dict(),
-            "why": self.why,
-        }
-
-
 def replayed(path: Path, replay: Replay, progress: Callable[[int, int], None]) -> Iterator[Finding]:
     """What comes of each record of a log that is decided again; `progress` is told (done, in all).
 
-    Raises StoreUnavailable where the log cannot be read, LogTampered where it is damaged. Whether it is true is
-    for verify to say.
+    Raises StoreUnavailable where the log cannot be read, LogTampered where it is damaged. Whether it is true
+    is for verify to say.
     """
     with opened(path) as log:
         last = log.last()
@@ -121,7 +62,7 @@ def replayed(path: Path, replay: Replay, progress: Callable[[int, int], None]) -
 
 
 class Replay:
-    """Decides the records of a log again, in their order. Those before `since` only say what was under way."""
+    """Decides the records of a log again, in their order. Those before `since` only say what is under way."""
 
     def __init__(
         self, policies: PolicySet, *, since: int = 0, scope_required_from: RiskClass = RiskClass.LOW
@@ -196,8 +137,7 @@ class Replay:
         if finding is not None and finding.now is not None:
             went_on = finding.now.error is None
         if went_on:
-            claims, _ = record.claims()
-            self._executions.add(_executed(record, claims, "in_flight" if admitted else "answered"))
+            self._executions.add(record.execution("in_flight" if admitted else "answered"))
 
     # Deciding again ------------------------------------------------------------------------------------
 
@@ -212,7 +152,7 @@ class Replay:
             missing[EARLIER_AGENTS] = MASKED
         policies = self._rules.without(missing)
         entry = policies.action(claims.action or "")
-        subject = subject_of(claims, record.tenant_id, record.principal, policies, record.now)
+        subject = _subject(record, claims, policies)
         known = None
         if record.judged_at is not None:
             known = preview(policies, "execute", replace(subject, now=record.judged_at))
@@ -230,10 +170,11 @@ class Replay:
         if claims.scope_id is not None:
             scope = _kept_to(record, claims, granted, entry)
         found = deciding.judgment(command, scope, self._executions.before(subject), record.now)
-        left_out = list(self._rules.left_out("execute", subject, missing))
-        if found.refusal is not None:
-            return _verdict(found.refusal.code, found.refusal.members, found.shadow, left_out)
-        return _verdict(None, {}, found.shadow, left_out)
+        return _verdict(
+            found.refusal,
+            [one.to_dict() for one in found.shadow],
+            list(self._rules.left_out("execute", subject, missing)),
+        )
 
     def _threshold(self, record: GateRecord, entry: ActionPolicy | None) -> RiskClass:
         """From which risk on a scope is needed. What needed none then needs none now for the same risk."""
@@ -258,15 +199,172 @@ class Replay:
         decided = deciding.issue(command, record.now)
         assert decided.entry is not None
         details = decided.entry.record.details
-        claims = Claims(incident_id=record.incident_id, target_agents=asked.scope.target_agents)
+        refusal = decided.reply.refusal if isinstance(decided.reply, Denied) else None
+        lowered = {term: details[term] for term, was in asked.recorded.items() if details[term] < was}
+        claims, _ = record.claims()
         left_out = [
             one
             for action in asked.scope.allowed_actions
             for one in self._rules.left_out(
-                "issue",
-                subject_of(
-                    replace(claims, action=action), record.tenant_id, record.principal, policies, record.now
-                ),
-                missing,
+                "issue", _subject(record, replace(claims, action=action), policies), missing
             )
         ]
+        return _verdict(refusal, details.get("would_refuse", []), left_out, lowered)
+
+
+@dataclass(slots=True)
+class _Granted:
+    """A scope as it was granted, which of its facts are missing, and how many attempts it used by the log."""
+
+    scope: Scope
+    missing: Missing
+    used: int = 0
+
+
+def _subject(record: GateRecord, claims: Claims, policies: PolicySet) -> Subject:
+    return subject_of(claims, record.tenant_id, record.principal, policies, record.now)
+
+
+def _kept_to(
+    record: GateRecord, claims: Claims, granted: _Granted | None, entry: ActionPolicy | None
+) -> Scope:
+    """The scope as the rules are to see it. Its own bounds are not judged again, so it keeps all of them."""
+    used = granted.used if granted else 0
+    return Scope(
+        scope_id=claims.scope_id or "",
+        tenant_id=record.tenant_id,
+        incident_id=claims.incident_id or "",
+        allowed_actions=(claims.action or "",),
+        max_cost=granted.scope.max_cost if granted else 0,
+        max_attempts=max(used + 1, granted.scope.max_attempts if granted else 0),
+        created_at=granted.scope.created_at if granted else record.now,
+        expires_at=record.now + 1,
+        intent=granted.scope.intent if granted else "",
+        target_agents=(),
+        created_by="",
+        attempts_used=used,
+        held=-(entry.hold if entry else 0),  # so that there is room, whatever the action holds
+    )
+
+
+def _verdict(
+    refusal: Refusal | None,
+    told: Sequence[Mapping[str, Any]],
+    left_out: list[tuple[Rule, str]],
+    lowered: Mapping[str, float] | None = None,
+) -> tuple[Verdict | None, str | None]:
+    """The verdict, or why there is none: a rule that was left out might refuse what nothing else does."""
+    would_refuse = None if left_out else objecting(told)
+    if refusal is not None:
+        rules = tuple(refusal.members.get("rules", ()))
+        return Verdict(error=refusal.code, rules=rules, would_refuse=would_refuse), None
+    for rule, why in left_out:
+        if not rule.shadow:
+            return None, why
+    return Verdict(would_refuse=would_refuse, lowered=lowered or {}), None
+
+
+# What it is decided by ----------------------------------------------------------------------------------
+
+
+class _Rules:
+    """A policy set that can do without the rules that look at what a record lacks."""
+
+    def __init__(self, policies: PolicySet) -> None:
+        self._whole = policies
+        self._looks_at = {rule.id: _looks_at(rule) for rule in policies.rules}
+        self._parts: dict[frozenset[str], PolicySet] = {frozenset(): policies}
+
+    def without(self, missing: Missing) -> PolicySet:
+        """The set without the rules that look at any of these facts."""
+        facts = frozenset(missing)
+        if facts not in self._parts:
+            kept = tuple(rule for rule in self._whole.rules if self._looks_at[rule.id].isdisjoint(facts))
+            self._parts[facts] = replace(self._whole, rules=kept)
+        return self._parts[facts]
+
+    def left_out(self, phase: Phase, subject: Subject, missing: Missing) -> Iterator[tuple[Rule, str]]:
+        """Of the others those that may be about a subject, and why each cannot be asked."""
+        for rule in self._whole.about(phase, subject.action) if missing else ():
+            lacking = sorted(self._looks_at[rule.id] & missing.keys())
+            match = replace(rule.match, target_agents=()) if "target_agents" in missing else rule.match
+            if lacking and match.rest_matches(
+                subject.incident_id, subject.tenant_id, subject.principal, subject.target_agents
+            ):
+                yield rule, f"rule {rule.id} looks at {lacking[0]}: {missing[lacking[0]]}"
+
+
+def _looks_at(rule: Rule) -> frozenset[str]:
+    """What a rule looks at, as far as a record may lack it. Whether agents were named it always has."""
+    facts = set(() if rule.when is None else rule.when.reads)
+    if rule.match.target_agents or (rule.brake is not None and "target_agents" in rule.brake.per):
+        facts |= {"target_agents"} if rule.brake is None else {"target_agents", EARLIER_AGENTS}
+    if rule.require is not None and rule.require.intent_min_chars:
+        facts.add("intent")
+    if rule.limit is not None:
+        limits = (rule.limit.max_attempts, rule.limit.ttl_seconds, rule.limit.max_cost)
+        facts.update(term for term, most in zip(TERMS, limits, strict=True) if most is not None)
+    return frozenset(facts)
+
+
+class _Executions:
+    """What the new set lets through: as far back as its brakes look, and whatever is still in flight."""
+
+    def __init__(self, policies: PolicySet) -> None:
+        self._policies = policies
+        horizons = [rule.brake.horizon_seconds for rule in policies.rules if rule.brake is not None]
+        self._horizon = max(horizons) * SECOND if horizons else None  # None: nobody counts
+        self._kept: dict[str, Execution] = {}
+        self._by_tally: dict[Tally, dict[str, None]] = {}
+        self._ageing: deque[str] = deque()
+        self._late: set[str] = set()  # in flight for longer than any brake looks back
+        self._masked: set[str] = set()
+
+    @property
+    def agents_masked(self) -> bool:
+        """Whether the target agents of one of them are masked."""
+        return bool(self._masked)
+
+    def add(self, execution: Execution) -> None:
+        if self._horizon is None:
+            return
+        name = execution.decision_id
+        self._kept[name] = execution
+        self._ageing.append(name)
+        for tally in tallies_with(execution):
+            self._by_tally.setdefault(tally, {})[name] = None
+        if any(map(masked, execution.target_agents)):
+            self._masked.add(name)
+        self._forget(execution.admitted_at - self._horizon)
+
+    def end(self, name: str | None, status: ExecutionStatus) -> None:
+        if name is not None and name in self._kept:
+            self._kept[name] = replace(self._kept[name], status=status)
+            if status == "not_sent" or name in self._late:
+                self._drop(name)
+
+    def before(self, subject: Subject) -> Past:
+        """Those that brakes may count for a subject."""
+        tallies = tallies_for(self._policies, subject.tenant_id, subject.incident_id, subject.action)
+        return Past({tally: tuple(self._by_tally.get(tally, ())) for tally in tallies}, self._kept)
+
+    def _forget(self, until: int) -> None:
+        while self._ageing:
+            name = self._ageing[0]
+            execution = self._kept.get(name)
+            if execution is not None and execution.admitted_at > until:
+                return
+            self._ageing.popleft()
+            if execution is not None and execution.status == "in_flight":
+                self._late.add(name)
+            elif execution is not None:
+                self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        for tally in tallies_with(self._kept.pop(name)):
+            names = self._by_tally[tally]
+            del names[name]
+            if not names:
+                del self._by_tally[tally]
+        self._late.discard(name)
+        self._masked.discard(name)

@@ -22,9 +22,7 @@ _FORBIDDEN = re.compile(
 )
 LINE_END = re.compile("\r\n|\r|\n")
 
-# Where the two parsers see differently, besides at a tab between tokens: at the sign of a key that is written
-# as one, and at a comment right behind the sign of a block of text.
-_KEY_SIGN = re.compile(r"(?:^|[\s\[{,:-])\?(?:\s|$)")
+# What only libyaml takes for a comment, right behind the sign of a block of text.
 _COMMENTED_BLOCK = re.compile(r"[|>][-+0-9]*#")
 
 # What PyYAML says (its context and problem), and what to do about it. First match wins.
@@ -84,7 +82,8 @@ def decoded(raw: str | bytes) -> str:
 def fast(text: str) -> Iterator[Any]:
     """libyaml's events. Raises Undecided where it is not installed, or might see something else."""
     loader = getattr(yaml, "CSafeLoader", None)
-    if loader is None or "\t" in text or _KEY_SIGN.search(text) or _COMMENTED_BLOCK.search(text):
+    # A tab between tokens is nothing to libyaml.
+    if loader is None or "\t" in text or _COMMENTED_BLOCK.search(text):
         raise Undecided
     parser = loader(text)
     asked = "?" in text

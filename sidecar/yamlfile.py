@@ -101,7 +101,7 @@ class Document:
                 return self._at(first, start + column), ""
         elif shown_from.startswith(text):
             return self._at(first, start + column - 1), ""
-        return self._at(first, start), f" (line {line}, column {column} of it)"
+        return self._at(first, start), f" (line {line}, column {column} of this text)"
 
     def is_broken(self, path: KeyPath) -> bool:
         """Whether a fault at the path or above it was reported already."""

@@ -11,8 +11,10 @@ from typing import Literal
 import click
 
 from sidecar import __version__
+from sidecar.cli.explain import explain
 from sidecar.cli.log import log
 from sidecar.cli.options import FAILED, config_option, failed, files_of, misconfigured, set_option, warn
+from sidecar.cli.policy import policy
 from sidecar.core.policy import PolicySet
 from sidecar.errors import ConfigurationError, ScopegateError
 from sidecar.reload import Files
@@ -36,6 +38,8 @@ Examples:
   scopegate demo --once                         see the gate at work, no set-up needed
   scopegate check --config config/scopegate.yaml
   scopegate run --config config/scopegate.yaml --log-format text
+  scopegate explain --config config/scopegate.yaml body.json
+  scopegate policy test policies
   scopegate log verify --config config/scopegate.yaml""",
 )
 @click.version_option(__version__, prog_name="scopegate")
@@ -104,7 +108,8 @@ def demo(once: bool) -> None:
     sys.exit(0 if held else FAILED)
 
 
-main.add_command(log)
+for command in (explain, policy, log):
+    main.add_command(command)
 
 
 def _read(files: Files) -> tuple[Settings, PolicySet]:

@@ -17,6 +17,7 @@ from sidecar.settings import Settings
 
 FAILED = 1
 MISCONFIGURED = 2
+UNREACHABLE = 3
 TAMPERED = 4
 
 config_option = click.option(

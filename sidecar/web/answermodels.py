@@ -29,6 +29,7 @@ Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ScopeId = Annotated[str, Field(pattern="^scope_[0-9a-f]{24,}$")]
 DecisionId = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
 Bound = Literal["max_attempts", "max_cost_usd"]
+Term = Literal["max_attempts", "ttl_seconds", "max_cost_usd"]
 Code = Annotated[str, Field(json_schema_extra={"enum": list(ERRORS)})]
 # A member that an answer has or has not, and that is never null for want of a value.
 ABSENT: Any = Field(default=None)
@@ -77,8 +78,20 @@ class Problem(AnswerModel):
     bound: Annotated[Bound, Field(description="What of the scope is used up.")] = ABSENT
     expires_at: Time = ABSENT
     rules: Annotated[list[str], Field(description="The policy rules that deny it.")] = ABSENT
+    limit: Annotated[Term, Field(description="The term of a scope that a rule limits.")] = ABSENT
+    value: Annotated[float, Field(ge=0, description="The most that the limit leaves.")] = ABSENT
+    require: Annotated[
+        Literal["intent_min_chars", "target_agents"], Field(description="What a rule wants to be said.")
+    ] = ABSENT
+    condition_error: Annotated[str, Field(description="Why a rule's condition could not be judged.")] = ABSENT
+    ends_at: Annotated[
+        Time | None, Field(description="When the brake ends; null: once what is in flight has ended.")
+    ] = ABSENT
+    retry_after_seconds: Annotated[int, Field(ge=1)] = ABSENT
     member: Annotated[str, Field(description="The first member that is missing or wrong.")] = ABSENT
-    errors: Annotated[list[WrongMember], Field(description="All members that are wrong.")] = ABSENT
+    errors: Annotated[
+        list[WrongMember] | list[str], Field(description="All members, or all places in files, that are wrong.")
+    ] = ABSENT
     cause: Annotated[str, Field(description="What made it impossible to decide or to deliver.")] = ABSENT
     path: str = ABSENT
     max_bytes: Count = ABSENT
@@ -202,12 +215,12 @@ class Execution(AnswerModel):
     """An admitted execution, and how it ended."""
 
     decision_id: DecisionId
-    scope_id: str
+    scope_id: Annotated[str | None, Field(description="Null where no scope was needed.")]
     tenant_id: str
     incident_id: str
     action: str
     request_id: str
-    attempt_number: Annotated[int, Field(ge=1)]
+    attempt_number: Annotated[int | None, Field(ge=1)]
     status: ExecutionStatus
     hold_usd: Dollars
     cost_usd: Dollars | None
@@ -248,6 +261,39 @@ class KillSwitch(AnswerModel):
 # Looking after it -----------------------------------------------------------------------------------
 
 
+class Left(AnswerModel):
+    """What a scope still allows."""
+
+    attempts: Count
+    cost_usd: Dollars
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class BrakeUse(AnswerModel):
+    """How far a brake is used by what the request is about."""
+
+    rule: str
+    reason: str
+    mode: Literal["enforce", "shadow"]
+    per: dict[str, Any]
+    used: Count
+    max_attempts: int | None
+    window_seconds: Count
+    holds: bool
+    why: str | None
+    ends_at: Time | None
+
+
+class WouldRefuse(BaseModel):
+    """A refusal that is only recorded, with what its error brings along. `rule` is null for a shadow route."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    rule: str | None
+    error: Code
+    message: str
+
+
 class Explanation(AnswerModel):
     """What an execution would meet now. `members` are those that the error would bring along."""
 
@@ -257,8 +303,13 @@ class Explanation(AnswerModel):
     bound: Bound | None
     rules: list[str]
     members: dict[str, Any]
+    next: Annotated[str, Field(description="What to do about it.")]
     hold_usd: Dollars
+    scope_required: bool
     scope: Scope | None
+    left: Left | None
+    brakes: list[BrakeUse]
+    would_refuse: list[WouldRefuse]
     policy_revision: str | None
 
 
@@ -289,6 +340,8 @@ class Status(AnswerModel):
     policy_revision: str | None
     config_revision: str
     last_reload: LastReload
+    scope_required_from: RiskClass
+    shadow_routes: Annotated[list[str], Field(description="Paths on which nothing is refused.")]
 
 
 class Liveness(AnswerModel):

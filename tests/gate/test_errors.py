@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.policy import Brake, Rule
 from sidecar.errors import ERRORS
 from sidecar.store import batch
 from tests.support import (
@@ -25,7 +26,7 @@ from tests.support import (
     unused_port,
 )
 
-# gate.md, "Errors of the wire", as far as issue 2 goes.
+# gate.md, "Errors of the wire", as far as it is built.
 STATUSES = {
     400: "scoped_execution_required scope_exhausted scope_expired scope_revoked invalid_request "
     "ambiguous_path override_refused upgrade_refused",
@@ -33,10 +34,11 @@ STATUSES = {
     404: "scope_not_found decision_not_found",
     405: "method_not_allowed",
     408: "body_timeout",
-    409: "not_reconcilable",
+    409: "not_reconcilable reload_refused",
     413: "body_too_large",
     415: "unsupported_media_type",
     422: "invalid_scope",
+    429: "braked",
     502: "upstream_unreachable upstream_failed",
     503: "store_unavailable policy_unavailable overloaded draining",
     504: "upstream_timeout",
@@ -57,10 +59,12 @@ MEMBERS = {
     "scope_exhausted": {"scope_id", "bound"},
     "policy_denied": {"rules"},
     "invalid_scope": {"member"},
+    "braked": {"rules", "ends_at", "retry_after_seconds"},
+    "reload_refused": {"errors"},
 }
 FLAT = {"type", "title", "status", "detail", "error", "message"}
 # Codes of requests that are recorded, and so carry the decision_id under which they are found.
-RECORDED = set(WIRE) - {"decision_not_found", "not_reconcilable", "store_unavailable"}
+RECORDED = set(WIRE) - {"decision_not_found", "not_reconcilable", "reload_refused", "store_unavailable"}
 
 Way = Callable[[Open], Awaitable[Message]]
 WAYS: dict[str, Way] = {}
@@ -247,6 +251,21 @@ async def overloaded(open_house: Open) -> Message:
 
 
 @way
+async def braked(open_house: Open) -> Message:
+    once = Rule(id="once", on="execute", brake=Brake(cooldown_seconds=60))
+    house = await open_house(policies=replace(POLICIES, rules=(once,)))
+    scope = await house.issue(max_attempts=2)
+    await house.execute(scope)
+    return await house.execute(scope)
+
+
+@way
+async def reload_refused(open_house: Open) -> Message:
+    house = await open_house()
+    return await house.admin("POST", "/api/v1/reload")
+
+
+@way
 async def draining(open_house: Open) -> Message:
     house = await open_house()
     scope = await house.issue()
@@ -269,7 +288,7 @@ async def test_each_code_has_its_status_its_members_and_its_record(open_house: O
         assert ("decision_id" in body) == (code in RECORDED)
     if code in RECORDED:
         assert answer.header("Scopegate-Decision-Id") == body["decision_id"]
-    assert (answer.header("Retry-After") is not None) == (answer.status == 503)
+    assert (answer.header("Retry-After") is not None) == (answer.status in (429, 503))
     assert (answer.header("Allow") is not None) == (answer.status == 405)
 
 

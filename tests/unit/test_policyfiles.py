@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.errors import ConfigurationError
 from sidecar.policyfiles import load
+from sidecar.policyrules import BRAKE_KEYS, LIMIT_KEYS, MATCH_KEYS, REQUIRE_KEYS, RULE_KEYS
 
 SHIPPED = Path(__file__).parents[2] / "policies"
 
@@ -115,12 +121,16 @@ def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- x", "a.yaml:1:1: expects the key actions: on top, found a list"),
+        ("- x", "a.yaml:1:1: expects the keys actions: and rules: on top, found a list"),
         ("actions: [x]", "a.yaml:1:1: actions: expects a map of actions, found a list"),
         ("action: {x: {risk: low}}", 'a.yaml:1:1: action: is not a known key; did you mean "actions"?'),
         (
-            "actions: {x: {risk: low}}\nrules: []",
-            "a.yaml:2:1: rules: is not yet known, it comes with a later release; remove it",
+            "actions: {x: {risk: low}}\nrules: {x: 1}",
+            "a.yaml:2:1: rules: expects a list of rules, found a map",
+        ),
+        (
+            "actions: {x: {risk: low}}\nrule: []",
+            'a.yaml:2:1: rule: is not a known key; did you mean "rules"?',
         ),
         ("actions:\n  x: low", "a.yaml:2:3: actions.x: expects a map such as {risk: low}, found text"),
         ("actions:\n  x:", "a.yaml:2:3: actions.x: expects a map such as {risk: low}, found nothing"),
@@ -141,9 +151,8 @@ def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str)
             'a.yaml:2:18: actions.x.timeout_second: is not a known key; did you mean "timeout_seconds"?',
         ),
         (
-            "actions:\n  x: {risk: low, targets_required: true}",
-            "a.yaml:2:18: actions.x.targets_required: is not yet known, it comes with a later release; "
-            "remove it",
+            "actions:\n  x: {risk: low, targets_required: 1}",
+            "a.yaml:2:18: actions.x.targets_required: expects true or false, found a number",
         ),
         (
             "actions:\n  restart_*: {risk: low}",
@@ -211,6 +220,16 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path) -> None:
     assert actions["n" * 256].hold == 0
 
 
+def test_target_agents_are_required_only_where_an_action_says_so(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="actions:\n  x: {risk: low, targets_required: true}\n  y: {risk: low, targets_required: false}\n"
+        "  z: {risk: low}\n",
+    )
+    actions = load(tmp_path).actions
+    assert [actions[name].targets_required for name in "xyz"] == [True, False, False]
+
+
 def test_a_name_of_more_than_256_characters_is_refused(tmp_path: Path) -> None:
     assert "1 to 256 printable characters" in fault_of(tmp_path, f"actions: {{{'n' * 257}: {{risk: low}}}}")
 
@@ -221,8 +240,66 @@ def test_an_action_in_two_files_names_both_places(tmp_path: Path) -> None:
 
 
 def test_the_faults_of_all_files_are_reported_at_once(tmp_path: Path) -> None:
-    write(tmp_path, a="actions:\n  x: {risk: no}\n", b="actions:\n  y: {}\n  'z\n", c="rules: []\n")
+    write(tmp_path, a="actions:\n  x: {risk: no}\n", b="actions:\n  y: {}\n  'z\n", c="rules: {}\n")
     assert [fault.split(": ")[0] for fault in faults(tmp_path)] == ["a.yaml:2:13", "b.yaml:3:3", "c.yaml:1:1"]
+
+
+def test_a_bad_file_among_a_hundred_is_named_with_line_column_key_and_nearest_name(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"f{number:02}.yaml").write_text(
+            f"actions: {{act_{number}: {{risk: low}}}}\n"
+            f"rules:\n  - {{id: r{number}, on: issue, match: {{action: act_{number}}}, effect: deny}}\n"
+        )
+    assert len(load(tmp_path).rules) == 100
+    (tmp_path / "f57.yaml").write_text(
+        "actions: {act_57: {risk: low}}\n"
+        "rules:\n  - {id: r57, on: issue, match: {acton: act_57}, effect: deny}\n"
+    )
+    assert faults(tmp_path) == [
+        'f57.yaml:3:34: rules[0].match.acton: is not a known key; did you mean "action"?'
+    ]
+
+
+def test_the_tests_of_a_folder_are_no_policies_and_do_not_change_the_revision(tmp_path: Path) -> None:
+    before = load(write(tmp_path, a="actions: {x: {risk: low}}")).revision
+    (tmp_path / "tests").mkdir()
+    write(tmp_path / "tests", a="nonsense: [")
+    assert load(tmp_path).revision == before
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200))
+@settings(deadline=None, max_examples=100)
+def test_any_bytes_are_a_set_or_a_configuration_error(content: bytes | str) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+        with suppress(ConfigurationError):
+            load(Path(folder))
+
+
+# What stands somewhere in a policy file, and what does not, in any combination.
+KEYS = (*RULE_KEYS, *MATCH_KEYS, *LIMIT_KEYS, *REQUIRE_KEYS, *BRAKE_KEYS)
+WORDS = st.sampled_from((*KEYS, "x", "restart_*", "issue", "execute", "deny", "allow", "shadow", "low"))
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 10**20)
+    | st.floats(allow_nan=False)
+    | WORDS
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=6),
+    max_leaves=25,
+)
+
+
+@given(st.dictionaries(WORDS, VALUES, max_size=8), VALUES)
+@settings(deadline=None, max_examples=200)
+def test_any_rule_is_read_or_a_configuration_error(rule: dict[str, object], other: object) -> None:
+    document = {"actions": {"x": {"risk": "low"}}, "rules": [{"id": "r", "on": "issue", **rule}, other]}
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "a.yaml").write_text(json.dumps(document))
+        with suppress(ConfigurationError):
+            load(Path(folder))
 
 
 def test_the_shipped_catalogue_loads_and_refuses_what_it_does_not_list() -> None:

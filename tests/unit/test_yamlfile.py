@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.errors import ConfigurationError
-from sidecar.yamlevents import MAX_BYTES
-from sidecar.yamlfile import MAX_DEPTH, MAX_NUMBER_CHARS, dotted, parse
+from sidecar import yamlevents
+from sidecar.errors import ConfigurationError, Fault
+from sidecar.yamlevents import MAX_BYTES, Undecided
+from sidecar.yamlfile import MAX_DEPTH, MAX_NUMBER_CHARS, Document, dotted, parse, survey
 
 
 def read(text: str | bytes, **environment: str) -> Any:
@@ -310,3 +313,227 @@ JSON = st.recursive(
 @settings(deadline=None, max_examples=100)
 def test_what_json_writes_reads_back_equal(value: object) -> None:
     assert parse(json.dumps(value), "f.yaml").value == value
+
+
+# Inside a text -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a: {b: one two}", "f.yaml:1:12"),
+        ("a: {b: 'one two'}", "f.yaml:1:13"),
+        ('a: {b: "one two"}', "f.yaml:1:13"),
+        ("a:\n  b:\n    one two # here", "f.yaml:3:9"),
+        ("a:\n  b: |\n    one two\n", "f.yaml:3:9"),
+        ("a:\r\n  b: |2- # block\r\n      one two\r\n", "f.yaml:3:11"),
+    ],
+)
+def test_a_character_of_a_text_that_the_file_shows_as_it_is_has_a_place(text: str, place: str) -> None:
+    document = parse(text, "f.yaml")
+    value = document.value["a"]["b"]
+    assert document.place_within(("a", "b"), value, 1, value.index("two") + 1) == (place, "")
+
+
+def test_a_character_in_a_later_line_of_a_block_has_a_place() -> None:
+    document = parse("a:\n  - |\n\n    one\n      two\n    three\n", "f.yaml")
+    text = document.value["a"][0]
+    assert text == "\none\n  two\nthree\n"
+    assert document.place_within(("a", 0), text, 3, 3) == ("f.yaml:5:7", "")
+    assert document.place_within(("a", 0), text, 4, 6) == ("f.yaml:6:10", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: >\n  one\n  two\n",
+        "a: one\n  two",
+        "a: 'one\n  two'",
+        'a: "one\\x20two"',
+        "a: 'one'' two'",
+        'a: "one \\"two\\""',
+    ],
+)
+def test_a_character_of_a_text_that_reads_otherwise_in_the_file_is_told_in_words(text: str) -> None:
+    document = parse(text, "f.yaml")
+    value = document.value["a"]
+    assert document.place_within(("a",), value, 1, 5) == (
+        "f.yaml:1:4",
+        " (line 1, column 5 of this text)",
+    )
+
+
+# Two parsers ---------------------------------------------------------------------------------------------
+
+
+def undecided(text: str) -> Any:
+    raise Undecided
+
+
+def both_readings(text: str) -> list[tuple[Document | None, tuple[Fault, ...]]]:
+    """As it is read, and as PyYAML's own parser alone reads it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yamlevents, "fast", undecided)
+        careful = survey(text, "f.yaml")
+    return [survey(text, "f.yaml"), careful]
+
+
+SHIPPED = [
+    path.read_text(encoding="utf-8")
+    for folder in ("policies", "config")
+    for path in sorted((Path(__file__).parents[2] / folder).glob("*.yaml"))
+]
+EVERYTHING = """# a comment
+---
+on: issue
+list:
+- plain
+  on two lines
+-
+- - {a: b, "c": 'd''e', f: , g: [1, 2.5, true, ~]}
+  - "with \\u00e9 and \\
+     joined"
+-   - |2-
+      block
+
+       of text
+    - >+
+      folded
+
+- k: v # why?
+  "what?": 1
+"""
+
+
+def test_what_people_write_is_read_by_the_fast_parser() -> None:
+    assert yaml.__with_libyaml__
+    for text in (*SHIPPED, EVERYTHING):
+        assert list(yamlevents.fast(text))
+        fast, careful = both_readings(text)
+        assert fast == careful
+        assert repr(fast) == repr(careful)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\t",
+        "a\n\t",
+        "a: |#\n",
+        "a: >-#b\n  c\n",
+        "{a?b: 1}",
+        "{?a: 1}",
+        "[a?b, 1]",
+        "? a\n: b",
+        "{? }",
+        "--- ",
+        "{a: }",
+        "a: !t:u v",
+        '"\\ud83d\\ude00"',
+        "a: what?",
+        "a\n--- \n",
+    ],
+)
+def test_where_the_parsers_differ_the_careful_one_decides(text: str) -> None:
+    fast, careful = both_readings(text)
+    assert fast == careful
+
+
+def test_without_libyaml_everything_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [survey(text, "f.yaml") for text in SHIPPED]
+    monkeypatch.delattr(yaml, "CSafeLoader")
+    with pytest.raises(Undecided):
+        list(yamlevents.fast("a: 1"))
+    assert [survey(text, "f.yaml") for text in SHIPPED] == found
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            "a",
+            "b: ",
+            "c: 1",
+            "- ",
+            "-",
+            "? ",
+            "?",
+            ": ",
+            ":",
+            "[",
+            "]",
+            "{",
+            "}",
+            ", ",
+            "'",
+            '"',
+            "''",
+            "\\",
+            "#",
+        ),
+        *(
+            " #c",
+            "|\n",
+            ">\n",
+            "|-\n",
+            ">+\n",
+            "|2\n",
+            "|#",
+            "\n",
+            "\n",
+            "\n ",
+            " ",
+            "  ",
+            "\t",
+            "\r",
+            "\r\n",
+            "&x ",
+        ),
+        *(
+            "*x",
+            "!t ",
+            "! ",
+            "%YAML 1.1\n",
+            "---\n",
+            "--- ",
+            "...",
+            "@",
+            "~",
+            "yes",
+            "<<: ",
+            "\u00e9",
+            "\U0001f600",
+        ),
+        *(
+            "k: v\n",
+            "- i\n",
+            "  k: v\n",
+            "=",
+            "a:b",
+            "\\x41",
+            "\\ud800",
+            "\\\n",
+            "a b c",
+            "x" * 1025,
+            "?x",
+            "017",
+        ),
+    ]
+)
+
+
+@st.composite
+def altered(draw: st.DrawFn) -> str:
+    """A text that somebody might have written, with something else in a few places."""
+    text = draw(st.sampled_from([*SHIPPED[0].splitlines(keepends=True), EVERYTHING, EVERYTHING, SHIPPED[0]]))
+    for _ in range(draw(st.integers(0, 3))):
+        begin = draw(st.integers(0, len(text)))
+        text = text[:begin] + draw(PIECES | st.just("")) + text[begin + draw(st.integers(0, 6)) :]
+    return text
+
+
+@given(st.lists(PIECES, max_size=12).map("".join) | altered())
+@settings(deadline=None, max_examples=400)
+def test_both_parsers_read_the_same_in_the_same_places(text: str) -> None:
+    fast, careful = both_readings(text)
+    assert fast == careful
+    assert repr(fast) == repr(careful)

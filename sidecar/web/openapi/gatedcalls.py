@@ -56,6 +56,7 @@ _BOUND_ERRORS = (
     "scope_expired",
     "scope_exhausted",
     "policy_denied",
+    "braked",
 )
 
 

@@ -31,6 +31,11 @@ BROUGHT: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "action_outside_scope": {"scope_id": _SCOPE_ID, "action": "restart_pod"},
         "target_outside_scope": {"scope_id": _SCOPE_ID, "target_agents": ["agent_2"]},
         "policy_denied": {"rules": [], "action": "drop_database"},
+        "braked": {
+            "rules": ["storm-brake"],
+            "retry_after_seconds": 1740,
+            "ends_at": "2026-01-31T12:34:56.000000+00:00",
+        },
         "scope_not_found": {"scope_id": _SCOPE_ID},
         "decision_not_found": {"decision_id": "01961234-5678-7abc-8def-0123456789ab"},
         "not_reconcilable": {"execution_status": "answered"},
@@ -73,7 +78,7 @@ def response(
         content["*/*"] = {"schema": {}}
         lines.append(f"- or the backend's own {status}.")
     headers = {name: dict(HEADERS[name]) for name in told}
-    for name, needed in (("Retry-After", 503), ("Allow", 405)):
+    for name, needed in (("Retry-After", 429), ("Retry-After", 503), ("Allow", 405)):
         if status == needed:
             headers[name] = {**HEADERS[name], "required": not relayed}
     shown: dict[str, Any] = {"description": "\n".join(lines)}
