@@ -15,7 +15,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from sidecar.core.policy import FACTS, Subject
+from sidecar.core.policy import FACTS, RiskClass, Subject
 from sidecar.errors import ConditionFailed
 from sidecar.yamlfile import did_you_mean, shown
 
@@ -229,6 +229,8 @@ def _mistake(text: str, said: str) -> NoCondition:
 
 
 def _unknown(name: str, called: bool) -> str:
+    if name in tuple(RiskClass):
+        return f'{name} is no fact; write "{name}" in quotes'
     if not called:
         near = did_you_mean(name, FACTS) or f"; the facts are {', '.join(FACTS)}; put text in quotes"
         return f"{shown(name)} is no fact{near}"
@@ -261,8 +263,10 @@ def _words(problem: str, before: str, rest: str) -> str:
         return "has(...) takes one member, such as has(parameters.name)"
     if "reserved identifier" in problem:
         return "is a word that CEL keeps for itself; use another name"
+    if re.match(r"(?i:invalid (string|bytes) literal)", problem):
+        return "is no text that CEL reads; write each backslash twice"
     if "literal" in problem:
-        return "is a number beyond 64 bits, or no number; write a smaller one"
+        return "is no number of at most 64 bits; write a smaller one"
     return f"cannot be used ({shown(problem, 120)})"
 
 

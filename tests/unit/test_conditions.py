@@ -1,0 +1,522 @@
+"""A rule's `when`: what it may read, what it comes to, and that every way to fail refuses in our words."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cel_expr_python import cel
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sidecar import conditions
+from sidecar.conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, NoCondition, condition
+from sidecar.core.policy import FACTS, RiskClass, Subject
+from sidecar.errors import ConditionFailed, ConfigurationError
+from sidecar.policyfiles import load
+
+CHRISTMAS_EVE = 1_798_070_400_000_000  # 2026-12-24T00:00:00Z
+
+
+def subject(**facts: Any) -> Subject:
+    known: dict[str, Any] = {
+        "action": "restart_pod",
+        "risk": RiskClass.HIGH,
+        "incident_id": "inc-7",
+        "tenant_id": "team-a",
+        "principal": "bot",
+        "target_agents": ("a-1", "a-2"),
+        "parameters": {"namespace": "prod", "replicas": 3},
+        "intent": "free the queue",
+        "max_cost": 2_500_000,
+        "attempts_used": 1,
+        "attempts_remaining": 2,
+        "scope_age_seconds": 90,
+        "now": CHRISTMAS_EVE,
+    }
+    return Subject(**{**known, **facts})
+
+
+def holds(text: str, **facts: Any) -> bool:
+    return condition(text)(subject(**facts))
+
+
+def failure(text: str, **facts: Any) -> str:
+    with pytest.raises(ConditionFailed) as caught:
+        holds(text, **facts)
+    return str(caught.value)
+
+
+def mistake(text: str) -> tuple[str, tuple[int, int] | None]:
+    with pytest.raises(NoCondition) as caught:
+        condition(text)
+    return str(caught.value), caught.value.position
+
+
+# What it reads -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fact", "equal", "other"),
+    [
+        ("action", '"restart_pod"', '"restart"'),
+        ("risk", '"high"', '"HIGH"'),
+        ("incident_id", '"inc-7"', '"inc-8"'),
+        ("tenant_id", '"team-a"', '"team-b"'),
+        ("principal", '"bot"', '""'),
+        ("target_agents", '["a-1", "a-2"]', '["a-2", "a-1"]'),
+        ("parameters", '{"namespace": "prod", "replicas": 3}', '{"namespace": "prod"}'),
+        ("intent", '"free the queue"', '"free"'),
+        ("max_cost_micros", "2500000", "2500001"),
+        ("attempts_used", "1", "0"),
+        ("attempts_remaining", "2", "3"),
+        ("scope_age_seconds", "90", "91"),
+        ("now", 'timestamp("2026-12-24T00:00:00Z")', 'timestamp("2026-12-24T00:00:01Z")'),
+    ],
+)
+def test_every_fact_can_be_read(fact: str, equal: str, other: str) -> None:
+    assert condition(f"{fact} == {equal}").reads == {fact}
+    assert holds(f"{fact} == {equal}")
+    assert not holds(f"{fact} == {other}")
+
+
+def test_the_facts_above_are_all() -> None:
+    assert condition(" && ".join(f"{fact} == {fact}" for fact in FACTS)).reads == set(FACTS)
+
+
+def test_now_is_exact_to_the_microsecond() -> None:
+    text = 'now == timestamp("2026-12-24T00:00:00.000001Z")'
+    assert not holds(text)
+    assert holds(text, now=CHRISTMAS_EVE + 1)
+
+
+def test_an_action_without_a_risk_has_an_empty_one() -> None:
+    assert holds('risk == ""', risk=None)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Decimal("0.5"), "parameters.v == 0.5"),
+        ({"deep": [Decimal("1E+2"), {"er": Decimal("-0.25")}]}, "parameters.v.deep[1].er == -0.25"),
+        (2**63 - 1, "parameters.v == 9223372036854775807"),
+        (True, "parameters.v"),
+        (None, "parameters.v == null"),
+        ("t\u00e9xt \U0001f600", 'parameters.v == "t\u00e9xt \U0001f600"'),
+        ([1, "a", None], 'parameters.v == [1, "a", null]'),
+        ((1, 2), "parameters.v == [1, 2]"),
+        ({}, "parameters.v.size() == 0"),
+    ],
+)
+def test_parameters_are_read_as_json_has_them(value: object, text: str) -> None:
+    assert holds(text, parameters={"v": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("true", set()),
+        ('"risk" == "action"', set()),
+        ("'intent' == \"it's intent\"", set()),
+        ('r"\\intent" == action', {"action"}),
+        ('"a\\"intent" == action', {"action"}),
+        ('"""intent " intent""" == action', {"action"}),
+        ("action == '''a\n'b' intent\\''''", {"action"}),
+        ('action == "a" // don\'t read the intent', {"action"}),
+        ('action == "//" && risk == "a"', {"action", "risk"}),
+        ("b'intent' == b\"a\" || Rb'\\d' == b'risk' || risk == 'a'", {"risk"}),
+        ('.risk == "a"', {"risk"}),
+    ],
+)
+def test_a_fact_is_read_where_its_name_stands_outside_of_text(text: str, reads: set[str]) -> None:
+    found = condition(text)
+    assert found.reads == reads
+    found(subject())
+
+
+def test_a_condition_on_the_scope_is_known_as_one() -> None:
+    assert condition("attempts_used > 0").reads == {"attempts_used"}
+    assert condition("attempts_used > 0") == condition("attempts_used > 0")
+    assert condition("attempts_used > 0") != condition("attempts_used > 1")
+
+
+# What it comes to ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "parameters.gone == 1",
+            "it reads a member that is not there (gone); ask for it with has(...) first.",
+        ),
+        (
+            "parameters[parameters.namespace] == 1",
+            "it reads a member that is not there; ask for it with has(...) first.",
+        ),
+        ('target_agents[2] == "a"', "it reads an item behind the end of a list; ask for its size() first."),
+        ("1 / (attempts_used - 1) == 1", "it divides by zero."),
+        ("1 % (attempts_used - 1) == 1", "it divides by zero."),
+        ("attempts_used + 9223372036854775807 > 0", "a number in it leaves 64 bits."),
+        (
+            "parameters.namespace < 5",
+            "it compares or combines values of kinds that do not go together.",
+        ),
+        ("parameters.replicas", "it is neither true nor false."),
+        ("dyn(1)", "it is neither true nor false."),
+        (
+            "risk.matches(parameters.namespace + '(')",
+            "it matches against a text that is no regular expression.",
+        ),
+        (
+            "timestamp(parameters.namespace) < now",
+            "it reads a text as a time or a duration that is none.",
+        ),
+        ("duration(risk) < now - now", "it reads a text as a time or a duration that is none."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_judged_fails_and_says_why(text: str, said: str) -> None:
+    assert failure(text) == said
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"parameters": {"v": 2**200}}, "parameters.v == 1"),
+        ({"max_cost": 2**63}, "max_cost_micros > 0"),
+        ({"intent": "\ud800"}, 'intent == "a"'),
+        ({"parameters": {"v": "\udfff"}}, 'parameters.v == "a"'),
+        ({"parameters": {"v": object()}}, "parameters.v == 1"),
+        ({"parameters": {"v": {1: 2}}}, "parameters.v == 1"),
+        ({"parameters": {"v": Decimal("sNaN")}}, "parameters.v == 1.0"),
+        ({"now": 2**62}, "now == now"),
+    ],
+)
+def test_a_value_that_the_engine_cannot_hold_fails(facts: dict[str, Any], text: str) -> None:
+    said = failure(text, **facts)
+    assert said.endswith(".")
+    # What a client sent may be a secret.
+    assert "184467" not in said
+    assert "9223" not in said
+
+
+def test_a_failure_does_not_repeat_what_a_client_sent() -> None:
+    assert "hunter2" not in failure("parameters[parameters.v] == 1", parameters={"v": "hunter2"})
+    assert "hunter2" not in failure("timestamp(parameters.v) < now", parameters={"v": "hunter2"})
+    assert "hunter2" not in failure("risk.matches(parameters.v)", parameters={"v": "(hunter2"})
+
+
+def test_a_failure_beside_what_decides_alone_is_none() -> None:
+    assert holds('risk == "high" || parameters.gone')
+    assert not holds('risk == "low" && parameters.gone')
+    assert not holds("has(parameters.gone) && parameters.gone == 1")
+
+
+# What it costs -------------------------------------------------------------------------------------------
+
+
+def test_a_condition_of_too_many_steps_is_stopped() -> None:
+    text = 'target_agents.all(a, target_agents.all(b, a != "x" || b != "y"))'
+    assert holds(text, target_agents=tuple(f"a-{number}" for number in range(90)))
+    said = failure(text, target_agents=tuple(f"a-{number}" for number in range(256)))
+    assert said == "it takes more than 10,000 steps; loop over fewer values."
+
+
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth > 1 else []
+
+
+@pytest.mark.parametrize(
+    ("most", "more"),
+    [
+        ([0] * (MAX_VALUES - 1), [0] * MAX_VALUES),
+        ([[[0] * 62], [0] * 62], [[[0] * 63], [0] * 62]),
+        (
+            {str(number): 0 for number in range(MAX_VALUES - 1)},
+            {str(number): 0 for number in range(MAX_VALUES)},
+        ),
+        (nested(MAX_VALUES), nested(MAX_VALUES + 1)),
+    ],
+)  # fmt: skip
+def test_the_values_that_a_condition_reads_are_bounded_at_all_depths(most: object, more: object) -> None:
+    assert holds("parameters.v == parameters.v", parameters={"v": most})
+    said = failure("parameters.v == parameters.v", parameters={"v": more})
+    assert said == f"it reads parameters that hold more than {MAX_VALUES} values."
+
+
+@pytest.mark.parametrize(
+    ("most", "more"),
+    [
+        ("x" * (MAX_VALUE_CHARS - 1), "x" * MAX_VALUE_CHARS),
+        (["x" * 2000, {"k" * 2000: "y" * 95}], ["x" * 2000, {"k" * 2000: "y" * 96}]),
+    ],
+)
+def test_the_characters_that_a_condition_reads_are_bounded(most: object, more: object) -> None:
+    assert holds("parameters.v == parameters.v", parameters={"v": most})
+    said = failure("parameters.v == parameters.v", parameters={"v": more})
+    assert said == f"it reads parameters of more than {MAX_VALUE_CHARS} characters."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'parameters.namespace == "prod"',
+        "has(parameters.namespace) && !has(parameters.gone)",
+        'parameters . namespace == "prod" && parameters.replicas == 3',
+        'risk == "high"',
+    ],
+)
+def test_parameters_that_a_condition_does_not_read_do_not_count(text: str) -> None:
+    assert holds(text, parameters={"namespace": "prod", "replicas": 3, "manifest": ["x" * 9000] * 300})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'parameters["namespace"] == "prod"',
+        "parameters.all(name, true)",
+        "parameters.size() > 0",
+        '[parameters].all(one, one.namespace == "prod")',
+        'parameters.namespace == "prod" && "namespace" in parameters',
+    ],
+)
+def test_a_condition_that_may_read_any_of_the_parameters_is_bounded_by_all(text: str) -> None:
+    assert holds(text)
+    said = failure(text, parameters={"namespace": "prod", "manifest": [0] * MAX_VALUES})
+    assert said == f"it reads parameters that hold more than {MAX_VALUES} values."
+
+
+# Mistakes in the text ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "position"),
+    [
+        ('rsk == "low"', 'rsk is no fact; did you mean "risk"?', (1, 1)),
+        ('risk == "low" &&\n  rsk == "a"', 'rsk is no fact; did you mean "risk"?', (2, 3)),
+        ('"\u00e9\U0001f600" == rsk', 'rsk is no fact; did you mean "risk"?', (1, 9)),
+        ("risk == low", 'low is no fact; write "low" in quotes', (1, 9)),
+        ("risk == zzz", f"zzz is no fact; the facts are {', '.join(FACTS)}; put text in quotes", (1, 9)),
+        (r"r'\' == risk", "is no text that CEL reads; write each backslash twice", (1, 1)),
+        ("risk.sise() == 1", 'sise(...) is no function of conditions; did you mean "size"?', (1, 6)),
+        ("risk.size(1) == 1", "size(...) does not take this; compare CEL's description of it", (1, 6)),
+        (
+            "risk + 1 == 2",
+            "+ does not work on (string, int); use values of kinds that go together",
+            (1, 6),
+        ),
+        (
+            "now > '2026'",
+            "> does not work on (timestamp, string); use values of kinds that go together",
+            (1, 5),
+        ),
+        (
+            'risk == "low" && risk.level == 1',
+            "a value of the type string has no members; remove the name behind the dot",
+            (1, 22),
+        ),
+        ("risk ==", "ends too early; complete it, and close its brackets and quotes", (1, 8)),
+        ("(risk ==\n", "ends too early; complete it, and close its brackets and quotes", (1, 9)),
+        ('risk == "low', "the quoted text that begins here is never closed; add the quote", (1, 9)),
+        ('risk = "low"', "= is no comparison; write == for equal", (1, 6)),
+        (
+            'risk == "low" and true',
+            "and is no operator of conditions; write && for and, || for or, ! for not",
+            (1, 15),
+        ),
+        (
+            "not true",
+            "not is no operator of conditions; write && for and, || for or, ! for not",
+            (1, 5),
+        ),
+        (
+            "risk == @",
+            "cannot be read from here on; check the brackets, quotes and operators before it",
+            (1, 9),
+        ),
+        ("has(risk)", "has(...) takes one member, such as has(parameters.name)", (1, 5)),
+        ("risk == if", "is a word that CEL keeps for itself; use another name", (1, 9)),
+        (
+            "attempts_used == 9223372036854775808",
+            "is no number of at most 64 bits; write a smaller one",
+            (1, 18),
+        ),
+        ("parameters.?x == 1", "cannot be used (unsupported syntax '.?')", (1, 1)),
+        ("risk", "must come to true or false, not to string; compare it with something", None),
+        ("[true]", "must come to true or false, not to list<bool>; compare it with something", None),
+        ("", "is empty; write a condition, or remove the key", None),
+        (" \n ", "is empty; write a condition, or remove the key", None),
+        (
+            "(" * 40 + "true" + ")" * 40,
+            "is nested too deeply; write several rules, or combine fewer values",
+            None,
+        ),
+        (
+            "true" + " " * (MAX_CHARS - 3),
+            f"has over {MAX_CHARS} characters; make it shorter, or write several rules",
+            None,
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_at_its_place(text: str, said: str, position: tuple[int, int] | None) -> None:
+    assert mistake(text) == (said, position)
+
+
+def test_a_condition_of_the_greatest_length_is_read() -> None:
+    assert holds("true" + " " * (MAX_CHARS - 4))
+
+
+def test_a_condition_that_may_come_to_anything_is_judged_when_it_is_known() -> None:
+    assert holds("parameters.v", parameters={"v": True})
+    assert failure("parameters.v", parameters={"v": "true"}) == "it is neither true nor false."
+
+
+def test_without_the_engine_a_condition_is_a_mistake_that_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write(tmp_path, "    when: risk == 'low'\n")
+    assert len(load(tmp_path).rules) == 1
+    monkeypatch.setitem(sys.modules, "cel_expr_python", None)
+    assert faults(tmp_path) == [
+        "a.yaml:6:5: rules[0].when: needs the engine for conditions; install it with scopegate[cel]"
+    ]
+    write(tmp_path, "")
+    assert len(load(tmp_path).rules) == 1
+
+
+# In a file -----------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, when: str) -> None:
+    """A policy file with one rule, which lines follow from the sixth on."""
+    head = "actions: {x: {risk: low}}\nrules:\n  - id: r\n    on: execute\n    effect: deny\n"
+    (folder / "a.yaml").write_text(head + when, encoding="utf-8")
+
+
+def faults(folder: Path) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load(folder)
+    return [str(fault).replace(f"{folder}/", "") for fault in caught.value.faults]
+
+
+WRONG = 'rsk is no fact; did you mean "risk"?'
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("    when: rsk == 'low'\n", f"6:11: rules[0].when: {WRONG}"),
+        ("    when: risk != 'a' && rsk == 'low' # here\n", f"6:26: rules[0].when: {WRONG}"),
+        ("    when:\n      risk != 'a' && rsk == 'low'\n", f"7:22: rules[0].when: {WRONG}"),
+        ('    when: \'risk != "a" && rsk == "b"\'\n', f"6:27: rules[0].when: {WRONG}"),
+        ("    when: \"risk != 'a' && rsk == 'b'\"\n", f"6:27: rules[0].when: {WRONG}"),
+        ("    when: |\n      rsk == 'low'\n", f"7:7: rules[0].when: {WRONG}"),
+        ("    when: |\n      risk != 'a'\n        && rsk == 'low'\n", f"8:12: rules[0].when: {WRONG}"),
+        ("    when: |-\n\n      risk != 'a' &&\n      rsk == 'b'\n", f"9:7: rules[0].when: {WRONG}"),
+        ("    when: '\u00e9' == rsk\n", None),
+        (
+            "    when: |\n      risk ==\n\n    mode: shadow\n",
+            "7:14: rules[0].when: ends too early; complete it, and close its brackets and quotes",
+        ),
+        # Not shown as it is: the place where it begins, and words.
+        (
+            "    when: >\n      risk != 'a' &&\n      rsk == 'low'\n",
+            f"6:11: rules[0].when: {WRONG} (line 1, column 16 of this text)",
+        ),
+        (
+            "    when: risk != 'a' &&\n      rsk == 'low'\n",
+            f"6:11: rules[0].when: {WRONG} (line 1, column 16 of this text)",
+        ),
+        (
+            '    when: "risk != \\"a\\" && rsk == \\"b\\""\n',
+            f"6:11: rules[0].when: {WRONG} (line 1, column 16 of this text)",
+        ),
+        (
+            "    when: 'risk != ''a'' && rsk == ''b'''\n",
+            f"6:11: rules[0].when: {WRONG} (line 1, column 16 of this text)",
+        ),
+        # Of the condition as a whole: the place of the key.
+        (
+            "    when: risk\n",
+            "6:5: rules[0].when: must come to true or false, not to string; compare it with something",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_at_the_very_place(tmp_path: Path, when: str, said: str | None) -> None:
+    write(tmp_path, when)
+    found = faults(tmp_path)
+    assert len(found) == 1
+    if said is None:
+        assert found[0].startswith("a.yaml:6:1")
+    else:
+        assert found == [f"a.yaml:{said}"]
+
+
+# Any text ------------------------------------------------------------------------------------------------
+
+TOKENS = st.sampled_from(
+    [
+        *FACTS,
+        *"== != && || ! < + - / ? : ( ) [ ] { } . , in true null 1 0 1.5 9223372036854775807 x dyn(1)".split(),
+        *(
+            '"a" \'b\' r"\\" """ \' " b\'x\' \\ "([" [0] .size() timestamp( duration( .matches( \u00e9'
+        ).split(),
+        *(".all(x, true)", ".map(x, x)", ".exists(x, x == x)", "has(parameters.v)", "// it's\n", "\n"),
+    ]
+)
+WHEN = st.text(max_size=30) | st.builds(str.join, st.sampled_from(["", " "]), st.lists(TOKENS, max_size=14))
+
+
+@given(WHEN)
+@example("google.protobuf.Any{}")
+@example("\x00")
+@example("\ud800")
+@example("a\rb")
+@settings(deadline=None, max_examples=500)
+def test_any_text_is_a_condition_that_answers_or_fails_or_a_mistake_with_a_place(text: str) -> None:
+    try:
+        found = condition(text)
+    except NoCondition as exc:
+        lines = text.split("\n")
+        if exc.position is not None:
+            line, column = exc.position
+            assert 1 <= line <= len(lines)
+            assert 1 <= column <= len(lines[line - 1]) + 1
+        return
+    with suppress(ConditionFailed):
+        assert found(subject()) in (True, False)
+
+
+# Whatever comes to true or false here, so that most of what is drawn can be judged.
+TERMS = st.sampled_from(
+    [
+        *(f"{fact} == {fact}" for fact in FACTS),
+        *(
+            'action == "risk // intent"',
+            "'\\'intent' != action",
+            "r'\\d' == risk",
+            "'''a\"''' == '''intent'''",
+        ),
+        *("parameters.v == 1", "has(parameters.intent)", '"v" in parameters', "parameters.all(x, x != risk)"),
+        *("true // don't, \"\n", "[risk].exists(action, action == intent)", "parameters . v == parameters.w"),
+    ]
+)
+
+
+@given(st.lists(TERMS, min_size=1, max_size=5), st.sampled_from([" && ", "||", "\n|| "]))
+@settings(deadline=None, max_examples=200)
+def test_what_a_condition_is_said_to_read_is_enough_to_judge_it(terms: list[str], sign: str) -> None:
+    found = condition(sign.join(terms))
+    # The engine itself, told of nothing else, takes it as well.
+    kinds = {"target_agents": cel.Type.List(cel.Type.STRING), "now": cel.Type.TIMESTAMP}
+    kinds["parameters"] = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
+    known = {name: kinds.get(name, cel.Type.STRING) for name in found.reads}
+    assert cel.NewEnv(variables=known).compile(found.text).return_type() == cel.Type.BOOL
+    # And what is handed over of the parameters makes no difference.
+    all_parameters = conditions.CelCondition(found.text, found.reads, None, found.compiled)
+    parameters = {"v": 1, "w": 1, "intent": 2, "other": 3}
+    assert found(subject(parameters=parameters)) == all_parameters(subject(parameters=parameters))
