@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sidecar.core.command import Admit, Denied, Issue, Issued, Reply, Revoke, Revoked
 from sidecar.core.facts import Claims
+from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
-from sidecar.errors import StoreUnavailable
+from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.gate import Gate
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation
@@ -71,9 +72,9 @@ class Grants:
         return reply
 
     async def explain(self, claims: Claims, tenant_id: str, terms: Terms) -> Explanation:
-        """What an execution would be answered now, by the same judgment. Consumes and records nothing (G10).
+        """What an execution on the first route would be answered now, by the same judgment.
 
-        Raises StoreUnavailable.
+        Consumes and records nothing (G10). Raises StoreUnavailable.
         """
         unready = self._gate.unready(terms)
         if unready is not None or terms.policies is None:
@@ -84,9 +85,12 @@ class Grants:
             policies=terms.policies,
             tenant_id=tenant_id,
             scope_required_from=terms.settings.gate.scope_required_from,
+            shadow=_in_shadow(terms),
         )
         now = self._store.now()
         found, scope = await foreseen(self._store.engine, command, now)
+        if found.refusal is not None and command.shadow:
+            return unread(found.refusal, terms)
         mine = scope is not None and scope.tenant_id == tenant_id
         return Explanation(
             refusal=found.refusal,
@@ -97,3 +101,14 @@ class Grants:
             uses=found.uses,
             now=now,
         )
+
+
+def unread(refusal: Refusal, terms: Terms) -> Explanation:
+    """What becomes of a request that cannot be judged: refused, or, in shadow, let through as it is."""
+    if _in_shadow(terms):
+        return Explanation(refusal=None, shadow=(Objection(refusal, None, shadow=True),))
+    return Explanation(refusal=refusal)
+
+
+def _in_shadow(terms: Terms) -> bool:
+    return terms.settings.gate.routes[0].mode == "shadow"

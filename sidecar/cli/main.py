@@ -15,7 +15,7 @@ from sidecar.cli.explain import explain
 from sidecar.cli.log import log
 from sidecar.cli.options import FAILED, config_option, failed, files_of, misconfigured, set_option, warn
 from sidecar.cli.policy import policy
-from sidecar.core.policy import PolicySet
+from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.errors import ConfigurationError, ScopegateError
 from sidecar.reload import Files
 from sidecar.serve import run as serve_until_stopped
@@ -79,12 +79,19 @@ Example:
 def check(config: Path, overrides: tuple[str, ...]) -> None:
     """Read configuration and policies as `run` would, and name every mistake."""
     loaded, policies = _read(files_of(config, overrides))
-    routes = ", ".join(route.path.text for route in loaded.gate.routes)
+    routes = ", ".join(
+        route.path.text + (" (shadow: refuses nothing)" if route.mode == "shadow" else "")
+        for route in loaded.gate.routes
+    )
     unlisted = "refused" if policies.unlisted is None else f"{policies.unlisted.risk.value} risk"
     click.echo(f"configuration  {config}: ok")
     click.echo(f"policies       {loaded.policies}: ok, revision {policies.revision}")
     click.echo(f"               {len(policies.actions)} actions listed; any other is {unlisted}")
+    shadow = sum(rule.shadow for rule in policies.rules)
+    click.echo(f"               {len(policies.rules)} rules, {shadow} of them in shadow mode")
     click.echo(f"gated          {routes}")
+    if loaded.gate.scope_required_from > RiskClass.LOW:
+        click.echo(f"               no scope is needed below {loaded.gate.scope_required_from.value} risk")
     click.echo(f"upstream       {loaded.upstream.url}")
     click.echo(f"store          {loaded.store.url}")
 

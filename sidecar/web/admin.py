@@ -16,7 +16,7 @@ from sidecar.core.record import iso_time
 from sidecar.core.scope import ExecutionStatus
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
-from sidecar.grants import Grants
+from sidecar.grants import Grants, unread
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation
 from sidecar.store.base import StoredDecision
@@ -188,12 +188,12 @@ class Admin:
         body = await read_document(request)
         tenant = tenant_of(request, header)
         if isinstance(body, Refusal):
-            return answer(explained(Explanation(refusal=body), terms))
+            return answer(explained(unread(body, terms), terms))
         claims = read(Request(document=body), terms.settings.gate.routes[0].sources)
         if tenant is None:
             claims = Refusal("invalid_request", f"{header} must name one tenant.")
         if isinstance(claims, Refusal):
-            return answer(explained(Explanation(refusal=claims), terms))
+            return answer(explained(unread(claims, terms), terms))
         try:
             explanation = await self._grants.explain(claims, tenant or "default", terms)
         except StoreUnavailable as exc:

@@ -251,3 +251,14 @@ async def test_the_body_of_a_let_through_request_may_be_streamed(open_house: Ope
     assert answer is not None
     assert answer.status == 200
     assert seen(house).body == b"0123456789" * 50
+
+
+async def test_explain_says_what_would_be_let_through_and_why_it_would_not(house: House) -> None:
+    for members, code in (
+        ({}, "scoped_execution_required"),
+        ({"scope_id": 7}, "invalid_request"),
+        ({"action": ...}, "scoped_execution_required"),
+    ):
+        told = await house.explain(None, **members)
+        assert (told["allowed"], told["error"]) == (True, None)
+        assert [one["error"] for one in told["would_refuse"]] == [code]
