@@ -1,3 +1,0 @@
-"""Scopegate: a recovery action without a valid execution scope is invalid by definition."""
-
-__version__ = "0.2.0"

@@ -35,6 +35,8 @@ _NO_NAMES = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# A call of matches, behind a dot or not, and whether one text is all that stands in its brackets.
+_MATCHES = re.compile(r"""(\.\s*)?\bmatches\s*\((["\s]+\))?""")
 # `parameters`, and the one member of it that is read; a call, such as parameters.all(...), reads them all.
 _MEMBER = re.compile(r"\bparameters\b(?:\s*\.\s*([A-Za-z_][A-Za-z0-9_]*)\b(?!\s*\())?")
 
@@ -54,7 +56,6 @@ _FAILURES: tuple[tuple[str, str], ...] = (
     ("divide by zero|modulus by zero", "it divides by zero."),
     ("overflow|out of range|too big", "a number in it leaves 64 bits."),
     ("o matching overload", "it compares or combines values of kinds that do not go together."),
-    ("regular expression", "it matches against a text that is no regular expression."),
     ("imestamp|uration", "it reads a text as a time or a duration that is none."),
 )
 
@@ -112,8 +113,9 @@ def condition(text: str) -> CelCondition:
         from cel_expr_python import cel
     except ImportError as exc:
         raise NoCondition("needs the engine for conditions; install it with scopegate[cel]") from exc
+    environment = _environment(cel)
     try:
-        compiled = _environment(cel).compile(text)
+        compiled = environment.compile(text)
     except Exception as exc:
         raise _mistake(text, str(exc)) from exc
     kind = compiled.return_type()
@@ -121,7 +123,9 @@ def condition(text: str) -> CelCondition:
         raise NoCondition(
             f"must come to true or false, not to {str(kind).lower()}; compare it with something"
         )
-    names = _NO_NAMES.sub('""', text)
+    # Text and comments blotted out with quotes, so that everything else stays where it is.
+    names = _NO_NAMES.sub(lambda found: re.sub(r"[^\n]", '"', found[0]), text)
+    _check_patterns(text, names, environment)
     members = {found[1] for found in _MEMBER.finditer(names)}
     return CelCondition(
         text=text,
@@ -142,6 +146,19 @@ def _environment(cel: Any) -> Any:
     for name in ("max_cost_micros", "attempts_used", "attempts_remaining", "scope_age_seconds"):
         declared[name] = kinds.INT
     return cel.NewEnv(variables=declared)
+
+
+def _check_patterns(text: str, names: str, environment: Any) -> None:
+    """A regular expression can take long to prepare, so it is the condition's own, never one that is sent."""
+    for found in _MATCHES.finditer(names):
+        message = ""
+        if not (found[1] and found[2]):
+            message = 'matches(...) takes one text in quotes, as in action.matches("restart_.*")'
+        elif str(environment.compile(f"''.matches({text[slice(*found.span(2))]}").eval().type()) == "ERROR":
+            message = "matches(...) is given a text that is no regular expression; correct it"
+        if message:
+            before = names[: found.start() + len(found[1] or "")].split("\n")
+            raise NoCondition(message, (len(before), len(before[-1]) + 1))
 
 
 # Facts to the engine ------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ class GateRecord:
         if self.event == "refused":
             return self.outcome == DecisionOutcome.POLICY_BLOCKED.value
         # What a shadow route let through unread was no execution to any policy, and has no hold.
-        return self.event == "issued" or (self.event == "admitted" and True)
+        return self.event == "issued" or (self.event == "admitted" and "hold_usd" in self.details)
 
     @property
     def verdict(self) -> Verdict:

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sidecar.core import deciding
-from sidecar.core.brakes import Tally, tallies_for, tallies_with
+from sidecar.core.brakes import Tally, tallies_for
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.deciding import SHADOW_ROUTE, Past
 from sidecar.core.facts import Claims
@@ -77,12 +77,13 @@ class Replay:
     def read(self, record: GateRecord) -> Finding | None:
         """The next record; what comes of it, if it is decided again."""
         self._lapse(record.now)
+        self._executions.forget(record.now)
         if record.event in ("settled", "reconciled"):
             self._end(record)
         elif record.event == "revoked":
             self._scopes.pop(record.scope_id or "", None)
         elif record.event == "issued":
-            self._grant(record)
+            self._granted(record)
         if not record.depends_on_policies:
             return None
         finding = None
@@ -100,7 +101,7 @@ class Replay:
 
     # What is under way ---------------------------------------------------------------------------------
 
-    def _grant(self, record: GateRecord) -> None:
+    def _granted(self, record: GateRecord) -> None:
         asked, missing = record.asked()
         if asked is None or record.scope_id is None:
             return
@@ -313,7 +314,7 @@ class _Executions:
     def __init__(self, policies: PolicySet) -> None:
         self._policies = policies
         horizons = [rule.brake.horizon_seconds for rule in policies.rules if rule.brake is not None]
-        self._horizon = max(horizons) * SECOND if horizons else None  # None: nobody counts
+        self._horizon = max(horizons, default=0) * SECOND
         self._kept: dict[str, Execution] = {}
         self._by_tally: dict[Tally, dict[str, None]] = {}
         self._ageing: deque[str] = deque()
@@ -326,42 +327,42 @@ class _Executions:
         return bool(self._masked)
 
     def add(self, execution: Execution) -> None:
-        if self._horizon is None:
+        name, tallies = execution.decision_id, self._tallies(execution)
+        if not tallies:
             return
-        name = execution.decision_id
         self._kept[name] = execution
         self._ageing.append(name)
-        for tally in tallies_with(execution):
+        for tally in tallies:
             self._by_tally.setdefault(tally, {})[name] = None
         if any(map(masked, execution.target_agents)):
             self._masked.add(name)
-        self._forget(execution.admitted_at - self._horizon)
 
     def end(self, name: str | None, status: ExecutionStatus) -> None:
         if name is not None and name in self._kept:
             self._kept[name] = replace(self._kept[name], status=status)
-            if status == "not_sent" or name in self._late:
+            if name in self._late:
                 self._drop(name)
 
     def before(self, subject: Subject) -> Past:
         """Those that brakes may count for a subject."""
-        tallies = tallies_for(self._policies, subject.tenant_id, subject.incident_id, subject.action)
+        tallies = self._tallies(subject)
         return Past({tally: tuple(self._by_tally.get(tally, ())) for tally in tallies}, self._kept)
 
-    def _forget(self, until: int) -> None:
-        while self._ageing:
-            name = self._ageing[0]
-            execution = self._kept.get(name)
-            if execution is not None and execution.admitted_at > until:
-                return
-            self._ageing.popleft()
-            if execution is not None and execution.status == "in_flight":
+    def forget(self, now: int) -> None:
+        """Let go of what no brake can count any more."""
+        while self._ageing and self._kept[self._ageing[0]].admitted_at + self._horizon <= now:
+            name = self._ageing.popleft()
+            if self._kept[name].status == "in_flight":
                 self._late.add(name)
-            elif execution is not None:
+            else:
                 self._drop(name)
 
+    def _tallies(self, about: Subject | Execution) -> Collection[Tally]:
+        """Where the brakes that are about it look; no tally, where none is."""
+        return tallies_for(self._policies, about.tenant_id, about.incident_id, about.action)
+
     def _drop(self, name: str) -> None:
-        for tally in tallies_with(self._kept.pop(name)):
+        for tally in self._tallies(self._kept.pop(name)):
             names = self._by_tally[tally]
             del names[name]
             if not names:

@@ -100,7 +100,7 @@ def _places(files: Files) -> Places | None:
 
 
 async def _notices(places: Places) -> AsyncGenerator[bool, None]:
-    """Whether a folder itself may be another one now: at once, whenever something stirred, and each second."""
+    """Whether a folder may be another one now: at the beginning, when something stirred, and each second."""
     changes = awatch(
         *places.folders,
         watch_filter=lambda _, path: places.hold(path),

@@ -169,10 +169,6 @@ def test_a_condition_on_the_scope_is_known_as_one() -> None:
         ("parameters.replicas", "it is neither true nor false."),
         ("dyn(1)", "it is neither true nor false."),
         (
-            "risk.matches(parameters.namespace + '(')",
-            "it matches against a text that is no regular expression.",
-        ),
-        (
             "timestamp(parameters.namespace) < now",
             "it reads a text as a time or a duration that is none.",
         ),
@@ -207,7 +203,7 @@ def test_a_value_that_the_engine_cannot_hold_fails(facts: dict[str, Any], text: 
 def test_a_failure_does_not_repeat_what_a_client_sent() -> None:
     assert "hunter2" not in failure("parameters[parameters.v] == 1", parameters={"v": "hunter2"})
     assert "hunter2" not in failure("timestamp(parameters.v) < now", parameters={"v": "hunter2"})
-    assert "hunter2" not in failure("risk.matches(parameters.v)", parameters={"v": "(hunter2"})
+    assert "hunter2" not in failure("parameters.v < 1", parameters={"v": "hunter2"})
 
 
 def test_a_failure_beside_what_decides_alone_is_none() -> None:
@@ -364,6 +360,43 @@ def test_a_condition_that_may_read_any_of_the_parameters_is_bounded_by_all(text:
 )  # fmt: skip
 def test_a_mistake_is_named_at_its_place(text: str, said: str, position: tuple[int, int] | None) -> None:
     assert mistake(text) == (said, position)
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("risk.matches(parameters.v)", 6),
+        ("risk == 'matches()' || risk . matches ( 'a' + parameters.v )", 31),
+        ("risk.matches('a' // 'b')\n + action)", 6),
+        ("matches('a', parameters.v)", 1),
+        ("matches(parameters.v, 'a')", 1),
+    ],
+)
+def test_a_pattern_that_is_sent_is_refused_since_it_may_take_long_to_prepare(text: str, column: int) -> None:
+    said, position = mistake(text)
+    assert said == 'matches(...) takes one text in quotes, as in action.matches("restart_.*")'
+    assert position == (1, column)
+
+
+def test_a_pattern_that_is_no_regular_expression_is_a_mistake() -> None:
+    said = "matches(...) is given a text that is no regular expression; correct it"
+    assert mistake("true &&\n action.matches('restart_(.*')") == (said, (2, 9))
+    assert mistake("action.matches('a' // fine\n) || action.matches(r'(?=a)')") == (said, (2, 13))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'action.matches("restart_.*")',
+        "action . matches ( r'restart.+' )",
+        "parameters.namespace.matches('^(prod|test)$')",
+        'action.matches("""restart\n|""" // a comment\n)',
+        '"matches(" != risk',
+        "has(parameters.matches) || true",
+    ],
+)
+def test_a_pattern_that_stands_in_the_condition_is_matched(text: str) -> None:
+    assert holds(text)
 
 
 def test_a_condition_of_the_greatest_length_is_read() -> None:

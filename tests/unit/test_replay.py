@@ -437,9 +437,10 @@ def test_an_execution_that_ended_late_is_forgotten_then() -> None:
     log.execute(scope, "retry")
     log.settle(flying, "unknown")
     log.execute(scope, "retry")
-    assert kinds(log.under(braking(one_in_flight=True, window_seconds=60))) == [
-        "unchanged", "refused", "unchanged",
-    ]  # fmt: skip
+    replay = Replay(braking(one_in_flight=True, window_seconds=60))
+    assert kinds(findings(log.written()[0], replay)) == ["unchanged", "refused", "unchanged"]
+    assert flying not in replay._executions._kept
+    assert not replay._executions._late
 
 
 def test_what_was_executed_before_counts_though_it_is_not_decided_again() -> None:
@@ -453,22 +454,20 @@ def test_what_was_executed_before_counts_though_it_is_not_decided_again() -> Non
     assert grants(found) == []
 
 
-def test_only_what_a_brake_may_look_at_is_kept_in_memory() -> None:
+def test_only_what_a_brake_may_look_at_and_live_scopes_are_kept_in_memory() -> None:
     log = Log()
-    scope = log.issue(max_attempts=10**6, max_cost=0, ttl=100)
-    for _ in range(300):
-        log.execute(scope, "retry")
+    for number in range(150):
+        incident = f"inc_{number}"
+        log.execute(log.issue(incident_id=incident, ttl=30), "retry", incident_id=incident)
         log.wait(1)
-        if log.now % (100 * SECOND) == BEGIN % (100 * SECOND):
-            scope = log.issue(max_attempts=10**6, max_cost=0, ttl=100)
     envelopes, _ = log.written()
-    for new, most in ((braking(cooldown_seconds=20), 21), (OPEN, 0)):
+    per_incident = braking(per=("incident_id",), cooldown_seconds=20)
+    for new, most in ((per_incident, 20), (OPEN, 0)):
         replay = Replay(new)
-        findings(envelopes, replay)
-        assert len(replay._executions._kept) <= most
-        assert len(replay._executions._by_tally) <= 3
-        assert len(replay._executions._ageing) <= most
-        assert len(replay._scopes) == len(replay._lapsing) <= 2
+        assert len(kinds(findings(envelopes, replay))) == 150
+        assert len(replay._executions._kept) == len(replay._executions._ageing) <= most
+        assert len(replay._executions._by_tally) <= most
+        assert len(replay._scopes) == len(replay._lapsing) == 30
 
 
 # What is missing ----------------------------------------------------------------------------------------
@@ -529,6 +528,22 @@ def test_masked_target_agents_are_named_all_the_same() -> None:
     assert kinds(log.under(matched)) == ["undecidable", "unchanged"]
     per_agent = braking(per=("target_agents",), max_attempts=1, window_seconds=60)
     assert kinds(log.under(per_agent)) == ["undecidable", "unchanged"]
+
+
+def test_brakes_that_count_by_agents_cannot_be_judged_after_executions_whose_agents_are_masked() -> None:
+    masked, clear = Log(mask=["/decision_inputs/target_agents"]), Log()
+    masked.execute(masked.issue(), target_agents=("a",))
+    scope = clear.issue()
+    clear.execute(scope, target_agents=("a",))
+    clear.execute(scope)
+    clear.wait(60)
+    clear.execute(scope, target_agents=("a",))
+    per_agent = braking(per=("target_agents",), max_attempts=1, window_seconds=60)
+    found = findings([*masked.written()[0], *clear.written()[0]], Replay(per_agent))
+    assert kinds(found) == ["undecidable", "undecidable", "unchanged", "unchanged"]
+    assert [finding.why for finding in found.values() if finding.why][1] == (
+        "rule brake looks at the target agents of earlier executions: masked"
+    )
 
 
 def test_a_scope_whose_grant_is_not_in_the_log_leaves_undecided_what_looks_at_the_scope() -> None:

@@ -62,6 +62,11 @@ class Noticed:
             except ConfigurationError:
                 self.read.append([])
 
+    async def begun(self) -> None:
+        async with asyncio.timeout(MOST_SECONDS):
+            while self.looks == 0:
+                await asyncio.sleep(0.005)
+
     async def until(self, *names: str) -> float:
         """The seconds until the policies were read as naming these actions."""
         loop = asyncio.get_running_loop()
@@ -80,9 +85,7 @@ async def watching(config: Path) -> AsyncIterator[Noticed]:
     noticed = Noticed(files)
     task = asyncio.create_task(watch.watch(files, noticed.look))
     try:
-        while noticed.looks == 0:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.1)  # by now it waits for notices
+        await noticed.begun()
         yield noticed
         assert not task.done()
     finally:
@@ -99,6 +102,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.delenv("WATCHFILES_FORCE_POLLING", raising=False)
     else:
         monkeypatch.setenv("WATCHFILES_FORCE_POLLING", "true")
+        monkeypatch.setattr(watch, "POLL_SECONDS", 0.1)  # so that the tests do not wait for so long
     return str(request.param)
 
 
@@ -320,7 +324,7 @@ async def test_files_that_hold_what_they_held_are_not_read_again(way: str, confi
         rewrite(config.parent, "one")
         replace(config.parent, "one")
         os.utime(config)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.4)
         assert noticed.looks > looks
         assert noticed.read == []
 
@@ -351,7 +355,7 @@ async def test_the_variable_of_watchfiles_is_obeyed(
     monkeypatch.setattr(watch, "LOOK_SECONDS", 3600.0)
     async with watching(config) as noticed:
         looks = noticed.looks
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(watch.POLL_SECONDS + 0.2)
         assert (noticed.looks > looks) == polls
 
 
@@ -370,14 +374,13 @@ async def test_where_no_notices_are_to_be_had_it_polls_and_says_so(
     async def look() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await noticed.look()
-        if noticed.looks == 1:  # not one file can be opened, so no notices can be ordered
-            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
 
     caplog.set_level(logging.WARNING, "scopegate.reload")
+    # Until the first look not one more file can be opened, so no notices can be ordered.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     task = asyncio.create_task(watch.watch(files, look))
     try:
-        while noticed.looks < 2:
-            await asyncio.sleep(0.01)
+        await noticed.begun()
         for change, name in ((rewrite_unnoticeably, "two"), (replace, "six")):
             change(config.parent, name)
             await noticed.until(name)

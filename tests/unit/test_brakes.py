@@ -1,0 +1,513 @@
+"""Brakes, sentence by sentence, and against an oracle that counts a plain list of admissions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core import brakes
+from sidecar.core.apply import State, apply, names
+from sidecar.core.brakes import Tally, Use, tallies_for, tallies_with, tally_of
+from sidecar.core.command import Admit, Admitted, Command, Denied, Reconcile, Reply, Settle, Settled
+from sidecar.core.facts import Claims
+from sidecar.core.policy import ActionPolicy, Brake, Facet, Match, PolicySet, RiskClass, Rule, Subject
+from sidecar.core.record import iso_time
+from sidecar.core.scope import Execution
+from sidecar.errors import Refusal
+
+SECOND = 1_000_000
+START = 1_767_225_600 * SECOND  # 2026-01-01T00:00:00Z
+
+ACTIONS = ("restart_pod", "restart_node", "retry_agent")
+
+
+def policies_of(*rules: Rule, **changes: Any) -> PolicySet:
+    """A catalogue in which nothing needs a scope, so that only rules can refuse."""
+    actions = {name: ActionPolicy(risk=RiskClass.LOW) for name in ACTIONS}
+    return PolicySet(**{"revision": "rev-1", "actions": actions, "rules": rules, **changes})
+
+
+def braking(rule_id: str = "brake", match: Match | None = None, **brake: Any) -> Rule:
+    return Rule(id=rule_id, on="execute", match=match or Match(), brake=Brake(**brake))
+
+
+def admission(policies: PolicySet, decision_id: str, **facts: Any) -> Admit:
+    tenant, principal = facts.pop("tenant_id", "default"), facts.pop("principal", "anonymous")
+    claims = Claims(**{"incident_id": "inc_1", "action": "restart_pod", **facts})
+    return Admit(
+        decision_id=decision_id,
+        claims=claims,
+        policies=policies,
+        tenant_id=tenant,
+        principal=principal,
+        scope_required_from=RiskClass.CRITICAL,
+    )
+
+
+# The plain oracle ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happens: an execution is asked for (its facts), one ends, or time passes."""
+
+    facts: tuple[tuple[str, Any], ...] = ()
+    ends: int | None = None
+    outcome: str = ""
+    wait: int = 0
+
+
+@dataclass
+class Past:
+    """One admission as the oracle remembers it."""
+
+    name: str
+    at: int
+    facts: dict[str, Any]
+    status: str = "in_flight"
+
+
+@dataclass
+class History:
+    """What was admitted, in a plain list. Whether a brake holds is found by going through all of it."""
+
+    policies: PolicySet
+    now: int = START
+    admitted: list[Past] = field(default_factory=list)
+    made: int = 0
+
+    def next(self, step: Step) -> tuple[Command | None, bool]:
+        """The command that a step is, None where it only lets time pass; whether it is allowed."""
+        self.now += step.wait
+        if step.ends is not None:
+            return self._end(step.ends, step.outcome), True
+        if not step.facts:
+            return None, True
+        self.made += 1
+        facts = dict(step.facts)
+        allowed = not any(self.holds(rule, facts, self.now) for rule in self.policies.rules)
+        return admission(self.policies, f"d-{self.made}", **facts), allowed
+
+    def _end(self, which: int, outcome: str) -> Command | None:
+        if not self.admitted:
+            return None
+        past = self.admitted[which % len(self.admitted)]
+        name = f"e-{self.now}-{past.name}"
+        ends: Any = outcome
+        if past.status == "in_flight" and outcome in ("answered", "not_sent", "unknown"):
+            return Settle(decision_id=name, admission_id=past.name, outcome=ends)
+        if past.status == "unknown" and outcome in ("executed", "not_executed"):
+            return Reconcile(decision_id=name, admission_id=past.name, outcome=ends)
+        return None
+
+    def remember(self, command: Command, reply: Reply) -> None:
+        if isinstance(reply, Admitted):
+            assert isinstance(command, Admit)
+            facts = {
+                "action": command.claims.action,
+                "incident_id": command.claims.incident_id,
+                "tenant_id": command.tenant_id,
+                "principal": command.principal,
+                "target_agents": command.claims.target_agents,
+            }
+            self.admitted.append(Past(command.decision_id, self.now, facts))
+        elif isinstance(reply, Settled):
+            (past,) = [one for one in self.admitted if one.name == reply.execution.decision_id]
+            past.status = reply.execution.status
+
+    def holds(self, rule: Rule, facts: dict[str, Any], at: int) -> bool:
+        return self.holds_for_a_time(rule, facts, at) or any(
+            rule.brake is not None and rule.brake.one_in_flight and past.status == "in_flight"
+            for counted in self._counted(rule, facts)
+            for past in counted
+        )
+
+    def holds_for_a_time(self, rule: Rule, facts: dict[str, Any], at: int) -> bool:
+        """Whether it holds, whatever is in flight."""
+        brake = rule.brake
+        assert brake is not None
+        window, cooldown = brake.window_seconds * SECOND, brake.cooldown_seconds * SECOND
+        for counted in self._counted(rule, facts):
+            within = [past for past in counted if at < past.at + window]
+            if brake.max_attempts is not None and len(within) >= brake.max_attempts:
+                return True
+            if any(at < past.at + cooldown for past in counted):
+                return True
+            if brake.one_in_flight and any(past.status == "unknown" for past in within):
+                return True
+        return False
+
+    def ends_at(self, facts: dict[str, Any]) -> int | None:
+        """The first instant from now on at which no brake holds; None: only what is in flight has to end."""
+        rules = self.policies.rules
+        seconds = {0, *(rule.brake.window_seconds for rule in rules if rule.brake)}
+        seconds |= {rule.brake.cooldown_seconds for rule in rules if rule.brake}
+        instants = {self.now, *(past.at + one * SECOND for past in self.admitted for one in seconds)}
+        free = next(
+            at
+            for at in sorted(instants)
+            if at >= self.now and not any(self.holds_for_a_time(rule, facts, at) for rule in rules)
+        )
+        return None if free == self.now else free
+
+    def _counted(self, rule: Rule, facts: dict[str, Any]) -> Iterator[list[Past]]:
+        """Each list of admissions that the brake counts together for what is asked for."""
+        assert rule.brake is not None
+        if not matches(rule.match, facts):
+            return
+        facets = [name for name in rule.brake.per if name != "target_agents"]
+        if "incident_id" in facets:
+            facets.append("tenant_id")  # an incident is a tenant's own
+        counted = [
+            past
+            for past in self.admitted
+            if past.status != "not_sent"
+            and matches(rule.match, past.facts)
+            and all(past.facts[name] == facts[name] for name in facets)
+        ]
+        if "target_agents" not in rule.brake.per:
+            yield counted
+        elif not facts["target_agents"]:
+            yield [past for past in counted if not past.facts["target_agents"]]
+        for agent in facts["target_agents"] if "target_agents" in rule.brake.per else ():
+            yield [past for past in counted if agent in past.facts["target_agents"]]
+
+
+def matches(match: Match, facts: dict[str, Any]) -> bool:
+    for name in ("action", "incident_id", "tenant_id", "principal"):
+        globs = getattr(match, name)
+        if globs and not any(fnmatchcase(facts[name], glob) for glob in globs):
+            return False
+    agents = match.target_agents
+    return not agents or any(fnmatchcase(one, glob) for one in facts["target_agents"] for glob in agents)
+
+
+FACETS: tuple[Facet, ...] = ("incident_id", "action", "tenant_id", "principal", "target_agents")
+
+
+def brake_rules(rule_id: str = "brake") -> st.SearchStrategy[Rule]:
+    """Rules with a brake that brakes something, as the reader of policy files lets through."""
+    some_match = st.builds(
+        Match,
+        action=st.sampled_from([(), (), ("restart_*",), ("restart_pod", "retry_agent")]),
+        tenant_id=st.sampled_from([(), (), ("acme",)]),
+        target_agents=st.sampled_from([(), (), (), ("a", "c*")]),
+    )
+    brake = st.builds(
+        Brake,
+        per=st.lists(st.sampled_from(FACETS), max_size=2, unique=True).map(tuple),
+        max_attempts=st.none() | st.integers(1, 3),
+        window_seconds=st.integers(1, 6),
+        cooldown_seconds=st.sampled_from([0, 0, 1, 2, 7]),
+        one_in_flight=st.booleans(),
+    ).filter(lambda one: bool(one.max_attempts or one.cooldown_seconds or one.one_in_flight))
+    return st.builds(
+        lambda match, brake: Rule(id=rule_id, on="execute", match=match, brake=brake), some_match, brake
+    )
+
+
+FACTS = st.fixed_dictionaries(
+    {
+        "action": st.sampled_from(ACTIONS),
+        "incident_id": st.sampled_from(["inc_1", "inc_1", "inc_2"]),
+        "tenant_id": st.sampled_from(["default", "acme"]),
+        "principal": st.sampled_from(["ann", "bob"]),
+        "target_agents": st.sampled_from([(), ("a",), ("b",), ("a", "b"), ("b", "c")]),
+    }
+).map(lambda facts: tuple(facts.items()))
+WAITS = st.sampled_from([1, 500_000, 999_999, SECOND, SECOND + 1, 2 * SECOND, 5 * SECOND, 6 * SECOND])
+ENDINGS = st.sampled_from(["answered", "answered", "not_sent", "unknown", "executed", "not_executed"])
+
+
+def histories() -> st.SearchStrategy[list[Step]]:
+    asked = st.builds(Step, facts=FACTS)
+    ended = st.builds(Step, ends=st.integers(0, 30), outcome=ENDINGS)
+    waited = st.builds(Step, wait=WAITS)
+    return st.lists(st.one_of(asked, asked, ended, waited), max_size=40)
+
+
+@dataclass
+class Book:
+    """Executions as a store keeps them, and commands applied to them."""
+
+    executions: dict[str, Execution] = field(default_factory=dict)
+
+    def look(self, command: Command, now: int) -> Reply:
+        """What the answer would be; nothing changes."""
+        return apply(command, self._state(command), now).reply
+
+    def submit(self, command: Command, now: int) -> Reply:
+        applied = apply(command, self._state(command), now)
+        if applied.execution is not None:
+            self.executions[applied.execution.decision_id] = applied.execution
+        return applied.reply
+
+    def _state(self, command: Command) -> State:
+        executions = self.executions.values()
+        admissions = {
+            tally: [one.decision_id for one in executions if tally in tallies_with(one)]
+            for tally in names(command).tallies
+        }
+        return State(executions=self.executions, admissions=admissions)
+
+
+def refused_by(reply: Reply) -> Refusal | None:
+    return reply.refusal if isinstance(reply, Denied) else None
+
+
+RULES = st.integers(1, 3).flatmap(
+    lambda count: st.tuples(*(brake_rules(f"brake-{number}") for number in range(count)))
+)
+
+
+@given(rules=RULES, steps=histories())
+def test_brakes_hold_exactly_when_a_plain_count_says_so_and_until_then(
+    rules: Sequence[Rule], steps: list[Step]
+) -> None:
+    history, book = History(policies_of(*rules)), Book()
+    for step in steps:
+        command, allowed = history.next(step)
+        if command is None:
+            continue
+        if isinstance(command, Admit):
+            facts = dict(step.facts)
+            refusal = refused_by(book.look(command, history.now))
+            assert (refusal is None) is allowed
+            if refusal is not None:
+                holding = [rule.id for rule in rules if history.holds(rule, facts, history.now)]
+                assert (refusal.code, refusal.members["rules"]) == ("braked", holding)
+                ends_at = history.ends_at(facts)
+                assert refusal.members["ends_at"] == (None if ends_at is None else iso_time(ends_at))
+        history.remember(command, book.submit(command, history.now))
+
+
+@given(rules=RULES, steps=histories())
+def test_waiting_as_long_as_a_brake_says_is_enough_and_a_second_less_is_not(
+    rules: Sequence[Rule], steps: list[Step]
+) -> None:
+    history, book = History(policies_of(*rules)), Book()
+    for step in steps:
+        command, _ = history.next(step)
+        if command is None:
+            continue
+        refusal = refused_by(book.look(command, history.now)) if isinstance(command, Admit) else None
+        if refusal is not None and refusal.members["ends_at"] is not None:
+            seconds = refusal.members["retry_after_seconds"]
+            assert seconds >= 1
+            early = refused_by(book.look(command, history.now + (seconds - 1) * SECOND))
+            assert early is not None
+            assert early.members["ends_at"] == refusal.members["ends_at"]
+            later = refused_by(book.look(command, history.now + seconds * SECOND))
+            # What is left can only be an execution under way, and nobody knows when that ends.
+            assert later is None or later.members["ends_at"] is None
+        history.remember(command, book.submit(command, history.now))
+
+
+@given(rule=brake_rules(), steps=histories())
+def test_no_window_ever_holds_more_than_max_attempts_and_no_cooldown_two(
+    rule: Rule, steps: list[Step]
+) -> None:
+    assert rule.brake is not None
+    rule = replace(rule, brake=replace(rule.brake, per=()))
+    assert rule.brake is not None
+    history, book = History(policies_of(rule)), Book()
+    for step in steps:
+        command, _ = history.next(step)
+        if command is not None:
+            history.remember(command, book.submit(command, history.now))
+    times = [
+        past.at for past in history.admitted if past.status != "not_sent" and matches(rule.match, past.facts)
+    ]
+    for at in times:
+        window = [one for one in times if at - rule.brake.window_seconds * SECOND < one <= at]
+        assert len(window) <= (rule.brake.max_attempts or len(times))
+    for first, second in pairwise(times):
+        assert second - first >= rule.brake.cooldown_seconds * SECOND
+
+
+# Sentence by sentence -----------------------------------------------------------------------------------
+
+
+def execution(name: str = "d-1", *, seconds_ago: float = 0, **changes: Any) -> Execution:
+    return Execution(
+        **{
+            "decision_id": name,
+            "scope_id": None,
+            "tenant_id": "default",
+            "incident_id": "inc_1",
+            "action": "restart_pod",
+            "request_id": "r",
+            "attempt_number": None,
+            "hold": 0,
+            "admitted_at": START - round(seconds_ago * SECOND),
+            "status": "answered",
+            **changes,
+        }
+    )
+
+
+def subject(**changes: Any) -> Subject:
+    return Subject(
+        **{
+            "action": "restart_pod",
+            "risk": RiskClass.LOW,
+            "incident_id": "inc_1",
+            "tenant_id": "default",
+            "principal": "anonymous",
+            "now": START,
+            **changes,
+        }
+    )
+
+
+def used(rule: Rule, *executions: Execution, **changes: Any) -> Use:
+    about = subject(**changes)
+    tally = tally_of(rule, about.tenant_id, about.incident_id, about.action)
+    admissions = {tally: [one.decision_id for one in executions if tally in tallies_with(one)]}
+    known = {one.decision_id: one for one in executions}
+    return brakes.use(rule, about, policies_of(rule), admissions, known)
+
+
+def test_a_use_says_how_much_of_a_brake_is_used_before_it_holds() -> None:
+    rule = braking(max_attempts=3, window_seconds=60)
+    past = [execution(f"d-{number}", seconds_ago=number * 25) for number in range(4)]
+    assert used(rule) == Use(0)
+    assert used(rule, *past[2:]) == Use(1)
+    assert used(rule, *past[1:]) == Use(2)
+    full = used(rule, *past)
+    assert (full.count, full.until) == (3, START - 50 * SECOND + 60 * SECOND)
+    assert full.why == "3 executions in 60 s are the most."
+
+
+def test_executions_may_come_in_any_order() -> None:
+    rule = braking(max_attempts=2, window_seconds=60, cooldown_seconds=5)
+    past = [execution(f"d-{number}", seconds_ago=seconds) for number, seconds in enumerate((50, 1, 20))]
+    forward, backward = used(rule, *past), used(rule, *reversed(past))
+    assert forward == backward
+    assert forward.until == START + 40 * SECOND
+
+
+def test_a_brake_names_the_execution_that_is_waited_for() -> None:
+    rule = braking(one_in_flight=True, window_seconds=60)
+    flying = used(rule, execution("d-fly", status="in_flight", seconds_ago=999))
+    assert flying == Use(0, "Execution d-fly is still in flight.", None)
+    lost = used(rule, execution("d-lost", status="unknown", seconds_ago=59))
+    assert lost == Use(1, "Execution d-lost is unknown; reconcile it, or wait.", START + SECOND)
+    assert used(rule, execution("d-lost", status="unknown", seconds_ago=60)) == Use(0)
+
+
+def test_what_ends_at_a_known_time_is_said_before_what_is_in_flight() -> None:
+    rule = braking(one_in_flight=True, window_seconds=60, cooldown_seconds=10)
+    flying = execution("d-fly", status="in_flight", seconds_ago=4)
+    assert used(rule, flying).until == START + 6 * SECOND
+    assert used(rule, replace(flying, admitted_at=START - 10 * SECOND)).until is None
+
+
+def test_of_the_agents_that_are_named_the_fullest_decides() -> None:
+    rule = braking(per=("target_agents",), max_attempts=2, window_seconds=60)
+    past = [
+        execution("d-1", seconds_ago=50, target_agents=("a",)),
+        execution("d-2", seconds_ago=40, target_agents=("a", "b")),
+        execution("d-3", seconds_ago=30, target_agents=("b",)),
+        execution("d-4", seconds_ago=20),
+    ]
+    assert used(rule, *past, target_agents=("c",)) == Use(0)
+    assert used(rule, *past) == Use(1)
+    assert used(rule, *past, target_agents=("c", "a")).until == START + 10 * SECOND
+    assert used(rule, *past, target_agents=("a", "b", "c")).until == START + 20 * SECOND
+    assert used(rule, *past[:2], target_agents=("b", "c")) == Use(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 1),
+        ({"action": "restart_node"}, 1),
+        ({"action": "retry_agent"}, 0),
+        ({"action": "gone_from_the_catalogue"}, 0),
+        ({"incident_id": "inc_2"}, 0),
+        ({"tenant_id": "acme"}, 0),
+        ({"principal": "eve"}, 0),
+        ({"target_agents": ("web-1",)}, 0),
+        ({"target_agents": ()}, 0),
+        ({"status": "not_sent"}, 0),
+        ({"status": "not_executed"}, 1),
+        ({"status": "executed"}, 1),
+        ({"status": "unknown"}, 1),
+        ({"status": "in_flight"}, 1),
+    ],
+)
+def test_a_brake_counts_what_its_match_is_about(changes: dict[str, Any], count: int) -> None:
+    match = Match(
+        risk=frozenset({RiskClass.LOW}),
+        action=("restart_*",),
+        incident_id=("inc_1",),
+        tenant_id=("default",),
+        principal=("anonymous",),
+        target_agents=("db-*",),
+    )
+    rule = braking(match=match, max_attempts=9, window_seconds=60)
+    past = execution(**{"target_agents": ("web-1", "db-1"), **changes})
+    assert used(rule, past, target_agents=("db-2",)).count == count
+
+
+def test_an_execution_belongs_to_its_incident_its_action_and_to_all() -> None:
+    assert set(tallies_with(execution(tenant_id="acme"))) == {
+        Tally(tenant_id="acme", incident_id="inc_1"),
+        Tally(action="restart_pod"),
+        Tally(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("per", "tally"),
+    [
+        ((), Tally()),
+        (("principal",), Tally()),
+        (("tenant_id", "target_agents"), Tally()),
+        (("action",), Tally(action="restart_pod")),
+        (("incident_id",), Tally(tenant_id="acme", incident_id="inc_1")),
+        (("action", "incident_id"), Tally(tenant_id="acme", incident_id="inc_1")),
+    ],
+)
+def test_what_a_brake_counts_is_found_in_the_smallest_tally_that_has_it_all(
+    per: tuple[Facet, ...], tally: Tally
+) -> None:
+    rule = braking(per=per, max_attempts=1, window_seconds=60)
+    assert tally_of(rule, "acme", "inc_1", "restart_pod") == tally
+    assert tally in tallies_with(execution(tenant_id="acme"))
+
+
+def test_an_admission_names_each_tally_once_and_as_far_back_as_any_brake_looks() -> None:
+    policies = policies_of(
+        braking("short", max_attempts=1, window_seconds=60),
+        braking("cool", cooldown_seconds=600),
+        braking("wide", per=("principal",), one_in_flight=True, window_seconds=300),
+        braking("by-action", per=("action",), max_attempts=1, window_seconds=5),
+        braking("by-incident", per=("incident_id",), max_attempts=1, window_seconds=7),
+        braking("others", match=Match(action=("retry_agent",)), max_attempts=1, window_seconds=9_999),
+        Rule(id="no-brake", on="execute", deny=True),
+    )
+    wanted = {
+        Tally(): 600,
+        Tally(action="restart_pod"): 5,
+        Tally(tenant_id="default", incident_id="inc_1"): 7,
+    }
+    assert tallies_for(policies, "default", "inc_1", "restart_pod") == wanted
+    assert names(admission(policies, "d-1")).tallies == wanted
+
+
+def test_an_admission_without_brakes_names_nothing_to_count() -> None:
+    assert tallies_for(policies_of(), "default", "inc_1", "restart_pod") == {}
+    brake = braking(per=("incident_id",), max_attempts=1, window_seconds=60)
+    # Malformed claims are refused before any brake, but what they need can still be named.
+    assert tallies_for(policies_of(brake), "default", None, None) == {
+        Tally(tenant_id="default", incident_id=""): 60
+    }
