@@ -206,13 +206,15 @@ class GateRecord:
             status=status,
         )
 
-    def asked(self) -> tuple[Asked | None, Missing]:
-        """What a grant was asked for, None where the record does not say for which actions."""
+    def asked(self) -> tuple[Asked, Missing]:
+        """What a grant was asked for."""
         claims, missing = self.claims()
-        details, actions = self.details, self.details.get("allowed_actions")
+        details = self.details
+        actions, intent, defaulted = (
+            details.get(name) for name in ("allowed_actions", "intent", "defaulted")
+        )
         if not isinstance(actions, list) or masked(actions):
-            return None, {"allowed_actions": MASKED if masked(actions) else NOT_SAID}
-        intent, defaulted = details.get("intent"), details.get("defaulted")
+            missing["allowed_actions"] = MASKED if masked(actions) else NOT_SAID
         attempts, ttl, dollars = (_number(details.get(term)) for term in TERMS)
         if not isinstance(intent, str) or masked(intent):
             missing["intent"] = MASKED if masked(intent) else NOT_SAID
@@ -234,7 +236,7 @@ class GateRecord:
             scope_id=self.scope_id or "",
             tenant_id=self.tenant_id,
             incident_id=self.incident_id or "",
-            allowed_actions=tuple(actions),
+            allowed_actions=tuple(actions) if isinstance(actions, list) else (),
             max_cost=0 if dollars is None else to_micros(dollars),
             max_attempts=1 if attempts is None else int(attempts),
             created_at=self.now,

@@ -320,7 +320,7 @@ def read(folder: Path) -> list[PolicyTest]:
     """The cases of a policies folder, file by file. Raises ConfigurationError with every fault."""
     tests: list[PolicyTest] = []
     faults: list[Fault] = []
-    files = sorted(path for path in (folder / FOLDER).glob("*.y*ml") if path.suffix in (".yaml", ".yml"))
+    files = sorted(path for path in (folder / FOLDER).glob("[!.]*") if path.suffix in (".yaml", ".yml"))
     if not files:
         faults.append(Fault(str(folder / FOLDER), "", "holds no *.yaml file; put one with tests: there"))
     for path in files:

@@ -103,17 +103,15 @@ class Replay:
 
     def _granted(self, record: GateRecord) -> None:
         asked, missing = record.asked()
-        if asked is None or record.scope_id is None:
-            return
         # These were asked for otherwise, perhaps, but this is what was granted.
         for fact, term in (("attempts_remaining", "max_attempts"), ("max_cost_micros", "max_cost_usd")):
             if term in asked.recorded:
                 missing.pop(fact, None)
         ttl = asked.recorded.get("ttl_seconds")
         if ttl is not None:
-            heapq.heappush(self._lapsing, (record.now + int(ttl) * SECOND, record.scope_id))
+            heapq.heappush(self._lapsing, (record.now + int(ttl) * SECOND, asked.scope.scope_id))
         known = {fact: why for fact, why in missing.items() if fact in SCOPE_FACTS}
-        self._scopes[record.scope_id] = _Granted(asked.scope, known)
+        self._scopes[asked.scope.scope_id] = _Granted(asked.scope, known)
 
     def _lapse(self, now: int) -> None:
         """Forget scopes under which nothing can be admitted any more."""
@@ -186,7 +184,7 @@ class Replay:
 
     def _granting(self, record: GateRecord) -> tuple[Verdict | None, str | None]:
         asked, missing = record.asked()
-        if asked is None:
+        if "allowed_actions" in missing:
             return None, f"the allowed actions are {missing['allowed_actions']}"
         policies = self._rules.without(missing)
         command = Issue(

@@ -23,6 +23,7 @@ from sidecar.errors import ScopegateError
 from sidecar.gate import Gate
 from sidecar.grants import Grants
 from sidecar.refusals import RefusalLog
+from sidecar.reload import Files, Reloader, warn_of_openings
 from sidecar.settings import Listen, Log, Settings
 from sidecar.signing import load_signing_key
 from sidecar.store.base import Clock
@@ -31,6 +32,7 @@ from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry import Metrics, without_created_series
 from sidecar.terms import Live, Terms
 from sidecar.upstream import Upstream
+from sidecar.watch import watch
 from sidecar.web.admin import About, Admin
 from sidecar.web.data import DataPlane
 from sidecar.web.docs import Docs
@@ -38,6 +40,7 @@ from sidecar.web.emitters import EmitterApi
 from sidecar.web.openapi.document import document
 from sidecar.web.ops import Ops
 from sidecar.web.passthrough import PassThrough
+from sidecar.web.reloads import ReloadApi
 from sidecar.web.scopes import ScopeApi
 from sidecar.web.server import DataServer, require_fast_parser
 
@@ -52,9 +55,19 @@ FLUSH_SECONDS = 1.0
 
 
 class Sidecar:
-    """One running sidecar: `async with Sidecar(settings, policies) as sidecar`. Raises ScopegateError."""
+    """One running sidecar: `async with Sidecar(settings, policies) as sidecar`. Raises ScopegateError.
 
-    def __init__(self, settings: Settings, policies: PolicySet | None, *, clock: Clock = wall_clock) -> None:
+    With the files that both were read from it can reload, and does so when they change.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        policies: PolicySet | None,
+        *,
+        files: Files | None = None,
+        clock: Clock = wall_clock,
+    ) -> None:
         require_fast_parser()
         without_created_series()
         self.settings = settings
@@ -68,6 +81,9 @@ class Sidecar:
             mask=settings.log.masking(),
         )
         self.live = Live(Terms(settings, policies))
+        self.reloader = Reloader(files, live=self.live, metrics=self.metrics, clock=clock)
+        self._files = files
+        self._watching: asyncio.Task[None] | None = None
         self._clock = clock
         self.data_address = settings.data.listen
         self.ops_address = settings.ops.listen
@@ -106,6 +122,9 @@ class Sidecar:
                 self._data_server, settings.data.listen.host, settings.data.listen.port, backlog=BACKLOG
             )
         self.data_address = _listens("data", self._data.sockets[0].getsockname())
+        warn_of_openings(self.live.terms.settings)
+        if self._files is not None:
+            self._watching = asyncio.create_task(watch(self._files, self.reloader.catch_up))
 
     def _wire(self) -> None:
         settings = self.settings
@@ -142,8 +161,9 @@ class Sidecar:
             grants=grants,
             live=self.live,
             emitters=EmitterApi(store=self.store, metrics=self.metrics, live=self.live),
+            reloads=ReloadApi(self.reloader),
             docs=Docs(
-                lambda: document(self.live.terms.settings, data=self.data_address, ops=self.ops_address)
+                lambda settings: document(settings, data=self.data_address, ops=self.ops_address), self.live
             ),
             about=About(started_at=self._clock(), store_url=settings.store.url),
         )
@@ -168,7 +188,7 @@ class Sidecar:
         # Closing takes a while, too; both together stay within the limit where that leaves room for it.
         patience = max(limit * 0.8, limit - LAST_CALL_SECONDS - 2 * FLUSH_SECONDS)
         until = time.monotonic() + patience
-        self.gate.draining = self.passing.draining = True
+        self.gate.draining = self.passing.draining = self.reloader.draining = True
         logger.info("draining", extra={"in_flight": self.gate.in_flight, "drain_seconds": limit})
         self._stop_listening()
         unfinished = await self.gate.drain(patience)
@@ -215,6 +235,9 @@ class Sidecar:
         if self._data is not None:
             self._data.close()
         await self.upstream.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         for runner in self._runners:
             await runner.cleanup()
         attested = True
@@ -245,8 +268,11 @@ def _listens(name: str, socket_name: tuple[Any, ...]) -> Listen:
     return address
 
 
-async def run(settings: Settings, policies: PolicySet) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal exits at once. Raises ScopegateError."""
+async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second one exits at once. SIGHUP reloads.
+
+    Raises ScopegateError.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -257,10 +283,16 @@ async def run(settings: Settings, policies: PolicySet) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(
-        signal.SIGHUP, lambda: logger.warning("SIGHUP is ignored: reload is not known yet; restart instead")
-    )
-    async with Sidecar(settings, policies) as sidecar:
+    sidecar = Sidecar(settings, policies, files=files)
+    reloads: set[asyncio.Task[Any]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(sidecar.reloader.reload("signal"))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    async with sidecar:
         await stopping.wait()
     if sidecar.hung:
         logging.shutdown()

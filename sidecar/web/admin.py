@@ -30,6 +30,7 @@ from sidecar.web.emitters import EmitterApi
 from sidecar.web.explained import explained
 from sidecar.web.models import ReconcileRequest, validated, wrong
 from sidecar.web.problem import answer, problem, problems
+from sidecar.web.reloads import ReloadApi
 from sidecar.web.scopes import ScopeApi
 
 logger = logging.getLogger("scopegate.web")
@@ -56,6 +57,7 @@ class Admin:
         gate: Gate,
         scopes: ScopeApi | None,
         emitters: EmitterApi,
+        reloads: ReloadApi,
         docs: Docs,
         grants: Grants,
         live: Live,
@@ -65,6 +67,7 @@ class Admin:
         self._gate = gate
         self._scopes = scopes
         self._emitters = emitters
+        self._reloads = reloads
         self._docs = docs
         self._grants = grants
         self._live = live
@@ -83,6 +86,7 @@ class Admin:
             ]
         )
         application.add_routes(self._emitters.routes())
+        application.add_routes(self._reloads.routes())
         application.add_routes(self._docs.routes())
         if self._scopes is not None:
             application.router.add_route("*", "/api/v1/recovery/scope", self._scope_api)
@@ -216,7 +220,7 @@ class Admin:
                 "store": {"url": self._about.store_url, **await self._store.engine.size()},
                 "policy_revision": policies.revision if policies else None,
                 "config_revision": terms.revision,
-                "last_reload": {"time": iso_time(self._about.started_at), "ok": True, "errors": []},
+                "last_reload": self._reloads.last(),
                 "scope_required_from": gate.scope_required_from,
                 "shadow_routes": [route.path.text for route in gate.routes if route.mode == "shadow"],
             }

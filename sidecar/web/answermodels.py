@@ -90,7 +90,8 @@ class Problem(AnswerModel):
     retry_after_seconds: Annotated[int, Field(ge=1)] = ABSENT
     member: Annotated[str, Field(description="The first member that is missing or wrong.")] = ABSENT
     errors: Annotated[
-        list[WrongMember] | list[str], Field(description="All members, or all places in files, that are wrong.")
+        list[WrongMember] | list[str],
+        Field(description="All members, or all places in files, that are wrong."),
     ] = ABSENT
     cause: Annotated[str, Field(description="What made it impossible to decide or to deliver.")] = ABSENT
     path: str = ABSENT
@@ -325,6 +326,17 @@ class LastReload(AnswerModel):
     time: Time
     ok: bool
     errors: list[str]
+
+
+class Reloaded(AnswerModel):
+    """What is in force after a reload. `changed` are the keys of the configuration whose values are others
+    now, and `policies` where the set is; `shadowed` are the keys of the file that the environment or a flag
+    overrides."""
+
+    policy_revision: str | None
+    config_revision: str
+    changed: list[str]
+    shadowed: list[str]
 
 
 class Status(AnswerModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from sidecar.settings import Settings
+from sidecar.terms import Live
 from sidecar.web.problem import SERVER
 
 # What the page is made of, and as what each file is served; `sidecar/web/swagger/README.md` says where from.
@@ -49,10 +50,13 @@ HEADERS: Mapping[str, str] = MappingProxyType(
 
 
 class Docs:
-    """Serves the document, which `make` makes when somebody first asks for it, and the page."""
+    """Serves the page, and the document, which `make` makes when somebody first asks for it under the
+    configuration in force."""
 
-    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, make: Callable[[Settings], dict[str, Any]], live: Live) -> None:
         self._make = make
+        self._live = live
+        self._made: tuple[Settings, bytes] | None = None
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -62,13 +66,12 @@ class Docs:
             web.get("/docs/{file}", self._file),
         ]
 
-    @cached_property
-    def _document(self) -> bytes:
-        return orjson.dumps(self._make())
-
     async def _shown(self, request: web.Request) -> web.Response:
         del request
-        return _whole(self._document, "application/json")
+        settings = self._live.terms.settings
+        if self._made is None or self._made[0] is not settings:
+            self._made = settings, orjson.dumps(self._make(settings))
+        return _whole(self._made[1], "application/json")
 
     async def _page(self, request: web.Request) -> web.Response:
         del request

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
 from sidecar.errors import Refusal
@@ -17,6 +19,10 @@ class ReloadApi:
 
     def routes(self) -> list[web.RouteDef]:
         return [web.post("/api/v1/reload", self._reload)]
+
+    def last(self) -> dict[str, Any]:
+        """The last reload, else the start, as `status` shows it."""
+        return self._reloader.last.to_dict()
 
     async def _reload(self, request: web.Request) -> web.Response:
         del request

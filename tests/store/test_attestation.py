@@ -50,25 +50,30 @@ class Evidence:
     def tamper(self, *statements: str) -> None:
         """Write past the triggers."""
         with closing(sqlite3.connect(self.log, isolation_level=None)) as connection:
-            for (name,) in connection.execute(
-                "SELECT name FROM sqlite_master WHERE type = 'trigger'"
-            ).fetchall():
+            triggers = connection.execute(
+                "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+            ).fetchall()
+            for name, _ in triggers:
                 connection.execute(f"DROP TRIGGER {name}")
             for statement in statements:
                 connection.execute(statement)
+            for _, sql in triggers:
+                connection.execute(sql)
 
     def write_anew(self, altered: int) -> None:
         """Alter one record and link all that follow, so that the chain by itself is perfect."""
-        self.tamper()
-        with closing(sqlite3.connect(self.log)) as connection, connection:
+        statements = []
+        with closing(sqlite3.connect(self.log)) as connection:
             previous = bytes(32)
-            for seq, raw in connection.execute("SELECT seq, envelope FROM decisions ORDER BY seq").fetchall():
+            for seq, raw in connection.execute("SELECT seq, envelope FROM decisions ORDER BY seq"):
                 envelope = raw.replace(b'"anonymous"', b'"somebody"') if seq == altered else raw
                 assert (envelope != raw) == (seq == altered)
                 previous = hashlib.sha256(previous + envelope).digest()
-                connection.execute(
-                    "UPDATE decisions SET envelope = ?, hash = ? WHERE seq = ?", (envelope, previous, seq)
+                statements.append(
+                    f"UPDATE decisions SET envelope = x'{envelope.hex()}', hash = x'{previous.hex()}' "
+                    f"WHERE seq = {seq}"
                 )
+        self.tamper(*statements)
 
     def verify(self, keys: Sequence[PublicKey] = (KEY.public,)) -> Verified:
         return verify_sqlite(self.log, attestation=read_checkpoints(self.file, keys))

@@ -16,9 +16,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from sidecar import __version__, policyfiles
+from sidecar import __version__, policyfiles, policyrules
 from sidecar.cli.demo import POLICIES
 from sidecar.cli.main import main
+from sidecar.configkeys import LIVE
+from sidecar.core.policy import FACTS
 from sidecar.errors import ERRORS
 from sidecar.telemetry import Metrics
 from sidecar.web.admin import DECISION_FILTERS, EXECUTION_STATUSES
@@ -85,9 +87,25 @@ def test_every_key_of_a_route_stands_in_the_readme_with_its_default() -> None:
     assert [key for key, cell in shown.items() if not says(cell, route[key])] == []
 
 
-def test_every_key_of_an_action_stands_in_the_readme() -> None:
-    shown = {plain(row[0]) for row in rows(section("Policies"))}
-    assert shown == set(policyfiles._ACTION_KEYS)
+def test_every_key_that_can_change_while_it_runs_is_marked_so_in_the_readme() -> None:
+    shown = {plain(row[0]): row[2] for row in rows(section("Configuration").split("### ")[0])}
+    assert {key for key, cell in shown.items() if cell == "yes"} == LIVE
+    assert {cell for key, cell in shown.items() if key not in LIVE} == {""}
+
+
+def test_every_key_of_an_action_and_of_a_rule_stands_in_the_readme() -> None:
+    policies = section("Policies")
+    shown = [plain(row[0]) for row in rows(policies)]
+    assert shown == [*policyfiles._ACTION_KEYS, *sorted(policyrules.RULE_KEYS, key=shown.index)]
+    below = (
+        *policyrules.MATCH_KEYS,
+        *policyrules.LIMIT_KEYS,
+        *policyrules.REQUIRE_KEYS,
+        *policyrules.BRAKE_KEYS,
+    )
+    assert [
+        key for key in (*below, *FACTS) if f"`{key}`" not in policies and f"`{key}: true`" not in policies
+    ] == []
 
 
 def test_every_error_code_stands_in_the_readme_with_its_status() -> None:
@@ -101,7 +119,7 @@ def test_every_metric_stands_in_the_readme() -> None:
     assert shown == {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 
-@pytest.mark.parametrize("face", ["admin", "emitters", "ops"])
+@pytest.mark.parametrize("face", ["admin", "emitters", "reloads", "ops"])
 def test_every_call_of_the_admin_and_ops_listeners_stands_in_the_readme(face: str) -> None:
     source = (ROOT / f"sidecar/web/{face}.py").read_text(encoding="utf-8")
     calls = re.findall(r"web\.(get|post|put|delete)\(\"([^\"]+)\"", source)

@@ -133,6 +133,17 @@ STATUS: tuple[Operation, ...] = (
     ),
     Operation(
         listener="admin",
+        method="post",
+        path="/api/v1/reload",
+        name="reload",
+        tag="Status",
+        summary="Read configuration and policies anew",
+        description="Either all of it is in force with the answer, or nothing is changed.",
+        answers=(shows("It is in force.", answermodels.Reloaded),),
+        errors=("reload_refused",),
+    ),
+    Operation(
+        listener="admin",
         method="get",
         path="/openapi.json",
         name="getDocument",

@@ -39,6 +39,9 @@ BROUGHT: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "scope_not_found": {"scope_id": _SCOPE_ID},
         "decision_not_found": {"decision_id": "01961234-5678-7abc-8def-0123456789ab"},
         "not_reconcilable": {"execution_status": "answered"},
+        "reload_refused": {
+            "errors": ["policies/actions.yaml:3:11: actions.retry_agent.risk: expects one of low, medium"]
+        },
         "body_too_large": {"max_bytes": 1_048_576},
         "invalid_scope": _WRONG,
         "upstream_unreachable": {"cause": "connection refused"},

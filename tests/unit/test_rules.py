@@ -1,0 +1,758 @@
+"""What rules say to one request: alone, together in any order, and judged in two halves or in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core.apply import Applied, State, apply
+from sidecar.core.brakes import Tally
+from sidecar.core.command import Admit, Admitted, Denied, Issue, Issued
+from sidecar.core.deciding import Past, judgment
+from sidecar.core.facts import Claims
+from sidecar.core.policy import (
+    ActionPolicy,
+    Brake,
+    Limit,
+    Match,
+    PolicySet,
+    Require,
+    RiskClass,
+    Rule,
+    Subject,
+)
+from sidecar.core.record import Entry, iso_time
+from sidecar.core.rules import (
+    Applying,
+    Objection,
+    applying,
+    braked,
+    objections,
+    preview,
+    refusal_by,
+    subject_of,
+    with_scope,
+)
+from sidecar.core.scope import Execution, Scope
+from sidecar.errors import ConditionFailed, Refusal
+
+SECOND = 1_000_000
+NOW = 1_767_225_600 * SECOND  # 2026-01-01T00:00:00Z
+
+RISKS = {
+    "retry_agent": RiskClass.LOW,
+    "restart_pod": RiskClass.MEDIUM,
+    "restart_node": RiskClass.HIGH,
+    "failover_db": RiskClass.CRITICAL,
+}
+ACTIONS = (*RISKS, "odd")
+TARGETS_REQUIRED = "restart_node"
+CATALOGUE = {
+    name: ActionPolicy(risk=risk, hold=1_000, targets_required=name == TARGETS_REQUIRED)
+    for name, risk in RISKS.items()
+}
+
+
+@dataclass(frozen=True)
+class When:
+    """A condition: a plain function of the subject. It fails where that raises LookupError."""
+
+    reads: frozenset[str] = frozenset()
+    holds: Callable[[Subject], bool] = field(default=lambda subject: True, compare=False)
+    text: str = "a plain function"
+
+    def __call__(self, subject: Subject) -> bool:
+        try:
+            return self.holds(subject)
+        except LookupError as exc:
+            raise ConditionFailed(f"it finds no {exc}.") from exc
+
+
+def when(reads: str, holds: Callable[[Subject], bool]) -> When:
+    return When(reads=frozenset(reads.split()), holds=holds, text=reads)
+
+
+def policies_of(*rules: Rule, **changes: Any) -> PolicySet:
+    return PolicySet(**{"revision": "rev-1", "actions": CATALOGUE, "rules": rules, **changes})
+
+
+SCOPE = Scope(
+    scope_id="scope_1",
+    tenant_id="default",
+    incident_id="inc_1",
+    allowed_actions=ACTIONS,
+    max_cost=500_000,
+    max_attempts=5,
+    created_at=NOW - 90 * SECOND,
+    expires_at=NOW + 300 * SECOND,
+    intent="bring it back",
+    target_agents=(),
+    created_by="oncall",
+    attempts_used=2,
+)
+GRANT = replace(SCOPE, allowed_actions=("retry_agent", "restart_pod"), attempts_used=0)
+CLAIMS = Claims(scope_id="scope_1", incident_id="inc_1", action="restart_pod")
+
+
+def subject(**changes: Any) -> Subject:
+    return Subject(
+        **{
+            "action": "restart_pod",
+            "risk": RiskClass.MEDIUM,
+            "incident_id": "inc_1",
+            "tenant_id": "default",
+            "principal": "anonymous",
+            "now": NOW,
+            **changes,
+        }
+    )
+
+
+def admit(policies: PolicySet, claims: Claims = CLAIMS, **changes: Any) -> Admit:
+    return Admit(**{"decision_id": "d-1", "claims": claims, "policies": policies, **changes})
+
+
+def issue(policies: PolicySet, **changes: Any) -> Issue:
+    return Issue(**{"decision_id": "d-1", "scope": GRANT, "ttl": 300, "policies": policies, **changes})
+
+
+def state(scope: Scope = SCOPE, *executions: Execution) -> State:
+    """Everything that was executed is in every tally that an execution may ask for."""
+    tallies = {Tally(), *(Tally(action=name) for name in ACTIONS)}
+    tallies |= {
+        Tally(tenant_id=one, incident_id=two) for one in ("default", "acme") for two in ("inc_1", "inc_2")
+    }
+    return State(
+        scopes={scope.scope_id: scope},
+        executions={one.decision_id: one for one in executions},
+        admissions={tally: [one.decision_id for one in executions if _in(tally, one)] for tally in tallies},
+    )
+
+
+def _in(tally: Tally, execution: Execution) -> bool:
+    return all(
+        getattr(tally, name) in (None, getattr(execution, name))
+        for name in ("tenant_id", "incident_id", "action")
+    )
+
+
+def refusal_of(applied: Applied) -> Refusal | None:
+    return applied.reply.refusal if isinstance(applied.reply, Denied) else None
+
+
+def entry_of(applied: Applied) -> Entry:
+    assert applied.entry is not None
+    return applied.entry
+
+
+def details_of(applied: Applied) -> Any:
+    return entry_of(applied).record.details
+
+
+# Subjects -----------------------------------------------------------------------------------------------
+
+
+def test_an_execution_is_to_the_rules_what_it_claims_and_what_its_scope_says() -> None:
+    claims = replace(CLAIMS, parameters={"force": True}, target_agents=("a",))
+    bare = subject_of(claims, "acme", "ann", policies_of(), NOW)
+    assert bare == Subject(
+        action="restart_pod",
+        risk=RiskClass.MEDIUM,
+        incident_id="inc_1",
+        tenant_id="acme",
+        principal="ann",
+        target_agents=("a",),
+        parameters={"force": True},
+        now=NOW,
+    )
+    assert (bare.intent, bare.max_cost, bare.attempts_used, bare.attempts_remaining) == ("", 0, 0, 0)
+    whole = subject_of(claims, "acme", "ann", policies_of(), NOW, SCOPE)
+    assert whole == replace(
+        bare,
+        intent="bring it back",
+        max_cost=500_000,
+        attempts_used=2,
+        attempts_remaining=3,
+        scope_age_seconds=90,
+    )
+
+
+def test_what_is_not_claimed_is_empty_and_what_is_not_listed_has_no_risk() -> None:
+    nothing = subject_of(Claims(), "default", "anonymous", policies_of(), NOW)
+    assert (nothing.action, nothing.incident_id, nothing.risk) == ("", "", None)
+    star = policies_of(unlisted=ActionPolicy(risk=RiskClass.HIGH))
+    assert subject_of(Claims(action="odd"), "t", "p", star, NOW).risk is RiskClass.HIGH
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "seconds"), [(0, 0), (999_999, 0), (SECOND, 1), (90_999_999, 90), (-5 * SECOND, 0)]
+)
+def test_a_scope_s_age_is_in_whole_seconds_and_never_negative(microseconds: int, seconds: int) -> None:
+    scope = replace(SCOPE, created_at=NOW - microseconds)
+    assert with_scope(subject(), scope).scope_age_seconds == seconds
+
+
+# One rule -----------------------------------------------------------------------------------------------
+
+
+def said(rule: Rule, about: Subject, failure: str | None = None) -> list[Objection]:
+    return list(objections(Applying(rule, failure=failure), about))
+
+
+def test_a_rule_that_denies_says_why() -> None:
+    (one,) = said(Rule(id="freeze", on="execute", deny=True, reason="Holidays."), subject())
+    assert one.refusal == Refusal(
+        "policy_denied", "The rule denies it. freeze: Holidays.", {"rules": ["freeze"]}
+    )
+    assert (one.rule_id, one.shadow, one.until) == ("freeze", False, None)
+    (bare,) = said(Rule(id="freeze", on="execute", deny=True, shadow=True), subject())
+    assert bare.refusal.message == "The rule denies it. (rule freeze)"
+    assert bare.shadow
+
+
+@pytest.mark.parametrize(
+    ("intent", "agents", "lacking"),
+    [
+        ("x" * 20, ("a",), []),
+        ("x" * 19, ("a",), ["intent_min_chars"]),
+        (" " * 9 + "x" * 19 + "\n", ("a",), ["intent_min_chars"]),
+        ("x" * 20, (), ["target_agents"]),
+        ("", (), ["intent_min_chars", "target_agents"]),
+    ],
+)
+def test_a_requirement_names_what_is_lacking(
+    intent: str, agents: tuple[str, ...], lacking: list[str]
+) -> None:
+    rule = Rule(id="say-it", on="issue", require=Require(intent_min_chars=20, target_agents=True))
+    found = said(rule, subject(intent=intent, target_agents=agents))
+    assert [one.refusal.members["require"] for one in found] == lacking
+    only_agents = Rule(id="aim", on="issue", require=Require(target_agents=True))
+    assert [one.refusal.members["require"] for one in said(only_agents, subject(target_agents=agents))] == [
+        name for name in lacking if name == "target_agents"
+    ]
+
+
+def test_a_rule_whose_condition_could_not_be_judged_says_only_that() -> None:
+    rule = Rule(id="odd", on="issue", require=Require(intent_min_chars=20), deny=True, reason="Because.")
+    (one,) = said(rule, subject(), failure="it divides by zero.")
+    assert one.refusal.code == "policy_denied"
+    assert one.refusal.members == {"rules": ["odd"], "condition_error": "it divides by zero."}
+    assert one.refusal.message == "The condition could not be judged: it divides by zero. odd: Because."
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "seconds"),
+    [
+        (None, 1),
+        (-SECOND, 1),
+        (0, 1),
+        (1, 1),
+        (SECOND, 1),
+        (SECOND + 1, 2),
+        (2 * SECOND - 1, 2),
+        (2 * SECOND, 2),
+        (3600 * SECOND + 1, 3601),
+    ],
+)
+def test_retry_after_is_rounded_up_to_whole_seconds_and_at_least_one(
+    microseconds: int | None, seconds: int
+) -> None:
+    until = None if microseconds is None else NOW + microseconds
+    rule = Rule(id="storm", on="execute", reason="Too often.")
+    found = braked(rule, "3 are the most.", until, NOW, "then")
+    assert found.refusal.retry_after_seconds == seconds
+    assert found.refusal.members == {"rules": ["storm"], "retry_after_seconds": seconds, "ends_at": "then"}
+    assert (found.refusal.code, found.refusal.message) == ("braked", "3 are the most. storm: Too often.")
+    assert found.until == until
+
+
+def test_an_objection_stands_in_records_without_the_list_of_its_rules() -> None:
+    found = braked(Rule(id="storm", on="execute"), "Too often.", NOW, NOW, iso_time(NOW))
+    assert found.to_dict() == {
+        "rule": "storm",
+        "error": "braked",
+        "message": "Too often. (rule storm)",
+        "retry_after_seconds": 1,
+        "ends_at": "2026-01-01T00:00:00.000000+00:00",
+    }
+    bound = Objection(Refusal("scope_not_found", "No scope.", {"scope_id": "s"}), None, shadow=True)
+    assert bound.to_dict() == {
+        "rule": None,
+        "error": "scope_not_found",
+        "message": "No scope.",
+        "scope_id": "s",
+    }
+
+
+# Objections together ------------------------------------------------------------------------------------
+
+
+def denial(rule_id: str | None, **members: Any) -> Objection:
+    rules = [] if rule_id is None else [rule_id]
+    return Objection(Refusal("policy_denied", f"No to {rule_id}.", {"rules": rules, **members}), rule_id)
+
+
+def brake(rule_id: str, until: int | None) -> Objection:
+    return braked(Rule(id=rule_id, on="execute"), "Wait.", until, NOW, None)
+
+
+def test_without_an_objection_that_counts_nothing_is_refused() -> None:
+    assert refusal_by([]) is None
+    assert refusal_by([replace(denial("quiet"), shadow=True)]) is None
+
+
+def test_what_only_a_shadow_says_is_not_part_of_a_refusal() -> None:
+    found = refusal_by([replace(denial("a-quiet"), shadow=True), denial("loud")])
+    assert found == Refusal("policy_denied", "No to loud.", {"rules": ["loud"]})
+
+
+def test_a_denial_goes_before_a_brake_and_names_no_brake() -> None:
+    found = refusal_by([brake("a-brake", NOW + 9_000 * SECOND), denial("denial")])
+    assert found == Refusal("policy_denied", "No to denial.", {"rules": ["denial"]})
+
+
+def test_of_brakes_the_one_that_ends_last_is_said_and_one_that_nobody_knows_the_end_of_last() -> None:
+    known = [brake("b", NOW + 2 * SECOND), brake("c", NOW + 9 * SECOND), brake("a", None)]
+    for found in (refusal_by(known), refusal_by(known[::-1])):
+        assert found is not None
+        assert found.members["retry_after_seconds"] == 9
+        assert found.members["rules"] == ["a", "b", "c"]
+        assert found.message == "Wait. (rule c) Refused by a, b as well."
+
+
+def test_an_answer_names_all_rules_and_its_message_the_first_few() -> None:
+    found = refusal_by([denial(f"rule-{number}") for number in range(9)])
+    assert found is not None
+    assert found.members["rules"] == [f"rule-{number}" for number in range(9)]
+    assert found.message == ("No to rule-0. Refused by rule-1, rule-2, rule-3, rule-4, rule-5 as well.")
+
+
+def test_the_catalogue_refuses_before_any_rule_and_is_no_rule() -> None:
+    found = refusal_by([denial("a-rule"), denial(None, action="odd")])
+    assert found is not None
+    assert found.members == {"rules": ["a-rule"], "action": "odd"}
+    assert found.message == "No to None. Refused by a-rule as well."
+
+
+# Grants -------------------------------------------------------------------------------------------------
+
+ALL = frozenset({"max_attempts", "ttl_seconds", "max_cost_usd"})
+
+
+def limiting(rule_id: str, **limit: int) -> Rule:
+    return Rule(id=rule_id, on="issue", limit=Limit(**limit))
+
+
+def test_a_limit_says_nothing_to_what_is_at_it() -> None:
+    rules = limiting("exact", max_attempts=5, ttl_seconds=300, max_cost=500_000)
+    granted = apply(issue(policies_of(rules)), state(), NOW)
+    assert isinstance(granted.reply, Issued)
+    assert details_of(granted)["rules"] == []
+
+
+def test_a_limit_that_is_passed_is_named_with_its_value_in_dollars_where_it_is_money() -> None:
+    for limit, told, message in (
+        ({"max_attempts": 4}, ("max_attempts", 4), "max_attempts may be at most 4. (rule tight)"),
+        ({"ttl_seconds": 299}, ("ttl_seconds", 299), "ttl_seconds may be at most 299. (rule tight)"),
+        (
+            {"max_cost": 499_999},
+            ("max_cost_usd", 0.499999),
+            "max_cost_usd may be at most 0.499999. (rule tight)",
+        ),
+    ):
+        refusal = refusal_of(apply(issue(policies_of(limiting("tight", **limit))), state(), NOW))
+        assert refusal == Refusal(
+            "policy_denied", message, {"rules": ["tight"], "limit": told[0], "value": told[1]}
+        )
+
+
+def test_only_defaults_are_lowered_and_only_as_far_as_they_have_to() -> None:
+    policies = policies_of(
+        limiting("loose", max_attempts=4, ttl_seconds=200), limiting("tight", max_attempts=3, max_cost=9)
+    )
+    granted = apply(issue(policies, defaulted=ALL), state(), NOW)
+    assert isinstance(granted.reply, Issued)
+    scope = granted.reply.scope
+    assert (scope.max_attempts, scope.max_cost, scope.expires_at) == (3, 9, NOW + 200 * SECOND)
+    assert details_of(granted)["rules"] == ["loose", "tight"]
+    refusal = refusal_of(apply(issue(policies, defaulted=ALL - {"ttl_seconds"}), state(), NOW))
+    assert refusal is not None
+    assert refusal.members == {"rules": ["loose"], "limit": "ttl_seconds", "value": 200}
+
+
+def test_the_strictest_of_several_limits_is_the_one_that_is_named() -> None:
+    loose, strict = limiting("a-loose", max_attempts=3), limiting("b-strict", max_attempts=1)
+    for rules in ((loose, strict), (strict, loose)):
+        refusal = refusal_of(apply(issue(policies_of(*rules)), state(), NOW))
+        assert refusal is not None
+        assert refusal.members == {"rules": ["a-loose", "b-strict"], "limit": "max_attempts", "value": 1}
+
+
+def test_a_rule_that_denies_outright_is_said_before_a_limit() -> None:
+    outright = Rule(id="z-deny", on="issue", deny=True, reason="Not now.")
+    refusal = refusal_of(
+        apply(issue(policies_of(limiting("a-limit", max_attempts=1), outright)), state(), NOW)
+    )
+    assert refusal is not None
+    assert refusal.members == {"rules": ["a-limit", "z-deny"]}
+    assert refusal.message.startswith("The rule denies it. z-deny: Not now.")
+
+
+def test_a_rule_that_objects_to_two_actions_in_the_same_words_objects_once() -> None:
+    deny = Rule(id="quiet", on="issue", deny=True, shadow=True)
+    granted = apply(issue(policies_of(deny)), state(), NOW)
+    assert [one["rule"] for one in details_of(granted)["would_refuse"]] == ["quiet"]
+
+
+# Two halves ---------------------------------------------------------------------------------------------
+
+
+def asked_twice() -> tuple[list[Subject], Callable[[Subject], bool]]:
+    seen: list[Subject] = []
+
+    def holds(about: Subject) -> bool:
+        seen.append(about)
+        return True
+
+    return seen, holds
+
+
+def test_a_condition_that_reads_no_scope_state_is_judged_once_and_before() -> None:
+    seen, holds = asked_twice()
+    policies = policies_of(Rule(id="r", on="execute", when=when("action now parameters", holds), deny=True))
+    about = subject_of(CLAIMS, "default", "anonymous", policies, NOW)
+    known = preview(policies, "execute", about)
+    assert known.judged_at == NOW
+    assert [each.waits for each in known.applying] == [False]
+    assert refusal_of(apply(admit(policies, preview=known), state(), NOW + SECOND)) is not None
+    assert seen == [about]
+
+
+def test_a_condition_that_reads_scope_state_waits_for_the_scope() -> None:
+    seen, holds = asked_twice()
+    policies = policies_of(Rule(id="r", on="execute", when=when("attempts_used", holds), deny=True))
+    known = preview(policies, "execute", subject_of(CLAIMS, "default", "anonymous", policies, NOW))
+    assert [each.waits for each in known.applying] == [True]
+    assert seen == []
+    apply(admit(policies, preview=known), state(), NOW)
+    assert [one.attempts_used for one in seen] == [2]
+
+
+def test_a_condition_on_a_grant_waits_for_nothing() -> None:
+    policies = policies_of(Rule(id="r", on="issue", when=when("intent", lambda one: "x" in one.intent)))
+    assert preview(policies, "issue", subject(intent="no")).applying == ()
+    (found,) = preview(policies, "issue", subject(intent="x")).applying
+    assert not found.waits
+
+
+def test_what_does_not_apply_is_left_out_before_its_condition_is_asked() -> None:
+    seen, holds = asked_twice()
+    rule = Rule(id="r", on="execute", match=Match(tenant_id=("acme",)), when=when("action", holds))
+    assert preview(policies_of(rule), "execute", subject()).applying == ()
+    assert seen == []
+    assert len(preview(policies_of(rule), "execute", subject(tenant_id="acme")).applying) == 1
+
+
+def test_a_condition_that_waited_and_does_not_hold_applies_no_more() -> None:
+    rules = [
+        Rule(id="used", on="execute", when=when("attempts_used", lambda one: one.attempts_used > 1)),
+        Rule(id="unused", on="execute", when=when("attempts_used", lambda one: one.attempts_used == 0)),
+    ]
+    known = preview(policies_of(*rules), "execute", subject())
+    assert [each.rule.id for each in known.applying] == ["used", "unused"]
+    assert [each.rule.id for each in applying(known, with_scope(subject(), SCOPE))] == ["used"]
+
+
+@pytest.mark.parametrize("reads", ["parameters", "attempts_used"])
+def test_a_condition_that_fails_refuses_in_either_half(reads: str) -> None:
+    rule = Rule(id="odd", on="execute", when=when(reads, lambda one: bool(one.parameters["size"])))
+    policies = policies_of(rule)
+    known = preview(policies, "execute", subject_of(CLAIMS, "default", "anonymous", policies, NOW))
+    for command in (admit(policies), admit(policies, preview=known)):
+        refusal = refusal_of(apply(command, state(), NOW))
+        assert refusal is not None
+        assert refusal.code == "policy_denied"
+        assert refusal.members == {"rules": ["odd"], "condition_error": "it finds no 'size'."}
+
+
+def test_a_record_says_when_a_condition_was_judged_if_that_was_before() -> None:
+    conditional = policies_of(Rule(id="r", on="execute", when=when("now", lambda one: True), shadow=True))
+    for policies, told in ((conditional, True), (policies_of(), False)):
+        about = subject_of(CLAIMS, "default", "anonymous", policies, NOW - SECOND)
+        known = preview(policies, "execute", about)
+        details = details_of(apply(admit(policies, preview=known), state(), NOW))
+        assert details.get("judged_at") == (iso_time(NOW - SECOND) if told else None)
+        assert "judged_at" not in details_of(apply(admit(policies), state(), NOW))
+
+
+def test_a_judgment_says_how_far_each_brake_that_applies_is_used() -> None:
+    rules = [
+        Rule(id="used", on="execute", brake=Brake(max_attempts=2, window_seconds=60)),
+        Rule(id="elsewhere", on="execute", match=Match(tenant_id=("acme",)), brake=Brake(cooldown_seconds=9)),
+        Rule(id="no-brake", on="execute"),
+    ]
+    policies = policies_of(*rules)
+    known = state(SCOPE, execution("e-1", at=NOW - SECOND))
+    found = judgment(admit(policies), SCOPE, Past(known.admissions, known.executions), NOW)
+    assert found.refusal is None
+    assert [(rule.id, used.count, used.until) for rule, used in found.uses] == [("used", 1, None)]
+
+
+# Any rules, in any order --------------------------------------------------------------------------------
+
+
+def execution(name: str, *, at: int, **changes: Any) -> Execution:
+    return Execution(
+        **{
+            "decision_id": name,
+            "scope_id": None,
+            "tenant_id": "default",
+            "incident_id": "inc_1",
+            "action": "restart_pod",
+            "request_id": "r",
+            "attempt_number": None,
+            "hold": 0,
+            "admitted_at": at,
+            "status": "answered",
+            **changes,
+        }
+    )
+
+
+def matches(match: Match, action: str, risk: RiskClass | None) -> bool:
+    """The part of a match that the action decides, looked up the plain way."""
+    by_name = not match.action or any(fnmatchcase(action, glob) for glob in match.action)
+    return by_name and (not match.risk or risk in match.risk)
+
+
+CONDITIONS = st.sampled_from(
+    [
+        when("principal", lambda one: one.principal == "ann"),
+        when("now", lambda one: one.now % (2 * SECOND) == 0),
+        when("parameters", lambda one: bool(one.parameters["size"])),
+        when("attempts_used", lambda one: one.attempts_used > 1),
+        when("intent target_agents", lambda one: "back" in one.intent and not one.target_agents),
+        when("scope_age_seconds parameters", lambda one: one.parameters["size"] < one.scope_age_seconds),
+        when("max_cost_micros", lambda one: one.max_cost > 100_000),
+    ]
+)
+MATCHES = st.builds(
+    Match,
+    risk=st.just(frozenset()) | st.frozensets(st.sampled_from(RiskClass), max_size=3),
+    action=st.just(())
+    | st.lists(st.sampled_from(["restart_*", "*_db", "restart_[np]*", "*", *ACTIONS]), max_size=3).map(tuple),
+    incident_id=st.sampled_from([(), (), (), ("inc_1",), ("x*",)]),
+    tenant_id=st.sampled_from([(), (), (), ("default",), ("acme",)]),
+    principal=st.sampled_from([(), (), (), ("a*",)]),
+    target_agents=st.sampled_from([(), (), (), ("a",)]),
+)
+BRAKES = st.builds(
+    Brake,
+    per=st.sampled_from([(), ("incident_id",), ("action",), ("principal", "tenant_id"), ("target_agents",)]),
+    max_attempts=st.none() | st.integers(1, 3),
+    window_seconds=st.sampled_from([5, 60, 600]),
+    cooldown_seconds=st.sampled_from([0, 0, 5, 61]),
+    one_in_flight=st.booleans(),
+)
+
+
+@st.composite
+def rule_sets(draw: st.DrawFn, most: int = 6) -> tuple[Rule, ...]:
+    """Rules of every kind, with ids that say nothing about what they do."""
+    rules = []
+    for rule_id in draw(st.permutations([f"rule-{letter}" for letter in "abcdef"[:most]])):
+        kind = draw(st.sampled_from(["none", "limit", "require", "brake", "brake", "deny"]))
+        if kind == "none":
+            continue
+        on = {"limit": "issue", "brake": "execute"}.get(kind) or draw(st.sampled_from(["issue", "execute"]))
+        limit = st.builds(
+            Limit,
+            max_attempts=st.none() | st.integers(1, 6),
+            ttl_seconds=st.none() | st.sampled_from([1, 200, 300]),
+            max_cost=st.none() | st.sampled_from([0, 400_000, 500_000]),
+        )
+        require = st.builds(
+            Require, intent_min_chars=st.sampled_from([0, 13, 14]), target_agents=st.booleans()
+        )
+        rules.append(
+            Rule(
+                id=rule_id,
+                on="issue" if on == "issue" else "execute",
+                match=draw(MATCHES),
+                when=draw(st.none() | CONDITIONS),
+                limit=draw(limit) if kind == "limit" else None,
+                require=draw(require) if kind == "require" else None,
+                brake=draw(BRAKES) if kind == "brake" else None,
+                deny=kind == "deny",
+                shadow=draw(st.sampled_from([False, False, True])),
+                reason=draw(st.sampled_from(["", "Because."])),
+            )
+        )
+    return tuple(rules)
+
+
+@st.composite
+def pasts(draw: st.DrawFn) -> State:
+    """Executions of the last ten minutes, and the scope."""
+    executions = [
+        execution(
+            f"e-{number}",
+            at=NOW - draw(st.integers(0, 600)) * SECOND,
+            action=draw(st.sampled_from(ACTIONS)),
+            incident_id=draw(st.sampled_from(["inc_1", "inc_1", "inc_2"])),
+            tenant_id=draw(st.sampled_from(["default", "default", "acme"])),
+            principal=draw(st.sampled_from(["anonymous", "ann"])),
+            target_agents=draw(st.sampled_from([(), ("a",), ("b",)])),
+            status=draw(st.sampled_from(["answered", "answered", "unknown", "in_flight", "not_sent"])),
+        )
+        for number in range(draw(st.integers(0, 8)))
+    ]
+    scope = replace(SCOPE, attempts_used=draw(st.sampled_from([0, 2, 5])))
+    return state(scope, *executions)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Callable[[PolicySet], Admit]:
+    """An execution under any policies: with its scope or none, on a shadow route or not."""
+    claims = Claims(
+        scope_id=draw(st.sampled_from(["scope_1", "scope_1", None, "scope_nobody"])),
+        incident_id=draw(st.sampled_from(["inc_1", "inc_1", "inc_1", "inc_2", None])),
+        action=draw(st.sampled_from(ACTIONS)),
+        parameters=draw(st.sampled_from([{}, {"size": 0}, {"size": 9}])),
+        target_agents=draw(st.sampled_from([(), ("a",), ("a", "b")])),
+    )
+    options = {
+        "principal": draw(st.sampled_from(["anonymous", "ann"])),
+        "scope_required_from": draw(st.sampled_from([RiskClass.LOW, RiskClass.LOW, RiskClass.CRITICAL])),
+        "shadow": draw(st.sampled_from([False, False, True])),
+    }
+    return lambda policies: admit(policies, claims, **options)
+
+
+@st.composite
+def grants(draw: st.DrawFn) -> Callable[[PolicySet], Issue]:
+    """A grant under any policies."""
+    scope = replace(
+        SCOPE,
+        allowed_actions=tuple(draw(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=3, unique=True))),
+        target_agents=draw(st.sampled_from([(), ("a",), ("a", "b")])),
+        max_attempts=draw(st.integers(1, 7)),
+        attempts_used=0,
+    )
+    options = {
+        "principal": draw(st.sampled_from(["anonymous", "ann"])),
+        "defaulted": draw(st.sampled_from([frozenset(), ALL, frozenset({"max_attempts"})])),
+    }
+    return lambda policies: issue(policies, scope=scope, **options)
+
+
+COMMANDS = st.one_of(requests(), grants())
+STARS = st.sampled_from([None, ActionPolicy(risk=RiskClass.LOW, hold=7)])
+
+
+@given(rules=rule_sets(), past=pasts(), make=COMMANDS, star=STARS, data=st.data())
+def test_the_order_of_rules_changes_neither_the_answer_nor_the_record(
+    rules: tuple[Rule, ...],
+    past: State,
+    make: Callable[[PolicySet], Admit | Issue],
+    star: ActionPolicy | None,
+    data: st.DataObject,
+) -> None:
+    shuffled = data.draw(st.permutations(rules))
+    one = apply(make(policies_of(*rules, unlisted=star)), past, NOW)
+    other = apply(make(policies_of(*shuffled, unlisted=star)), past, NOW)
+    assert one == other
+
+
+@given(rules=rule_sets(), past=pasts(), make=COMMANDS, star=STARS)
+def test_a_rule_more_never_turns_a_refusal_into_an_admission(
+    rules: tuple[Rule, ...],
+    past: State,
+    make: Callable[[PolicySet], Admit | Issue],
+    star: ActionPolicy | None,
+) -> None:
+    refused = False
+    for count in range(len(rules) + 1):
+        reply = apply(make(policies_of(*rules[:count], unlisted=star)), past, NOW).reply
+        assert not (refused and not isinstance(reply, Denied))
+        refused = isinstance(reply, Denied)
+
+
+@given(rules=rule_sets(), past=pasts(), make=COMMANDS, star=STARS)
+def test_rules_refuse_together_exactly_what_one_of_them_refuses_alone(
+    rules: tuple[Rule, ...],
+    past: State,
+    make: Callable[[PolicySet], Admit | Issue],
+    star: ActionPolicy | None,
+) -> None:
+    bare = apply(make(policies_of(unlisted=star)), past, NOW).reply
+    alone = {rule.id: apply(make(policies_of(rule, unlisted=star)), past, NOW).reply for rule in rules}
+    together = apply(make(policies_of(*rules, unlisted=star)), past, NOW).reply
+    if isinstance(bare, Denied):
+        assert isinstance(together, Denied)
+        assert together.refusal.code == bare.refusal.code
+        return
+    refusals = {rule_id: found.refusal for rule_id, found in alone.items() if isinstance(found, Denied)}
+    if not refusals:
+        assert isinstance(together, Admitted | Issued)
+        would = [one for found in alone.values() for one in _shadow(found)]
+        rest = [one for one in would if one.rule_id is not None] + list(_shadow(bare))
+        assert sorted(map(repr, _shadow(together))) == sorted(map(repr, rest))
+        if isinstance(together, Issued):
+            scopes = [found.scope for found in alone.values() if isinstance(found, Issued)]
+            for term in ("max_attempts", "max_cost", "expires_at"):
+                least = min((getattr(one, term) for one in scopes), default=getattr(_issued(bare), term))
+                assert getattr(together.scope, term) == least
+        return
+    assert isinstance(together, Denied)
+    codes = {found.code for found in refusals.values()}
+    code = "policy_denied" if "policy_denied" in codes else "braked"
+    alike = {rule_id: found for rule_id, found in refusals.items() if found.code == code}
+    assert (together.refusal.code, together.refusal.members["rules"]) == (code, sorted(alike))
+    if code == "braked":
+        longest = max(found.members["retry_after_seconds"] for found in alike.values())
+        assert together.refusal.members["retry_after_seconds"] == longest
+    limits = [found.members for found in alike.values() if "limit" in found.members]
+    if "limit" in together.refusal.members:
+        named = together.refusal.members["limit"]
+        assert len(limits) == len(alike), "a limit is named only where nothing denies outright"
+        assert together.refusal.members["value"] == min(
+            found["value"] for found in limits if found["limit"] == named
+        )
+
+
+def _shadow(reply: Any) -> Sequence[Objection]:
+    found: Sequence[Objection] = reply.shadow
+    return found
+
+
+def _issued(reply: Any) -> Scope:
+    assert isinstance(reply, Issued)
+    return reply.scope
+
+
+@given(rules=rule_sets(), past=pasts(), make=requests(), star=STARS)
+def test_judged_in_two_halves_or_in_one_the_answer_and_the_record_are_the_same(
+    rules: tuple[Rule, ...],
+    past: State,
+    make: Callable[[PolicySet], Admit],
+    star: ActionPolicy | None,
+) -> None:
+    policies = policies_of(*rules, unlisted=star)
+    within = make(policies)
+    about = subject_of(within.claims, within.tenant_id, within.principal, policies, NOW)
+    before = replace(within, preview=preview(policies, "execute", about))
+    one, other = apply(within, past, NOW), apply(before, past, NOW)
+    assert replace(one, entry=None) == replace(other, entry=None)
+    assert _unjudged(entry_of(one)) == _unjudged(entry_of(other))
+
+
+def _unjudged(entry: Entry) -> Entry:
+    details = {name: value for name, value in entry.record.details.items() if name != "judged_at"}
+    return replace(entry, record=replace(entry.record, details=details))
