@@ -30,7 +30,7 @@ from sidecar.gaterecords import Finding, Kind, instant
 from sidecar.replay import Replay, replayed
 from sidecar.yamlfile import shown
 
-# How many records a step of the progress bar is, at least; a shorter log is read before there is a bar.
+# How many records a step of the progress bar is, at least; a shorter log is read in one.
 LONG = 20_000
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d|w)")
@@ -258,7 +258,7 @@ def _progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[], None]
 
         def progress(done: int, total: int) -> None:
             nonlocal shown_up_to
-            if done - shown_up_to >= max(LONG, total / 200):
+            if done - shown_up_to >= max(LONG, total / 200) or done == total:
                 bar.length = total
                 bar.update(done - shown_up_to)
                 shown_up_to = done

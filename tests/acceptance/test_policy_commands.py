@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -187,7 +186,6 @@ def test_under_its_own_set_nothing_changes(folder: Path) -> None:
 
 def test_since_leaves_out_what_was_before_but_brakes_count_it(folder: Path, tmp_path: Path) -> None:
     new = policy_set(tmp_path / "new")
-    time.sleep(1.1)
     with Backend() as backend:
         write_configuration(folder, backend.address)
         with Program(folder / "scopegate.yaml") as sidecar:

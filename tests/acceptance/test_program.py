@@ -165,15 +165,6 @@ def test_check_is_content_with_a_good_configuration(tmp_path: Path) -> None:
 # Stopping ----------------------------------------------------------------------------------------------
 
 
-def test_sighup_is_ignored_and_said_so(sidecar: Program) -> None:
-    sidecar.signal(signal.SIGHUP)
-    sidecar.until(
-        "mentions SIGHUP", lambda: [line for line in sidecar.log_lines() if "SIGHUP" in line["message"]]
-    )
-    assert ask(sidecar.ops, "GET", "/health/live").status == 200
-    assert sidecar.stop() == 0
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_sidecar_stops_at_once_although_clients_are_connected(
     sidecar: Program, number: signal.Signals

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -432,10 +432,15 @@ def test_the_swap_of_a_config_map_is_taken_up(way: str, tmp_path: Path, backend:
 
     version(0, GOOD)
     os.symlink("..data/actions.yaml", policies / "actions.yaml")
+
+    def taken_up(sidecar: Program, refuses: bool) -> bool:
+        return refused_as_unknown(sidecar) == refuses
+
     with Program(config) as sidecar:
         for number in range(1, 5):
-            version(number, WITHOUT_RETRY if number % 2 else GOOD)
-            seconds_until(sidecar, lambda number=number: refused_as_unknown(sidecar) == bool(number % 2))
+            refuses = number % 2 == 1
+            version(number, WITHOUT_RETRY if refuses else GOOD)
+            seconds_until(sidecar, partial(taken_up, sidecar, refuses))
         assert {line["cause"] for line in reloads(sidecar)} == {"files changed"}
         assert len(reloads(sidecar)) == 4
         assert sidecar.stop() == 0
@@ -469,7 +474,6 @@ def test_nothing_is_reloaded_and_nothing_logged_where_nothing_changed(
     time.sleep(1.5)
     assert status(sidecar)["last_reload"] == before
     assert reloads(sidecar) == []
-    assert json.dumps(before["errors"]) == "[]"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -210,6 +210,10 @@ def turns(method: str) -> Walk:
     return turn
 
 
+async def reloads(house: House) -> Message:
+    return await house.admin("POST", "/api/v1/reload")
+
+
 WALKS: dict[str, tuple[Walk, int]] = {
     "createScope": (lambda house: house.ask_for_scope(), 201),
     "listScopes": (a_list_of_scopes, 200),
@@ -232,6 +236,7 @@ WALKS: dict[str, tuple[Walk, int]] = {
     "turnKillSwitchOn": (turns("PUT"), 200),
     "turnKillSwitchOff": (turns("DELETE"), 200),
     "getStatus": (looks("/api/v1/status"), 200),
+    "reload": (reloads, 409),  # nothing was read from files here; acceptance/test_reload.py has the rest
     "getDocument": (looks("/openapi.json"), 200),
     "getPage": (looks("/docs"), 200),
     "getPageElsewhere": (looks("/docs/"), 308),

@@ -23,13 +23,18 @@ from tests.support import (
 )
 
 HOUR = 3600
-STORM = Rule(
-    id="storm-brake",
-    on="execute",
-    match=Match(action=("retry_*",)),
-    brake=Brake(per=("incident_id", "action"), max_attempts=5, window_seconds=HOUR),
-    reason="A restart that did not help will not help again.",
-)
+
+
+def storm_brake(max_attempts: int) -> Rule:
+    return Rule(
+        id="storm-brake",
+        on="execute",
+        match=Match(action=("retry_*",)),
+        brake=Brake(per=("incident_id", "action"), max_attempts=max_attempts, window_seconds=HOUR),
+        reason="A restart that did not help will not help again.",
+    )
+
+
 FREEZE = Rule(id="freeze", on="execute", deny=True, reason="Nobody touches anything today.")
 
 
@@ -56,7 +61,7 @@ def refused(answer: Message) -> dict[str, Any]:
 async def test_of_200_concurrent_executions_a_brake_of_5_lets_5_through_and_not_one_more_after_a_restart(
     open_house: Open, house: House
 ) -> None:
-    house.adopt(with_rules(STORM))
+    house.adopt(with_rules(storm_brake(5)))
     granted = await scopes(house, 200)
     answers = await at_once(house, granted, 200)
     assert sorted({answer.status for answer in answers}) == [200, 429]
@@ -66,7 +71,7 @@ async def test_of_200_concurrent_executions_a_brake_of_5_lets_5_through_and_not_
     assert used == 5  # a refusal consumes nothing
     await house.sidecar.stop()
 
-    again = await open_house(policies=with_rules(STORM))
+    again = await open_house(policies=with_rules(storm_brake(5)))
     answers = await at_once(again, granted, 200)
     assert {answer.status for answer in answers} == {429}
     again.clock.move(HOUR)
@@ -77,7 +82,7 @@ async def test_of_200_concurrent_executions_a_brake_of_5_lets_5_through_and_not_
 
 
 async def test_a_brake_says_its_rule_why_and_to_the_second_when_to_come_back(house: House) -> None:
-    house.adopt(with_rules(replace(STORM, brake=replace(STORM.brake, max_attempts=1))))
+    house.adopt(with_rules(storm_brake(1)))
     (scope,) = await scopes(house, 1)
     assert (await house.execute(scope)).status == 200
     answer = await house.execute(scope)
@@ -106,7 +111,7 @@ async def test_a_brake_says_its_rule_why_and_to_the_second_when_to_come_back(hou
 async def test_another_incident_and_an_action_that_the_rule_does_not_name_are_not_braked(
     house: House,
 ) -> None:
-    house.adopt(with_rules(replace(STORM, brake=replace(STORM.brake, max_attempts=1))))
+    house.adopt(with_rules(storm_brake(1)))
     (scope,) = await scopes(house, 1)
     (elsewhere,) = await scopes(house, 1, incident_id="inc_2")
     (other,) = await scopes(house, 1, action="failover")
@@ -262,7 +267,7 @@ async def test_a_request_keeps_the_policies_that_it_began_with(house: House) -> 
 
 
 async def test_explain_says_which_rule_which_bound_what_is_left_and_what_to_do(house: House) -> None:
-    house.adopt(with_rules(replace(STORM, brake=replace(STORM.brake, max_attempts=2))))
+    house.adopt(with_rules(storm_brake(2)))
     (scope,) = await scopes(house, 1)
     await house.execute(scope)
     told = await house.explain(scope)
@@ -305,7 +310,7 @@ async def test_explain_agrees_with_execute_on_every_refusal_by_a_rule(house: Hou
 
 
 async def test_a_flood_against_a_brake_is_summed_up_and_not_one_gets_through(house: House) -> None:
-    house.adopt(with_rules(replace(STORM, brake=replace(STORM.brake, max_attempts=1))))
+    house.adopt(with_rules(storm_brake(1)))
     (scope,) = await scopes(house, 1)
     assert (await house.execute(scope)).status == 200
     for _ in range(6):
@@ -316,6 +321,6 @@ async def test_a_flood_against_a_brake_is_summed_up_and_not_one_gets_through(hou
 
     async def told() -> bool:
         counted = [each["details"].get("count", 1) for each in await house.records("&event=refused")]
-        return sum(counted) == 1200
+        return bool(sum(counted) == 1200)
 
     await eventually(told)

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from sidecar import policyfiles
 from sidecar.clock import wall_clock
@@ -19,9 +21,13 @@ from sidecar.core.policy import RiskClass
 from sidecar.core.record import iso_time
 from sidecar.errors import ConfigurationError
 from sidecar.reload import Files, Reloader, warn_of_openings
-from sidecar.settings import default
+from sidecar.settings import Listen, default
 from sidecar.telemetry import Metrics
 from sidecar.terms import Live, Terms
+from sidecar.web.problem import problems
+from sidecar.web.reloads import ReloadApi
+from tests.described import DOCUMENT
+from tests.support import ask
 
 UPSTREAM = "upstream: {url: http://127.0.0.1:9000}\npolicies: policies/\n"
 SECRET = "s3cret"
@@ -535,6 +541,56 @@ async def test_it_is_said_after_a_reload_too_and_not_where_nothing_changed(
     assert caplog.messages == ["actions below medium risk need no scope"]
     await place.reloader.reload("call")
     assert len(caplog.messages) == 1
+
+
+# The call -----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def listening(place: Place) -> AsyncIterator[Listen]:
+    """The call alone on a listener, so that nobody else reloads."""
+    application = web.Application(middlewares=[problems])
+    application.add_routes(ReloadApi(place.reloader).routes())
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield Listen(*runner.addresses[0])
+    finally:
+        await runner.cleanup()
+
+
+async def test_the_call_answers_with_the_revisions_and_what_changed(tmp_path: Path) -> None:
+    place = opened(tmp_path, "care: {min_confidence: 1}\n", ("care.min_confidence", "0.25"))
+    async with listening(place) as address:
+        place.allow("two")
+        place.configure("care: {min_confidence: 0}\ngate: {max_in_flight: 5}\n")
+        answer = await ask(address, "POST", "/api/v1/reload")
+    terms = place.live.terms
+    assert terms.policies is not None
+    assert (answer.status, answer.json()) == (
+        200,
+        {
+            "policy_revision": terms.policies.revision,
+            "config_revision": terms.revision,
+            "changed": ["gate.max_in_flight", "policies"],
+            "shadowed": ["care.min_confidence"],
+        },
+    )
+    DOCUMENT.assert_answered("reload", answer)
+
+
+async def test_the_call_answers_409_with_every_error(place: Place) -> None:
+    async with listening(place) as address:
+        place.configure("gate: {max_in_flight: 0, max_body_bytes: 0}\n")
+        answer = await ask(address, "POST", "/api/v1/reload")
+    body = answer.json()
+    assert (answer.status, body["error"]) == (409, "reload_refused")
+    assert tuple(body["errors"]) == place.reloader.last.errors
+    assert len(body["errors"]) == 2
+    assert body["errors"][0] in body["message"]
+    assert "and 1 more" in body["message"]
+    DOCUMENT.assert_answered("reload", answer)
 
 
 # When there is nothing to reload ------------------------------------------------------------------------
