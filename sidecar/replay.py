@@ -7,9 +7,8 @@ admitted now counts as answered at once, for nobody knows how it would have ende
 themselves: what was executed under one that would be refused is still judged.
 
 An execution that needed no scope is judged without one, and needs one now if the new set gives its action a
-risk above the recorded one and not below `gate.scope_required_from`. What a shadow route let through without
-a scope is never refused: there, as with shadow rules, what differs is what would be refused. Where a shadow
-route found a valid scope, its record looks like any other, and is judged like any other.
+risk above the recorded one and not below `gate.scope_required_from`. What a shadow route let through is never
+refused: there, as with shadow rules, what differs is what would be refused.
 
 A rule that looks at a fact which the record does not have leaves the verdict undecidable, unless something
 else refuses anyway. For the brakes, what is undecidable went on as it is recorded.
@@ -27,7 +26,7 @@ from typing import Any
 from sidecar.core import deciding
 from sidecar.core.brakes import Tally, tallies_for
 from sidecar.core.command import Admit, Denied, Issue
-from sidecar.core.deciding import SHADOW_ROUTE, Past
+from sidecar.core.deciding import Past
 from sidecar.core.facts import Claims
 from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, RiskClass, Rule, Subject
 from sidecar.core.rules import SECOND, TERMS, preview, subject_of
@@ -163,7 +162,7 @@ class Replay:
             principal=record.principal,
             preview=known,
             scope_required_from=self._threshold(record, entry),
-            shadow=record.details.get("scope_waived") == SHADOW_ROUTE,
+            shadow=record.details.get("route_mode") == "shadow",
         )
         scope = None
         if claims.scope_id is not None:

@@ -149,6 +149,7 @@ def _refuse(command: Refuse, now: int) -> Applied:
     if command.shadow:
         counted["would_refuse"] = [Objection(command.refusal, None, shadow=True).to_dict()]
         counted["scope_waived"] = deciding.SHADOW_ROUTE
+        counted["route_mode"] = "shadow"
         refusal = None
     entry = gate_entry(
         command,

@@ -139,6 +139,8 @@ def admit(command: Admit, scope: Scope | None, past: Past, now: int) -> Decided:
     if command.preview is not None and any(each.rule.when for each in command.preview.applying):
         # Conditions on the time were judged then, and not when this was written down.
         told["judged_at"] = iso_time(command.preview.judged_at)
+    if command.shadow:
+        told["route_mode"] = "shadow"
     if found.refusal is not None:
         if not command.record_denial:
             return Decided(reply=Denied(found.refusal, None))

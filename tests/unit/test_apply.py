@@ -55,6 +55,7 @@ POLICIES = PolicySet(
         "restart_agent": ActionPolicy(risk=RiskClass.MEDIUM, hold=300_000),
         "failover_db": ActionPolicy(risk=RiskClass.CRITICAL, hold=600_000),
         "clear_cache": ActionPolicy(risk=RiskClass.LOW),
+        "drain_node": ActionPolicy(risk=RiskClass.HIGH, targets_required=True),
     },
 )
 SCOPE = Scope(
@@ -333,6 +334,25 @@ def test_a_refusal_that_needs_no_scope_is_recorded_as_it_is() -> None:
     assert record.tenant_id == "acme"
 
 
+def test_what_a_shadow_route_lets_through_unjudged_is_recorded_as_admitted_with_what_was_wrong() -> None:
+    refusal = Refusal("invalid_request", "It is not JSON.", {"member": "body"})
+    command = Refuse(decision_id="d-1", refusal=refusal, policy_revision="rev-1", shadow=True)
+    applied = apply(command, state_of(), ISSUED_AT)
+    assert applied == Applied(reply=Recorded("d-1"), entry=applied.entry)
+    entry = entry_of(applied)
+    assert (entry.event, entry.scope_id) == ("admitted", None)
+    assert entry.record.decision_outcome is DecisionOutcome.SELECTED
+    assert entry.record.decision_reason is None
+    assert entry.record.details == {
+        "would_refuse": [
+            {"rule": None, "error": "invalid_request", "message": "It is not JSON.", "member": "body"}
+        ],
+        "scope_waived": "the route is in shadow mode",
+        "policy_revision": "rev-1",
+        "rules": [],
+    }
+
+
 def test_a_flood_is_recorded_with_its_count() -> None:
     refusal = Refusal("overloaded", "Too many.")
     applied = apply(
@@ -489,6 +509,23 @@ def test_reconciled_as_not_executed_gives_attempt_and_hold_back() -> None:
     applied = reconcile("not_executed", scope, unknown)
     assert scope_of(applied) == SCOPE
     assert entry_of(applied).record.decision_outcome.value == "none"
+
+
+def test_an_execution_without_a_scope_ends_like_any_other_and_releases_nothing() -> None:
+    bare = replace(in_flight()[1], scope_id=None, attempt_number=None)
+    known = State(executions={"d-1": bare})
+    settled = apply(Settle(decision_id="d-2", admission_id="d-1", outcome="unknown"), known, ISSUED_AT)
+    assert settled.reply == Settled(None, replace(bare, status="unknown", ended_at=ISSUED_AT), False)
+    assert settled.scope is None
+    known = State(executions={"d-1": execution_of(settled)})
+    ends: list[tuple[Any, int]] = [("executed", 100_000), ("not_executed", 0)]
+    for outcome, cost in ends:
+        command = Reconcile(decision_id="d-3", admission_id="d-1", outcome=outcome)
+        applied = apply(command, known, ISSUED_AT)
+        assert applied.scope is None
+        assert execution_of(applied).cost == cost
+        assert entry_of(applied).scope_id is None
+        assert entry_of(applied).record.details["attempt_number"] is None
 
 
 def test_only_an_unknown_execution_can_be_reconciled() -> None:

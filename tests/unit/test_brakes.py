@@ -99,7 +99,8 @@ class History:
         if not self.admitted:
             return None
         past = self.admitted[which % len(self.admitted)]
-        name = f"e-{self.now}-{past.name}"
+        self.made += 1
+        name = f"e-{self.made}"
         ends: Any = outcome
         if past.status == "in_flight" and outcome in ("answered", "not_sent", "unknown"):
             return Settle(decision_id=name, admission_id=past.name, outcome=ends)
