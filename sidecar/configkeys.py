@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 from sidecar.errors import ConfigurationError, Fault
 from sidecar.yamlfile import KeyPath, dotted, plain, survey
 
-
 # The keys that a reload may change, and those that need a restart, because sockets, connections, files and
 # threads that are open already were made from them. Every key stands in exactly one of the two.
 LIVE = frozenset(

@@ -33,6 +33,7 @@ from sidecar.core.rules import (
     ScopeTerms,
     applying,
     granting,
+    in_order,
     objections,
     preview,
     refusal_by,
@@ -110,7 +111,7 @@ def judgment(command: Admit, scope: Scope | None, past: Past, now: int) -> Judgm
         case=case,
         scope=consumed,
         refusal=refusal_by(found),
-        shadow=tuple(one for one in found if one.shadow),
+        shadow=tuple(in_order(one for one in found if one.shadow)),
         uses=tuple(uses),
         waived=waived,
     )

@@ -169,13 +169,10 @@ def braked(rule: Rule, why: str, until: int | None, now: int, ends_at: str | Non
 def refusal_by(found: Iterable[Objection]) -> Refusal | None:
     """What all objections that count come to: any of them refuses, whatever their order.
 
-    A denial goes before a brake, for it would not help to wait; of several brakes the longest counts.
+    A denial goes before a brake, for it would not help to wait; of several brakes the longest counts, of
+    several limits the strictest.
     """
-    counting = sorted(
-        (one for one in found if not one.shadow),
-        # Within a denial, what names no member first: a rule that denies outright says the most.
-        key=lambda one: (one.refusal.code != "policy_denied", -(one.until or 0), one.rule_id or ""),
-    )
+    counting = in_order(one for one in found if not one.shadow)
     if not counting:
         return None
     first = counting[0].refusal
@@ -184,6 +181,23 @@ def refusal_by(found: Iterable[Objection]) -> Refusal | None:
     others = [rule_id for rule_id in rules if rule_id != counting[0].rule_id]
     also = f" Refused by {', '.join(others[:SHOWN_RULES])} as well." if others else ""
     return Refusal(first.code, first.message + also, {**first.members, "rules": rules})
+
+
+def in_order(found: Iterable[Objection]) -> list[Objection]:
+    """Objections by what they say, whatever the order of the rules; what says the most comes first."""
+
+    def rank(one: Objection) -> tuple[bool, bool, int, int, float, str]:
+        limit = one.refusal.members.get("limit")
+        return (
+            one.rule_id is not None,
+            one.refusal.code != "policy_denied",
+            -(one.until or 0),
+            -1 if limit is None else TERMS.index(limit),
+            0 if limit is None else one.refusal.members["value"],
+            one.rule_id or "",
+        )
+
+    return sorted(found, key=rank)
 
 
 # Grants -------------------------------------------------------------------------------------------------
@@ -251,25 +265,9 @@ def granting(
         ttl_seconds=lowered.get("ttl_seconds", asked.ttl_seconds),
         max_cost=lowered.get("max_cost_usd", asked.max_cost),
     )
-    return Granting(terms, tuple(sorted(lowered_by)), tuple(_strictest_first(found.values())))
+    return Granting(terms, tuple(sorted(lowered_by)), tuple(in_order(found.values())))
 
 
 def _above(rule: Rule, term: str, most: int) -> Objection:
     shown = to_dollars(most) if term == "max_cost_usd" else most
     return _denied(rule, f"{term} may be at most {shown:.12g}.", limit=term, value=shown)
-
-
-def _strictest_first(found: Iterable[Objection]) -> list[Objection]:
-    """So that the limit that is named is the one that holds, whatever the order of the rules."""
-
-    def strictness(one: Objection) -> tuple[bool, int, float, str]:
-        members = one.refusal.members
-        limited = "limit" in members
-        return (
-            limited,
-            TERMS.index(members["limit"]) if limited else 0,
-            members["value"] if limited else 0,
-            one.rule_id or "",
-        )
-
-    return sorted(found, key=strictness)

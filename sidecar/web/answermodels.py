@@ -286,7 +286,7 @@ class BrakeUse(AnswerModel):
 
 
 class WouldRefuse(BaseModel):
-    """A refusal that is only recorded, with what its error brings along. `rule` is null for a shadow route."""
+    """A refusal that is only recorded, with what its error brings along. `rule` null: by a shadow route."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

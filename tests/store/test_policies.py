@@ -237,6 +237,8 @@ class Play:
         details = record["details"]
         assert self.policies is not None
         assert details["policy_revision"] == self.policies.revision
+        on_shadow_route = isinstance(command, Admit) and command.shadow
+        assert details.get("route_mode") == ("shadow" if on_shadow_route else None)
         would_refuse = details.get("would_refuse", [])
         assert len(would_refuse) == len(wanted.get("would_refuse", [])), would_refuse
         for told, what in zip(would_refuse, wanted.get("would_refuse", []), strict=True):

@@ -348,6 +348,7 @@ def test_what_a_shadow_route_lets_through_unjudged_is_recorded_as_admitted_with_
             {"rule": None, "error": "invalid_request", "message": "It is not JSON.", "member": "body"}
         ],
         "scope_waived": "the route is in shadow mode",
+        "route_mode": "shadow",
         "policy_revision": "rev-1",
         "rules": [],
     }

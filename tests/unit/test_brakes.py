@@ -404,6 +404,19 @@ def test_a_brake_names_the_execution_that_is_waited_for() -> None:
     assert used(rule, execution("d-lost", status="unknown", seconds_ago=60)) == Use(0)
 
 
+def test_a_brake_that_holds_objects_with_the_instant_at_which_it_ends() -> None:
+    rule = braking("storm", max_attempts=1, window_seconds=60)
+    assert list(brakes.objection(rule, Use(0), START)) == []
+    (timed,) = brakes.objection(rule, Use(1, "Too often.", START + SECOND + 1), START)
+    assert timed.refusal.members == {
+        "rules": ["storm"],
+        "retry_after_seconds": 2,
+        "ends_at": "2026-01-01T00:00:01.000001+00:00",
+    }
+    (flying,) = brakes.objection(rule, Use(1, "In flight.", None), START)
+    assert (flying.refusal.members["retry_after_seconds"], flying.refusal.members["ends_at"]) == (1, None)
+
+
 def test_what_ends_at_a_known_time_is_said_before_what_is_in_flight() -> None:
     rule = braking(one_in_flight=True, window_seconds=60, cooldown_seconds=10)
     flying = execution("d-fly", status="in_flight", seconds_ago=4)

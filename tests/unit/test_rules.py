@@ -386,6 +386,16 @@ def test_only_defaults_are_lowered_and_only_as_far_as_they_have_to() -> None:
     assert refusal.members == {"rules": ["loose"], "limit": "ttl_seconds", "value": 200}
 
 
+def test_a_limit_in_shadow_lowers_no_default_and_only_records_what_it_would_refuse() -> None:
+    shadow = replace(limiting("quiet", max_attempts=1, ttl_seconds=1), shadow=True)
+    granted = apply(issue(policies_of(shadow), defaulted=frozenset({"ttl_seconds"})), state(), NOW)
+    assert isinstance(granted.reply, Issued)
+    scope = granted.reply.scope
+    assert (scope.max_attempts, scope.expires_at) == (5, NOW + 300 * SECOND)
+    assert details_of(granted)["rules"] == []
+    assert [one["limit"] for one in details_of(granted)["would_refuse"]] == ["max_attempts"]
+
+
 def test_the_strictest_of_several_limits_is_the_one_that_is_named() -> None:
     loose, strict = limiting("a-loose", max_attempts=3), limiting("b-strict", max_attempts=1)
     for rules in ((loose, strict), (strict, loose)):
@@ -502,6 +512,85 @@ def test_a_judgment_says_how_far_each_brake_that_applies_is_used() -> None:
     found = judgment(admit(policies), SCOPE, Past(known.admissions, known.executions), NOW)
     assert found.refusal is None
     assert [(rule.id, used.count, used.until) for rule, used in found.uses] == [("used", 1, None)]
+
+
+# Without a scope ----------------------------------------------------------------------------------------
+
+BARE = replace(CLAIMS, scope_id=None)
+DENY = Rule(id="freeze", on="execute", deny=True)
+
+
+def test_below_the_threshold_an_execution_without_a_scope_is_recorded_as_one() -> None:
+    applied = apply(admit(policies_of(), BARE, scope_required_from=RiskClass.HIGH), state(), NOW)
+    assert isinstance(applied.reply, Admitted)
+    assert (applied.scope, applied.reply.scope, applied.reply.shadow) == (None, None, ())
+    execution = applied.reply.execution
+    assert (execution.scope_id, execution.attempt_number, execution.hold) == (None, None, 1_000)
+    assert entry_of(applied).scope_id is None
+    assert details_of(applied) == {
+        "attempt_number": None,
+        "attempts_remaining": None,
+        "hold_usd": 0.001,
+        "risk": "medium",
+        "granted_to": None,
+        "scope_waived": "medium risk needs no scope (gate.scope_required_from)",
+        "policy_revision": "rev-1",
+        "rules": [],
+    }
+    at_it = apply(admit(policies_of(), BARE, scope_required_from=RiskClass.MEDIUM), state(), NOW)
+    refusal = refusal_of(at_it)
+    assert refusal is not None
+    assert refusal.code == "scoped_execution_required"
+
+
+def test_below_the_threshold_rules_hold_and_a_scope_that_is_named_counts() -> None:
+    low: dict[str, Any] = {"scope_required_from": RiskClass.CRITICAL}
+    denied = refusal_of(apply(admit(policies_of(DENY), BARE, **low), state(), NOW))
+    assert denied is not None
+    assert denied.members["rules"] == ["freeze"]
+    consumed = apply(admit(policies_of(), **low), state(), NOW).scope
+    assert consumed == replace(SCOPE, attempts_used=3, held=1_000)
+    gone = refusal_of(apply(admit(policies_of(), replace(CLAIMS, scope_id="gone"), **low), state(), NOW))
+    assert gone is not None
+    assert gone.code == "scope_not_found"
+
+
+def test_a_shadow_route_lets_through_what_has_no_valid_scope_and_says_what_was_wrong() -> None:
+    for claims, wrong in (
+        (BARE, "scoped_execution_required"),
+        (replace(CLAIMS, scope_id="gone"), "scope_not_found"),
+        (replace(CLAIMS, incident_id="inc_2"), "incident_mismatch"),
+    ):
+        applied = apply(admit(policies_of(DENY), claims, shadow=True), state(), NOW)
+        assert isinstance(applied.reply, Admitted)
+        assert (applied.scope, applied.reply.execution.scope_id) == (None, None)
+        assert applied.reply.execution.attempt_number is None
+        assert entry_of(applied).scope_id is None
+        details = details_of(applied)
+        assert [(one["rule"], one["error"]) for one in details["would_refuse"]] == [
+            (None, wrong),
+            ("freeze", "policy_denied"),
+        ]
+        assert (details["scope_waived"], details["route_mode"]) == ("the route is in shadow mode", "shadow")
+
+
+def test_a_shadow_route_consumes_a_valid_scope_even_for_what_is_forbidden() -> None:
+    applied = apply(admit(policies_of(DENY), replace(CLAIMS, action="odd"), shadow=True), state(), NOW)
+    assert isinstance(applied.reply, Admitted)
+    assert applied.scope == replace(SCOPE, attempts_used=3)
+    assert entry_of(applied).scope_id == "scope_1"
+    details = details_of(applied)
+    assert [one["rule"] for one in details["would_refuse"]] == [None, "freeze"]
+    assert "scope_waived" not in details
+
+
+def test_a_grant_for_targets_that_are_not_named_is_refused_where_the_catalogue_wants_them() -> None:
+    aimed = replace(GRANT, allowed_actions=(TARGETS_REQUIRED,))
+    refusal = refusal_of(apply(issue(policies_of(), scope=aimed), state(), NOW))
+    assert refusal is not None
+    assert refusal.members == {"rules": [], "action": TARGETS_REQUIRED}
+    named = replace(aimed, target_agents=("a",))
+    assert isinstance(apply(issue(policies_of(), scope=named), state(), NOW).reply, Issued)
 
 
 # Any rules, in any order --------------------------------------------------------------------------------
