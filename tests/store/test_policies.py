@@ -54,10 +54,17 @@ ROWS = {
     "shadow route",
     "risk threshold",
 }
-STEPS = {"issue", "execute", "settle", "reconcile", "wait", "adopt"}
-WANTED = {
-    *("error", "rules", "members", "has", "lacks", "says", "granted", "attempt", "hold_usd"),
-    *("timeout_seconds", "used", "would_refuse", "details", "times"),
+# What may be wanted of each kind of step: of one that is refused, of one that goes on.
+REFUSED = {"error", "rules", "members", "has", "lacks", "says", "would_refuse", "details", "times"}
+ISSUED = {"rules", "granted", "would_refuse", "details"}
+ADMITTED = {"attempt", "hold_usd", "timeout_seconds", "used", "would_refuse", "details", "times"}
+STEPS = {
+    "issue": (REFUSED, ISSUED),
+    "execute": (REFUSED | {"used"}, ADMITTED),
+    "settle": (set(), {"used"}),
+    "reconcile": (set(), {"used"}),
+    "wait": (set(), set()),
+    "adopt": (set(), set()),
 }
 DEFAULTS = {"max_attempts": 1, "ttl_seconds": 300, "max_cost_usd": 0.5}
 POLICY_CODES = {"policy_denied", "braked"}
@@ -177,11 +184,15 @@ class Play:
         return found
 
     async def step(self, step: dict[str, Any]) -> None:
-        (kind,) = STEPS & step.keys()
-        wanted = {key: value for key, value in step.items() if key != kind}
-        assert wanted.keys() <= WANTED, "a step wants something that nobody compares"
+        (kind,) = STEPS.keys() & step.keys()
+        what, wanted = step[kind], {key: value for key, value in step.items() if key != kind}
+        refused, goes_on = STEPS[kind]
+        assert wanted.keys() <= (refused if "error" in wanted else goes_on), "wanted, but not compared"
         for _ in range(wanted.get("times", 1)):
-            await self._step(kind, step[kind], wanted)
+            await self._step(kind, what, wanted)
+        if "used" in wanted:
+            scope = what.get("scope") if kind == "execute" else None
+            assert (await self.scope(scope or "s")).attempts_used == wanted["used"]
 
     async def _step(self, kind: str, what: Any, wanted: dict[str, Any]) -> None:
         match kind:
@@ -210,10 +221,8 @@ class Play:
                     assert await self.store.engine.execution(asked.decision_id) == reply.execution
                     assert after == (before if reply.scope is None else reply.scope)
                     self.executions[name] = self.last = asked.decision_id
-                await self._compare_use(what.get("scope", "s"), wanted)
             case _:
                 await self._end(kind, what)
-                await self._compare_use("s", wanted)
 
     async def _end(self, kind: str, what: dict[str, Any]) -> None:
         admission = self.executions[what["execution"]] if "execution" in what else self.last
@@ -224,12 +233,6 @@ class Play:
         )
         assert isinstance(reply, Settled), reply
         assert reply.execution.status == what["outcome"]
-
-    async def _compare_use(self, scope: str | None, wanted: dict[str, Any]) -> None:
-        if "used" in wanted:
-            assert (
-                wanted.get("times", 1) > 1 or (await self.scope(scope or "s")).attempts_used == wanted["used"]
-            )
 
     async def _compare(self, reply: Reply, command: Issue | Admit, wanted: dict[str, Any]) -> None:
         envelope = await self.envelope(command.decision_id)
@@ -369,6 +372,10 @@ def free(policies: PolicySet = FIVE, incident_id: str = "inc_1", **options: Any)
     )
 
 
+def end(admission_id: str, outcome: Any) -> Settle:
+    return Settle(decision_id=new_decision_id(), admission_id=admission_id, outcome=outcome)
+
+
 async def together(store: Store, *commands: Admit | Settle | Reconcile) -> list[Reply]:
     """Submit all of them so that they are written in one batch: the writer is held up until they wait."""
     with Gate(store) as gate:
@@ -430,6 +437,23 @@ async def test_a_batch_counts_under_the_policies_that_each_request_began_with(st
     assert admitted_of(replies) == [True, True, False, True, False, True, True, False, True]
 
 
+@pytest.mark.parametrize("longest_first", [True, False])
+async def test_a_batch_looks_as_far_back_as_any_of_its_requests_has_to(
+    open_store: OpenStore, longest_first: bool
+) -> None:
+    (rule,) = FIVE.rules
+    clock = StandingClock()
+    store = await open_store(None, clock=clock)
+    earlier = [free() for _ in range(5)]
+    assert admitted_of(await together(store, *earlier)) == [True] * 5
+    await together(store, *(end(command.decision_id, "answered") for command in earlier))
+    clock.wait(1800)
+    short = replace(rule, brake=Brake(per=("incident_id",), max_attempts=5, window_seconds=60))
+    sets = [FIVE, replace(FIVE, rules=(short,))]
+    replies = await together(store, *(free(policies) for policies in sets[:: 1 if longest_first else -1]))
+    assert admitted_of(replies) == ([False, True] if longest_first else [True, False])
+
+
 async def test_an_end_in_a_batch_is_seen_by_what_comes_after_it_in_the_same_batch(store: Store) -> None:
     alone = replace(
         FIVE,
@@ -437,9 +461,6 @@ async def test_an_end_in_a_batch_is_seen_by_what_comes_after_it_in_the_same_batc
     )
     under_way = await store.submit(free(alone))
     assert isinstance(under_way, Admitted)
-
-    def end(admission_id: str, outcome: Any) -> Settle:
-        return Settle(decision_id=new_decision_id(), admission_id=admission_id, outcome=outcome)
 
     first, second, third = free(alone), free(alone), free(alone)
     with Gate(store) as gate:

@@ -11,6 +11,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,17 +19,19 @@ from unittest import mock
 import pytest
 
 from sidecar.core.apply import State
-from sidecar.core.command import Admitted, Issued, Refuse, Settle, Settled
+from sidecar.core.command import Admitted, Denied, Issued, Refuse, Settle, Settled
+from sidecar.core.policy import Brake, Rule
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store import batch
 from sidecar.store.base import Changes, Names
 from sidecar.store.batch import Store
+from sidecar.store.migrate import migrations
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, admit, issue
-from tests.support import Clock, eventually
+from tests.support import POLICIES, Clock, eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,6 +158,42 @@ async def test_a_newer_schema_is_refused_and_left_alone(open_store: OpenStore, p
     with pytest.raises(StoreUnavailable, match="version 999"):
         await open_store(path)
     assert bytes_of(path) == before
+
+
+async def test_executions_of_the_second_schema_are_kept_settled_and_counted_by_brakes(
+    open_store: OpenStore, path: Path, tmp_path: Path
+) -> None:
+    store = await open_store(path)
+    scope = await issued(store)
+    admissions = [admit(scope.scope_id) for _ in range(2)]
+    for command in admissions:
+        assert isinstance(await store.submit(command), Admitted)
+    await store.close()
+    old = tmp_path / "old.db"
+    with closing(sqlite3.connect(old, isolation_level=None)) as connection:
+        for number, _, sql in migrations("sqlite")[:2]:
+            connection.executescript(f"BEGIN;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+        connection.execute(f"ATTACH '{path}' AS new")
+        for table in ("meta", "scopes", "executions", "decisions"):
+            columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+            connection.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM new.{table}")
+    migrated = await open_store(old)
+    first, second = (command.decision_id for command in admissions)
+    settled = await migrated.submit(
+        Settle(decision_id=new_decision_id(), admission_id=first, outcome="answered")
+    )
+    assert isinstance(settled, Settled)
+    kept = await migrated.engine.execution(second)
+    assert kept is not None
+    assert (kept.scope_id, kept.attempt_number, kept.status) == (scope.scope_id, 2, "in_flight")
+    brake = Rule(
+        id="brake", on="execute", brake=Brake(per=("incident_id",), max_attempts=2, window_seconds=60)
+    )
+    braked = await migrated.submit(replace(admit(scope.scope_id), policies=replace(POLICIES, rules=(brake,))))
+    assert isinstance(braked, Denied)
+    assert braked.refusal.code == "braked"
+    await migrated.close()
+    assert verify_sqlite(old).records == 5
 
 
 async def test_what_is_no_database_is_refused(open_store: OpenStore, path: Path) -> None:

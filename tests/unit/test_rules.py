@@ -491,6 +491,19 @@ def test_a_condition_that_fails_refuses_in_either_half(reads: str) -> None:
         assert refusal.members == {"rules": ["odd"], "condition_error": "it finds no 'size'."}
 
 
+def test_a_rule_whose_condition_could_not_be_judged_neither_limits_nor_counts() -> None:
+    failing = when("parameters", lambda one: bool(one.parameters["size"]))
+    limit = replace(limiting("limit", max_attempts=1), when=failing, shadow=True)
+    storm = Rule(id="storm", on="execute", when=failing, brake=Brake(cooldown_seconds=60), shadow=True)
+    policies = policies_of(limit, storm)
+    past = state(SCOPE, execution("e-1", at=NOW - SECOND))
+    for command, rule_id in ((issue(policies), "limit"), (admit(policies), "storm")):
+        (told,) = details_of(apply(command, past, NOW))["would_refuse"]
+        assert (told["rule"], told["error"]) == (rule_id, "policy_denied")
+    found = judgment(admit(policies), SCOPE, Past(past.admissions, past.executions), NOW)
+    assert found.uses == ()
+
+
 def test_a_record_says_when_a_condition_was_judged_if_that_was_before() -> None:
     conditional = policies_of(Rule(id="r", on="execute", when=when("now", lambda one: True), shadow=True))
     for policies, told in ((conditional, True), (policies_of(), False)):
