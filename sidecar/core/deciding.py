@@ -137,7 +137,7 @@ def admit(command: Admit, scope: Scope | None, past: Past, now: int) -> Decided:
     claims, revision = command.claims, command.policies.revision
     found = judgment(command, scope, past, now)
     told = _told(found.shadow)
-    if command.preview is not None and any(each.rule.when for each in command.preview.applying):
+    if command.preview is not None and command.preview.conditional:
         # Conditions on the time were judged then, and not when this was written down.
         told["judged_at"] = iso_time(command.preview.judged_at)
     if command.shadow:

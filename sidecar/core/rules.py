@@ -34,10 +34,14 @@ class Applying:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The rules that a request has to do with, as far as that was known at `judged_at`."""
+    """The rules that a request has to do with, as far as that was known at `judged_at`.
+
+    `conditional`: a condition was judged then, be it that it did not hold.
+    """
 
     judged_at: int
     applying: tuple[Applying, ...]
+    conditional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ def with_scope(subject: Subject, scope: Scope) -> Subject:
 
 def preview(policies: PolicySet, phase: Phase, subject: Subject) -> Preview:
     """The rules that are about a request. Conditions on the scope of an execution wait."""
-    applying = []
+    applying, conditional = [], False
     for rule in policies.about(phase, subject.action):
         if not rule.match.rest_matches(
             subject.incident_id, subject.tenant_id, subject.principal, subject.target_agents
@@ -102,12 +106,13 @@ def preview(policies: PolicySet, phase: Phase, subject: Subject) -> Preview:
             continue
         found = Applying(rule, waits=True)
         if phase == "issue" or not rule.reads_scope:
+            conditional |= rule.when is not None
             judged = _judged(rule, subject)
             if judged is None:
                 continue
             found = judged
         applying.append(found)
-    return Preview(subject.now, tuple(applying))
+    return Preview(subject.now, tuple(applying), conditional)
 
 
 def _judged(rule: Rule, subject: Subject) -> Applying | None:
