@@ -217,7 +217,8 @@ class ExecutionCase(Case):
             tenant_id=facts.tenant_id,
             principal=facts.principal,
         )
-        executions = {one.decision_id: one for one in map(self._before, range(len(self.history)))}
+        before = sorted(map(self._before, range(len(self.history))), key=lambda one: one.admitted_at)
+        executions = {one.decision_id: one for one in before}
         admissions: dict[Tally, list[str]] = {}
         for execution in executions.values():
             for tally in tallies_with(execution):

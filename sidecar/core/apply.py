@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sidecar.core import deciding
-from sidecar.core.brakes import Tally, tallies_for
+from sidecar.core.brakes import Found, Tally, tallies_for
 from sidecar.core.command import (
     Admit,
     Bind,
@@ -48,7 +48,8 @@ from sidecar.errors import Refusal
 class State:
     """The rows that a batch of commands names, as they stand. A name without a row is not in it.
 
-    `admissions` names, by tally, the executions that brakes count; they are among `executions`. `kept` holds
+    `admissions` names, by tally and oldest first, the executions that brakes count; they are among
+    `executions`, and `found` remembers what brakes saw in them while a batch is decided. `kept` holds
     the keys under which a record is kept, `on` the switches that are on, and `unbound`, for each request
     named, the sequence numbers of its pre-run records that have no run.
     """
@@ -56,6 +57,7 @@ class State:
     scopes: Mapping[str, Scope] = field(default_factory=dict)
     executions: Mapping[str, Execution] = field(default_factory=dict)
     admissions: Mapping[Tally, Sequence[str]] = field(default_factory=dict)
+    found: Found = field(default_factory=dict, repr=False, compare=False)
     kept: Set[bytes] = frozenset()
     on: Set[Switch] = frozenset()
     unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -116,7 +118,7 @@ def apply(command: Command, state: State, now: int) -> Applied:
     match command:
         case Admit():
             scope = state.scopes.get(command.claims.scope_id or "")
-            past = Past(state.admissions, state.executions)
+            past = Past(state.admissions, state.executions, state.found)
             return _decided(deciding.admit(command, scope, past, now))
         case Settle():
             return _settle(command, state, now)

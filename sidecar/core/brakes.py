@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sidecar.core.policy import PolicySet, Rule, Subject
 from sidecar.core.record import iso_time
@@ -43,18 +44,21 @@ class Use:
 def tally_of(rule: Rule, tenant_id: str, incident_id: str, action: str) -> Tally:
     """The smallest tally in which all is that a brake counts for an execution."""
     assert rule.brake is not None
-    if "incident_id" in rule.brake.per:
-        return Tally(tenant_id=tenant_id, incident_id=incident_id)
-    if "action" in rule.brake.per:
-        return Tally(action=action)
-    return Tally()
+    per = rule.brake.per
+    return Tally(
+        tenant_id=tenant_id if "incident_id" in per else None,
+        incident_id=incident_id if "incident_id" in per else None,
+        action=action if "action" in per else None,
+    )
 
 
 def tallies_with(execution: Execution) -> tuple[Tally, ...]:
     """Every tally that an execution belongs to."""
+    tenant_id, incident_id, action = execution.tenant_id, execution.incident_id, execution.action
     return (
-        Tally(tenant_id=execution.tenant_id, incident_id=execution.incident_id),
-        Tally(action=execution.action),
+        Tally(tenant_id=tenant_id, incident_id=incident_id, action=action),
+        Tally(tenant_id=tenant_id, incident_id=incident_id),
+        Tally(action=action),
         Tally(),
     )
 
@@ -71,33 +75,61 @@ def tallies_for(
     return wanted
 
 
+# What brakes have found in a tally so far: how many names of it were looked at, and those that count. It is
+# kept for as long as a batch is decided, so that each of its admissions looks only at what is new.
+Found = dict[tuple[Any, ...], tuple[int, list[str]]]
+
+
 def use(
     rule: Rule,
     subject: Subject,
     policies: PolicySet,
     admissions: Mapping[Tally, Sequence[str]],
     executions: Mapping[str, Execution],
+    found: Found | None = None,
 ) -> Use:
-    """How far an applying brake is used by what the subject is about."""
-    tally = tally_of(rule, subject.tenant_id, subject.incident_id, subject.action)
-    past = [
-        execution
-        for execution in (executions[name] for name in admissions.get(tally, ()))
-        if execution.status != "not_sent" and _counts(rule, execution, subject, policies)
-    ]
+    """How far an applying brake is used by what the subject is about. `admissions` are oldest first."""
+    names = _counted(rule, subject, policies, admissions, executions, {} if found is None else found)
+    newest_first = (executions[name] for name in reversed(names))
     assert rule.brake is not None
     if "target_agents" not in rule.brake.per:
-        return _use(rule, past, subject.now)
+        return _use(rule, newest_first, subject.now)
     # Each agent has a count of its own, and the fullest decides; whoever names none shares one.
+    past = list(newest_first)
     uses = []
     for agent in subject.target_agents or (None,):
-        with_agent = [
+        with_agent = (
             execution
             for execution in past
             if (agent in execution.target_agents if agent is not None else not execution.target_agents)
-        ]
+        )
         uses.append(_use(rule, with_agent, subject.now))
     return max(uses, key=lambda one: (one.why is not None, one.until or 0, one.count))
+
+
+def _counted(
+    rule: Rule,
+    subject: Subject,
+    policies: PolicySet,
+    admissions: Mapping[Tally, Sequence[str]],
+    executions: Mapping[str, Execution],
+    found: Found,
+) -> list[str]:
+    """The executions of the subject's kind that the rule is about, oldest first."""
+    assert rule.brake is not None
+    names = admissions.get(tally_of(rule, subject.tenant_id, subject.incident_id, subject.action), ())
+    kind = (
+        subject.tenant_id,
+        *(getattr(subject, facet) for facet in rule.brake.per if facet != "target_agents"),
+    )
+    # By identity: a rule of the same name in another set is another rule.
+    key = (id(policies), id(rule), *kind)
+    seen, counted = found.get(key, (0, []))
+    for index in range(seen, len(names)):
+        if _counts(rule, executions[names[index]], subject, policies):
+            counted.append(names[index])
+    found[key] = len(names), counted
+    return counted
 
 
 def _counts(rule: Rule, execution: Execution, subject: Subject, policies: PolicySet) -> bool:
@@ -116,32 +148,39 @@ def _counts(rule: Rule, execution: Execution, subject: Subject, policies: Policy
     )
 
 
-def _use(rule: Rule, past: Iterable[Execution], now: int) -> Use:
+def _use(rule: Rule, newest_first: Iterable[Execution], now: int) -> Use:
     brake = rule.brake
     assert brake is not None
     window = brake.window_seconds * SECOND
-    newest_first = sorted(past, key=lambda one: one.admitted_at, reverse=True)
-    within = [one for one in newest_first if one.admitted_at > now - window]
+    count, flying = 0, None
     holding: list[tuple[int, str]] = []
-    if brake.max_attempts is not None and len(within) >= brake.max_attempts:
-        # The one that has to leave the window before there is room again.
-        leaves = within[brake.max_attempts - 1].admitted_at + window
-        holding.append((leaves, f"{brake.max_attempts} executions in {brake.window_seconds} s are the most."))
-    if newest_first and newest_first[0].admitted_at + brake.cooldown_seconds * SECOND > now:
-        cool = newest_first[0].admitted_at + brake.cooldown_seconds * SECOND
-        holding.append((cool, f"{brake.cooldown_seconds} s must lie between two executions."))
-    if brake.one_in_flight:
-        for one in within:
-            if one.status == "unknown":
-                why = f"Execution {one.decision_id} is unknown; reconcile it, or wait."
-                holding.append((one.admitted_at + window, why))
-        for one in newest_first:
-            if one.status == "in_flight" and not holding:
-                return Use(len(within), f"Execution {one.decision_id} is still in flight.")
-    if not holding:
-        return Use(len(within))
-    until, why = max(holding)
-    return Use(len(within), why, until)
+    cools = now - brake.cooldown_seconds * SECOND
+    for one in newest_first:
+        within = one.admitted_at > now - window
+        if one.status == "not_sent":
+            continue
+        if one.admitted_at > cools:
+            holding.append(
+                (
+                    one.admitted_at + brake.cooldown_seconds * SECOND,
+                    f"{brake.cooldown_seconds} s must lie between two executions.",
+                )
+            )
+            cools = now  # only the last one counts
+        count += within
+        if within and count == brake.max_attempts:
+            # This one has to leave the window before there is room again.
+            why = f"{brake.max_attempts} executions in {brake.window_seconds} s are the most."
+            holding.append((one.admitted_at + window, why))
+        if brake.one_in_flight and one.status == "unknown" and within:
+            why = f"Execution {one.decision_id} is unknown; reconcile it, or wait."
+            holding.append((one.admitted_at + window, why))
+        if brake.one_in_flight and one.status == "in_flight":
+            flying = one.decision_id
+    if holding:
+        until, why = max(holding)
+        return Use(count, why, until)
+    return Use(count, None if flying is None else f"Execution {flying} is still in flight.")
 
 
 def objection(rule: Rule, used: Use, now: int) -> Iterator[Objection]:

@@ -20,7 +20,7 @@ from sidecar.core.bounds import (
     not_in_catalogue,
     targets_required,
 )
-from sidecar.core.brakes import Tally, Use
+from sidecar.core.brakes import Found, Tally, Use
 from sidecar.core.command import Admit, Admitted, Denied, Issue, Issued
 from sidecar.core.entries import gate_entry
 from sidecar.core.facts import Claims
@@ -74,10 +74,11 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What was executed lately: executions by name, and the names by tally."""
+    """What was executed lately: executions by name, and the names by tally, oldest first."""
 
     admissions: Mapping[Tally, Sequence[str]] = field(default_factory=dict)
     executions: Mapping[str, Execution] = field(default_factory=dict)
+    found: Found = field(default_factory=dict)
 
 
 # An execution -------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def _objections(
     for each in applying(known, subject):
         yield from objections(each, subject)
         if each.rule.brake is not None and each.failure is None:
-            used = brakes.use(each.rule, subject, policies, past.admissions, past.executions)
+            used = brakes.use(each.rule, subject, policies, past.admissions, past.executions, past.found)
             uses.append((each.rule, used))
             yield from brakes.objection(each.rule, used, now)
 

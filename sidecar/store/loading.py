@@ -76,6 +76,7 @@ def _counted(connection: sqlite3.Connection, tally: Tally, since: int) -> sqlite
     where = f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE"
     return connection.execute(
         f"{where} admitted_at > ? AND status <> 'not_sent'{alike} UNION ALL "
-        f"{where} status = 'in_flight' AND status <> 'answered' AND +admitted_at <= ?{alike}",
+        f"{where} status = 'in_flight' AND status <> 'answered' AND +admitted_at <= ?{alike} "
+        "ORDER BY admitted_at",
         (since, *agreeing.values(), since, *agreeing.values()),
     )

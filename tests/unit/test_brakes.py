@@ -371,7 +371,8 @@ def subject(**changes: Any) -> Subject:
 def used(rule: Rule, *executions: Execution, **changes: Any) -> Use:
     about = subject(**changes)
     tally = tally_of(rule, about.tenant_id, about.incident_id, about.action)
-    admissions = {tally: [one.decision_id for one in executions if tally in tallies_with(one)]}
+    oldest_first = sorted(executions, key=lambda one: one.admitted_at)
+    admissions = {tally: [one.decision_id for one in oldest_first if tally in tallies_with(one)]}
     known = {one.decision_id: one for one in executions}
     return brakes.use(rule, about, policies_of(rule), admissions, known)
 
@@ -387,12 +388,24 @@ def test_a_use_says_how_much_of_a_brake_is_used_before_it_holds() -> None:
     assert full.why == "3 executions in 60 s are the most."
 
 
-def test_executions_may_come_in_any_order() -> None:
-    rule = braking(max_attempts=2, window_seconds=60, cooldown_seconds=5)
-    past = [execution(f"d-{number}", seconds_ago=seconds) for number, seconds in enumerate((50, 1, 20))]
-    forward, backward = used(rule, *past), used(rule, *reversed(past))
-    assert forward == backward
-    assert forward.until == START + 40 * SECOND
+def test_what_was_found_is_not_looked_at_again_but_what_is_new_and_how_it_ended_is() -> None:
+    rule = braking(max_attempts=2, window_seconds=60)
+    about, policies = subject(), policies_of(rule)
+    tally = tally_of(rule, about.tenant_id, about.incident_id, about.action)
+    known: dict[str, Execution] = {}
+    names: list[str] = []
+    found: brakes.Found = {}
+
+    def count() -> int:
+        return brakes.use(rule, about, policies, {tally: names}, known, found).count
+
+    for number in range(3):
+        assert count() == number
+        known[f"d-{number}"] = execution(f"d-{number}", seconds_ago=0)
+        names.append(f"d-{number}")
+    assert count() == 3
+    known["d-1"] = replace(known["d-1"], status="not_sent")
+    assert count() == 2
 
 
 def test_a_brake_names_the_execution_that_is_waited_for() -> None:
@@ -474,6 +487,7 @@ def test_a_brake_counts_what_its_match_is_about(changes: dict[str, Any], count: 
 
 def test_an_execution_belongs_to_its_incident_its_action_and_to_all() -> None:
     assert set(tallies_with(execution(tenant_id="acme"))) == {
+        Tally(tenant_id="acme", incident_id="inc_1", action="restart_pod"),
         Tally(tenant_id="acme", incident_id="inc_1"),
         Tally(action="restart_pod"),
         Tally(),
@@ -488,7 +502,7 @@ def test_an_execution_belongs_to_its_incident_its_action_and_to_all() -> None:
         (("tenant_id", "target_agents"), Tally()),
         (("action",), Tally(action="restart_pod")),
         (("incident_id",), Tally(tenant_id="acme", incident_id="inc_1")),
-        (("action", "incident_id"), Tally(tenant_id="acme", incident_id="inc_1")),
+        (("action", "incident_id"), Tally(tenant_id="acme", incident_id="inc_1", action="restart_pod")),
     ],
 )
 def test_what_a_brake_counts_is_found_in_the_smallest_tally_that_has_it_all(
