@@ -35,6 +35,13 @@ _NO_NAMES = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# A call of timestamp or duration with one text alone in its brackets.
+_LITERAL = re.compile(r"""\b(timestamp|duration)\s*(\(["\s]+\))""")
+_LITERALS = {
+    "timestamp": "takes a time in RFC 3339 with Z or an offset, such as "
+    'timestamp("2026-12-24T00:00:00Z")',
+    "duration": 'takes hours, minutes and seconds, such as duration("36h")',
+}
 # A call of matches, behind a dot or not, and whether one text is all that stands in its brackets.
 _MATCHES = re.compile(r"""(\.\s*)?\bmatches\s*\((["\s]+\))?""")
 # `parameters`, and the one member of it that is read; a call, such as parameters.all(...), reads them all.
@@ -126,6 +133,7 @@ def condition(text: str) -> CelCondition:
     # Text and comments blotted out with quotes, so that everything else stays where it is.
     names = _NO_NAMES.sub(lambda found: re.sub(r"[^\n]", '"', found[0]), text)
     _check_patterns(text, names, environment)
+    _check_literals(text, names)
     members = {found[1] for found in _MEMBER.finditer(names)}
     return CelCondition(
         text=text,
@@ -159,6 +167,26 @@ def _check_patterns(text: str, names: str, environment: Any) -> None:
         if message:
             before = names[: found.start() + len(found[1] or "")].split("\n")
             raise NoCondition(message, (len(before), len(before[-1]) + 1))
+
+
+def _check_literals(text: str, names: str) -> None:
+    """A time that is none would refuse every request that it is asked about, and only then."""
+    for found in _LITERAL.finditer(names):
+        if not _is_value(found[1] + text[slice(*found.span(2))]):
+            before = names[: found.start()].split("\n")
+            message = f"{found[1]}(...) {_LITERALS[found[1]]}"
+            raise NoCondition(message, (len(before), len(before[-1]) + 1))
+
+
+@lru_cache(maxsize=1024)
+def _is_value(text: str) -> bool:
+    """Whether the engine makes a value of a text without any facts. Many conditions name the same time."""
+    from cel_expr_python import cel
+
+    try:
+        return str(_environment(cel).compile(text).eval().type()) != "ERROR"
+    except Exception:  # as in judging, the engine promises nothing
+        return False
 
 
 # Facts to the engine ------------------------------------------------------------------------------------
@@ -246,6 +274,8 @@ def _mistake(text: str, said: str) -> NoCondition:
 
 
 def _unknown(name: str, called: bool) -> str:
+    if name.lower() in ("and", "or", "not"):
+        return _no_operator(name)
     if name in tuple(RiskClass):
         return f'{name} is no fact; write "{name}" in quotes'
     if not called:
@@ -268,7 +298,7 @@ def _words(problem: str, before: str, rest: str) -> str:
     if problem.startswith("Syntax error"):
         word = re.match(r"(?i:and|or|not)\b", rest) or re.search(r"\b(?i:and|or|not)(?=\s*$)", before)
         if word:
-            return f"{word[0]} is no operator of conditions; write && for and, || for or, ! for not"
+            return _no_operator(word[0])
         if not rest.strip():
             return "ends too early; complete it, and close its brackets and quotes"
         if rest.startswith(("'", '"')) and "token recognition" in problem:
@@ -285,6 +315,10 @@ def _words(problem: str, before: str, rest: str) -> str:
     if "literal" in problem:
         return "is no number of at most 64 bits; write a smaller one"
     return f"cannot be used ({shown(problem, 120)})"
+
+
+def _no_operator(word: str) -> str:
+    return f"{word} is no operator of conditions; write && for and, || for or, ! for not"
 
 
 def _kinds(said: str) -> str:

@@ -21,6 +21,8 @@ from sidecar.core.rules import TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
 
 MASKED = "masked"
+# The fact that is missing where no member of the parameters is known.
+ALL_PARAMETERS = "the parameters"
 NOT_SAID = "not in the record"
 
 # Facts that are missing, by name, and why.
@@ -170,20 +172,27 @@ class GateRecord:
         return None if told is None or masked(told) else instant(told)
 
     def claims(self) -> tuple[Claims, Missing]:
-        """What was claimed. Target agents that are masked are named all the same, by their mask."""
+        """What was claimed. Target agents that are masked are named all the same, by their mask.
+
+        Where only some parameters are masked, each of them is missing, as `parameters.name`.
+        """
         missing: Missing = {}
         agents, parameters = self.inputs.get("target_agents", []), self.inputs.get("parameters", {})
         if masked(agents):
             missing["target_agents"] = MASKED
         if "parameters_left_out" in self.inputs:
-            missing["parameters"] = "left out of the record, for the body was large"
+            why = "left out of the record, for the body was large"
+            missing |= {"parameters": why, ALL_PARAMETERS: why}
+        elif not isinstance(parameters, dict):
+            missing |= {"parameters": MASKED, ALL_PARAMETERS: MASKED}
         elif masked(parameters):
             missing["parameters"] = MASKED
+            missing |= {f"parameters.{name}": MASKED for name, value in parameters.items() if masked(value)}
         claims = Claims(
             scope_id=self.scope_id,
             incident_id=self.incident_id,
             action=self.action,
-            parameters={} if "parameters" in missing else parameters,
+            parameters={} if ALL_PARAMETERS in missing else parameters,
             target_agents=tuple(agents if isinstance(agents, list) else [agents]),
         )
         return claims, missing

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from sidecar.core.bounds import Case, judge
 from sidecar.core.command import Admit, Denied, Issue, Issued, Reply, Revoke, Revoked
+from sidecar.core.deciding import granted
 from sidecar.core.facts import Claims
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
@@ -40,6 +44,8 @@ class Grants:
             principal=asked.principal,
             record_denial=self._gate.refusals.reserve(),
         )
+        # Before the writer, which everybody waits for.
+        command = replace(command, judged=granted(command, self._store.now()))
         reply = await self._submit(command, asked)
         assert isinstance(reply, Issued | Refused)
         if isinstance(reply, Issued):
@@ -71,26 +77,28 @@ class Grants:
         self._metrics.decisions.labels("selected", "none", "none").inc()
         return reply
 
-    async def explain(self, claims: Claims, tenant_id: str, terms: Terms) -> Explanation:
-        """What an execution on the first route would be answered now, by the same judgment.
+    async def explain(self, claims: Claims, tenant_id: str, terms: Terms, *, shadow: bool) -> Explanation:
+        """What an execution would be answered now, by the same judgment; `shadow`: on a shadow route.
 
         Consumes and records nothing (G10). Raises StoreUnavailable.
         """
         unready = self._gate.unready(terms)
         if unready is not None or terms.policies is None:
             return Explanation(refusal=unready[0] if unready else None)
+        if shadow and (claims.incident_id is None or claims.action is None):
+            too_little = judge(Case(claims, tenant_id, None, None, now=0))
+            assert too_little is not None
+            return unread(too_little, shadow=True)
         command = Admit(
             decision_id=new_decision_id(),
             claims=claims,
             policies=terms.policies,
             tenant_id=tenant_id,
             scope_required_from=terms.settings.gate.scope_required_from,
-            shadow=_in_shadow(terms),
+            shadow=shadow,
         )
         now = self._store.now()
         found, scope = await foreseen(self._store.engine, command, now)
-        if found.refusal is not None and command.shadow:
-            return unread(found.refusal, terms)
         mine = scope is not None and scope.tenant_id == tenant_id
         return Explanation(
             refusal=found.refusal,
@@ -103,12 +111,8 @@ class Grants:
         )
 
 
-def unread(refusal: Refusal, terms: Terms) -> Explanation:
+def unread(refusal: Refusal, *, shadow: bool) -> Explanation:
     """What becomes of a request that cannot be judged: refused, or, in shadow, let through as it is."""
-    if _in_shadow(terms):
+    if shadow:
         return Explanation(refusal=None, shadow=(Objection(refusal, None, shadow=True),))
     return Explanation(refusal=refusal)
-
-
-def _in_shadow(terms: Terms) -> bool:
-    return terms.settings.gate.routes[0].mode == "shadow"

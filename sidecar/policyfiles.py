@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.errors import ConfigurationError, Fault
 from sidecar.policyrules import RISKS, Rules
 from sidecar.policyvalues import IDENTIFIER, Entry
-from sidecar.yamlfile import Document, contents, in_order, survey
+from sidecar.yamlfile import Document, KeyPath, contents, in_order, survey
 
 UNLISTED = "*"
+
+_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*[:}]")
 
 _TOP_KEYS = ("actions", "rules")
 _ACTION_KEYS = ("risk", "max_cost_usd", "timeout_seconds", "targets_required")
@@ -40,6 +44,11 @@ def load(folder: Path) -> PolicySet:
         # Length-prefixed, so that no two different folders feed the same bytes to the hash.
         for part in (path.name.encode("utf-8", "surrogateescape"), raw):
             digest.update(len(part).to_bytes(8, "big") + part)
+        if not raw.strip():
+            # A full disk leaves one, and so does a writer that has only begun.
+            faults.append(Fault(str(path), "", "holds nothing; remove the file if that is meant"))
+            complete = False
+            continue
         document, found = survey(raw, str(path))
         faults += found
         if document is None:
@@ -66,16 +75,17 @@ def load(folder: Path) -> PolicySet:
 def _files(folder: Path) -> list[Path]:
     """The folder's YAML files in name order; hidden ones (a ConfigMap's `..data`) and folders are not."""
     try:
-        entries = sorted(folder.iterdir(), key=lambda path: path.name)
+        files = [
+            path
+            for path in sorted(folder.iterdir(), key=lambda path: path.name)
+            if path.suffix in (".yaml", ".yml") and not path.name.startswith(".") and not path.is_dir()
+        ]
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        message = f"the policies folder cannot be read ({reason}); create it, or correct the key policies"
+        closed = isinstance(exc, PermissionError)
+        advice = "let the sidecar read and enter it" if closed else "create it, or correct the key policies"
+        message = f"the policies folder cannot be read ({reason}); {advice}"
         raise ConfigurationError([Fault(str(folder), "", message)]) from exc
-    files = [
-        path
-        for path in entries
-        if path.suffix in (".yaml", ".yml") and not path.name.startswith(".") and not path.is_dir()
-    ]
     if not files:
         message = "holds no *.yaml file; add one with actions:, such as the shipped policies/actions.yaml"
         raise ConfigurationError([Fault(str(folder), "", message)])
@@ -88,6 +98,9 @@ def _read(document: Document, catalogue: _Catalogue, rules: Rules) -> None:
     if top is None:
         return
     file = Entry(document, (), top, catalogue.faults)
+    if "${" in document.source:
+        for path in _with_variables(top, ()):
+            file.fault(path, "variables are not filled in here; write the value")
     if not isinstance(top, dict):
         file.fault((), f"expects the keys actions: and rules: on top, found {kind(top)}")
         return
@@ -96,6 +109,21 @@ def _read(document: Document, catalogue: _Catalogue, rules: Rules) -> None:
         catalogue.add(file, top["actions"])
     if top.get("rules") is not None:
         rules.add(file, top["rules"])
+
+
+def _with_variables(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """Where a key or a text names a variable, as it could in the configuration."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            if _VARIABLE.search(key):
+                yield (*path, key)
+            else:
+                yield from _with_variables(below, (*path, key))
+    elif isinstance(value, list):
+        for number, below in enumerate(value):
+            yield from _with_variables(below, (*path, number))
+    elif isinstance(value, str) and _VARIABLE.search(value):
+        yield path
 
 
 @dataclass(slots=True)

@@ -343,14 +343,19 @@ def _tests(document: Document, faults: list[Fault]) -> Iterator[PolicyTest]:
         if not document.is_broken(path):  # that was said already
             faults.append(Fault(document.place(path), dotted(path), message))
 
-    top = document.value if isinstance(document.value, dict) else {}
+    top = {} if document.value is None else document.value
+    if not isinstance(top, dict):
+        fault((), f"expects the key tests: on top, found {kind(top)}")
+        return
     for key in top:
         if key != "tests":
             fault((key,), f"is not a known key{did_you_mean(key, ('tests',))}")
     entries = top.get("tests")
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, list):
         fault(("tests",), f"expects a list of tests, found {kind(entries)}")
         return
+    if not entries:
+        fault(("tests",), "is an empty list; write at least one test, or remove the file")
     names: dict[str, str] = {}
     for index, entry in enumerate(entries):
         path: KeyPath = ("tests", index)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 from sidecar.core.command import Admit, Denied, Gatekept, Issue, Refuse, Reply, Revoke
 from sidecar.core.entries import outcome_of
@@ -29,6 +30,8 @@ BURST = 1_000
 PER_SECOND = 100.0
 SUMMARY_SECONDS = 0.25
 SHOWN_SUBJECTS = 10
+# What all refusals of a summary have in common.
+SHARED_MEMBERS = ("bound", "rules", "limit", "value")
 # What a request that the store did not confirm is told to wait.
 RETRY_AFTER_SECONDS = 1
 
@@ -106,10 +109,14 @@ class RefusalLog:
 
     async def denied(self, denied: Denied, asked: Asked) -> Refused:
         """Pass on the denial of a command, which is recorded already unless a flood is on."""
-        decision_id = denied.decision_id
+        self._count_conditions(denied.objections)
+        decision_id, retry_after = denied.decision_id, denied.refusal.retry_after_seconds
         if decision_id is None:
             decision_id = await self._summarize(denied.refusal, asked)
-        return self._told(denied.refusal, asked, decision_id)
+        if retry_after is not None:
+            # Until the wall clock has caught up with the log, the log's time stands still.
+            retry_after += ceil(self._store.clock_lag_seconds())
+        return self._told(denied.refusal, asked, decision_id, retry_after)
 
     async def submit(self, command: Admit | Issue | Revoke, *, late: LateReply | None = None) -> Reply:
         """Submit what may be denied; its place among the refusals is free again where it is not.
@@ -137,16 +144,31 @@ class RefusalLog:
         """
         command = self._command(refusal, asked, 1, None, shadow=True)
         try:
-            await self._store.submit(command)
+            await self._store.submit(command, late=lambda reply: self._take_back(command, asked))
         except StoreUnavailable as exc:
             return self.unconfirmed(exc, asked)
+        self._metrics.decisions.labels("selected", "none", asked.action_label).inc()
         self.let_through([Objection(refusal, None, shadow=True)], asked)
         return command.decision_id
 
+    def _take_back(self, command: Refuse, asked: Asked) -> None:
+        """A request whose record was committed only after it had been refused: nothing went through."""
+        refusal = Refusal(
+            "store_unavailable",
+            "Its record was committed too late; the request was refused.",
+            {"admission_id": command.decision_id},
+        )
+        task = asyncio.create_task(self._record_late(refusal, asked), name="scopegate-late-record")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _record_late(self, refusal: Refusal, asked: Asked) -> None:
+        await self._submit(refusal, asked, 1, None)
+
     def let_through(self, objections: Sequence[Objection], asked: Asked) -> None:
         """Count what shadow rules and routes would have refused."""
+        self._count_conditions(objections)
         for objection in objections:
-            self._count_condition(objection.refusal)
             self._metrics.shadow_refusals.labels(objection.refusal.code, objection.rule_id or "").inc()
             logger.info(
                 "would be refused",
@@ -160,9 +182,11 @@ class RefusalLog:
                 },
             )
 
-    def _count_condition(self, refusal: Refusal) -> None:
-        if "condition_error" in refusal.members:
-            self._metrics.condition_errors.labels(refusal.members["rules"][0]).inc()
+    def _count_conditions(self, objections: Iterable[Objection]) -> None:
+        """Each condition that failed, whatever else refused."""
+        for objection in objections:
+            if "condition_error" in objection.refusal.members:
+                self._metrics.condition_errors.labels(objection.rule_id or "").inc()
 
     def unrecorded(self, refusal: Refusal, asked: Asked, cause: str) -> None:
         """Count and log a refusal for which there can be no record."""
@@ -191,11 +215,11 @@ class RefusalLog:
     def _count(self, refusal: Refusal, asked: Asked) -> None:
         outcome = outcome_of(refusal).value
         self._metrics.decisions.labels(outcome, refusal.code, asked.action_label).inc()
-        self._count_condition(refusal)
 
     async def _summarize(self, refusal: Refusal, asked: Asked) -> str | None:
         """Count a refusal into the summary of its kind, and wait until that is committed."""
         bound = refusal.members.get("bound") or ",".join(refusal.members.get("rules", ()))
+        bound += refusal.members.get("limit", "")
         kind = (asked.gatekept, refusal.code, str(bound), asked.tenant_id)
         summary = self._summaries.get(kind)
         if summary is None:
@@ -224,7 +248,7 @@ class RefusalLog:
             refusal = Refusal(
                 summary.refusal.code,
                 f"{summary.count} refusals in {SUMMARY_SECONDS:g} s; the first: {summary.refusal.message}",
-                {key: value for key, value in summary.refusal.members.items() if key in ("bound", "rules")},
+                {key: value for key, value in summary.refusal.members.items() if key in SHARED_MEMBERS},
             )
             decision_id = await self._submit(refusal, shared, summary.count, list(summary.subjects))
         summary.recorded.set_result(decision_id)

@@ -1,6 +1,7 @@
 """Reloading: the files are read anew, checked as a whole, and put in force in one assignment.
 
-What cannot be used, or cannot change while the sidecar runs, changes nothing: the old terms stay in force.
+What cannot be used, or cannot change while the sidecar runs, changes nothing: the old terms stay in force. What
+is taken up without being asked for has rested first: the beginning of a file may be valid, too, and say less.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sidecar import policyfiles, settings
 from sidecar.configkeys import LIVE, SECRET, differing, values_of
@@ -29,8 +31,11 @@ logger = logging.getLogger("scopegate.reload")
 
 # How often files are read that change while they are read, before that is an error.
 TRIES = 3
+# How long files that changed must hold the same before they are taken up without being asked for.
+SETTLE_SECONDS = 0.4
 
 Cause = Literal["start", "signal", "call", "files changed"]
+T = TypeVar("T")
 
 
 class Files:
@@ -61,9 +66,26 @@ class Files:
         message = "this file or the policies change while they are read; reload again once they rest"
         raise ConfigurationError([Fault(str(self.config), "", message)])
 
+    def read_if_still(self, seen: bytes) -> tuple[Loaded, PolicySet] | None:
+        """As `read`, where they hold what `unread` gave; None, and they stay unread, where they do not."""
+        before = self._digest
+        found = self._once()
+        # Where the configuration names another folder now, what that one holds was not seen either.
+        if self._digest != seen or self.changed():
+            self._digest = before
+            return None
+        if isinstance(found, ConfigurationError):
+            raise found
+        return found
+
+    def unread(self) -> bytes | None:
+        """A hash of what they hold, None where that is what was last read. Blocks."""
+        now = _digest([self.config]) + _digest(_policy_files(self.policies))
+        return None if now == self._digest else now
+
     def changed(self) -> bool:
         """Whether they hold anything else than when they were last read. Blocks."""
-        return self._digest != _digest([self.config]) + _digest(_policy_files(self.policies))
+        return self.unread() is not None
 
     def _once(self) -> tuple[Loaded, PolicySet] | ConfigurationError:
         config = _digest([self.config])
@@ -135,6 +157,7 @@ class Reloader:
         self._metrics = metrics
         self._clock = clock
         self._turn = asyncio.Lock()
+        self._reads: set[object] = set()
         self.draining = False
         self.last = Reload(time=clock(), cause="start", terms=live.terms)
         self._show_last()
@@ -142,27 +165,59 @@ class Reloader:
     async def reload(self, cause: Cause) -> Reload:
         """Read everything anew, in turn. What is wrong with it stands in `errors`."""
         async with self._turn:
-            return await self._reload(cause)
+            if self._files is None:
+                return self._impossible(cause, "there is no configuration file; it was started without one")
+            return await self._reload(cause, self._files, self._files.read)
 
     async def catch_up(self) -> None:
-        """Reload if the files were changed since they were last read."""
-        async with self._turn:
-            if self._files is not None and await asyncio.to_thread(self._files.changed):
-                await self._reload("files changed")
+        """If the files were changed since they were last read, reload once they rest."""
+        seen = None
+        while self._files is not None:
+            now = await self._aside(self._files.unread)
+            if now is None:
+                return
+            if now == seen:
+                async with self._turn:
+                    if await self._aside(self._files.changed):  # no call was faster
+                        await self._reload("files changed", self._files, partial(self._files.read_if_still, now))
+                seen = None
+            else:
+                seen = now
+                await asyncio.sleep(SETTLE_SECONDS)
 
-    async def _reload(self, cause: Cause) -> Reload:
+    def is_reading(self) -> bool:
+        """Whether a thread still reads files, even one that nobody waits for any more."""
+        return bool(self._reads)
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """What takes long, in a thread. That goes on where the waiting for it is cancelled."""
+
+        def counted() -> T:
+            token = object()
+            self._reads.add(token)
+            try:
+                return work()
+            finally:
+                self._reads.discard(token)
+
+        return await asyncio.to_thread(counted)
+
+    async def _reload(
+        self, cause: Cause, files: Files, read: Callable[[], tuple[Loaded, PolicySet] | None]
+    ) -> Reload:
         before = self._live.terms
-        if self._files is None:
-            return self._impossible(cause, "there is no configuration file; it was started without one")
         try:
-            loaded, policies = await asyncio.to_thread(self._files.read)
+            found = await self._aside(read)
+            if found is None:
+                return self.last
+            loaded, policies = found
             faults = tuple(in_order(unchangeable(before.settings, loaded)))
         except ConfigurationError as exc:
             faults = exc.faults
         except Exception as exc:  # our own mistake must not end the watching
             logger.exception("reading configuration and policies failed")
             message = f"the sidecar failed to read it ({type(exc).__name__}); see the log"
-            faults = (Fault(str(self._files.config), "", message),)
+            faults = (Fault(str(files.config), "", message),)
         if self.draining:
             return self._impossible(cause, "the sidecar is shutting down; its next start reads everything")
         if faults:
@@ -180,9 +235,15 @@ class Reloader:
         )
         self._metrics.reloads.labels("ok" if changed else "unchanged").inc()
         self._show_last()
-        logger.info(
-            "reloaded" if changed else "reloaded; nothing is different",
+        old, new = _numbers(before), _numbers(after)
+        fewer = [name.replace("_", " ") for name in new if new[name] < old[name]]
+        less = f"reloaded with fewer {' and '.join(fewer)}" if fewer else "reloaded"
+        logger.log(
+            logging.WARNING if fewer else logging.INFO,
+            less if changed else "reloaded; nothing is different",
             extra={
+                **new,
+                **{f"old_{name}": number for name, number in old.items()},
                 "cause": cause,
                 "changed": changed,
                 "shadowed": loaded.shadowed,
@@ -233,11 +294,21 @@ def _changed(before: Terms, after: Terms) -> tuple[str, ...]:
     return keys if revisions[0] == revisions[1] or "policies" in keys else (*keys, "policies")
 
 
+def _numbers(terms: Terms) -> dict[str, int]:
+    """How much there is that refuses, so that it shows where a file was cut short."""
+    policies = terms.policies
+    return {
+        "actions": len(policies.actions) if policies else 0,
+        "rules": len(policies.rules) if policies else 0,
+        "gated_routes": len(terms.enforced),
+    }
+
+
 def warn_of_openings(in_force: Settings) -> None:
     """Say aloud what lets actions through without a scope."""
     least = in_force.gate.scope_required_from
     if least > RiskClass.LOW:
         logger.warning("actions below %s risk need no scope", least.value)
-    shadowed = [route.path.text for route in in_force.gate.routes if route.mode == "shadow"]
+    shadowed = [route.path.text for route in Terms(in_force, None).shadow_routes]
     if shadowed:
         logger.warning("routes in shadow mode protect nothing, they only record", extra={"routes": shadowed})

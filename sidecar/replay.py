@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sidecar.conditions import CelCondition
 from sidecar.core import deciding
 from sidecar.core.brakes import Tally, tallies_for
 from sidecar.core.command import Admit, Denied, Issue
@@ -32,7 +33,7 @@ from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, Ris
 from sidecar.core.rules import SECOND, TERMS, preview, subject_of
 from sidecar.core.scope import RELEASING, Execution, ExecutionStatus, Scope
 from sidecar.errors import LogTampered, Refusal
-from sidecar.gaterecords import MASKED, Finding, GateRecord, Missing, Verdict, masked, objecting
+from sidecar.gaterecords import ALL_PARAMETERS, MASKED, Finding, GateRecord, Missing, Verdict, masked, objecting
 from sidecar.store.logfile import START, opened
 
 # Not a fact of a request, but brakes look at it.
@@ -271,11 +272,12 @@ class _Rules:
     def __init__(self, policies: PolicySet) -> None:
         self._whole = policies
         self._looks_at = {rule.id: _looks_at(rule) for rule in policies.rules}
+        self._facts = frozenset().union(*self._looks_at.values())
         self._parts: dict[frozenset[str], PolicySet] = {frozenset(): policies}
 
     def without(self, missing: Missing) -> PolicySet:
         """The set without the rules that look at any of these facts."""
-        facts = frozenset(missing)
+        facts = self._facts.intersection(missing)
         if facts not in self._parts:
             kept = tuple(rule for rule in self._whole.rules if self._looks_at[rule.id].isdisjoint(facts))
             self._parts[facts] = replace(self._whole, rules=kept)
@@ -295,6 +297,9 @@ class _Rules:
 def _looks_at(rule: Rule) -> frozenset[str]:
     """What a rule looks at, as far as a record may lack it. Whether agents were named it always has."""
     facts = set(() if rule.when is None else rule.when.reads)
+    if isinstance(rule.when, CelCondition) and rule.when.members is not None and "parameters" in facts:
+        facts.remove("parameters")
+        facts |= {ALL_PARAMETERS, *(f"parameters.{name}" for name in rule.when.members)}
     if rule.match.target_agents or (rule.brake is not None and "target_agents" in rule.brake.per):
         facts |= {"target_agents"} if rule.brake is None else {"target_agents", EARLIER_AGENTS}
     if rule.require is not None and rule.require.intent_min_chars:

@@ -297,3 +297,6 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
     if sidecar.hung:
         logging.shutdown()
         os._exit(1)  # the interpreter would wait for the thread of a storage that hangs
+    if sidecar.reloader.is_reading():
+        logging.shutdown()
+        os._exit(0)  # and for one that reads files, which nobody needs any more

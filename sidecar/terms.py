@@ -10,7 +10,7 @@ from functools import cached_property
 from hashlib import sha256
 
 from sidecar.core.policy import PolicySet
-from sidecar.core.target import RoutePattern
+from sidecar.core.target import Gated, PassThrough, RoutePattern, classify
 from sidecar.settings import Route, Settings
 
 
@@ -39,6 +39,32 @@ class Terms:
     @cached_property
     def enforced_patterns(self) -> tuple[RoutePattern, ...]:
         return tuple(route.path for route in self.enforced)
+
+    @cached_property
+    def shadow_routes(self) -> tuple[Route, ...]:
+        """The routes that refuse nothing: in shadow mode, and no enforced one matches what they match."""
+        return tuple(
+            route
+            for route in self.settings.gate.routes
+            if route.mode == "shadow"
+            and isinstance(
+                classify("POST", _spelled(route.path), (), True, self.enforced_patterns), PassThrough
+            )
+        )
+
+    def judging(self, route: Route) -> Route:
+        """The route that judges what spells this one: the enforced go first, then the first that matches."""
+        for routes in (self.enforced, self.settings.gate.routes):
+            patterns = tuple(one.path for one in routes)
+            verdict = classify("POST", _spelled(route.path), (), True, patterns)
+            if isinstance(verdict, Gated):
+                return routes[verdict.index]
+        return route
+
+
+def _spelled(pattern: RoutePattern) -> str:
+    """A path that a pattern matches. No pattern has an asterisk, so what fills its names is no other's."""
+    return "/" + "/".join("*" if segment[0] == "{" else segment for segment in pattern.segments)
 
 
 class Live:

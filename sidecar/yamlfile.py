@@ -8,7 +8,9 @@ error with `file:line:column`. The text comes split into events; typing, bounds 
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -143,12 +145,19 @@ def survey(
 def contents(path: Path) -> bytes:
     """A file's bytes, bounded; ConfigurationError where it cannot be read."""
     try:
-        with path.open("rb") as stream:
-            return stream.read(yamlevents.MAX_BYTES + 1)
+        with open(path, "rb", opener=_at_once) as stream:
+            if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                return stream.read(yamlevents.MAX_BYTES + 1)
+            message = "is no regular file; remove it, or put one in its place"
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         message = f"cannot be read ({reason}); check the name and the permissions"
-        raise ConfigurationError([Fault(str(path), "", message)]) from exc
+    raise ConfigurationError([Fault(str(path), "", message)])
+
+
+def _at_once(name: str, flags: int) -> int:
+    """Opens a file; a pipe in its place is not waited for."""
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def plain(text: str) -> Any:

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlencode
 
 import click
 
 from sidecar.cli.options import FAILED, UNREACHABLE, load_settings, misconfigured, set_option
-from sidecar.settings import Listen
+from sidecar.core.facts import is_identifier
+from sidecar.settings import Listen, Settings
 from sidecar.yamlfile import shown
 
 PATH = "/api/v1/explain"
@@ -26,7 +28,8 @@ MAX_ANSWER_BYTES = 1 << 20
 Examples:
   scopegate explain --config config/scopegate.yaml body.json
   scopegate explain --config config/scopegate.yaml '{"incident_id": "inc_1", "action": "restart_pod"}'
-  scopegate explain --admin 127.0.0.1:9901 --action restart_pod --incident-id inc_1 --scope-id scope_..."""
+  scopegate explain --admin 127.0.0.1:9901 --action restart_pod --incident-id inc_1 --scope-id scope_...
+  scopegate explain --config config/scopegate.yaml --route '**/recovery/execute' --tenant acme body.json"""
 )
 @click.option(
     "--config",
@@ -37,6 +40,15 @@ Examples:
 )
 @set_option
 @click.option("--admin", metavar="HOST:PORT", help="The admin listener to ask, without a configuration.")
+@click.option(
+    "--route",
+    metavar="PATH",
+    help="The gated route that is asked about, by its path in gate.routes.  [default: the first in enforce "
+    "mode, else the first]",
+)
+@click.option(
+    "--tenant", metavar="NAME", help="Whose execution it is; sent as the configuration's gate.tenant_header."
+)
 @click.option("--action", metavar="NAME", help="Instead of a body: the action,")
 @click.option("--incident-id", metavar="ID", help="the incident,")
 @click.option("--scope-id", metavar="ID", help="and the scope, if there is one.")
@@ -46,6 +58,8 @@ def explain(
     config: Path | None,
     overrides: tuple[str, ...],
     admin: str | None,
+    route: str | None,
+    tenant: str | None,
     action: str | None,
     incident_id: str | None,
     scope_id: str | None,
@@ -55,13 +69,15 @@ def explain(
 ) -> None:
     """Ask a running sidecar whether it would let an execution through, and why not.
 
-    BODY is what would be sent to the execute endpoint: a file, JSON text, or - for standard input. Nothing is
-    consumed or recorded. Exit code 0: allowed, 1: refused, 3: no sidecar answers.
+    BODY is what would be sent to the execute endpoint: a file, JSON text, or - for standard input. The answer
+    names the route that judges it. Nothing is consumed or recorded. Exit code 0: allowed, 1: refused, 3: no
+    sidecar answers.
     """
     members = {"scope_id": scope_id, "incident_id": incident_id, "action": action}
     asked = _body(body, {name: value for name, value in members.items() if value is not None})
-    address = _address(config, overrides, admin)
-    answer, text = _ask(address, asked)
+    settings = None if config is None else load_settings(config, overrides, read_keys=False)
+    address = _address(settings, admin)
+    answer, text = _ask(address, asked, route, _tenant(settings, tenant))
     for line in [text] if as_json else _told(answer):
         click.echo(line)
     sys.exit(0 if answer["allowed"] else FAILED)
@@ -87,7 +103,7 @@ def _body(given: str | None, members: dict[str, str]) -> bytes:
         misconfigured(f"{given}: cannot be read ({reason}); give a file, JSON text, or - for standard input")
 
 
-def _address(config: Path | None, overrides: tuple[str, ...], admin: str | None) -> Listen:
+def _address(settings: Settings | None, admin: str | None) -> Listen:
     if admin is not None:
         try:
             address = Listen.parse(admin.removeprefix("http://").rstrip("/"))
@@ -95,8 +111,8 @@ def _address(config: Path | None, overrides: tuple[str, ...], admin: str | None)
             raise click.BadParameter(str(exc), param_hint="--admin") from exc
         if not address.is_loopback():
             raise click.BadParameter("only a sidecar on this host is asked", param_hint="--admin")
-    elif config is not None:
-        address = load_settings(config, overrides, read_keys=False).admin.listen
+    elif settings is not None:
+        address = settings.admin.listen
     else:
         raise click.UsageError("give --config FILE, or --admin HOST:PORT")
     if address.port == 0:
@@ -104,10 +120,29 @@ def _address(config: Path | None, overrides: tuple[str, ...], admin: str | None)
     return address
 
 
-def _ask(address: Listen, body: bytes) -> tuple[dict[str, Any], str]:
+def _tenant(settings: Settings | None, tenant: str | None) -> dict[str, bytes]:
+    """The header that names the tenant, where the configuration has one."""
+    if tenant is not None and not is_identifier(tenant):
+        raise click.BadParameter("must be 1 to 256 printable characters", param_hint="--tenant")
+    if settings is None:
+        if tenant is not None:
+            raise click.UsageError("give --config FILE with --tenant; it has the header that names the tenant")
+        return {}
+    header = settings.gate.tenant_header
+    if header is None and tenant is not None:
+        misconfigured("the configuration has no gate.tenant_header, so there are no tenants; omit --tenant")
+    if header is not None and tenant is None:
+        misconfigured(f"gate.tenant_header is {header}: each execution is a tenant's; name it with --tenant")
+    return {} if header is None or tenant is None else {header: tenant.encode()}
+
+
+def _ask(
+    address: Listen, body: bytes, route: str | None, tenant: dict[str, bytes]
+) -> tuple[dict[str, Any], str]:
+    path = PATH if route is None else f"{PATH}?{urlencode({'route': route}, errors='surrogateescape')}"
     connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_SECONDS)
     try:
-        connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+        connection.request("POST", path, body, {"Content-Type": "application/json", **tenant})
         response = connection.getresponse()
         text = response.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as exc:
@@ -123,6 +158,8 @@ def _ask(address: Listen, body: bytes) -> tuple[dict[str, Any], str]:
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
         problem = answer.get("message", answer.get("detail")) if isinstance(answer, dict) else None
+        if route is not None and problem and response.status == 400:
+            misconfigured(f"--route: {address} answers: {problem}")
         said = (
             f"{response.status}: {problem}" if problem else f"{response.status}, and not as a sidecar would"
         )
@@ -143,6 +180,7 @@ def _told(answer: dict[str, Any]) -> Iterator[str]:
     said = answer["message"] if answer["error"] is None else f"{answer['error']}: {answer['message']}"
     yield _line("allowed" if answer["allowed"] else "refused", said)
     yield _line("next", answer["next"])
+    yield _line("route", answer["route"])
     if answer["rules"]:
         yield _line("rules", ", ".join(answer["rules"]))
     if answer["bound"]:
@@ -159,7 +197,8 @@ def _told(answer: dict[str, Any]) -> Iterator[str]:
     for index, brake in enumerate(answer["brakes"]):
         yield _line("" if index else "brakes", _brake(brake))
     for index, one in enumerate(answer["would_refuse"]):
-        yield _line("" if index else "in shadow", f"{one['rule']}: {one['error']}: {one['message']}")
+        by = one["rule"] or "(route)"
+        yield _line("" if index else "in shadow", f"{by}: {one['error']}: {one['message']}")
     yield _line("policies", f"revision {answer['policy_revision'] or 'none'}")
 
 
@@ -171,7 +210,8 @@ def _brake(brake: dict[str, Any]) -> str:
     holds = ""
     if brake["holds"]:
         holds = f"; holds until {brake['ends_at'] or 'the execution that is in flight has ended'}"
-    return f"{brake['rule']} ({counted}): {brake['used']}{most} used{window}{holds}"
+    shadow = ", in shadow" if brake["mode"] == "shadow" else ""
+    return f"{brake['rule']} ({counted}){shadow}: {brake['used']}{most} used{window}{holds}"
 
 
 def _value(value: Any) -> str:

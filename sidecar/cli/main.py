@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,8 @@ Example:
 @log_format_option
 def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "text"]) -> None:
     """Stand in front of the backend until SIGTERM."""
+    # Until it can reload: what it would read anew it has not read yet.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     set_up_logging(log_format)
     files = files_of(config, overrides)
     loaded, policies = _read(files)

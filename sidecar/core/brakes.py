@@ -31,7 +31,8 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How far a brake is used: counted admissions in its window; why and until when it holds, if it does.
+    """How far a brake is used: counted admissions in its window, at most as many as fill it; why and until
+    when it holds, if it does.
 
     `until` None while it holds: until the execution that is under way has ended.
     """
@@ -75,9 +76,10 @@ def tallies_for(
     return wanted
 
 
-# What brakes have found in a tally so far: how many names of it were looked at, and those that count. It is
-# kept for as long as a batch is decided, so that each of its admissions looks only at what is new.
-Found = dict[tuple[Any, ...], tuple[int, list[str]]]
+# What brakes have found in a tally so far: how many names of it were looked at, and those that count. Whoever
+# keeps it only adds names to the tallies; so each admission looks only at what is new. The set is held so
+# that its identity, which is part of the key, stays its own.
+Found = dict[tuple[Any, ...], tuple[PolicySet, int, list[str]]]
 
 
 def use(
@@ -95,15 +97,11 @@ def use(
     if "target_agents" not in rule.brake.per:
         return _use(rule, newest_first, subject.now)
     # Each agent has a count of its own, and the fullest decides; whoever names none shares one.
-    past = list(newest_first)
-    uses = []
-    for agent in subject.target_agents or (None,):
-        with_agent = (
-            execution
-            for execution in past
-            if (agent in execution.target_agents if agent is not None else not execution.target_agents)
-        )
-        uses.append(_use(rule, with_agent, subject.now))
+    by_agent: dict[str | None, list[Execution]] = {agent: [] for agent in subject.target_agents or (None,)}
+    for execution in newest_first:
+        for agent in by_agent.keys() & set(execution.target_agents or (None,)):
+            by_agent[agent].append(execution)
+    uses = [_use(rule, past, subject.now) for past in by_agent.values()]
     return max(uses, key=lambda one: (one.why is not None, one.until or 0, one.count))
 
 
@@ -124,11 +122,11 @@ def _counted(
     )
     # By identity: a rule of the same name in another set is another rule.
     key = (id(policies), id(rule), *kind)
-    seen, counted = found.get(key, (0, []))
+    _, seen, counted = found.get(key, (policies, 0, []))
     for index in range(seen, len(names)):
         if _counts(rule, executions[names[index]], subject, policies):
             counted.append(names[index])
-    found[key] = len(names), counted
+    found[key] = policies, len(names), counted
     return counted
 
 
@@ -172,6 +170,8 @@ def _use(rule: Rule, newest_first: Iterable[Execution], now: int) -> Use:
             # This one has to leave the window before there is room again.
             why = f"{brake.max_attempts} executions in {brake.window_seconds} s are the most."
             holding.append((one.admitted_at + window, why))
+        if not brake.one_in_flight and (count == brake.max_attempts or not within):
+            break  # nothing that is older matters
         if brake.one_in_flight and one.status == "unknown" and within:
             why = f"Execution {one.decision_id} is unknown; reconcile it, or wait."
             holding.append((one.admitted_at + window, why))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sidecar.core.facts import Claims
 from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.core.record import Origin, Record
-from sidecar.core.rules import Objection, Preview
+from sidecar.core.rules import GrantJudgment, Objection, Preview
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import Refusal
 
@@ -25,7 +25,8 @@ Switch = Literal["care_kill_switch"]
 class Issue:
     """Grant a scope. `scope` holds the terms; its times are set when the command is applied.
 
-    `defaulted` names the terms (of `rules.TERMS`) that nobody asked for: policies may lower them.
+    `defaulted` names the terms (of `rules.TERMS`) that nobody asked for: policies may lower them. `judged` is
+    what the rules have said already, None: they are asked when the command is applied.
     """
 
     decision_id: str
@@ -33,6 +34,7 @@ class Issue:
     ttl: int
     policies: PolicySet
     defaulted: frozenset[str] = frozenset()
+    judged: GrantJudgment | None = None
     request_id: str | None = None
     principal: str = "anonymous"
     created_by_verified: bool = False
@@ -186,10 +188,11 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """`decision_id` is None where no record was to be left."""
+    """`decision_id` is None where no record was to be left; `objections` are all that stood against it."""
 
     refusal: Refusal
     decision_id: str | None
+    objections: tuple[Objection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

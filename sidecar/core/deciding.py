@@ -29,6 +29,7 @@ from sidecar.core.policy import Rule, Subject
 from sidecar.core.record import Entry, iso_time
 from sidecar.core.rules import (
     SECOND,
+    GrantJudgment,
     Objection,
     ScopeTerms,
     applying,
@@ -61,13 +62,15 @@ class Judgment:
     """What is to be said to one execution. `refusal` None: it may go on.
 
     `scope` is the one that it consumes, None where it needs none, and `waived` says why; `shadow` is what
-    would have been refused; `uses` says how far each brake is used.
+    would have been refused, `objections` all that rules and catalogue have against it; `uses` says how far
+    each brake is used.
     """
 
     case: Case
     scope: Scope | None
     refusal: Refusal | None
     shadow: tuple[Objection, ...] = ()
+    objections: tuple[Objection, ...] = ()
     uses: tuple[tuple[Rule, Use], ...] = ()
     waived: str | None = None
 
@@ -113,6 +116,7 @@ def judgment(command: Admit, scope: Scope | None, past: Past, now: int) -> Judgm
         scope=consumed,
         refusal=refusal_by(found),
         shadow=tuple(in_order(one for one in found if one.shadow)),
+        objections=tuple(found),
         uses=tuple(uses),
         waived=waived,
     )
@@ -145,9 +149,9 @@ def admit(command: Admit, scope: Scope | None, past: Past, now: int) -> Decided:
         told["route_mode"] = "shadow"
     if found.refusal is not None:
         if not command.record_denial:
-            return Decided(reply=Denied(found.refusal, None))
+            return Decided(reply=Denied(found.refusal, None, found.objections))
         return Decided(
-            reply=Denied(found.refusal, command.decision_id),
+            reply=Denied(found.refusal, command.decision_id, found.objections),
             entry=gate_entry(command, "refused", found.refusal, claims, revision, now, **told),
         )
     case, hold = found.case, found.case.hold
@@ -204,21 +208,21 @@ def _told(shadow: Iterable[Objection]) -> dict[str, Any]:
 
 def issue(command: Issue, now: int) -> Decided:
     """Grant a scope on the terms that policies leave, or refuse."""
-    asked = ScopeTerms(
-        max_attempts=command.scope.max_attempts, ttl_seconds=command.ttl, max_cost=command.scope.max_cost
-    )
-    subjects = _subjects(command, now)
-    found = granting(command.policies, subjects, asked, command.defaulted)
+    asked = _terms(command)
+    found = command.judged or granted(command, now)
     refusal = _not_granted(command) or refusal_by(found.objections)
     shadow = tuple(one for one in found.objections if one.shadow)
     told = _told(shadow)
+    if command.judged is not None and found.conditional:
+        told["judged_at"] = iso_time(found.judged_at)
     if refusal is not None:
+        denied = Denied(refusal, command.decision_id if command.record_denial else None, found.objections)
         if not command.record_denial:
-            return Decided(reply=Denied(refusal, None))
+            return Decided(reply=denied)
         claims = _claims(replace(command.scope, scope_id=""))
         told |= _asked(command, asked)
         return Decided(
-            reply=Denied(refusal, command.decision_id),
+            reply=denied,
             entry=gate_entry(
                 command,
                 "refused",
@@ -252,6 +256,16 @@ def issue(command: Issue, now: int) -> Decided:
         **told,
     )
     return Decided(reply=Issued(scope, command.decision_id, shadow), scope=scope, entry=entry)
+
+
+def granted(command: Issue, now: int) -> GrantJudgment:
+    """What the rules say to a grant. They look at nothing that only the writer knows."""
+    return granting(command.policies, _subjects(command, now), _terms(command), command.defaulted)
+
+
+def _terms(command: Issue) -> ScopeTerms:
+    scope = command.scope
+    return ScopeTerms(max_attempts=scope.max_attempts, ttl_seconds=command.ttl, max_cost=scope.max_cost)
 
 
 def _subjects(command: Issue, now: int) -> list[Subject]:

@@ -14,6 +14,9 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
+# Actions that the catalogue does not list, for which it is kept which rules are about them.
+MOST_UNLISTED = 4_096
+
 Phase = Literal["issue", "execute"]
 # What a brake may count by.
 Facet = Literal["incident_id", "action", "tenant_id", "principal", "target_agents"]
@@ -251,6 +254,7 @@ class PolicySet:
     rules: tuple[Rule, ...] = ()
     _indexes: Mapping[Phase, _Index] = field(init=False, repr=False, compare=False)
     _found: dict[tuple[Phase, str], tuple[Rule, ...]] = field(init=False, repr=False, compare=False)
+    _brakes: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         indexes: dict[Phase, _Index] = {}
@@ -258,6 +262,7 @@ class PolicySet:
             indexes[phase] = _Index.of([rule for rule in self.rules if rule.on == phase])
         object.__setattr__(self, "_indexes", indexes)
         object.__setattr__(self, "_found", {})
+        object.__setattr__(self, "_brakes", any(rule.brake is not None for rule in self.rules))
 
     def action(self, name: str) -> ActionPolicy | None:
         """The entry for an action, the `"*"` entry for one that is not listed, or None: refused."""
@@ -279,10 +284,12 @@ class PolicySet:
                 for rule in (*index.named.get(action, ()), *index.patterned)
                 if rule.match.action_matches(action, risk)
             )
-            if action in self.actions:  # kept for what the catalogue lists, so that it stays bounded
-                self._found[(phase, action)] = found
+            if action in self.actions or len(self._found) < MOST_UNLISTED:
+                self._found[(phase, action)] = found  # bounded, whatever clients ask for
         return found
 
     def brakes(self, action: str) -> tuple[Rule, ...]:
         """Those of them that count executions."""
+        if not self._brakes:
+            return ()
         return tuple(rule for rule in self.about("execute", action) if rule.brake is not None)

@@ -96,8 +96,14 @@ def with_scope(subject: Subject, scope: Scope) -> Subject:
     )
 
 
-def preview(policies: PolicySet, phase: Phase, subject: Subject) -> Preview:
-    """The rules that are about a request. Conditions on the scope of an execution wait."""
+def preview(
+    policies: PolicySet, phase: Phase, subject: Subject, asked_once: dict[str, Applying | None] | None = None
+) -> Preview:
+    """The rules that are about a request. Conditions on the scope of an execution wait.
+
+    `asked_once` keeps what conditions said that do not look at the action: a grant of many is asked once.
+    """
+    asked_once = {} if asked_once is None else asked_once
     applying, conditional = [], False
     for rule in policies.about(phase, subject.action):
         if not rule.match.rest_matches(
@@ -107,7 +113,12 @@ def preview(policies: PolicySet, phase: Phase, subject: Subject) -> Preview:
         found = Applying(rule, waits=True)
         if phase == "issue" or not rule.reads_scope:
             conditional |= rule.when is not None
-            judged = _judged(rule, subject)
+            if rule.when is None or not rule.when.reads.isdisjoint(("action", "risk")):
+                judged = _judged(rule, subject)
+            else:
+                if rule.id not in asked_once:
+                    asked_once[rule.id] = _judged(rule, subject)
+                judged = asked_once[rule.id]
             if judged is None:
                 continue
             found = judged
@@ -228,25 +239,34 @@ class ScopeTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class Granting:
-    """The terms that policies leave, the rules that lowered one, and every objection."""
+class GrantJudgment:
+    """The terms that policies leave, the rules that lowered one, and every objection, as judged at a time.
+
+    `conditional` as in Preview.
+    """
 
     terms: ScopeTerms
     lowered_by: tuple[str, ...]
     objections: tuple[Objection, ...]
+    judged_at: int = 0
+    conditional: bool = False
 
 
 def granting(
     policies: PolicySet, subjects: Sequence[Subject], asked: ScopeTerms, defaulted: frozenset[str]
-) -> Granting:
+) -> GrantJudgment:
     """What policies say to a grant, with one subject for each of its actions.
 
     A default above a limit is lowered to it, a term that was asked for is refused (policies.md, `limit`).
     """
     found: dict[tuple[str, str], Objection] = {}
+    conditional = False
+    asked_once: dict[str, Applying | None] = {}
     limits: dict[str, dict[str, int]] = {term: {} for term in TERMS}
     for subject in subjects:
-        for each in preview(policies, "issue", subject).applying:
+        known = preview(policies, "issue", subject, asked_once)
+        conditional |= known.conditional
+        for each in known.applying:
             rule = each.rule
             for objection in objections(each, subject):
                 found.setdefault((rule.id, objection.refusal.message), objection)
@@ -270,7 +290,10 @@ def granting(
         ttl_seconds=lowered.get("ttl_seconds", asked.ttl_seconds),
         max_cost=lowered.get("max_cost_usd", asked.max_cost),
     )
-    return Granting(terms, tuple(sorted(lowered_by)), tuple(in_order(found.values())))
+    judged_at = subjects[0].now if subjects else 0
+    return GrantJudgment(
+        terms, tuple(sorted(lowered_by)), tuple(in_order(found.values())), judged_at, conditional
+    )
 
 
 def _above(rule: Rule, term: str, most: int) -> Objection:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sidecar.core.apply import State
 from sidecar.core.brakes import Tally
 from sidecar.core.command import Bind, Switch, Turn
 from sidecar.core.record import Entry
 from sidecar.core.scope import Execution, Scope
+
+T = TypeVar("T")
 
 # Microseconds since 1970 (UTC).
 Clock = Callable[[], int]
@@ -118,8 +120,8 @@ class Engine(Protocol):
         Raises StoreUnavailable where that does not work.
         """
 
-    async def look(self, names: Names) -> State:
-        """What a transaction would load now."""
+    async def look(self, names: Names, view: Callable[[State], T]) -> T:
+        """What a view makes of what a transaction would load now. It is made off the event loop."""
 
     async def tidy(self) -> None:
         """Housekeeping between batches."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidecar.core.apply import names
+from sidecar.core.apply import State, names
 from sidecar.core.command import Admit
 from sidecar.core.deciding import Judgment, Past, judgment
 from sidecar.core.scope import Scope
@@ -12,6 +12,9 @@ from sidecar.store.batch import rows_of
 
 async def foreseen(engine: Engine, command: Admit, now: int) -> tuple[Judgment, Scope | None]:
     """The judgment, and the scope that the command names. Raises StoreUnavailable."""
-    state = await engine.look(rows_of([names(command)], now))
-    scope = state.scopes.get(command.claims.scope_id or "")
-    return judgment(command, scope, Past(state.admissions, state.executions), now), scope
+
+    def view(state: State) -> tuple[Judgment, Scope | None]:
+        scope = state.scopes.get(command.claims.scope_id or "")
+        return judgment(command, scope, Past(state.admissions, state.executions), now), scope
+
+    return await engine.look(rows_of([names(command)], now), view)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import asdict
+from typing import Any
 
 import orjson
 
@@ -12,6 +13,7 @@ from sidecar.core.brakes import Tally
 from sidecar.core.scope import Execution, Scope
 from sidecar.store import rows
 from sidecar.store.base import Names
+from sidecar.store.recent import Recent
 
 _NAMED = "IN (SELECT value FROM json_each(?))"
 IS_KEPT = "SELECT 1 FROM kept_once WHERE key = ?"
@@ -24,8 +26,8 @@ _UNBOUND = """
     ORDER BY seq"""
 
 
-def load(connection: sqlite3.Connection, names: Names) -> State:
-    """The rows that are named, as they stand."""
+def load(connection: sqlite3.Connection, names: Names, recent: Recent | None = None) -> State:
+    """The rows that are named, as they stand. What the writer knows of `recent` ones is not read again."""
     executions: dict[str, Execution] = {}
     wanted = list(names.scopes)
     if names.executions:
@@ -51,32 +53,37 @@ def load(connection: sqlite3.Connection, names: Names) -> State:
         request_id: [seq for (seq,) in connection.execute(_UNBOUND, (request_id,))]
         for request_id in names.requests
     }
-    admissions: dict[Tally, list[str]] = {}
-    for tally, since in names.tallies.items():
-        counted = [rows.execution_from_row(row) for row in _counted(connection, tally, since)]
-        executions.update((execution.decision_id, execution) for execution in counted)
-        admissions[tally] = [execution.decision_id for execution in counted]
+    recent = recent or Recent(counted)
+    admissions, lately = recent.of(connection, names.tallies)
     return State(
         scopes=scopes,
-        executions=executions,
+        executions=lately | executions,
         admissions=admissions,
+        found=recent.found,
         kept=frozenset(once),
         on=frozenset(on),
         unbound=unbound,
     )
 
 
-def _counted(connection: sqlite3.Connection, tally: Tally, since: int) -> sqlite3.Cursor:
-    """The admissions of a tally that a brake may count.
+def counted_query(tally: Tally, since: int) -> tuple[str, tuple[Any, ...]]:
+    """The admissions of a tally that a brake may count, oldest first.
 
-    Those still in flight are found whatever their age, by the partial index on what is not answered.
+    Those still in flight are found whatever their age, by the partial index on what is not answered; the plus
+    signs keep SQLite from another index, under which it would read all of an incident's past.
     """
     agreeing = {name: value for name, value in asdict(tally).items() if value is not None}
     alike = "".join(f" AND {name} = ?" for name in agreeing)
+    flying = "".join(f" AND +{name} = ?" for name in agreeing)
     where = f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE"
-    return connection.execute(
+    return (
         f"{where} admitted_at > ? AND status <> 'not_sent'{alike} UNION ALL "
-        f"{where} status = 'in_flight' AND status <> 'answered' AND +admitted_at <= ?{alike} "
+        f"{where} status = 'in_flight' AND status <> 'answered' AND +admitted_at <= ?{flying} "
         "ORDER BY admitted_at",
         (since, *agreeing.values(), since, *agreeing.values()),
     )
+
+
+def counted(connection: sqlite3.Connection, tally: Tally, since: int) -> list[Execution]:
+    """What the query finds."""
+    return [rows.execution_from_row(row) for row in connection.execute(*counted_query(tally, since))]

@@ -103,8 +103,13 @@ def opened(path: Path) -> Iterator[LogFile]:
 
     Raises StoreUnavailable where there is none or it cannot be read, LogTampered where the file is damaged.
     """
-    if not path.exists():
-        raise StoreUnavailable(f"there is no database {path}; has the sidecar run with this configuration?")
+    try:
+        path.stat()
+    except FileNotFoundError as exc:
+        message = f"there is no database {path}; has the sidecar run with this configuration?"
+        raise StoreUnavailable(message) from exc
+    except OSError as exc:
+        raise StoreUnavailable(f"cannot read {path}: {exc.strerror or exc}") from exc
     try:
         with closing(sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)) as connection:
             connection.execute("PRAGMA trusted_schema = OFF")

@@ -28,8 +28,9 @@ from sidecar.errors import StoreUnavailable
 from sidecar.store import rows
 from sidecar.store.base import Changes, Head, Names, Page, StoredDecision
 from sidecar.store.lists import STORED_DECISION, cursor, decision_cursor, decisions_query, page
-from sidecar.store.loading import IS_KEPT, IS_ON, load
+from sidecar.store.loading import IS_KEPT, IS_ON, counted, load
 from sidecar.store.migrate import migrate
+from sidecar.store.recent import Recent
 
 T = TypeVar("T")
 
@@ -79,6 +80,7 @@ class SqliteEngine:
         self._identity: list[tuple[str, int, int]] = []
         self._rows_since_checkpoint = 0
         self._full_sync = True
+        self._recent = Recent(counted)
 
     # The writer --------------------------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class SqliteEngine:
             self._sync(connection, full=durable)
             connection.execute("BEGIN IMMEDIATE")
             try:
-                changes = decide(load(connection, names))
+                changes = decide(load(connection, names, self._recent))
                 connection.executemany(_ISSUE_SCOPE, map(rows.scope_to_row, changes.issued))
                 connection.executemany(_UPDATE_SCOPE, map(rows.scope_counters, changes.scopes))
                 connection.executemany(_SAVE_EXECUTION, map(rows.execution_to_row, changes.executions))
@@ -140,9 +142,11 @@ class SqliteEngine:
                 self._check_identity()
                 connection.execute("COMMIT")
             except BaseException:
+                self._recent.forget()
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            self._recent.learn(changes.executions)
             self._rows_since_checkpoint += len(changes.scopes) + len(changes.executions) + len(changes.log)
 
         await self._write(transaction)
@@ -213,8 +217,15 @@ class SqliteEngine:
     async def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         return await self._read(lambda connection: connection.execute(sql, parameters).fetchall())
 
-    async def look(self, names: Names) -> State:
-        return await self._read(lambda connection: load(connection, names))
+    async def look(self, names: Names, view: Callable[[State], T]) -> T:
+        def reading(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN")  # one moment for all that is read
+            try:
+                return view(load(connection, names))
+            finally:
+                connection.execute("ROLLBACK")
+
+        return await self._read(reading)
 
     async def scope(self, scope_id: str) -> Scope | None:
         found = await self._rows(f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id = ?", (scope_id,))

@@ -186,23 +186,33 @@ class Admin:
         return answer(reply.execution.to_dict())
 
     async def _explain(self, request: web.Request) -> web.Response:
-        """Always 200: a request that would be refused is explained, not refused."""
+        """200 whatever the body is: a request that would be refused is explained, not refused."""
         terms = self._live.terms
         header = terms.settings.gate.tenant_header
+        routes = {route.path.text: route for route in terms.settings.gate.routes}
+        asked = _query(request, ("route",))
         body = await read_document(request)
+        if isinstance(asked, Refusal):
+            return problem(asked)
+        name = asked.get("route", next(iter(terms.enforced or routes.values())).path.text)
+        if name not in routes:
+            return problem(_unknown("route", tuple(routes)))
+        route = terms.judging(routes[name])
+        shadow = route in terms.shadow_routes
         tenant = tenant_of(request, header)
         if isinstance(body, Refusal):
-            return answer(explained(unread(body, terms), terms))
-        claims = read(Request(document=body), terms.settings.gate.routes[0].sources)
+            return answer(explained(unread(body, shadow=shadow), terms, route))
         if tenant is None:
-            claims = Refusal("invalid_request", f"{header} must name one tenant.")
+            nobody = Refusal("invalid_request", f"{header} must name one tenant.")
+            return answer(explained(unread(nobody, shadow=shadow), terms, route))
+        claims = read(Request(document=body), route.sources)
         if isinstance(claims, Refusal):
-            return answer(explained(unread(claims, terms), terms))
+            return answer(explained(unread(claims, shadow=shadow), terms, route))
         try:
-            explanation = await self._grants.explain(claims, tenant or "default", terms)
+            explanation = await self._grants.explain(claims, tenant, terms, shadow=shadow)
         except StoreUnavailable as exc:
             explanation = Explanation(refusal=unavailable(exc))
-        return answer(explained(explanation, terms, claims))
+        return answer(explained(explanation, terms, route, claims, tenant))
 
     async def _status(self, request: web.Request) -> web.Response:
         del request
@@ -222,7 +232,7 @@ class Admin:
                 "config_revision": terms.revision,
                 "last_reload": self._reloads.last(),
                 "scope_required_from": gate.scope_required_from,
-                "shadow_routes": [route.path.text for route in gate.routes if route.mode == "shadow"],
+                "shadow_routes": [route.path.text for route in terms.shadow_routes],
             }
         )
 

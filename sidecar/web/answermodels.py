@@ -298,6 +298,7 @@ class WouldRefuse(BaseModel):
 class Explanation(AnswerModel):
     """What an execution would meet now. `members` are those that the error would bring along."""
 
+    route: Annotated[str, Field(description="The path of the route that judges it, as it is configured.")]
     allowed: bool
     error: Code | None
     message: str

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -115,25 +114,23 @@ class DataPlane:
         taken: Taken,
     ) -> web.StreamResponse:
         """Refuse what cannot be judged; on a shadow route record that, and let it through as it is."""
-        request_id = request_id_of(request)
-        asked = Asked(
-            tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
-            request_id=request_id,
-            policies=terms.policies,
-        )
+        asked = _asked(request, terms)
+        request_id = asked.request_id or ""
         retry_after = None
         if course.shadow:
-            switching = upgrade_refusal(request)
+            unfit = upgrade_refusal(request) or passthrough.uncarried(request)
+            if unfit is None and passthrough.is_websocket(request) and request.body_exists:
+                unfit = Refusal("upgrade_refused", "A request to switch protocols carries no body.")
             unready = self._gate.unready(terms)
-            if switching is None and unready is None:
+            if unfit is None and unready is None:
                 recorded = await self._gate.refusals.pass_over(refusal, asked)
                 if isinstance(recorded, Refused):
                     return _refused(recorded, request_id)
                 return await self._passing.carry(
                     request, _bytes(target), passthrough.Recorded(recorded, taken)
                 )
-            if switching is not None:
-                refusal = switching
+            if unfit is not None:
+                refusal = unfit
             elif unready is not None:
                 refusal, retry_after = unready
         refused = await self._gate.refusals.refuse(refusal, asked, retry_after=retry_after)
@@ -144,6 +141,12 @@ class DataPlane:
         self, request: web.BaseRequest, target: str, course: Course, terms: Terms, begun: float
     ) -> web.StreamResponse:
         taken = Taken()
+        unready = self._gate.unready(terms)
+        if unready is not None:
+            # Not worth reading a body for.
+            asked = _asked(request, terms)
+            refused = await self._gate.refusals.refuse(unready[0], asked, retry_after=unready[1])
+            return _refused(refused, asked.request_id or "")
         judged = await self._read(request, target, course, terms, taken)
         self._metrics.judge.observe(time.perf_counter() - begun)
         if isinstance(judged, Refusal):
@@ -166,16 +169,12 @@ class DataPlane:
         assert isinstance(course.verdict, Gated)
         assert course.route is not None
         gated, sources, bounds = course.verdict, course.route.sources, terms.settings.gate
-        if self._gate.unready(terms) is not None:
-            # Not worth reading a body for; the gate says so again where it counts.
-            body: tuple[bytes, dict[str, Any]] | Refusal = (b"", {})
-        else:
-            body = await read_json(
-                request,
-                max_bytes=bounds.max_body_bytes,
-                timeout_seconds=bounds.body_timeout_seconds,
-                taken=taken,
-            )
+        body = await read_json(
+            request,
+            max_bytes=bounds.max_body_bytes,
+            timeout_seconds=bounds.body_timeout_seconds,
+            taken=taken,
+        )
         if isinstance(body, Refusal):
             return body
         raw, document = body
@@ -296,6 +295,15 @@ def _course(request: web.BaseRequest, target: str, terms: Terms) -> Course | Non
         else:
             verdict, routes = enforced, terms.enforced
     return Course(verdict, routes[verdict.index] if isinstance(verdict, Gated) else None, shadow)
+
+
+def _asked(request: web.BaseRequest, terms: Terms) -> Asked:
+    """Who asks, as far as that is known without the body."""
+    return Asked(
+        tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
+        request_id=request_id_of(request),
+        policies=terms.policies,
+    )
 
 
 def _bytes(target: str) -> bytes:

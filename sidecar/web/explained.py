@@ -11,7 +11,9 @@ from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule
 from sidecar.core.record import iso_time
 from sidecar.core.scope import Scope
+from sidecar.errors import Refusal
 from sidecar.outcomes import Explanation
+from sidecar.settings import Route
 from sidecar.terms import Terms
 
 # What to do about each code that an execution can be refused with.
@@ -35,26 +37,50 @@ NEXT: Mapping[str, str] = {
 ALLOWED = "Nothing; it would be let through."
 
 
-def explained(explanation: Explanation, terms: Terms, claims: Claims | None = None) -> dict[str, Any]:
-    """The answer of `explain`."""
+def explained(
+    explanation: Explanation,
+    terms: Terms,
+    route: Route,
+    claims: Claims | None = None,
+    tenant_id: str = "default",
+) -> dict[str, Any]:
+    """The answer of `explain`: judged by a route, and, where it could be read, by what was claimed."""
     refusal, scope = explanation.refusal, explanation.scope
     members = dict(refusal.members) if refusal else {}
+    facets: dict[str, Any] = {"tenant_id": tenant_id, "principal": "anonymous"}  # as the gate has it
+    if claims is not None:
+        facets |= {
+            "incident_id": claims.incident_id,
+            "action": claims.action,
+            "target_agents": list(claims.target_agents),
+        }
     return {
+        "route": route.path.text,
         "allowed": refusal is None,
         "error": refusal.code if refusal else None,
         "message": refusal.message if refusal else "This would be admitted.",
         "bound": members.get("bound"),
         "rules": members.get("rules", []),
         "members": members,
-        "next": NEXT.get(refusal.code, refusal.message) if refusal else ALLOWED,
+        "next": _next(refusal, explanation) if refusal else ALLOWED,
         "hold_usd": to_dollars(explanation.hold),
         "scope_required": explanation.scope_required,
         "scope": None if scope is None else scope.to_dict(explanation.now),
         "left": None if scope is None else _left(scope, explanation.now),
-        "brakes": [_brake(rule, use, claims) for rule, use in explanation.uses],
+        "brakes": [_brake(rule, use, facets) for rule, use in explanation.uses],
         "would_refuse": [one.to_dict() for one in explanation.shadow],
         "policy_revision": terms.policies.revision if terms.policies else None,
     }
+
+
+def _next(refusal: Refusal, explanation: Explanation) -> str:
+    """What to do about a refusal."""
+    scope, hold = explanation.scope, explanation.hold
+    if scope is not None and refusal.members.get("bound") == "max_cost_usd":
+        # A ceiling below the hold never had room for it; another one had, before it was spent.
+        needed = hold if scope.max_cost < hold else scope.spent + hold
+        return f"Ask for a scope with max_cost_usd of at least {to_dollars(needed):.12g}."
+    return NEXT.get(refusal.code, refusal.message)
 
 
 def _left(scope: Scope, now: int) -> dict[str, Any]:
@@ -67,19 +93,14 @@ def _left(scope: Scope, now: int) -> dict[str, Any]:
     }
 
 
-def _brake(rule: Rule, use: Use, claims: Claims | None) -> dict[str, Any]:
+def _brake(rule: Rule, use: Use, facets: Mapping[str, Any]) -> dict[str, Any]:
     """How far a brake is used by what the request is about."""
     assert rule.brake is not None
-    facets = {
-        "incident_id": claims and claims.incident_id,
-        "action": claims and claims.action,
-        "target_agents": list(claims.target_agents) if claims else [],
-    }
     return {
         "rule": rule.id,
         "reason": rule.reason,
         "mode": "shadow" if rule.shadow else "enforce",
-        "per": {facet: facets.get(facet) for facet in rule.brake.per},
+        "per": {facet: facets[facet] for facet in rule.brake.per},
         "used": use.count,
         "max_attempts": rule.brake.max_attempts,
         "window_seconds": rule.brake.window_seconds,

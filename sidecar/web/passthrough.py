@@ -63,16 +63,17 @@ class PassThrough:
         self, request: web.BaseRequest, target: bytes, recorded: Recorded | None = None
     ) -> web.StreamResponse:
         """One request, to the end of its answer; a gated one only once it is `recorded`."""
-        codings = [value for name, value in request.raw_headers if name.lower() == b"transfer-encoding"]
-        if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
-            # Another coding could not be undone behind us, for this header goes no further.
-            return problem(Refusal("invalid_request", "No Transfer-Encoding but chunked is understood."))
+        unfit = uncarried(request)
+        if unfit is not None:
+            return problem(unfit)
+        decision_id = recorded.decision_id if recorded else None
         try:
             async with asyncio.timeout(self._slot_timeout):
                 await self._slots.acquire()
         except TimeoutError:
             self._metrics.passed.labels("overloaded").inc()
-            return problem(Refusal("overloaded", "Too many requests are passing through."), retry_after=1)
+            refusal = Refusal("overloaded", "Too many requests are passing through.")
+            return problem(refusal, retry_after=1, decision_id=decision_id)
         self.under_way += 1
         self._metrics.passing.set(self.under_way)
         try:
@@ -81,16 +82,19 @@ class PassThrough:
             answer, outcome = await self._carry(request, target, recorded)
         except ValueError as exc:
             outcome = "invalid_request"
-            answer = problem(Refusal(outcome, f"The request cannot be forwarded as it came: {exc}."))
+            refusal = Refusal(outcome, f"The request cannot be forwarded as it came: {exc}.")
+            answer = problem(refusal, decision_id=decision_id)
         except NotSent as exc:
             outcome = "upstream_unreachable"
-            answer = problem(Refusal(outcome, f"Nothing was sent: {exc}."))
+            answer = problem(Refusal(outcome, f"Nothing was sent: {exc}."), decision_id=decision_id)
         except TimedOut as exc:
             outcome = "upstream_timeout"
-            answer = problem(Refusal(outcome, f"The backend did not answer: {exc}."))
+            refusal = Refusal(outcome, f"The backend did not answer: {exc}.")
+            answer = problem(refusal, decision_id=decision_id)
         except Unanswered as exc:
             outcome = "upstream_failed"
-            answer = problem(Refusal(outcome, f"The backend's answer was lost: {exc}."))
+            refusal = Refusal(outcome, f"The backend's answer was lost: {exc}.")
+            answer = problem(refusal, decision_id=decision_id)
         except asyncio.CancelledError:
             if request.transport is not None:
                 raise
@@ -247,6 +251,15 @@ class _Inbound:
             self._paused = False
             self._protocol.resume_reading()
         return b"".join(pieces)
+
+
+def uncarried(request: web.BaseRequest) -> Refusal | None:
+    """Why a request cannot be carried at all, which its framing decides."""
+    codings = [value for name, value in request.raw_headers if name.lower() == b"transfer-encoding"]
+    if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
+        # Another coding could not be undone behind us, for this header goes no further.
+        return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
+    return None
 
 
 def is_websocket(request: web.BaseRequest) -> bool:

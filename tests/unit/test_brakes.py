@@ -389,7 +389,7 @@ def test_a_use_says_how_much_of_a_brake_is_used_before_it_holds() -> None:
 
 
 def test_what_was_found_is_not_looked_at_again_but_what_is_new_and_how_it_ended_is() -> None:
-    rule = braking(max_attempts=2, window_seconds=60)
+    rule = braking(max_attempts=9, window_seconds=60)
     about, policies = subject(), policies_of(rule)
     tally = tally_of(rule, about.tenant_id, about.incident_id, about.action)
     known: dict[str, Execution] = {}

@@ -167,7 +167,7 @@ def spending(route: Route) -> Mapping[str, Any]:
 
 
 def explain() -> Operation:
-    """The call of the admin listener that takes the body of the first route, or anything else."""
+    """The call of the admin listener that takes the body of a route, or anything else."""
     return Operation(
         listener="admin",
         method="post",
@@ -177,7 +177,20 @@ def explain() -> Operation:
         summary="Would this be admitted?",
         description=(
             "Takes the body of an execution, and answers 200 for whatever comes: what would be refused is "
-            "explained. Consumes and records nothing."
+            "explained. Consumes and records nothing. Facts are read where the route has them in its body; "
+            "the answer names the route."
+        ),
+        parameters=(
+            Parameter(
+                name="route",
+                place="query",
+                schema={"type": "string"},
+                description=(
+                    "The path of a gated route, as it is configured. Without it the first route that "
+                    "refuses is asked about, else the first. Where another route goes before this one, as "
+                    "an enforced one does before one in shadow, that one judges."
+                ),
+            ),
         ),
         body=Body(
             schema={"anyOf": [{"$ref": f"#/components/schemas/{body_name()}"}, {}]},
@@ -185,6 +198,7 @@ def explain() -> Operation:
             required=False,
         ),
         answers=(shows("What an execution would meet now.", answermodels.Explanation),),
+        errors=("invalid_request",),
         tenant="optional",
     )
 

@@ -21,11 +21,18 @@ CREATE TABLE executions_with_facets (
     target_agents  TEXT NOT NULL           -- JSON list of strings
 ) STRICT, WITHOUT ROWID;
 
+-- Who asked, and for which agents, stands in the record of the admission.
 INSERT INTO executions_with_facets
 SELECT
-    decision_id, scope_id, tenant_id, incident_id, action, request_id, attempt_number, hold, admitted_at,
-    status, cost, ended_at, http_status, cause, 'anonymous', '[]'
-FROM executions;
+    e.decision_id, e.scope_id, e.tenant_id, e.incident_id, e.action, e.request_id, e.attempt_number, e.hold,
+    e.admitted_at, e.status, e.cost, e.ended_at, e.http_status, e.cause,
+    COALESCE(json_extract(CAST(d.envelope AS TEXT), '$.record.decision_inputs.principal'), 'anonymous'),
+    CASE json_type(CAST(d.envelope AS TEXT), '$.record.decision_inputs.target_agents')
+        WHEN 'array' THEN json_extract(CAST(d.envelope AS TEXT), '$.record.decision_inputs.target_agents')
+        ELSE '[]'
+    END
+FROM executions e
+LEFT JOIN decisions d ON d.decision_id = e.decision_id;
 
 DROP TABLE executions;
 ALTER TABLE executions_with_facets RENAME TO executions;
