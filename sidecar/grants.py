@@ -88,7 +88,7 @@ class Grants:
         if shadow and (claims.incident_id is None or claims.action is None):
             too_little = judge(Case(claims, tenant_id, None, None, now=0))
             assert too_little is not None
-            return unread(too_little, shadow=True)
+            return self.unread(too_little, terms, shadow=True)
         command = Admit(
             decision_id=new_decision_id(),
             claims=claims,
@@ -110,9 +110,11 @@ class Grants:
             now=now,
         )
 
-
-def unread(refusal: Refusal, *, shadow: bool) -> Explanation:
-    """What becomes of a request that cannot be judged: refused, or, in shadow, let through as it is."""
-    if shadow:
+    def unread(self, refusal: Refusal, terms: Terms, *, shadow: bool) -> Explanation:
+        """What becomes of a request that cannot be judged: refused, or, in shadow, let through as it is."""
+        if not shadow:
+            return Explanation(refusal=refusal)
+        unready = self._gate.unready(terms)
+        if unready is not None:
+            return Explanation(refusal=unready[0])
         return Explanation(refusal=None, shadow=(Objection(refusal, None, shadow=True),))
-    return Explanation(refusal=refusal)

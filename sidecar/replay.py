@@ -33,7 +33,16 @@ from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, Ris
 from sidecar.core.rules import SECOND, TERMS, preview, subject_of
 from sidecar.core.scope import RELEASING, Execution, ExecutionStatus, Scope
 from sidecar.errors import LogTampered, Refusal
-from sidecar.gaterecords import ALL_PARAMETERS, MASKED, Finding, GateRecord, Missing, Verdict, masked, objecting
+from sidecar.gaterecords import (
+    ALL_PARAMETERS,
+    MASKED,
+    Finding,
+    GateRecord,
+    Missing,
+    Verdict,
+    masked,
+    objecting,
+)
 from sidecar.store.logfile import START, opened
 
 # Not a fact of a request, but brakes look at it.

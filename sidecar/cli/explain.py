@@ -39,7 +39,9 @@ Examples:
     help="The configuration file (YAML); its admin.listen is asked.",
 )
 @set_option
-@click.option("--admin", metavar="HOST:PORT", help="The admin listener to ask, without a configuration.")
+@click.option(
+    "--admin", metavar="HOST:PORT", help="The admin listener to ask, instead of the configuration's."
+)
 @click.option(
     "--route",
     metavar="PATH",
@@ -126,7 +128,7 @@ def _tenant(settings: Settings | None, tenant: str | None) -> dict[str, bytes]:
         raise click.BadParameter("must be 1 to 256 printable characters", param_hint="--tenant")
     if settings is None:
         if tenant is not None:
-            raise click.UsageError("give --config FILE with --tenant; it has the header that names the tenant")
+            raise click.UsageError("give --config FILE with --tenant; it has the header that names it")
         return {}
     header = settings.gate.tenant_header
     if header is None and tenant is not None:
@@ -158,7 +160,7 @@ def _ask(
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
         problem = answer.get("message", answer.get("detail")) if isinstance(answer, dict) else None
-        if route is not None and problem and response.status == 400:
+        if route is not None and problem and answer.get("error") == "invalid_request":
             misconfigured(f"--route: {address} answers: {problem}")
         said = (
             f"{response.status}: {problem}" if problem else f"{response.status}, and not as a sidecar would"

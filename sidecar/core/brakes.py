@@ -7,11 +7,12 @@ before somebody thought of it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.core.policy import PolicySet, Rule, Subject
+from sidecar.core.policy import Brake, PolicySet, Rule, Subject
 from sidecar.core.record import iso_time
 from sidecar.core.rules import SECOND, Objection, braked
 from sidecar.core.scope import Execution
@@ -95,13 +96,14 @@ def use(
     newest_first = (executions[name] for name in reversed(names))
     assert rule.brake is not None
     if "target_agents" not in rule.brake.per:
-        return _use(rule, newest_first, subject.now)
+        roomy = found is not None and _is_roomy(rule.brake, names, executions, subject.now)
+        return _use(rule, newest_first, subject, roomy=roomy)
     # Each agent has a count of its own, and the fullest decides; whoever names none shares one.
     by_agent: dict[str | None, list[Execution]] = {agent: [] for agent in subject.target_agents or (None,)}
     for execution in newest_first:
         for agent in by_agent.keys() & set(execution.target_agents or (None,)):
             by_agent[agent].append(execution)
-    uses = [_use(rule, past, subject.now) for past in by_agent.values()]
+    uses = [_use(rule, past, subject) for past in by_agent.values()]
     return max(uses, key=lambda one: (one.why is not None, one.until or 0, one.count))
 
 
@@ -146,8 +148,18 @@ def _counts(rule: Rule, execution: Execution, subject: Subject, policies: Policy
     )
 
 
-def _use(rule: Rule, newest_first: Iterable[Execution], now: int) -> Use:
-    brake = rule.brake
+def _is_roomy(brake: Brake, names: Sequence[str], executions: Mapping[str, Execution], now: int) -> bool:
+    """Whether a brake cannot be full, seen without looking at each execution: a wide one is asked often."""
+    if brake.one_in_flight or brake.max_attempts is None:
+        return False
+    begins = now - brake.window_seconds * SECOND
+    older = bisect_right(names, begins, key=lambda name: executions[name].admitted_at)
+    return len(names) - older < brake.max_attempts
+
+
+def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject, *, roomy: bool = False) -> Use:
+    """With `roomy` only the last one matters, and only it is counted."""
+    brake, now = rule.brake, subject.now
     assert brake is not None
     window = brake.window_seconds * SECOND
     count, flying = 0, None
@@ -170,17 +182,24 @@ def _use(rule: Rule, newest_first: Iterable[Execution], now: int) -> Use:
             # This one has to leave the window before there is room again.
             why = f"{brake.max_attempts} executions in {brake.window_seconds} s are the most."
             holding.append((one.admitted_at + window, why))
-        if not brake.one_in_flight and (count == brake.max_attempts or not within):
+        if not brake.one_in_flight and (roomy or count == brake.max_attempts or not within):
             break  # nothing that is older matters
         if brake.one_in_flight and one.status == "unknown" and within:
-            why = f"Execution {one.decision_id} is unknown; reconcile it, or wait."
+            why = f"{_named(one, subject)} is unknown; reconcile it, or wait."
             holding.append((one.admitted_at + window, why))
         if brake.one_in_flight and one.status == "in_flight":
-            flying = one.decision_id
+            flying = f"{_named(one, subject)} is still in flight."
     if holding:
         until, why = max(holding)
         return Use(count, why, until)
-    return Use(count, None if flying is None else f"Execution {flying} is still in flight.")
+    return Use(count, flying)
+
+
+def _named(execution: Execution, subject: Subject) -> str:
+    """An execution, to whoever asks: another tenant's is nobody else's business."""
+    if execution.tenant_id == subject.tenant_id:
+        return f"Execution {execution.decision_id}"
+    return "An execution of another tenant"
 
 
 def objection(rule: Rule, used: Use, now: int) -> Iterator[Objection]:

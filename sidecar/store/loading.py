@@ -73,7 +73,9 @@ def counted_query(tally: Tally, since: int) -> tuple[str, tuple[Any, ...]]:
     signs keep SQLite from another index, under which it would read all of an incident's past.
     """
     agreeing = {name: value for name, value in asdict(tally).items() if value is not None}
-    alike = "".join(f" AND {name} = ?" for name in agreeing)
+    # Of an incident's executions few are another action's; of an action's, most are another incident's.
+    by_incident = tally.incident_id is not None
+    alike = "".join(f" AND {'+' if by_incident and name == 'action' else ''}{name} = ?" for name in agreeing)
     flying = "".join(f" AND +{name} = ?" for name in agreeing)
     where = f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE"
     return (

@@ -16,7 +16,7 @@ from sidecar.core.record import iso_time
 from sidecar.core.scope import ExecutionStatus
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
-from sidecar.grants import Grants, unread
+from sidecar.grants import Grants
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import Explanation
 from sidecar.store.base import StoredDecision
@@ -201,13 +201,13 @@ class Admin:
         shadow = route in terms.shadow_routes
         tenant = tenant_of(request, header)
         if isinstance(body, Refusal):
-            return answer(explained(unread(body, shadow=shadow), terms, route))
+            return answer(explained(self._grants.unread(body, terms, shadow=shadow), terms, route))
         if tenant is None:
             nobody = Refusal("invalid_request", f"{header} must name one tenant.")
-            return answer(explained(unread(nobody, shadow=shadow), terms, route))
+            return answer(explained(self._grants.unread(nobody, terms, shadow=shadow), terms, route))
         claims = read(Request(document=body), route.sources)
         if isinstance(claims, Refusal):
-            return answer(explained(unread(claims, shadow=shadow), terms, route))
+            return answer(explained(self._grants.unread(claims, terms, shadow=shadow), terms, route))
         try:
             explanation = await self._grants.explain(claims, tenant, terms, shadow=shadow)
         except StoreUnavailable as exc:

@@ -21,6 +21,7 @@ from tests.acceptance.conftest import (
     Address,
     Backend,
     Program,
+    ask,
     ask_json,
     execution,
     issue_scope,
@@ -132,6 +133,89 @@ def test_what_shadow_rules_would_refuse_is_told(sidecar: Program) -> None:
     ended = explain(sidecar.admin, json.dumps(body))
     assert ended.returncode == 0, ended
     assert lines(ended)["in shadow"].startswith("no-restart: policy_denied: The rule denies it.")
+
+
+# Several routes, several tenants ------------------------------------------------------------------------
+
+OBSERVED = """
+rules:
+  - id: watched
+    on: execute
+    brake:
+      per: [incident_id, action, tenant_id, principal, target_agents]
+      max_attempts: 1
+      window_seconds: 3600
+    mode: shadow
+"""
+ROUTES = [
+    {"path": "/pilot/run", "mode": "shadow"},
+    {"path": "**/recovery/execute"},
+    {"path": "/v2/{incident}/run", "action": "/what"},
+]
+
+
+@pytest.fixture(scope="module")
+def tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """A sidecar that several tenants share, with several routes."""
+    folder = tmp_path_factory.mktemp("tenants")
+    with Backend() as backend:
+        config = write_configuration(
+            folder, backend.address, gate={"routes": ROUTES, "tenant_header": "X-Tenant"}
+        )
+        (folder / "policies" / "rules.yaml").write_text(OBSERVED)
+        with Program(config) as running:
+            yield running
+
+
+def of_a_tenant(sidecar: Program, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return explain(sidecar.admin, "--config", sidecar.config, *arguments)
+
+
+def test_a_route_is_chosen_by_its_path_and_the_answer_names_the_one_that_judged(tenants: Program) -> None:
+    asked = ("--tenant", "acme", "--action", "retry_agent", "--incident-id", "inc-1")
+    ended = of_a_tenant(tenants, *asked)
+    assert (ended.returncode, lines(ended)["route"]) == (1, "**/recovery/execute")
+    ended = of_a_tenant(tenants, "--route", "/v2/{incident}/run", *asked)
+    assert (ended.returncode, lines(ended)["route"]) == (1, "/v2/{incident}/run")
+    ended = of_a_tenant(tenants, "--route", "/pilot/run", *asked)
+    assert (ended.returncode, lines(ended)["route"]) == (0, "/pilot/run")
+    assert lines(ended)["in shadow"].strip().startswith("(route): scoped_execution_required: ")
+
+
+def test_a_route_that_is_none_exits_2_and_names_those_that_are(tenants: Program) -> None:
+    ended = of_a_tenant(tenants, "--tenant", "acme", "--route", "/nowhere?&\udcff", "--action", "retry_agent")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "route must be one of /pilot/run, **/recovery/execute, /v2/{incident}/run." in ended.stderr
+
+
+def test_an_execution_is_explained_to_the_tenant_whose_it_is(tenants: Program) -> None:
+    body = json.dumps({"incident_id": "inc-1", "action": "retry_agent", "intent": "a test"}).encode()
+    name = [("Content-Type", "application/json"), ("X-Tenant", "Zo\u00eb".encode().decode("latin-1"))]
+    granted = ask(tenants.data, "POST", "/api/v1/recovery/scope", name, body)
+    assert granted.status == 201, granted
+    asked = json.dumps(execution(granted.json()["scope_id"]))
+    ended = of_a_tenant(tenants, "--tenant", "Zo\u00eb", asked)
+    assert ended.returncode == 0, ended
+    told = lines(ended)
+    assert told["brakes"] == (
+        "watched (incident_id inc-1, action retry_agent, tenant_id Zo\u00eb, principal anonymous, "
+        "target_agents none), in shadow: 0 of 1 used in 3600 s"
+    )
+    assert "None" not in ended.stdout
+    told = lines(of_a_tenant(tenants, "--tenant", "other", asked))
+    assert told["refused"].startswith("scope_not_found: ")
+
+
+def test_without_its_tenant_nothing_is_asked(sidecar: Program, tenants: Program) -> None:
+    body = json.dumps(execution("scope_unknown"))
+    for ended, said in (
+        (of_a_tenant(tenants, body), "gate.tenant_header is X-Tenant"),
+        (of_a_tenant(tenants, "--tenant", "a\nb", body), "printable"),
+        (explain(tenants.admin, "--tenant", "acme", body), "--config FILE"),
+        (of_a_tenant(sidecar, "--tenant", "acme", body), "has no gate.tenant_header"),
+    ):
+        assert (ended.returncode, ended.stdout) == (2, ""), ended
+        assert said in ended.stderr, ended
 
 
 def test_a_body_comes_from_a_file_or_from_standard_input(sidecar: Program, tmp_path: Path) -> None:

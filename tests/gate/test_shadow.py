@@ -237,6 +237,15 @@ async def test_the_status_names_the_routes_in_shadow(house: House) -> None:
     assert status["shadow_routes"] == ["**/recovery/execute"]
 
 
+@pytest.mark.parametrize(("enforced", "warned"), [("/run", [["/pilot/run"]]), ("**/run", [])])
+async def test_only_routes_that_refuse_nothing_are_warned_of(
+    open_house: Open, caplog: pytest.LogCaptureFixture, enforced: str, warned: list[list[str]]
+) -> None:
+    await open_house(gate={"routes": [{"path": "/pilot/run", "mode": "shadow"}, {"path": enforced}]})
+    told = [vars(line)["routes"] for line in caplog.records if "shadow" in line.getMessage()]
+    assert told == warned
+
+
 async def test_the_body_of_a_let_through_request_may_be_streamed(open_house: Open) -> None:
     house = await open_house(gate={**SHADOW, "max_body_bytes": 100})
     reader, writer = await connect(house.sidecar.data_address)

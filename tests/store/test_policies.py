@@ -98,7 +98,7 @@ class Play:
 
     def adopt(self, text: str) -> None:
         """Policies as they stand in files from now on."""
-        catalogue = "" if text.startswith("actions:") else DOCUMENT["catalogue"]
+        catalogue = "# in rules.yaml\n" if text.startswith("actions:") else DOCUMENT["catalogue"]
         (self.folder / "actions.yaml").write_text(catalogue, encoding="utf-8")
         (self.folder / "rules.yaml").write_text(text, encoding="utf-8")
         self.policies = load(self.folder)

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.conditions import condition
 from sidecar.core.apply import State, apply
 from sidecar.core.brakes import Tally, tallies_with
 from sidecar.core.command import (
@@ -513,6 +514,54 @@ def test_parameters_that_were_too_large_for_the_record_are_missing() -> None:
     log.execute(log.issue(), parameters={"force": True}, body_bytes=10**6)
     finding = one(log.under(policies(READS_PARAMETERS)))
     assert finding.why == "rule careful looks at parameters: left out of the record, for the body was large"
+
+
+def careful(text: str) -> Rule:
+    return replace(READS_PARAMETERS, when=condition(text))
+
+
+def test_masked_parameters_leave_undecided_only_the_conditions_that_read_them() -> None:
+    log = Log(mask=["/decision_inputs/parameters/customer"])
+    scope = log.issue()
+    log.execute(scope, parameters={"customer": {"name": "Ann"}, "n": 7})
+    log.execute(scope, parameters={"customer": "Bob", "n": 1})
+    log.execute(scope, parameters={"n": 8})
+    number = "parameters.n > 5"
+    assert kinds(log.under(policies(careful(number)))) == ["refused", "unchanged", "refused"]
+    for text, fact in (
+        ("has(parameters.customer)", "parameters.customer"),
+        ("parameters.n > 5 && parameters.customer != ''", "parameters.customer"),
+        ("size(parameters) > 1", "parameters"),
+    ):
+        found = [one for one in log.under(policies(careful(text))).values() if one.what == "execute"]
+        assert [one.why for one in found[:2]] == [f"rule careful looks at {fact}: masked"] * 2
+        assert found[2].now is not None
+
+
+def test_values_that_only_look_masked_take_no_room_however_they_are_named() -> None:
+    log = Log()
+    scope = log.issue(max_attempts=30)
+    for index in range(30):
+        log.execute(scope, parameters={f"name{index}": "[masked]", "n": 7})
+    replay = Replay(policies(careful("parameters.n > 5")))
+    assert kinds(findings(log.written()[0], replay)) == ["refused"] * 30
+    assert len(replay._rules._parts) == 1
+
+
+def test_a_mask_below_a_member_hides_that_member_and_one_over_all_hides_each() -> None:
+    below = Log(mask=["/decision_inputs/parameters/order/customer"])
+    whole = Log(mask=["/decision_inputs/parameters"])
+    large = Log()
+    for log in (below, whole):
+        log.execute(log.issue(), parameters={"order": {"customer": "Ann", "items": 3}, "n": 7})
+    large.execute(large.issue(), parameters={"n": 7}, body_bytes=10**6)
+    number, order = policies(careful("parameters.n > 5")), policies(careful("parameters.order.items > 2"))
+    assert one(below.under(number)).kind == "refused"
+    assert one(below.under(order)).why == "rule careful looks at parameters.order: masked"
+    assert one(whole.under(number)).why == "rule careful looks at the parameters: masked"
+    assert one(large.under(number)).why == (
+        "rule careful looks at the parameters: left out of the record, for the body was large"
+    )
 
 
 def test_masked_target_agents_are_named_all_the_same() -> None:
