@@ -45,7 +45,7 @@ MAX_SUGGESTIONS = 20
 # condition takes as long as to read several rules without one.
 RULES_IN_A_ROW = 50
 CONDITION_IN_RULES = 5
-TURN_SECONDS = 0.0005
+TURN_SECONDS = 0.0002
 
 RULE_KEYS = ("id", "on", "match", "limit", "require", "brake", "when", "effect", "mode", "reason")
 MATCH_KEYS = ("risk", "action", "incident_id", "tenant_id", "principal", "target_agents")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +16,13 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from sidecar.cli.main import main
 from tests.acceptance.conftest import (
     ASK_SECONDS,
     EXECUTE,
+    PROJECT,
     Answer,
     Backend,
     Program,
@@ -461,7 +466,79 @@ def test_a_file_that_is_half_written_is_refused_and_taken_up_when_it_is_whole(
         stream.write(WITHOUT_RETRY[half:])
     seconds_until(sidecar, lambda: refused_as_unknown(sidecar))
     assert status(sidecar)["last_reload"]["ok"]
-    assert [line["level"] for line in reloads(sidecar)] == ["ERROR", "INFO"]
+    assert [line["level"] for line in reloads(sidecar)] == ["ERROR", "WARNING"]
+
+
+def test_the_beginning_of_a_file_is_not_taken_for_the_whole(
+    way: str, sidecar: Program, config: Path
+) -> None:
+    """Cut behind a line it could be used, and would allow what the rest refuses."""
+    text = GOOD.replace("retry_agent", "later") + "rules:\n  - {id: none, on: issue, effect: deny}\n"
+    text += "  - {id: more, on: execute, effect: deny}\n"
+    with (config.parent / "policies" / "actions.yaml").open("w") as stream:
+        for line in text.splitlines(keepends=True):
+            stream.write(line)
+            stream.flush()
+            time.sleep(0.1)
+    begun = time.monotonic()
+    sidecar.until("takes up the change", lambda: changed(sidecar) or None, MOST_SECONDS)
+    assert time.monotonic() - begun < MOST_SECONDS
+    (line_,) = reloads(sidecar)
+    assert (line_["actions"], line_["rules"], line_["old_actions"], line_["old_rules"]) == (2, 2, 2, 0)
+
+
+def test_a_pipe_among_the_policies_refuses_the_reload_and_holds_up_nothing(
+    way: str, sidecar: Program, config: Path
+) -> None:
+    pipe = config.parent / "policies" / "pipe.yaml"
+    os.mkfifo(pipe)
+    (error,) = reload(sidecar).json()["errors"]
+    assert error == f"{pipe}: is no regular file; remove it, or put one in its place"
+    assert not refused_as_unknown(sidecar)
+    checked = subprocess.run(
+        [sys.executable, "-m", "sidecar", "check", "--config", str(config)],
+        cwd=PROJECT,
+        capture_output=True,
+        timeout=ASK_SECONDS,
+    )
+    assert (checked.returncode, checked.stderr.decode().strip()) == (2, error)
+    begun = time.monotonic()
+    sidecar.signal(signal.SIGTERM)
+    assert sidecar.wait() == 0
+    assert time.monotonic() - begun < 4
+
+
+def test_a_large_reload_does_not_outlast_the_end(config: Path) -> None:
+    configure(config, shutdown={"drain_seconds": 0.5})
+    with Program(config) as sidecar:
+        text = " || ".join(f'intent.contains("{number}")' for number in range(60))
+        for file in range(40):
+            rules = "".join(
+                f"  - {{id: r{file}-{number}, on: issue, when: '{text}', effect: deny}}\n"
+                for number in range(300)
+            )
+            (config.parent / "policies" / f".{file}").write_text(f"rules:\n{rules}")
+        for file in range(40):
+            os.rename(config.parent / "policies" / f".{file}", config.parent / "policies" / f"r{file}.yaml")
+        sidecar.signal(signal.SIGHUP)
+        time.sleep(1)
+        begun = time.monotonic()
+        sidecar.signal(signal.SIGTERM)
+        assert sidecar.wait() == 0
+        assert time.monotonic() - begun < 4
+        assert sidecar.log_lines()[-1]["message"] == "stopped"
+        assert reloads(sidecar) == []
+
+
+def test_sighup_before_it_can_reload_does_not_end_it(config: Path) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    assert before == signal.SIG_DFL
+    config.write_text("nonsense: true\n")
+    try:
+        ended = CliRunner().invoke(main, ["run", "--config", str(config)])
+        assert (ended.exit_code, signal.getsignal(signal.SIGHUP)) == (2, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_nothing_is_reloaded_and_nothing_logged_where_nothing_changed(

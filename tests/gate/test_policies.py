@@ -108,6 +108,19 @@ async def test_a_brake_says_its_rule_why_and_to_the_second_when_to_come_back(hou
     assert (await house.execute(renewed)).status == 200
 
 
+async def test_retry_after_counts_in_the_time_that_a_wall_clock_behind_the_log_has_to_catch_up(
+    house: House,
+) -> None:
+    house.adopt(with_rules(Rule(id="cool", on="execute", brake=Brake(cooldown_seconds=5))))
+    (scope,) = await scopes(house, 1)
+    assert (await house.execute(scope)).status == 200
+    house.clock.move(-30)
+    seconds = int((await house.execute(scope)).header("Retry-After") or 0)
+    assert 33 <= seconds <= 36
+    house.clock.move(seconds)
+    assert (await house.execute(scope)).status == 200
+
+
 async def test_another_incident_and_an_action_that_the_rule_does_not_name_are_not_braked(
     house: House,
 ) -> None:
@@ -230,6 +243,14 @@ async def test_a_condition_that_fails_refuses_is_recorded_and_counted(house: Hou
     assert (answer.status, body["rules"], body["condition_error"]) == (403, ["freeze"], "division by zero")
     assert (await house.record(body["decision_id"]))["details"]["condition_error"] == "division by zero"
     assert await house.metric('scopegate_condition_errors_total{rule="freeze"}') == 1
+
+
+async def test_each_condition_that_fails_is_counted_whatever_else_refuses(house: House) -> None:
+    scope = await house.issue()
+    house.adopt(with_rules(FREEZE, replace(FREEZE, id="z-broken", when=Broken())))
+    assert refused(await house.execute(scope))["rules"] == ["freeze", "z-broken"]
+    assert await house.metric('scopegate_condition_errors_total{rule="z-broken"}') == 1
+    assert await house.metric('scopegate_condition_errors_total{rule="freeze"}') == 0
 
 
 async def test_a_rule_in_shadow_lets_through_records_and_counts(house: House) -> None:

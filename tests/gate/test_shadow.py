@@ -19,6 +19,7 @@ from tests.support import (
     read_message,
     replies,
     request_bytes,
+    unused_port,
 )
 
 SHADOW = {"routes": [{"path": "**/recovery/execute", "mode": "shadow"}]}
@@ -271,3 +272,30 @@ async def test_explain_says_what_would_be_let_through_and_why_it_would_not(house
         told = await house.explain(None, **members)
         assert (told["allowed"], told["error"]) == (True, None)
         assert [one["error"] for one in told["would_refuse"]] == [code]
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ([("Content-Type", "text/plain"), ("Transfer-Encoding", "gzip, chunked")], "invalid_request"),
+        ([("Connection", "Upgrade"), ("Upgrade", "h2c"), ("Content-Length", "0")], "upgrade_refused"),
+    ],
+)
+async def test_what_could_not_be_carried_is_refused_and_not_recorded_as_let_through(
+    house: House, headers: list[tuple[str, str]], code: str
+) -> None:
+    answer = await house.data("POST", EXECUTE, headers, b"0\r\n\r\n" if code == "invalid_request" else b"")
+    assert answer.status == 400
+    assert house.backend.seen == []
+    assert await house.records("&event=admitted") == []
+    if answer.header("Scopegate-Decision-Id"):
+        assert answer.json()["error"] == code
+
+
+async def test_an_answer_that_failed_names_the_decision_under_which_it_was_let_through(
+    open_house: Open,
+) -> None:
+    house = await open_house(gate=SHADOW, upstream_port=unused_port())
+    answer = await house.data("POST", EXECUTE, JSON, b"no json")
+    assert (answer.status, answer.json()["error"]) == (502, "upstream_unreachable")
+    assert answer.json()["decision_id"] == (await only_record(house))["decision_id"]

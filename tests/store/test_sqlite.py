@@ -165,7 +165,10 @@ async def test_executions_of_the_second_schema_are_kept_settled_and_counted_by_b
 ) -> None:
     store = await open_store(path)
     scope = await issued(store)
-    admissions = [admit(scope.scope_id) for _ in range(2)]
+    admissions = [
+        admit(scope.scope_id),
+        replace(admit(scope.scope_id, target_agents=("agent_1",)), principal="ann"),
+    ]
     for command in admissions:
         assert isinstance(await store.submit(command), Admitted)
     await store.close()
@@ -186,6 +189,7 @@ async def test_executions_of_the_second_schema_are_kept_settled_and_counted_by_b
     kept = await migrated.engine.execution(second)
     assert kept is not None
     assert (kept.scope_id, kept.attempt_number, kept.status) == (scope.scope_id, 2, "in_flight")
+    assert (kept.principal, kept.target_agents) == ("ann", ("agent_1",))
     brake = Rule(
         id="brake", on="execute", brake=Brake(per=("incident_id",), max_attempts=2, window_seconds=60)
     )

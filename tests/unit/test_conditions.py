@@ -330,6 +330,16 @@ def test_a_condition_that_may_read_any_of_the_parameters_is_bounded_by_all(text:
             (1, 5),
         ),
         (
+            "not (risk == 'low') || true",
+            "not is no operator of conditions; write && for and, || for or, ! for not",
+            (1, 1),
+        ),
+        (
+            "risk == 'low' and (true)",
+            "and is no operator of conditions; write && for and, || for or, ! for not",
+            (1, 15),
+        ),
+        (
             "risk == @",
             "cannot be read from here on; check the brackets, quotes and operators before it",
             (1, 9),
@@ -360,6 +370,43 @@ def test_a_condition_that_may_read_any_of_the_parameters_is_bounded_by_all(text:
 )  # fmt: skip
 def test_a_mistake_is_named_at_its_place(text: str, said: str, position: tuple[int, int] | None) -> None:
     assert mistake(text) == (said, position)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-12-24",
+        "2026-12-24T00:00:00",
+        "2026-12-24 00:00:00Z",
+        "2026-13-24T00:00:00Z",
+        "2026-02-30T00:00:00Z",
+        "tomorrow",
+        "",
+    ],
+)
+def test_a_time_that_is_none_is_found_when_it_is_read(text: str) -> None:
+    said = "timestamp(...) takes a time in RFC 3339 with Z or an offset, such as "
+    said += 'timestamp("2026-12-24T00:00:00Z")'
+    assert mistake(f'risk == "low" &&\n  now >= timestamp( // from\n "{text}" )') == (said, (2, 10))
+
+
+@pytest.mark.parametrize("text", ["1d", "5 m", "36", "h", "99999999999999h", ""])
+def test_a_duration_that_is_none_is_found_when_it_is_read(text: str) -> None:
+    said = 'duration(...) takes hours, minutes and seconds, such as duration("36h")'
+    assert mistake(f"now - now < duration('{text}')") == (said, (1, 13))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'now >= timestamp("2026-12-24T00:00:00Z")',
+        "now >= timestamp (r'2026-12-24T00:59:59.5+01:00')",
+        'now - timestamp("2026-12-23T00:00:00Z") < duration("36h") && duration("1h30m") > duration("-1.5h")',
+        "\"timestamp('x')\" != risk // duration('x')",
+    ],
+)
+def test_a_time_and_a_duration_are_read(text: str) -> None:
+    assert holds(text)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +20,27 @@ from sidecar.policyfiles import load
 from sidecar.policyrules import BRAKE_KEYS, LIMIT_KEYS, MATCH_KEYS, REQUIRE_KEYS, RULE_KEYS
 
 SHIPPED = Path(__file__).parents[2] / "policies"
+NOBODY = 65534
+
+
+@contextmanager
+def no_privileges() -> Iterator[None]:
+    """Modes of files mean nothing to root."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def anybody() -> Iterator[Path]:
+    """A folder that anybody may enter."""
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -100,6 +123,37 @@ def test_a_file_that_cannot_be_read_is_no_file_to_skip(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["", " \n\t\n"])
+def test_a_file_that_holds_nothing_may_be_one_that_was_cut_short(tmp_path: Path, text: str) -> None:
+    rule = "{id: r, on: issue, match: {action: six}, effect: deny}"
+    write(tmp_path, a=f"actions: {{x: {{risk: low}}}}\nrules: [{rule}]")
+    assert faults(write(tmp_path, b=text)) == ["b.yaml: holds nothing; remove the file if that is meant"]
+    (tmp_path / "b.yaml").write_text("actions: {six: {risk: low}}")
+    assert len(load(tmp_path).rules) == 1
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, a="actions: {x: {risk: low}}")
+    os.mkfifo(tmp_path / "b.yaml")
+    assert faults(tmp_path) == ["b.yaml: is no regular file; remove it, or put one in its place"]
+
+
+def test_a_folder_that_is_closed_is_named(anybody: Path) -> None:
+    policies = anybody / "policies"
+    policies.mkdir()
+    write(policies, a="actions: {x: {risk: low}}")
+    for mode in (0o444, 0o111, 0):
+        policies.chmod(mode)
+        with no_privileges():
+            assert faults(policies) == [
+                "FOLDER: the policies folder cannot be read (Permission denied); "
+                "let the sidecar read and enter it"
+            ]
+    policies.chmod(0o755)
+    with no_privileges():
+        assert list(load(policies).actions) == ["x"]
+
+
 def test_a_folder_that_is_missing_or_empty_says_what_to_do(tmp_path: Path) -> None:
     assert faults(tmp_path) == [
         "FOLDER: holds no *.yaml file; add one with actions:, such as the shipped policies/actions.yaml"
@@ -110,7 +164,7 @@ def test_a_folder_that_is_missing_or_empty_says_what_to_do(tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.parametrize("text", ["", "actions:\n", "actions: {}\n"])
+@pytest.mark.parametrize("text", ["# nothing\n", "actions:\n", "actions: {}\n"])
 def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str) -> None:
     assert faults(write(tmp_path, a=text)) == [
         "FOLDER: actions: no file here names an action, so everything would be refused; "
@@ -218,6 +272,38 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path) -> None:
     assert (actions["x"].hold, actions["x"].timeout_seconds) == (10**15, 86_400.0)
     assert (actions["y"].hold, actions["y"].timeout_seconds) == (1, 0.001)
     assert actions["n" * 256].hold == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('actions:\n  x: {risk: low, max_cost_usd: "${COST}"}', "2:18: actions.x.max_cost_usd"),
+        ('actions:\n  x: {risk: "${RISK:low}"}', "2:7: actions.x.risk"),
+        ('actions:\n  "${NAME}": {risk: low}', "2:3: actions.${NAME}"),
+        (
+            "actions: {x: {risk: low}}\nrules:\n"
+            '  - {id: r, on: issue, match: {incident_id: [a, "b-${INC}"]}, effect: deny}',
+            "3:49: rules[0].match.incident_id[1]",
+        ),
+        (
+            "actions: {x: {risk: low}}\nrules:\n  - {id: r, on: issue, effect: deny, reason: 'as ${WHO} said'}",
+            "3:38: rules[0].reason",
+        ),
+        (
+            "actions: {x: {risk: low}}\nrules:\n  - {id: r, on: issue, effect: deny, when: 'risk == \"${R}\"'}",
+            "3:38: rules[0].when",
+        ),
+    ],
+)
+def test_a_variable_is_not_filled_in_and_so_refused(tmp_path: Path, text: str, place: str) -> None:
+    wanted = f"a.yaml:{place}: variables are not filled in here; write the value"
+    assert wanted in faults(write(tmp_path, a=text))
+
+
+def test_what_only_looks_like_a_variable_is_text(tmp_path: Path) -> None:
+    text = "actions: {x: {risk: low}} # ${COST}\nrules:\n"
+    text += '  - {id: r, on: issue, effect: deny, reason: "$COST ${1} ${ ${}"}\n'
+    assert load(write(tmp_path, a=text)).rules[0].reason == "$COST ${1} ${ ${}"
 
 
 def test_target_agents_are_required_only_where_an_action_says_so(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from sidecar.clock import wall_clock
 from sidecar.core.policy import RiskClass
 from sidecar.core.record import iso_time
 from sidecar.errors import ConfigurationError
-from sidecar.reload import Files, Reloader, warn_of_openings
+from sidecar.reload import SETTLE_SECONDS, Cause, Files, Reloader, warn_of_openings
 from sidecar.settings import Listen, default
 from sidecar.telemetry import Metrics
 from sidecar.terms import Live, Terms
@@ -169,7 +170,8 @@ async def test_a_policy_file_that_differs_in_a_remark_is_another_set(place: Plac
     [
         ("", "actions:\n  one: {risk: dreadful}\n", "policies/actions.yaml:2:9: actions.one.risk: expects"),
         ("", "actions: {one: {ri", "policies/actions.yaml:1:"),
-        ("", "", "policies: actions: no file here names an action"),
+        ("", "# nothing\n", "policies: actions: no file here names an action"),
+        ("", "", "policies/actions.yaml: holds nothing"),
         ("gate:\n  max_in_flight: x\n", "", "c.yaml:4:3: gate.max_in_flight: expects a whole number"),
         ("gate: {routes: []}\n", "", "c.yaml:3:8: gate.routes: is empty"),
         ("policies: elsewhere\n", "", "c.yaml:3:1: policies: stands in line 2 too"),
@@ -262,6 +264,20 @@ async def test_every_key_that_cannot_change_live_is_named_beside_those_that_can(
         f"c.yaml:4:26: gate.head_timeout_seconds: {PUT_BACK} 10.0",
     ]
     assert place.live.terms is before
+
+
+def test_a_checkpoint_file_in_a_closed_folder_is_a_mistake_in_the_configuration() -> None:
+    before = os.geteuid()
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0)
+        if before == 0:
+            os.seteuid(65534)  # modes mean nothing to root
+        try:
+            with pytest.raises(ConfigurationError, match=r"log\.checkpoint_file: stands in a folder that is closed"):
+                default("http://127.0.0.1:9000", log={"checkpoint_file": f"{folder}/checkpoints"})
+        finally:
+            os.seteuid(before)
+            os.chmod(folder, 0o700)
 
 
 async def test_our_own_failure_to_read_them_changes_nothing(
@@ -446,6 +462,81 @@ async def test_a_file_that_is_half_written_is_refused_once_and_read_when_it_is_w
     assert place.reloader.last.to_dict()["ok"]
 
 
+async def test_what_is_written_with_pauses_is_read_once_and_whole(place: Place) -> None:
+    """Each part of it could be used as it is, and would refuse less than the whole."""
+    names = [f"name{number}" for number in range(8)]
+    place.allow(*names[:1])
+    catching_up = asyncio.create_task(place.reloader.catch_up())
+    for number in range(2, len(names) + 1):
+        await asyncio.sleep(SETTLE_SECONDS / 2)
+        place.allow(*names[:number])
+        assert place.allowed() == ["one"]
+    await catching_up
+    assert (place.allowed(), place.counted()) == (names, (1, 0, 0))
+
+
+async def test_another_folder_rests_too_before_it_is_read_by_itself(place: Place) -> None:
+    other = place.folder / "other"
+    other.mkdir()
+    (other / "a.yaml").write_text("actions: {six: {risk: high}}\n")
+    (place.folder / "c.yaml").write_text(UPSTREAM.replace("policies/", "other/"))
+    catching_up = asyncio.create_task(place.reloader.catch_up())
+    while place.files.policies != other:
+        await asyncio.sleep(0.005)
+    (other / "a.yaml").write_text("actions: {six: {risk: high}, ten: {risk: high}}\n")
+    await catching_up
+    assert (place.allowed(), place.counted()) == (["six", "ten"], (1, 0, 0))
+
+
+def test_what_is_no_longer_what_was_seen_stays_unread(place: Place) -> None:
+    place.allow("two")
+    seen = place.files.unread()
+    assert seen is not None
+    place.allow("six")
+    assert place.files.read_if_still(seen) is None
+    now = place.files.unread()
+    assert now not in (None, seen)
+    found = place.files.read_if_still(now or b"")
+    assert found is not None
+    assert list(found[1].actions) == ["six"]
+    assert place.files.unread() is None
+
+
+@pytest.mark.parametrize("cause", ["signal", "call"])
+async def test_who_asks_for_a_reload_does_not_wait_until_files_rest(place: Place, cause: Cause) -> None:
+    place.allow("two")
+    catching_up = asyncio.create_task(place.reloader.catch_up())
+    await asyncio.sleep(SETTLE_SECONDS / 4)
+    begun = asyncio.get_running_loop().time()
+    assert (await place.reloader.reload(cause)).changed == ("policies",)
+    assert asyncio.get_running_loop().time() - begun < SETTLE_SECONDS / 2
+    await catching_up
+    assert (place.allowed(), place.counted()) == (["two"], (1, 0, 0))
+
+
+async def test_a_thread_that_nobody_waits_for_is_known_to_read_until_it_ends(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, going, read = threading.Event(), threading.Event(), policyfiles.load
+
+    def patient(folder: Path) -> Any:
+        begun.set()
+        assert going.wait(5)
+        return read(folder)
+
+    monkeypatch.setattr(policyfiles, "load", patient)
+    assert not place.reloader.is_reading()
+    reloading = asyncio.create_task(place.reloader.reload("call"))
+    assert await asyncio.to_thread(begun.wait, 5)
+    reloading.cancel()
+    await asyncio.wait([reloading])
+    assert place.reloader.is_reading()
+    going.set()
+    async with asyncio.timeout(5):
+        while place.reloader.is_reading():
+            await asyncio.sleep(0.005)
+
+
 async def test_a_change_between_the_start_and_the_first_look_is_caught_up(place: Place) -> None:
     place.configure("gate: {max_in_flight: 3}\n")
     await place.reloader.catch_up()
@@ -511,6 +602,38 @@ async def test_the_log_tells_what_came_of_it(place: Place, caplog: pytest.LogCap
     (line,) = caplog.records
     assert (line.levelname, vars(line)["errors"]) == ("ERROR", refused.errors)
     assert len(refused.errors) == 2
+
+
+async def test_the_log_tells_how_much_there_is_and_warns_where_it_got_less(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = "rules:\n  - {id: a, on: issue, effect: deny}\n  - {id: b, on: issue, effect: deny}\n"
+
+    async def told(actions: int, rules_: int, routes: str) -> tuple[str, str, list[int], list[int]]:
+        file = place.folder / "policies" / "actions.yaml"
+        listed = "".join(f"  act{number}: {{risk: low}}\n" for number in range(actions))
+        file.write_text(f"actions:\n{listed}" + "".join(rules.splitlines(True)[: 1 + rules_]))
+        place.configure(f"gate: {{routes: [{routes}]}}\n")
+        caplog.clear()
+        await place.reloader.reload("call")
+        line = next(record for record in caplog.records if record.getMessage().startswith("reloaded"))
+        names = ("actions", "rules", "gated_routes")
+        before, after = ([vars(line)[prefix + name] for name in names] for prefix in ("old_", ""))
+        return line.levelname, line.getMessage(), before, after
+
+    caplog.set_level(logging.INFO, "scopegate.reload")
+    both, one = "{path: /a}, {path: /b}", "{path: /a}, {path: /b, mode: shadow}"
+    assert await told(2, 2, both) == ("INFO", "reloaded", [1, 0, 1], [2, 2, 2])
+    assert await told(1, 2, both) == ("WARNING", "reloaded with fewer actions", [2, 2, 2], [1, 2, 2])
+    assert await told(3, 1, both) == ("WARNING", "reloaded with fewer rules", [1, 2, 2], [3, 1, 2])
+    assert await told(3, 1, one) == ("WARNING", "reloaded with fewer gated routes", [3, 1, 2], [3, 1, 1])
+    assert await told(3, 1, one) == (
+        "INFO",
+        "reloaded; nothing is different",
+        [3, 1, 1],
+        [3, 1, 1],
+    )
+    assert await told(2, 0, one) == ("WARNING", "reloaded with fewer actions and rules", [3, 1, 1], [2, 0, 1])
 
 
 def test_what_lets_actions_through_without_a_scope_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from sidecar import yamlevents
 from sidecar.errors import ConfigurationError, Fault
 from sidecar.yamlevents import MAX_BYTES, Undecided
-from sidecar.yamlfile import MAX_DEPTH, MAX_NUMBER_CHARS, Document, dotted, parse, survey
+from sidecar.yamlfile import MAX_DEPTH, MAX_NUMBER_CHARS, Document, contents, dotted, parse, survey
 
 
 def read(text: str | bytes, **environment: str) -> Any:
@@ -198,6 +199,19 @@ def test_the_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidecar.yamlevents.MAX_BYTES", 10)
     assert read(b"a: 1 #2345") == {"a": 1}
     assert fault(b"a: 1 #23456") == "f.yaml:1:1: is larger than 10 bytes; split it or make it shorter"
+
+
+def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_bytes(b"a: 1")
+    (tmp_path / "link.yaml").symlink_to("f.yaml")
+    assert contents(tmp_path / "link.yaml") == b"a: 1"
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in ("pipe.yaml", "/dev/zero"):
+        with pytest.raises(ConfigurationError, match="is no regular file; remove it, or put one in its place"):
+            contents(tmp_path / name)
+    for name, reason in ((".", "Is a directory"), ("gone", "No such file or directory"), ("a\0", "embedded")):
+        with pytest.raises(ConfigurationError, match=reason):
+            contents(tmp_path / name)
 
 
 def test_the_depth_is_bounded() -> None:
