@@ -239,8 +239,15 @@ class ScopeStore:
         """Withdraw a scope for good; False where there is none. Repeatable, and recorded each time."""
         if not is_identifier(scope_id):
             return False
-        command = Revoke(decision_id=new_decision_id(), scope_id=scope_id, tenant_id=TENANT, origin="library")
-        return isinstance(library().submit_sync(command), Revoked)
+        asked = library()
+        command = Revoke(
+            decision_id=new_decision_id(),
+            scope_id=scope_id,
+            policy_revision=asked.policies.revision,
+            tenant_id=TENANT,
+            origin="library",
+        )
+        return isinstance(asked.submit_sync(command), Revoked)
 
     def cleanup_expired(self) -> int:
         """How many scopes lapsed before they were used up or revoked. Deletes nothing: they are evidence."""

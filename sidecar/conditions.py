@@ -38,8 +38,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # A call of timestamp or duration with one text alone in its brackets.
 _LITERAL = re.compile(r"""\b(timestamp|duration)\s*(\(["\s]+\))""")
 _LITERALS = {
-    "timestamp": "takes a time in RFC 3339 with Z or an offset, such as "
-    'timestamp("2026-12-24T00:00:00Z")',
+    "timestamp": 'takes a time in RFC 3339 with Z or an offset, such as timestamp("2026-12-24T00:00:00Z")',
     "duration": 'takes hours, minutes and seconds, such as duration("36h")',
 }
 # A call of matches, behind a dot or not, and whether one text is all that stands in its brackets.

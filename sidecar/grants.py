@@ -57,6 +57,7 @@ class Grants:
         command = Revoke(
             decision_id=new_decision_id(),
             scope_id=scope_id,
+            policy_revision=None if asked.policies is None else asked.policies.revision,
             tenant_id=asked.tenant_id,
             request_id=asked.request_id,
             principal=asked.principal,

@@ -39,7 +39,6 @@ _SCOPE_ID = "scope_test"
 _DECISION_ID = "the decision of this test"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-
 # What stands in a file ----------------------------------------------------------------------------------
 
 
@@ -347,15 +346,14 @@ def _tests(document: Document, faults: list[Fault]) -> Iterator[PolicyTest]:
     if not isinstance(top, dict):
         fault((), f"expects the key tests: on top, found {kind(top)}")
         return
-    for key in top:
-        if key != "tests":
-            fault((key,), f"is not a known key{did_you_mean(key, ('tests',))}")
+    for key in top.keys() - {"tests"}:
+        fault((key,), f"is not a known key{did_you_mean(key, ('tests',))}")
     entries = top.get("tests")
-    if not isinstance(entries, list):
-        fault(("tests",), f"expects a list of tests, found {kind(entries)}")
+    if not isinstance(entries, list) or not entries:
+        fault(
+            ("tests",), f"expects a list of tests, found {'an empty one' if entries == [] else kind(entries)}"
+        )
         return
-    if not entries:
-        fault(("tests",), "is an empty list; write at least one test, or remove the file")
     names: dict[str, str] = {}
     for index, entry in enumerate(entries):
         path: KeyPath = ("tests", index)

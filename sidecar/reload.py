@@ -1,7 +1,7 @@
 """Reloading: the files are read anew, checked as a whole, and put in force in one assignment.
 
-What cannot be used, or cannot change while the sidecar runs, changes nothing: the old terms stay in force. What
-is taken up without being asked for has rested first: the beginning of a file may be valid, too, and say less.
+What cannot be used, or cannot change while the sidecar runs, changes nothing: the old terms stay in force.
+What is taken up without being asked for has rested first: the beginning of a file may be valid, and say less.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ class Reloader:
             if now == seen:
                 async with self._turn:
                     if await self._aside(self._files.changed):  # no call was faster
-                        await self._reload("files changed", self._files, partial(self._files.read_if_still, now))
+                        still = partial(self._files.read_if_still, now)
+                        await self._reload("files changed", self._files, still)
                 seen = None
             else:
                 seen = now

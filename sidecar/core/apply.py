@@ -173,7 +173,9 @@ def _revoke(command: Revoke, state: State, now: int) -> Applied:
         refusal = Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": command.scope_id})
         if not command.record_denial:
             return Applied(reply=Denied(refusal, None))
-        entry = gate_entry(command, "refused", refusal, claims, None, now, gatekept="scope_grant")
+        entry = gate_entry(
+            command, "refused", refusal, claims, command.policy_revision, now, gatekept="scope_grant"
+        )
         return Applied(reply=Denied(refusal, command.decision_id), entry=entry)
     if scope.revoked_at is None:
         scope = replace(scope, revoked_at=now)
@@ -182,7 +184,7 @@ def _revoke(command: Revoke, state: State, now: int) -> Applied:
         "revoked",
         None,
         replace(claims, incident_id=scope.incident_id),
-        None,
+        command.policy_revision,
         now,
         gatekept="scope_grant",
         revoked_at=iso_time(scope.revoked_at or now),

@@ -108,6 +108,7 @@ class Revoke:
 
     decision_id: str
     scope_id: str
+    policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
     principal: str = "anonymous"

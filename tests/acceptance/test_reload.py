@@ -469,9 +469,7 @@ def test_a_file_that_is_half_written_is_refused_and_taken_up_when_it_is_whole(
     assert [line["level"] for line in reloads(sidecar)] == ["ERROR", "WARNING"]
 
 
-def test_the_beginning_of_a_file_is_not_taken_for_the_whole(
-    way: str, sidecar: Program, config: Path
-) -> None:
+def test_the_beginning_of_a_file_is_not_taken_for_the_whole(way: str, sidecar: Program, config: Path) -> None:
     """Cut behind a line it could be used, and would allow what the rest refuses."""
     text = GOOD.replace("retry_agent", "later") + "rules:\n  - {id: none, on: issue, effect: deny}\n"
     text += "  - {id: more, on: execute, effect: deny}\n"

@@ -327,6 +327,7 @@ async def test_a_revocation_answers_and_is_recorded_each_time(house: House) -> N
     records = await house.records("&event=revoked")
     assert [record["scope_id"] for record in records] == [scope["scope_id"]] * 2
     assert {record["decision_inputs"]["policy_id"] for record in records} == {"scope_grant"}
+    assert {record["details"]["policy_revision"] for record in records} == {"rev-1"}
     refused = await house.execute(scope)
     assert assert_problem(refused, 400, "scope_revoked")["scope_id"] == scope["scope_id"]
 

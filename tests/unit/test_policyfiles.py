@@ -286,11 +286,13 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path) -> None:
             "3:49: rules[0].match.incident_id[1]",
         ),
         (
-            "actions: {x: {risk: low}}\nrules:\n  - {id: r, on: issue, effect: deny, reason: 'as ${WHO} said'}",
+            "actions: {x: {risk: low}}\nrules:\n"
+            "  - {id: r, on: issue, effect: deny, reason: 'as ${WHO} said'}",
             "3:38: rules[0].reason",
         ),
         (
-            "actions: {x: {risk: low}}\nrules:\n  - {id: r, on: issue, effect: deny, when: 'risk == \"${R}\"'}",
+            "actions: {x: {risk: low}}\nrules:\n"
+            "  - {id: r, on: issue, effect: deny, when: 'risk == \"${R}\"'}",
             "3:38: rules[0].when",
         ),
     ],

@@ -317,7 +317,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, members: dict[str, An
     [
         ("", "1:1: tests: expects a list of tests, found nothing"),
         ("tests: {}", "1:1: tests: expects a list of tests, found a map"),
-        ("tests: []", "1:1: tests: is an empty list; write at least one test, or remove the file"),
+        ("tests: []", "1:1: tests: expects a list of tests, found an empty one"),
         ("- a", "1:1: expects the key tests: on top, found a list"),
         ("a", "1:1: expects the key tests: on top, found text"),
         ("tests: [3]", "1:9: tests[0]: expects a map with name, on, facts and want, found a number"),

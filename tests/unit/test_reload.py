@@ -273,7 +273,9 @@ def test_a_checkpoint_file_in_a_closed_folder_is_a_mistake_in_the_configuration(
         if before == 0:
             os.seteuid(65534)  # modes mean nothing to root
         try:
-            with pytest.raises(ConfigurationError, match=r"log\.checkpoint_file: stands in a folder that is closed"):
+            with pytest.raises(
+                ConfigurationError, match=r"log\.checkpoint_file: stands in a folder that is closed"
+            ):
                 default("http://127.0.0.1:9000", log={"checkpoint_file": f"{folder}/checkpoints"})
         finally:
             os.seteuid(before)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sidecar.core.apply import Applied, State, apply
 from sidecar.core.brakes import Tally
 from sidecar.core.command import Admit, Admitted, Denied, Issue, Issued
-from sidecar.core.deciding import Past, judgment
+from sidecar.core.deciding import Past, granted, judgment
 from sidecar.core.facts import Claims
 from sidecar.core.policy import (
     ActionPolicy,
@@ -126,7 +126,10 @@ def state(scope: Scope = SCOPE, *executions: Execution) -> State:
     """Everything that was executed is in every tally that an execution may ask for."""
     tallies = {Tally(), *(Tally(action=name) for name in ACTIONS)}
     tallies |= {
-        Tally(tenant_id=one, incident_id=two) for one in ("default", "acme") for two in ("inc_1", "inc_2")
+        Tally(tenant_id=one, incident_id=two, action=three)
+        for one in ("default", "acme")
+        for two in ("inc_1", "inc_2")
+        for three in (None, *ACTIONS)
     }
     return State(
         scopes={scope.scope_id: scope},
@@ -858,3 +861,28 @@ def test_judged_in_two_halves_or_in_one_the_answer_and_the_record_are_the_same(
 def _unjudged(entry: Entry) -> Entry:
     details = {name: value for name, value in entry.record.details.items() if name != "judged_at"}
     return replace(entry, record=replace(entry.record, details=details))
+
+
+def test_a_grant_that_was_judged_before_gets_the_same_answer_and_its_record_says_when() -> None:
+    asked_about: list[str] = []
+
+    def late_enough(subject: Subject) -> bool:
+        asked_about.append(subject.action)
+        return subject.now >= NOW
+
+    late = when("now", late_enough)
+    by_action = when("action", lambda subject: subject.action == "retry_agent")
+    policies = policies_of(
+        Rule(id="late", on="issue", when=late, limit=Limit(max_attempts=1)),
+        Rule(id="retries", on="issue", when=by_action, limit=Limit(ttl_seconds=60)),
+    )
+    command = issue(policies, defaulted=frozenset({"max_attempts", "ttl_seconds"}))
+    plain = apply(command, State(), NOW)
+    judged = apply(replace(command, judged=granted(command, NOW)), State(), NOW + SECOND)
+    assert plain.entry is not None
+    assert judged.entry is not None
+    assert judged.entry.record.details["rules"] == plain.entry.record.details["rules"]
+    assert judged.entry.record.details["judged_at"] == iso_time(NOW)
+    assert "judged_at" not in plain.entry.record.details
+    # What does not look at the action is asked once, however many actions are asked for.
+    assert len(asked_about) == 2

@@ -207,7 +207,9 @@ def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
     assert contents(tmp_path / "link.yaml") == b"a: 1"
     os.mkfifo(tmp_path / "pipe.yaml")
     for name in ("pipe.yaml", "/dev/zero"):
-        with pytest.raises(ConfigurationError, match="is no regular file; remove it, or put one in its place"):
+        with pytest.raises(
+            ConfigurationError, match="is no regular file; remove it, or put one in its place"
+        ):
             contents(tmp_path / name)
     for name, reason in ((".", "Is a directory"), ("gone", "No such file or directory"), ("a\0", "embedded")):
         with pytest.raises(ConfigurationError, match=reason):
