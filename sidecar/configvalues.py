@@ -25,7 +25,6 @@ from sidecar.core.money import is_whole_micros, to_micros
 from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
 from sidecar.errors import KeyFileUnusable
-from sidecar.yamlfile import shown
 
 LATER = "not yet known, it comes with a later release"
 
@@ -272,7 +271,7 @@ def _source(value: object, info: ValidationInfo) -> Source:
         raise ValueError("names a header that cannot exist; write header:Name")
     pattern = info.data.get("path")
     if source.kind == "path" and pattern is not None and source.name not in pattern.names:
-        raise ValueError(f"there is no {{{shown(source.name)}}} in this route's path; add it there")
+        raise ValueError("names a place that this route's path does not have; add it there as {name}")
     return source
 
 

@@ -35,8 +35,7 @@ NOW = "2026-01-01T12:00:00Z"
 INTENT = "A policy test that does not say why it asks, in words enough for most rules."
 TTL_SECONDS, CEILING = 300, 500_000
 
-_SCOPE_ID = "scope_test"
-_DECISION_ID = "the decision of this test"
+_SCOPE_ID, _DECISION_ID = "scope_test", "the decision of this test"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # What stands in a file ----------------------------------------------------------------------------------
@@ -350,9 +349,8 @@ def _tests(document: Document, faults: list[Fault]) -> Iterator[PolicyTest]:
         fault((key,), f"is not a known key{did_you_mean(key, ('tests',))}")
     entries = top.get("tests")
     if not isinstance(entries, list) or not entries:
-        fault(
-            ("tests",), f"expects a list of tests, found {'an empty one' if entries == [] else kind(entries)}"
-        )
+        found = "an empty one" if entries == [] else kind(entries)
+        fault(("tests",), f"expects a list of tests, found {found}")
         return
     names: dict[str, str] = {}
     for index, entry in enumerate(entries):

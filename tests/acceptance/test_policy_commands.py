@@ -231,10 +231,21 @@ def test_what_is_undecidable_is_counted_with_its_reason(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended
     lines = ended.stdout.splitlines()
     assert lines[-2].split() == ["undecidable", "3"]
-    assert lines[-1].split()[:8] == ["3", "rule", "careful", "looks", "at", "parameters:", "masked,", "for"]
+    assert lines[-1].split()[:8] == [
+        "3",
+        "rule",
+        "careful",
+        "looks",
+        "at",
+        "parameters.agent:",
+        "masked,",
+        "for",
+    ]
     assert len(lines) == 8, "the table leaves them out"
     said = report(tmp_path / "masked", new)
-    assert [change["why"] for change in said["changes"]] == ["rule careful looks at parameters: masked"] * 3
+    assert [change["why"] for change in said["changes"]] == [
+        "rule careful looks at parameters.agent: masked"
+    ] * 3
     assert [why["count"] for why in said["summary"]["undecidable"]] == [3]
 
 

@@ -273,7 +273,7 @@ def test_a_mistake_is_named_with_its_place_and_what_to_do(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        ("scope_id: path:id", "there is no {id} in this route's path; add it there"),
+        ("scope_id: path:id", "names a place that this route's path does not have; add it there as {name}"),
         ("scope_id: scope", "write a JSON pointer (/member), path:name, query:name or header:Name"),
         ("action: header:a/b", "names a header that cannot exist; write header:Name"),
         ("incident_id: 5", "expects text, found a number; write it in quotes"),

@@ -98,7 +98,7 @@ def operations_of(settings: Settings) -> Iterator[Operation]:
     listener, it shows the sidecar's.
     """
     routes = settings.gate.routes
-    own = (*DECISIONS, explain(), *EMITTERS, *STATUS, *OPS)
+    own = (*DECISIONS, explain(routes), *EMITTERS, *STATUS, *OPS)
     taken = {_unnamed(operation.path) for operation in (*SCOPES, *own)}
     gated: list[Operation] = []
     for path, operations in groupby(gated_operations(routes), lambda one: one.path):

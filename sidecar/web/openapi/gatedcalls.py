@@ -166,7 +166,7 @@ def spending(route: Route) -> Mapping[str, Any]:
     return {**link, "requestBody": _filled(route.sources, found)}
 
 
-def explain() -> Operation:
+def explain(routes: Sequence[Route]) -> Operation:
     """The call of the admin listener that takes the body of a route, or anything else."""
     return Operation(
         listener="admin",
@@ -184,7 +184,7 @@ def explain() -> Operation:
             Parameter(
                 name="route",
                 place="query",
-                schema={"type": "string"},
+                schema={"type": "string", "enum": [route.path.text for route in routes]},
                 description=(
                     "The path of a gated route, as it is configured. Without it the first route that "
                     "refuses is asked about, else the first. Where another route goes before this one, as "
