@@ -77,11 +77,14 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What was executed lately: executions by name, and the names by tally, oldest first."""
+    """What was executed lately: executions by name, and the names by tally, oldest first.
+
+    With `found` each is looked at once while a batch is decided; without it all are counted to the last.
+    """
 
     admissions: Mapping[Tally, Sequence[str]] = field(default_factory=dict)
     executions: Mapping[str, Execution] = field(default_factory=dict)
-    found: Found = field(default_factory=dict)
+    found: Found | None = None
 
 
 # An execution -------------------------------------------------------------------------------------------

@@ -314,6 +314,15 @@ async def test_explain_says_which_rule_which_bound_what_is_left_and_what_to_do(h
     assert (await house.scope(scope))["attempts_used"] == 2  # looking is free
 
 
+async def test_explain_counts_all_that_a_brake_has_seen(house: House) -> None:
+    house.adopt(with_rules(storm_brake(9)))
+    (scope,) = await scopes(house, 1)
+    for used in range(5):
+        (brake,) = (await house.explain(scope))["brakes"]
+        assert brake["used"] == used
+        assert (await house.execute(scope)).status == 200
+
+
 async def test_explain_agrees_with_execute_on_every_refusal_by_a_rule(house: House) -> None:
     (scope,) = await scopes(house, 1)
     for rules in (
