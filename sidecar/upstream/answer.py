@@ -42,9 +42,21 @@ class AnswerParser:
     """Bytes in, one answer out; no I/O. The `on_` methods are those that httptools calls."""
 
     __slots__ = (
-        "_barren", "_bodyless", "_fault", "_headers", "_http", "_may_upgrade", "_reason",
-        "complete", "head", "pieces", "reusable", "tunnel", "until_eof", "waiting",
-    )  # fmt: skip
+        "_barren",
+        "_bodyless",
+        "_fault",
+        "_headers",
+        "_http",
+        "_may_upgrade",
+        "_reason",
+        "complete",
+        "head",
+        "pieces",
+        "reusable",
+        "tunnel",
+        "until_eof",
+        "waiting",
+    )
 
     def __init__(self, bodyless: bool, may_upgrade: bool) -> None:
         self.head: Head | None = None

@@ -27,9 +27,16 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection", "_failure", "_parser", "_sender", "_sent_at", "_timer", "_waiter", "_write_ended",
+        "_connection",
+        "_failure",
+        "_parser",
+        "_sender",
+        "_sent_at",
+        "_timer",
+        "_waiter",
+        "_write_ended",
         "head",
-    )  # fmt: skip
+    )
 
     head: Head
 

@@ -33,7 +33,7 @@ from sidecar.web.answers import RawAnswer
 from sidecar.web.asked import request_id_of, tenant_of
 from sidecar.web.body import Taken, read_json
 from sidecar.web.headers import end_to_end, value_of, without_our_own
-from sidecar.web.problem import problem
+from sidecar.web.problem import problem, refused_problem
 from sidecar.web.scopes import ScopeApi
 
 logger = logging.getLogger("scopegate.web")
@@ -125,7 +125,7 @@ class DataPlane:
             if unfit is None and unready is None:
                 recorded = await self._gate.refusals.pass_over(refusal, asked)
                 if isinstance(recorded, Refused):
-                    return _refused(recorded, request_id)
+                    return refused_problem(recorded, request_id)
                 return await self._passing.carry(
                     request, _bytes(target), passthrough.Recorded(recorded, taken)
                 )
@@ -135,7 +135,7 @@ class DataPlane:
                 refusal, retry_after = unready
         refused = await self._gate.refusals.refuse(refusal, asked, retry_after=retry_after)
         allow = course.verdict.allow if isinstance(course.verdict, Rejected) else ()
-        return _refused(refused, request_id, allow=allow)
+        return refused_problem(refused, request_id, allow=allow)
 
     async def _judge(
         self, request: web.BaseRequest, target: str, course: Course, terms: Terms, begun: float
@@ -146,14 +146,14 @@ class DataPlane:
             # Not worth reading a body for.
             asked = _asked(request, terms)
             refused = await self._gate.refusals.refuse(unready[0], asked, retry_after=unready[1])
-            return _refused(refused, asked.request_id or "")
+            return refused_problem(refused, asked.request_id or "")
         judged = await self._read(request, target, course, terms, taken)
         self._metrics.judge.observe(time.perf_counter() - begun)
         if isinstance(judged, Refusal):
             return await self._refuse(request, target, course, judged, terms, taken)
         outcome = await self._gate.execute(judged)
         if isinstance(outcome, Refused):
-            return _refused(outcome, judged.request_id)
+            return refused_problem(outcome, judged.request_id)
         if isinstance(outcome, Undelivered):
             return problem(
                 outcome.refusal,
@@ -308,16 +308,6 @@ def _asked(request: web.BaseRequest, terms: Terms) -> Asked:
 
 def _bytes(target: str) -> bytes:
     return target.encode("utf-8", "surrogateescape")
-
-
-def _refused(refused: Refused, request_id: str, *, allow: tuple[str, ...] = ()) -> web.Response:
-    return problem(
-        refused.refusal,
-        request_id=request_id,
-        decision_id=refused.decision_id,
-        retry_after=refused.retry_after,
-        allow=allow,
-    )
 
 
 def _judged_headers(sources: FactSources, tenant_header: str | None) -> set[str]:

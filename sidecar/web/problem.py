@@ -10,6 +10,7 @@ from aiohttp import web
 
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.jsonvalue import dumps
+from sidecar.refusals import Refused
 
 logger = logging.getLogger("scopegate.web")
 
@@ -43,6 +44,17 @@ def problem(
     if retry_after is not None:
         answer_headers["Retry-After"] = str(retry_after)
     return _response(kind.status, body, "application/problem+json", answer_headers)
+
+
+def refused_problem(refused: Refused, request_id: str, *, allow: tuple[str, ...] = ()) -> web.Response:
+    """The problem of a refusal that is recorded, as far as it could be."""
+    return problem(
+        refused.refusal,
+        request_id=request_id,
+        decision_id=refused.decision_id,
+        retry_after=refused.retry_after,
+        allow=allow,
+    )
 
 
 def members_of(refusal: Refusal) -> dict[str, Any]:

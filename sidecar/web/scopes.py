@@ -24,7 +24,7 @@ from sidecar.web import scopetest
 from sidecar.web.asked import paging_of, tenant_of
 from sidecar.web.body import read_json
 from sidecar.web.models import ScopeRequest, validated, wrong
-from sidecar.web.problem import answer, problem
+from sidecar.web.problem import answer, problem, refused_problem
 
 SCOPE_PATH = "/api/v1/recovery/scope"
 SCOPES_PREFIX = "/api/v1/recovery/scopes/"
@@ -98,14 +98,14 @@ class ScopeApi:
         unready = self._gate.unready(terms)
         if unready is not None:
             refusal, retry_after = unready
-            return _refused(await refuse(refusal, asked, retry_after=retry_after), request_id)
+            return refused_problem(await refuse(refusal, asked, retry_after=retry_after), request_id)
         wanted = await _wanted(request, terms) if tenant is not None else _no_tenant(terms)
         if isinstance(wanted, Refusal):
-            return _refused(await refuse(wanted, asked), request_id)
+            return refused_problem(await refuse(wanted, asked), request_id)
         asked = replace(asked, claims=Claims(incident_id=wanted.incident_id))
-        granted = _terms(wanted, terms)
+        granted = _scope_terms(wanted, terms)
         if isinstance(granted, Refusal):
-            return _refused(await refuse(granted, asked), request_id)
+            return refused_problem(await refuse(granted, asked), request_id)
         scope = Scope(
             scope_id=new_scope_id(),
             tenant_id=asked.tenant_id,
@@ -122,7 +122,7 @@ class ScopeApi:
         defaulted = frozenset(term for term in TERMS if getattr(wanted, term) is None)
         reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, asked)
         if isinstance(reply, Refused):
-            return _refused(reply, request_id)
+            return refused_problem(reply, request_id)
         told = answer(self._granted(reply.scope), status=201, request_id=request_id)
         told.headers["Scopegate-Decision-Id"] = reply.decision_id
         return told
@@ -170,7 +170,7 @@ class ScopeApi:
         )
         reply = await self._grants.revoke(scope_id, asked)
         if isinstance(reply, Refused):
-            return _refused(reply, request_id)
+            return refused_problem(reply, request_id)
         body = {
             "success": True,
             "data": {"scope_id": scope_id, "status": "revoked"},
@@ -199,7 +199,7 @@ def _no_tenant(terms: Terms) -> Refusal:
     return Refusal("invalid_request", f"{named} must name one tenant.", {"member": f"header:{named}"})
 
 
-def _terms(wanted: ScopeRequest, terms: Terms) -> ScopeTerms | Refusal:
+def _scope_terms(wanted: ScopeRequest, terms: Terms) -> ScopeTerms | Refusal:
     """The terms with defaults filled in, or the first that is out of bounds."""
     if not wanted.actions:
         return wrong("invalid_scope", "action", "is required (or allowed_actions)")
@@ -218,15 +218,6 @@ def _terms(wanted: ScopeRequest, terms: Terms) -> ScopeTerms | Refusal:
         ceiling = f"{to_dollars(limits.max_cost):g}"
         return wrong("invalid_scope", "max_cost_usd", f"must be from 0 to {ceiling}")
     return ScopeTerms(max_attempts=attempts, ttl_seconds=ttl, max_cost=cost)
-
-
-def _refused(refused: Refused, request_id: str) -> web.Response:
-    return problem(
-        refused.refusal,
-        request_id=request_id,
-        decision_id=refused.decision_id,
-        retry_after=refused.retry_after,
-    )
 
 
 def _not_allowed(request: web.BaseRequest, allow: tuple[str, ...], request_id: str) -> web.Response:

@@ -201,8 +201,11 @@ class Program:
         with self._log.open("wb") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sidecar", "run", "--config", str(self.config)],
-                cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
-            )  # fmt: skip
+                cwd=PROJECT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
         try:
             addresses = self.until("listens", self._addresses, START_SECONDS)
         except BaseException:
@@ -265,8 +268,12 @@ def scopegate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "sidecar", *map(str, arguments)],
-        cwd=PROJECT, capture_output=True, text=True, timeout=START_SECONDS, check=False,
-    )  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -286,12 +293,28 @@ def httpbin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         address: Address = listening.getsockname()
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listening.fileno()}",
-                 "--worker-class", "gthread", "--threads", "16", "--worker-tmp-dir", str(folder),
-                 "--graceful-timeout", "1", "httpbin:app"],
-                cwd=folder, pass_fds=[listening.fileno()], stdout=output, stderr=output,
+                [
+                    sys.executable,
+                    "-m",
+                    "gunicorn",
+                    "--bind",
+                    f"fd://{listening.fileno()}",
+                    "--worker-class",
+                    "gthread",
+                    "--threads",
+                    "16",
+                    "--worker-tmp-dir",
+                    str(folder),
+                    "--graceful-timeout",
+                    "1",
+                    "httpbin:app",
+                ],
+                cwd=folder,
+                pass_fds=[listening.fileno()],
+                stdout=output,
+                stderr=output,
                 env={**os.environ, "HOME": str(folder)},
-            )  # fmt: skip
+            )
     try:
         _until_it_answers(address, process, log)
         with Program(write_configuration(folder, address)) as sidecar:

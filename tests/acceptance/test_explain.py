@@ -224,8 +224,13 @@ def test_a_body_comes_from_a_file_or_from_standard_input(sidecar: Program, tmp_p
     from_file = explain(sidecar.admin, tmp_path / "body.json")
     piped = subprocess.run(
         [sys.executable, "-m", "sidecar", "explain", "--admin", "http://{}:{}/".format(*sidecar.admin), "-"],
-        cwd=PROJECT, input=body, capture_output=True, text=True, timeout=START_SECONDS, check=False,
-    )  # fmt: skip
+        cwd=PROJECT,
+        input=body,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
     for ended in (from_file, piped):
         assert ended.returncode == 1, ended
         assert lines(ended)["refused"].startswith("scope_not_found: ")

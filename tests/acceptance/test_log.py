@@ -295,8 +295,10 @@ def test_whoever_stops_reading_an_export_ends_it_well(folder: Path) -> None:
     assert store.stat().st_size > 100_000
     with subprocess.Popen(
         [sys.executable, "-m", "sidecar", "log", "export", "--config", str(folder / "scopegate.yaml")],
-        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()

@@ -73,8 +73,12 @@ def test_every_method_arrives_with_its_body_and_its_headers(httpbin: Pair, metho
     if method != "TRACE":
         assert answer.json()["method"] == method
         assert answer.json()["headers"].keys() <= {
-            "Host", "Content-Type", "X-Mine", "Accept", "Content-Length",
-        }  # fmt: skip
+            "Host",
+            "Content-Type",
+            "X-Mine",
+            "Accept",
+            "Content-Length",
+        }
 
 
 def test_a_get_may_carry_a_body(httpbin: Pair) -> None:
@@ -89,10 +93,62 @@ def test_head_and_options_answer_as_the_backend_does(httpbin: Pair) -> None:
 
 @pytest.mark.parametrize(
     "status",
-    [200, 201, 202, 203, 204, 205, 206, 226, 300, 301, 302, 303, 304, 305, 307, 308, 400, 401, 402, 403,
-     404, 405, 406, 407, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417, 418, 422, 425, 426, 428, 429,
-     431, 451, 499, 500, 501, 502, 503, 504, 505, 507, 511, 520, 599],
-)  # fmt: skip
+    [
+        200,
+        201,
+        202,
+        203,
+        204,
+        205,
+        206,
+        226,
+        300,
+        301,
+        302,
+        303,
+        304,
+        305,
+        307,
+        308,
+        400,
+        401,
+        402,
+        403,
+        404,
+        405,
+        406,
+        407,
+        408,
+        409,
+        410,
+        411,
+        412,
+        413,
+        414,
+        415,
+        416,
+        417,
+        418,
+        422,
+        425,
+        426,
+        428,
+        429,
+        431,
+        451,
+        499,
+        500,
+        501,
+        502,
+        503,
+        504,
+        505,
+        507,
+        511,
+        520,
+        599,
+    ],
+)
 def test_every_status_comes_back_with_its_reason_and_body(httpbin: Pair, status: int) -> None:
     assert both(httpbin, "GET", f"/status/{status}").status == status
     assert both(httpbin, "POST", f"/status/{status}", body=b"x=1").status == status
@@ -120,12 +176,29 @@ def test_a_content_coding_stays_as_it_is(httpbin: Pair, coding: str, start: byte
 @pytest.mark.parametrize(
     "target",
     [
-        "/get?show_env=1", "/stream/5", "/stream-bytes/5000?seed=7&chunk_size=333", "/bytes/0?seed=1",
-        "/encoding/utf8", "/html", "/xml", "/json", "/image/png", "/robots.txt", "/deny", "/links/5/2",
-        "/cache/60", "/base64/aGVsbG8=", "/response-headers?X-A=1&X-A=2&X-B=%C3%A9", "/user-agent",
-        "/headers", "/ip", "/does/not/exist", "/cookies/set?a=1&b=2", "/cookies/delete?a",
+        "/get?show_env=1",
+        "/stream/5",
+        "/stream-bytes/5000?seed=7&chunk_size=333",
+        "/bytes/0?seed=1",
+        "/encoding/utf8",
+        "/html",
+        "/xml",
+        "/json",
+        "/image/png",
+        "/robots.txt",
+        "/deny",
+        "/links/5/2",
+        "/cache/60",
+        "/base64/aGVsbG8=",
+        "/response-headers?X-A=1&X-A=2&X-B=%C3%A9",
+        "/user-agent",
+        "/headers",
+        "/ip",
+        "/does/not/exist",
+        "/cookies/set?a=1&b=2",
+        "/cookies/delete?a",
     ],
-)  # fmt: skip
+)
 def test_an_endpoint_answers_as_without_the_sidecar(httpbin: Pair, target: str) -> None:
     both(httpbin, "GET", target, [("User-Agent", "test/1"), ("Cookie", "a=1; b=2")])
 
@@ -283,12 +356,32 @@ async def connect() -> AsyncIterator[Callable[[Address], Any]]:
 @pytest.mark.parametrize(
     "target",
     [
-        b"/", b"/anything/a%2Fb", b"/a%zz", b"/a%", b"//x", b"//x//y", b"/./a", b"/a/../b", b"/%2e%2e/a",
-        b"/?a=%20&b", b"/a;p=1", b"/a?x=1?y=2&&=", b"/a%0Ab%00", b"/a\\b",
-        b'/a?b="<>^`{|}', b"/a#fragment", b"/a?", b"/a?q#f", b"http://other.test/x?y", b"/" + b"x" * 8000,
-        b"http://other.test", b"/a:b@c", b"/:80", b"//user:pw@host:99999/x",
+        b"/",
+        b"/anything/a%2Fb",
+        b"/a%zz",
+        b"/a%",
+        b"//x",
+        b"//x//y",
+        b"/./a",
+        b"/a/../b",
+        b"/%2e%2e/a",
+        b"/?a=%20&b",
+        b"/a;p=1",
+        b"/a?x=1?y=2&&=",
+        b"/a%0Ab%00",
+        b"/a\\b",
+        b'/a?b="<>^`{|}',
+        b"/a#fragment",
+        b"/a?",
+        b"/a?q#f",
+        b"http://other.test/x?y",
+        b"/" + b"x" * 8000,
+        b"http://other.test",
+        b"/a:b@c",
+        b"/:80",
+        b"//user:pw@host:99999/x",
     ],
-)  # fmt: skip
+)
 async def test_a_target_reaches_the_backend_as_it_came(
     play: Play, sidecar: Program, connect: Any, target: bytes
 ) -> None:
@@ -740,9 +833,13 @@ async def echo(
         return None
 
     server = await websocket_server.serve(
-        handle, sock=stage[0].dup(), process_request=process, max_size=None,
-        subprotocols=None, close_timeout=2,
-    )  # fmt: skip
+        handle,
+        sock=stage[0].dup(),
+        process_request=process,
+        max_size=None,
+        subprotocols=None,
+        close_timeout=2,
+    )
     yield accepted
     server.close()
     await server.wait_closed()

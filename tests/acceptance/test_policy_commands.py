@@ -196,9 +196,14 @@ def test_since_leaves_out_what_was_before_but_brakes_count_it(folder: Path, tmp_
         said = report(folder, new, "--since", since)
         assert [change["incident_id"] for change in said["changes"]] == ["inc-2"]
         assert said["summary"]["counts"] == {
-            "unchanged": 1, "refused": 1, "allowed": 0, "otherwise": 0, "lowered": 0, "shadow": 0,
+            "unchanged": 1,
+            "refused": 1,
+            "allowed": 0,
+            "otherwise": 0,
+            "lowered": 0,
+            "shadow": 0,
             "undecidable": 0,
-        }  # fmt: skip
+        }
     assert sum(report(folder, new, "--since", "1h")["summary"]["counts"].values()) == 10
     assert sum(report(folder, new, "--since", "0s")["summary"]["counts"].values()) == 0
 
@@ -206,9 +211,14 @@ def test_since_leaves_out_what_was_before_but_brakes_count_it(folder: Path, tmp_
 @pytest.mark.parametrize("since", ["yesterday", "2026-12-24", "2026-12-24T12:00:00", "24", "-1h"])
 def test_a_time_that_cannot_be_read_is_wrong_usage(folder: Path, since: str) -> None:
     ended = scopegate(
-        "policy", "replay", "--config", folder / "scopegate.yaml", "--policies", folder / "policies",
+        "policy",
+        "replay",
+        "--config",
+        folder / "scopegate.yaml",
+        "--policies",
+        folder / "policies",
         f"--since={since}",
-    )  # fmt: skip
+    )
     assert ended.returncode == 2
     assert "such as 2026-12-24T12:00:00Z, and no 90m, 24h or 7d" in " ".join(ended.stderr.split())
 

@@ -197,9 +197,15 @@ class Load:
             while True:
                 turn += 1
                 if turn % 11 == 1:
-                    target, body = "/api/v1/recovery/scope", {
-                        "incident_id": "inc-1", "action": "retry_agent", "intent": "load", "max_attempts": 10,
-                    }  # fmt: skip
+                    target, body = (
+                        "/api/v1/recovery/scope",
+                        {
+                            "incident_id": "inc-1",
+                            "action": "retry_agent",
+                            "intent": "load",
+                            "max_attempts": 10,
+                        },
+                    )
                 else:
                     target, body = EXECUTE, execution(scope)
                 fresh = connection.sock is None
@@ -461,9 +467,18 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("DELETE FROM decisions WHERE seq = 6; UPDATE decisions SET seq = seq - 1 WHERE seq > 6", 6),
     ],
-    ids=["altered", "index altered", "time altered", "event altered", "hash altered", "first deleted",
-         "deleted", "swapped", "gap closed"],
-)  # fmt: skip
+    ids=[
+        "altered",
+        "index altered",
+        "time altered",
+        "event altered",
+        "hash altered",
+        "first deleted",
+        "deleted",
+        "swapped",
+        "gap closed",
+    ],
+)
 def test_tampering_with_the_log_exits_4_and_names_the_first_record(
     recorded: Path, tmp_path: Path, sql: str, first: int
 ) -> None:

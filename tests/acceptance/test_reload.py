@@ -250,9 +250,14 @@ def test_what_is_configured_can_change_live(sidecar: Program, config: Path, back
     shadowed = ask_json(sidecar.data, "POST", "/heal", {**needless, "action": "restart_agent"})
     assert shadowed.status == 200
     choice = {
-        "request_id": "r", "baseline_agent": "a", "optimized_agent": "b", "confidence_score": 0.8,
-        "signals_used": ["latency_p50"], "optimization_enabled": True, "shadow_mode": False,
-    }  # fmt: skip
+        "request_id": "r",
+        "baseline_agent": "a",
+        "optimized_agent": "b",
+        "confidence_score": 0.8,
+        "signals_used": ["latency_p50"],
+        "optimization_enabled": True,
+        "shadow_mode": False,
+    }
     assert ask_json(sidecar.admin, "POST", "/api/v1/decisions/care_optimization", choice).json() is None
     now = ask(sidecar.admin, "GET", "/openapi.json").json()
     assert "/heal" in now["paths"].keys() - document["paths"].keys()
@@ -395,9 +400,10 @@ def test_what_lets_actions_through_is_warned_of_at_the_start(tmp_path: Path, bac
     with Program(config) as sidecar:
         warned = sidecar.until_logged("actions below critical risk need no scope")
         assert warned["level"] == "WARNING"
-        assert sidecar.until("warns of shadow", lambda: [
-            line for line in sidecar.log_lines() if line.get("routes") == ["/heal"]
-        ])  # fmt: skip
+        assert sidecar.until(
+            "warns of shadow",
+            lambda: [line for line in sidecar.log_lines() if line.get("routes") == ["/heal"]],
+        )
 
 
 # By itself ----------------------------------------------------------------------------------------------

@@ -73,9 +73,12 @@ async def test_beyond_the_limit_refusals_are_counted_in_summaries_whose_ids_are_
         assert (await house.record(decision_id))["decision_id"] == decision_id
     reason = "scope_not_found" if judged else "invalid_request"
     action = "retry_agent" if judged else "none"
-    assert await house.metric(
-        f'scopegate_decisions_total{{action="{action}",outcome="blocked",reason="{reason}"}}'
-    ) == 1500  # fmt: skip
+    assert (
+        await house.metric(
+            f'scopegate_decisions_total{{action="{action}",outcome="blocked",reason="{reason}"}}'
+        )
+        == 1500
+    )
     assert backend.seen == []
 
 

@@ -116,8 +116,11 @@ async def test_g2_500_at_once_on_three_attempts_execute_three_times_and_all_are_
     recorded = {record["decision_id"] for record in await house.records()}
     assert set(ids) <= recorded
     assert Counter(record["event"] for record in await house.records()) == {
-        "issued": 1, "admitted": 3, "settled": 3, "refused": 497
-    }  # fmt: skip
+        "issued": 1,
+        "admitted": 3,
+        "settled": 3,
+        "refused": 497,
+    }
 
 
 async def test_g2_500_whose_clients_hang_up_halfway_leave_a_record_each(

@@ -351,8 +351,11 @@ def test_header_values_come_back_as_they_came() -> None:
         head = parsed(pieces).head
         assert head is not None
         assert head.headers[1:] == (
-            (b"X-Empty", b""), (b"X-Blank", b""), (b"x-DUP", b"1"), (b"x-DUP", b"\xe92 "),
-        )  # fmt: skip
+            (b"X-Empty", b""),
+            (b"X-Blank", b""),
+            (b"x-DUP", b"1"),
+            (b"x-DUP", b"\xe92 "),
+        )
         assert (head.status, head.reason, head.version) == (200, b"\xe9k", (1, 1))
 
 

@@ -118,10 +118,14 @@ class Incidents:
             claims = Claims(incident_id=incident)
             commands.append(
                 Refuse(
-                    decision_id=new_decision_id(), refusal=refusal, claims=claims, tenant_id=tenant,
-                    policy_revision=POLICIES.revision, request_id=_request(),
+                    decision_id=new_decision_id(),
+                    refusal=refusal,
+                    claims=claims,
+                    tenant_id=tenant,
+                    policy_revision=POLICIES.revision,
+                    request_id=_request(),
                 )
-            )  # fmt: skip
+            )
         if chance.random() < 0.2:
             revoke = Revoke(decision_id=new_decision_id(), scope_id=scope.scope_id, tenant_id=tenant)
             commands += [revoke, self._admit(scope, action, tenant)]
@@ -191,9 +195,13 @@ class Incidents:
         yield settle
         if settle.outcome == "unknown" and self.chance.random() < 0.8:
             yield Reconcile(
-                decision_id=new_decision_id(), admission_id=admission.decision_id, outcome="executed",
-                cost=5_000, reason="looked at the backend's log", request_id=_request(),
-            )  # fmt: skip
+                decision_id=new_decision_id(),
+                admission_id=admission.decision_id,
+                outcome="executed",
+                cost=5_000,
+                reason="looked at the backend's log",
+                request_id=_request(),
+            )
 
 
 def _request() -> str:

@@ -114,9 +114,11 @@ class Load:
             attempts = self.random.randint(1, MOST_ATTEMPTS)
         if scope is None:
             wanted = {
-                "incident_id": self.incident, "action": "retry_agent", "intent": "kill -9",
+                "incident_id": self.incident,
+                "action": "retry_agent",
+                "intent": "kill -9",
                 "max_attempts": attempts,
-            }  # fmt: skip
+            }
             answer = post(connection, "/api/v1/recovery/scope", wanted)
             if answer.status == 201:
                 with self.lock:

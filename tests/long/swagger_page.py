@@ -71,10 +71,17 @@ class Tab:
 async def tab(browser: str, folder: Path) -> AsyncIterator[Tab]:
     """The tab of a browser of its own, without a window."""
     process = await asyncio.create_subprocess_exec(
-        browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
-        "--window-size=1280,1600", f"--user-data-dir={folder}", "about:blank",
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--remote-debugging-port=0",
+        "--window-size=1280,1600",
+        f"--user-data-dir={folder}",
+        "about:blank",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
     assert process.stderr is not None
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -227,9 +227,10 @@ def test_any_commands_keep_the_invariants_in_a_file_and_leave_a_true_log(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(1, 6), st.sampled_from([100_000, 300_000, 350_000, 10**8]),
+    st.integers(1, 6),
+    st.sampled_from([100_000, 300_000, 350_000, 10**8]),
     st.lists(st.sampled_from(["free", "cheap", "dear"]), min_size=1, max_size=40),
-)  # fmt: skip
+)
 def test_admissions_at_once_never_pass_a_bound(attempts: int, ceiling: int, actions: list[str]) -> None:
     async def all_at_once() -> None:
         store = Store(SqliteEngine(None), clock=lambda: 1_700_000_000 * SECOND, deadline_seconds=5)

@@ -30,9 +30,18 @@ from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, admit, issue
 
 TEXTS = (
-    "decision_id", "event", "decision_type", "decision_outcome", "tenant_id",
-    "scope_id", "incident_id", "action", "request_id", "run_id", "admission_id",
-)  # fmt: skip
+    "decision_id",
+    "event",
+    "decision_type",
+    "decision_outcome",
+    "tenant_id",
+    "scope_id",
+    "incident_id",
+    "action",
+    "request_id",
+    "run_id",
+    "admission_id",
+)
 
 
 @pytest.fixture
@@ -600,9 +609,16 @@ async def test_a_column_of_another_type_is_found(varied: sqlite3.Connection) -> 
     )
     varied.execute("PRAGMA writable_schema = RESET")
     for column, value in (
-        ("envelope", "text"), ("hash", "text"), ("decided_at", "text"), ("decided_at", b"x"), ("event", b"x"),
-        ("recorded_at", 1.5), ("action", 1), ("envelope", 1), ("hash", 1.5),
-    ):  # fmt: skip
+        ("envelope", "text"),
+        ("hash", "text"),
+        ("decided_at", "text"),
+        ("decided_at", b"x"),
+        ("event", b"x"),
+        ("recorded_at", 1.5),
+        ("action", 1),
+        ("envelope", 1),
+        ("hash", 1.5),
+    ):
         (before,) = varied.execute(f"SELECT {column} FROM decisions WHERE seq = 4").fetchone()
         varied.execute(f"UPDATE decisions SET {column} = ? WHERE seq = 4", (value,))
         assert found(varied).startswith("record 4 was altered"), (column, value)

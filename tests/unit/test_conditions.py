@@ -174,7 +174,7 @@ def test_a_condition_on_the_scope_is_known_as_one() -> None:
         ),
         ("duration(risk) < now - now", "it reads a text as a time or a duration that is none."),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_judged_fails_and_says_why(text: str, said: str) -> None:
     assert failure(text) == said
 
@@ -237,7 +237,7 @@ def nested(depth: int) -> list[Any]:
         ),
         (nested(MAX_VALUES), nested(MAX_VALUES + 1)),
     ],
-)  # fmt: skip
+)
 def test_the_values_that_a_condition_reads_are_bounded_at_all_depths(most: object, more: object) -> None:
     assert holds("parameters.v == parameters.v", parameters={"v": most})
     said = failure("parameters.v == parameters.v", parameters={"v": more})
@@ -367,7 +367,7 @@ def test_a_condition_that_may_read_any_of_the_parameters_is_bounded_by_all(text:
             None,
         ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_at_its_place(text: str, said: str, position: tuple[int, int] | None) -> None:
     assert mistake(text) == (said, position)
 

@@ -261,43 +261,67 @@ GOOD: dict[str, Any] = {
         ({"name": None}, "tests[0].name: is required; add it"),
         ({"name": "7"}, "tests[0].name: expects text, found a number; write it in quotes"),
         ({"on": "excute"}, "tests[0].on: expects issue (a scope is asked for) or execute"),
-        ({"now": "2026-12-24T12:00:00"}, "tests[0].now: expects a time with its offset in ISO 8601, such as "
-         "2026-01-01T12:00:00Z"),
-        ({"now": "12:30"}, "tests[0].now: 12:30 is base 60 to YAML 1.1: write one number, or put it in "
-         "quotes if text is meant"),
+        (
+            {"now": "2026-12-24T12:00:00"},
+            "tests[0].now: expects a time with its offset in ISO 8601, such as 2026-01-01T12:00:00Z",
+        ),
+        (
+            {"now": "12:30"},
+            "tests[0].now: 12:30 is base 60 to YAML 1.1: write one number, or put it in "
+            "quotes if text is meant",
+        ),
         ({"facts": "{}"}, "tests[0].facts.action: is required; add it"),
         ({"facts": "{action: a, max_attempts: 1}"}, "tests[0].facts.max_attempts: is not a known key"),
-        ({"facts": "{action: a, principle: b}"},
-         'tests[0].facts.principle: is not a known key; did you mean "principal"?'),
-        ({"facts": "{action: a, parameters: [1]}"},
-         "tests[0].facts.parameters: expects a map, found a list"),
-        ({"facts": "{action: a, scope: {atempts_used: 1}}"},
-         'tests[0].facts.scope.atempts_used: is not a known key; did you mean "attempts_used"?'),
-        ({"facts": "{action: a, scope: {attempts_used: -1}}"},
-         "tests[0].facts.scope.attempts_used: must be at least 0"),
-        ({"facts": "{action: a, scope: {max_cost_usd: 0.0000001}}"},
-         "tests[0].facts.scope.max_cost_usd: has a fraction of a micro-dollar; use at most six digits after "
-         "the point"),
-        ({"history": "[{second_ago: 1, seconds_ago: 1}]"},
-         'tests[0].history[0].second_ago: is not a known key; did you mean "seconds_ago"?'),
+        (
+            {"facts": "{action: a, principle: b}"},
+            'tests[0].facts.principle: is not a known key; did you mean "principal"?',
+        ),
+        ({"facts": "{action: a, parameters: [1]}"}, "tests[0].facts.parameters: expects a map, found a list"),
+        (
+            {"facts": "{action: a, scope: {atempts_used: 1}}"},
+            'tests[0].facts.scope.atempts_used: is not a known key; did you mean "attempts_used"?',
+        ),
+        (
+            {"facts": "{action: a, scope: {attempts_used: -1}}"},
+            "tests[0].facts.scope.attempts_used: must be at least 0",
+        ),
+        (
+            {"facts": "{action: a, scope: {max_cost_usd: 0.0000001}}"},
+            "tests[0].facts.scope.max_cost_usd: has a fraction of a micro-dollar; "
+            "use at most six digits after the point",
+        ),
+        (
+            {"history": "[{second_ago: 1, seconds_ago: 1}]"},
+            'tests[0].history[0].second_ago: is not a known key; did you mean "seconds_ago"?',
+        ),
         ({"history": "[{status: answered}]"}, "tests[0].history[0].seconds_ago: is required; add it"),
-        ({"history": "[{seconds_ago: 1, status: sent}]"},
-         "tests[0].history[0].status: expects in_flight, answered, not_sent, unknown, executed or "
-         "not_executed"),
+        (
+            {"history": "[{seconds_ago: 1, status: sent}]"},
+            "tests[0].history[0].status: expects in_flight, answered, not_sent, unknown, executed or "
+            "not_executed",
+        ),
         ({"want": "{}"}, "tests[0].want.verdict: is required; add it"),
         ({"want": "{verdict: denied}"}, "tests[0].want.verdict: expects allowed or refused"),
-        ({"want": "{verdict: refused, error: policy_denyed}"},
-         'tests[0].want.error: is no error of the gate; did you mean "policy_denied"?'),
-        ({"want": "{verdict: allowed, error: braked}"},
-         "tests[0].want.error: is only there where it is refused; remove it"),
+        (
+            {"want": "{verdict: refused, error: policy_denyed}"},
+            'tests[0].want.error: is no error of the gate; did you mean "policy_denied"?',
+        ),
+        (
+            {"want": "{verdict: allowed, error: braked}"},
+            "tests[0].want.error: is only there where it is refused; remove it",
+        ),
         ({"want": "{verdict: allowed, max_attempts: 1}"}, "tests[0].want.max_attempts: is not a known key"),
-        ({"on": "issue", "facts": "{action: a, actions: [b]}"},
-         "tests[0].facts.action: is required, or actions as a list; give one of the two"),
+        (
+            {"on": "issue", "facts": "{action: a, actions: [b]}"},
+            "tests[0].facts.action: is required, or actions as a list; give one of the two",
+        ),
         ({"on": "issue", "history": "[]"}, "tests[0].history: is not a known key"),
-        ({"on": "issue", "want": "{verdict: refused, ttl_seconds: 1}"},
-         "tests[0].want.ttl_seconds: is only there where it is allowed; remove it"),
+        (
+            {"on": "issue", "want": "{verdict: refused, ttl_seconds: 1}"},
+            "tests[0].want.ttl_seconds: is only there where it is allowed; remove it",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, members: dict[str, Any], expected: str) -> None:
     given = {name: value for name, value in {**GOOD, **members}.items() if value is not None}
     lines = "".join(
@@ -344,5 +368,9 @@ def test_every_mistake_of_every_file_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         policytests.read(tmp_path)
     assert [str(fault).rpartition("/")[2].partition(" ")[0] for fault in caught.value.faults] == [
-        "a.yaml:1:9:", "a.yaml:1:12:", "b.yaml:1:1:", "b.yaml:1:1:", "c.yaml:",
-    ]  # fmt: skip
+        "a.yaml:1:9:",
+        "a.yaml:1:12:",
+        "b.yaml:1:1:",
+        "b.yaml:1:1:",
+        "c.yaml:",
+    ]

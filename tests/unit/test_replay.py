@@ -237,8 +237,11 @@ def test_the_same_set_changes_nothing() -> None:
     found = log.under(braked)
     assert kinds(found) == ["unchanged"] * 4
     assert [str(finding.now) for finding in found.values() if finding.what == "execute"] == [
-        "policy_denied (no-pods)", "allowed", "braked (brake)", "braked (brake)",
-    ]  # fmt: skip
+        "policy_denied (no-pods)",
+        "allowed",
+        "braked (brake)",
+        "braked (brake)",
+    ]
 
 
 def test_what_a_new_rule_denies_would_be_refused_and_nothing_else() -> None:
@@ -257,11 +260,14 @@ def test_what_a_new_rule_denies_would_be_refused_and_nothing_else() -> None:
         "change": "refused",
         "recorded": {"verdict": "allowed", "error": None, "rules": (), "would_refuse": (), "lowered": {}},
         "now": {
-            "verdict": "refused", "error": "policy_denied", "rules": ("no-pods",), "would_refuse": (),
+            "verdict": "refused",
+            "error": "policy_denied",
+            "rules": ("no-pods",),
+            "would_refuse": (),
             "lowered": {},
         },
         "why": None,
-    }  # fmt: skip
+    }
 
 
 def test_what_only_an_old_rule_denied_would_be_allowed() -> None:
@@ -395,8 +401,15 @@ def test_a_stricter_brake_lists_exactly_what_it_would_have_refused_for_refusals_
         log.wait(10)
     # At 0 and 10; 20 is one too many; at 30 the first has left the window; and so on.
     assert kinds(log.under(braking(max_attempts=2, window_seconds=30))) == [
-        "unchanged", "unchanged", "refused", "unchanged", "unchanged", "refused", "unchanged", "unchanged",
-    ]  # fmt: skip
+        "unchanged",
+        "unchanged",
+        "refused",
+        "unchanged",
+        "unchanged",
+        "refused",
+        "unchanged",
+        "unchanged",
+    ]
 
 
 def test_what_would_be_admitted_now_counts_as_answered_at_once() -> None:
@@ -422,12 +435,19 @@ def test_brakes_see_how_executions_ended_and_when() -> None:
     log.execute(scope)
     one_at_a_time = braking(one_in_flight=True, window_seconds=60)
     assert kinds(log.under(one_at_a_time)) == [
-        "unchanged", "unchanged", "refused", "unchanged", "refused", "unchanged",
-    ]  # fmt: skip
+        "unchanged",
+        "unchanged",
+        "refused",
+        "unchanged",
+        "refused",
+        "unchanged",
+    ]
     # Of those, not_sent does not count, and not_executed does.
     assert kinds(log.under(braking(max_attempts=1, window_seconds=60)))[:3] == [
-        "unchanged", "unchanged", "refused",
-    ]  # fmt: skip
+        "unchanged",
+        "unchanged",
+        "refused",
+    ]
 
 
 def test_an_execution_that_ended_late_is_forgotten_then() -> None:

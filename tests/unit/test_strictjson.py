@@ -21,10 +21,16 @@ scalars = st.one_of(
 )
 documents = st.dictionaries(
     st.text(st.characters(exclude_categories=["Cs"])),
-    st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(
-        st.characters(exclude_categories=["Cs"])), inner, max_size=4), max_leaves=20),
+    st.recursive(
+        scalars,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+        ),
+        max_leaves=20,
+    ),
     max_size=6,
-)  # fmt: skip
+)
 
 
 @given(documents, st.booleans(), st.sampled_from([None, 2]))
