@@ -16,16 +16,24 @@ from sidecar.core.scope import Execution
 # Beyond these everything is forgotten: what is asked for again is read again.
 MAX_TALLIES = 5_000
 MAX_EXECUTIONS = 200_000
+# After so many asks it is seen whether a tally has grown stale. Brakes that look back differently far ask in
+# turn: what one needs no more another may still.
+ASKS_PER_LOOK = 256
 
 Reading = Callable[[sqlite3.Connection, Tally, int], Sequence[Execution]]
 
 
 @dataclass(slots=True)
 class _Kept:
-    """The names of a tally, oldest first: those admitted after `since`, and those that are in flight."""
+    """The names of a tally, oldest first: those admitted after `since`, and those that are in flight.
+
+    `asked` is the furthest back that anybody asked for in the last `asks`.
+    """
 
     since: int
     names: list[str]
+    asked: int
+    asks: int = 0
 
 
 class Recent:
@@ -49,8 +57,11 @@ class Recent:
             kept = self._tallies.get(tally)
             if kept is None or kept.since > since:
                 kept = self._load(connection, tally, since)
-            elif kept.names and self._is_stale(kept, since):
-                self._age(kept, since)
+            kept.asked, kept.asks = min(kept.asked, since), kept.asks + 1
+            if kept.asks >= ASKS_PER_LOOK:
+                if kept.names and self._is_stale(kept, kept.asked):
+                    self._age(kept, kept.asked)
+                kept.asked, kept.asks = since, 0
             admissions[tally] = kept.names
             executions.update((name, self._executions[name]) for name in kept.names)
         return admissions, executions
@@ -75,7 +86,7 @@ class Recent:
     def _load(self, connection: sqlite3.Connection, tally: Tally, since: int) -> _Kept:
         read = self._read(connection, tally, since)
         self._executions.update((execution.decision_id, execution) for execution in read)
-        kept = self._tallies[tally] = _Kept(since, [execution.decision_id for execution in read])
+        kept = self._tallies[tally] = _Kept(since, [execution.decision_id for execution in read], since)
         self.found.clear()
         return kept
 

@@ -14,7 +14,7 @@ import pytest
 from sidecar.core.apply import State
 from sidecar.core.brakes import Tally
 from sidecar.core.command import Admitted, Denied, Issued, Settle
-from sidecar.core.policy import Brake, PolicySet, Rule
+from sidecar.core.policy import Brake, Match, PolicySet, Rule
 from sidecar.ids import new_decision_id
 from sidecar.store import recent
 from sidecar.store.base import Names
@@ -63,8 +63,9 @@ def held_against_the_database(store: Store, path: Path) -> int:
 
 
 async def test_what_the_writer_knows_is_what_the_database_holds(
-    open_store: OpenStore, tmp_path: Path, clock: Clock
+    open_store: OpenStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recent, "ASKS_PER_LOOK", 3)
     dice = random.Random(7)
     path = tmp_path / "store.db"
     store = await open_store(path)
@@ -90,6 +91,38 @@ async def test_what_the_writer_knows_is_what_the_database_holds(
         held_against_the_database(store, path)
     assert answers == {Admitted, Denied}
     assert held_against_the_database(store, path) == 5
+
+
+async def test_brakes_that_look_back_differently_far_do_not_make_each_other_read_again(
+    open_store: OpenStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "ASKS_PER_LOOK", 8)
+    store = await open_store(tmp_path / "store.db")
+    assert isinstance(store.engine, SqliteEngine)
+    known = store.engine._recent
+    scope_id = await granted(store)
+    everything = Brake(max_attempts=1_000, window_seconds=3_600)
+    lately = Brake(max_attempts=1_000, window_seconds=10)
+    rules = (
+        Rule(id="far", on="execute", match=Match(action=("failover",)), brake=everything),
+        Rule(id="near", on="execute", match=Match(action=("retry_agent",)), brake=lately),
+    )
+    policies = replace(POLICIES, rules=rules)
+
+    async def execute(*actions: str) -> list[str]:
+        for action in actions:
+            reply = await store.submit(replace(admit(scope_id, action), policies=policies))
+            assert isinstance(reply, Admitted)
+            name = reply.execution.decision_id
+            await store.submit(Settle(decision_id=new_decision_id(), admission_id=name, outcome="answered"))
+            clock.move(5)
+        return known._tallies[Tally()].names
+
+    names = await execute(*["failover", "retry_agent"] * 20)
+    assert len(names) == 40
+    assert names is known._tallies[Tally()].names
+    # Once only the near one asks, what it does not need is let go.
+    assert len(await execute(*["retry_agent"] * 20)) < 40
 
 
 async def test_what_was_not_committed_is_forgotten(open_store: OpenStore, tmp_path: Path) -> None:
