@@ -1,0 +1,24 @@
+"""Programs that some tests need beside Python. Where one is absent its tests are skipped, unless they are required."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+# Where packages of Python put programs, before wherever the system has them.
+_PLACES = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin"])
+
+
+def tool(name: str) -> str:
+    """The path of a program. Skips the test without it; fails it if SCOPEGATE_TEST_TOOLS is `required`."""
+    found = shutil.which(name, path=_PLACES)
+    if found is None:
+        told = f"needs the program {name}, which is not installed here"
+        if os.environ.get("SCOPEGATE_TEST_TOOLS") == "required":
+            pytest.fail(told)
+        pytest.skip(told)
+    return found
