@@ -1,4 +1,4 @@
-"""Programs that some tests need beside Python. Where one is absent its tests are skipped, unless they are required."""
+"""Programs that some tests need beside Python. Tests of an absent one are skipped, or fail if it is required."""
 
 from __future__ import annotations
 
