@@ -21,9 +21,11 @@ LOOKING = ("GET", "HEAD", "OPTIONS")
 # Whoever switches protocols on a gated path could execute there unseen.
 SWITCHING = ("upgrade", "http2-settings")
 
-# Compared in lower case, `_` read as `-` (CGI and WSGI cannot tell the two apart). All begin with X.
+# Compared in lower case, `_` read as `-` (CGI and WSGI cannot tell the two apart). All begin with X or S.
 TARGET_OVERRIDES = {"x-original-url": "X-Original-URL", "x-rewrite-url": "X-Rewrite-URL"}
-OVERRIDES = TARGET_OVERRIDES | {
+# What a WSGI server takes off the beginning of the path: gunicorn believes it from loopback, unless told not to.
+PREFIX_OVERRIDES = {"script-name": "SCRIPT_NAME", "x-script-name": "X-Script-Name"}
+OVERRIDES = TARGET_OVERRIDES | PREFIX_OVERRIDES | {
     "x-http-method-override": "X-HTTP-Method-Override",
     "x-http-method": "X-HTTP-Method",
     "x-method-override": "X-Method-Override",
@@ -130,13 +132,17 @@ def _passing(
     for name, value in _overrides(headers, TARGET_OVERRIDES):
         if _place(value.strip(), patterns) is not None:
             return _refused("override_refused", f"The header {name} names a gated path.", target)
+    for name, value in _overrides(headers, PREFIX_OVERRIDES):
+        path, prefix = _AUTHORITY.sub("", _SCHEME.sub("//", target)), value.strip()
+        if path.startswith(prefix) and _place(path.removeprefix(prefix), patterns) is not None:
+            return _refused("override_refused", f"Without its {name} the path is gated.", target)
     return PassThrough()
 
 
 def _overrides(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     """The headers that are in `known`, under the name that it gives them."""
     for name, value in headers:
-        if name[:1] in "xX":
+        if name[:1] in "xXsS":
             canonical = known.get(name.lower().replace("_", "-"))
             if canonical is not None:
                 yield canonical, value

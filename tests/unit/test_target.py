@@ -444,6 +444,8 @@ OVERRIDES = [
     "X-Method-Override",
     "X-Original-URL",
     "X-Rewrite-URL",
+    "SCRIPT_NAME",
+    "X-Script-Name",
 ]
 
 
@@ -463,7 +465,7 @@ def test_looking_with_a_body_is_refused(method: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "GET", "HEAD", "OPTIONS"])
 @pytest.mark.parametrize("header", OVERRIDES)
 def test_an_override_header_on_a_gated_path_is_refused(method: str, header: str) -> None:
-    for spelling in (header, header.lower(), header.upper().replace("-", "_")):
+    for spelling in (header, header.lower(), header.upper().replace("-", "_"), header.replace("_", "-")):
         answer = ask("/recovery/execute", method=method, headers=(("Host", "h"), (spelling, "GET")))
         assert code(answer) == "override_refused"
         assert header in message(answer)
@@ -501,6 +503,18 @@ def test_a_header_that_would_make_a_target_gated_is_refused(header: str, value: 
     assert isinstance(answer, Rejected)
     assert answer.refusal.code == "override_refused"
     assert answer.refusal.members == {"path": "/x"}
+
+
+@pytest.mark.parametrize("header", ["SCRIPT_NAME", "script-name", "X-Script-Name"])
+@pytest.mark.parametrize("target", ["/x/v1/run", "/x/v1%2Frun?a", "http://h/x/v1/run"])
+def test_a_prefix_without_which_a_target_is_gated_is_refused(header: str, target: str) -> None:
+    patterns = [RoutePattern.parse("/v1/run")]
+    assert classify("POST", target, (), True, patterns) == PassThrough()
+    answer = classify("POST", target, ((header, " /x"),), True, patterns)
+    assert isinstance(answer, Rejected)
+    assert answer.refusal.code == "override_refused"
+    for other in ("/y", "/x/v1", "", "/x/v1/run"):
+        assert classify("POST", target, ((header, other),), True, patterns) == PassThrough()
 
 
 @pytest.mark.parametrize("header", OVERRIDES)
