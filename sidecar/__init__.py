@@ -1,3 +1,3 @@
 """Scopegate: a recovery action without a valid execution scope is invalid by definition."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

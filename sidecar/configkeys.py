@@ -31,6 +31,7 @@ LIVE = frozenset(
         "scopes.limits.max_attempts",
         "scopes.limits.ttl_seconds",
         "scopes.limits.max_cost_usd",
+        "telemetry.access_log",
         "care.min_confidence",
         "shutdown.drain_seconds",
         "policies",
@@ -39,12 +40,25 @@ LIVE = frozenset(
 AT_START = frozenset(
     {
         "data.listen",
+        "data.tls.certificate_file",
+        "data.tls.key_file",
+        "data.tls.client_ca_file",
         "admin.listen",
+        "admin.tls.certificate_file",
+        "admin.tls.key_file",
+        "admin.tls.client_ca_file",
         "ops.listen",
+        "ops.tls.certificate_file",
+        "ops.tls.key_file",
+        "ops.tls.client_ca_file",
         "upstream.url",
         "upstream.connect_timeout_seconds",
         "upstream.reuse_idle_seconds",
         "upstream.max_connections",
+        "upstream.tls.ca_file",
+        "upstream.tls.certificate_file",
+        "upstream.tls.key_file",
+        "upstream.tls.server_name",
         "store.url",
         "store.deadline_seconds",
         "gate.head_timeout_seconds",
@@ -53,6 +67,7 @@ AT_START = frozenset(
         "log.checkpoint_file",
         "log.mask",
         "log.mask_key_file",
+        "telemetry.otlp_endpoint",
     }
 )
 # Values that no message repeats: a password may stand in them.

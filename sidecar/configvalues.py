@@ -6,55 +6,35 @@ which may be a secret. What a later release brings is refused as such, never as 
 
 from __future__ import annotations
 
-import ipaddress
+import importlib.util
 import os
 import re
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
+from sidecar import configschema as schema
 from sidecar import keyfiles, signing
+from sidecar.addresses import Address, Listen, SocketFile, endpoint
 from sidecar.core import masking
 from sidecar.core.facts import Source
-from sidecar.core.money import is_whole_micros, to_micros
+from sidecar.core.money import is_whole_micros, to_dollars, to_micros
 from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
 from sidecar.errors import KeyFileUnusable
 
 LATER = "not yet known, it comes with a later release"
 
-_ENDPOINT = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
+# What the kernel takes as a socket's name: 107 bytes on Linux, 103 on macOS.
+MAX_SOCKET_NAME_BYTES = 103
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """A host and a port. Port 0 is any free port; an IPv6 host is kept without its brackets."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Listen:
-        """`host:port` or `[::1]:port`. Raises ValueError."""
-        host, port = _endpoint(text)
-        if port is None:
-            raise ValueError("expects host:port; write the port, too")
-        return cls(host, port)
-
-    def is_loopback(self) -> bool:
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def kind(value: object) -> str:
@@ -134,54 +114,86 @@ def some(value: object) -> object:
     return value
 
 
-def _endpoint(text: str) -> tuple[str, int | None]:
-    found = _ENDPOINT.fullmatch(text)
-    if not found:
-        raise ValueError('expects host:port, for example "127.0.0.1:8000" or "[::1]:8000"')
-    host = found["six"] or found["host"]
-    try:
-        if found["six"]:
-            ipaddress.IPv6Address(host)
-        elif re.fullmatch(r"[0-9.]+", host):
-            ipaddress.IPv4Address(host)
-    except ValueError as exc:
-        raise ValueError("names no valid IP address; correct it, or give a host name") from exc
-    port = None if found["port"] is None else int(found["port"])
-    if port is not None and port > 65_535:
-        raise ValueError("names a port above 65535; ports go from 0 to 65535")
-    return host, port
-
-
-def _listen(value: object) -> Listen:
+def _address(value: object, info: ValidationInfo) -> Address:
+    if isinstance(value, Listen | SocketFile):
+        return value
     if isinstance(value, int | list):
         raise ValueError(f'expects host:port, for example "127.0.0.1:8000", found {kind(value)}')
-    return value if isinstance(value, Listen) else Listen.parse(text_of(value))
+    text = text_of(value)
+    return _socket_file(text, info) if text.startswith("unix:") else Listen.parse(text)
 
 
-def _loopback(value: object) -> Listen:
-    listen = _listen(value)
-    if not listen.is_loopback():
+def _socket_file(text: str, info: ValidationInfo) -> SocketFile:
+    """`unix:/absolute`, `unix:///absolute`, or `unix:relative` to the configuration's folder."""
+    name = text.removeprefix("unix:")
+    if name.startswith("//"):
+        name = name[2:]
+        if not name.startswith("/"):
+            raise ValueError("expects unix:/path; a socket's URL has no host")
+    if not name or name.endswith("/"):
+        raise ValueError("expects unix:/path, the name of a socket")
+    path = _beside(name, info)
+    if len(os.fsencode(path)) > MAX_SOCKET_NAME_BYTES:
+        raise ValueError(f"names a socket by more than {MAX_SOCKET_NAME_BYTES} bytes; use a shorter path")
+    return SocketFile(path)
+
+
+def _own_address(value: object, info: ValidationInfo) -> Address:
+    address = _address(value, info)
+    if not address.is_loopback():
         raise ValueError(
             "must be a loopback address while it asks for no authentication; write 127.0.0.1:9901"
         )
-    return listen
+    return address
 
 
-def _upstream_url(value: object) -> str:
-    scheme, _, rest = text_of(value).partition(":")
-    if scheme.lower() in ("https", "unix", "http+unix"):
-        raise ValueError(f"{scheme.lower()} is {LATER}; write http://host:port")
-    if scheme.lower() != "http" or not rest.startswith("//"):
-        raise ValueError("expects http://host:port")
+def _upstream_url(value: object, info: ValidationInfo) -> str:
+    text = text_of(value)
+    scheme, _, rest = text.partition(":")
+    scheme = scheme.lower()
+    if scheme == "unix":
+        return str(_socket_file(f"unix:{rest}", info))
+    if scheme not in _DEFAULT_PORTS or not rest.startswith("//"):
+        raise ValueError("expects http://host:port, https://host:port or unix:/path")
     if "@" in rest:
         raise ValueError("holds a user or a password; remove them, requests go up as the client sent them")
     authority, _, path = rest[2:].partition("/")
     if path or "?" in rest or "#" in rest:
         raise ValueError("has a path or a query; remove it, targets go up as the client sent them")
-    host, port = _endpoint(authority)
+    host, port = endpoint(authority)
     if port == 0:
         raise ValueError("names port 0; write the port on which the backend listens")
-    return f"http://{Listen(host, 80 if port is None else port)}"
+    return f"{scheme}://{Listen(host, _DEFAULT_PORTS[scheme] if port is None else port)}"
+
+
+def _collector_url(value: object) -> str | None:
+    if value is None:
+        return None
+    text = text_of(value)
+    parts = urlsplit(text)
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise ValueError("expects the URL of a collector, for example http://127.0.0.1:4318/v1/traces")
+    if "@" in parts.netloc:
+        raise ValueError("holds a user or a password; give them in OTEL_EXPORTER_OTLP_HEADERS")
+    if not all(map(_installed, _OTEL)):
+        raise ValueError("needs the [otel] extra: pip install 'scopegate[otel]'")
+    return text
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of what it is in
+        return False
+
+
+def _host_name(value: object) -> str | None:
+    if value is None:
+        return None
+    host, port = endpoint(text_of(value))
+    if port is not None:
+        raise ValueError("expects a name without a port")
+    return host
 
 
 def _store_url(value: object, info: ValidationInfo) -> str:
@@ -311,27 +323,48 @@ def _path_text(pattern: RoutePattern) -> str:
 # Dumped, a value is the text that stands for it in the file.
 AS_TEXT = PlainSerializer(str, return_type=str)
 
-Address = Annotated[Listen, PlainValidator(_listen), AS_TEXT]
-LoopbackAddress = Annotated[Listen, PlainValidator(_loopback), AS_TEXT]
-UpstreamUrl = Annotated[str, PlainValidator(_upstream_url)]
-StoreUrl = Annotated[str, PlainValidator(_store_url)]
-Folder = Annotated[Path, PlainValidator(_folder)]
-Dollars = Annotated[int, PlainValidator(micros_of)]
-HeaderName = Annotated[str | None, PlainValidator(_header_name)]
-Risk = Annotated[RiskClass, PlainValidator(_risk), PlainSerializer(_risk_text, return_type=str)]
-Pattern = Annotated[RoutePattern, PlainValidator(_pattern), PlainSerializer(_path_text, return_type=str)]
-Place = Annotated[Source, PlainValidator(_source), AS_TEXT]
+ListenAddress = Annotated[Address, PlainValidator(_address), AS_TEXT, schema.ADDRESS]
+OwnAddress = Annotated[Address, PlainValidator(_own_address), AS_TEXT, schema.OWN_ADDRESS]
+CollectorUrl = Annotated[str | None, PlainValidator(_collector_url), schema.COLLECTOR_URL]
+HostName = Annotated[str | None, PlainValidator(_host_name), schema.HOST_NAME]
+UpstreamUrl = Annotated[str, PlainValidator(_upstream_url), schema.UPSTREAM_URL]
+StoreUrl = Annotated[str, PlainValidator(_store_url), schema.STORE_URL]
+Folder = Annotated[Path, PlainValidator(_folder), schema.FOLDER]
+Dollars = Annotated[
+    int, PlainValidator(micros_of), PlainSerializer(to_dollars, return_type=float), schema.DOLLARS
+]
+HeaderName = Annotated[str | None, PlainValidator(_header_name), schema.HEADER_NAME]
+Risk = Annotated[
+    RiskClass,
+    PlainValidator(_risk),
+    PlainSerializer(_risk_text, return_type=str),
+    WithJsonSchema({"enum": [risk.value for risk in RiskClass]}),
+]
+Pattern = Annotated[
+    RoutePattern,
+    PlainValidator(_pattern),
+    PlainSerializer(_path_text, return_type=str),
+    schema.PATTERN,
+]
+Place = Annotated[Source, PlainValidator(_source), AS_TEXT, schema.PLACE]
 Places = Annotated[
-    tuple[Source, ...], PlainValidator(_sources), PlainSerializer(_texts, return_type=list[str])
+    tuple[Source, ...],
+    PlainValidator(_sources),
+    PlainSerializer(_texts, return_type=list[str]),
+    schema.PLACES,
 ]
-BodyPlace = Annotated[Source, PlainValidator(_body_source), AS_TEXT]
-AnswerPlace = Annotated[Source, PlainValidator(_answer_source), AS_TEXT]
-File = Annotated[Path | None, PlainValidator(_file)]
+BodyPlace = Annotated[Source, PlainValidator(_body_source), AS_TEXT, schema.BODY_PLACE]
+AnswerPlace = Annotated[Source, PlainValidator(_answer_source), AS_TEXT, schema.ANSWER_PLACE]
+File = Annotated[Path | None, PlainValidator(_file), schema.FILE]
 SigningKeyFile = Annotated[
-    Path | None, key_file(signing.load_signing_key, "`scopegate log keygen FILE` makes one")
+    Path | None,
+    key_file(signing.load_signing_key, "`scopegate log keygen FILE` makes one"),
+    schema.FILE,
 ]
-MaskKeyFile = Annotated[Path | None, key_file(keyfiles.mask_key, "`openssl rand -hex 32` prints one")]
-MaskPointer = Annotated[str, PlainValidator(_mask_pointer)]
+MaskKeyFile = Annotated[
+    Path | None, key_file(keyfiles.mask_key, "`openssl rand -hex 32` prints one"), schema.FILE
+]
+MaskPointer = Annotated[str, PlainValidator(_mask_pointer), schema.MASK_POINTER]
 
 MAX_SECONDS = 86_400
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]

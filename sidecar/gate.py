@@ -155,6 +155,8 @@ class Gate:
             reply = await self.refusals.submit(command, late=self._settlements.give_back)
         except StoreUnavailable as exc:
             return self.refusals.unconfirmed(exc, asked)
+        finally:
+            judged.trace.over("commit", begun)
         self._metrics.commit.observe(time.perf_counter() - begun)
         if isinstance(reply, Denied):
             return reply
@@ -201,10 +203,10 @@ class Gate:
             ending = "unknown", Refusal("upstream_failed", message, {"cause": f"internal error: {exc!r}"})
         else:
             self._metrics.upstream.observe(time.perf_counter() - begun)
+            status = exchange.head.status
+            judged.trace.came_back(status)
             cost = reported_cost(judged.cost_source, exchange.head, body)
-            settled = await self._settlements.settle(
-                admitted, judged.log_fields, "answered", cost, exchange.head.status
-            )
+            settled = await self._settle(judged, admitted, "answered", cost, status)
             _set(
                 answer,
                 Forwarded(
@@ -214,13 +216,12 @@ class Gate:
             return
         self._metrics.upstream.observe(time.perf_counter() - begun)
         outcome, refusal = ending
-        settled = await self._settlements.settle(
-            admitted, judged.log_fields, outcome, cause=str(refusal.members["cause"])
-        )
+        judged.trace.came_back(failure=refusal.code)
+        settled = await self._settle(judged, admitted, outcome, cause=str(refusal.members["cause"]))
         _set(answer, Undelivered(admitted=admitted, **self._shown(settled or admitted), refusal=refusal))
 
     async def _send(self, judged: Judged, admitted: Admitted, seconds: float) -> Exchange:
-        headers = (*judged.headers, *admission_headers(admitted))
+        headers = judged.trace.sent_on((*judged.headers, *admission_headers(admitted)))
         try:
             return await self._upstream.send(
                 judged.method, judged.target, headers, judged.body, head_deadline=seconds
@@ -269,15 +270,33 @@ class Gate:
                 deadline += loop.time() - handed  # the backend is not to blame for a slow client
         except (Unanswered, TimeoutError, asyncio.CancelledError) as exc:
             cause = str(exc) or "the answer did not end in time"
-            await self._settlements.settle(admitted, judged.log_fields, "unknown", None, status, cause)
+            judged.trace.came_back(status, "unknown")
+            await self._settle(judged, admitted, "unknown", None, status, cause)
             rest.break_off()
             return
+        judged.trace.came_back(status)
         cost = reported_cost(judged.cost_source, exchange.head, None)
-        await self._settlements.settle(admitted, judged.log_fields, "answered", cost, status)
+        await self._settle(judged, admitted, "answered", cost, status)
         try:
             await rest.feed(None)
         except asyncio.CancelledError:
             rest.break_off()
+
+    async def _settle(
+        self,
+        judged: Judged,
+        admitted: Admitted,
+        outcome: Literal["answered", "not_sent", "unknown"],
+        cost: int | None = None,
+        http_status: int | None = None,
+        cause: str | None = None,
+    ) -> Settled | None:
+        begun = time.perf_counter()
+        settled = await self._settlements.settle(
+            admitted, judged.log_fields, outcome, cost, http_status, cause
+        )
+        judged.trace.over("settle", begun, outcome)
+        return settled
 
     def _shown(self, last: Settled | Admitted) -> dict[str, Any]:
         """The scope, if one was consumed, as it stands after the last thing that is known to be written."""

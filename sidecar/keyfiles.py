@@ -48,17 +48,28 @@ def create(path: Path, contents: bytes, mode: int) -> None:
 def _contents(path: Path, *, private: bool) -> bytes:
     try:
         with open(path, "rb", opener=_at_once) as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            if not stat.S_ISREG(mode):
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise KeyFileUnusable("is no file")
-            if private and mode & 0o077:
-                raise KeyFileUnusable(
-                    f"may be read or written by others than its owner (mode {mode & 0o777:04o}); "
-                    "chmod 600 it, and take a new key if somebody may have read this one"
-                )
+            if private:
+                _check_private(status)
             return stream.read(MAX_BYTES)
     except OSError as exc:
         raise KeyFileUnusable(f"cannot be read ({exc.strerror or exc})") from exc
+
+
+def _check_private(status: os.stat_result) -> None:
+    """Only the owner may read it; where that is root, who handed it to us by our group, that group may, too.
+
+    So come the files of a Kubernetes Secret. PostgreSQL takes the key of a server by the same rule.
+    """
+    mode = stat.S_IMODE(status.st_mode)
+    handed = status.st_uid == 0 and os.geteuid() != 0
+    if mode & (0o037 if handed else 0o077):
+        raise KeyFileUnusable(
+            f"may be read or written by others than its owner (mode {mode:04o}); "
+            "chmod 600 it, and take a new key if somebody may have read this one"
+        )
 
 
 def _at_once(name: str, flags: int) -> int:

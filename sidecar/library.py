@@ -14,8 +14,8 @@ from sidecar import policyfiles
 from sidecar.configvalues import sentence
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.errors import StoreUnavailable
-from sidecar.settings import Care
-from sidecar.settings import Store as StoreSettings
+from sidecar.sections import Care
+from sidecar.sections import Store as StoreSettings
 from sidecar.threaded import OPEN_SECONDS, Library
 
 __all__ = ["Library", "configure", "library", "opened"]

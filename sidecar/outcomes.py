@@ -16,6 +16,7 @@ from sidecar.core.scope import Scope, ScopeStatus
 from sidecar.errors import Refusal
 from sidecar.refusals import Refused
 from sidecar.terms import Terms
+from sidecar.tracing import NO_TRACE, Trace
 from sidecar.upstream import Head
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -38,6 +39,7 @@ class Judged:
     terms: Terms
     shadow: bool = False
     log_fields: dict[str, Any] = field(default_factory=dict)
+    trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,6 @@ from sidecar.core.apply import State, apply
 from sidecar.core.brakes import Tally, tallies_with
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import MAX_ID_CHARS, Claims, is_identifier
-from sidecar.core.money import to_dollars
 from sidecar.core.policy import PolicySet
 from sidecar.core.rules import SECOND, TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
@@ -296,7 +295,7 @@ def run(test: PolicyTest, policies: PolicySet) -> Outcome:
     }
     differences = []
     for name, value in case.want.model_dump(exclude_unset=True).items():
-        want = _shown(to_dollars(value) if name == "max_cost_usd" else value)
+        want = _shown(value)
         was = _shown(got[name])
         if want != was:
             place = test.document.place((*test.path, "want", name))

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -159,11 +159,14 @@ class Reloader:
         self._turn = asyncio.Lock()
         self._reads: set[object] = set()
         self.draining = False
+        self.renew: Callable[[], Awaitable[None]] | None = None  # certificates, which are files, too
         self.last = Reload(time=clock(), cause="start", terms=live.terms)
         self._show_last()
 
     async def reload(self, cause: Cause) -> Reload:
         """Read everything anew, in turn. What is wrong with it stands in `errors`."""
+        if self.renew is not None:
+            await self.renew()
         async with self._turn:
             if self._files is None:
                 return self._impossible(cause, "there is no configuration file; it was started without one")

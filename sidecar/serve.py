@@ -6,15 +6,13 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from aiohttp import web
 
+from sidecar.addresses import Address
 from sidecar.checkpoints import Checkpointer
 from sidecar.clock import wall_clock
 from sidecar.core.policy import PolicySet
@@ -22,21 +20,29 @@ from sidecar.crash import account_for_crash
 from sidecar.errors import ScopegateError
 from sidecar.gate import Gate
 from sidecar.grants import Grants
+from sidecar.logqueue import flush_logs, never_wait_for_logs
 from sidecar.refusals import RefusalLog
 from sidecar.reload import Files, Reloader, warn_of_openings
-from sidecar.settings import Listen, Log, Settings
+from sidecar.renewal import LOOK_SECONDS, Renewal
+from sidecar.sections import Log, Settings, Telemetry
+from sidecar.sections import Upstream as UpstreamSection
 from sidecar.signing import load_signing_key
 from sidecar.store.base import Clock
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry import Metrics, without_created_series
 from sidecar.terms import Live, Terms
-from sidecar.upstream import Upstream
+from sidecar.tls import Credentials, client_context, server_context
+from sidecar.tlssections import ListenTls
+from sidecar.tracing import Tracing
+from sidecar.upstream import Secured, Upstream
 from sidecar.watch import watch
+from sidecar.web.accesslog import AccessLog
 from sidecar.web.admin import About, Admin
 from sidecar.web.data import DataPlane
 from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
+from sidecar.web.listener import Factory, Listener
 from sidecar.web.openapi.document import document
 from sidecar.web.ops import Ops
 from sidecar.web.passthrough import PassThrough
@@ -46,12 +52,17 @@ from sidecar.web.server import DataServer, require_fast_parser
 
 logger = logging.getLogger("scopegate")
 
-BACKLOG = 2048
 # What a connection that idles through the drain is given before it is closed.
 LAST_CALL_SECONDS = 0.5
 POLL_SECONDS = 0.02
 # What answers that are ready get to be written. aiohttp waits for this long twice.
 FLUSH_SECONDS = 1.0
+# For a TLS handshake with us, on the listeners that have no key for it.
+HANDSHAKE_SECONDS = 5.0
+# Who may use a Unix socket: its group, too, or only its owner.
+SOCKET_MODES = {"data": 0o660, "admin": 0o600, "ops": 0o660}
+# What the last spans get to be sent, as far as the drain limit leaves it.
+SPANS_SECONDS = 2.0
 
 
 class Sidecar:
@@ -67,6 +78,7 @@ class Sidecar:
         *,
         files: Files | None = None,
         clock: Clock = wall_clock,
+        renewal_seconds: float = LOOK_SECONDS,
     ) -> None:
         require_fast_parser()
         without_created_series()
@@ -83,14 +95,17 @@ class Sidecar:
         self.live = Live(Terms(settings, policies))
         self.reloader = Reloader(files, live=self.live, metrics=self.metrics, clock=clock)
         self._files = files
+        self.tracing = Tracing()
         self._watching: asyncio.Task[None] | None = None
         self._clock = clock
         self.data_address = settings.data.listen
         self.ops_address = settings.ops.listen
-        self._data: asyncio.Server | None = None
+        self._renewal_seconds = renewal_seconds
+        self._renewing: asyncio.Task[None] | None = None
+        self._credentials: list[Credentials] = []
+        self._open: dict[str, Listener] = {}
         self._runners: list[web.AppRunner] = []
         self.hung = False  # the store or the checkpoint file could not be closed
-        self._late_connections: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Sidecar:
         try:
@@ -117,21 +132,32 @@ class Sidecar:
         settings = self.settings
         self.ops_address = await self._serve("ops", self._ops.application(), settings.ops.listen)
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
-        with _bind_errors("data", settings.data.listen):
-            self._data = await asyncio.get_running_loop().create_server(
-                self._data_server, settings.data.listen.host, settings.data.listen.port, backlog=BACKLOG
-            )
-        self.data_address = _listens("data", self._data.sockets[0].getsockname())
+        self.data_address = await self._listen("data", self._data_server, settings.data.listen)
+        self._renewing = asyncio.create_task(self.renewal.watch())
         warn_of_openings(self.live.terms.settings)
         if self._files is not None:
             self._watching = asyncio.create_task(watch(self._files, self.reloader.catch_up))
 
     def _wire(self) -> None:
         settings = self.settings
-        address = settings.upstream.address
+        upstream_tls = _towards(settings.upstream)
+        self._credentials = [
+            credentials
+            for credentials in (
+                _listening("data", settings.data.tls),
+                _listening("admin", settings.admin.tls),
+                _listening("ops", settings.ops.tls),
+                upstream_tls and upstream_tls.credentials,
+            )
+            if credentials
+        ]
+        self.renewal = Renewal(
+            self._credentials, metrics=self.metrics, clock=self._clock, every=self._renewal_seconds
+        )
+        self.reloader.renew = self.renewal.look
         self.upstream = Upstream(
-            address.host,
-            address.port,
+            settings.upstream.address,
+            secured=upstream_tls,
             connect_timeout=settings.upstream.connect_timeout_seconds,
             reuse_idle_seconds=settings.upstream.reuse_idle_seconds,
             max_connections=settings.upstream.max_connections,
@@ -146,14 +172,20 @@ class Sidecar:
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
         self.passing = PassThrough(self.upstream, self.metrics, live=self.live)
+        self.tracing = _tracing(settings.telemetry)
+        access = AccessLog(self.live)
         plane = DataPlane(
             gate=self.gate,
             passing=self.passing,
             scopes=scopes if on_data else None,
             live=self.live,
             metrics=self.metrics,
+            access=access,
+            tracing=self.tracing,
         )
-        self._data_server = DataServer(plane.handle, head_timeout_seconds=settings.gate.head_timeout_seconds)
+        self._data_server = DataServer(
+            plane.handle, on_ended=access.ended, head_timeout_seconds=settings.gate.head_timeout_seconds
+        )
         self._admin = Admin(
             store=self.store,
             gate=self.gate,
@@ -165,20 +197,42 @@ class Sidecar:
             docs=Docs(
                 lambda settings: document(settings, data=self.data_address, ops=self.ops_address), self.live
             ),
-            about=About(started_at=self._clock(), store_url=settings.store.url),
+            about=About(started_at=self._clock(), store_url=settings.store.url, listeners=self._listeners),
         )
         self._ops = Ops(store=self.store, gate=self.gate, live=self.live, metrics=self.metrics)
 
-    async def _serve(self, name: str, application: web.Application, listen: Listen) -> Listen:
+    def _listeners(self) -> dict[str, str]:
+        """Where each listener really is, as `status` shows it."""
+        settings = self.settings
+        return {
+            name: f"https://{address}" if section.tls.certificate_file else str(address)
+            for name, address, section in (
+                ("data", self.data_address, settings.data),
+                ("admin", self.admin_address, settings.admin),
+                ("ops", self.ops_address, settings.ops),
+            )
+        }
+
+    async def _serve(self, name: str, application: web.Application, address: Address) -> Address:
         runner = web.AppRunner(
             application, access_log=None, handle_signals=False, shutdown_timeout=FLUSH_SECONDS
         )
         await runner.setup()
         self._runners.append(runner)
+        assert runner.server is not None
+        return await self._listen(name, runner.server, address)
 
-        with _bind_errors(name, listen):
-            await web.TCPSite(runner, listen.host, listen.port).start()
-        return _listens(name, runner.addresses[0])
+    async def _listen(self, name: str, protocol: Factory, address: Address) -> Address:
+        patience = self.settings.gate.head_timeout_seconds if name == "data" else HANDSHAKE_SECONDS
+        credentials = next((each for each in self._credentials if each.name == name), None)
+        listener = self._open[name] = Listener(
+            name,
+            protocol,
+            credentials=credentials,
+            handshake_seconds=patience,
+            mode=SOCKET_MODES[name],
+        )
+        return await listener.open(address)
 
     # Stopping ----------------------------------------------------------------------------------
 
@@ -187,10 +241,11 @@ class Sidecar:
         limit = self.live.terms.settings.shutdown.drain_seconds
         # Closing takes a while, too; both together stay within the limit where that leaves room for it.
         patience = max(limit * 0.8, limit - LAST_CALL_SECONDS - 2 * FLUSH_SECONDS)
+        ends = time.monotonic() + limit
         until = time.monotonic() + patience
         self.gate.draining = self.passing.draining = self.reloader.draining = True
         logger.info("draining", extra={"in_flight": self.gate.in_flight, "drain_seconds": limit})
-        self._stop_listening()
+        self._open["data"].close()
         unfinished = await self.gate.drain(patience)
         if unfinished:
             logger.warning("the drain is over; executions end as unknown", extra={"count": unfinished})
@@ -199,52 +254,44 @@ class Sidecar:
         await self.upstream.close()
         self._data_server.pre_shutdown()
         await self._data_server.shutdown(FLUSH_SECONDS)
-        await self._close()
+        await self._close(min(SPANS_SECONDS, max(LAST_CALL_SECONDS, ends - time.monotonic())))
         logger.info("stopped")
-
-    def _stop_listening(self) -> None:
-        """Close the listening socket, but serve whoever has connected already."""
-        if self._data is None:
-            return
-        loop = asyncio.get_running_loop()
-        for listening in self._data.sockets:
-            # asyncio's sockets cannot be accepted on; a duplicate of the descriptor can.
-            duplicate = socket.socket(fileno=os.dup(listening.fileno()))
-            duplicate.setblocking(False)
-            with duplicate:
-                while True:
-                    try:
-                        connection, _ = duplicate.accept()
-                    except OSError:
-                        break
-                    connection.setblocking(False)
-                    task = loop.create_task(loop.connect_accepted_socket(self._data_server, connection))
-                    self._late_connections.add(task)
-                    task.add_done_callback(self._late_connections.discard)
-        self._data.close()
 
     async def _until_quiet(self, until: float) -> None:
         """Wait for pass-through requests to end, then give idle connections a last call."""
         last_call = time.monotonic() + LAST_CALL_SECONDS
         while (self.passing.under_way and time.monotonic() < until) or (
-            self._data_server.connections and time.monotonic() < last_call
+            (self._data_server.connections or self._open["data"].tasks) and time.monotonic() < last_call
         ):
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _close(self) -> None:
-        if self._data is not None:
-            self._data.close()
+    async def _close(self, spans_seconds: float = SPANS_SECONDS) -> None:
+        spans = asyncio.create_task(self.tracing.close(spans_seconds))
+        for listener in self._open.values():
+            listener.close()
         await self.upstream.close()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        for task in (self._watching, self._renewing):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         for runner in self._runners:
             await runner.cleanup()
+        for listener in self._open.values():
+            listener.abort()
         attested = True
         if self._checkpointer is not None:
             await self.store.until_idle()
             attested = await self._checkpointer.close()
         self.hung = not await self.store.close() or not attested
+        await spans
+
+
+def _tracing(telemetry: Telemetry) -> Tracing:
+    if telemetry.otlp_endpoint is None:
+        return Tracing()
+    from sidecar.otel import OtelTracing  # of an extra, and slow to import
+
+    return OtelTracing(telemetry.otlp_endpoint)
 
 
 def _checkpointer(log: Log, metrics: Metrics) -> Checkpointer | None:
@@ -253,19 +300,15 @@ def _checkpointer(log: Log, metrics: Metrics) -> Checkpointer | None:
     return Checkpointer(load_signing_key(log.signing_key_file), log.checkpoint_file, metrics)
 
 
-@contextmanager
-def _bind_errors(name: str, listen: Listen) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise ScopegateError(f"{name}.listen: cannot listen on {listen}: {exc.strerror or exc}") from exc
+def _listening(name: str, tls: ListenTls) -> Credentials | None:
+    return Credentials(name, tls.files(), server_context) if tls.certificate_file else None
 
 
-def _listens(name: str, socket_name: tuple[Any, ...]) -> Listen:
-    """The address that a listener really has, with the port that the system chose for port 0."""
-    address = Listen(socket_name[0], socket_name[1])
-    logger.info("listening", extra={"listener": name, "address": str(address)})
-    return address
+def _towards(upstream: UpstreamSection) -> Secured | None:
+    if upstream.verified_name is None:
+        return None
+    credentials = Credentials("upstream", upstream.tls.files(), client_context)
+    return Secured(credentials=credentials, server_name=upstream.verified_name)
 
 
 async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
@@ -273,6 +316,7 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
 
     Raises ScopegateError.
     """
+    never_wait_for_logs()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -292,11 +336,15 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
         task.add_done_callback(reloads.discard)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
-    async with sidecar:
-        await stopping.wait()
+    try:
+        async with sidecar:
+            await stopping.wait()
+    except ScopegateError:
+        flush_logs()  # what led to it stands before it
+        raise
     if sidecar.hung:
         logging.shutdown()
         os._exit(1)  # the interpreter would wait for the thread of a storage that hangs
-    if sidecar.reloader.is_reading():
+    if sidecar.reloader.is_reading() or sidecar.renewal.reading:
         logging.shutdown()
         os._exit(0)  # and for one that reads files, which nobody needs any more

@@ -1,7 +1,7 @@
 """Configuration: flag over environment over file. Every mistake is named with its place, all at once.
 
 Pydantic stands here because text comes in here; its errors become plain sentences before anybody sees them.
-The sections below are the file's, key by key; what a value may be stands in configvalues.
+The sections stand in sections, key by key; what a value may be stands in configvalues.
 """
 
 from __future__ import annotations
@@ -10,266 +10,36 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from sidecar import keyfiles
+from sidecar.addresses import Listen
 from sidecar.configkeys import Below, Section, complete, keys_of, put, section_of, typed
-from sidecar.configvalues import (
-    Address,
-    AnswerPlace,
-    BodyPlace,
-    Bytes,
-    Count,
-    Dollars,
-    File,
-    Folder,
-    Fraction,
-    Grace,
-    HeaderName,
-    Lifetime,
-    Listen,
-    LoopbackAddress,
-    MaskKeyFile,
-    MaskPointer,
-    Pattern,
-    Place,
-    Places,
-    Risk,
-    Seconds,
-    SigningKeyFile,
-    StoreUrl,
-    UpstreamUrl,
-    sentence,
-    some,
-)
-from sidecar.core.facts import DEFAULT_SOURCES, FactSources
-from sidecar.core.masking import Mask, pointer
-from sidecar.core.policy import RiskClass
+from sidecar.configvalues import sentence
 from sidecar.errors import ConfigurationError, Fault
+from sidecar.sections import Route, Settings
 from sidecar.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, shown, survey
 
-__all__ = ["Listen", "Loaded", "Route", "Settings", "default", "load"]
+__all__ = ["Listen", "Loaded", "Settings", "default", "load"]
 
 PREFIX = "SCOPEGATE_"
-
-
-class Data(Section):
-    listen: Address = Listen("127.0.0.1", 8000)
-
-
-class Admin(Section):
-    listen: LoopbackAddress = Listen("127.0.0.1", 9901)
-
-
-class Ops(Section):
-    listen: Address = Listen("127.0.0.1", 9902)
-
-
-class Upstream(Section):
-    url: UpstreamUrl
-    connect_timeout_seconds: Seconds = 2.0
-    response_timeout_seconds: Seconds = 30.0
-    reuse_idle_seconds: Grace = 1.0
-    max_connections: Count = 512
-
-    @property
-    def address(self) -> Listen:
-        """The backend's host and port."""
-        return Listen.parse(self.url.removeprefix("http://"))
-
-
-class Store(Section):
-    url: StoreUrl = Field("sqlite:///var/scopegate.db", validate_default=True)
-    deadline_seconds: Seconds = 2.0
-
-    @property
-    def file(self) -> Path | None:
-        """The database file, absolute; None for a store in memory."""
-        return Path(self.url.removeprefix("sqlite:///")) if self.url.startswith("sqlite:") else None
-
-
-class Route(Section):
-    path: Pattern
-    mode: Literal["enforce", "shadow"] = "enforce"
-    scope_id: Place = DEFAULT_SOURCES.scope_id
-    incident_id: Place = DEFAULT_SOURCES.incident_id
-    action: Place = DEFAULT_SOURCES.action
-    parameters: BodyPlace = DEFAULT_SOURCES.parameters
-    target_agents: Places = DEFAULT_SOURCES.target_agents
-    cost: AnswerPlace = DEFAULT_SOURCES.cost
-
-    @cached_property
-    def sources(self) -> FactSources:
-        """Where this route's facts stand, as the core wants it."""
-        return FactSources(
-            scope_id=self.scope_id,
-            incident_id=self.incident_id,
-            action=self.action,
-            parameters=self.parameters,
-            target_agents=self.target_agents,
-            cost=self.cost,
-        )
-
-
-class Gate(Section):
-    routes: Annotated[tuple[Route, ...], Field(strict=False), BeforeValidator(some)] = Field(
-        [{"path": "**/recovery/execute"}], validate_default=True
-    )
-    max_body_bytes: Bytes = 1_048_576
-    max_answer_bytes: Bytes = 1_048_576
-    head_timeout_seconds: Seconds = 10.0
-    body_timeout_seconds: Seconds = 10.0
-    max_in_flight: Count = 1024
-    annotate_response: bool = False
-    tenant_header: HeaderName = None
-    scope_required_from: Risk = RiskClass.LOW
-
-    @model_validator(mode="after")
-    def _each_path_once(self) -> Gate:
-        paths = [(route.path.anywhere, route.path.folded) for route in self.routes]
-        message = "is the path of a route above, too; keep one of them"
-        again = [index for index, path in enumerate(paths) if path in paths[:index]]
-        if again:
-            raise Below([(("routes", index, "path"), message) for index in again])
-        return self
-
-
-class ScopeDefaults(Section):
-    """`max_cost` is in micro-dollars; in the file it is `max_cost_usd`, in dollars."""
-
-    max_attempts: Count = 1
-    ttl_seconds: Lifetime = 300
-    max_cost: Dollars = Field(500_000, alias="max_cost_usd")
-
-
-class ScopeLimits(Section):
-    """As ScopeDefaults."""
-
-    max_attempts: Count = 10
-    ttl_seconds: Lifetime = 3600
-    max_cost: Dollars = Field(100_000_000, alias="max_cost_usd")
-
-
-class Scopes(Section):
-    serve_on: Literal["data", "admin"] = "data"
-    defaults: ScopeDefaults
-    limits: ScopeLimits
-
-    @model_validator(mode="after")
-    def _defaults_within_limits(self) -> Scopes:
-        over: list[tuple[KeyPath, str]] = []
-        for name, field in ScopeDefaults.model_fields.items():
-            key = field.alias or name
-            if getattr(self.defaults, name) <= getattr(self.limits, name):
-                continue
-            # Of the two, the one that somebody wrote is the one to name: it has a place.
-            if name in self.defaults.model_fields_set:
-                over.append(
-                    (("defaults", key), f"is above scopes.limits.{key}; lower it, or raise the limit")
-                )
-            else:
-                over.append((("limits", key), f"is below scopes.defaults.{key}; lower that one, too"))
-        if over:
-            raise Below(over)
-        return self
-
-
-class Log(Section):
-    signing_key_file: SigningKeyFile = None
-    checkpoint_file: File = None
-    mask: Annotated[tuple[MaskPointer, ...], Field(strict=False)] = ()
-    mask_key_file: MaskKeyFile = None
-
-    @model_validator(mode="after")
-    def _what_belongs_together(self) -> Log:
-        wrong: list[tuple[KeyPath, str]] = []
-        if self.checkpoint_file is None and self.signing_key_file is not None:
-            wrong.append((("signing_key_file",), "signs nothing without log.checkpoint_file; give both"))
-        if self.checkpoint_file is not None and self.signing_key_file is None:
-            wrong.append((("checkpoint_file",), "stays empty without log.signing_key_file; give both"))
-        if self.checkpoint_file is not None and self.checkpoint_file in (
-            self.signing_key_file,
-            self.mask_key_file,
-        ):
-            wrong.append((("checkpoint_file",), "names a file that holds a key; name another one"))
-        if self.mask_key_file is not None and not self.mask:
-            wrong.append((("mask_key_file",), "does nothing without log.mask; say there what is masked"))
-        if wrong:
-            raise Below(wrong)
-        return self
-
-    def masking(self) -> Mask | None:
-        """What is masked before it is stored. Raises KeyFileUnusable if its key is gone."""
-        if not self.mask:
-            return None
-        key = None if self.mask_key_file is None else keyfiles.mask_key(self.mask_key_file)
-        return Mask(pointers=tuple(map(pointer, self.mask)), key=key)
-
-
-class Care(Section):
-    min_confidence: Fraction = 0.5
-
-
-class Shutdown(Section):
-    drain_seconds: Grace = 25.0
-
-
-class Settings(Section):
-    """Everything that can be configured. Made by `load` and `default`, which put in every section."""
-
-    data: Data
-    admin: Admin
-    ops: Ops
-    upstream: Upstream
-    store: Store
-    gate: Gate
-    scopes: Scopes
-    log: Log
-    care: Care
-    shutdown: Shutdown
-    policies: Folder = Field("../policies/", validate_default=True)
-
-    @model_validator(mode="after")
-    def _each_address_once(self) -> Settings:
-        """Two listeners cannot share an address, and an upstream that is the sidecar itself never ends."""
-        taken: dict[Listen, str] = {}
-        twice: list[tuple[KeyPath, str]] = []
-        addresses: tuple[tuple[str, str, Section, Listen], ...] = (
-            ("data", "listen", self.data, self.data.listen),
-            ("admin", "listen", self.admin, self.admin.listen),
-            ("ops", "listen", self.ops, self.ops.listen),
-            ("upstream", "url", self.upstream, self.upstream.address),
-        )
-        # Of two, the one that somebody wrote is the one to name: it has a place.
-        for name, key, _, address in sorted(addresses, key=lambda one: one[1] in one[2].model_fields_set):
-            if address in taken:
-                twice.append(((name, key), f"is the address of {taken[address]}, too; use another one"))
-            elif address.port:
-                taken[address] = f"{name}.{key}"
-        if twice:
-            raise Below(twice)
-        return self
-
-    @model_validator(mode="after")
-    def _checkpoints_beside_the_store(self) -> Settings:
-        if self.log.checkpoint_file is not None and self.log.checkpoint_file == self.store.file:
-            raise Below([(("log", "checkpoint_file"), "is the file of store.url, too; name another one")])
-        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     """Settings that are valid, and what else there is to say: warnings about the environment, the keys of the
-    file that the environment or a flag overrides, and the file itself, which knows where its keys stand."""
+    file that the environment or a flag overrides, and the file itself, which knows where its keys stand.
+
+    `places` says of each key where it was given; of several the first is in force, without one the default.
+    """
 
     settings: Settings
     warnings: tuple[str, ...]
     shadowed: tuple[str, ...]
+    places: Mapping[str, tuple[str, ...]]
     document: Document
 
 
@@ -320,11 +90,12 @@ def load(
     settings, wrong = _validated(tree, context, document, places)
     if settings is None or found:
         raise ConfigurationError(in_order([*found, *wrong]))
-    overridden = {key for _, key, _ in given}
+    told = {key: _places(key, given, document) for key, field in keys.items() if not section_of(field)}
     return Loaded(
         settings=settings,
         warnings=tuple(warnings),
-        shadowed=tuple(key for key in keys if key in overridden and tuple(key.split(".")) in document.marks),
+        shadowed=tuple(key for key in told if len(told[key]) > 1 and tuple(key.split(".")) in document.marks),
+        places=told,
         document=document,
     )
 
@@ -358,6 +129,13 @@ def _validated(
                 place = above[0] if above else document.place(path)
                 faults.append(Fault(place, dotted(path), message))
     return None, faults
+
+
+def _places(key: str, given: Sequence[tuple[str, str, str]], document: Document) -> tuple[str, ...]:
+    """Where a key was given, what wins first: flags over variables over the file."""
+    path = tuple(key.split("."))
+    overrides = tuple(place for place, name, _ in reversed(given) if name == key)
+    return (*overrides, document.place(path)) if path in document.marks else overrides
 
 
 def _variable(key: str) -> str:

@@ -9,7 +9,7 @@ import json
 import logging
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TextIO
 
 from prometheus_client import (
@@ -23,10 +23,76 @@ from prometheus_client import (
 from pythonjsonlogger.json import JsonFormatter
 
 from sidecar import __version__
+from sidecar.logqueue import DroppedLines
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+EXECUTION_OUTCOMES = ("answered", "not_sent", "unknown")
+PASSED_OUTCOMES = (
+    "answered",
+    "tunnelled",
+    "client_left",
+    "cut",
+    "invalid_request",
+    "overloaded",
+    "upstream_unreachable",
+    "upstream_failed",
+    "upstream_timeout",
+)
+
+# What a log line can carry beside time, level, logger and message, and what it means. A test holds this table
+# to what the code logs; config/cookbook/logs.md is made from it.
+LOG_FIELDS: Mapping[str, str] = {
+    "action": "the action that was asked for, as the request named it; null: none could be read",
+    "actions": "how many actions the catalogue in force lists",
+    "address": "where the listener listens, host:port, with the port that the system chose for port 0",
+    "attempt_number": "which attempt of its scope the execution is; null: it needed none",
+    "batch_size": "how many commands were in the transaction",
+    "bytes": "how many bytes of the answer's body were sent",
+    "bound": "the bound of the scope that refused; null: it was no bound",
+    "cause": "why: what the store, the system or the backend said, or what set off a reload",
+    "changed": "the keys that a reload changed, and `policies`",
+    "checkpoint_file": "the file that checkpoints are appended to",
+    "config_revision": "the hash of the configuration in force from now on",
+    "count": "how many executions, settlements or refusals the line is about",
+    "decision_id": "the decision record; of an execution the one that admitted it. null: nothing is recorded",
+    "drain_seconds": "how long requests in flight are given to end",
+    "duration_ms": "milliseconds from the request's head to the end of its answer",
+    "error": "the error code of the answer",
+    "errors": "every mistake in the files, each with file, line, column and key",
+    "gated_routes": "how many routes are enforced",
+    "http_status": "the status of the backend's answer; null: none came",
+    "in_flight": "gated requests that were under way",
+    "incident_id": "the incident that the request named",
+    "listener": "`data`, `admin` or `ops`; of certificates also `upstream`",
+    "method": "the method of the request",
+    "old_actions": "`actions` before the reload",
+    "old_config_revision": "`config_revision` before the reload",
+    "old_gated_routes": "`gated_routes` before the reload",
+    "old_policy_revision": "`policy_revision` before the reload",
+    "old_rules": "`rules` before the reload",
+    "other_writers": "the databases whose checkpoints the file holds already",
+    "outcome": "how it ended: of a request `answered`, an error code, or how passing through ended; of a "
+    "reconciled execution `executed` or `not_executed`",
+    "path": "the path of the request, without its query",
+    "policy_revision": "the hash of the policies in force from now on",
+    "remote": "the address of the client, or of what stands before the sidecar",
+    "request_id": "the request's X-Request-Id, given to it where it had none",
+    "route": "where the request went: `gated`, `scopes` (the sidecar's own calls) or `passed`",
+    "routes": "the paths of the routes in shadow mode",
+    "rule": "the rule in shadow mode; null: it was the route or the scope",
+    "rules": "the rules that refused, or, of a reload, how many there are",
+    "scope_id": "the scope that the request named, or that was spent",
+    "settled": "whether the ending is written; false: it waits in memory for the store",
+    "shadowed": "the keys whose value in the file does not count: the environment or a flag overrides it",
+    "span_id": "the caller's span, from its traceparent header",
+    "status": "the status that the client got; null: none, 499: it left before",
+    "trace_id": "the trace, from the request's traceparent header",
+    "valid_until": "when the certificate ends",
+    "writer": "the database that is in use, as its log names it",
+}
 
 
 def without_created_series() -> None:
@@ -44,7 +110,8 @@ class Metrics:
         registry = self.registry
         self.decisions = Counter(
             "scopegate_decisions",
-            "Gate decisions: outcome, the error code as reason (none where it was let through), action.",
+            "Decisions about gated requests, and about issuing and revoking scopes (action none): outcome, "
+            "error code as reason (none: let through), action (other: not in the catalogue).",
             ("outcome", "reason", "action"),
             registry=registry,
         )
@@ -54,9 +121,18 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        # A series that begins with its first event hides that one from Prometheus' increase(): what alerts
+        # look at begins with zero.
+        for reason in ("store_unavailable", "overloaded", "draining"):
+            self.unrecorded.labels(reason)
         self.executions = Counter(
-            "scopegate_executions", "How executions ended.", ("outcome",), registry=registry
+            "scopegate_executions",
+            "Executions by how they ended: answered (a 5xx, too), provably not_sent, or unknown.",
+            ("outcome",),
+            registry=registry,
         )
+        for outcome in EXECUTION_OUTCOMES:
+            self.executions.labels(outcome)
         self.emissions = Counter(
             "scopegate_emissions",
             "Decisions that others told over the admin interface: recorded, or why not.",
@@ -76,19 +152,33 @@ class Metrics:
             registry=registry,
         )
         self.cost_overruns = Counter(
-            "scopegate_cost_overruns", "Executions that cost more than their hold.", registry=registry
+            "scopegate_cost_overruns",
+            "Executions that cost more than their hold, which exhausts their scope.",
+            registry=registry,
         )
         self.judge = Histogram(
-            "scopegate_judge_seconds", "Reading and judging a request.", buckets=_FAST, registry=registry
+            "scopegate_judge_seconds",
+            "Until a gated request, with its body, was read and understood; before the store is asked.",
+            buckets=_FAST,
+            registry=registry,
         )
         self.commit = Histogram(
-            "scopegate_commit_seconds", "Admission, committed.", buckets=_FAST, registry=registry
+            "scopegate_commit_seconds",
+            "Until a decision about an execution was on disk, with its wait for the writer.",
+            buckets=_FAST,
+            registry=registry,
         )
         self.upstream = Histogram(
-            "scopegate_upstream_seconds", "The backend's work on a request.", buckets=_SLOW, registry=registry
+            "scopegate_upstream_seconds",
+            "From an admission until the backend's answer was there, or was given up.",
+            buckets=_SLOW,
+            registry=registry,
         )
         self.settle = Histogram(
-            "scopegate_settle_seconds", "Settlement, committed.", buckets=_FAST, registry=registry
+            "scopegate_settle_seconds",
+            "Until the end of an execution was written, or kept in memory for later.",
+            buckets=_FAST,
+            registry=registry,
         )
         self.in_flight = Gauge("scopegate_in_flight", "Gated requests being worked on.", registry=registry)
         self.passing = Gauge(
@@ -100,27 +190,51 @@ class Metrics:
             ("outcome",),
             registry=registry,
         )
+        for outcome in PASSED_OUTCOMES:
+            self.passed.labels(outcome)
         self.batch_size = Histogram(
-            "scopegate_store_batch_size", "Commands in one transaction.", buckets=_SIZES, registry=registry
+            "scopegate_store_batch_size",
+            "Commands in one transaction of the store.",
+            buckets=_SIZES,
+            registry=registry,
         )
         self.batch_seconds = Histogram(
-            "scopegate_store_batch_seconds", "One transaction.", buckets=_FAST, registry=registry
+            "scopegate_store_batch_seconds",
+            "How long one transaction of the store took.",
+            buckets=_FAST,
+            registry=registry,
         )
         self.store_failures = Counter(
-            "scopegate_store_failures", "Transactions that failed.", registry=registry
+            "scopegate_store_failures", "Transactions of the store that failed.", registry=registry
         )
         self.store_queue = Gauge(
             "scopegate_store_queue", "Commands waiting for the store.", registry=registry
+        )
+        self.store_size = Gauge(
+            "scopegate_store_size_bytes", "Bytes of the database file.", registry=registry
+        )
+        self.store_wal_size = Gauge(
+            "scopegate_store_wal_size_bytes", "Bytes of its write-ahead log.", registry=registry
+        )
+        self.store_free = Gauge(
+            "scopegate_store_free_bytes", "Bytes free on the disk of the database.", registry=registry
+        )
+        self.store_growth = Gauge(
+            "scopegate_store_growth_bytes",
+            "Bytes added in the last 24 hours, by the share of their records.",
+            registry=registry,
         )
         self.unsettled = Gauge(
             "scopegate_unsettled", "Settlements kept in memory until the store takes them.", registry=registry
         )
         self.unknown = Gauge(
-            "scopegate_unknown_executions", "Executions that wait to be reconciled.", registry=registry
+            "scopegate_unknown_executions",
+            "Executions of which nobody knows how they ended, and that wait to be reconciled.",
+            registry=registry,
         )
         self.oldest_unknown = Gauge(
             "scopegate_oldest_unknown_execution_seconds",
-            "Age of the oldest of them; 0: none.",
+            "Age of the oldest execution that waits to be reconciled; 0: none does.",
             registry=registry,
         )
         self.checkpoint_failures = Counter(
@@ -146,9 +260,23 @@ class Metrics:
         )
         self.last_reload_time = Gauge(
             "scopegate_last_reload_timestamp_seconds",
-            "When that was, in seconds since 1970.",
+            "When the last reload, or else the start, was; in seconds since 1970.",
             registry=registry,
         )
+        self.certificate_expiry = Gauge(
+            "scopegate_certificate_expiry_timestamp_seconds",
+            "When the certificate in use ends, in seconds since 1970: that of a listener, or the one that is "
+            "shown to the upstream.",
+            ("listener",),
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "scopegate_ready",
+            "Each check of /health/ready: 1 well, 0 not. Clients should be sent here only while all are 1.",
+            ("check",),
+            registry=registry,
+        )
+        registry.register(DroppedLines())
         build = Gauge(
             "scopegate_build_info", "Always 1; the labels tell.", ("version", "python"), registry=registry
         )

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from sidecar.core.policy import PolicySet
 from sidecar.core.target import Gated, PassThrough, RoutePattern, classify
-from sidecar.settings import Route, Settings
+from sidecar.sections import Route, Settings
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sidecar.core.command import Admitted, Command, Reply, Settled
 from sidecar.core.policy import PolicySet
 from sidecar.crash import account_for_crash
 from sidecar.errors import StoreClosed, StoreUnavailable
-from sidecar.settings import Store as StoreSettings
+from sidecar.sections import Store as StoreSettings
 from sidecar.settlements import Settlements
 from sidecar.store.base import Engine
 from sidecar.store.batch import Store

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -12,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sidecar.addresses import Address, Listen, SocketFile
 from sidecar.clock import wall_clock
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.serve import Sidecar
-from sidecar.settings import Listen, default
+from sidecar.settings import default
+from sidecar.tlssections import ListenTls
 
 SECOND = 1_000_000
 MOST_SECONDS = 15.0  # for any answer: what takes longer has failed
@@ -131,15 +134,28 @@ def request_bytes(method: str, target: str, headers: HeaderList = (), body: byte
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
 
 
-async def connect(address: Listen) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection(address.host, address.port, limit=1 << 22)
+async def connect(
+    address: Address, tls: ssl.SSLContext | None = None, *, server_name: str = "gate.test"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    name = None if tls is None else server_name
+    if isinstance(address, SocketFile):
+        return await asyncio.open_unix_connection(address.path, limit=1 << 22, ssl=tls, server_hostname=name)
+    return await asyncio.open_connection(
+        address.host, address.port, limit=1 << 22, ssl=tls, server_hostname=name
+    )
 
 
 async def ask(
-    address: Listen, method: str, target: str, headers: HeaderList = (), body: bytes | None = None
+    address: Address,
+    method: str,
+    target: str,
+    headers: HeaderList = (),
+    body: bytes | None = None,
+    *,
+    tls: ssl.SSLContext | None = None,
 ) -> Message:
     """One request on a connection of its own."""
-    reader, writer = await connect(address)
+    reader, writer = await connect(address, tls)
     try:
         async with asyncio.timeout(MOST_SECONDS):
             writer.write(request_bytes(method, target, headers, body))
@@ -211,11 +227,20 @@ def sends(*pieces: bytes | float, then: str = "stay") -> Script:
 class Backend:
     """A backend that records what it saw and does as `script` says."""
 
-    address: Listen
+    address: Address
     script: Script = field(default_factory=replies)
     seen: list[Message] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    scheme: str = "http"
+    connections: int = 0
+    instead: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None  # of HTTP
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        """As `upstream.url` names it."""
+        unix = isinstance(self.address, SocketFile)
+        return str(self.address) if unix else f"{self.scheme}://{self.address}"
 
     @property
     def executions(self) -> list[Message]:
@@ -225,7 +250,11 @@ class Backend:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         try:
+            if self.instead is not None:
+                await self.instead(reader, writer)
+                return
             while (message := await read_message(reader)) is not None:
                 self.seen.append(message)
                 self.arrived.set()
@@ -246,10 +275,20 @@ class Backend:
 
 
 @asynccontextmanager
-async def serving_backend() -> AsyncIterator[Backend]:
-    backend = Backend(Listen("127.0.0.1", 0))
-    server = await asyncio.start_server(backend.serve, "127.0.0.1", 0, backlog=2048, limit=1 << 22)
-    backend.address = Listen(*server.sockets[0].getsockname()[:2])
+async def serving_backend(
+    *, tls: ssl.SSLContext | None = None, path: Path | None = None
+) -> AsyncIterator[Backend]:
+    """On a port of its own or a Unix socket; with `tls` it speaks that."""
+    backend = Backend(Listen("127.0.0.1", 0), scheme="http" if tls is None else "https")
+    server: asyncio.Server
+    if path is None:
+        server = await asyncio.start_server(
+            backend.serve, "127.0.0.1", 0, backlog=2048, limit=1 << 22, ssl=tls
+        )
+        backend.address = Listen(*server.sockets[0].getsockname()[:2])
+    else:
+        server = await asyncio.start_unix_server(backend.serve, path, backlog=2048, limit=1 << 22)
+        backend.address = SocketFile(path)
     try:
         yield backend
     finally:
@@ -276,6 +315,10 @@ class House:
     backend: Backend
     clock: Clock
     database: Path
+    tls: ssl.SSLContext | None = None  # what its client speaks where a listener has a certificate
+
+    def speaks(self, listener: ListenTls) -> ssl.SSLContext | None:
+        return None if listener.certificate_file is None else self.tls
 
     def adopt(self, policies: PolicySet | None) -> None:
         """What is judged from now on is judged by these policies."""
@@ -286,7 +329,8 @@ class House:
     async def data(
         self, method: str, target: str, headers: HeaderList = (), body: bytes | None = None
     ) -> Message:
-        return await ask(self.sidecar.data_address, method, target, headers, body)
+        tls = self.speaks(self.sidecar.settings.data.tls)
+        return await ask(self.sidecar.data_address, method, target, headers, body, tls=tls)
 
     async def issue(self, *, headers: HeaderList = (), **members: Any) -> dict[str, Any]:
         """A scope, granted: one attempt of retry_agent for inc_1 unless told otherwise."""
@@ -344,9 +388,10 @@ class House:
         self, method: str, target: str, document: object = None, headers: HeaderList = ()
     ) -> Message:
         kind, body = as_json(document)
+        tls = self.speaks(self.sidecar.settings.admin.tls)
         if document is None:
-            return await ask(self.sidecar.admin_address, method, target, headers)
-        return await ask(self.sidecar.admin_address, method, target, [*kind, *headers], body)
+            return await ask(self.sidecar.admin_address, method, target, headers, tls=tls)
+        return await ask(self.sidecar.admin_address, method, target, [*kind, *headers], body, tls=tls)
 
     async def records(self, query: str = "") -> list[dict[str, Any]]:
         """Every record that a query finds, newest first, over all pages."""
@@ -391,7 +436,8 @@ class House:
         return answer.status, {name: check["reason"] for name, check in checks.items() if not check["ok"]}
 
     async def metrics(self) -> str:
-        answer = await ask(self.sidecar.ops_address, "GET", "/metrics")
+        tls = self.speaks(self.sidecar.settings.ops.tls)
+        answer = await ask(self.sidecar.ops_address, "GET", "/metrics", tls=tls)
         assert answer.status == 200
         return answer.body.decode()
 
@@ -414,6 +460,8 @@ async def opened(
     policies: PolicySet | None = POLICIES,
     clock: Clock | None = None,
     upstream_port: int | None = None,
+    tls: ssl.SSLContext | None = None,
+    renewal_seconds: float = 60.0,
     **sections: Any,
 ) -> AsyncIterator[House]:
     """A sidecar on free ports over a SQLite file in a folder; `sections` are those of its settings."""
@@ -423,9 +471,10 @@ async def opened(
         sections.setdefault(name, {"listen": "127.0.0.1:0"})
     sections["store"] = {"url": f"sqlite:///{database}", **sections.get("store", {})}
     sections.setdefault("shutdown", {"drain_seconds": 0.2})
-    settings = default(f"http://127.0.0.1:{upstream_port or backend.address.port}", **sections)
-    async with Sidecar(settings, policies, clock=clock) as sidecar:
-        yield House(sidecar, backend, clock, database)
+    upstream_url = backend.url if upstream_port is None else f"http://127.0.0.1:{upstream_port}"
+    settings = default(upstream_url, **sections)
+    async with Sidecar(settings, policies, clock=clock, renewal_seconds=renewal_seconds) as sidecar:
+        yield House(sidecar, backend, clock, database, tls)
 
 
 async def eventually(

@@ -1,4 +1,4 @@
-"""Programs that some tests need beside Python. Tests of an absent one are skipped, or fail if it is required."""
+"""Programs that some tests need beside Python; without one its tests skip, or fail where it is required."""
 
 from __future__ import annotations
 

@@ -5,33 +5,31 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TypeVar
+from typing import BinaryIO
 
 import click
 
 from sidecar import keyfiles
 from sidecar.cli.options import (
-    TAMPERED,
+    attestation_of,
+    check_known,
     config_option,
+    database,
     failed,
     load_settings,
-    misconfigured,
+    progress_bar,
+    public_key_option,
     set_option,
+    tampered,
 )
-from sidecar.errors import KeyFileUnusable, LogTampered, StoreUnavailable
-from sidecar.settings import Settings
-from sidecar.signing import PublicKey, SigningKey, load_public_key, load_signing_key
-from sidecar.store.attestation import NONE, Attestation, read_checkpoints
+from sidecar.errors import LogTampered, StoreUnavailable
+from sidecar.signing import SigningKey
+from sidecar.store.attestation import Attestation
 from sidecar.store.export import exported
 from sidecar.store.verify import Verified, verify_sqlite
-
-T = TypeVar("T")
-
-# How often a progress bar is drawn anew, at most.
-STEPS = 200
 
 
 @click.group(
@@ -56,14 +54,7 @@ Examples:
 )
 @config_option
 @set_option
-@click.option(
-    "--public-key",
-    "public_keys",
-    type=click.Path(path_type=Path, dir_okay=False),
-    multiple=True,
-    metavar="FILE",
-    help="A key whose checkpoints count; by default the one of log.signing_key_file. May be repeated.",
-)
+@public_key_option
 def verify(config: Path, overrides: tuple[str, ...], public_keys: tuple[Path, ...]) -> None:
     """Recompute the hash chain of the log; works beside a running sidecar. Exit code 4: tampering found.
 
@@ -72,44 +63,19 @@ def verify(config: Path, overrides: tuple[str, ...], public_keys: tuple[Path, ..
     switches, and what refers to records.
     """
     loaded = load_settings(config, overrides, read_keys=False)
-    path = _database(config, loaded)
-    keys = _keys(loaded, public_keys)
+    path = database(config, loaded)
     try:
-        attestation = NONE
-        if loaded.log.checkpoint_file is not None:
-            attestation = read_checkpoints(loaded.log.checkpoint_file, keys)
-        with _progress("Verifying", hidden=not sys.stderr.isatty()) as progress:
+        attestation = attestation_of(loaded, public_keys)
+        with progress_bar("Verifying", hidden=not sys.stderr.isatty()) as progress:
             verified = verify_sqlite(path, progress, attestation)
     except LogTampered as exc:
-        _tampered(exc)
+        tampered(exc)
     except StoreUnavailable as exc:
         failed(f"cannot verify: {exc}")
     click.echo(f"ok: {verified.records} records of writer {verified.writer}, head {verified.head.hex()}")
     for line in _attested(loaded.log.checkpoint_file, attestation, verified):
         click.echo(line)
-    for key_id, count in attestation.unknown.items():
-        failed(
-            f"not verified whole: {count} checkpoints are of the key {key_id}, which is not known; "
-            "give its public key with --public-key, or find out who wrote them"
-        )
-
-
-def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
-    """The keys whose checkpoints count."""
-    signing = loaded.log.signing_key_file
-    try:
-        if files or signing is None:
-            return [_named(file, load_public_key) for file in files]
-        return [_named(signing, load_signing_key).public]
-    except KeyFileUnusable as exc:
-        misconfigured(f"{exc}; give --public-key FILE to verify with another one")
-
-
-def _named(file: Path, load: Callable[[Path], T]) -> T:
-    try:
-        return load(file)
-    except KeyFileUnusable as exc:
-        raise KeyFileUnusable(f"{file}: {exc}") from exc
+    check_known(attestation)
 
 
 def _attested(file: Path | None, attestation: Attestation, verified: Verified) -> Iterator[str]:
@@ -191,10 +157,10 @@ def export(config: Path, overrides: tuple[str, ...], output: Path | None, after:
     Each line has the record's number, its hash, the hash before it, and as `envelope` the very bytes that
     are hashed: SHA-256 of the hash before (32 bytes, not hex) and of those.
     """
-    path = _database(config, load_settings(config, overrides, read_keys=False))
+    path = database(config, load_settings(config, overrides, read_keys=False))
     hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
     try:
-        with _progress("Exporting", hidden=hidden) as progress, _written(output) as stream:
+        with progress_bar("Exporting", hidden=hidden) as progress, _written(output) as stream:
             for seq, last, line in exported(path, after):
                 stream.write(line)
                 progress(seq - after, last - after)
@@ -202,7 +168,7 @@ def export(config: Path, overrides: tuple[str, ...], output: Path | None, after:
         # Whoever read has had enough. What is left in the buffer must not be tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except LogTampered as exc:
-        _tampered(exc)
+        tampered(exc)
     except StoreUnavailable as exc:
         failed(f"cannot export: {exc}")
     except OSError as exc:
@@ -229,34 +195,3 @@ def _written(output: Path | None) -> Iterator[BinaryIO]:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-# Shared --------------------------------------------------------------------------------------------
-
-
-def _database(config: Path, loaded: Settings) -> Path:
-    if loaded.store.file is None:
-        misconfigured(f"{config}: store.url: a store in memory has no log that could be read")
-    return loaded.store.file
-
-
-@contextmanager
-def _progress(label: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    """Draws a bar on standard error; gives the function that is told (done, in all)."""
-    shown = 0
-    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as bar:
-
-        def progress(done: int, total: int) -> None:
-            nonlocal shown
-            if done - shown < total / STEPS and done != total:
-                return
-            bar.length = max(1, total)
-            bar.update(done - shown)
-            shown = done
-
-        yield progress
-
-
-def _tampered(exc: LogTampered) -> NoReturn:
-    click.echo(f"TAMPERED: {exc}", err=True)
-    sys.exit(TAMPERED)

@@ -1,27 +1,43 @@
-"""Commands and their options; what they do is done elsewhere."""
+"""Commands and their options; what they do is done elsewhere.
+
+What a command needs is imported when it runs: a health check is run every few seconds, and pays for no other.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import io
 import logging
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from sidecar import __version__
-from sidecar.cli.explain import explain
-from sidecar.cli.log import log
 from sidecar.cli.options import FAILED, config_option, failed, files_of, misconfigured, set_option, warn
-from sidecar.cli.policy import policy
-from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.errors import ConfigurationError, ScopegateError
-from sidecar.reload import Files
-from sidecar.serve import run as serve_until_stopped
-from sidecar.settings import Settings
-from sidecar.telemetry import set_up_logging
+
+if TYPE_CHECKING:
+    from sidecar.core.policy import PolicySet
+    from sidecar.reload import Files
+    from sidecar.settings import Settings
+
+# The commands of modules of their own, by the module that has each under its name.
+ELSEWHERE = {
+    "completion": "completion",
+    "config": "config",
+    "decisions": "decisions",
+    "executions": "executions",
+    "explain": "explain",
+    "health": "status",
+    "log": "log",
+    "policy": "policy",
+    "scopes": "scopes",
+    "status": "status",
+    "store": "store",
+}
 
 log_format_option = click.option(
     "--log-format",
@@ -32,20 +48,41 @@ log_format_option = click.option(
 )
 
 
+class Commands(click.Group):
+    """Imports the module of a command when somebody asks for it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in ELSEWHERE and cmd_name not in self.commands:
+            module = import_module(f"sidecar.cli.{ELSEWHERE[cmd_name]}")
+            self.add_command(getattr(module, cmd_name))
+        return super().get_command(ctx, cmd_name)
+
+
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
   scopegate demo --once                         see the gate at work, no set-up needed
   scopegate check --config config/scopegate.yaml
+  scopegate config show --config config/scopegate.yaml gate
   scopegate run --config config/scopegate.yaml --log-format text
-  scopegate explain --config config/scopegate.yaml body.json
+  scopegate status --config config/scopegate.yaml
+  scopegate scopes list --config config/scopegate.yaml --status active
+  scopegate decisions tail --config config/scopegate.yaml
   scopegate policy test policies
-  scopegate log verify --config config/scopegate.yaml""",
+  scopegate log verify --config config/scopegate.yaml
+  scopegate store backup /backup/scopegate.db --config config/scopegate.yaml""",
 )
 @click.version_option(__version__, prog_name="scopegate")
 def main() -> None:
     """A sidecar that lets a recovery action through only if it consumes an execution scope."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show ends no command
 
 
 @main.command(
@@ -60,6 +97,11 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
     """Stand in front of the backend until SIGTERM."""
     # Until it can reload: what it would read anew it has not read yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    import asyncio
+
+    from sidecar.serve import run as serve_until_stopped
+    from sidecar.telemetry import set_up_logging
+
     set_up_logging(log_format)
     files = files_of(config, overrides)
     loaded, policies = _read(files)
@@ -81,6 +123,8 @@ Example:
 @set_option
 def check(config: Path, overrides: tuple[str, ...]) -> None:
     """Read configuration and policies as `run` would, and name every mistake."""
+    from sidecar.core.policy import RiskClass
+
     loaded, policies = _read(files_of(config, overrides))
     routes = ", ".join(
         route.path.text + (" (shadow: refuses nothing)" if route.mode == "shadow" else "")
@@ -108,7 +152,10 @@ Examples:
 @click.option("--once", is_flag=True, help="Walk through steps A1 to A5, then exit; 0 only if all hold.")
 def demo(once: bool) -> None:
     """Start an example backend and the sidecar before it, on free ports; the store is temporary."""
+    import asyncio
+
     from sidecar.cli.demo import demonstrate
+    from sidecar.telemetry import set_up_logging
 
     set_up_logging("text", "WARNING")
     try:
@@ -116,10 +163,6 @@ def demo(once: bool) -> None:
     except ScopegateError as exc:
         failed(str(exc))
     sys.exit(0 if held else FAILED)
-
-
-for command in (explain, policy, log):
-    main.add_command(command)
 
 
 def _read(files: Files) -> tuple[Settings, PolicySet]:

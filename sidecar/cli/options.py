@@ -1,19 +1,43 @@
-"""What commands share: their options, their exit codes, and how they end."""
+"""What commands share: their options, their exit codes, how they ask a running sidecar, and how they end.
+
+Only what reads a configuration imports what that takes: a health check is run every few seconds.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import click
 
-from sidecar import settings
-from sidecar.errors import ConfigurationError
-from sidecar.reload import Files
-from sidecar.settings import Settings
+from sidecar.addresses import Listen
+from sidecar.cli.calling import (
+    TIMEOUT_SECONDS,
+    Listener,
+    MissingError,
+    Place,
+    ProblemError,
+    Trust,
+    UnreachableError,
+    UnusableError,
+)
+
+if TYPE_CHECKING:
+    from sidecar.errors import LogTampered
+    from sidecar.reload import Files
+    from sidecar.settings import Settings
+    from sidecar.signing import PublicKey
+    from sidecar.store.attestation import Attestation
+
+T = TypeVar("T")
 
 FAILED = 1
 MISCONFIGURED = 2
@@ -35,13 +59,162 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Override one key, for example --set store.deadline_seconds=5. May be repeated.",
 )
+json_option = click.option("--json", "as_json", is_flag=True, help="The answer as JSON, and nothing else.")
+
+
+# Asking a running sidecar ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """A running sidecar, as the options of a command lead to it."""
+
+    listener: Listener
+    settings: Settings | None
+
+    def beside(self, name: str, text: str) -> Listener:
+        """Another listener of the same sidecar, from its address as the status tells it."""
+        place = Place.parse(text).reachable()
+        trust = self.listener.trust
+        pinned = None if self.settings is None else _certificate_of(self.settings, name)
+        return Listener(
+            name=name,
+            place=place,
+            trust=Trust(pinned=pinned, ca=trust.ca, certificate=trust.certificate, key=trust.key),
+            timeout=self.listener.timeout,
+        )
+
+    def tenant_header(self, tenant: str | None) -> dict[str, bytes]:
+        """The header that names the tenant, where the configuration has one."""
+        from sidecar.core.facts import is_identifier
+
+        if tenant is not None and not is_identifier(tenant):
+            raise click.BadParameter("must be 1 to 256 printable characters", param_hint="--tenant")
+        if self.settings is None:
+            if tenant is not None:
+                raise click.UsageError("give --config FILE with --tenant; it has the header that names it")
+            return {}
+        header = self.settings.gate.tenant_header
+        if header is None and tenant is not None:
+            misconfigured(
+                "the configuration has no gate.tenant_header, so there are no tenants; omit --tenant"
+            )
+        if header is not None and tenant is None:
+            misconfigured(
+                f"gate.tenant_header is {header}: what is asked is a tenant's; name it with --tenant"
+            )
+        return {} if header is None or tenant is None else {header: tenant.encode()}
+
+
+def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For a command that asks a listener of a running sidecar: the options that say which, as an `Access`.
+
+    Where nobody answers, the command ends with exit code 3 and a sentence that says so; where the sidecar
+    answers with an error, with 1 and the error.
+    """
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        @click.option(
+            "--config",
+            "config",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help=f"The configuration file (YAML); its {name}.listen is asked.",
+        )
+        @set_option
+        @click.option(
+            f"--{name}",
+            "address",
+            metavar="ADDRESS",
+            help=f"The {name} listener to ask, instead of the configuration's: HOST:PORT, "
+            "https://HOST:PORT or unix:/PATH.",
+        )
+        @click.option("--ca", type=_FILE, metavar="FILE", help="With TLS: trust what this PEM file has.")
+        @click.option("--cert", type=_FILE, metavar="FILE", help="With TLS: the certificate to show (PEM),")
+        @click.option("--key", type=_FILE, metavar="FILE", help="and its key.")
+        @wraps(command)
+        def asking(
+            config: Path | None,
+            overrides: tuple[str, ...],
+            address: str | None,
+            ca: Path | None,
+            cert: Path | None,
+            key: Path | None,
+            **others: Any,
+        ) -> None:
+            if key is not None and cert is None:
+                raise click.UsageError("give the certificate that --key belongs to with --cert")
+            settings = None if config is None else load_settings(config, overrides, read_keys=False)
+            listener = Listener(
+                name=name,
+                place=_place(name, settings, address),
+                trust=Trust(
+                    pinned=None if settings is None else _certificate_of(settings, name),
+                    ca=ca,
+                    certificate=cert,
+                    key=key,
+                ),
+                timeout=others.pop("timeout", TIMEOUT_SECONDS),
+            )
+            if not listener.place.tls and (ca, cert) != (None, None):
+                raise click.UsageError(
+                    f"--ca, --cert and --key are for TLS, and {listener.place} is asked without; "
+                    f"write --{name} https://HOST:PORT"
+                )
+            try:
+                command(Access(listener=listener, settings=settings), **others)
+            except UnreachableError as exc:
+                ended(UNREACHABLE, str(exc))
+            except MissingError as exc:
+                ended(UNREACHABLE, str(listener.lacking(str(exc))))
+            except UnusableError as exc:
+                misconfigured(str(exc))
+            except ProblemError as exc:
+                refused(exc, as_json=others.get("as_json", False))
+
+        return asking
+
+    return decorated
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _place(name: Literal["admin", "ops"], settings: Settings | None, text: str | None) -> Place:
+    if text is not None:
+        try:
+            place = Place.parse(text)
+        except ValueError as exc:
+            raise click.BadParameter(str(exc), param_hint=f"--{name}") from exc
+        if name == "admin" and not place.address.is_loopback():
+            raise click.BadParameter("only a sidecar on this host is asked", param_hint="--admin")
+    elif settings is not None:
+        section = getattr(settings, name)
+        place = Place(address=section.listen, tls=section.tls.certificate_file is not None).reachable()
+    else:
+        raise click.UsageError(f"give --config FILE, or --{name} HOST:PORT")
+    if isinstance(place.address, Listen) and place.address.port == 0:
+        misconfigured(f"{name}.listen has port 0, which is any free port; name the real one with --{name}")
+    return place
+
+
+def _certificate_of(settings: Settings, name: str) -> Path | None:
+    """The certificate that a listener shows: on its own host it is known, so no other is accepted."""
+    certificate: Path | None = getattr(settings, name).tls.certificate_file
+    return certificate
+
+
+# Reading a configuration ----------------------------------------------------------------------------
 
 
 def load_settings(config: Path, overrides: tuple[str, ...], *, read_keys: bool = True) -> Settings:
     """The settings, or the end of the program with every mistake in them."""
+    from sidecar import settings
+    from sidecar.errors import ConfigurationError
+
     try:
         loaded = settings.load(
-            config, environment=os.environ, overrides=_pairs(overrides), read_keys=read_keys
+            config, environment=os.environ, overrides=pairs(overrides), read_keys=read_keys
         )
     except ConfigurationError as exc:
         misconfigured(str(exc))
@@ -51,22 +224,132 @@ def load_settings(config: Path, overrides: tuple[str, ...], *, read_keys: bool =
 
 def files_of(config: Path, overrides: tuple[str, ...]) -> Files:
     """The files to run with, and what overrides them from now on."""
-    return Files(config, environment=os.environ, overrides=_pairs(overrides))
+    from sidecar.reload import Files
+
+    return Files(config, environment=os.environ, overrides=pairs(overrides))
 
 
-def _pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
-    pairs = []
+def pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
+    found = []
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise click.BadParameter(f"{override!r} is not KEY=VALUE", param_hint="--set")
-        pairs.append((key, value))
-    return pairs
+        found.append((key, value))
+    return found
 
 
 def warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
         logging.getLogger("scopegate").warning(warning)
+
+
+# Reading the log ------------------------------------------------------------------------------------
+
+# How often a progress bar is drawn anew, at most.
+STEPS = 200
+
+public_key_option = click.option(
+    "--public-key",
+    "public_keys",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    metavar="FILE",
+    help="A key whose checkpoints count; by default the one of log.signing_key_file. May be repeated.",
+)
+
+
+def database(config: Path, loaded: Settings) -> Path:
+    """The file that the log is in."""
+    if loaded.store.file is None:
+        misconfigured(f"{config}: store.url: a store in memory has no log that could be read")
+    return loaded.store.file
+
+
+def attestation_of(loaded: Settings, public_keys: tuple[Path, ...]) -> Attestation:
+    """What the checkpoints attest. Raises LogTampered and StoreUnavailable."""
+    from sidecar.store.attestation import NONE, read_checkpoints
+
+    keys = _keys(loaded, public_keys)
+    if loaded.log.checkpoint_file is None:
+        return NONE
+    return read_checkpoints(loaded.log.checkpoint_file, keys)
+
+
+def check_known(attestation: Attestation) -> None:
+    """The end of the program where a checkpoint is of a key that nobody knows."""
+    for key_id, count in attestation.unknown.items():
+        failed(
+            f"not verified whole: {count} checkpoints are of the key {key_id}, which is not known; "
+            "give its public key with --public-key, or find out who wrote them"
+        )
+
+
+def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
+    """The keys whose checkpoints count."""
+    from sidecar.errors import KeyFileUnusable
+    from sidecar.signing import load_public_key, load_signing_key
+
+    signing = loaded.log.signing_key_file
+    try:
+        if files or signing is None:
+            return [_named(file, load_public_key) for file in files]
+        return [_named(signing, load_signing_key).public]
+    except KeyFileUnusable as exc:
+        misconfigured(f"{exc}; give --public-key FILE to verify with another one")
+
+
+def _named(file: Path, load: Callable[[Path], T]) -> T:
+    from sidecar.errors import KeyFileUnusable
+
+    try:
+        return load(file)
+    except KeyFileUnusable as exc:
+        raise KeyFileUnusable(f"{file}: {exc}") from exc
+
+
+@contextmanager
+def progress_bar(label: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """Draws a bar on standard error; gives the function that is told (done, in all)."""
+    drawn = 0
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as bar:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal drawn
+            if done - drawn < total / STEPS and done != total:
+                return
+            bar.length = max(1, total)
+            bar.update(done - drawn)
+            drawn = done
+
+        yield progress
+
+
+def tampered(exc: LogTampered) -> NoReturn:
+    click.echo(f"TAMPERED: {exc}", err=True)
+    sys.exit(TAMPERED)
+
+
+# Ending ---------------------------------------------------------------------------------------------
+
+
+def tell(document: object) -> None:
+    """A JSON document on a line of its own, in ASCII: nothing in it can move a cursor."""
+    click.echo(json.dumps(document).replace("\x7f", "\\u007f"))
+
+
+def refused(problem: ProblemError, *, as_json: bool = False) -> NoReturn:
+    """The end, with the sidecar's error: its name and its words, then what it brings along."""
+    from sidecar.cli.tables import cell, lines_of
+
+    if as_json:
+        tell(problem.body)
+    told = {"type", "title", "status", "detail", "error", "message"}
+    brought = {name: value for name, value in problem.body.items() if name not in told and value != []}
+    click.echo(f"scopegate: {cell(problem)}", err=True)
+    for line in lines_of(brought):
+        click.echo(line, err=True)
+    sys.exit(FAILED)
 
 
 def failed(message: str) -> NoReturn:
@@ -77,3 +360,11 @@ def failed(message: str) -> NoReturn:
 def misconfigured(message: str) -> NoReturn:
     click.echo(message, err=True)
     sys.exit(MISCONFIGURED)
+
+
+def ended(code: int, message: str) -> NoReturn:
+    """The end, with a sentence on one line in which nothing is left that a terminal would obey."""
+    from sidecar.yamlfile import shown
+
+    click.echo(f"scopegate: {shown(message, 4_000)}", err=True)
+    sys.exit(code)

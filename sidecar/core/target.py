@@ -23,7 +23,7 @@ SWITCHING = ("upgrade", "http2-settings")
 
 # Compared in lower case, `_` read as `-` (CGI and WSGI cannot tell the two apart). All begin with X or S.
 TARGET_OVERRIDES = {"x-original-url": "X-Original-URL", "x-rewrite-url": "X-Rewrite-URL"}
-# What a WSGI server takes off the beginning of the path: gunicorn believes it from loopback, unless told not to.
+# What a WSGI server takes off the path's beginning: gunicorn believes it from loopback, unless told not to.
 PREFIX_OVERRIDES = {"script-name": "SCRIPT_NAME", "x-script-name": "X-Script-Name"}
 OVERRIDES = TARGET_OVERRIDES | PREFIX_OVERRIDES | {
     "x-http-method-override": "X-HTTP-Method-Override",

@@ -10,7 +10,7 @@ from sidecar.core.apply import State
 from sidecar.core.brakes import Tally
 from sidecar.core.command import Bind, Switch, Turn
 from sidecar.core.record import Entry
-from sidecar.core.scope import Execution, Scope
+from sidecar.core.scope import Execution, Scope, ScopeStatus
 
 T = TypeVar("T")
 
@@ -79,6 +79,21 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScopesWanted:
+    """Which scopes to list; None: any. A status is the one at `now`."""
+
+    incident_id: str | None = None
+    tenant_id: str | None = None
+    status: ScopeStatus | None = None
+    now: int
+
+    @property
+    def bounded(self) -> bool:
+        """Whether only a piece of the list is looked at, as no index leads to what is wanted."""
+        return self.incident_id is None and not (self.tenant_id is None and self.status is None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDecision:
     """A record as the log holds it. `previous` is the hash that its own hash builds on, `bound_run_id` the
     run that the record was bound to after it was made."""
@@ -88,6 +103,17 @@ class StoredDecision:
     hash: bytes
     previous: bytes
     bound_run_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes: of the database, of its WAL, free on its disk, and what came in the last 24 hours. All zeros in
+    memory."""
+
+    size: int = 0
+    wal_size: int = 0
+    free: int = 0
+    growth_per_day: int = 0
 
 
 class StoreObserver(Protocol):
@@ -135,6 +161,10 @@ class Engine(Protocol):
     ) -> tuple[Page, int]:
         """A page of an incident's scopes, and how many there are in all."""
 
+    async def scopes_wanted(self, wanted: ScopesWanted, *, before: str | None, limit: int) -> Page:
+        """A page of scopes, of all tenants and incidents unless one is named. One that no index serves may
+        hold fewer than `limit`, or none, and still have a next one."""
+
     async def lapsed_scopes(self, now: int, *, before: str | None, limit: int) -> Page:
         """A page of the scopes whose time was over at `now`, whatever else became of them."""
 
@@ -158,5 +188,5 @@ class Engine(Protocol):
     async def unknown_executions(self) -> tuple[int, int | None]:
         """How many executions are unknown, and when the oldest of them was admitted."""
 
-    async def size(self) -> dict[str, int]:
-        """Bytes on disk: `size` and `wal_size`."""
+    async def footprint(self, now: int) -> Footprint:
+        """What the database takes and leaves of its disk. It is measured off the event loop."""

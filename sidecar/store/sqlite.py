@@ -26,8 +26,17 @@ from sidecar.core.command import Switch
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import rows
-from sidecar.store.base import Changes, Head, Names, Page, StoredDecision
-from sidecar.store.lists import STORED_DECISION, cursor, decision_cursor, decisions_query, page
+from sidecar.store.base import Changes, Footprint, Head, Names, Page, ScopesWanted, StoredDecision
+from sidecar.store.footprint import measured
+from sidecar.store.lists import (
+    STORED_DECISION,
+    cursor,
+    decision_cursor,
+    decisions_query,
+    page,
+    scopes_page,
+    scopes_query,
+)
 from sidecar.store.loading import IS_KEPT, IS_ON, counted, load
 from sidecar.store.migrate import migrate
 from sidecar.store.recent import Recent
@@ -242,6 +251,15 @@ class SqliteEngine:
         total = await self._rows(f"SELECT COUNT(*) {of_incident}", (tenant_id, incident_id))
         return page(found, limit, rows.scope_from_row), total[0][0]
 
+    async def scopes_wanted(self, wanted: ScopesWanted, *, before: str | None, limit: int) -> Page:
+        def reading(connection: sqlite3.Connection) -> Page:
+            (last,) = connection.execute("SELECT COALESCE(MAX(seq), 0) FROM scopes").fetchone()
+            below = min(cursor(before), last + 1)
+            found = connection.execute(*scopes_query(wanted, below, limit + 1)).fetchall()
+            return scopes_page(found, wanted, below, limit)
+
+        return await self._read(reading)
+
     async def lapsed_scopes(self, now: int, *, before: str | None, limit: int) -> Page:
         found = await self._rows(
             f"SELECT {rows.SCOPE_COLUMNS}, seq FROM scopes WHERE expires_at <= ? AND seq < ? "
@@ -301,16 +319,11 @@ class SqliteEngine:
         count, oldest = found[0]
         return count, oldest
 
-    async def size(self) -> dict[str, int]:
-        if self._path is None:
-            return {"size": 0, "wal_size": 0}
-        sizes = {}
-        for name, suffix in (("size", ""), ("wal_size", "-wal")):
-            try:
-                sizes[name] = os.stat(f"{self._path}{suffix}").st_size
-            except OSError:
-                sizes[name] = 0
-        return sizes
+    async def footprint(self, now: int) -> Footprint:
+        path = self._path
+        if path is None:
+            return Footprint()
+        return await self._read(lambda connection: measured(connection, path, now))
 
 
 async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
@@ -333,9 +346,14 @@ def _translated() -> Iterator[None]:
     except sqlite3.IntegrityError:
         raise
     except (sqlite3.Error, OSError) as exc:
-        name: str = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
-        hint = next((advice for prefix, advice in _ADVICE.items() if name.startswith(prefix)), "")
-        raise StoreUnavailable(f"SQLite: {exc} ({name}{hint})") from exc
+        raise StoreUnavailable(f"SQLite: {told(exc)}") from exc
+
+
+def told(exc: Exception) -> str:
+    """A failure of SQLite by its name, and what to do about it."""
+    name: str = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+    hint = next((advice for prefix, advice in _ADVICE.items() if name.startswith(prefix)), "")
+    return f"{exc} ({name}{hint})"
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterable, Sequence
+from dataclasses import dataclass
 
+from sidecar.addresses import Address, SocketFile
+from sidecar.tls import Credentials, told
 from sidecar.upstream.answer import AnswerParser, NotSent
 from sidecar.upstream.exchange import Connection, Exchange
 
 _WITH_BODY = (b"POST", b"PUT", b"PATCH")
+_STEP_SECONDS = 0.001
+_VERDICT_SECONDS = 0.1
+_TURNS_TO_LOSE = 3  # in which the loop tells a connection of its loss, through TLS in the last of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secured:
+    """TLS towards the upstream: what is shown and trusted, and the name that its certificate must have."""
+
+    credentials: Credentials
+    server_name: str
 
 
 class Upstream:
@@ -19,10 +35,16 @@ class Upstream:
     """
 
     def __init__(
-        self, host: str, port: int, *, connect_timeout: float, reuse_idle_seconds: float, max_connections: int
+        self,
+        address: Address,
+        *,
+        secured: Secured | None = None,
+        connect_timeout: float,
+        reuse_idle_seconds: float,
+        max_connections: int,
     ) -> None:
-        self._host, self._port = host, port
-        self._where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._address, self._secured = address, secured
+        self._where = str(address)
         self._connect_timeout, self._reuse_idle_seconds = connect_timeout, reuse_idle_seconds
         self._max_connections = max_connections
         self._closed = False
@@ -74,12 +96,30 @@ class Upstream:
             if connection.exchange is not None:
                 connection.exchange.abort()
             connection.transport.abort()
-        await asyncio.sleep(0)  # in which the loop tells each of its loss
+        for _ in range(_TURNS_TO_LOSE):
+            await asyncio.sleep(0)
 
     async def _open(self) -> Connection:
-        """The one place that knows TCP."""
+        """The one place that knows how to get there."""
         loop = asyncio.get_running_loop()
-        return (await loop.create_connection(lambda: Connection(self._where), self._host, self._port))[1]
+        address, secured = self._address, self._secured
+        if isinstance(address, SocketFile):
+            opened = await _to_socket_file(address)
+            return (await loop.create_unix_connection(lambda: Connection(self._where), sock=opened))[1]
+        if secured is None:
+            _, connection = await loop.create_connection(
+                lambda: Connection(self._where), address.host, address.port
+            )
+            return connection
+        _, connection = await loop.create_connection(
+            lambda: Connection(self._where),
+            address.host,
+            address.port,
+            ssl=secured.credentials.context,
+            server_hostname=secured.server_name,
+        )
+        await _settle(connection, shown=secured.credentials.ends is not None)
+        return connection
 
     def _pooled(self) -> Connection | None:
         idle = self._idle
@@ -135,12 +175,18 @@ class Upstream:
             connection = await self._open()
             if self._closed or not connection.fit():
                 connection.transport.abort()
-                raise NotSent(f"connection closed by {self._where} before anything was sent")
+                why = f": {told(connection.lost_by)}" if connection.lost_by else ""
+                raise NotSent(f"connection closed by {self._where} before anything was sent{why}")
             opened = True
+        except ssl.SSLCertVerificationError as exc:
+            raise NotSent(f"certificate of {self._where} is not trusted: {told(exc)}") from exc
+        except ssl.SSLError as exc:
+            raise NotSent(f"no TLS with {self._where}: {told(exc)}") from exc
         except ConnectionRefusedError as exc:
             raise NotSent(f"connection refused by {self._where}") from exc
         except (OSError, UnicodeError) as exc:  # UnicodeError: a host name that IDNA cannot encode
-            raise NotSent(f"cannot connect to {self._where}: {exc}") from exc
+            why = str(exc) or "it closed the connection"
+            raise NotSent(f"cannot connect to {self._where}: {why}") from exc
         finally:
             if not opened:
                 self.offer(None)
@@ -169,6 +215,44 @@ class Upstream:
         self._idle.pop(connection, None)
         self._opening += 1
         self.offer(None)
+
+
+async def _to_socket_file(address: SocketFile) -> socket.socket:
+    """Connected. asyncio's own way takes a queue that is full for a connection that is made."""
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        opened.setblocking(False)
+        while True:
+            try:
+                opened.connect(str(address.path))
+                return opened
+            except BlockingIOError:
+                await asyncio.sleep(_STEP_SECONDS)
+            except (FileNotFoundError, PermissionError) as exc:
+                raise NotSent(f"cannot connect to {address}: {exc.strerror}") from exc
+    except BaseException:
+        opened.close()
+        raise
+
+
+async def _settle(connection: Connection, *, shown: bool) -> None:
+    """Take in what TLS sends of itself behind its handshake, lest it is taken for an answer unasked for.
+
+    In TLS 1.3 we are through before the upstream has looked at the certificate that we have shown. Its
+    session ticket tells that it did: wait for it, within reason, so that a refusal is still `NotSent`.
+    """
+    loop = asyncio.get_running_loop()
+    tls: ssl.SSLObject = connection.transport.get_extra_info("ssl_object")
+    until = loop.time() + _VERDICT_SECONDS
+    if shown and tls.version() == "TLSv1.3":
+        while not (tls.session and tls.session.has_ticket) and loop.time() < until:
+            if connection.transport.is_closing():
+                break
+            await asyncio.sleep(_STEP_SECONDS)
+    while connection.readable() and not connection.transport.is_closing():
+        await asyncio.sleep(0)
+    if connection.transport.is_closing():
+        await asyncio.sleep(0)  # in which the loop tells why
 
 
 def request_head(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import select
+import ssl
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, cast
 
 from httptools import HttpParserError
 
+from sidecar.tls import told
 from sidecar.upstream.answer import AnswerParser, Failed, Head, TimedOut, Unanswered
 
 if TYPE_CHECKING:
@@ -124,11 +126,15 @@ class Exchange:
         self._must_be_open()
 
     def write_eof(self) -> None:
-        """Nothing more will be written into the tunnel. Reading goes on."""
+        """Nothing more will be written into the tunnel. Reading goes on, but over TLS, which ends as one."""
         self._must_be_open()
         self._write_ended = True
         transport = self._connection.transport
-        transport.write_eof()
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            self._parser.complete = True
+            self._wake()
         if self.complete:
             transport.close()
             asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.abort)
@@ -177,7 +183,9 @@ class Exchange:
     def _eof(self) -> bool:
         """The upstream ends its side. True keeps ours open."""
         parser = self._parser
-        if not parser.until_eof:
+        # Whoever is between us could end a connection, but not in the name of TLS. A tunnel's own protocol
+        # says where it ends.
+        if not parser.until_eof or not (parser.tunnel or self._connection.ended_well()):
             self._fail(Failed(f"connection closed by {self._connection.where} before the end of its answer"))
             return False
         parser.complete = True
@@ -196,7 +204,7 @@ class Exchange:
         if self._failure is None and not self._parser.complete:
             failure.__cause__ = cause
             self._failure = failure
-            self._connection.transport.abort()
+            self._connection.abort()
             if self._sender is not None:
                 self._sender.cancel()
             self._wake()
@@ -253,27 +261,37 @@ class Connection(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.pool: Upstream | None = None  # once it holds a slot
         self.idle_since = 0.0
+        self.lost_by: Exception | None = None
+        self.spoiled = False  # something came on it unasked
+        self._tls: ssl.SSLObject | None = None
         self._poll = select.poll()
         self._full = False
         self._room: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # asyncio itself sets TCP_NODELAY
+        self._tls = transport.get_extra_info("ssl_object")
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         if self.exchange is None:
-            self.transport.abort()
+            self.spoiled = True
+            self.abort()
         else:
             self.exchange._feed(data)
 
     def eof_received(self) -> bool:
-        return self.exchange is not None and self.exchange._eof()
+        if self.exchange is None:
+            self.spoiled = True
+            self.abort()
+            return False
+        return self.exchange._eof() and self._tls is None  # TLS ends both directions at once
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.lost_by = exc
         self.resume_writing()
         if self.exchange is not None:
-            self.exchange._fail(Failed(f"connection to {self.where} lost: {exc or 'closed'}"), exc)
+            self.exchange._fail(Failed(f"connection to {self.where} lost: {told(exc)}"), exc)
         if self.pool is not None:
             self.pool.lost(self)
 
@@ -300,14 +318,41 @@ class Connection(asyncio.Protocol):
         """Bytes, an end or an error lie in the socket. One system call."""
         return bool(self._poll.poll(0))
 
+    def ended_well(self) -> bool:
+        """Whether an end that came is the upstream's own; without TLS nobody can tell."""
+        if self._tls is None:
+            return True
+        try:
+            return not self._tls.read(1)
+        except ssl.SSLZeroReturnError:
+            return True
+        except ssl.SSLError:  # it still wants to read
+            return False
+
     def fit(self) -> bool:
         """Open and silent. A request begins on no other, lest a stale answer is taken for its own."""
-        return not self.transport.is_closing() and not self.readable()
+        return not self.spoiled and not self.transport.is_closing() and not self.readable()
+
+    def _unsent(self) -> bool:
+        """Whether bytes wait for the upstream to read. What lies beneath TLS only the socket tells."""
+        if self._tls is None or self.transport.get_write_buffer_size():
+            return self.transport.get_write_buffer_size() > 0
+        room = select.poll()
+        room.register(self.transport.get_extra_info("socket").fileno(), select.POLLOUT)
+        return not room.poll(0)
+
+    def abort(self) -> None:
+        """Close it at once. asyncio's TLS, which may be calling us with what came last, fails if it is torn
+        down under its feet: it is given to the end of this turn."""
+        if self._tls is None:
+            self.transport.abort()
+        else:
+            asyncio.get_running_loop().call_soon(self.transport.abort)
 
     def release(self, reusable: bool) -> None:
         self.exchange = None
-        if not reusable or self.pool is None or self.transport.get_write_buffer_size():
-            self.transport.abort()
+        if not reusable or self.pool is None or self._unsent():
+            self.abort()
         else:
             self.transport.resume_reading()
             self.pool.offer(self)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import orjson
@@ -23,7 +24,7 @@ from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
 from sidecar.store.lists import FILTERS, KINDS
 from sidecar.terms import Live
-from sidecar.web.asked import paging_of, request_id_of, tenant_of
+from sidecar.web.asked import paging_of, query_of, request_id_of, tenant_of, unknown
 from sidecar.web.body import read_document
 from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
@@ -31,6 +32,7 @@ from sidecar.web.explained import explained
 from sidecar.web.models import ReconcileRequest, validated, wrong
 from sidecar.web.problem import answer, problem, problems
 from sidecar.web.reloads import ReloadApi
+from sidecar.web.scopelists import ScopeLists
 from sidecar.web.scopes import ScopeApi
 
 logger = logging.getLogger("scopegate.web")
@@ -45,6 +47,7 @@ class About:
 
     started_at: int
     store_url: str
+    listeners: Callable[[], Mapping[str, str]]
 
 
 class Admin:
@@ -85,6 +88,7 @@ class Admin:
                 web.get("/api/v1/status", self._status),
             ]
         )
+        application.add_routes(ScopeLists(self._store).routes())
         application.add_routes(self._emitters.routes())
         application.add_routes(self._reloads.routes())
         application.add_routes(self._docs.routes())
@@ -101,7 +105,7 @@ class Admin:
         return await self._scopes.handle(request, request.raw_path, request_id_of(request))
 
     async def _decisions(self, request: web.Request) -> web.Response:
-        asked = _query(request, (*DECISION_FILTERS, "limit", "before"))
+        asked = query_of(request, (*DECISION_FILTERS, "limit", "before"))
         if isinstance(asked, Refusal):
             return problem(asked)
         paging = paging_of(asked)
@@ -111,7 +115,7 @@ class Admin:
         filters = {name: value for name, value in asked.items() if name in DECISION_FILTERS}
         for name, known in KINDS.items():
             if filters.get(name, known[0]) not in known:
-                return problem(_unknown(name, known))
+                return problem(unknown(name, known))
         try:
             page = await self._store.engine.decisions(filters, before=before, limit=limit)
         except ValueError as exc:
@@ -136,12 +140,12 @@ class Admin:
         )
 
     async def _executions(self, request: web.Request) -> web.Response:
-        asked = _query(request, ("status", "limit", "before"))
+        asked = query_of(request, ("status", "limit", "before"))
         if isinstance(asked, Refusal):
             return problem(asked)
         status = asked.get("status")
         if status is not None and status not in EXECUTION_STATUSES:
-            return problem(_unknown("status", EXECUTION_STATUSES))
+            return problem(unknown("status", EXECUTION_STATUSES))
         paging = paging_of(asked)
         if isinstance(paging, Refusal):
             return problem(paging)
@@ -190,13 +194,13 @@ class Admin:
         terms = self._live.terms
         header = terms.settings.gate.tenant_header
         routes = {route.path.text: route for route in terms.settings.gate.routes}
-        asked = _query(request, ("route",))
+        asked = query_of(request, ("route",))
         body = await read_document(request)
         if isinstance(asked, Refusal):
             return problem(asked)
         name = asked.get("route", next(iter(terms.enforced or routes.values())).path.text)
         if name not in routes:
-            return problem(_unknown("route", tuple(routes)))
+            return problem(unknown("route", tuple(routes)))
         route = terms.judging(routes[name])
         shadow = route in terms.shadow_routes
         tenant = tenant_of(request, header)
@@ -219,6 +223,7 @@ class Admin:
         terms = self._live.terms
         policies, gate = terms.policies, terms.settings.gate
         unknown, oldest = await self._store.engine.unknown_executions()
+        footprint = await self._store.engine.footprint(self._store.now())
         return answer(
             {
                 "version": __version__,
@@ -227,12 +232,14 @@ class Admin:
                 "in_flight": self._gate.in_flight,
                 "unknown_executions": unknown,
                 "oldest_unknown_admitted_at": None if oldest is None else iso_time(oldest),
-                "store": {"url": self._about.store_url, **await self._store.engine.size()},
+                "store": {"url": self._about.store_url, **asdict(footprint)},
                 "policy_revision": policies.revision if policies else None,
                 "config_revision": terms.revision,
                 "last_reload": self._reloads.last(),
                 "scope_required_from": gate.scope_required_from,
                 "shadow_routes": [route.path.text for route in terms.shadow_routes],
+                "scopes_served_on": "data" if self._scopes is None else "admin",
+                "listeners": self._about.listeners(),
             }
         )
 
@@ -251,18 +258,3 @@ def _no_decision(decision_id: str) -> Refusal:
     return Refusal(
         "decision_not_found", "No decision has this decision_id.", {"decision_id": decision_id[:256]}
     )
-
-
-def _unknown(name: str, known: tuple[str, ...]) -> Refusal:
-    return wrong("invalid_request", name, f"must be one of {', '.join(known)}")
-
-
-def _query(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | Refusal:
-    """The query as a dict. A parameter that is not known is refused: a filter that is misspelt and
-    ignored would show what nobody asked for."""
-    for name in request.query:
-        if name not in known:
-            return wrong("invalid_request", name, f"is not known here; known are {', '.join(known)}")
-        if len(request.query.getall(name)) > 1:
-            return wrong("invalid_request", name, "is given more than once")
-    return dict(request.query)

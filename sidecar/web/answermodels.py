@@ -320,7 +320,9 @@ class StoreStatus(AnswerModel):
 
     url: str
     size: Count
-    wal_size: Count
+    wal_size: Annotated[Count, Field(description="Of what is not in the database itself yet.")]
+    free: Annotated[Count, Field(description="Left on its disk.")]
+    growth_per_day: Annotated[Count, Field(description="Added in the last 24 hours.")]
 
 
 class LastReload(AnswerModel):
@@ -340,6 +342,14 @@ class Reloaded(AnswerModel):
     shadowed: list[str]
 
 
+class Listeners(AnswerModel):
+    """`host:port`, `https://host:port` with TLS, or `unix:/path`."""
+
+    data: str
+    admin: str
+    ops: str
+
+
 class Status(AnswerModel):
     """What runs here, and how it is."""
 
@@ -355,6 +365,10 @@ class Status(AnswerModel):
     last_reload: LastReload
     scope_required_from: RiskClass
     shadow_routes: Annotated[list[str], Field(description="Paths on which nothing is refused.")]
+    scopes_served_on: Annotated[
+        Literal["data", "admin"], Field(description="The listener that issues and revokes scopes.")
+    ]
+    listeners: Annotated[Listeners, Field(description="Where each one listens.")]
 
 
 class Liveness(AnswerModel):

@@ -40,3 +40,19 @@ def tenant_of(request: web.BaseRequest, header: str | None) -> str | None:
     if len(values) != 1 or not is_identifier(values[0]):
         return None
     return values[0]
+
+
+def query_of(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | Refusal:
+    """The query as a dict. A parameter that is not known is refused: a filter that is misspelt and
+    ignored would show what nobody asked for."""
+    for name in request.query:
+        if name not in known:
+            return wrong("invalid_request", name, f"is not known here; known are {', '.join(known)}")
+        if len(request.query.getall(name)) > 1:
+            return wrong("invalid_request", name, "is given more than once")
+    return dict(request.query)
+
+
+def unknown(name: str, known: tuple[str, ...]) -> Refusal:
+    """A parameter that takes certain values only, and has another."""
+    return wrong("invalid_request", name, f"must be one of {', '.join(known)}")

@@ -23,11 +23,13 @@ from sidecar.gate import Gate
 from sidecar.ids import new_traceparent
 from sidecar.outcomes import Forwarded, Judged, Undelivered
 from sidecar.refusals import Asked, Refused
-from sidecar.settings import Gate as GateSettings
-from sidecar.settings import Route
+from sidecar.sections import Gate as GateSettings
+from sidecar.sections import Route
 from sidecar.telemetry import Metrics, trace_ids
 from sidecar.terms import Live, Terms
+from sidecar.tracing import Tracing
 from sidecar.web import passthrough
+from sidecar.web.accesslog import AccessLog, visit_of
 from sidecar.web.annotate import annotated
 from sidecar.web.answers import RawAnswer
 from sidecar.web.asked import request_id_of, tenant_of
@@ -63,20 +65,28 @@ class DataPlane:
         scopes: ScopeApi | None,
         live: Live,
         metrics: Metrics,
+        access: AccessLog,
+        tracing: Tracing,
     ) -> None:
         self._gate = gate
         self._passing = passing
         self._scopes = scopes
         self._live = live
         self._metrics = metrics
+        self._access = access
+        self._tracing = tracing
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Whatever fails inside is answered 500 and logged, never forwarded."""
+        self._access.begin(request)
         try:
             answer = await self._route(request)
         except StoreUnavailable as exc:
             answer = problem(unavailable(exc))
         except ConnectionError:
+            answer = passthrough.nobody_waits()
+        except asyncio.CancelledError:
+            self._access.ended(request, None)
             raise
         except Exception:
             logger.exception("a request failed", extra={"method": request.method})
@@ -88,9 +98,10 @@ class DataPlane:
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         target = request._message.path  # raw: every public form has been through yarl
+        visit = visit_of(request)
         if self._scopes is not None and self._scopes.owns(target):
+            visit.route = "scopes"
             return await self._scopes.handle(request, target, request_id_of(request))
-        begun = time.perf_counter()
         terms = self._live.terms
         course = _course(request, target, terms)
         if course is None:
@@ -98,9 +109,19 @@ class DataPlane:
             if switching is not None:
                 return problem(switching)
             return await self._passing.carry(request, _bytes(target))
+        visit.route = "gated"
+        visit.trace = self._tracing.begin(
+            method=request.method,
+            path=visit.path,
+            route=None if course.route is None else course.route.path.text,
+            headers=request.raw_headers,
+            begun=visit.begun,
+        )
+        visit.trace_id = visit.trace.ids.get("trace_id", visit.trace_id)
         if isinstance(course.verdict, Rejected):
+            visit.trace.over("judge", visit.begun)
             return await self._refuse(request, target, course, course.verdict.refusal, terms, Taken())
-        return await self._judge(request, target, course, terms, begun)
+        return await self._judge(request, target, course, terms)
 
     # A gated request ---------------------------------------------------------------------------
 
@@ -126,6 +147,7 @@ class DataPlane:
                 recorded = await self._gate.refusals.pass_over(refusal, asked)
                 if isinstance(recorded, Refused):
                     return refused_problem(recorded, request_id)
+                visit_of(request).decision_id = recorded
                 return await self._passing.carry(
                     request, _bytes(target), passthrough.Recorded(recorded, taken)
                 )
@@ -138,19 +160,23 @@ class DataPlane:
         return refused_problem(refused, request_id, allow=allow)
 
     async def _judge(
-        self, request: web.BaseRequest, target: str, course: Course, terms: Terms, begun: float
+        self, request: web.BaseRequest, target: str, course: Course, terms: Terms
     ) -> web.StreamResponse:
-        taken = Taken()
+        taken, visit = Taken(), visit_of(request)
         unready = self._gate.unready(terms)
         if unready is not None:
             # Not worth reading a body for.
+            visit.trace.over("judge", visit.begun)
             asked = _asked(request, terms)
             refused = await self._gate.refusals.refuse(unready[0], asked, retry_after=unready[1])
             return refused_problem(refused, asked.request_id or "")
         judged = await self._read(request, target, course, terms, taken)
-        self._metrics.judge.observe(time.perf_counter() - begun)
+        visit.trace.over("judge", visit.begun)
+        self._metrics.judge.observe(time.perf_counter() - visit.begun)
         if isinstance(judged, Refusal):
             return await self._refuse(request, target, course, judged, terms, taken)
+        visit.request_id, visit.scope_id = judged.request_id, judged.claims.scope_id
+        visit.trace_id = judged.log_fields.get("trace_id")
         outcome = await self._gate.execute(judged)
         if isinstance(outcome, Refused):
             return refused_problem(outcome, judged.request_id)
@@ -204,6 +230,8 @@ class DataPlane:
             return too_little
         request_id = request_id_of(request)
         headers = _upstream_headers(request, judged_headers, raw, request_id, bounds)
+        trace = visit_of(request).trace
+        trace.claimed(claims)
         return Judged(
             claims=claims,
             tenant_id=tenant,
@@ -217,7 +245,9 @@ class DataPlane:
             cost_source=sources.cost,
             terms=terms,
             shadow=course.shadow,
-            log_fields=trace_ids((value_of(headers, b"traceparent") or b"").decode("latin-1")),
+            log_fields=dict(trace.ids)
+            or trace_ids((value_of(headers, b"traceparent") or b"").decode("latin-1")),
+            trace=trace,
         )
 
     async def _answer(
@@ -241,18 +271,23 @@ class DataPlane:
             head.status, head.reason, headers, content_length=length, close=self._gate.draining
         )
         rest, patience = forwarded.rest, settings.upstream.response_timeout_seconds
+        visit = visit_of(request)
+        visit.outcome, visit.decision_id = "answered", forwarded.decision_id
         try:
             await answer.prepare(request)
             if rest is None:
                 async with asyncio.timeout(patience):
                     await answer.write_eof(body)
+                visit.sent = len(body)
                 return answer
             piece = body
             while piece:
                 async with asyncio.timeout(patience):
                     await answer.write(piece)
+                visit.sent += len(piece)
                 piece = await rest.read()
             if rest.cut:
+                visit.outcome = "unknown"
                 passthrough.cut(request, answer)
             else:
                 await answer.write_eof()
@@ -261,6 +296,7 @@ class DataPlane:
                 request.transport.abort()  # a client that does not read holds nothing for ever
             answer.mark_ended()
             if rest is not None:
+                visit.outcome = "client_left"
                 rest.abandon()
         return answer
 

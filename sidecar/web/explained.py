@@ -13,7 +13,7 @@ from sidecar.core.record import iso_time
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 from sidecar.outcomes import Explanation
-from sidecar.settings import Route
+from sidecar.sections import Route
 from sidecar.terms import Terms
 
 # What to do about each code that an execution can be refused with.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from aiohttp import web
 
 from sidecar.errors import StoreUnavailable
@@ -10,6 +12,10 @@ from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
 from sidecar.terms import Live
 from sidecar.web.problem import SERVER, answer, problems
+
+# How old a check of the store may be for a scrape. The check writes to the disk, in the turn of the one
+# writer, so scraping often, or by many, must not mean writing often. Asking for readiness checks anew.
+FRESH_SECONDS = 10.0
 
 
 class Ops:
@@ -20,6 +26,8 @@ class Ops:
         self._live = live
         self._gate = gate
         self._metrics = metrics
+        self._checked_at = float("-inf")
+        self._store_problem: str | None = None
 
     def application(self) -> web.Application:
         application = web.Application(middlewares=[problems])
@@ -36,13 +44,17 @@ class Ops:
         del request
         return answer({"alive": True})
 
-    async def checks(self) -> dict[str, str | None]:
-        """Each check with its problem; None: well."""
-        store: str | None = None
-        try:
-            await self._store.check()
-        except StoreUnavailable as exc:
-            store = str(exc)
+    async def checks(self, *, fresh_seconds: float = 0.0) -> dict[str, str | None]:
+        """Each check with its problem; None: well. The store's may be as old as `fresh_seconds`."""
+        if time.monotonic() - self._checked_at >= fresh_seconds:
+            self._checked_at = time.monotonic()  # before it is done: one look serves all that ask meanwhile
+            try:
+                await self._store.check()
+            except StoreUnavailable as exc:
+                self._store_problem = str(exc)
+            else:
+                self._store_problem = None
+        store = self._store_problem
         lag = self._store.clock_lag_seconds()
         behind = f"the wall clock is {lag:.0f} s behind the last record; correct the system time"
         return {
@@ -65,15 +77,22 @@ class Ops:
 
     async def _page(self, request: web.Request) -> web.Response:
         del request
+        for name, problem in (await self.checks(fresh_seconds=FRESH_SECONDS)).items():
+            self._metrics.ready.labels(name).set(problem is None)
         self._metrics.store_queue.set(self._store.waiting)
         try:
             count, oldest = await self._store.engine.unknown_executions()
+            footprint = await self._store.engine.footprint(self._store.now())
         except StoreUnavailable:
             pass  # the last known values stand; the failure shows in readiness and in its own counter
         else:
             self._metrics.unknown.set(count)
             age = 0.0 if oldest is None else max(0.0, (self._store.now() - oldest) / 1_000_000)
             self._metrics.oldest_unknown.set(age)
+            self._metrics.store_size.set(footprint.size)
+            self._metrics.store_wal_size.set(footprint.wal_size)
+            self._metrics.store_free.set(footprint.free)
+            self._metrics.store_growth.set(footprint.growth_per_day)
         return web.Response(
             body=self._metrics.page(),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Server": SERVER},

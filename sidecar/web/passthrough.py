@@ -16,6 +16,7 @@ from sidecar.errors import Refusal
 from sidecar.telemetry import Metrics
 from sidecar.terms import Live
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
+from sidecar.web.accesslog import CLIENT_LEFT, visit_of
 from sidecar.web.answers import RawAnswer
 from sidecar.web.body import Taken, expect_continue
 from sidecar.web.headers import Headers, end_to_end, value_of, without_our_own
@@ -98,14 +99,13 @@ class PassThrough:
         except asyncio.CancelledError:
             if request.transport is not None:
                 raise
-            outcome = "client_left"
-            answer = RawAnswer(499, b"", (), content_length=None)
-            answer.mark_ended()
+            outcome, answer = "client_left", nobody_waits()
         finally:
             self._slots.release()
             self.under_way -= 1
             self._metrics.passing.set(self.under_way)
         self._metrics.passed.labels(outcome).inc()
+        visit_of(request).outcome = outcome
         if self.draining:
             answer.force_close()
         return answer
@@ -150,7 +150,7 @@ class PassThrough:
             content_length=declared_length(head.headers),
             close=self.draining,
         )
-        connection = cast(DataConnection, request.protocol)
+        connection, visit = cast(DataConnection, request.protocol), visit_of(request)
         connection.on_lost = exchange.abort  # else an answer that is silent for long would outlive its client
         try:
             await answer.prepare(request)
@@ -158,6 +158,7 @@ class PassThrough:
                 answer.send_head()
             while piece := await exchange.read():
                 await answer.write(piece)
+                visit.sent += len(piece)
             await answer.write_eof()
         except Unanswered as exc:
             if request.transport is None:
@@ -178,7 +179,7 @@ class PassThrough:
         answer = RawAnswer(
             exchange.head.status, exchange.head.reason, exchange.head.headers, content_length=None
         )
-        protocol = cast(DataConnection, request.protocol)
+        protocol, visit = cast(DataConnection, request.protocol), visit_of(request)
         transport = request.transport
         answer.mark_ended()
         if transport is None:
@@ -190,9 +191,12 @@ class PassThrough:
         async def upstream_to_client() -> None:
             while piece := await exchange.read():
                 transport.write(piece)
+                visit.sent += len(piece)
                 await protocol._drain_helper()
             if transport.can_write_eof():
                 transport.write_eof()
+            else:
+                transport.close()  # TLS ends both directions at once
 
         async def client_to_upstream() -> None:
             while piece := await inbound.read():
@@ -279,6 +283,13 @@ def declared_length(headers: Headers) -> int | None:
     return int(value) if value is not None and value.isdigit() else None
 
 
+def nobody_waits() -> RawAnswer:
+    """The end of a request whose client left before there was an answer. Nothing of it is sent."""
+    answer = RawAnswer(CLIENT_LEFT, b"", (), content_length=None)
+    answer.mark_ended()
+    return answer
+
+
 def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
     """End the connection without ending the answer, so that the client sees that it is not whole."""
     answer.mark_ended()
@@ -286,7 +297,8 @@ def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
     if transport is None:
         return
     if answer.ends_with_connection:
-        # An orderly end would be the end of the body; only a reset tells.
+        # An orderly end would be the end of the body; only a reset tells, and TLS without its farewell. A
+        # Unix socket knows neither: there an answer of which nothing else tells the end looks whole.
         raw = transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()

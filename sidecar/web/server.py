@@ -21,6 +21,7 @@ MAX_LINE_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Ended = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 
 def require_fast_parser() -> None:
@@ -41,6 +42,7 @@ class DataConnection(RequestHandler):
         super().__init__(server, **options)
         self._head_seconds = server.head_timeout_seconds
         self._head_timer: asyncio.TimerHandle | None = None
+        self._on_ended = server.on_ended
         # Called when the client goes away while a request is being answered.
         self.on_lost: Callable[[], object] | None = None
 
@@ -81,6 +83,10 @@ class DataConnection(RequestHandler):
         answer.force_close()
         return answer
 
+    def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
+        """aiohttp tells this of every answer once it ended or broke off, whoever made it."""
+        self._on_ended(request, response)
+
     def _watch_head(self) -> None:
         self._head_timer = self._loop.call_later(self._head_seconds, self._head_too_late)
 
@@ -98,8 +104,9 @@ class DataConnection(RequestHandler):
 class DataServer(web.Server):
     """Makes one `DataConnection` a connection. Bodies are never decompressed, handlers never cancelled."""
 
-    def __init__(self, handler: Handler, *, head_timeout_seconds: float) -> None:
+    def __init__(self, handler: Handler, *, on_ended: Ended, head_timeout_seconds: float) -> None:
         super().__init__(handler)
+        self.on_ended = on_ended
         self.head_timeout_seconds = head_timeout_seconds
 
     def __call__(self) -> RequestHandler:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Backend, House, Message, ask, replies, sends
+from tests.support import Backend, House, Message, Open, ask, replies, sends
 
 
 def assert_problem(answer: Message, status: int, error: str) -> dict[str, Any]:
@@ -155,6 +155,90 @@ async def test_other_paths_and_methods_are_problems(house: House) -> None:
     assert "GET" in (answer.header("Allow") or "")
 
 
+# Scopes -------------------------------------------------------------------------------------------------
+
+
+async def every_scope(house: House, query: str = "") -> list[dict[str, Any]]:
+    """The scopes that a query finds, over pages of one."""
+    found: list[dict[str, Any]] = []
+    before = ""
+    while True:
+        answer = await house.admin("GET", f"/api/v1/scopes?limit=1{query}{before}")
+        assert answer.status == 200, answer.body
+        page = answer.json()
+        found += page["scopes"]
+        if page["next"] is None:
+            return found
+        before = f"&before={page['next']}"
+
+
+async def test_scopes_of_all_incidents_and_tenants_are_listed_newest_first(open_house: Open) -> None:
+    house = await open_house(gate={"tenant_header": "X-Tenant"})
+    ids = [
+        (await house.issue(incident_id=incident, headers=[("X-Tenant", tenant)]))["scope_id"]
+        for incident, tenant in (("inc_1", "a"), ("inc_2", "a"), ("inc_1", "b"))
+    ]
+    for query, wanted in {
+        "": ids[::-1],
+        "&incident_id=inc_1": [ids[2], ids[0]],
+        "&tenant_id=a": [ids[1], ids[0]],
+        "&incident_id=inc_1&tenant_id=b": [ids[2]],
+        "&tenant_id=none": [],
+    }.items():
+        assert [scope["scope_id"] for scope in await every_scope(house, query)] == wanted, query
+    assert [scope["tenant_id"] for scope in await every_scope(house)] == ["b", "a", "a"]
+
+
+async def test_scopes_are_filtered_by_the_status_that_they_have_now(house: House) -> None:
+    brief = await house.issue(ttl_seconds=60)
+    active, used, revoked = [await house.issue() for _ in range(3)]
+    assert (await house.execute(used)).status == 200
+    assert (await house.revoke(revoked)).status == 200
+    assert len(await every_scope(house, "&status=active")) == 2
+    house.clock.move(61)
+    for status, scope in {"active": active, "exhausted": used, "expired": brief, "revoked": revoked}.items():
+        (found,) = await every_scope(house, f"&status={status}")
+        assert (found["scope_id"], found["status"]) == (scope["scope_id"], status)
+
+
+async def test_one_scope_is_shown_with_its_executions(house: House) -> None:
+    scope = await house.issue(max_attempts=3)
+    ids = [(await house.execute(scope)).header("Scopegate-Decision-Id") for _ in range(2)]
+    answer = await house.admin("GET", f"/api/v1/scopes/{scope['scope_id']}")
+    assert answer.status == 200
+    shown = answer.json()
+    assert [execution["decision_id"] for execution in shown.pop("executions")] == ids
+    assert shown == {**(await house.scope(scope)), "tenant_id": "default"}
+    unknown = await house.admin("GET", "/api/v1/scopes/scope_unknown")
+    assert assert_problem(unknown, 404, "scope_not_found")["scope_id"] == "scope_unknown"
+
+
+async def test_looking_at_scopes_consumes_and_records_nothing(house: House) -> None:
+    scope = await house.issue()
+    records = await house.records()
+    for path in ("/api/v1/scopes", "/api/v1/scopes?status=active", f"/api/v1/scopes/{scope['scope_id']}"):
+        assert (await house.admin("GET", path)).status == 200
+    assert await house.records() == records
+    assert (await house.scope(scope))["attempts_remaining"] == 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=1001",
+        "before=x",
+        "surprise=1",
+        "status=lost",
+        "status=",
+        "status=active&status=active",
+    ],
+)
+async def test_a_wrong_query_for_scopes_is_refused(house: House, query: str) -> None:
+    body = assert_problem(await house.admin("GET", f"/api/v1/scopes?{query}"), 400, "invalid_request")
+    assert body["member"] == query.partition("=")[0]
+
+
 # Executions and reconciliation --------------------------------------------------------------------------
 
 
@@ -260,12 +344,41 @@ async def test_status_tells_versions_sizes_and_revisions(house: House) -> None:
     assert status["version"]
     assert status["uptime_seconds"] >= 0
     assert status["store"]["url"] == f"sqlite:///{house.database}"
+    assert set(status["store"]) == {"url", "size", "wal_size", "free", "growth_per_day"}
     assert status["store"]["size"] > 0
     assert status["store"]["wal_size"] > 0
+    assert status["store"]["free"] > 0
     assert status["policy_revision"] == "rev-1"
     assert status["config_revision"]
     assert status["last_reload"]["ok"] is True
     assert {"time", "errors"} <= set(status["last_reload"])
+
+
+async def test_growth_in_status_and_metrics_is_that_of_the_last_24_hours(house: House) -> None:
+    async def grown() -> int:
+        told: int = (await house.admin("GET", "/api/v1/status")).json()["store"]["growth_per_day"]
+        assert await house.metric("scopegate_store_growth_bytes") == told
+        return told
+
+    assert await grown() == 0
+    for _ in range(60):
+        await house.execute(None, parameters={"note": "x" * 4_000})
+    assert 60 * 4_000 < await grown() < 60 * 8_000
+    house.clock.move(25 * 3_600)
+    assert await grown() == 0
+
+
+@pytest.mark.parametrize("serve_on", ["data", "admin"])
+async def test_status_tells_where_it_listens_and_who_issues_scopes(open_house: Open, serve_on: str) -> None:
+    house = await open_house(scopes={"serve_on": serve_on})
+    status = (await house.admin("GET", "/api/v1/status")).json()
+    assert status["scopes_served_on"] == serve_on
+    assert status["listeners"] == {
+        "data": str(house.sidecar.data_address),
+        "admin": str(house.sidecar.admin_address),
+        "ops": str(house.sidecar.ops_address),
+    }
+    assert "0" not in [address.rpartition(":")[2] for address in status["listeners"].values()]
 
 
 async def test_uptime_is_counted_by_the_clock_of_the_house(house: House) -> None:
@@ -302,6 +415,10 @@ async def test_every_metric_is_there(house: House) -> None:
         "store_batch_size",
         "store_queue",
         "store_failures",
+        "store_size_bytes",
+        "store_wal_size_bytes",
+        "store_free_bytes",
+        "store_growth_bytes",
         "unknown_executions",
         "oldest_unknown_execution_seconds",
         "build_info",

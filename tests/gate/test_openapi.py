@@ -145,6 +145,13 @@ async def a_decision(house: House) -> Message:
     return await house.admin("GET", f"/api/v1/decisions/{answer.header('Scopegate-Decision-Id')}")
 
 
+async def a_scope(house: House) -> Message:
+    """With an execution in it."""
+    scope = await house.issue()
+    await house.execute(scope)
+    return await house.admin("GET", f"/api/v1/scopes/{scope['scope_id']}")
+
+
 async def a_reconciliation(house: House) -> Message:
     path = f"/api/v1/executions/{await an_unknown(house)}/reconcile"
     return await house.admin("POST", path, {"outcome": "executed", "cost_usd": 0.04})
@@ -223,6 +230,8 @@ WALKS: dict[str, tuple[Walk, int]] = {
     **{f"{method.lower()}Execute": (passes(method), 200) for method in ("GET", "HEAD", "OPTIONS")},
     "listDecisions": (lambda house: a_page(house, "/api/v1/decisions"), 200),
     "getDecision": (a_decision, 200),
+    "listAllScopes": (lambda house: a_page(house, "/api/v1/scopes?status=exhausted"), 200),
+    "getScope": (a_scope, 200),
     "listExecutions": (lambda house: a_page(house, "/api/v1/executions"), 200),
     "reconcile": (a_reconciliation, 200),
     "explain": (explained, 200),

@@ -216,9 +216,7 @@ async def test_a_long_answers_head_and_first_bytes_come_before_its_end(open_hous
 
     house.backend.script = script
     scope = await house.issue()
-    reader, writer = await asyncio.open_connection(
-        house.sidecar.data_address.host, house.sidecar.data_address.port
-    )
+    reader, writer = await connect(house.sidecar.data_address)
     kind, body = house.execution(scope)
     writer.write(request_bytes("POST", EXECUTE, kind, body))
     head = await reader.readuntil(b"\r\n\r\n")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from httptools import HttpParserError
 
+from sidecar.addresses import Listen
 from sidecar.upstream import Exchange, Failed, NotSent, TimedOut, Unanswered, Upstream
 from sidecar.upstream.answer import AnswerParser
 from sidecar.upstream.client import request_head
@@ -65,7 +66,9 @@ async def connect() -> AsyncIterator[Connect]:
     def make(
         port: int, *, host: str = "127.0.0.1", timeout: float = 2.0, reuse: float = 1.0, most: int = 8
     ) -> Upstream:
-        client = Upstream(host, port, connect_timeout=timeout, reuse_idle_seconds=reuse, max_connections=most)
+        client = Upstream(
+            Listen(host, port), connect_timeout=timeout, reuse_idle_seconds=reuse, max_connections=most
+        )
         clients.append(client)
         return client
 

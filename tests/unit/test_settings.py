@@ -19,13 +19,16 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import BaseModel
 
+from sidecar.addresses import Address, SocketFile
 from sidecar.configkeys import AT_START, LIVE, SECRET, differing
 from sidecar.core.facts import DEFAULT_SOURCES
 from sidecar.core.policy import RiskClass
 from sidecar.errors import ConfigurationError
-from sidecar.settings import Listen, Route, Settings, default, load
+from sidecar.sections import Route
+from sidecar.settings import Listen, Settings, default, load
 from sidecar.signing import SigningKey
 from sidecar.yamlfile import parse
+from tests.certificates import Authority
 
 SHIPPED = Path(__file__).parents[2] / "config" / "scopegate.yaml"
 UPSTREAM = "upstream: {url: http://127.0.0.1:9000}\n"
@@ -103,6 +106,8 @@ def test_file_names_are_relative_to_the_file_wherever_they_are_given(tmp_path: P
         ("data: {listen: 0.0.0.0:65535}", "data.listen", Listen("0.0.0.0", 65_535)),
         ("admin: {listen: localhost:1}", "admin.listen", Listen("localhost", 1)),
         ("admin: {listen: 127.9.9.9:1}", "admin.listen", Listen("127.9.9.9", 1)),
+        ('admin: {listen: "unix:/run/a.sock"}', "admin.listen", SocketFile(Path("/run/a.sock"))),
+        ('data: {listen: "unix:///run/a.sock"}', "data.listen", SocketFile(Path("/run/a.sock"))),
         ("store: {deadline_seconds: 86400}", "store.deadline_seconds", 86_400.0),
         ("store: {deadline_seconds: 0.001}", "store.deadline_seconds", 0.001),
         ("shutdown: {drain_seconds: 0}", "shutdown.drain_seconds", 0.0),
@@ -128,6 +133,7 @@ def test_what_lies_just_inside_the_rules_is_read(tmp_path: Path, text: str, key:
     assert type(found) is type(value)
 
 
+SCHEMES = "expects http://host:port, https://host:port or unix:/path"
 LATER = "is not yet known, it comes with a later release"
 RISKS = "expects low, medium, high or critical"
 LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
@@ -319,10 +325,17 @@ def test_a_route_may_read_its_facts_from_other_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("https://h:1", f"https {LATER}; write http://host:port"),
-        ("unix:/run/x.sock", f"unix {LATER}; write http://host:port"),
-        ("ftp://h", "expects http://host:port"),
-        ("h:9000", "expects http://host:port"),
+        ("ftp://h", SCHEMES),
+        ("h:9000", SCHEMES),
+        ("https:h:9000", SCHEMES),
+        ("unix://host/x.sock", "expects unix:/path; a socket's URL has no host"),
+        ("unix:", "expects unix:/path, the name of a socket"),
+        ("unix:/run/", "expects unix:/path, the name of a socket"),
+        ("unix:/" + "x" * 103, "names a socket by more than 103 bytes; use a shorter path"),
+        (
+            "https://u:s3cret@h",
+            "holds a user or a password; remove them, requests go up as the client sent them",
+        ),
         (
             "http://u:s3cret@h:1",
             "holds a user or a password; remove them, requests go up as the client sent them",
@@ -347,9 +360,12 @@ def test_an_upstream_that_cannot_be_used_is_refused_without_its_secret(
         ("HTTP://h:9000/", Listen("h", 9000)),
         ("http://[::1]:9000", Listen("::1", 9000)),
         ("http://backend_1:9000", Listen("backend_1", 9000)),
+        ("https://h", Listen("h", 443)),
+        ("HTTPS://[::1]:9000", Listen("::1", 9000)),
+        ("unix:/run/b.sock", SocketFile(Path("/run/b.sock"))),
     ],
 )
-def test_an_upstream_is_a_host_and_a_port(url: str, address: Listen) -> None:
+def test_an_upstream_is_a_host_and_a_port_or_a_socket(url: str, address: Address) -> None:
     assert default(url).upstream.address == address
 
 
@@ -547,6 +563,99 @@ def test_keys_that_make_no_sense_together_are_refused(tmp_path: Path, log: str, 
     key_files(tmp_path)
     (found,) = faults(tmp_path, f"log: {log}" if log[0] == "{" else f"log: {{{log}}}")
     assert found.partition(": ")[2] == expected
+
+
+def test_a_socket_may_stand_beside_the_configuration(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, 'ops: {listen: "unix:run/ops.sock"}', ("upstream.url", "unix:b.sock"))
+    assert settings.ops.listen == SocketFile(tmp_path / "run" / "ops.sock")
+    assert settings.upstream.address == SocketFile(tmp_path / "b.sock")
+    assert settings.upstream.verified_name is None
+
+
+def test_two_listeners_cannot_share_a_socket(tmp_path: Path) -> None:
+    text = 'data: {listen: "unix:/run/s"}\nops: {listen: "unix:///run/s"}'
+    assert faults(tmp_path, text) == [
+        "c.yaml:3:7: ops.listen: is the address of data.listen, too; use another one"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tls", "name"),
+    [
+        ("", "backend"),
+        (", tls: {server_name: gate.test}", "gate.test"),
+        (", tls: {server_name: 10.0.0.1}", "10.0.0.1"),
+    ],
+)
+def test_the_backend_is_verified_by_the_name_of_its_url_unless_another_is_given(
+    tmp_path: Path, tls: str, name: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"upstream: {{url: https://backend{tls}}}")
+    upstream = load(tmp_path / "c.yaml", environment={}).settings.upstream
+    assert (upstream.url, upstream.verified_name) == ("https://backend:443", name)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("data: {tls: {certificate_file: a.pem}}", "data.tls.certificate_file: needs key_file, too"),
+        (
+            "ops: {tls: {key_file: a.key}}",
+            "ops.tls.key_file: does nothing without certificate_file; give both",
+        ),
+        (
+            "admin: {tls: {client_ca_file: authority.pem}}",
+            "admin.tls.client_ca_file: asks nobody for a certificate without certificate_file; give both",
+        ),
+        (
+            "data: {tls: {certificate_file: a.pem, key_file: b.key}}",
+            "data.tls.key_file: does not belong to the certificate; name the key that it was made for",
+        ),
+        (
+            "data: {tls: {certificate_file: a.pem, key_file: gone}}",
+            "data.tls.key_file: cannot be read (No such file or directory); check the name",
+        ),
+        (
+            "data: {tls: {certificate_file: a.pem, key_file: a.key, client_ca_file: a.key}}",
+            "data.tls.client_ca_file: holds no certificate in PEM; name a file that does",
+        ),
+    ],
+)
+def test_tls_that_cannot_be_spoken_is_refused_at_its_key(tmp_path: Path, text: str, expected: str) -> None:
+    authority = Authority(tmp_path)
+    authority.issue("a")
+    authority.issue("b")
+    (found,) = faults(tmp_path, text)
+    key = expected.partition(":")[0].rpartition(".")[2]
+    place, _, said = found.partition(": ")
+    assert said.startswith(expected)
+    line, column = place.removeprefix("c.yaml:").split(":")
+    assert (tmp_path / "c.yaml").read_text().splitlines()[int(line) - 1][int(column) - 1 :].startswith(key)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9000", "unix:/run/b.sock"])
+def test_tls_towards_a_backend_that_speaks_none_is_refused(tmp_path: Path, url: str) -> None:
+    Authority(tmp_path)
+    (tmp_path / "c.yaml").write_text(
+        f'upstream:\n  url: "{url}"\n  tls: {{server_name: x, ca_file: authority.pem}}\n'
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        load(tmp_path / "c.yaml", environment={})
+    assert [(fault.key, fault.message) for fault in refused.value.faults] == [
+        (
+            f"upstream.tls.{key}",
+            "does nothing without https; write url: https://host:port, or remove this key",
+        )
+        for key in ("server_name", "ca_file")
+    ]
+
+
+def test_whoever_only_reads_the_log_needs_no_certificates(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(UPSTREAM + "data: {tls: {certificate_file: gone, key_file: gone}}")
+    assert load(file, environment={}, read_keys=False).settings.data.tls.key_file == tmp_path / "gone"
+    with pytest.raises(ConfigurationError):
+        load(file, environment={})
 
 
 def test_whoever_only_reads_the_log_needs_no_keys(tmp_path: Path) -> None:
@@ -761,12 +870,15 @@ OTHER: dict[str, Any] = {
     "scopes.limits.ttl_seconds": 3601,
     "scopes.limits.max_cost_usd": 100.000001,
     "log.mask": ["/details/a"],
+    "telemetry.access_log": "none",
+    "telemetry.otlp_endpoint": "http://127.0.0.1:4318/v1/traces",
     "care.min_confidence": 0.75,
     "shutdown.drain_seconds": 26,
     "policies": "elsewhere",
 }
 # Those that go only with each other; a test of their own has them.
 TOGETHER = {"log.signing_key_file", "log.checkpoint_file", "log.mask_key_file"}
+TOGETHER |= {key for key in AT_START if ".tls." in key}
 
 
 def test_a_difference_is_tried_for_every_key() -> None:
@@ -856,16 +968,21 @@ def test_settings_without_a_file_are_checked_as_well() -> None:
         data={"listen": "127.0.0.1:0"},
         policies=Path("/p"),
     )
-    assert (settings.store.url, settings.data.listen.port, settings.policies) == ("memory://", 0, Path("/p"))
+    assert (settings.store.url, settings.data.listen) == ("memory://", Listen("127.0.0.1", 0))
+    assert settings.policies == Path("/p")
     with pytest.raises(ConfigurationError, match=r"store\.url: expects sqlite"):
         default("http://127.0.0.1:9000", store={"url": "x"})
 
 
 def test_settings_dump_as_the_text_of_the_file() -> None:
-    settings = default("http://127.0.0.1:9000", data={"listen": "[::1]:8000"})
+    settings = default(
+        "http://127.0.0.1:9000", data={"listen": "[::1]:8000"}, ops={"listen": "unix:/run/ops.sock"}
+    )
     assert settings.gate.routes[0].sources == DEFAULT_SOURCES
     dumped = json.loads(settings.model_dump_json())
-    assert dumped["data"] == {"listen": "[::1]:8000"}
+    off = {"certificate_file": None, "key_file": None, "client_ca_file": None}
+    assert dumped["data"] == {"listen": "[::1]:8000", "tls": off}
+    assert dumped["ops"]["listen"] == "unix:/run/ops.sock"
     assert dumped["gate"]["routes"] == [
         {
             "path": "**/recovery/execute",

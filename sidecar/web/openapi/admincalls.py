@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import get_args
 
 from sidecar.core.record import DecisionOutcome, DecisionType, Event
-from sidecar.core.scope import ExecutionStatus
-from sidecar.web import answermodels, models
+from sidecar.core.scope import ExecutionStatus, ScopeStatus
+from sidecar.web import answermodels, models, scopemodels
 from sidecar.web.docs import FILES
 from sidecar.web.openapi.operation import (
     AFTER_DECISION,
@@ -16,6 +16,7 @@ from sidecar.web.openapi.operation import (
     EXECUTION_ID,
     LIMIT,
     REQUEST_ID,
+    SCOPE_ID,
     STORE_ERRORS,
     Answer,
     Body,
@@ -71,6 +72,47 @@ DECISIONS: tuple[Operation, ...] = (
         parameters=(DECISION_ID,),
         answers=(shows("With its hash link, and its execution.", answermodels.Decision),),
         errors=("decision_not_found", *STORE_ERRORS),
+    ),
+    Operation(
+        listener="admin",
+        method="get",
+        path="/api/v1/scopes",
+        name="listAllScopes",
+        tag="Scopes",
+        summary="List the scopes of all incidents and tenants",
+        description="Newest first. Without `incident_id` a page looks at a piece of the list only, so a page "
+        "of some status or tenant may be short, or empty, and still have a `next`.",
+        parameters=(
+            filtered("incident_id", "Of this incident."),
+            filtered("status", "That stand so now.", get_args(ScopeStatus)),
+            filtered("tenant_id", "Of this tenant."),
+            LIMIT,
+            AFTER_NUMBER,
+        ),
+        answers=(
+            shows(
+                "A page of them.",
+                scopemodels.ScopePage,
+                {
+                    "Newest": {
+                        "operationId": "getScope",
+                        "parameters": {"scope_id": "$response.body#/scopes/0/scope_id"},
+                    }
+                },
+            ),
+        ),
+        errors=("invalid_request", *STORE_ERRORS),
+    ),
+    Operation(
+        listener="admin",
+        method="get",
+        path="/api/v1/scopes/{scope_id}",
+        name="getScope",
+        tag="Scopes",
+        summary="One scope, with its executions",
+        parameters=(SCOPE_ID,),
+        answers=(shows("What is left of it, and what it admitted.", scopemodels.SpentScope),),
+        errors=("scope_not_found", *STORE_ERRORS),
     ),
     Operation(
         listener="admin",

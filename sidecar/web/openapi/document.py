@@ -15,8 +15,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from sidecar import __version__
+from sidecar.addresses import Address, Listen, SocketFile
 from sidecar.core.money import to_dollars
-from sidecar.settings import Listen, Settings
+from sidecar.settings import Settings
+from sidecar.tlssections import ListenTls
 from sidecar.web import answermodels
 from sidecar.web.models import IN_A_HEADER
 from sidecar.web.openapi import problems
@@ -53,7 +55,7 @@ keys, no trailing bytes, whole numbers written without a fraction.
 The schemas of answers are closed, because this document belongs to exactly the version that serves it."""
 
 
-def document(settings: Settings, *, data: Listen, ops: Listen) -> dict[str, Any]:
+def document(settings: Settings, *, data: Address, ops: Address) -> dict[str, Any]:
     """The document of a sidecar with these settings, whose data and ops listeners are there.
 
     The admin listener serves the document, so its own address is `/`.
@@ -61,8 +63,8 @@ def document(settings: Settings, *, data: Listen, ops: Listen) -> dict[str, Any]
     operations = tuple(operations_of(settings))
     servers = {
         "admin": {"url": "/", "description": "The admin listener, which serves this document"},
-        "data": {"url": _url(data), "description": "The data listener, before the backend"},
-        "ops": {"url": _url(ops), "description": "The ops listener"},
+        "data": _server(data, settings.data.tls, "The data listener, before the backend"),
+        "ops": _server(ops, settings.ops.tls, "The ops listener"),
     }
     serves = {"scopes": settings.scopes.serve_on, "data": "data", "admin": "admin", "ops": "ops"}
     paths: dict[str, dict[str, Any]] = {}
@@ -133,9 +135,14 @@ def _unnamed(path: str) -> str:
     return re.sub(r"\{\w+\}", "{}", path)
 
 
-def _url(address: Listen) -> str:
+def _server(address: Address, tls: ListenTls, description: str) -> dict[str, str]:
     """Where a client reaches a listener; one that listens everywhere is reached on this machine, too."""
-    return f"http://{Listen('localhost', address.port) if address.host in ('0.0.0.0', '::') else address}"
+    scheme = "http" if tls.certificate_file is None else "https"
+    if isinstance(address, SocketFile):
+        return {"url": f"{scheme}://localhost", "description": f"{description}, on {address}"}
+    if address.host in ("0.0.0.0", "::"):
+        address = Listen("localhost", address.port)
+    return {"url": f"{scheme}://{address}", "description": description}
 
 
 # One call -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sidecar.core.facts import MAX_ID_CHARS, FactSources, Source
 from sidecar.core.target import RoutePattern
-from sidecar.settings import Route
+from sidecar.sections import Route
 from sidecar.web import answermodels
 from sidecar.web.models import IDENTIFIER, IN_A_HEADER, TARGET_AGENTS
 from sidecar.web.openapi.operation import (

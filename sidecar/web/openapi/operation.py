@@ -137,6 +137,12 @@ DECISION_ID = Parameter(
     description="A UUID, unless a program named its record otherwise.",
     required=True,
 )
+SCOPE_ID = Parameter(
+    name="scope_id",
+    place="path",
+    schema={"type": "string", "pattern": "^[^/{}]+$"},
+    required=True,
+)
 EXECUTION_ID = Parameter(
     name="decision_id",
     place="path",

@@ -1,0 +1,277 @@
+"""How commands reach a running sidecar: one connection a call, one answer, or a sentence that says why not.
+
+What answers is believed only where it answers as a sidecar does. This module ends no program and prints
+nothing, and it imports little, because health checks run it every few seconds.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from sidecar.addresses import Address, Listen, SocketFile
+
+TIMEOUT_SECONDS = 5.0
+# Above the longest page of decisions; what is longer is of something else.
+MAX_ANSWER_BYTES = 1 << 26
+
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# Where a listener is open to every interface, this host reaches it here.
+_OWN = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class UnreachableError(Exception):
+    """Nothing answers there, or no sidecar does. The message says where, why, and what to do."""
+
+
+class UnusableError(Exception):
+    """A file that TLS needs cannot be used."""
+
+
+class MissingError(Exception):
+    """An answer lacks a member that a sidecar's has."""
+
+
+class Members(dict[str, Any]):
+    """An object of an answer."""
+
+    def __missing__(self, name: str) -> Any:
+        raise MissingError(name)
+
+
+class ProblemError(Exception):
+    """The sidecar answers with an error: its status, and its body."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(f"{body['error']}: {body['message']}")
+        self.status = status
+        self.body = body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """With TLS: what the other side's certificate is held against, and what this side shows of itself.
+
+    `pinned` is the very certificate that is expected, whatever name it is for; `ca` signs the expected one,
+    which must then be for the host that is asked. Without either the system's list decides.
+    """
+
+    pinned: Path | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Raises UnusableError."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        named = self.ca or self.pinned
+        try:
+            if self.ca is not None:
+                context.load_verify_locations(self.ca)
+            elif self.pinned is not None:
+                context.check_hostname = False
+                context.load_verify_locations(cadata=_first_certificate(self.pinned))
+            else:
+                context.load_default_certs()
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            if self.certificate is not None:
+                named = self.certificate
+                # Without a password at hand OpenSSL would ask the terminal for one.
+                context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
+        except (OSError, ValueError) as exc:
+            reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or exc
+            raise UnusableError(f"{named}: cannot be used for TLS ({reason}); give a PEM file") from exc
+        return context
+
+
+def _first_certificate(file: Path) -> str:
+    """A listener's own certificate comes first in its file; those behind it are not to be trusted here."""
+    found = _CERTIFICATE.search(file.read_text("ascii", "replace"))
+    if found is None:
+        raise ValueError("has no certificate")
+    return found[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a listener is, and whether it speaks TLS."""
+
+    address: Address
+    tls: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """`host:port`, `http://host:port`, `https://host:port` or `unix:/path`. Raises ValueError."""
+        tls = text.startswith("https://")
+        rest = text.removeprefix("https://") if tls else text.removeprefix("http://")
+        if rest.startswith("unix:"):
+            path = Path(rest.removeprefix("unix:"))
+            if not path.is_absolute():
+                raise ValueError(
+                    "expects the whole path of the socket, such as unix:/run/scopegate/admin.sock"
+                )
+            return cls(address=SocketFile(path), tls=tls)
+        address = Listen.parse(rest.rstrip("/"))
+        return cls(address=address, tls=tls)
+
+    def reachable(self) -> Place:
+        """A listener that is open to every interface, as this host reaches it."""
+        if isinstance(self.address, Listen) and self.address.host in _OWN:
+            return replace(self, address=replace(self.address, host=_OWN[self.address.host]))
+        return self
+
+    def __str__(self) -> str:
+        return f"https://{self.address}" if self.tls else str(self.address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a sidecar answered: a JSON object, and the decision that it recorded, if it did."""
+
+    status: int
+    body: dict[str, Any]
+    decision_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """One listener of a running sidecar, by its name in the configuration."""
+
+    name: str
+    place: Place
+    trust: Trust
+    timeout: float = TIMEOUT_SECONDS
+
+    def get(self, path: str, **query: str | int | None) -> Answer:
+        """What it shows under a path. Members of the query that are None are left out."""
+        wanted = {name: value for name, value in query.items() if value is not None}
+        return self.ask("GET", path + (f"?{urlencode(wanted, errors='surrogateescape')}" if wanted else ""))
+
+    def ask(
+        self,
+        method: str,
+        target: str,
+        body: object = None,
+        headers: Mapping[str, str | bytes] | None = None,
+        *,
+        also: int = 200,
+    ) -> Answer:
+        """One request and its answer. Bytes are sent as they are, anything else as JSON; `also` is a status
+        that is an answer and no error here.
+
+        Raises UnreachableError, ProblemError and UnusableError.
+        """
+        content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        kind = {} if content is None else {"Content-Type": "application/json"}
+        status, told, text = self.exchange(method, target, content, {**kind, **(headers or {})})
+        answer = _document(text)
+        problem = answer if status >= 400 and answer and _is_problem(answer) else None
+        if problem is not None and problem["error"] != "not_found":
+            raise ProblemError(status, problem)
+        if answer is None or problem is not None or not (200 <= status < 300 or status == also):
+            raise self.stranger(status, problem)
+        return Answer(status=status, body=answer, decision_id=told.get("Scopegate-Decision-Id"))
+
+    def exchange(
+        self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str | bytes] = {}
+    ) -> tuple[int, Mapping[str, str], str]:
+        """Status, head and text of whatever answers. Raises UnreachableError and UnusableError."""
+        connection = opened(self.place, self.trust.context() if self.place.tls else None, self.timeout)
+        try:
+            connection.request(method, target, body, dict(headers))
+            response = connection.getresponse()
+            text = response.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
+            return response.status, dict(response.headers), text
+        except (OSError, http.client.HTTPException) as exc:
+            raise UnreachableError(
+                f"no sidecar answers on {self.place} ({self._why(exc)}); is it running, and is this its "
+                f"{self.name}.listen?"
+            ) from exc
+        finally:
+            connection.close()
+
+    def lacking(self, name: str) -> UnreachableError:
+        """What answers leaves out what a sidecar's listener of this name tells."""
+        said = f"{self.place} answers without {name}, and not as a sidecar of this version would"
+        return UnreachableError(f"{said}; is this its {self.name}.listen?")
+
+    def stranger(self, status: int, problem: Mapping[str, Any] | None = None) -> UnreachableError:
+        """What answers is no sidecar's listener of this name."""
+        said = f"{status}, and not as a sidecar would"
+        if problem is not None:
+            said = f"{status}: {problem['message'].rstrip('.')}"
+        return UnreachableError(f"{self.place} answers {said}; is this its {self.name}.listen?")
+
+    def _why(self, exc: Exception) -> str:
+        if isinstance(exc, TimeoutError):
+            return f"not within {self.timeout:g} s"
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted: {exc.verify_message}"
+        if isinstance(exc, ssl.SSLError):
+            return f"TLS: {exc.reason or exc}"
+        if isinstance(exc, http.client.RemoteDisconnected):
+            return "it hangs up"
+        if isinstance(exc, http.client.HTTPException):
+            return "it does not speak HTTP"
+        return getattr(exc, "strerror", None) or str(exc)
+
+
+def opened(
+    place: Place, context: ssl.SSLContext | None, timeout: float = TIMEOUT_SECONDS
+) -> http.client.HTTPConnection:
+    """The one way to a sidecar: HTTP/1.1 over TCP or over a Unix socket, in the clear or within TLS.
+
+    It connects with the first request.
+    """
+    if isinstance(place.address, SocketFile):
+        return _SocketConnection(place.address, context, timeout)
+    host, port = place.address.host, place.address.port
+    if context is not None:
+        return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+    return http.client.HTTPConnection(host, port, timeout=timeout)
+
+
+class _SocketConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, address: SocketFile, context: ssl.SSLContext | None, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = str(address.path)
+        self._context = context
+
+    def connect(self) -> None:
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connected.settimeout(self.timeout)
+            connected.connect(self._path)
+            if self._context is not None:
+                connected = self._context.wrap_socket(connected, server_hostname="localhost")
+        except BaseException:
+            connected.close()
+            raise
+        self.sock = connected
+
+
+def within(name: str) -> str:
+    """A name as one segment of a path."""
+    return quote(name, safe="", errors="surrogateescape")
+
+
+def _document(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text, object_hook=Members)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_problem(body: Mapping[str, Any]) -> bool:
+    return isinstance(body.get("error"), str) and isinstance(body.get("message"), str)

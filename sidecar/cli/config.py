@@ -1,0 +1,212 @@
+"""`scopegate config`: what is in force and who said so, and the schema by which editors know the file.
+
+A value that may hold a password is never shown whole, and no file but the configuration is read: whoever
+looks need not be able to read keys.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from sidecar import configschema, settings
+from sidecar.cli.options import config_option, failed, misconfigured, pairs, set_option, warn
+from sidecar.cli.tables import cell
+from sidecar.configkeys import LIVE, SECRET, keys_of, section_of, values_of
+from sidecar.errors import ConfigurationError
+from sidecar.settings import Loaded, Settings
+from sidecar.yamlfile import Document, did_you_mean, dotted, shown, survey
+
+MASKED = "***"
+
+# The password of a URL, up to the last @, since one that is not escaped may hold any character.
+_PASSWORD = re.compile(r"([^:/?#]+://[^:@/]*):.*@", re.DOTALL)
+# What a variable is called that holds a secret, and what a member of a query is called.
+_TELLING = r"(?:password|passwd|passphrase|secret|token|credentials?|api_?key)"
+_SECRET_NAME = re.compile(rf"{_TELLING}$", re.IGNORECASE)
+_SECRET_MEMBER = re.compile(rf"([?&][^=&]*{_TELLING}[^=&]*)=[^&]*", re.IGNORECASE)
+
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)")
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  scopegate config show --config config/scopegate.yaml
+  scopegate config schema --output scopegate.schema.json""",
+)
+def config() -> None:
+    """The configuration: what is in force and where it was given; its schema for editors."""
+
+
+# Showing ----------------------------------------------------------------------------------------------------
+
+
+@config.command(
+    epilog="""\b
+Examples:
+  scopegate config show --config config/scopegate.yaml
+  scopegate config show --config config/scopegate.yaml --set gate.max_in_flight=64 gate store.url
+  scopegate config show --config config/scopegate.yaml --json scopes.limits"""
+)
+@config_option
+@set_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON, an object by key.")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+def show(config: Path, overrides: tuple[str, ...], keys: tuple[str, ...], *, as_json: bool) -> None:
+    """Show each key's value as it takes effect, and where it was given; passwords are masked.
+
+    KEY is a key or a section; without one all are shown. What LIVE marks changes by a reload, all else by a
+    restart. A file name is shown as it resolves; the file itself is not read.
+    """
+    wanted = _wanted(keys)
+    try:
+        loaded = settings.load(config, environment=os.environ, overrides=pairs(overrides), read_keys=False)
+    except ConfigurationError as exc:
+        misconfigured(str(exc))
+    warn(loaded.warnings)
+    found = _told(loaded, wanted)
+    if as_json:
+        click.echo(json.dumps({one.key: one.to_dict() for one in found}, indent=2))
+        return
+    from tabulate import tabulate
+
+    rows = [
+        (one.key, "\n".join(one.lines()), "yes" if one.key in LIVE else "", one.origin()) for one in found
+    ]
+    text = tabulate(rows, ("KEY", "VALUE", "LIVE", "SOURCE"), tablefmt="plain", disable_numparse=True)
+    click.echo("\n".join(line.rstrip() for line in text.splitlines()))
+
+
+def _wanted(words: Sequence[str]) -> list[str]:
+    """The keys that are asked for, in the order of the file."""
+    known = {dotted(path): field for path, field in keys_of(Settings)}
+    for word in words:
+        if word not in known:
+            message = f"{shown(word)} is not a known key{did_you_mean(word, known)}"
+            raise click.BadParameter(message, param_hint="KEY")
+    keys = [key for key, field in known.items() if not section_of(field)]
+    return [key for key in keys if not words or any(f"{key}.".startswith(f"{word}.") for word in words)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """One key: its value as it may be shown, and where it was given; what is in force comes first."""
+
+    key: str
+    value: Any
+    places: tuple[str, ...]
+    variables: Mapping[str, bool]  # by name, whether it is set
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "source": self.places[0] if self.places else "default",
+            "overrides": list(self.places[1:]),
+            "variables": list(self.variables),
+            "live": self.key in LIVE,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The value as the file would have it; a list that is not empty in several lines."""
+        if isinstance(self.value, list) and self.value:
+            text = yaml.safe_dump(self.value, sort_keys=False, allow_unicode=True, default_flow_style=None)
+            yield from map(cell, text.splitlines())
+        elif isinstance(self.value, float):
+            yield f"{self.value:.12g}"
+        else:
+            yield cell(self.value if isinstance(self.value, str) else json.dumps(self.value))
+
+    def origin(self) -> str:
+        if not self.places:
+            return "default"
+        names = [f"${{{name}}}" + ("" if is_set else " (not set)") for name, is_set in self.variables.items()]
+        parts = [self.places[0]]
+        parts += [f"from {', '.join(names)}"] if names else []
+        parts += [f"overrides {', '.join(self.places[1:])}"] if self.places[1:] else []
+        return cell(", ".join(parts))
+
+
+def _told(loaded: Loaded, keys: Sequence[str]) -> list[_Told]:
+    values = values_of(loaded.settings)
+    written, _ = survey(loaded.document.source, loaded.document.file)
+    found = []
+    for key in keys:
+        places = loaded.places[key]
+        path = tuple(key.split("."))
+        in_file = places[:1] == (loaded.document.place(path),)
+        variables = _variables(written, path) if in_file else {}
+        found.append(
+            _Told(
+                key=key,
+                value=without_secrets(key, values[key], variables),
+                places=places,
+                variables=variables,
+            )
+        )
+    return found
+
+
+def _variables(written: Document | None, path: tuple[str, ...]) -> dict[str, bool]:
+    """The variables that a value of the file, as it is written there, is made of."""
+    value = written.value if written is not None else None
+    for step in path:
+        value = value.get(step) if isinstance(value, dict) else None
+    names = (found[1] for found in _VARIABLE.finditer(json.dumps(value)) if found[1])
+    return {name: name in os.environ for name in names}
+
+
+def without_secrets(key: str, value: Any, variables: Mapping[str, bool]) -> Any:
+    """The value without what is secret in it."""
+    if any(map(_SECRET_NAME.search, variables)):
+        return MASKED
+    if key not in SECRET or value is None:
+        return value
+    if not isinstance(value, str) or "://" not in value:
+        return MASKED
+    return _SECRET_MEMBER.sub(rf"\1={MASKED}", _PASSWORD.sub(rf"\1:{MASKED}@", value))
+
+
+# The schema -------------------------------------------------------------------------------------------------
+
+
+@config.command(
+    epilog="""\b
+Examples:
+  scopegate config schema --output scopegate.schema.json
+\b
+and the first line of the configuration:
+  # yaml-language-server: $schema=scopegate.schema.json"""
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where it is written; by default to standard output.",
+)
+def schema(output: Path | None) -> None:
+    """Print the JSON Schema of the configuration file, by which an editor completes and checks it.
+
+    It never marks what Scopegate would accept. Scopegate itself checks more: `scopegate check`.
+    """
+    made = configschema.schema_of(
+        Settings,
+        title="Scopegate configuration",
+        description="Every key has a default but upstream.url, which the file or the environment gives.",
+    )
+    text = json.dumps(made, indent=2) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        failed(f"cannot write {shown(str(output), 1_000)} ({exc.strerror}); name a file that can be written")

@@ -1,0 +1,256 @@
+"""`scopegate decisions`: the records of what was decided; list them, show one, follow them as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+import click
+
+from sidecar.cli import executions
+from sidecar.cli.calling import Listener, ProblemError, UnreachableError, within
+from sidecar.cli.lists import MAX_PAGE, before_option, limit_option, name, pages, tell_of_more, tenant_option
+from sidecar.cli.options import Access, asks, json_option, tell
+from sidecar.cli.tables import cell, fitted, lines, lines_of, moment, table, when
+from sidecar.core.record import DecisionOutcome, DecisionType, Event
+
+PATH = "/api/v1/decisions"
+
+
+def filters(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which decisions."""
+    for option in (
+        tenant_option,
+        click.option("--run-id", metavar="ID", help="Only those of this run."),
+        click.option("--request-id", metavar="ID", help="Only those of this request."),
+        click.option("--incident-id", metavar="ID", help="Only those about this incident."),
+        click.option("--scope-id", metavar="ID", help="Only those about this scope."),
+        click.option("--event", type=click.Choice(get_args(Event)), help="Only what this event left."),
+        click.option(
+            "--outcome",
+            type=click.Choice([outcome.value for outcome in DecisionOutcome]),
+            help="Only those with this outcome.",
+        ),
+        click.option(
+            "--type",
+            type=click.Choice([kind.value for kind in DecisionType]),
+            help="Only those of this type.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _named(wanted: dict[str, Any]) -> dict[str, str | None]:
+    """The filters by the names that the admin interface has for them."""
+    return {("tenant_id" if name == "tenant" else name): value for name, value in wanted.items()}
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  scopegate decisions list --config config/scopegate.yaml --event refused --limit 20
+  scopegate decisions tail --config config/scopegate.yaml"""
+)
+def decisions() -> None:
+    """Decision records: list them, show one, follow them as they come."""
+
+
+@decisions.command(
+    "list",
+    epilog="""\b
+Examples:
+  scopegate decisions list --config config/scopegate.yaml --event refused --limit 20
+  scopegate decisions list --admin 127.0.0.1:9901 --incident-id inc_123 --json""",
+)
+@asks("admin")
+@filters
+@limit_option
+@before_option
+@json_option
+def list_(sidecar: Access, limit: int, before: str | None, *, as_json: bool, **wanted: Any) -> None:
+    """List decisions, newest first. Filters narrow each other."""
+    found = pages(sidecar.listener, PATH, "decisions", limit, before, **_named(wanted))
+    if as_json:
+        tell(found)
+        return
+    table([_row(decision) for decision in found["decisions"]], "There is no such decision.")
+    tell_of_more(found)
+
+
+@decisions.command(
+    epilog="""\b
+Examples:
+  scopegate decisions show 0192... --config config/scopegate.yaml
+  scopegate decisions show 0192... --admin 127.0.0.1:9901 --json"""
+)
+@asks("admin")
+@click.argument("decision_id", callback=name)
+@json_option
+def show(sidecar: Access, decision_id: str, *, as_json: bool) -> None:
+    """One decision: who asked for what, what was decided and why, its place in the log, how it ended."""
+    decision = sidecar.listener.get(f"{PATH}/{within(decision_id)}").body
+    if as_json:
+        tell(decision)
+        return
+    lines(_told(decision))
+    for head, member in (("inputs", "decision_inputs"), ("details", "details")):
+        if decision[member]:
+            click.echo(f"\n{head}")
+            for line in lines_of(decision[member]):
+                click.echo(f"  {line}")
+    if decision["execution"] is not None:
+        click.echo()
+        lines(executions.told(decision["execution"]))
+
+
+# Following ------------------------------------------------------------------------------------------
+
+
+@decisions.command(
+    epilog="""\b
+Examples:
+  scopegate decisions tail --config config/scopegate.yaml
+  scopegate decisions tail --admin 127.0.0.1:9901 -n 0 --interval 0.5 --event refused --json"""
+)
+@asks("admin")
+@filters
+@click.option(
+    "-n",
+    "--last",
+    type=click.IntRange(0, MAX_PAGE),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="How many of those that are there to begin with.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3_600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often to ask for new ones.",
+)
+@json_option
+def tail(sidecar: Access, last: int, interval: float, *, as_json: bool, **wanted: Any) -> None:
+    """Show the newest decisions, oldest first, then each new one as it comes, until Ctrl-C.
+
+    It outlives a restart of the sidecar. A record that is bound to a run later on does not come again.
+    """
+    following = Following(sidecar.listener, _named(wanted))
+    try:
+        found = following.first(last)
+        while True:
+            for decision in found:
+                if as_json:
+                    tell(decision)
+                else:
+                    click.echo(fitted(_line(_row(decision)), _BEGIN_OF_REASON))
+            time.sleep(interval)
+            found = following.new()
+    except KeyboardInterrupt:
+        pass  # that is how it ends
+
+
+class Following:
+    """Each decision once: by writer and number in its log, whatever was restarted in between."""
+
+    def __init__(self, listener: Listener, wanted: dict[str, str | None]) -> None:
+        self._listener = listener
+        self._wanted = wanted
+        self._seen: dict[str, int] = {}
+        self._lost = False
+
+    def first(self, count: int) -> list[dict[str, Any]]:
+        """The newest ones, oldest first; what comes behind them is new."""
+        found = self._page(max(1, count), None)["decisions"]
+        self._remember(found)
+        return list(reversed(found[:count]))
+
+    def new(self) -> list[dict[str, Any]]:
+        """What came since, oldest first; nothing while the sidecar is away, which is said once."""
+        try:
+            found = self._since()
+        except (UnreachableError, ProblemError) as exc:
+            if isinstance(exc, ProblemError) and exc.status < 500:
+                raise
+            if not self._lost:
+                click.echo(f"scopegate: {cell(str(exc))}; trying again until it answers", err=True)
+            self._lost = True
+            return []
+        if self._lost:
+            click.echo("scopegate: it answers again", err=True)
+        self._lost = False
+        self._remember(found)
+        return found[::-1]
+
+    def _since(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        before: str | None = None
+        while True:
+            page = self._page(100 if before is None else MAX_PAGE, before)
+            new = [one for one in page["decisions"] if one["seq"] > self._seen.get(one["writer"], 0)]
+            found += new
+            before = page["next"]
+            if before is None or len(new) < len(page["decisions"]):
+                return found
+
+    def _page(self, limit: int, before: str | None) -> dict[str, Any]:
+        return pages(self._listener, PATH, "decisions", limit, before, **self._wanted)
+
+    def _remember(self, decisions: list[dict[str, Any]]) -> None:
+        for one in decisions:
+            self._seen[one["writer"]] = max(one["seq"], self._seen.get(one["writer"], 0))
+
+
+# Telling --------------------------------------------------------------------------------------------
+
+
+def _row(decision: dict[str, Any]) -> dict[str, str]:
+    """A decision in a table. What a program told has its type; the gate's own events say enough."""
+    event: str = decision["event"]
+    return {
+        "time": moment(decision["decided_at"]),
+        "event": f"{event} {decision['decision_type']}" if event == "emitted" else event,
+        "outcome": decision["decision_outcome"],
+        "action": decision["action"] or "",
+        "incident": decision["incident_id"] or "",
+        "decision": decision["decision_id"],
+        "reason": decision["decision_reason"] or "",
+    }
+
+
+_LINE = "{time}  {event:<10}  {outcome:<9}  {action:<15}  {incident:<12}  {decision}  {reason}"
+_BEGIN_OF_REASON = 20 + 2 + 10 + 2 + 9 + 2 + 15 + 2 + 12 + 2 + 36 + 2
+
+
+def _line(row: dict[str, str]) -> str:
+    return _LINE.format_map({name: cell(value) for name, value in row.items()}).rstrip()
+
+
+def _told(decision: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """A decision in lines for people."""
+    yield "decision", decision["decision_id"]
+    yield "time", when(decision["decided_at"])
+    yield "recorded", when(decision.get("recorded_at"))
+    yield "event", decision["event"]
+    yield "type", decision["decision_type"]
+    yield "outcome", decision["decision_outcome"]
+    yield "reason", decision["decision_reason"]
+    yield "action", decision["action"]
+    yield "incident", decision["incident_id"]
+    yield "scope", decision["scope_id"]
+    yield "tenant", decision["tenant_id"]
+    yield "request", decision["request_id"]
+    yield "run", decision["run_id"]
+    yield "workflow", decision["workflow_id"]
+    yield "admission", decision["admission_id"]
+    yield (
+        "source",
+        f"{decision['decision_source']}, {decision['decision_trigger']}, {decision['causal_role']}",
+    )
+    yield "log", f"record {decision['seq']} of writer {decision['writer']}, from the {decision['origin']}"
+    yield "hash", decision["hash"]
+    yield "previous", decision["previous_hash"]

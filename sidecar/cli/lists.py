@@ -1,0 +1,70 @@
+"""What commands that list have in common: their options, what those may be, and pages."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import click
+
+from sidecar.cli.calling import Listener
+from sidecar.core.facts import is_identifier
+
+MAX_PAGE = 1_000
+
+
+def name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """An id, as it may stand in a path."""
+    del ctx, param
+    if not is_identifier(value) or set(value) & set("/{}") or value in (".", ".."):
+        raise click.BadParameter("must be 1 to 256 printable characters, none of them a slash or a brace")
+    return value
+
+
+def usd(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """An amount of dollars."""
+    del ctx, param
+    if value is None:
+        return None
+    try:
+        amount = Decimal(value)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not (amount.is_finite() and 0 <= amount < 10**12):
+        raise click.BadParameter(f"{value!r} is no amount of dollars, such as 0.25")
+    return float(amount)
+
+
+tenant_option = click.option("--tenant", metavar="NAME", help="Only what belongs to this tenant.")
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(1, MAX_PAGE),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="How many, at most.",
+)
+before_option = click.option("--before", metavar="CURSOR", help="Go on behind a page: its `next`.")
+
+
+def pages(
+    listener: Listener, path: str, member: str, limit: int, before: str | None, **filters: str | None
+) -> dict[str, Any]:
+    """Up to `limit` members of a list, as one document with the `next` of the last page. A page may be
+    shorter than what was asked for, and still have a next one."""
+    found: list[Any] = []
+    while True:
+        answer = listener.get(path, **filters, before=before, limit=limit - len(found))
+        page, following = answer.body.get(member), answer.body.get("next")
+        if not isinstance(page, list) or not isinstance(following, str | None):
+            raise listener.stranger(answer.status)
+        found += page
+        before = following
+        if before is None or len(found) >= limit:
+            return {member: found, "next": before}
+
+
+def tell_of_more(found: dict[str, Any]) -> None:
+    """A list that was cut says so, so that nobody takes it for all."""
+    if found["next"] is not None:
+        click.echo(f"There are more; go on with --before {found['next']}", err=True)

@@ -1,0 +1,143 @@
+"""`scopegate store`: back the store up while it is used."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from sidecar.cli.options import (
+    attestation_of,
+    check_known,
+    config_option,
+    database,
+    failed,
+    load_settings,
+    misconfigured,
+    progress_bar,
+    public_key_option,
+    set_option,
+    tampered,
+)
+from sidecar.errors import LogTampered, StoreUnavailable
+from sidecar.settings import Settings
+from sidecar.store.backup import Backup, back_up
+
+
+@click.group(
+    epilog="""\b
+Example:
+  scopegate store backup /backup/scopegate.db --config config/scopegate.yaml"""
+)
+def store() -> None:
+    """The store: back it up."""
+
+
+@store.command(
+    epilog="""\b
+Examples:
+  scopegate store backup /backup/scopegate.db --config config/scopegate.yaml
+  scopegate store backup /backup/latest.db --force --json --config config/scopegate.yaml"""
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@config_option
+@set_option
+@public_key_option
+@click.option(
+    "--force", is_flag=True, help="Replace FILE where it is there already, once the new one is whole."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+def backup(
+    file: Path,
+    config: Path,
+    overrides: tuple[str, ...],
+    public_keys: tuple[Path, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Copy the store to FILE as it is at one moment; works beside a running sidecar.
+
+    The copy is checked as `log verify` checks the store, and takes its name only then: where anything is
+    wrong there is no FILE. It is one file that needs no other. Exit code 4: tampering found.
+    """
+    _end_as_by_ctrl_c()
+    loaded = load_settings(config, overrides, read_keys=False)
+    source = database(config, loaded)
+    target = file.absolute()
+    for used, what in _in_use(config, loaded, source):
+        if _is_same(target, used):
+            misconfigured(f"FILE: {file} is {what}; give the backup a name of its own")
+    begun = time.monotonic()
+    try:
+        attestation = attestation_of(loaded, public_keys)
+        check_known(attestation)
+        with progress_bar("Copying and verifying", hidden=not sys.stderr.isatty()) as progress:
+            made = back_up(source, target, replace=force, attestation=attestation, progress=progress)
+    except LogTampered as exc:
+        tampered(exc)
+    except StoreUnavailable as exc:
+        failed(f"cannot back up: {exc}")
+    seconds = time.monotonic() - begun
+    if as_json:
+        click.echo(json.dumps(_as_json(target, made, seconds)))
+        return
+    verified = made.verified
+    click.echo(f"ok: {verified.records} records of writer {verified.writer}, head {verified.head.hex()}")
+    click.echo(f"{target}: {made.size:,} bytes, copied and verified in {seconds:.2f} s")
+    click.echo(f"To verify it again:\n  {_verification(config, loaded, overrides, target)}")
+
+
+def _end_as_by_ctrl_c() -> None:
+    """Whoever stops it, with a time limit or by closing the terminal, too, finds nothing left behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup wants it ignored
+            signal.signal(number, signal.default_int_handler)
+
+
+def _in_use(config: Path, loaded: Settings, source: Path) -> Iterator[tuple[Path, str]]:
+    """Files that no backup may replace, and what each is."""
+    # SQLite keeps the others beside what a symbolic link points to.
+    database = source.resolve()
+    yield database, "the store itself"
+    for suffix in ("-wal", "-shm", "-journal", ".lock"):
+        yield Path(f"{database}{suffix}"), "a part of the store"
+    yield config, "the configuration"
+    for key in ("checkpoint_file", "signing_key_file", "mask_key_file"):
+        used: Path | None = getattr(loaded.log, key)
+        if used is not None:
+            yield used, f"log.{key}"
+    for name in ("data", "admin", "ops", "upstream"):
+        for key, used in getattr(loaded, name).tls.files().items():
+            if used is not None:
+                yield used, f"{name}.tls.{key}"
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
+def _as_json(target: Path, made: Backup, seconds: float) -> dict[str, str | int | float]:
+    return {
+        "file": str(target),
+        "records": made.verified.records,
+        "head": made.verified.head.hex(),
+        "bytes": made.size,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _verification(config: Path, loaded: Settings, overrides: tuple[str, ...], target: Path) -> str:
+    """The command that verifies the backup. The checkpoint file goes on without it, so it is left out."""
+    sets = [*overrides, f"store.url=sqlite:///{target}"]
+    if loaded.log.checkpoint_file is not None:
+        sets += ["log.signing_key_file=null", "log.checkpoint_file=null"]
+    words = ["scopegate", "log", "verify", "--config", str(config)]
+    return shlex.join([*words, *(word for one in sets for word in ("--set", one))])

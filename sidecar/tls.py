@@ -1,0 +1,212 @@
+"""TLS as Python's ssl speaks it: contexts made from files in PEM, and a sentence where one cannot be made.
+
+TLS 1.2 at least, HTTP/1.1 only. Whom we connect to is always verified, its name included; nothing switches
+that off. A context is replaced as a whole and never changed, so that no connection meets half of a renewal.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+
+from cryptography import x509
+
+from sidecar.errors import ScopegateError
+
+MAX_BYTES = 16 << 20  # the bundle of a whole system has less than one of them
+# How often files are read that change while they are read, before that is an error.
+TRIES = 3
+
+_NO_PEM = "holds no {what} in PEM; name a file that does"
+
+
+class TlsFileUnusable(ScopegateError, ValueError):
+    """A file of a certificate, a key or an authority cannot be used. Never says what it holds.
+
+    `key` is the last part of the configuration key that names it.
+    """
+
+    def __init__(self, key: str, path: Path, reason: str) -> None:
+        super().__init__(f"{key}: {path} {reason}")
+        self.key, self.path, self.reason = key, path, reason
+
+
+class _PassphraseWanted(Exception):
+    """Raised where OpenSSL would ask on the terminal."""
+
+
+def server_context(
+    certificate_file: Path, key_file: Path, client_ca_file: Path | None = None
+) -> ssl.SSLContext:
+    """What a listener speaks TLS with; given `client_ca_file`, only to those whom it signed.
+
+    Raises TlsFileUnusable.
+    """
+    context = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    _load_pair(context, certificate_file, key_file)
+    if client_ca_file is not None:
+        _load_authority(context, "client_ca_file", client_ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_context(
+    ca_file: Path | None = None, certificate_file: Path | None = None, key_file: Path | None = None
+) -> ssl.SSLContext:
+    """What speaks TLS with the backend; without `ca_file` it trusts whom this system trusts.
+
+    Raises TlsFileUnusable.
+    """
+    context = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # which verifies certificate and name
+    if ca_file is None:
+        context.load_default_certs()
+    else:
+        _load_authority(context, "ca_file", ca_file)
+    if certificate_file is not None and key_file is not None:
+        _load_pair(context, certificate_file, key_file)
+    return context
+
+
+def valid_until(certificate_file: Path) -> datetime:
+    """The end of the first certificate in a file, which is the one that is shown. Raises TlsFileUnusable."""
+    text = _contents("certificate_file", certificate_file)
+    try:
+        return x509.load_pem_x509_certificates(text)[0].not_valid_after_utc
+    except ValueError as exc:
+        reason = _NO_PEM.format(what="certificate")
+        raise TlsFileUnusable("certificate_file", certificate_file, reason) from exc
+
+
+def told(exc: BaseException | None) -> str:
+    """What went wrong on a connection, TLS or not, for a message and without a full stop."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return exc.verify_message.rstrip(".")
+    if isinstance(exc, ssl.SSLError) and exc.reason:
+        return exc.reason.replace("_", " ").lower()
+    return str(exc or "closed")
+
+
+class Credentials:
+    """The context of one listener, or towards the upstream, and the files that it was made from."""
+
+    def __init__(
+        self, name: str, files: Mapping[str, Path | None], make: Callable[..., ssl.SSLContext]
+    ) -> None:
+        """`files` by their keys are the arguments of `make`. Blocks. Raises ScopegateError."""
+        self.name = name
+        self._files = dict(files)
+        self._make = make
+        # Read before the context is made: what changes meanwhile is a change to come.
+        self._held = self._looked_at = self._digest()
+        try:
+            self.context, self.ends = self._made()
+        except TlsFileUnusable as exc:
+            raise ScopegateError(f"{name}.tls.{exc}") from exc
+
+    def renew(self) -> bool:
+        """Whether the files hold something new, which is in force from now on. Blocks.
+
+        Raises TlsFileUnusable where it cannot be used, once for each change; the old context stays in force.
+        """
+        found = self._digest()
+        for _ in range(TRIES):
+            if found == self._looked_at:
+                return False
+            made, unusable = None, None
+            try:
+                made = self._made()
+            except TlsFileUnusable as exc:
+                unusable = exc
+            before, found = found, self._digest()
+            if found != before:
+                continue  # certificate and key may be of two pairs
+            self._looked_at = found
+            if unusable is not None:
+                raise unusable
+            if made is None or found == self._held:
+                return False  # what is in force is back
+            (self.context, self.ends), self._held = made, found
+            return True
+        return False  # they still change: the next look is not far
+
+    def _made(self) -> tuple[ssl.SSLContext, datetime | None]:
+        certificate = self._files.get("certificate_file")
+        ends = None if certificate is None else valid_until(certificate)
+        return self._make(**self._files), ends
+
+    def _digest(self) -> bytes:
+        """A hash of what the files hold, or of why they cannot be read."""
+        whole = sha256()
+        for key, path in self._files.items():
+            if path is None:
+                continue
+            try:
+                content = b"+" + _contents(key, path)
+            except TlsFileUnusable as exc:
+                content = b"-" + str(exc).encode("utf-8", "surrogateescape")
+            whole.update(len(content).to_bytes(8, "big") + content)
+        return whole.digest()
+
+
+def _strict(context: ssl.SSLContext) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    # Whoever is named as an authority is one, also where somebody else signed it.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def _load_pair(context: ssl.SSLContext, certificate_file: Path, key_file: Path) -> None:
+    valid_until(certificate_file)
+    _contents("key_file", key_file)
+
+    def no_prompt() -> str:
+        raise _PassphraseWanted
+
+    try:
+        context.load_cert_chain(certificate_file, key_file, no_prompt)
+    except _PassphraseWanted as exc:
+        reason = "has a passphrase, which nobody is there to type; store the key without one"
+        raise TlsFileUnusable("key_file", key_file, reason) from exc
+    except ssl.SSLError as exc:
+        if exc.reason == "KEY_VALUES_MISMATCH":
+            reason = "does not belong to the certificate; name the key that it was made for"
+            raise TlsFileUnusable("key_file", key_file, reason) from exc
+        if exc.reason is None or exc.reason in ("NO_START_LINE", "PEM_LIB", "UNSUPPORTED"):
+            reason = _NO_PEM.format(what="private key")
+            raise TlsFileUnusable("key_file", key_file, reason) from exc
+        reason = f"cannot be used ({told(exc)}); have a new certificate made"
+        raise TlsFileUnusable("certificate_file", certificate_file, reason) from exc
+    except OSError as exc:
+        raise TlsFileUnusable("certificate_file", certificate_file, _unread(exc)) from exc
+
+
+def _load_authority(context: ssl.SSLContext, key: str, path: Path) -> None:
+    _contents(key, path)
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError as exc:
+        raise TlsFileUnusable(key, path, _NO_PEM.format(what="certificate")) from exc
+    except OSError as exc:
+        raise TlsFileUnusable(key, path, _unread(exc)) from exc
+
+
+def _contents(key: str, path: Path) -> bytes:
+    try:
+        # A pipe in its place is not waited for.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+            if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                return stream.read(MAX_BYTES)
+    except OSError as exc:
+        raise TlsFileUnusable(key, path, _unread(exc)) from exc
+    raise TlsFileUnusable(key, path, "is no file; name a file in PEM")
+
+
+def _unread(exc: OSError) -> str:
+    return f"cannot be read ({exc.strerror or exc}); check the name and the permissions"

@@ -1,0 +1,147 @@
+"""The access log: one line for each request on the data listener, once its answer has ended or broken off.
+
+A line says where a request went and what came of it, never what it carried: no query, no body, no header but
+the ids. A trace ends here, too.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import orjson
+from aiohttp import web
+
+from sidecar.telemetry import trace_ids
+from sidecar.terms import Live
+from sidecar.tracing import NO_TRACE, Trace
+from sidecar.web.asked import MAX_REQUEST_ID_CHARS
+
+logger = logging.getLogger("scopegate.access")
+
+MAX_PATH_CHARS = 512
+CLIENT_LEFT = 499  # as web servers write it for a client that left before anything could be answered
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """One request, and what is known of it so far."""
+
+    path: str
+    begun: float
+    wanted: Literal["all", "gated", "none"]
+    request_id: str | None = None
+    route: Literal["gated", "scopes", "passed"] = "passed"
+    outcome: str | None = None
+    decision_id: str | None = None
+    scope_id: str | None = None
+    trace_id: str | None = None
+    sent: int = 0  # bytes of the answer's body
+    trace: Trace = NO_TRACE
+
+
+_VISIT = web.RequestKey("scopegate.visit", Visit)
+
+
+class AccessLog:
+    """Knows of each request from its first moment to its last."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def begin(self, request: web.BaseRequest) -> Visit:
+        """A request came."""
+        given = request.headers.get("X-Request-Id")
+        visit = Visit(
+            path=shown_path(request._message.path),
+            begun=time.perf_counter(),
+            wanted=self._live.terms.settings.telemetry.access_log,
+            request_id=given[:MAX_REQUEST_ID_CHARS] if given else None,
+            trace_id=trace_ids(request.headers.get("traceparent")).get("trace_id"),
+        )
+        request[_VISIT] = visit
+        return visit
+
+    def ended(self, request: web.BaseRequest, answer: web.StreamResponse | None) -> None:
+        """Its answer ended or broke off; None: it was given up before there was one."""
+        visit = request.get(_VISIT)
+        if visit is None:
+            self._unparsed(request, answer)
+            return
+        if isinstance(answer, web.Response):
+            _told(visit, request, answer)
+        status = None if answer is None else answer.status
+        if request.transport is None and not visit.sent and answer is not None:
+            status = CLIENT_LEFT
+        visit.trace.ended(status, visit.outcome, visit.decision_id)
+        if visit.wanted == "all" or (visit.wanted == "gated" and visit.route != "passed"):
+            _write(request, visit, status, method=request.method, path=visit.path, route=visit.route)
+
+    def _unparsed(self, request: web.BaseRequest, answer: web.StreamResponse | None) -> None:
+        """What could not be read as HTTP might have been meant for any route."""
+        visit = Visit(path="", begun=0.0, wanted=self._live.terms.settings.telemetry.access_log)
+        if isinstance(answer, web.Response):
+            _told(visit, request, answer)
+        if visit.wanted != "none":
+            status = None if answer is None else answer.status
+            _write(request, visit, status, method=None, path=None, route=None)
+
+
+def visit_of(request: web.BaseRequest) -> Visit:
+    """What is known of a request that is being answered."""
+    visit: Visit = request[_VISIT]
+    return visit
+
+
+def shown_path(target: str) -> str:
+    """A raw target without its query, fragment and user, which may be secrets; cut where it is long."""
+    path = target.partition("?")[0].partition("#")[0]
+    if not path.startswith("/"):
+        before, separator, after = path.partition("://")
+        authority, slash, rest = (after if separator else before).partition("/")
+        path = (before + separator if separator else "") + authority.rpartition("@")[2] + slash + rest
+    return path[:MAX_PATH_CHARS]
+
+
+def _told(visit: Visit, request: web.BaseRequest, answer: web.Response) -> None:
+    """What an answer of our own says: a problem holds its code and the decision."""
+    body = answer.body if isinstance(answer.body, bytes) else b""
+    if request.transport is not None and request.method != "HEAD":
+        visit.sent = len(body)
+    visit.request_id = answer.headers.get("X-Request-Id", visit.request_id)
+    if answer.content_type == "application/problem+json":
+        problem = orjson.loads(body)
+        visit.outcome = problem["error"]
+        visit.decision_id = problem.get("decision_id", visit.decision_id)
+    else:
+        visit.outcome = "answered"
+
+
+def _write(
+    request: web.BaseRequest,
+    visit: Visit,
+    status: int | None,
+    *,
+    method: str | None,
+    path: str | None,
+    route: str | None,
+) -> None:
+    logger.info(
+        "request",
+        extra={
+            "method": method,
+            "path": path,
+            "status": status,
+            "duration_ms": round((time.perf_counter() - visit.begun) * 1000, 1) if visit.begun else None,
+            "bytes": visit.sent,
+            "remote": request.remote or None,
+            "route": route,
+            "outcome": visit.outcome,
+            "request_id": visit.request_id,
+            "decision_id": visit.decision_id,
+            "scope_id": visit.scope_id,
+            "trace_id": visit.trace_id,
+        },
+    )

@@ -1,0 +1,285 @@
+"""`scopegate decisions` against the running program: list, show, and follow over whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import (
+    EXECUTE,
+    PROJECT,
+    Backend,
+    Program,
+    ask_json,
+    execution,
+    issue_scope,
+    scopegate,
+    write_configuration,
+)
+from tests.support import unused_port
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[Backend]:
+    with Backend() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory: pytest.TempPathFactory, backend: Backend) -> Iterator[Program]:
+    config = write_configuration(tmp_path_factory.mktemp("decisions"), backend.address)
+    with Program(config) as running:
+        yield running
+
+
+def at(sidecar: Program) -> str:
+    return f"{sidecar.admin[0]}:{sidecar.admin[1]}"
+
+
+def decisions(sidecar: Program, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command, *others = arguments
+    return scopegate("decisions", command, "--admin", at(sidecar), *others)
+
+
+def listed(sidecar: Program, *arguments: str) -> list[dict[str, Any]]:
+    ended = decisions(sidecar, "list", "--json", *arguments)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    found: list[dict[str, Any]] = json.loads(ended.stdout)["decisions"]
+    return found
+
+
+def spent(sidecar: Program, incident: str) -> str:
+    """A scope that was issued, spent, and asked for once too often: four records."""
+    scope_id = issue_scope(sidecar.data, incident=incident)
+    for status in (200, 400):
+        answer = ask_json(sidecar.data, "POST", EXECUTE, execution(scope_id, incident=incident))
+        assert answer.status == status
+    return scope_id
+
+
+# Lists --------------------------------------------------------------------------------------------------
+
+
+def test_decisions_are_listed_newest_first_with_whole_ids(sidecar: Program) -> None:
+    scope_id = spent(sidecar, "inc_list")
+    ended = decisions(sidecar, "list", "--incident-id", "inc_list")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    head, *rows = ended.stdout.splitlines()
+    assert head.split() == ["TIME", "EVENT", "OUTCOME", "ACTION", "INCIDENT", "DECISION", "REASON"]
+    assert [row.split()[1] for row in rows] == ["refused", "settled", "admitted", "issued"]
+    assert rows[0].endswith("scope_exhausted")
+    assert all(re.search(r"  [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(  |$)", row) for row in rows)
+    assert len(listed(sidecar, "--scope-id", scope_id)) == 4
+
+
+@pytest.mark.parametrize(
+    ("wanted", "events"),
+    [
+        (("--event", "issued"), ["issued"]),
+        (("--outcome", "blocked"), ["refused"]),
+        (("--type", "recovery"), ["settled"]),
+        (("--type", "policy", "--outcome", "selected"), ["admitted", "issued"]),
+        (("--tenant", "default", "--limit", "1"), ["refused"]),
+        (("--tenant", "nobody"), []),
+        (("--request-id", "none"), []),
+        (("--run-id", "none"), []),
+    ],
+)
+def test_filters_narrow_each_other(sidecar: Program, wanted: tuple[str, ...], events: list[str]) -> None:
+    incident = f"inc_{abs(hash(wanted))}"
+    spent(sidecar, incident)
+    found = listed(sidecar, "--incident-id", incident, *wanted)
+    assert [record["event"] for record in found] == events
+
+
+def test_an_empty_list_says_so_where_programs_do_not_read(sidecar: Program) -> None:
+    ended = decisions(sidecar, "list", "--incident-id", "inc_nothing")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "There is no such decision.\n")
+
+
+def test_one_decision_is_shown_with_its_hash_and_its_execution(sidecar: Program) -> None:
+    scope_id = spent(sidecar, "inc_one")
+    (admitted,) = listed(sidecar, "--scope-id", scope_id, "--event", "admitted")
+    ended = decisions(sidecar, "show", admitted["decision_id"])
+    assert (ended.returncode, ended.stderr) == (0, "")
+    whole = json.loads(decisions(sidecar, "show", admitted["decision_id"], "--json").stdout)
+    assert f"hash       {whole['hash']}\n" in ended.stdout
+    assert f"previous   {whole['previous_hash']}\n" in ended.stdout
+    assert f"scope      {scope_id}\n" in ended.stdout
+    assert "\ndetails\n" in ended.stdout
+    assert f"\nexecution  {admitted['decision_id']}\nstatus     answered\n" in ended.stdout
+    assert "cost       0.001 USD\n" in ended.stdout
+    unknown = decisions(sidecar, "show", "none")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "scopegate: decision_not_found: " in unknown.stderr
+
+
+def test_what_others_wrote_moves_no_cursor(sidecar: Program) -> None:
+    scope_id = issue_scope(sidecar.data, incident="inc_esc")
+    body = execution(scope_id, incident="inc_esc")
+    body["parameters"] = {"\x1b[2J": "\x9b31m \u202eback\r\n\x7f", "list": ["\x1b]0;title\x07"]}
+    answer = ask_json(sidecar.data, "POST", EXECUTE, body)
+    (decision_id,) = answer.values("Scopegate-Decision-Id")
+    for ended in (
+        decisions(sidecar, "show", decision_id),
+        decisions(sidecar, "show", decision_id, "--json"),
+        decisions(sidecar, "list", "--incident-id", "inc_esc"),
+    ):
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert decision_id in ended.stdout
+        assert ended.stdout.replace("\n", "").isprintable(), ended.stdout
+
+
+def test_on_a_terminal_long_reasons_are_cut_and_ids_are_not(sidecar: Program) -> None:
+    spent(sidecar, "inc_terminal")
+    asked = ["decisions", "list", "--admin", at(sidecar), "--incident-id", "inc_terminal"]
+    shown = _on_a_terminal(asked, columns=112).splitlines()
+    (refused,) = [line for line in shown if "  refused " in line]
+    assert re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}  sc\w*\u2026$", refused), shown
+    narrow = _on_a_terminal(asked, columns=40)
+    assert len(re.findall(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", narrow)) == 4
+
+
+def _on_a_terminal(arguments: list[str], *, columns: int) -> str:
+    """What the command prints where standard output is a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sidecar", *arguments],
+            cwd=PROJECT,
+            stdout=theirs,
+            env={**os.environ, "COLUMNS": str(columns)},
+        )
+        os.close(theirs)
+        told = b""
+        while True:
+            try:
+                piece = os.read(ours, 65_536)
+            except OSError:  # the other end is closed
+                piece = b""
+            if not piece:
+                break
+            told += piece
+        assert process.wait(20) == 0
+        return told.decode().replace("\r\n", "\n")
+    finally:
+        os.close(ours)
+
+
+# Following ----------------------------------------------------------------------------------------------
+
+
+class Tail:
+    """`scopegate decisions tail` as a process, and what it said so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: Path, told: Path) -> None:
+        self.process = process
+        self._said = said
+        self._told = told
+
+    def records(self) -> list[dict[str, Any]]:
+        whole = self._said.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def errors(self) -> str:
+        return self._told.read_text()
+
+    def until(self, what: str, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end, (what, self._said.read_text(), self.errors())
+            assert self.process.poll() is None, (what, self.errors())
+            time.sleep(0.02)
+
+
+@contextmanager
+def tail(folder: Path, *arguments: str) -> Iterator[Tail]:
+    said, told = folder / "said", folder / "told"
+    with said.open("wb") as stdout, told.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sidecar", "decisions", "tail", "--interval", "0.1", *arguments],
+            cwd=PROJECT,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    try:
+        yield Tail(process, said, told)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_newest_come_first_and_then_each_new_one_once(sidecar: Program, tmp_path: Path) -> None:
+    spent(sidecar, "inc_tail")
+    before = listed(sidecar, "--incident-id", "inc_tail")[:2][::-1]
+    with tail(
+        tmp_path, "--admin", at(sidecar), "--json", "-n", "2", "--incident-id", "inc_tail"
+    ) as following:
+        following.until("the newest two", lambda: len(following.records()) == 2)
+        assert following.records() == before
+        for _ in range(3):
+            spent(sidecar, "inc_tail")
+            spent(sidecar, "inc_other")
+        following.until("all that came", lambda: len(following.records()) == 2 + 12)
+        time.sleep(0.3)
+        assert following.records() == listed(sidecar, "--incident-id", "inc_tail")[:14][::-1]
+        following.process.send_signal(signal.SIGINT)
+        assert following.process.wait(10) == 0
+        assert following.errors() == ""
+
+
+def test_more_than_a_page_at_once_comes_whole_and_in_order(sidecar: Program, tmp_path: Path) -> None:
+    with tail(tmp_path, "--admin", at(sidecar), "--json", "-n", "0", "--event", "emitted") as following:
+        time.sleep(1)  # it has begun, and waits
+        os.kill(following.process.pid, signal.SIGSTOP)
+        body = {"run_id": "r", "budget_requested": 1, "budget_available": 2, "enforcement": "hard"}
+        for _ in range(250):
+            assert ask_json(sidecar.admin, "POST", "/api/v1/decisions/budget", body).status == 201
+        os.kill(following.process.pid, signal.SIGCONT)
+        following.until("all of them", lambda: len(following.records()) >= 250)
+        seqs = [record["seq"] for record in following.records()]
+    assert seqs == [record["seq"] for record in listed(sidecar, "--event", "emitted", "--limit", "250")][::-1]
+
+
+def test_it_goes_on_over_a_restart_and_loses_nothing(backend: Backend, tmp_path: Path) -> None:
+    listen = f"127.0.0.1:{unused_port()}"
+    with Program(write_configuration(tmp_path, backend.address, admin={"listen": listen})) as sidecar:
+        spent(sidecar, "inc_restart")
+        with tail(tmp_path, "--config", str(sidecar.config), "--json", "-n", "1") as following:
+            following.until("the newest", lambda: len(following.records()) == 1)
+            sidecar.kill()
+            following.until("that it is away", lambda: "trying again" in following.errors())
+            sidecar.start()
+            spent(sidecar, "inc_restart")
+            following.until("what came since", lambda: len(following.records()) >= 5)
+            time.sleep(0.3)
+            assert following.records() == listed(sidecar, "--limit", "5")[::-1]
+            assert sidecar.stop() == 0
+            following.until("that it is away again", lambda: following.errors().count("trying") == 2)
+            following.process.send_signal(signal.SIGINT)
+            assert following.process.wait(10) == 0
+            said = following.errors().splitlines()
+    assert len(said) == 3, said
+    assert said[0].startswith(f"scopegate: no sidecar answers on {listen} (")
+    assert said[1] == "scopegate: it answers again"
+
+
+def test_for_people_each_record_is_a_line(sidecar: Program, tmp_path: Path) -> None:
+    spent(sidecar, "inc_lines")
+    with tail(tmp_path, "--admin", at(sidecar), "--incident-id", "inc_lines") as following:
+        said = tmp_path / "said"
+        following.until("four lines", lambda: said.read_text().count("\n") == 4)
+        events = [line.split()[1] for line in said.read_text().splitlines()]
+    assert events == ["issued", "admitted", "settled", "refused"]
