@@ -1,0 +1,98 @@
+#!/bin/sh
+# Walks through what the page shows, and fails at the first thing that does not hold. Needs ./run.sh running.
+set -eu
+cd "$(dirname "$0")"
+gate=http://127.0.0.1:${GATE_PORT:-8000}
+admin=http://127.0.0.1:${ADMIN_PORT:-9901}
+ops=http://127.0.0.1:${OPS_PORT:-9902}
+SCOPEGATE=${SCOPEGATE:-scopegate} PYTHON=${PYTHON:-python3}
+answer=$(mktemp) request=$(mktemp)
+trap 'rm -f "$answer" "$request"' EXIT
+curl -fs -m 15 -o /dev/null "$ops/health/ready" || { echo 'try.sh: no gate is ready; start ./run.sh first' >&2; exit 1; }
+
+member() { # member NAME: what the last answer has under it
+  "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get(sys.argv[2], ""))' "$answer" "$1"
+}
+expect() { # expect WHAT WANTED FOUND
+  if [ "$2" != "$3" ]; then
+    printf '  FAILED %s: wanted "%s", found "%s"\n' "$1" "$2" "$3" >&2
+    cat "$answer" >&2
+    exit 1
+  fi
+  printf '  ok     %s: %s\n' "$1" "$2"
+}
+ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks what comes back
+  status=$1 error=$2
+  shift 2
+  expect status "$status" "$(curl -s -m 15 -o "$answer" -w '%{http_code}' "$@")"
+  [ -z "$error" ] || expect error "$error" "$(member error)"
+}
+post() { # post STATUS ERROR URL JSON
+  ask "$1" "$2" "$3" -H 'Content-Type: application/json' -d "$4"
+}
+agent() { # agent EXIT-CODE ACTION AGENT ARGUMENTS...: runs the agent, and checks how it ended
+  code=$1 action=$2 target=$3
+  shift 3
+  found=0
+  "$PYTHON" agent.py --incident "$incident" --action "$action" --agent "$target" --request-file "$request" "$@" || found=$?
+  expect 'exit code' "$code" "$found"
+}
+
+grant=$admin/api/v1/recovery/scope
+execute=$gate/api/v1/recovery/execute
+incident=inc_$(date +%s)_$$
+writer=writer_$$
+
+echo '1. Without a scope the agent is refused, asks a person for one, and ends'
+agent 3 retry_agent "$writer"
+
+echo '2. It cannot grant itself one: here that path is nothing but a path of the backend'
+post 404 '' "$gate/api/v1/recovery/scope" "@$request"
+
+echo '3. A person reads what it asks for, and grants it on the admin listener'
+cat "$request" && echo
+post 201 '' "$grant" "@$request"
+scope=$(member scope_id)
+
+echo '4. With it the agent works: it waits where it is told to, is braked at the third attempt, and reports'
+agent 4 retry_agent "$writer" --scope "$scope"
+
+echo '5. What was not granted it cannot do'
+agent 3 restart_agent "$writer" --scope "$scope"
+post 403 target_outside_scope "$execute" \
+  "{\"incident_id\": \"$incident\", \"action\": \"retry_agent\", \"scope_id\": \"$scope\", \"target_agents\": [\"other\"]}"
+
+echo '6. A restart is granted, once; it helps, and a second one is refused'
+restart="\"incident_id\": \"$incident\", \"action\": \"restart_agent\", \"target_agents\": [\"$writer\"]"
+once=$("$SCOPEGATE" scopes create --quiet --config scopegate.yaml --incident-id "$incident" --action restart_agent \
+  --target-agent "$writer" --intent 'Two retries did not help' --created-by on-call)
+echo "  granted $once"
+agent 0 restart_agent "$writer" --scope "$once"
+post 400 scope_exhausted "$execute" "{$restart, \"scope_id\": \"$once\"}"
+post 403 action_outside_scope "$execute" \
+  "{\"incident_id\": \"$incident\", \"action\": \"retry_agent\", \"scope_id\": \"$once\", \"target_agents\": [\"$writer\"]}"
+
+echo '7. High risk is granted for one attempt, and with its reason written out'
+rebuild="\"incident_id\": \"$incident\", \"action\": \"rebuild_memory\", \"target_agents\": [\"reader\"]"
+post 403 policy_denied "$grant" "{$rebuild, \"intent\": \"Its memory is broken, says its log\", \"max_attempts\": 2}"
+post 201 '' "$grant" "{$rebuild, \"intent\": \"Its memory is broken, says its log\"}"
+scope=$(member scope_id)
+
+echo '8. No answer in time: nobody knows how it ended, so the agent stops, and nothing else starts here'
+agent 5 rebuild_memory reader --scope "$scope"
+post 201 '' "$grant" "{$restart, \"intent\": \"Restart it once more\"}"
+again=$(member scope_id)
+sleep 1 # the cooldown; now only the brake one-thing-at-a-time is left
+post 429 braked "$execute" "{$restart, \"scope_id\": \"$again\"}"
+expect rules "['one-thing-at-a-time']" "$(member rules)"
+
+echo '9. A person looks into it and says how it ended; then work goes on'
+ask 200 '' "$admin/api/v1/executions?status=unknown"
+decision=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["executions"][0]["decision_id"])' "$answer")
+"$SCOPEGATE" executions reconcile "$decision" --config scopegate.yaml --outcome executed --cost-usd 0.40 \
+  --reason 'The rebuild is done, says the backend'
+post 200 '' "$execute" "{$restart, \"scope_id\": \"$again\"}"
+
+echo '10. What an auditor sees of it, newest first'
+"$SCOPEGATE" decisions list --config scopegate.yaml --incident-id "$incident"
+echo 'All of it holds.'
