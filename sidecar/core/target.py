@@ -25,11 +25,12 @@ SWITCHING = ("upgrade", "http2-settings")
 TARGET_OVERRIDES = {"x-original-url": "X-Original-URL", "x-rewrite-url": "X-Rewrite-URL"}
 # What a WSGI server takes off the path's beginning: gunicorn believes it from loopback, unless told not to.
 PREFIX_OVERRIDES = {"script-name": "SCRIPT_NAME", "x-script-name": "X-Script-Name"}
-OVERRIDES = TARGET_OVERRIDES | PREFIX_OVERRIDES | {
+METHOD_OVERRIDES = {
     "x-http-method-override": "X-HTTP-Method-Override",
     "x-http-method": "X-HTTP-Method",
     "x-method-override": "X-Method-Override",
 }
+OVERRIDES = TARGET_OVERRIDES | PREFIX_OVERRIDES | METHOD_OVERRIDES
 
 MOST_DECODINGS = 2  # of every part of a target; a third decoding is beyond what gate.md promises
 MOST_READINGS = 256  # a plain target has one or two, a strange one some dozens
