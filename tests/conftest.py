@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 from hypothesis import settings
 
 from tests.support import Backend, Clock, House, Open, opened, serving_backend
+
+# What a shell starts in the background ignores Ctrl-C, and would hand that on to the programs started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Few examples in everyday runs, many by hand: `pytest tests/unit --hypothesis-profile thorough`.
 settings.register_profile("everyday", max_examples=30, deadline=None)

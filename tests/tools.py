@@ -14,11 +14,11 @@ _PLACES = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PAT
 
 
 def tool(name: str) -> str:
-    """The path of a program. Skips the test without it; fails it if SCOPEGATE_TEST_TOOLS is `required`."""
+    """The path of a program. Skips the test without it; fails it if TEST_TOOLS is `required`."""
     found = shutil.which(name, path=_PLACES)
     if found is None:
         told = f"needs the program {name}, which is not installed here"
-        if os.environ.get("SCOPEGATE_TEST_TOOLS") == "required":
+        if os.environ.get("TEST_TOOLS") == "required":
             pytest.fail(told)
         pytest.skip(told)
     return found
