@@ -130,13 +130,15 @@ def _passing(
     target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[RoutePattern]
 ) -> PassThrough | Rejected:
     """A target that is not gated passes, unless a header would put a gated one in its place."""
+    paths = [_path_of(target)]
     for name, value in _overrides(headers, TARGET_OVERRIDES):
         if _place(value.strip(), patterns) is not None:
             return _refused("override_refused", f"The header {name} names a gated path.", target)
-    for name, value in _overrides(headers, PREFIX_OVERRIDES):
-        path, prefix = _AUTHORITY.sub("", _SCHEME.sub("//", target)), value.strip()
-        if path.startswith(prefix) and _place(path.removeprefix(prefix), patterns) is not None:
-            return _refused("override_refused", f"Without its {name} the path is gated.", target)
+        paths.append(_path_of(value))
+    # Whatever is taken off the beginning, before decoding or after, a gated path's last segment remains.
+    if any(_may_match(path, patterns) for path in paths):
+        for name, _ in _overrides(headers, PREFIX_OVERRIDES):
+            return _refused("override_refused", f"Without what {name} takes off it could be gated.", target)
     return PassThrough()
 
 
@@ -156,11 +158,14 @@ def _refused(code: str, message: str, target: str) -> Rejected:
     return Rejected(Refusal(code, message, {"path": path} if shown else {}))
 
 
+def _path_of(target: str) -> str:
+    path = target.partition("?")[0]  # for every parser a raw ? begins the query
+    return path if path.isascii() else _NOT_FROM_BYTES.sub("\ufffd", path)
+
+
 def _place(target: str, patterns: Sequence[RoutePattern]) -> Gated | str | None:
     """Gated where the target spells a pattern out; a clause that says why it is ambiguous; or None."""
-    path = target.partition("?")[0]  # for every parser a raw ? begins the query
-    if not path.isascii():
-        path = _NOT_FROM_BYTES.sub("\ufffd", path)
+    path = _path_of(target)
     if not _may_match(path, patterns):
         return None
     spelled = [index for index, pattern in enumerate(patterns) if _standing(pattern, pattern.segments, path)]
