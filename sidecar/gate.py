@@ -121,7 +121,7 @@ class Gate:
             if not isinstance(admitted, Admitted):
                 _set(answer, admitted)
             else:
-                await self._forward(judged, admitted, answer)
+                await self._forward_and_settle(judged, admitted, answer)
         except asyncio.CancelledError:
             # The drain is over and nothing was admitted; an admission under way is given back.
             draining = Refusal("draining", "The sidecar shut down before the request was judged.")
@@ -132,6 +132,16 @@ class Gate:
             logger.exception("a gated request failed", extra={"request_id": judged.request_id})
             if not answer.done():
                 answer.set_exception(exc)
+
+    async def _forward_and_settle(
+        self, judged: Judged, admitted: Admitted, answer: asyncio.Future[Outcome | Denied]
+    ) -> None:
+        try:
+            await self._forward(judged, admitted, answer)
+        except Exception:
+            # A fault of our own must not leave it in flight. Where it has ended already, that stands.
+            await self._settle(judged, admitted, "unknown", cause="the sidecar failed")
+            raise
 
     async def _admit(self, judged: Judged) -> Admitted | Denied | Refused:
         policies, asked = judged.terms.policies, self._asked(judged)

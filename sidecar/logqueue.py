@@ -63,7 +63,8 @@ class LogQueue(logging.Handler):
             except Empty:
                 taken += self._confession()
             try:
-                self._write("".join(one for one in taken if isinstance(one, str)).encode())
+                lines = "".join(one for one in taken if isinstance(one, str))
+                self._write(lines.encode("utf-8", "backslashreplace"))
             except OSError:  # a full disk, a pipe whose other end is gone
                 self.dropped += sum(isinstance(one, str) for one in taken)
             for one in taken:

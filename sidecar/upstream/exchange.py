@@ -170,6 +170,8 @@ class Exchange:
 
     def _feed(self, data: bytes) -> None:
         parser = self._parser
+        if self._failure is not None:
+            return None  # it is being closed, and must not come back to the pool by ending now
         try:
             parser.feed(data)
         except HttpParserError as exc:

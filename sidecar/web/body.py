@@ -72,6 +72,7 @@ async def read_json(
     except Exception as exc:
         return Refusal("invalid_request", f"The body did not arrive whole ({type(exc).__name__}).")
     body = b"".join(pieces)
+    pieces[:] = [body]  # not held twice until the request ends
     try:
         # A large body takes long to read strictly; nobody else is to wait for it.
         document = parse(body) if len(body) <= PARSED_AT_ONCE else await asyncio.to_thread(parse, body)

@@ -269,3 +269,18 @@ async def test_a_client_that_leaves_a_long_answer_does_not_stop_its_settlement(o
     (execution,) = (await house.admin("GET", "/api/v1/executions")).json()["executions"]
     ended = await house.ended(execution["decision_id"])
     assert (ended["status"], ended["cost_usd"]) == ("answered", 0.3)
+
+
+async def test_a_fault_of_the_sidecar_itself_leaves_no_execution_in_flight(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr("sidecar.gate.reported_cost", fails)
+    answer = await house.execute(await house.issue())
+    assert_problem(answer, 500, "internal_error")
+    (admitted,) = [record for record in await house.records() if record["event"] == "admitted"]
+    execution = await house.ended(admitted["decision_id"])
+    assert (execution["status"], execution["cause"]) == ("unknown", "the sidecar failed")
+    assert (await settled_record(house, admitted["decision_id"]))["decision_outcome"] == "none"
