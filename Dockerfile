@@ -1,8 +1,12 @@
 # Scopegate in a container. It runs as UID 65532 and writes to its store's folder only.
 #
 #   docker build -t scopegate:0.4.0 .
-#   docker run --read-only --cap-drop ALL --security-opt no-new-privileges -p 127.0.0.1:8000:8000 \
-#     -v scopegate:/var/lib/scopegate -e SCOPEGATE_UPSTREAM__URL=http://backend:9000 scopegate:0.4.0
+#   docker run --network recovery --stop-timeout 35 -p 127.0.0.1:8000:8000 -v scopegate:/var/lib/scopegate \
+#     -e SCOPEGATE_UPSTREAM__URL=http://backend:9000 \
+#     --read-only --cap-drop ALL --security-opt no-new-privileges scopegate:0.4.0
+#
+# `recovery` is the network that your backend is on, and `backend` its name there. The default of --stop-timeout, 10
+# seconds, is shorter than shutdown.drain_seconds (25).
 #
 # For a build that can be repeated, pin the base by the digest that
 # `docker buildx imagetools inspect python:3.13-slim` prints, as well as its tag:

@@ -189,10 +189,11 @@ each_page = pytest.mark.parametrize("page", FOLDERS, indirect=True)
 def test_a_page_runs_as_it_stands_and_all_that_it_says_holds(page: Page) -> None:
     page.start()
     page.until_ready()
-    walked = page.run("./try.sh")
-    assert walked.returncode == 0, f"{walked.stdout}\n{page.log()}"
-    assert walked.stdout.endswith("All of it holds.\n")
-    assert walked.stdout.count("  ok ") >= 10
+    for _ in range(2):  # what the first walk left behind is in nobody's way
+        walked = page.run("./try.sh")
+        assert walked.returncode == 0, f"{walked.stdout}\n{page.log()}"
+        assert walked.stdout.endswith("All of it holds.\n")
+        assert walked.stdout.count("  ok ") >= 10
 
     start, walk, *further = blocks((page.folder / "README.md").read_text())
     assert (start, walk) == ("./run.sh\n", "./try.sh\n")
@@ -258,6 +259,7 @@ def test_the_walk_says_so_where_nothing_runs(page: Page) -> None:
 # What the pages warn of is true: with the line changed, their own walk fails.
 UNDONE = {
     "fastapi": ("policies/actions.yaml", "max_attempts: 1}", "max_attempts: 2}"),
+    "flask": ("scopegate.yaml", '"**/incidents', '"/incidents'),
     "nginx": ("nginx.conf.template", "proxy_pass http://gate;", "proxy_pass http://gate/;"),
     "envoy": (
         "envoy.template.yaml",
@@ -280,19 +282,17 @@ def test_the_walk_fails_where_a_line_that_matters_is_undone(page: Page) -> None:
 
 
 @pytest.mark.parametrize("page", ["flask"], indirect=True)
-def test_a_wsgi_server_that_believes_its_neighbour_needs_the_route_for_every_prefix(page: Page) -> None:
-    step = "8. A prefix"
+def test_even_a_wsgi_server_that_believes_its_neighbour_is_not_reached_around_the_gate(page: Page) -> None:
     change(page.folder / "gunicorn.conf.py", 'forwarded_allow_ips = ""', 'forwarded_allow_ips = "127.0.0.1"')
+    change(page.folder / "scopegate.yaml", '"**/incidents', '"/incidents')
     page.start()
     page.until_ready()
-    assert page.run("./try.sh").returncode == 0  # the route still holds
-    change(page.folder / "scopegate.yaml", '"**/incidents', '"/incidents')
-    reloaded = page.run(f"curl -fs -X POST http://127.0.0.1:{page.ports['ADMIN_PORT']}/api/v1/reload")
-    assert reloaded.returncode == 0, reloaded.stdout
-    walked = page.run("./try.sh")
-    assert walked.returncode == 1
-    assert step in walked.stdout
-    assert "this did not come through the gate" in walked.stdout  # the view was reached
+    post = "curl -s -H 'Content-Type: application/json' -H 'SCRIPT_NAME: /elsewhere' -d '{}' "
+    path = "/elsewhere/incidents/inc_1/actions/retry_agent/run"
+    reached = page.run(f"{post} http://127.0.0.1:{page.ports['BACKEND_PORT']}{path}")
+    assert "this did not come through the gate" in reached.stdout  # the view was: it takes the prefix off
+    refused = page.run(f"{post} http://127.0.0.1:{page.ports['GATE_PORT']}{path}")
+    assert '"override_refused"' in refused.stdout
 
 
 # The files ------------------------------------------------------------------------------------------------

@@ -152,7 +152,8 @@ class Stage:
 
     def put_in_place(self, text: str) -> str:
         """The command, with what exists here for what stands for it there."""
-        text = re.sub(r"^[\d*]+( [\d*]+){4} (.+)$", lambda found: found[2].replace("\\%", "%"), text)  # cron
+        cron = r"^[\d*]+( [\d*]+){4} scopegate /opt/scopegate/bin/(.+)$"  # times, user, command
+        text = re.sub(cron, lambda found: found[2].replace("\\%", "%"), text)
         for name in ("/etc/scopegate", "/backup"):
             text = text.replace(f"{name}/", f"{self.folder}{name}/")
         if "scope_..." in text:

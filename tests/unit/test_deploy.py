@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar import __version__, settings
+from sidecar import __version__, keyfiles, settings
 from sidecar.settings import Settings
+from sidecar.signing import SigningKey
 from tests.dockerfile import DoesNotHold, Instruction, context, instructions, pairs
 from tests.tools import tool
 
@@ -27,6 +28,7 @@ UNIT = DEPLOY / "systemd/scopegate.service"
 IN_THE_IMAGE = "/etc/scopegate/config/container.yaml"
 STORE = "/var/lib/scopegate"
 USER = 65532
+EVERYTHING_ELSE = 128 << 20  # of memory: the program itself, policies, the store's pages
 
 STEPS = instructions((ROOT / "Dockerfile").read_text(encoding="utf-8"))
 BASE_KUSTOMIZATION = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text(encoding="utf-8"))
@@ -36,8 +38,11 @@ MANIFESTS = {
     for document in yaml.safe_load_all((KUBERNETES / name).read_text(encoding="utf-8"))
 }
 POD = MANIFESTS["StatefulSet"]["spec"]["template"]["spec"]
+METADATA = MANIFESTS["StatefulSet"]["spec"]["template"]["metadata"]
 (SIDECAR,) = POD["initContainers"]
 (BACKEND,) = POD["containers"]
+RESTORE = yaml.safe_load((DEPLOY / "restore.yaml").read_text(encoding="utf-8"))
+PAGE = (DEPLOY / "README.md").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 GATE = COMPOSE["services"]["scopegate"]
 
@@ -83,6 +88,15 @@ def test_in_a_container_the_store_is_on_the_volume_and_the_backend_is_a_neighbou
         ROOT / "config/container.yaml", environment={"SCOPEGATE_UPSTREAM__URL": "http://backend:9000"}
     )
     assert loaded.settings.upstream.url == "http://backend:9000"
+
+
+def test_what_is_held_in_memory_at_once_fits_into_the_containers_limit(container: Settings) -> None:
+    gate = container.gate
+    # A body as JSON values: [[],[],[]] takes the most. An answer in the pieces that arrive, and put together.
+    held = gate.max_in_flight * (30 * gate.max_body_bytes + 2 * gate.max_answer_bytes)
+    limit = re.fullmatch(r"(\d+)Mi", SIDECAR["resources"]["limits"]["memory"])
+    assert limit is not None
+    assert held + EVERYTHING_ELSE <= int(limit[1]) << 20
 
 
 def test_the_policies_are_found_in_the_repository_and_in_the_image_alike(container: Settings) -> None:
@@ -149,6 +163,25 @@ def test_the_labels_of_the_image_say_what_the_package_says() -> None:
         "org.opencontainers.image.licenses": "Apache-2.0",
         "org.opencontainers.image.version": __version__,
     }
+
+
+def test_whoever_runs_the_image_by_hand_waits_for_the_drain_and_finds_the_backend(
+    container: Settings,
+) -> None:
+    header = "\n".join(
+        line.removeprefix("#").strip()
+        for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+        if line.startswith("#")
+    )
+    commands = []
+    for text in (header, (ROOT / "README.md").read_text(encoding="utf-8")):
+        (shown,) = re.findall(r"^docker run (.+)$", text.replace("\\\n", ""), re.MULTILINE)
+        commands.append(shlex.split(shown, comments=True))
+    assert commands[0] == commands[1]
+    options = commands[0]
+    assert int(options[options.index("--stop-timeout") + 1]) >= container.shutdown.drain_seconds + 5
+    assert "--network" in options
+    assert {"--read-only", "no-new-privileges", "ALL"} <= set(options)
 
 
 def test_nothing_but_what_the_image_is_made_of_is_sent_to_the_engine() -> None:
@@ -293,6 +326,70 @@ def test_whole_folders_are_mounted_where_the_image_has_them() -> None:
     assert list(maps.values()) == [map_["name"] for map_ in BASE_KUSTOMIZATION["configMapGenerator"]]
 
 
+@pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])
+def test_a_backup_is_put_in_place_by_a_pod_that_has_the_gates_volume_and_rights(version: str) -> None:
+    kubernetes_validate.validate(RESTORE, version, strict=True)
+    spec = RESTORE["spec"]
+    (container_,) = spec["containers"]
+    (volume,) = spec["volumes"]
+    (claim,) = MANIFESTS["StatefulSet"]["spec"]["volumeClaimTemplates"]
+    name = MANIFESTS["StatefulSet"]["metadata"]["name"]
+    assert volume["persistentVolumeClaim"]["claimName"] == f"{claim['metadata']['name']}-{name}-0"
+    assert container_["volumeMounts"] == [{"name": volume["name"], "mountPath": STORE}]
+    assert container_["image"] == SIDECAR["image"]
+    assert spec["securityContext"] == POD["securityContext"]
+    assert container_["securityContext"] == SIDECAR["securityContext"]
+    # No client of the Service and no rule for the gate's pod means this one.
+    assert RESTORE["metadata"]["labels"] != MANIFESTS["Service"]["spec"]["selector"]
+
+
+def test_the_commands_that_start_it_where_no_client_reaches_it_change_the_gate_and_nothing_else(
+    container: Settings,
+) -> None:
+    (setting,) = re.findall(r"^kubectl (set env) (\S+) (-c \S+) (\w+=\S+)$", PAGE, re.MULTILINE)
+    verb, target, selected, variable = setting
+    assert target == f"statefulset/{MANIFESTS['StatefulSet']['metadata']['name']}"
+    manifest = ("--local", "-f", KUBERNETES / "statefulset.yaml", "-o", "yaml")
+    set_ = run(tool("kubectl"), *verb.split(), *manifest, *selected.split(), variable)
+    assert (set_.returncode, set_.stderr) == (0, "")
+    pod = yaml.safe_load(set_.stdout)["spec"]["template"]["spec"]
+    (sidecar,) = pod["initContainers"]
+    name, _, value = variable.partition("=")
+    assert sidecar["env"] == [{"name": name, "value": value}]
+    assert pod["containers"][0]["env"] == BACKEND["env"]
+    loaded = settings.load(ROOT / "config/container.yaml", environment={name: value}).settings
+    assert str(loaded.data.listen).startswith("127.0.0.1:")
+    assert loaded.ops == container.ops  # the probes still find it, and so it lives
+    assert f"kubectl {verb} {target} {selected} {name}-\n" in PAGE
+
+
+def test_the_key_comes_as_a_secret_that_only_the_sidecar_may_read(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^  ```yaml\n(.+?)^  ```$", PAGE, re.MULTILINE | re.DOTALL)
+    patch = yaml.safe_load(text)["spec"]["template"]["spec"]
+    (added,) = patch["initContainers"]
+    (volume,) = patch["volumes"]
+    assert volume["secret"]["defaultMode"] == 0o400
+    assert added["name"] == SIDECAR["name"]
+    (mount,) = added["volumeMounts"]
+    assert (mount["name"], mount["readOnly"]) == (volume["name"], True)
+    sidecar = {**SIDECAR, "env": added["env"], "volumeMounts": [*SIDECAR["volumeMounts"], mount]}
+    pod = {**POD, "initContainers": [sidecar], "volumes": [*POD["volumes"], volume]}
+    whole = {**MANIFESTS["StatefulSet"]["spec"], "template": {"metadata": METADATA, "spec": pod}}
+    kubernetes_validate.validate({**MANIFESTS["StatefulSet"], "spec": whole}, VERSIONS[0], strict=True)
+    variables = {one["name"]: one["value"] for one in added["env"]}
+    key = Path(variables["SCOPEGATE_LOG__SIGNING_KEY_FILE"])
+    assert key.parent == Path(mount["mountPath"])
+    assert f"--from-file={key.name}" in text
+    # It is read at once, so here is one.
+    keyfiles.create(tmp_path / key.name, SigningKey.generate().pem(), 0o600)
+    variables["SCOPEGATE_LOG__SIGNING_KEY_FILE"] = str(tmp_path / key.name)
+    loaded = settings.load(ROOT / "config/container.yaml", environment=variables)
+    assert loaded.warnings == ()
+    checkpoints = loaded.settings.log.checkpoint_file
+    assert checkpoints is not None
+    assert checkpoints.parent == Path(STORE)
+
+
 def test_the_network_lets_nobody_to_the_backend_but_through_the_gate(container: Settings) -> None:
     data, ops = port(container.data.listen), port(container.ops.listen)
     policy = MANIFESTS["NetworkPolicy"]["spec"]
@@ -305,7 +402,7 @@ def test_the_network_lets_nobody_to_the_backend_but_through_the_gate(container: 
     assert all("ports" in rule and "from" in rule for rule in policy["ingress"])
     service = MANIFESTS["Service"]["spec"]
     assert [one["targetPort"] for one in service["ports"]] == [data]
-    labels = MANIFESTS["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
+    labels = METADATA["labels"]
     assert service["selector"] == policy["podSelector"]["matchLabels"] == labels
     assert "ports" not in BACKEND
     assert BACKEND["env"] == [{"name": "LISTEN", "value": str(container.upstream.address)}]
@@ -437,17 +534,42 @@ def test_the_unit_waits_for_the_drain_and_does_not_repeat_a_wrong_configuration(
     assert int(settings_["TimeoutStopSec"][0]) >= default.shutdown.drain_seconds + 5
     assert settings_["Restart"] == ["on-failure"]
     assert settings_["RestartPreventExitStatus"] == ["2"]
+    assert settings_["StartLimitIntervalSec"] == ["0"]  # however long the trouble lasts
 
 
-def test_the_unit_keeps_the_store_in_the_one_folder_that_it_may_write_to(tmp_path: Path) -> None:
+def test_the_configuration_that_the_unit_shows_keeps_the_store_in_the_one_folder_that_it_may_write_to(
+    tmp_path: Path,
+) -> None:
     settings_ = unit()
     assert settings_["ProtectSystem"] == ["strict"]
     assert "ReadWritePaths" not in settings_
-    (state,) = settings_["StateDirectory"]
-    (variable,) = settings_["Environment"]
-    key, _, url = variable.replace("%S", "/var/lib").partition("=")
-    config = tmp_path / "scopegate.yaml"
-    config.write_text("upstream: {url: http://127.0.0.1:9000}\npolicies: policies/\n")
-    assert settings.load(config, environment={key: url}).settings.store.file == Path(
-        f"/var/lib/{state}/scopegate.db"
+    # In the file and nowhere else, or the other commands would look for another store.
+    assert "Environment" not in settings_
+    text = UNIT.read_text(encoding="utf-8")
+    (shown,) = re.findall(
+        r"^# And /etc/scopegate/scopegate\.yaml.*\n#\n((?:#   .+\n)+)#$", text, re.MULTILINE
     )
+    config = tmp_path / "scopegate.yaml"
+    config.write_text(re.sub(r"^#   ", "", shown, flags=re.MULTILINE))
+    loaded = settings.load(config, environment={})
+    assert loaded.warnings == ()
+    (state,) = settings_["StateDirectory"]
+    assert loaded.settings.store.file == Path(f"/var/lib/{state}/scopegate.db")
+
+
+def test_a_folder_for_checkpoints_can_be_opened_as_the_unit_says(installed: Path) -> None:
+    text = installed.read_text()
+    assert text.count("\n#ReadWritePaths=/") == 1
+    installed.write_text(text.replace("\n#ReadWritePaths=", "\nReadWritePaths="))
+    verified = run(tool("systemd-analyze"), "verify", installed)
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+
+
+def test_cron_backs_up_by_the_program_the_user_and_the_configuration_of_the_unit() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^\d+ \* \* \* \* (.+)$", readme, re.MULTILINE)
+    (start,) = unit()["ExecStart"]
+    program, _, option, config = shlex.split(start)
+    assert line.startswith(f"{unit()['User'][0]} {program} store backup ")
+    assert f" {option} {config} " in line
+    assert re.search(r"(?<!\\)%", line) is None  # to cron a bare % is the end of the line

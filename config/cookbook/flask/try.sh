@@ -63,7 +63,8 @@ echo '7. What WSGI could read as the scope header is refused, not read'
 post 400 invalid_request "$restart" '{"agents": ["agent_7"]}' -H "X-Scope-Id: $scope" -H 'X_Scope_Id: scope_of_another'
 
 echo '8. A prefix, which WSGI servers can be told to take off again, gets nobody around the gate'
-post 400 scoped_execution_required "/elsewhere$restart" '{"agents": ["agent_7"]}' -H 'SCRIPT_NAME: /elsewhere'
+post 400 scoped_execution_required "/elsewhere$restart" '{"agents": ["agent_7"]}'
+post 400 override_refused "/elsewhere$restart" '{"agents": ["agent_7"]}' -H 'SCRIPT_NAME: /elsewhere'
 
 echo '9. Everything else passes through'
 ask 200 '' "$gate/incidents/$incident"
