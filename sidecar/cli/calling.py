@@ -7,10 +7,12 @@ nothing, and it imports little, because health checks run it every few seconds.
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import re
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +20,13 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from sidecar.addresses import Address, Listen, SocketFile
+from sidecar.cli.shapes import Shape, misfit
 
 TIMEOUT_SECONDS = 5.0
 # Above the longest page of decisions; what is longer is of something else.
 MAX_ANSWER_BYTES = 1 << 26
+# A sidecar reads 8,190 bytes of a request's first line.
+MAX_TARGET_BYTES = 8_000
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 # Where a listener is open to every interface, this host reaches it here.
@@ -32,19 +37,12 @@ class UnreachableError(Exception):
     """Nothing answers there, or no sidecar does. The message says where, why, and what to do."""
 
 
+class UncertainError(Exception):
+    """What was to be changed may have been: the request left, and no answer came."""
+
+
 class UnusableError(Exception):
-    """A file that TLS needs cannot be used."""
-
-
-class MissingError(Exception):
-    """An answer lacks a member that a sidecar's has."""
-
-
-class Members(dict[str, Any]):
-    """An object of an answer."""
-
-    def __missing__(self, name: str) -> Any:
-        raise MissingError(name)
+    """What was given cannot be used: a file that TLS needs, or more than a request can say."""
 
 
 class ProblemError(Exception):
@@ -134,11 +132,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a sidecar answered: a JSON object, and the decision that it recorded, if it did."""
+    """What a sidecar answered: a JSON object, the decision that it recorded, if it did, and its date."""
 
     status: int
     body: dict[str, Any]
     decision_id: str | None = None
+    date: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,47 +149,72 @@ class Listener:
     trust: Trust
     timeout: float = TIMEOUT_SECONDS
 
-    def get(self, path: str, **query: str | int | None) -> Answer:
+    def get(self, path: str, shape: Shape, **query: str | int | None) -> Answer:
         """What it shows under a path. Members of the query that are None are left out."""
         wanted = {name: value for name, value in query.items() if value is not None}
-        return self.ask("GET", path + (f"?{urlencode(wanted, errors='surrogateescape')}" if wanted else ""))
+        target = path + (f"?{urlencode(wanted, errors='surrogateescape')}" if wanted else "")
+        return self.ask("GET", target, shape)
 
     def ask(
         self,
         method: str,
         target: str,
+        shape: Shape,
         body: object = None,
         headers: Mapping[str, str | bytes] | None = None,
         *,
         also: int = 200,
+        look: str | None = None,
     ) -> Answer:
-        """One request and its answer. Bytes are sent as they are, anything else as JSON; `also` is a status
-        that is an answer and no error here.
+        """One request and its answer, which must be of the shape. Bytes are sent as they are, anything else
+        as JSON; `also` is a status that is an answer and no error here. What changes something names with
+        `look` the command that shows whether it was done.
 
-        Raises UnreachableError, ProblemError and UnusableError.
+        Raises UnreachableError, ProblemError, UnusableError, and with `look` UncertainError.
         """
         content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         kind = {} if content is None else {"Content-Type": "application/json"}
-        status, told, text = self.exchange(method, target, content, {**kind, **(headers or {})})
+        status, told, text = self.exchange(method, target, content, {**kind, **(headers or {})}, look)
         answer = _document(text)
         problem = answer if status >= 400 and answer and _is_problem(answer) else None
         if problem is not None and problem["error"] != "not_found":
             raise ProblemError(status, problem)
         if answer is None or problem is not None or not (200 <= status < 300 or status == also):
             raise self.stranger(status, problem)
-        return Answer(status=status, body=answer, decision_id=told.get("Scopegate-Decision-Id"))
+        place = misfit(answer, shape)
+        if place is not None:
+            raise self.stranger(status, odd=place)
+        decision_id, date = told.get("Scopegate-Decision-Id"), told.get("Date")
+        return Answer(status=status, body=answer, decision_id=decision_id, date=date)
 
     def exchange(
-        self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str | bytes] = {}
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str | bytes] = {},
+        look: str | None = None,
     ) -> tuple[int, Mapping[str, str], str]:
-        """Status, head and text of whatever answers. Raises UnreachableError and UnusableError."""
-        connection = opened(self.place, self.trust.context() if self.place.tls else None, self.timeout)
+        """Status, head and text of whatever answers, in `timeout` seconds from the connection to the last
+        byte. Raises UnreachableError, UnusableError and UncertainError."""
+        if len(target) > MAX_TARGET_BYTES:
+            raise UnusableError(
+                f"what is asked takes {len(target):,} bytes, and {MAX_TARGET_BYTES:,} can be sent; "
+                "give shorter values"
+            )
+        connection = _Connection(self.place, self.trust.context() if self.place.tls else None, self.timeout)
         try:
             connection.request(method, target, body, dict(headers))
             response = connection.getresponse()
             text = response.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
             return response.status, dict(response.headers), text
         except (OSError, http.client.HTTPException) as exc:
+            foreign = isinstance(exc, http.client.HTTPException) and not isinstance(exc, _CUT)
+            if look is not None and connection.has_sent and not foreign:
+                raise UncertainError(
+                    f"{self.place} was asked and did not answer in full ({self._why(exc)}); it may have been "
+                    f"done: look with `{look}` before you repeat it"
+                ) from exc
             raise UnreachableError(
                 f"no sidecar answers on {self.place} ({self._why(exc)}); is it running, and is this its "
                 f"{self.name}.listen?"
@@ -198,16 +222,15 @@ class Listener:
         finally:
             connection.close()
 
-    def lacking(self, name: str) -> UnreachableError:
-        """What answers leaves out what a sidecar's listener of this name tells."""
-        said = f"{self.place} answers without {name}, and not as a sidecar of this version would"
-        return UnreachableError(f"{said}; is this its {self.name}.listen?")
-
-    def stranger(self, status: int, problem: Mapping[str, Any] | None = None) -> UnreachableError:
-        """What answers is no sidecar's listener of this name."""
+    def stranger(
+        self, status: int, problem: Mapping[str, Any] | None = None, odd: str | None = None
+    ) -> UnreachableError:
+        """What answers is no sidecar's listener of this name; `odd` is what looks otherwise."""
         said = f"{status}, and not as a sidecar would"
         if problem is not None:
             said = f"{status}: {problem['message'].rstrip('.')}"
+        elif odd is not None:
+            said += f" ({odd} is missing or no such value)"
         return UnreachableError(f"{self.place} answers {said}; is this its {self.name}.listen?")
 
     def _why(self, exc: Exception) -> str:
@@ -217,47 +240,112 @@ class Listener:
             return f"its certificate is not trusted: {exc.verify_message}"
         if isinstance(exc, ssl.SSLError):
             return f"TLS: {exc.reason or exc}"
-        if isinstance(exc, http.client.RemoteDisconnected):
+        if isinstance(exc, _CUT):
             return "it hangs up"
         if isinstance(exc, http.client.HTTPException):
             return "it does not speak HTTP"
         return getattr(exc, "strerror", None) or str(exc)
 
 
-def opened(
-    place: Place, context: ssl.SSLContext | None, timeout: float = TIMEOUT_SECONDS
-) -> http.client.HTTPConnection:
-    """The one way to a sidecar: HTTP/1.1 over TCP or over a Unix socket, in the clear or within TLS.
-
-    It connects with the first request.
-    """
-    if isinstance(place.address, SocketFile):
-        return _SocketConnection(place.address, context, timeout)
-    host, port = place.address.host, place.address.port
-    if context is not None:
-        return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
-    return http.client.HTTPConnection(host, port, timeout=timeout)
+# An answer that does not come, or ends before its end.
+_CUT = (http.client.RemoteDisconnected, http.client.IncompleteRead)
 
 
-class _SocketConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+class _Connection(http.client.HTTPConnection):
+    """The one way to a sidecar: HTTP/1.1 over TCP or a Unix socket, in the clear or within TLS, and all of a
+    call until one deadline, however often a byte comes. It connects with the first request."""
 
-    def __init__(self, address: SocketFile, context: ssl.SSLContext | None, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = str(address.path)
+    def __init__(self, place: Place, context: ssl.SSLContext | None, timeout: float) -> None:
+        address = place.address
+        if isinstance(address, SocketFile):
+            super().__init__("localhost")
+        else:
+            super().__init__(address.host, address.port)
+        self._address = address
         self._context = context
+        self._deadline = time.monotonic() + timeout
+        self.has_sent = False
 
     def connect(self) -> None:
-        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if isinstance(self._address, SocketFile):
+            connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            name = "localhost"
+        else:
+            name = self._address.host
+            connected = self._dialled(name, self._address.port)
         try:
-            connected.settimeout(self.timeout)
-            connected.connect(self._path)
+            if isinstance(self._address, SocketFile):
+                connected.settimeout(self.left())
+                connected.connect(str(self._address.path))
             if self._context is not None:
-                connected = self._context.wrap_socket(connected, server_hostname="localhost")
+                connected.settimeout(self.left())
+                connected = self._context.wrap_socket(connected, server_hostname=name)
         except BaseException:
             connected.close()
             raise
-        self.sock = connected
+        self.sock = _Timed(connected, self)
+
+    def _dialled(self, host: str, port: int) -> socket.socket:
+        """A host may have several addresses; they share the time."""
+        failure = OSError("it has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+            connected = socket.socket(family, kind, protocol)
+            try:
+                connected.settimeout(self.left())
+                connected.connect(address)
+                return connected
+            except OSError as exc:
+                connected.close()
+                failure = exc
+        raise failure
+
+    def left(self) -> float:
+        """The seconds until the deadline. Raises TimeoutError."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+
+class _Timed:
+    """What http.client needs of a socket; each step gets the time that is left."""
+
+    def __init__(self, connected: socket.socket, call: _Connection) -> None:
+        self._connected = connected
+        self._call = call
+
+    def sendall(self, sent: Any) -> None:
+        self._connected.settimeout(self._call.left())
+        self._call.has_sent = True
+        self._connected.sendall(sent)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        del mode  # http.client only reads from it
+        return io.BufferedReader(_TimedReads(self._connected, self._call))
+
+    def close(self) -> None:
+        self._connected.close()
+
+
+class _TimedReads(io.RawIOBase):
+    """The answer as it comes, until the deadline."""
+
+    def __init__(self, connected: socket.socket, call: _Connection) -> None:
+        self._connected = connected
+        self._call = call
+        # It keeps the connection open for as long as the answer is read.
+        self._raw = connected.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int | None:
+        self._connected.settimeout(self._call.left())
+        return self._raw.readinto(into)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def within(name: str) -> str:
@@ -267,7 +355,7 @@ def within(name: str) -> str:
 
 def _document(text: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(text, object_hook=Members)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

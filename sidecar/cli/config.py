@@ -29,10 +29,16 @@ MASKED = "***"
 
 # The password of a URL, up to the last @, since one that is not escaped may hold any character.
 _PASSWORD = re.compile(r"([^:/?#]+://[^:@/]*):.*@", re.DOTALL)
-# What a variable is called that holds a secret, and what a member of a query is called.
-_TELLING = r"(?:password|passwd|passphrase|secret|token|credentials?|api_?key)"
-_SECRET_NAME = re.compile(rf"{_TELLING}$", re.IGNORECASE)
-_SECRET_MEMBER = re.compile(rf"([?&][^=&]*{_TELLING}[^=&]*)=[^&]*", re.IGNORECASE)
+# An @ behind a question mark: of a password, or of a member of the query. Nobody can tell.
+_EITHER = re.compile(r"(?<=://).*[?#].*@.*", re.DOTALL)
+# What any member of a query may hold; one without a name is all value, and so is a fragment.
+_MEMBER = re.compile(r"(?<=[?&;])(?:([^=&;#]+=)[^&;#]*|[^&;#]+)|(?<=#).+", re.DOTALL)
+# A variable holds a secret where a part of its name ends like this, unless it names the place of a file.
+_SECRET_NAME = re.compile(
+    r"(?!.*_(?:file|path|dir|folder)$).*"
+    r"(?:pass|passw(?:or)?d|passphrase|pwd|pw|secret|token|key|cred(?:ential)?|auth)s?[0-9]*(?:_|$)",
+    re.IGNORECASE,
+)
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)")
 
@@ -166,13 +172,14 @@ def _variables(written: Document | None, path: tuple[str, ...]) -> dict[str, boo
 
 def without_secrets(key: str, value: Any, variables: Mapping[str, bool]) -> Any:
     """The value without what is secret in it."""
-    if any(map(_SECRET_NAME.search, variables)):
+    if any(map(_SECRET_NAME.match, variables)):
         return MASKED
     if key not in SECRET or value is None:
         return value
     if not isinstance(value, str) or "://" not in value:
         return MASKED
-    return _SECRET_MEMBER.sub(rf"\1={MASKED}", _PASSWORD.sub(rf"\1:{MASKED}@", value))
+    told = _PASSWORD.sub(rf"\1:{MASKED}@", _EITHER.sub(MASKED, value))
+    return _MEMBER.sub(lambda member: f"{member[1] or ''}{MASKED}", told)
 
 
 # The schema -------------------------------------------------------------------------------------------------

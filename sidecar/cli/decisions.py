@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
 import click
 
-from sidecar.cli import executions
+from sidecar.cli import executions, shapes
 from sidecar.cli.calling import Listener, ProblemError, UnreachableError, within
-from sidecar.cli.lists import MAX_PAGE, before_option, limit_option, name, pages, tell_of_more, tenant_option
+from sidecar.cli.lists import (
+    MAX_PAGE,
+    Cursors,
+    before_option,
+    identifier,
+    limit_option,
+    name,
+    pages,
+    tell_of_more,
+    tenant_option,
+)
 from sidecar.cli.options import Access, asks, json_option, tell
-from sidecar.cli.tables import cell, fitted, lines, lines_of, moment, table, when
+from sidecar.cli.tables import cell, dollars, fitted, lines, lines_of, moment, plain, table, when
 from sidecar.core.record import DecisionOutcome, DecisionType, Event
 
 PATH = "/api/v1/decisions"
@@ -22,10 +32,13 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say which decisions."""
     for option in (
         tenant_option,
+        # What callers of the library name their runs and requests is bounded by nothing but the request.
         click.option("--run-id", metavar="ID", help="Only those of this run."),
         click.option("--request-id", metavar="ID", help="Only those of this request."),
-        click.option("--incident-id", metavar="ID", help="Only those about this incident."),
-        click.option("--scope-id", metavar="ID", help="Only those about this scope."),
+        click.option(
+            "--incident-id", callback=identifier, metavar="ID", help="Only those about this incident."
+        ),
+        click.option("--scope-id", callback=identifier, metavar="ID", help="Only those about this scope."),
         click.option("--event", type=click.Choice(get_args(Event)), help="Only what this event left."),
         click.option(
             "--outcome",
@@ -71,7 +84,7 @@ Examples:
 @json_option
 def list_(sidecar: Access, limit: int, before: str | None, *, as_json: bool, **wanted: Any) -> None:
     """List decisions, newest first. Filters narrow each other."""
-    found = pages(sidecar.listener, PATH, "decisions", limit, before, **_named(wanted))
+    found = pages(sidecar.listener, PATH, "decisions", shapes.DECISION, limit, before, **_named(wanted))
     if as_json:
         tell(found)
         return
@@ -90,7 +103,7 @@ Examples:
 @json_option
 def show(sidecar: Access, decision_id: str, *, as_json: bool) -> None:
     """One decision: who asked for what, what was decided and why, its place in the log, how it ended."""
-    decision = sidecar.listener.get(f"{PATH}/{within(decision_id)}").body
+    decision = sidecar.listener.get(f"{PATH}/{within(decision_id)}", shapes.DECISION_WHOLE).body
     if as_json:
         tell(decision)
         return
@@ -147,7 +160,7 @@ def tail(sidecar: Access, last: int, interval: float, *, as_json: bool, **wanted
                 if as_json:
                     tell(decision)
                 else:
-                    click.echo(fitted(_line(_row(decision)), _BEGIN_OF_REASON))
+                    click.echo(fitted(_line(_row(decision)), _BEGIN_OF_WHY))
             time.sleep(interval)
             found = following.new()
     except KeyboardInterrupt:
@@ -189,16 +202,17 @@ class Following:
     def _since(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         before: str | None = None
+        cursors = Cursors(self._listener)
         while True:
             page = self._page(100 if before is None else MAX_PAGE, before)
             new = [one for one in page["decisions"] if one["seq"] > self._seen.get(one["writer"], 0)]
             found += new
-            before = page["next"]
+            before = cursors.next(page["next"])
             if before is None or len(new) < len(page["decisions"]):
                 return found
 
     def _page(self, limit: int, before: str | None) -> dict[str, Any]:
-        return pages(self._listener, PATH, "decisions", limit, before, **self._wanted)
+        return pages(self._listener, PATH, "decisions", shapes.DECISION, limit, before, **self._wanted)
 
     def _remember(self, decisions: list[dict[str, Any]]) -> None:
         for one in decisions:
@@ -217,13 +231,82 @@ def _row(decision: dict[str, Any]) -> dict[str, str]:
         "outcome": decision["decision_outcome"],
         "action": decision["action"] or "",
         "incident": decision["incident_id"] or "",
+        "scope": decision["scope_id"] or "",
         "decision": decision["decision_id"],
-        "reason": decision["decision_reason"] or "",
+        "why": "; ".join(said for say in SAID.get(event, (_reason,)) if (said := say(decision))),
     }
 
 
-_LINE = "{time}  {event:<10}  {outcome:<9}  {action:<15}  {incident:<12}  {decision}  {reason}"
-_BEGIN_OF_REASON = 20 + 2 + 10 + 2 + 9 + 2 + 15 + 2 + 12 + 2 + 36 + 2
+# Why: what a record of each event says besides its columns. Any member of `details` may be masked; then the
+# mask is shown that stands for it.
+
+
+def _reason(decision: dict[str, Any]) -> str | None:
+    reason: str | None = decision["decision_reason"]
+    return reason
+
+
+def _rules(decision: dict[str, Any]) -> str | None:
+    rules = decision["details"].get("rules")
+    return f"rules {plain(rules)}" if rules else None
+
+
+def _would_refuse(decision: dict[str, Any]) -> str | None:
+    """The rules that only record, and where no rule but the gate itself would refuse, its error."""
+    told = decision["details"].get("would_refuse")
+    if not isinstance(told, list):
+        return f"would refuse: {plain(told)}" if told else None
+    named = [(one.get("rule") or one.get("error")) if isinstance(one, dict) else one for one in told]
+    return f"would refuse: {', '.join(plain(one) for one in named)}" if named else None
+
+
+def _without_scope(decision: dict[str, Any]) -> str | None:
+    return "without a scope" if decision["scope_id"] is None else None
+
+
+def _cost(decision: dict[str, Any]) -> str | None:
+    cost, overrun = decision["details"].get("cost_usd"), decision["details"].get("cost_overrun")
+    if cost is None:
+        return None
+    amount = f"{dollars(cost)} USD" if shapes.number(cost) else plain(cost)
+    return f"cost {amount}{' (overrun)' if overrun is True else ''}"
+
+
+def _cause(decision: dict[str, Any]) -> str | None:
+    cause = decision["details"].get("cause")
+    return plain(cause) if cause else None
+
+
+def _count(decision: dict[str, Any]) -> str | None:
+    """How many requests the summary of a flood stands for."""
+    count = decision["details"].get("count")
+    return f"{plain(count)} requests" if count is not None else None
+
+
+def _switch(decision: dict[str, Any]) -> str | None:
+    turned = decision["details"].get("on")
+    told = plain(turned) if not isinstance(turned, bool) else "on" if turned else "off"
+    return f"{plain(decision['decision_inputs'].get('policy_id'))} {told}"
+
+
+def _principal(decision: dict[str, Any]) -> str | None:
+    principal = decision["decision_inputs"].get("principal")
+    return f"by {plain(principal)}" if principal not in (None, "anonymous") else None
+
+
+SAID: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
+    "issued": (_rules, _would_refuse, _principal),
+    "admitted": (_without_scope, _would_refuse, _principal),
+    "refused": (_reason, _rules, _would_refuse, _count, _principal),
+    "settled": (_reason, _without_scope, _cause, _cost),
+    "reconciled": (_reason, _without_scope, _cause, _cost, _principal),
+    "revoked": (_principal,),
+    "switched": (_switch, _principal),
+    "emitted": (_reason,),
+}
+
+_LINE = "{time}  {event:<10}  {outcome:<9}  {action:<15}  {incident:<12}  {scope:<38}  {decision}  {why}"
+_BEGIN_OF_WHY = 20 + 2 + 10 + 2 + 9 + 2 + 15 + 2 + 12 + 2 + 38 + 2 + 36 + 2
 
 
 def _line(row: dict[str, str]) -> str:

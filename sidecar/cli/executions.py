@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Any, get_args
 
 import click
 
+from sidecar.cli import shapes
 from sidecar.cli.calling import within
 from sidecar.cli.lists import before_option, limit_option, name, pages, tell_of_more, usd
 from sidecar.cli.options import Access, asks, json_option, tell
@@ -39,7 +41,15 @@ Examples:
 @json_option
 def list_(sidecar: Access, status: str | None, limit: int, before: str | None, *, as_json: bool) -> None:
     """List executions, newest first. Those that are `unknown` wait for somebody to reconcile them."""
-    found = pages(sidecar.listener, "/api/v1/executions", "executions", limit, before, status=status)
+    found = pages(
+        sidecar.listener,
+        "/api/v1/executions",
+        "executions",
+        shapes.EXECUTION,
+        limit,
+        before,
+        status=status,
+    )
     if as_json:
         tell(found)
         return
@@ -72,7 +82,8 @@ def reconcile(
     """Say what became of an execution that ended unknown. DECISION_ID is the decision that admitted it."""
     path = f"/api/v1/executions/{within(decision_id)}/reconcile"
     wanted = {"outcome": outcome, "cost_usd": cost_usd, "reason": reason}
-    execution = sidecar.listener.ask("POST", path, wanted).body
+    look = f"scopegate decisions show {shlex.quote(decision_id)}"
+    execution = sidecar.listener.ask("POST", path, shapes.EXECUTION, wanted, look=look).body
     if as_json:
         tell(execution)
     else:

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import click
 
+from sidecar.cli import shapes
 from sidecar.cli.calling import Listener, ProblemError
 from sidecar.cli.options import FAILED, Access, asks, json_option, misconfigured, tell
 from sidecar.cli.tables import line
@@ -95,14 +96,11 @@ def _body(given: str | None, members: dict[str, str]) -> bytes:
 def _ask(listener: Listener, body: bytes, route: str | None, tenant: dict[str, bytes]) -> dict[str, Any]:
     path = PATH if route is None else f"{PATH}?{urlencode({'route': route}, errors='surrogateescape')}"
     try:
-        answer = listener.ask("POST", path, body, tenant)
+        return listener.ask("POST", path, shapes.EXPLAINED, body, tenant).body
     except ProblemError as exc:
         if route is not None and exc.body["error"] == "invalid_request":
             misconfigured(f"--route: {listener.place} answers: {shown(exc.body['message'], 2_000)}")
         raise listener.stranger(exc.status, exc.body) from exc  # whatever is asked, a sidecar explains it
-    if not isinstance(answer.body.get("allowed"), bool):
-        raise listener.stranger(answer.status)
-    return answer.body
 
 
 # Telling ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sidecar.cli.calling import Listener
+from sidecar.cli.shapes import Shape, nullable, text
 from sidecar.core.facts import is_identifier
 
 MAX_PAGE = 1_000
@@ -18,6 +19,14 @@ def name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     del ctx, param
     if not is_identifier(value) or set(value) & set("/{}") or value in (".", ".."):
         raise click.BadParameter("must be 1 to 256 printable characters, none of them a slash or a brace")
+    return value
+
+
+def identifier(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """An id, as a filter."""
+    del ctx, param
+    if value is not None and not is_identifier(value):
+        raise click.BadParameter("must be 1 to 256 printable characters")
     return value
 
 
@@ -35,7 +44,9 @@ def usd(ctx: click.Context, param: click.Parameter, value: str | None) -> float 
     return float(amount)
 
 
-tenant_option = click.option("--tenant", metavar="NAME", help="Only what belongs to this tenant.")
+tenant_option = click.option(
+    "--tenant", callback=identifier, metavar="NAME", help="Only what belongs to this tenant."
+)
 limit_option = click.option(
     "--limit",
     type=click.IntRange(1, MAX_PAGE),
@@ -48,20 +59,41 @@ before_option = click.option("--before", metavar="CURSOR", help="Go on behind a 
 
 
 def pages(
-    listener: Listener, path: str, member: str, limit: int, before: str | None, **filters: str | None
+    listener: Listener,
+    path: str,
+    member: str,
+    shape: Shape,
+    limit: int | None,
+    before: str | None,
+    **filters: str | None,
 ) -> dict[str, Any]:
-    """Up to `limit` members of a list, as one document with the `next` of the last page. A page may be
-    shorter than what was asked for, and still have a next one."""
+    """Up to `limit` members of a list, or all, as one document with the `next` of the last page. A page may
+    be shorter than what was asked for, and still have a next one."""
     found: list[Any] = []
+    cursors = Cursors(listener)
     while True:
-        answer = listener.get(path, **filters, before=before, limit=limit - len(found))
-        page, following = answer.body.get(member), answer.body.get("next")
-        if not isinstance(page, list) or not isinstance(following, str | None):
-            raise listener.stranger(answer.status)
-        found += page
-        before = following
-        if before is None or len(found) >= limit:
+        size = MAX_PAGE if limit is None else limit - len(found)
+        asked: dict[str, str | int | None] = {**filters, "before": before, "limit": size}
+        answer = listener.get(path, {member: [shape], "next": nullable(text)}, **asked)
+        found += answer.body[member]
+        before = cursors.next(answer.body["next"])
+        if before is None or (limit is not None and len(found) >= limit):
             return {member: found, "next": before}
+
+
+class Cursors:
+    """A list ends: what names a page again would be followed for ever."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._seen: set[str] = set()
+
+    def next(self, cursor: str | None) -> str | None:
+        if cursor is not None:
+            if cursor in self._seen:
+                raise self._listener.stranger(200, odd="next")
+            self._seen.add(cursor)
+        return cursor
 
 
 def tell_of_more(found: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from sidecar.cli.options import (
     config_option,
     database,
     failed,
+    give_output_up,
     load_settings,
     progress_bar,
     public_key_option,
@@ -165,13 +166,14 @@ def export(config: Path, overrides: tuple[str, ...], output: Path | None, after:
                 stream.write(line)
                 progress(seq - after, last - after)
     except BrokenPipeError:
-        # Whoever read has had enough. What is left in the buffer must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_output_up()  # whoever read has had enough
     except LogTampered as exc:
         tampered(exc)
     except StoreUnavailable as exc:
         failed(f"cannot export: {exc}")
     except OSError as exc:
+        if output is None:
+            give_output_up()
         failed(f"cannot write {output or 'to standard output'}: {exc.strerror or exc}")
 
 

@@ -5,18 +5,28 @@ What a command needs is imported when it runs: a health check is run every few s
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import signal
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
 from sidecar import __version__
-from sidecar.cli.options import FAILED, config_option, failed, files_of, misconfigured, set_option, warn
+from sidecar.cli.options import (
+    FAILED,
+    config_option,
+    failed,
+    files_of,
+    give_output_up,
+    misconfigured,
+    set_option,
+    warn,
+)
 from sidecar.errors import ConfigurationError, ScopegateError
 
 if TYPE_CHECKING:
@@ -49,7 +59,15 @@ log_format_option = click.option(
 
 
 class Commands(click.Group):
-    """Imports the module of a command when somebody asks for it."""
+    """Imports the module of a command when somebody asks for it; ends well where nobody can be told."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as exc:
+            if not _is_of_output(exc):
+                raise
+            _unwritable(exc)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *ELSEWHERE})
@@ -163,6 +181,25 @@ def demo(once: bool) -> None:
     except ScopegateError as exc:
         failed(str(exc))
     sys.exit(0 if held else FAILED)
+
+
+def _is_of_output(exc: OSError) -> bool:
+    """Whether what failed was telling somebody: all that commands say goes through `echo`."""
+    last = exc.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_code is click.echo.__code__
+
+
+def _unwritable(exc: OSError) -> NoReturn:
+    give_output_up()
+    if exc.errno != errno.EPIPE:
+        click.echo(
+            f"scopegate: standard output cannot be written ({exc.strerror}); what the command was asked to "
+            "do may be done: look before you repeat it",
+            err=True,
+        )
+    sys.exit(FAILED)
 
 
 def _read(files: Files) -> tuple[Settings, PolicySet]:

@@ -22,10 +22,10 @@ from sidecar.addresses import Listen
 from sidecar.cli.calling import (
     TIMEOUT_SECONDS,
     Listener,
-    MissingError,
     Place,
     ProblemError,
     Trust,
+    UncertainError,
     UnreachableError,
     UnusableError,
 )
@@ -72,9 +72,15 @@ class Access:
     listener: Listener
     settings: Settings | None
 
-    def beside(self, name: str, text: str) -> Listener:
-        """Another listener of the same sidecar, from its address as the status tells it."""
-        place = Place.parse(text).reachable()
+    def beside(self, name: Literal["data"], address: str | None) -> Listener:
+        """Another listener of the same sidecar, where the command's options or the configuration say that it
+        is. Not where the status says: that is how its own host reaches it, and this may be another one."""
+        if address is None and self.settings is None:
+            raise click.UsageError(
+                f"this sidecar serves scopes on {name}; give its address with --{name}, as this host reaches "
+                "it, since the sidecar knows only how its own host does. Or give --config FILE"
+            )
+        place = _place(name, self.settings, address)
         trust = self.listener.trust
         pinned = None if self.settings is None else _certificate_of(self.settings, name)
         return Listener(
@@ -110,7 +116,7 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
     """For a command that asks a listener of a running sidecar: the options that say which, as an `Access`.
 
     Where nobody answers, the command ends with exit code 3 and a sentence that says so; where the sidecar
-    answers with an error, with 1 and the error.
+    answers with an error, with 1 and the error; with 1, too, where what was to be changed may have been.
     """
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
@@ -156,7 +162,8 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
                 ),
                 timeout=others.pop("timeout", TIMEOUT_SECONDS),
             )
-            if not listener.place.tls and (ca, cert) != (None, None):
+            of_tls = listener.place.tls or (others.get("data") or "").startswith("https://")
+            if not of_tls and (ca, cert) != (None, None):
                 raise click.UsageError(
                     f"--ca, --cert and --key are for TLS, and {listener.place} is asked without; "
                     f"write --{name} https://HOST:PORT"
@@ -165,8 +172,8 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
                 command(Access(listener=listener, settings=settings), **others)
             except UnreachableError as exc:
                 ended(UNREACHABLE, str(exc))
-            except MissingError as exc:
-                ended(UNREACHABLE, str(listener.lacking(str(exc))))
+            except UncertainError as exc:
+                ended(FAILED, str(exc))
             except UnusableError as exc:
                 misconfigured(str(exc))
             except ProblemError as exc:
@@ -180,7 +187,7 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def _place(name: Literal["admin", "ops"], settings: Settings | None, text: str | None) -> Place:
+def _place(name: Literal["data", "admin", "ops"], settings: Settings | None, text: str | None) -> Place:
     if text is not None:
         try:
             place = Place.parse(text)
@@ -336,6 +343,11 @@ def tampered(exc: LogTampered) -> NoReturn:
 def tell(document: object) -> None:
     """A JSON document on a line of its own, in ASCII: nothing in it can move a cursor."""
     click.echo(json.dumps(document).replace("\x7f", "\\u007f"))
+
+
+def give_output_up() -> None:
+    """What standard output did not take must not be tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def refused(problem: ProblemError, *, as_json: bool = False) -> NoReturn:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import getpass
 import re
+import shlex
+import sys
 from collections.abc import Iterator
 from typing import Any, get_args
 
 import click
 
-from sidecar.cli.calling import Listener, within
+from sidecar.cli import shapes
+from sidecar.cli.calling import Answer, Listener, ProblemError, UncertainError, UnreachableError, within
 from sidecar.cli.executions import row as execution_row
-from sidecar.cli.lists import before_option, limit_option, name, pages, tell_of_more, tenant_option, usd
-from sidecar.cli.options import Access, asks, json_option, tell
+from sidecar.cli.lists import (
+    before_option,
+    identifier,
+    limit_option,
+    name,
+    pages,
+    tell_of_more,
+    tenant_option,
+    usd,
+)
+from sidecar.cli.options import FAILED, Access, asks, ended, json_option, tell
+from sidecar.cli.revoking import REVOKE, DifferentSidecarsError, Sweep, revoke_all, withdraw
 from sidecar.cli.tables import age, dollars, lines, moment, table, when
 from sidecar.core.scope import ScopeStatus
 
 CREATE = "/api/v1/recovery/scope"
-REVOKE = "/api/v1/recovery/scopes/"
+SCOPES = "/api/v1/scopes"
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600}
 
@@ -31,6 +44,14 @@ def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> i
     if found is None:
         raise click.BadParameter(f"{value!r} is no number of seconds, and no 90s, 5m or 1h")
     return int(found[1]) * _SECONDS[found[2]]
+
+
+data_option = click.option(
+    "--data",
+    metavar="ADDRESS",
+    help="The data listener of the same sidecar, written as --admin is: needed with --admin where scopes are "
+    "served on data, since only you know how this host reaches it.",
+)
 
 
 @click.group(
@@ -51,8 +72,9 @@ def scopes() -> None:
 Examples:
   scopegate scopes create --config config/scopegate.yaml \\
     --incident-id inc_123 --action restart_pod --intent 'The pod does not answer'
-  scopegate scopes create --admin 127.0.0.1:9901 --incident-id inc_123 --action retry_agent \\
-    --action restart_pod --intent 'Recover the agent' --max-attempts 2 --ttl 5m --max-cost-usd 0.50
+  scopegate scopes create --admin 127.0.0.1:9901 --data 127.0.0.1:8000 \\
+    --incident-id inc_123 --action retry_agent --action restart_pod \\
+    --intent 'Recover the agent' --max-attempts 2 --ttl 5m --max-cost-usd 0.50
   SCOPE=$(scopegate scopes create -q --config config/scopegate.yaml --incident-id inc_123 \\
     --action retry_agent --intent 'Recover the agent')"""
 )
@@ -81,6 +103,7 @@ Examples:
 @click.option(
     "--tenant", metavar="NAME", help="Whose scope it is; sent as the configuration's gate.tenant_header."
 )
+@data_option
 @click.option("--quiet", "-q", is_flag=True, help="Print the scope_id only.")
 @json_option
 def create(
@@ -90,12 +113,15 @@ def create(
     target_agents: tuple[str, ...],
     created_by: str | None,
     tenant: str | None,
+    data: str | None,
     *,
     quiet: bool,
     as_json: bool,
     **terms: Any,
 ) -> None:
     """Ask for a scope. What is left out gets the configuration's default."""
+    if quiet and as_json:
+        raise click.UsageError("give --quiet or --json, not both: one prints the id only, the other all")
     header = sidecar.tenant_header(tenant)
     body = {
         **terms,
@@ -105,7 +131,11 @@ def create(
         "created_by": created_by or _login(),
     }
     wanted = {name: value for name, value in body.items() if value is not None}
-    answer = _issuer(sidecar).ask("POST", CREATE, wanted, header)
+    issuer = _issuer(sidecar, data)
+    look = f"scopegate scopes list --incident-id {shlex.quote(terms['incident_id'])}"
+    answer = issuer.ask("POST", CREATE, shapes.GRANT, wanted, header, look=look)
+    if issuer is not sidecar.listener:
+        _check_known(sidecar.listener, issuer, answer, header)
     if quiet:
         click.echo(answer.body["scope_id"])
     elif as_json:
@@ -121,15 +151,32 @@ def _login() -> str:
         return "cli"
 
 
-def _issuer(sidecar: Access) -> Listener:
-    """The listener that issues and revokes scopes, as the sidecar itself says."""
-    told = sidecar.listener.get("/api/v1/status")
-    on, listeners = told.body.get("scopes_served_on"), told.body.get("listeners")
+def _issuer(sidecar: Access, data: str | None) -> Listener:
+    """The listener that issues and revokes scopes: which, the sidecar says; where, whoever asks."""
+    told = sidecar.listener.get("/api/v1/status", shapes.SERVED)
+    on = told.body["scopes_served_on"]
     if on == "admin":
         return sidecar.listener
-    if not isinstance(on, str) or not isinstance(listeners, dict) or not isinstance(listeners.get(on), str):
-        raise sidecar.listener.stranger(told.status)
-    return sidecar.beside(on, listeners[on])
+    if on != "data":
+        raise sidecar.listener.stranger(told.status, odd="scopes_served_on")
+    return sidecar.beside("data", data)
+
+
+def _check_known(admin: Listener, issuer: Listener, granted: Answer, header: dict[str, bytes]) -> None:
+    """A scope that the admin listener does not know is another sidecar's: it is revoked where it was made."""
+    scope_id = granted.body["scope_id"]
+    try:
+        admin.get(f"{SCOPES}/{within(scope_id)}", shapes.SCOPE_WHOLE)
+    except (ProblemError, UnreachableError) as exc:
+        if not isinstance(exc, ProblemError) or exc.body["error"] != "scope_not_found":
+            ended(FAILED, f"{scope_id} was made on {issuer.place}, but cannot be read back: {exc}")
+        what = "was revoked again"
+        try:
+            issuer.ask("DELETE", REVOKE + within(scope_id), shapes.REVOKED, headers=header, look="")
+        except (ProblemError, UnreachableError, UncertainError) as failure:
+            what = f"could not be revoked again ({failure})"
+        found = f"{scope_id} was made on the first, which the second does not know, and {what}"
+        ended(FAILED, str(DifferentSidecarsError(admin, issuer, found)))
 
 
 # Looking --------------------------------------------------------------------------------------------
@@ -143,7 +190,7 @@ Examples:
   scopegate scopes list --admin 127.0.0.1:9901 --incident-id inc_123 --status active --json""",
 )
 @asks("admin")
-@click.option("--incident-id", metavar="ID", help="Only those of this incident.")
+@click.option("--incident-id", callback=identifier, metavar="ID", help="Only those of this incident.")
 @click.option("--status", type=click.Choice(get_args(ScopeStatus)), help="Only those that stand so now.")
 @tenant_option
 @limit_option
@@ -162,8 +209,9 @@ def list_(
     """List scopes, newest first, of all incidents and tenants. Looking consumes nothing."""
     found = pages(
         sidecar.listener,
-        "/api/v1/scopes",
+        SCOPES,
         "scopes",
+        shapes.SCOPE,
         limit,
         before,
         incident_id=incident_id,
@@ -188,7 +236,7 @@ Examples:
 @json_option
 def show(sidecar: Access, scope_id: str, *, as_json: bool) -> None:
     """One scope: its terms, what is left of it, and the executions that it admitted."""
-    scope = sidecar.listener.get(f"/api/v1/scopes/{within(scope_id)}").body
+    scope = sidecar.listener.get(f"{SCOPES}/{within(scope_id)}", shapes.SCOPE_WHOLE).body
     if as_json:
         tell(scope)
         return
@@ -199,24 +247,83 @@ def show(sidecar: Access, scope_id: str, *, as_json: bool) -> None:
     table(admitted, "It has admitted nothing.")
 
 
+# Revoking ---------------------------------------------------------------------------------------------------
+
+
+def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else name(ctx, param, value)
+
+
 @scopes.command(
     epilog="""\b
 Examples:
   scopegate scopes revoke scope_... --config config/scopegate.yaml
-  scopegate scopes revoke scope_... --admin 127.0.0.1:9901"""
+  scopegate scopes revoke scope_... --admin 127.0.0.1:9901 --data 127.0.0.1:8000
+  scopegate scopes revoke --all --yes --config config/scopegate.yaml
+  scopegate scopes revoke --all --incident-id inc_123 --yes --config config/scopegate.yaml"""
 )
 @asks("admin")
-@click.argument("scope_id", callback=name)
-@click.option("--tenant", metavar="NAME", help="Whose scope it is, where the configuration has tenants.")
+@click.argument("scope_id", required=False, callback=_named)
+@click.option("--all", "every", is_flag=True, help="Instead of SCOPE_ID: every scope that is not over.")
+@click.option("--incident-id", callback=identifier, metavar="ID", help="With --all: only of this incident.")
+@click.option(
+    "--tenant",
+    metavar="NAME",
+    help="Whose scope it is, where the configuration has tenants; with --all only this tenant's.",
+)
+@data_option
+@click.option("--yes", is_flag=True, help="With --all: do not ask first. Without a terminal it is required.")
 @json_option
-def revoke(sidecar: Access, scope_id: str, tenant: str | None, *, as_json: bool) -> None:
-    """Revoke a scope: nothing is admitted on it once this has answered. Can be repeated."""
+def revoke(
+    sidecar: Access,
+    scope_id: str | None,
+    incident_id: str | None,
+    tenant: str | None,
+    data: str | None,
+    *,
+    every: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Revoke a scope: nothing is admitted on it once this has answered. Can be repeated.
+
+    With --all every scope that has neither expired nor been revoked, of all incidents and tenants: after a
+    restored backup, and when at three in the morning recovery itself is what does the harm. Exhausted ones
+    are revoked, too: an execution of theirs that is reconciled as not_executed gives its attempt back, and
+    would bring them to life again. What is issued meanwhile is revoked as well. Whatever is in flight goes
+    on. Exit code 1: some could not be revoked; they are named.
+    """
+    if every == (scope_id is not None):
+        raise click.UsageError("give SCOPE_ID, or --all instead of it")
+    if scope_id is not None:
+        if incident_id is not None or yes:
+            raise click.UsageError("--incident-id and --yes go with --all; SCOPE_ID names one scope")
+        _revoke_one(sidecar, scope_id, tenant, data, as_json=as_json)
+        return
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("give --yes with --all: there is no terminal to ask at whether you mean it")
+    if tenant is not None:
+        sidecar.tenant_header(tenant)
+    filters = {"incident_id": incident_id, "tenant_id": tenant}
+    sweep = Sweep(sidecar=sidecar, issuer=_issuer(sidecar, data), filters=filters)
+    revoke_all(sweep, sure=yes, as_json=as_json)
+
+
+def _revoke_one(
+    sidecar: Access, scope_id: str, tenant: str | None, data: str | None, *, as_json: bool
+) -> None:
     header = sidecar.tenant_header(tenant)
-    answer = _issuer(sidecar).ask("DELETE", REVOKE + within(scope_id), headers=header)
+    path = f"{SCOPES}/{within(scope_id)}"
+    # Whoever does not know it does not revoke it either.
+    sidecar.listener.get(path, shapes.SCOPE_WHOLE)
+    try:
+        answer = withdraw(sidecar.listener, _issuer(sidecar, data), scope_id, header)
+    except DifferentSidecarsError as exc:
+        ended(FAILED, str(exc))
     if as_json:
         tell(answer.body)
         return
-    scope = sidecar.listener.get(f"/api/v1/scopes/{within(scope_id)}").body
+    scope = sidecar.listener.get(path, shapes.SCOPE_WHOLE).body
     lines([*_told(scope, "revoked"), ("decision", answer.decision_id)])
 
 
@@ -229,12 +336,12 @@ def _told(scope: dict[str, Any], what: str = "scope") -> Iterator[tuple[str, obj
     yield "intent", scope["intent"]
     yield "agents", ", ".join(scope["target_agents"]) or "any"
     yield "attempts", f"{scope['attempts_remaining']} of {scope['max_attempts']} left"
-    used, most = scope.get("cost_used_usd", 0), scope["max_cost_usd"]
+    used, most = scope.get("cost_used_usd") or 0, scope["max_cost_usd"]
     yield "cost", f"{dollars(max(0, most - used))} of {dollars(most)} USD left"
     yield "created", when(scope.get("created_at"))
     yield "expires", when(scope["expires_at"])
     yield "by", scope["created_by"]
-    tenant = scope.get("tenant_id", "default")
+    tenant = scope.get("tenant_id")
     yield "tenant", tenant if tenant != "default" else ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sidecar.cli import shapes
 from sidecar.cli.options import FAILED, Access, asks, json_option, tell
 
 
@@ -23,7 +24,7 @@ def status(sidecar: Access, *, as_json: bool) -> None:
     """What runs there, and how it is."""
     from sidecar.cli.tables import lines
 
-    answer = sidecar.listener.get("/api/v1/status")
+    answer = sidecar.listener.get("/api/v1/status", shapes.STATUS)
     if as_json:
         tell(answer.body)
     else:
@@ -41,11 +42,15 @@ def _told(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "up since", when(up_since.isoformat())
     yield "draining", "yes: it is shutting down" if told["draining"] else "no"
     yield "in flight", told["in_flight"]
-    oldest = told["oldest_unknown_admitted_at"]
-    yield "unknown", f"{told['unknown_executions']}{f', the oldest {age(oldest)}' if oldest else ''}"
+    unknown, oldest = told["unknown_executions"], told["oldest_unknown_admitted_at"]
+    yield (
+        "unknown",
+        "not known" if unknown is None else f"{unknown}{f', the oldest {age(oldest)}' if oldest else ''}",
+    )
     store = dict(told["store"])
     yield "store", store.pop("url")
-    yield "size", f"{size(store.pop('size'))}, and {size(store.pop('wal_size'))} of WAL"
+    file, wal = store.pop("size"), store.pop("wal_size")
+    yield "size", "not known" if file is None or wal is None else f"{size(file)}, and {size(wal)} of WAL"
     for name in ("free", "growth_per_day"):
         if store.get(name) is not None:
             yield name.replace("_", " "), size(store.pop(name))
@@ -60,7 +65,7 @@ def _told(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "scope needed", f"from {told['scope_required_from']} risk on"
     yield "in shadow", ", ".join(told["shadow_routes"]) or "no route"
     served_on = told.get("scopes_served_on")
-    for name, address in told.get("listeners", {}).items():
+    for name, address in (told.get("listeners") or {}).items():
         yield f"{name} on", f"{address}{', which issues scopes' if name == served_on else ''}"
 
 
@@ -83,10 +88,9 @@ Examples:
 @json_option
 def health(sidecar: Access, *, live: bool, as_json: bool) -> None:
     """Ask whether a sidecar is ready, and why not. Exit code 0: ready, 1: not ready, 3: nobody answers."""
-    answer = sidecar.listener.ask("GET", "/health/live" if live else "/health/ready", also=503)
-    well, checks = answer.body.get("alive" if live else "ready"), answer.body.get("checks", {})
-    if not isinstance(well, bool) or not isinstance(checks, dict):
-        raise sidecar.listener.stranger(answer.status)
+    path, shape = ("/health/live", shapes.ALIVE) if live else ("/health/ready", shapes.READY)
+    answer = sidecar.listener.ask("GET", path, shape, also=503)
+    well, checks = answer.body["alive" if live else "ready"], answer.body.get("checks") or {}
     if as_json:
         tell(answer.body)
     else:
@@ -94,5 +98,5 @@ def health(sidecar: Access, *, live: bool, as_json: bool) -> None:
 
         click.echo("alive" if live else "ready" if well else "not ready")
         for name, check in checks.items():
-            click.echo(line(name, "ok" if check["ok"] else check["reason"]))
+            click.echo(line(name, "ok" if check["ok"] else check.get("reason") or "not ok"))
     sys.exit(0 if well else FAILED)

@@ -77,7 +77,7 @@ def test_decisions_are_listed_newest_first_with_whole_ids(sidecar: Program) -> N
     ended = decisions(sidecar, "list", "--incident-id", "inc_list")
     assert (ended.returncode, ended.stderr) == (0, "")
     head, *rows = ended.stdout.splitlines()
-    assert head.split() == ["TIME", "EVENT", "OUTCOME", "ACTION", "INCIDENT", "DECISION", "REASON"]
+    assert head.split() == ["TIME", "EVENT", "OUTCOME", "ACTION", "INCIDENT", "SCOPE", "DECISION", "WHY"]
     assert [row.split()[1] for row in rows] == ["refused", "settled", "admitted", "issued"]
     assert rows[0].endswith("scope_exhausted")
     assert all(re.search(r"  [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(  |$)", row) for row in rows)
@@ -145,7 +145,7 @@ def test_what_others_wrote_moves_no_cursor(sidecar: Program) -> None:
 def test_on_a_terminal_long_reasons_are_cut_and_ids_are_not(sidecar: Program) -> None:
     spent(sidecar, "inc_terminal")
     asked = ["decisions", "list", "--admin", at(sidecar), "--incident-id", "inc_terminal"]
-    shown = _on_a_terminal(asked, columns=112).splitlines()
+    shown = _on_a_terminal(asked, columns=152).splitlines()
     (refused,) = [line for line in shown if "  refused " in line]
     assert re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}  sc\w*\u2026$", refused), shown
     narrow = _on_a_terminal(asked, columns=40)

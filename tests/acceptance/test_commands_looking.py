@@ -380,6 +380,7 @@ def test_a_configured_certificate_is_trusted_as_it_is_and_no_other(tmp_path: Pat
         assert scopegate("health", "--config", config, "--ops", ops).returncode == 0
         created = scopegate(
             *("scopes", "create", "-q", "--config", config, "--admin", admin),
+            *("--data", f"https://{at(sidecar.data)}"),
             *("--incident-id", "i", "--action", "retry_agent", "--intent", "why"),
         )
         assert (created.returncode, created.stderr) == (0, ""), created
@@ -487,3 +488,15 @@ def test_a_list_that_nobody_reads_on_ends_quietly(sidecar: Program, tmp_path: Pa
             check=False,
         )
     assert ended.stderr == b""
+
+
+def test_the_status_says_what_it_can_while_the_stores_folder_is_gone(
+    tmp_path: Path, backend: Backend
+) -> None:
+    with Program(write_configuration(tmp_path, backend.address)) as sidecar:
+        (tmp_path / "var").rename(tmp_path / "elsewhere")
+        told = lines(scopegate("status", "--admin", at(sidecar.admin)))
+        assert told["size"] == "not known"
+        assert told["store"].endswith("/var/scopegate.db")
+        assert scopegate("health", "--ops", at(sidecar.ops)).returncode == 1
+        (tmp_path / "elsewhere").rename(tmp_path / "var")

@@ -52,9 +52,14 @@ def admin_of(sidecar: Program) -> tuple[str, str]:
     return "--admin", f"{sidecar.admin[0]}:{sidecar.admin[1]}"
 
 
+def data_of(sidecar: Program) -> tuple[str, str]:
+    return "--data", f"{sidecar.data[0]}:{sidecar.data[1]}"
+
+
 def scopes(sidecar: Program, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command, *others = arguments
-    return scopegate("scopes", command, *admin_of(sidecar), *others)
+    at = data_of(sidecar) if command in ("create", "revoke") else ()
+    return scopegate("scopes", command, *admin_of(sidecar), *at, *others)
 
 
 def lines(ended: subprocess.CompletedProcess[str]) -> dict[str, str]:

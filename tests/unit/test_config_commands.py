@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from sidecar.cli.config import without_secrets
 from sidecar.cli.main import main
 from sidecar.configkeys import AT_START, LIVE
+from sidecar.reload import unchangeable
 from sidecar.settings import load
 from sidecar.yamlfile import dotted, parse
 
@@ -238,14 +239,20 @@ def test_keys_are_named_and_not_read(file: Path) -> None:
         ("postgresql://user:s3cret@host/db", "postgresql://user:***@host/db"),
         (
             "postgresql://user:s3cret@host:5432/db?sslmode=require",
-            "postgresql://user:***@host:5432/db?sslmode=require",
+            "postgresql://user:***@host:5432/db?sslmode=***",
         ),
         ("postgresql://:s3cret@host/db", "postgresql://:***@host/db"),
-        ("postgresql://user:s3#c/r?e@s3cret@host/db", "postgresql://user:***@host/db"),
+        ("postgresql://user:s3/c@r:e@s3cret@host/db", "postgresql://user:***@host/db"),
+        # Where the password ends, and whether there is one, nobody can tell.
+        ("postgresql://user:s3#c/r?e@s3cret@host/db", "postgresql://***"),
+        ("http://host:4318/v1/traces?key=s3c@ret", "http://***"),
         (
-            "postgresql://host/db?user=u&password=s3cret&sslmode=x",
-            "postgresql://host/db?user=u&password=***&sslmode=x",
+            "postgresql://host/db?user=u&password=s3cret&sslmode=",
+            "postgresql://host/db?user=***&password=***&sslmode=***",
         ),
+        ("http://host:4318/v1/traces?api-key=s3=cret", "http://host:4318/v1/traces?api-key=***"),
+        ("http://host/?s3cret&;s3cret#s3cret&x=s3cret", "http://host/?***&;***#***"),
+        ("http://host:4318/v1/traces", "http://host:4318/v1/traces"),
         ("postgresql://host/db?sslPassword=s3cret", "postgresql://host/db?sslPassword=***"),
         ("postgresql://user@host:5432/db", "postgresql://user@host:5432/db"),
         ("sqlite:////var/x:y@z.db", "sqlite:////var/x:y@z.db"),
@@ -257,11 +264,32 @@ def test_keys_are_named_and_not_read(file: Path) -> None:
 )
 def test_of_a_secret_value_only_what_is_no_secret_is_shown(url: Any, masked: Any) -> None:
     assert without_secrets("store.url", url, {}) == masked
+    assert without_secrets("telemetry.otlp_endpoint", url, {}) == masked
     assert without_secrets("policies", url, {}) == url
 
 
 @pytest.mark.parametrize(
-    "name", ["OTLP_TOKEN", "COLLECTOR_API_KEY", "password", "DB_SECRET", "A_CREDENTIALS"]
+    "name",
+    [
+        "OTLP_TOKEN",
+        "COLLECTOR_API_KEY",
+        "password",
+        "dbPassword",
+        "DB_SECRET",
+        "A_CREDENTIALS",
+        "DB_PASS",
+        "X_PW",
+        "SIGNKEY",
+        "APIKEY_2",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SECRET_VALUE",
+        "PRIVATE_KEY",
+        "TOKENS1",
+        "_CRED_",
+        "HTTP_AUTH_HEADER",
+        "KEY_FILE_PASSPHRASE",
+        "PASSWORD_FILES",
+    ],
 )
 def test_what_a_variable_of_a_secrets_name_brought_is_masked(file: Path, name: str) -> None:
     endpoint = f"telemetry: {{otlp_endpoint: 'http://h/?key=${{{name}}}&x=${{HOME_PAGE:1}}'}}\n"
@@ -273,9 +301,30 @@ def test_what_a_variable_of_a_secrets_name_brought_is_masked(file: Path, name: s
 
 
 def test_a_variable_that_names_a_files_place_is_no_secret(file: Path) -> None:
-    file.write_text(TEXT + "policies: ${TOKEN_FOLDER}/${KEY_FILE}\n", encoding="utf-8")
-    members = shown(file, TOKEN_FOLDER="/a", KEY_FILE="b")
-    assert members["policies"]["value"] == "/a/b"
+    file.write_text(
+        TEXT + "policies: ${TOKEN_FOLDER}/${KEY_FILE}/${db_pass_dir}/${PW_PATH}\n", encoding="utf-8"
+    )
+    members = shown(file, TOKEN_FOLDER="/a", KEY_FILE="b", db_pass_dir="c", PW_PATH="d")
+    assert members["policies"]["value"] == "/a/b/c/d"
+
+
+@pytest.mark.parametrize(
+    "name", ["HOME_PAGE", "PASSENGERS", "KEYBOARD", "AUTHOR", "DB_FILE", "TENANT_HEADER"]
+)
+def test_a_variable_of_any_other_name_is_shown(file: Path, name: str) -> None:
+    file.write_text(TEXT + f"policies: /${{{name}}}\n", encoding="utf-8")
+    assert shown(file, **{name: "seen"})["policies"]["value"] == "/seen"
+
+
+def test_a_reload_that_is_refused_does_not_tell_what_the_collectors_url_held(file: Path) -> None:
+    endpoint = "telemetry: {otlp_endpoint: 'http://h/?api-key=s3cret'}\n"
+    given = {"TENANT_HEADER": "X-Tenant"}
+    file.write_text(TEXT + endpoint, encoding="utf-8")
+    before = load(file, environment=given).settings
+    file.write_text(TEXT + endpoint.replace("s3cret", "n3w"), encoding="utf-8")
+    (fault,) = unchangeable(before, load(file, environment=given))
+    assert str(fault).endswith("restart to change it, or put back the old value")
+    assert fault.key == "telemetry.otlp_endpoint"
 
 
 def test_nothing_that_is_shown_is_obeyed_by_a_terminal(tmp_path: Path) -> None:

@@ -529,7 +529,9 @@ def test_a_prefix_that_could_be_taken_off_a_gated_target_is_refused(method: str,
     assert answer.refusal.code == "override_refused"
 
 
-@given(st.text(string.printable, max_size=12), st.sampled_from(["/v1/run", "/V1/run/", "/v1%2frun", "/v1/ru%6e"]))
+@given(
+    st.text(string.printable, max_size=12), st.sampled_from(["/v1/run", "/V1/run/", "/v1%2frun", "/v1/ru%6e"])
+)
 def test_no_prefix_at_all_leads_past_the_gate(prefix: str, gated: str) -> None:
     headers = [("SCRIPT_NAME", prefix)]
     assert classify("POST", prefix.partition("?")[0] + gated, headers, True, [EXACT]) != PassThrough()
