@@ -71,7 +71,7 @@ AT_START = frozenset(
     }
 )
 # Values that no message repeats: a password may stand in them.
-SECRET = frozenset({"store.url"})
+SECRET = frozenset({"store.url", "telemetry.otlp_endpoint"})
 
 
 class Below(ValueError):

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -42,6 +45,31 @@ TRACES_PATH = "/v1/traces"
 
 _W3C = TraceContextTextMapPropagator()
 _PROPAGATED = (b"traceparent", b"tracestate")
+_QUERY = re.compile(r"\?\S+")  # of the collector's URL, which may hold a key
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+def _or_else(
+    untraced: Callable[Concatenate[Any, P], R],
+) -> Callable[[Callable[Concatenate[S, P], R]], Callable[Concatenate[S, P], R]]:
+    """What fails in the SDK, or in what somebody plugged into it, costs a span and never an execution: it is
+    complained about, and all is as `untraced` has it."""
+
+    def guard(traced: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+        @wraps(traced)
+        def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return traced(self, *args, **kwargs)
+            except Exception as exc:
+                _COMPLAINTS.complain(repr(exc))
+                return untraced(self, *args, **kwargs)
+
+        return guarded
+
+    return guard
 
 
 class OtelTracing(Tracing):
@@ -56,14 +84,17 @@ class OtelTracing(Tracing):
                 resource=Resource.create({"service.name": named, "service.version": __version__}),
                 shutdown_on_exit=False,
             )
-            url = endpoint if urlsplit(endpoint).path.strip("/") else endpoint.rstrip("/") + TRACES_PATH
-            self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
+            url = urlsplit(endpoint)
+            if not url.path.strip("/"):
+                url = url._replace(path=TRACES_PATH)
+            self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url.geturl())))
         except (ValueError, OSError) as exc:
             raise ScopegateError(
                 f"telemetry.otlp_endpoint: tracing cannot start ({exc}); correct the OTEL_* variables"
             ) from exc
         self._tracer = self._provider.get_tracer("scopegate", __version__)
 
+    @_or_else(Tracing.begin)
     def begin(self, *, method: str, path: str, route: str | None, headers: Headers, begun: float) -> Trace:
         span_name = f"{method} {route}" if route else method
         offset = time.time_ns() - time.perf_counter_ns()
@@ -83,13 +114,17 @@ class OtelTracing(Tracing):
 
     async def close(self, seconds: float) -> None:
         # The SDK would wait for its exporter for much longer, and not let the loop go on meanwhile.
-        closing = threading.Thread(target=self._provider.shutdown, name="scopegate-spans", daemon=True)
+        closing = threading.Thread(target=self._shut_down, name="scopegate-spans", daemon=True)
         until = time.monotonic() + seconds
         closing.start()
         while closing.is_alive() and time.monotonic() < until:
             await asyncio.sleep(POLL_SECONDS)
         if closing.is_alive():
             logger.warning("spans are lost; the collector did not take them in time")
+
+    @_or_else(lambda _: None)
+    def _shut_down(self) -> None:
+        self._provider.shutdown()
 
 
 class _OtelTrace(Trace):
@@ -115,6 +150,7 @@ class _OtelTrace(Trace):
     def ids(self) -> Mapping[str, str]:
         return self._ids
 
+    @_or_else(Trace.claimed)
     def claimed(self, claims: Claims) -> None:
         if self._recorded:
             for name in ("scope_id", "incident_id", "action"):
@@ -122,6 +158,7 @@ class _OtelTrace(Trace):
                 if value is not None:
                     self._server.set_attribute(f"scopegate.{name}", _text(value))
 
+    @_or_else(Trace.over)
     def over(self, stage: Stage, begun: float, outcome: str | None = None) -> None:
         if self._recorded:
             span = self._tracer.start_span(stage, context=self._inside, start_time=self._at(begun))
@@ -129,6 +166,7 @@ class _OtelTrace(Trace):
                 span.set_attribute("scopegate.outcome", outcome)
             span.end(self._now())
 
+    @_or_else(Trace.sent_on)
     def sent_on(self, headers: Headers) -> Headers:
         inside = self._inside
         if self._recorded:
@@ -141,10 +179,12 @@ class _OtelTrace(Trace):
         kept = [(name, value) for name, value in headers if name.lower() not in _PROPAGATED]
         return [*kept, *((name.encode(), value.encode()) for name, value in told.items())]
 
+    @_or_else(Trace.came_back)
     def came_back(self, status: int | None = None, failure: str | None = None) -> None:
         if self._upstream is not None:
             _close(self._upstream, status, failure, self._now())
 
+    @_or_else(Trace.ended)
     def ended(self, status: int | None, outcome: str | None, decision_id: str | None) -> None:
         if not self._recorded:
             return
@@ -190,21 +230,28 @@ def _text(value: str) -> str:
 
 
 class _Complaints(logging.Handler):
-    """What the SDK logs, in a line of ours, and at most one a minute, whatever the collector does."""
+    """What the SDK logs or raises, in a line of ours, at most one a minute, whatever the collector does."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._silent_until = float("-inf")
+        self.silent_until = float("-inf")
 
     def emit(self, record: logging.LogRecord) -> None:
-        if time.monotonic() >= self._silent_until:
-            self._silent_until = time.monotonic() + COMPLAIN_EVERY_SECONDS
-            logger.warning("tracing does not work as it should", extra={"cause": record.getMessage()})
+        self.complain(record.getMessage())
+
+    def complain(self, cause: str) -> None:
+        if time.monotonic() >= self.silent_until:
+            self.silent_until = time.monotonic() + COMPLAIN_EVERY_SECONDS
+            logger.warning("tracing does not work as it should", extra={"cause": _QUERY.sub("?***", cause)})
+
+
+_COMPLAINTS = _Complaints()
 
 
 def _hear_complaints() -> None:
+    _COMPLAINTS.silent_until = float("-inf")
     sdk = logging.getLogger("opentelemetry")
-    sdk.handlers[:] = [_Complaints()]
+    sdk.handlers[:] = [_COMPLAINTS]
     sdk.propagate = False
     # What this one says is about clients' headers, which would let them write into the log.
     logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)

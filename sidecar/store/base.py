@@ -107,13 +107,13 @@ class StoredDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Bytes: of the database, of its WAL, free on its disk, and what came in the last 24 hours. All zeros in
-    memory."""
+    """Bytes: of the database, of its WAL, free on its disk, and what came in the last 24 hours. None: it
+    could not be measured, as in memory, where there is no file."""
 
-    size: int = 0
-    wal_size: int = 0
-    free: int = 0
-    growth_per_day: int = 0
+    size: int | None = None
+    wal_size: int | None = None
+    free: int | None = None
+    growth_per_day: int | None = None
 
 
 class StoreObserver(Protocol):

@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 
 from sidecar.store.base import Footprint
@@ -25,20 +26,22 @@ _EMPTY = """
 
 
 def measured(connection: sqlite3.Connection, path: Path, now: int) -> Footprint:
-    """The footprint of the database of a path, to which the connection is open. Raises OSError."""
+    """The footprint of the database of a path, to which the connection is open."""
     return Footprint(
-        size=_bytes(path),
-        wal_size=_bytes(Path(f"{path}-wal")),
-        free=shutil.disk_usage(path.parent).free,  # what is left to others than root
-        growth_per_day=_grown(connection, now - DAY),
+        size=_known(lambda: os.stat(path).st_size),
+        wal_size=_known(lambda: os.stat(f"{path}-wal").st_size),
+        free=_known(lambda: shutil.disk_usage(path.parent).free),  # what is left to others than root
+        growth_per_day=_known(lambda: _grown(connection, now - DAY)),
     )
 
 
-def _bytes(path: Path) -> int:
+def _known(measure: Callable[[], int]) -> int | None:
+    """Each by itself: who looks after a broken disk needs what can still be told. Readiness says what
+    broke."""
     try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
+        return measure()
+    except (OSError, sqlite3.Error):
+        return None
 
 
 def _grown(connection: sqlite3.Connection, since: int) -> int:

@@ -30,6 +30,7 @@ from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
 from sidecar.web.explained import explained
 from sidecar.web.models import ReconcileRequest, validated, wrong
+from sidecar.web.ops import looked_at
 from sidecar.web.problem import answer, problem, problems
 from sidecar.web.reloads import ReloadApi
 from sidecar.web.scopelists import ScopeLists
@@ -222,8 +223,8 @@ class Admin:
         del request
         terms = self._live.terms
         policies, gate = terms.policies, terms.settings.gate
-        unknown, oldest = await self._store.engine.unknown_executions()
-        footprint = await self._store.engine.footprint(self._store.now())
+        found, footprint = await looked_at(self._store)
+        unknown, oldest = found or (None, None)
         return answer(
             {
                 "version": __version__,

@@ -316,13 +316,13 @@ class Explanation(AnswerModel):
 
 
 class StoreStatus(AnswerModel):
-    """Where the store is, without secrets, and its bytes on disk."""
+    """Where the store is, without secrets, and its bytes on disk; null: not to be measured."""
 
     url: str
-    size: Count
-    wal_size: Annotated[Count, Field(description="Of what is not in the database itself yet.")]
-    free: Annotated[Count, Field(description="Left on its disk.")]
-    growth_per_day: Annotated[Count, Field(description="Added in the last 24 hours.")]
+    size: Count | None
+    wal_size: Annotated[Count | None, Field(description="Of what is not in the database itself yet.")]
+    free: Annotated[Count | None, Field(description="Left on its disk.")]
+    growth_per_day: Annotated[Count | None, Field(description="Added in the last 24 hours.")]
 
 
 class LastReload(AnswerModel):
@@ -357,7 +357,7 @@ class Status(AnswerModel):
     uptime_seconds: float
     draining: bool
     in_flight: Count
-    unknown_executions: Count
+    unknown_executions: Annotated[Count | None, Field(description="Null: the store cannot be read.")]
     oldest_unknown_admitted_at: Time | None
     store: StoreStatus
     policy_revision: str | None

@@ -278,7 +278,7 @@ class DataPlane:
             if rest is None:
                 async with asyncio.timeout(patience):
                     await answer.write_eof(body)
-                visit.sent = len(body)
+                visit.head_sent, visit.sent = True, len(body)
                 return answer
             piece = body
             while piece:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from aiohttp import web
+from prometheus_client import Gauge
 
 from sidecar.errors import StoreUnavailable
 from sidecar.gate import MAX_CLOCK_LAG_SECONDS, Gate
+from sidecar.store.base import Footprint
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
 from sidecar.terms import Live
 from sidecar.web.problem import SERVER, answer, problems
+
+T = TypeVar("T")
 
 # How old a check of the store may be for a scrape. The check writes to the disk, in the turn of the one
 # writer, so scraping often, or by many, must not mean writing often. Asking for readiness checks anew.
@@ -80,20 +87,37 @@ class Ops:
         for name, problem in (await self.checks(fresh_seconds=FRESH_SECONDS)).items():
             self._metrics.ready.labels(name).set(problem is None)
         self._metrics.store_queue.set(self._store.waiting)
-        try:
-            count, oldest = await self._store.engine.unknown_executions()
-            footprint = await self._store.engine.footprint(self._store.now())
-        except StoreUnavailable:
-            pass  # the last known values stand; the failure shows in readiness and in its own counter
-        else:
-            self._metrics.unknown.set(count)
+        metrics, (unknown, footprint) = self._metrics, await looked_at(self._store)
+        found: list[tuple[Gauge, float | None]] = [
+            (metrics.store_size, footprint.size),
+            (metrics.store_wal_size, footprint.wal_size),
+            (metrics.store_free, footprint.free),
+            (metrics.store_growth, footprint.growth_per_day),
+        ]
+        if unknown is not None:
+            count, oldest = unknown
             age = 0.0 if oldest is None else max(0.0, (self._store.now() - oldest) / 1_000_000)
-            self._metrics.oldest_unknown.set(age)
-            self._metrics.store_size.set(footprint.size)
-            self._metrics.store_wal_size.set(footprint.wal_size)
-            self._metrics.store_free.set(footprint.free)
-            self._metrics.store_growth.set(footprint.growth_per_day)
+            found += [(metrics.unknown, count), (metrics.oldest_unknown, age)]
+        for gauge, value in found:
+            if value is not None:  # else the last known value stands
+                gauge.set(value)
         return web.Response(
             body=self._metrics.page(),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Server": SERVER},
         )
+
+
+async def looked_at(store: Store) -> tuple[tuple[int, int | None] | None, Footprint]:
+    """How many executions are unknown and since when, and the store's footprint, as far as it can be told. A
+    store that fails or hangs takes neither the metrics nor the status with it."""
+    until = asyncio.get_running_loop().time() + store.deadline_seconds
+    unknown = await _until(until, store.engine.unknown_executions())
+    return unknown, await _until(until, store.engine.footprint(store.now())) or Footprint()
+
+
+async def _until(moment: float, reading: Awaitable[T]) -> T | None:
+    try:
+        async with asyncio.timeout_at(moment):
+            return await reading
+    except (StoreUnavailable, TimeoutError):
+        return None  # readiness says why

@@ -156,6 +156,7 @@ class PassThrough:
             await answer.prepare(request)
             if not exchange.complete:
                 answer.send_head()
+                visit.head_sent = True
             while piece := await exchange.read():
                 await answer.write(piece)
                 visit.sent += len(piece)
@@ -185,6 +186,7 @@ class PassThrough:
         if transport is None:
             return answer
         transport.write(_switching_head(exchange))
+        visit.head_sent = True
         inbound = _Inbound(protocol)
         protocol.set_parser(cast(Any, inbound))
 

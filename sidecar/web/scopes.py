@@ -21,6 +21,7 @@ from sidecar.refusals import Asked, Refused
 from sidecar.store.batch import Store
 from sidecar.terms import Live, Terms
 from sidecar.web import scopetest
+from sidecar.web.accesslog import names_scope
 from sidecar.web.asked import paging_of, tenant_of
 from sidecar.web.body import read_json
 from sidecar.web.models import ScopeRequest, validated, wrong
@@ -83,6 +84,7 @@ class ScopeApi:
             return problem(refusal, request_id=request_id)
         if request.method == "GET":
             return await self._list(name, query, tenant, request_id)
+        names_scope(request, name)
         return await self._revoke(name, tenant, request_id, terms)
 
     async def _issue(
@@ -123,6 +125,7 @@ class ScopeApi:
         reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, asked)
         if isinstance(reply, Refused):
             return refused_problem(reply, request_id)
+        names_scope(request, reply.scope.scope_id)
         told = answer(self._granted(reply.scope), status=201, request_id=request_id)
         told.headers["Scopegate-Decision-Id"] = reply.decision_id
         return told

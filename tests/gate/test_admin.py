@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
+import sqlite3
+import threading
+from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
+import aiosqlite
 import pytest
 
-from tests.support import Backend, House, Message, Open, ask, replies, sends
+from sidecar.store.sqlite import SqliteEngine, _in_thread
+from tests.support import Backend, House, Message, Open, ask, opened, replies, sends
 
 
 def assert_problem(answer: Message, status: int, error: str) -> dict[str, Any]:
@@ -29,6 +37,22 @@ async def unknown_execution(house: House, **terms: Any) -> tuple[dict[str, Any],
 
 async def reconcile(house: House, decision_id: str, **document: Any) -> Message:
     return await house.admin("POST", f"/api/v1/executions/{decision_id}/reconcile", document)
+
+
+def reader_of(house: House) -> aiosqlite.Connection:
+    engine = house.sidecar.store.engine
+    assert isinstance(engine, SqliteEngine)
+    assert engine._reader is not None
+    return engine._reader
+
+
+async def stop_reading(house: House) -> None:
+    """From now on the database refuses every read of its lists."""
+
+    def refuse(connection: sqlite3.Connection) -> None:
+        connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+
+    await _in_thread(reader_of(house), refuse)
 
 
 # Decisions ----------------------------------------------------------------------------------------------
@@ -352,6 +376,54 @@ async def test_status_tells_versions_sizes_and_revisions(house: House) -> None:
     assert status["config_revision"]
     assert status["last_reload"]["ok"] is True
     assert {"time", "errors"} <= set(status["last_reload"])
+
+
+async def test_status_answers_when_the_folder_of_the_store_is_gone(tmp_path: Path, backend: Backend) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    async with opened(folder, backend) as house:
+        await unknown_execution(house)
+        folder.rename(tmp_path / "away")
+        answer = await house.admin("GET", "/api/v1/status")
+        assert await house.ready() == (503, ANY)
+        (tmp_path / "away").rename(folder)
+    assert answer.status == 200
+    told = answer.json()
+    assert {told["store"][name] for name in ("size", "wal_size", "free")} == {None}
+    # What was open stays readable.
+    assert told["store"]["growth_per_day"] > 0
+    assert told["unknown_executions"] == 1
+
+
+async def test_status_and_metrics_answer_when_the_store_cannot_be_read(house: House) -> None:
+    await unknown_execution(house)
+    before = await house.metrics()
+    await stop_reading(house)
+    told = (await house.admin("GET", "/api/v1/status")).json()
+    assert (told["unknown_executions"], told["oldest_unknown_admitted_at"]) == (None, None)
+    assert told["store"]["growth_per_day"] is None
+    assert told["store"]["size"] == house.database.stat().st_size
+    # The last known values stand.
+    for name in ("unknown_executions", "store_growth_bytes"):
+        line = f"scopegate_{name} {await house.metric(f'scopegate_{name}')}"
+        assert line in before
+
+
+@pytest.mark.parametrize("place", ["status", "metrics"])
+async def test_a_disk_that_hangs_keeps_nobody_waiting(open_house: Open, place: str) -> None:
+    house = await open_house(store={"deadline_seconds": 0.2})
+    go_on = threading.Event()
+    hung = asyncio.create_task(_in_thread(reader_of(house), lambda _: go_on.wait(10)))
+    try:
+        if place == "status":
+            told = (await house.admin("GET", "/api/v1/status")).json()
+            assert (told["unknown_executions"], told["store"]["size"]) == (None, None)
+        else:
+            assert math.isnan(await house.metric("scopegate_unknown_executions"))
+        assert not hung.done()
+    finally:
+        go_on.set()
+        await hung
 
 
 async def test_growth_in_status_and_metrics_is_that_of_the_last_24_hours(house: House) -> None:

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import SpanProcessor, Tracer
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
+from sidecar.otel import OtelTracing
 from tests.collector import Collector, Seen
-from tests.support import EXECUTE, Backend, House, Open, as_json, connect, replies, request_bytes, sends
+from tests.support import (
+    EXECUTE,
+    Backend,
+    House,
+    Open,
+    as_json,
+    connect,
+    eventually,
+    replies,
+    request_bytes,
+    sends,
+    unused_port,
+)
 
 ROOT = "POST **/recovery/execute"
 STAGES = ["judge", "commit", "upstream", "settle"]
@@ -112,6 +130,105 @@ async def test_a_claim_that_is_no_plain_text_does_not_cost_the_other_spans(
     await asyncio.to_thread(collector.wait, lambda: any(span.name == ROOT for span in collector.spans))
     (root,) = [span for span in collector.spans if span.name == ROOT]
     assert root.attributes["scopegate.incident_id"] == "inc_\U0001f6a8"
+
+
+class Broken(SpanProcessor):
+    """What somebody plugged in, and raises at one moment of each span."""
+
+    def __init__(self, moment: str) -> None:
+        self._moment = moment
+        self.called = 0
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self._raise("start")
+
+    def on_end(self, span: Any) -> None:
+        self._raise("end")
+
+    def shutdown(self) -> None:
+        self._raise("shutdown")
+
+    def _raise(self, moment: str) -> None:
+        if moment == self._moment:
+            self.called += 1
+            raise RuntimeError(f"broken at {moment}")
+
+
+class BrokenIds(RandomIdGenerator):
+    """It runs out of ids."""
+
+    def __init__(self, good: int) -> None:
+        self.left = good
+
+    def generate_span_id(self) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyError("no more ids")
+        return super().generate_span_id()
+
+
+def break_tracing(house: House, how: str) -> None:
+    tracing = house.sidecar.tracing
+    assert isinstance(tracing, OtelTracing)
+    if how.isdigit():
+        assert isinstance(tracing._tracer, Tracer)
+        tracing._tracer.id_generator = BrokenIds(int(how))
+    else:
+        tracing._provider.add_span_processor(Broken(how))
+
+
+@pytest.mark.parametrize("how", ["start", "end", "shutdown", "0", "1", "2", "3", "4"])
+@pytest.mark.parametrize("length", [10, 4_000])
+async def test_tracing_that_is_broken_costs_spans_and_never_an_execution(
+    house: House, backend: Backend, caplog: pytest.LogCaptureFixture, how: str, length: int
+) -> None:
+    break_tracing(house, how)
+    backend.script = replies(b"x" * length)
+    scope = await house.issue(max_attempts=2)
+    client = [("traceparent", f"00-{'a' * 32}-{'b' * 16}-01"), ("tracestate", "a=1")]
+    answer = await house.execute(scope, headers=client)
+    assert (answer.status, answer.body) == (200, b"x" * length)
+    decision_id = answer.header("Scopegate-Decision-Id")
+    assert decision_id is not None
+    assert (await house.ended(decision_id))["status"] == "answered"
+    assert {"admitted", "settled"} <= {record["event"] for record in await house.records()}
+    assert (await house.scope(scope))["attempts_used"] == 1
+    (sent,) = backend.executions
+    (parent,) = sent.headers("traceparent")
+    assert parent.startswith(f"00-{'a' * 32}-")
+    if how in ("start", "0", "1", "2"):
+        assert parent == client[0][1], "what the client sent"
+    assert sent.headers("tracestate") == ["a=1"]
+    # What goes wrong goes on as ever, too.
+    backend.script = sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", then="reset")
+    lost = await house.execute(scope)
+    assert (lost.status, lost.json()["error"]) == (502, "upstream_failed")
+    assert (await house.ended(lost.json()["decision_id"]))["status"] == "unknown"
+    assert (await house.execute(None)).json()["error"] == "scoped_execution_required"
+    await house.sidecar.stop()
+    said = [record for record in caplog.records if record.name == "scopegate.tracing"]
+    assert [record.message for record in said] == ["tracing does not work as it should"]
+    assert re.search("broken at|no more ids", vars(said[0])["cause"])
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_key_in_the_collectors_url_is_sent_to_it_and_to_no_log(
+    open_house: Open, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = collector.url.removesuffix("/v1/traces")
+    house = await open_house(telemetry={"otlp_endpoint": f"{url}?api-key=s3cret"})
+    await house.execute(None)
+    await spans(collector, 3)
+    assert set(collector.paths) == {"/v1/traces?api-key=s3cret"}
+    await house.sidecar.stop()
+    nobody = await open_house(telemetry={"otlp_endpoint": f"http://127.0.0.1:{unused_port()}?api-key=s3cret"})
+    await nobody.execute(None)
+
+    def complained() -> bool:
+        return any(record.name == "scopegate.tracing" for record in caplog.records)
+
+    await eventually(complained)
+    assert "s3cret" not in repr([vars(record) for record in caplog.records if record.name[:9] == "scopegate"])
 
 
 async def test_a_request_that_cannot_be_recorded_is_an_error(house: House, collector: Collector) -> None:
