@@ -95,6 +95,13 @@ LOG_FIELDS: Mapping[str, str] = {
 }
 
 
+def _measured(name: str, meaning: str, registry: CollectorRegistry) -> Gauge:
+    """A gauge of what the store has to be asked for. Until it answers NaN: a zero would set off alerts."""
+    gauge = Gauge(name, f"{meaning} NaN: not measured since the start.", registry=registry)
+    gauge.set(float("nan"))
+    return gauge
+
+
 def without_created_series() -> None:
     """No second series for each metric, which nobody here reads. This holds for the whole process, so it is
     for a sidecar to say, and not for a program that embeds the library."""
@@ -210,32 +217,30 @@ class Metrics:
         self.store_queue = Gauge(
             "scopegate_store_queue", "Commands waiting for the store.", registry=registry
         )
-        self.store_size = Gauge(
-            "scopegate_store_size_bytes", "Bytes of the database file.", registry=registry
+        self.store_size = _measured("scopegate_store_size_bytes", "Bytes of the database file.", registry)
+        self.store_wal_size = _measured(
+            "scopegate_store_wal_size_bytes", "Bytes of its write-ahead log.", registry
         )
-        self.store_wal_size = Gauge(
-            "scopegate_store_wal_size_bytes", "Bytes of its write-ahead log.", registry=registry
+        self.store_free = _measured(
+            "scopegate_store_free_bytes", "Bytes free on the disk of the database.", registry
         )
-        self.store_free = Gauge(
-            "scopegate_store_free_bytes", "Bytes free on the disk of the database.", registry=registry
-        )
-        self.store_growth = Gauge(
+        self.store_growth = _measured(
             "scopegate_store_growth_bytes",
             "Bytes added in the last 24 hours, by the share of their records.",
-            registry=registry,
+            registry,
         )
         self.unsettled = Gauge(
             "scopegate_unsettled", "Settlements kept in memory until the store takes them.", registry=registry
         )
-        self.unknown = Gauge(
+        self.unknown = _measured(
             "scopegate_unknown_executions",
             "Executions of which nobody knows how they ended, and that wait to be reconciled.",
-            registry=registry,
+            registry,
         )
-        self.oldest_unknown = Gauge(
+        self.oldest_unknown = _measured(
             "scopegate_oldest_unknown_execution_seconds",
             "Age of the oldest execution that waits to be reconciled; 0: none does.",
-            registry=registry,
+            registry,
         )
         self.checkpoint_failures = Counter(
             "scopegate_checkpoint_failures", "Checkpoints that could not be written.", registry=registry

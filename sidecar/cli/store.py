@@ -70,6 +70,10 @@ def backup(
     loaded = load_settings(config, overrides, read_keys=False)
     source = database(config, loaded)
     target = file.absolute()
+    if "?" in str(target) or "#" in str(target):
+        misconfigured(f"FILE: {target} holds ? or #, which store.url cannot name; choose another name")
+    if target.parent.resolve().is_relative_to(loaded.policies.resolve()):
+        misconfigured(f"FILE: {file} is in the folder of the policies; put the backup elsewhere")
     for used, what in _in_use(config, loaded, source):
         if _is_same(target, used):
             misconfigured(f"FILE: {file} is {what}; give the backup a name of its own")
@@ -108,6 +112,8 @@ def _in_use(config: Path, loaded: Settings, source: Path) -> Iterator[tuple[Path
     for suffix in ("-wal", "-shm", "-journal", ".lock"):
         yield Path(f"{database}{suffix}"), "a part of the store"
     yield config, "the configuration"
+    for policy in loaded.policies.glob("*.yaml"):  # a link leads out of the folder
+        yield policy, "a policy file"
     for key in ("checkpoint_file", "signing_key_file", "mask_key_file"):
         used: Path | None = getattr(loaded.log, key)
         if used is not None:

@@ -38,6 +38,7 @@ class Visit:
     decision_id: str | None = None
     scope_id: str | None = None
     trace_id: str | None = None
+    head_sent: bool = False
     sent: int = 0  # bytes of the answer's body
     trace: Trace = NO_TRACE
 
@@ -73,7 +74,7 @@ class AccessLog:
         if isinstance(answer, web.Response):
             _told(visit, request, answer)
         status = None if answer is None else answer.status
-        if request.transport is None and not visit.sent and answer is not None:
+        if request.transport is None and answer is not None and not (visit.head_sent or visit.sent):
             status = CLIENT_LEFT
         visit.trace.ended(status, visit.outcome, visit.decision_id)
         if visit.wanted == "all" or (visit.wanted == "gated" and visit.route != "passed"):
@@ -95,6 +96,13 @@ def visit_of(request: web.BaseRequest) -> Visit:
     return visit
 
 
+def names_scope(request: web.BaseRequest, scope_id: str) -> None:
+    """A scope endpoint knows which scope it is about; on the admin listener nobody logs that."""
+    visit = request.get(_VISIT)
+    if visit is not None:
+        visit.scope_id = scope_id
+
+
 def shown_path(target: str) -> str:
     """A raw target without its query, fragment and user, which may be secrets; cut where it is long."""
     path = target.partition("?")[0].partition("#")[0]
@@ -105,18 +113,21 @@ def shown_path(target: str) -> str:
     return path[:MAX_PATH_CHARS]
 
 
+def _shown_remote(address: str) -> str:
+    """A socket for both kinds of addresses calls 192.0.2.1 ::ffff:192.0.2.1."""
+    mapped = address.removeprefix("::ffff:")
+    return mapped if "." in mapped else address
+
+
 def _told(visit: Visit, request: web.BaseRequest, answer: web.Response) -> None:
-    """What an answer of our own says: a problem holds its code and the decision."""
+    """What an answer of our own says: a problem holds its code, a header the decision."""
     body = answer.body if isinstance(answer.body, bytes) else b""
     if request.transport is not None and request.method != "HEAD":
         visit.sent = len(body)
     visit.request_id = answer.headers.get("X-Request-Id", visit.request_id)
-    if answer.content_type == "application/problem+json":
-        problem = orjson.loads(body)
-        visit.outcome = problem["error"]
-        visit.decision_id = problem.get("decision_id", visit.decision_id)
-    else:
-        visit.outcome = "answered"
+    visit.decision_id = answer.headers.get("Scopegate-Decision-Id", visit.decision_id)
+    is_problem = answer.content_type == "application/problem+json"
+    visit.outcome = orjson.loads(body)["error"] if is_problem else "answered"
 
 
 def _write(
@@ -136,7 +147,7 @@ def _write(
             "status": status,
             "duration_ms": round((time.perf_counter() - visit.begun) * 1000, 1) if visit.begun else None,
             "bytes": visit.sent,
-            "remote": request.remote or None,
+            "remote": _shown_remote(request.remote or "") or None,
             "route": route,
             "outcome": visit.outcome,
             "request_id": visit.request_id,

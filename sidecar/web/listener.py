@@ -59,6 +59,15 @@ class Listener:
             if isinstance(address, SocketFile):
                 bound = self._bind(address)
                 self._server = await loop.create_unix_server(self._factory, sock=bound, backlog=BACKLOG)
+            elif not address.host.strip("0:") and socket.has_dualstack_ipv6():
+                both = socket.create_server(
+                    (address.host, address.port),
+                    family=socket.AF_INET6,
+                    backlog=BACKLOG,
+                    dualstack_ipv6=True,  # asyncio would leave IPv4 out
+                )
+                self._server = await loop.create_server(self._factory, sock=both, backlog=BACKLOG)
+                address = Listen(*both.getsockname()[:2])
             else:
                 self._server = await loop.create_server(
                     self._factory, address.host, address.port, backlog=BACKLOG

@@ -180,15 +180,70 @@ def test_what_was_spent_and_revoked_after_the_backup_is_there_again_until_it_is_
     with Program(other) as again:
         for scope in (spent, revoked):
             assert scope_of(again.data, scope)["status"] == "active"
-        at = ("--config", other, "--admin", f"{again.admin[0]}:{again.admin[1]}")
-        listed = scopegate("scopes", "list", *at, "--status", "active", "--limit", "1000", "--json")
-        found = {scope["scope_id"] for scope in json.loads(listed.stdout)["scopes"]}
-        assert found == {spent, revoked}
-        for scope in found:
-            assert scopegate("scopes", "revoke", *at, scope).returncode == 0
+        ended = scopegate("scopes", "revoke", "--all", "--yes", *at(again))
+        assert ended.returncode == 0, ended
         for scope in (spent, revoked):
             refused = ask_json(again.data, "POST", EXECUTE, execution(scope))
             assert (refused.status, refused.json()["error"]) == (400, "scope_revoked")
+
+
+def test_an_attempt_in_flight_at_the_backup_is_not_spent_twice_whatever_is_reconciled_after_the_restore(
+    tmp_path: Path, backend: Backend
+) -> None:
+    """Its scope is exhausted in the copy, and would be active again once that execution is `not_executed`."""
+    config = configured(tmp_path / "one", backend, upstream={"response_timeout_seconds": 4})
+    backup = tmp_path / "backup.db"
+    with Program(config) as sidecar:
+        scope = issue_scope(sidecar.data)
+        answers: list[int] = []
+        body = execution(scope)
+        hanging = threading.Thread(
+            target=lambda: answers.append(ask_json(sidecar.data, "POST", EXECUTE, body).status)
+        )
+        backend.go_on.clear()
+        try:
+            hanging.start()
+            sidecar.until("is in flight", lambda: backend.seen)
+            backed_up(config, backup)
+            assert answers == [], "it ended before the backup was made"
+            hanging.join()
+        finally:
+            backend.go_on.set()
+        assert answers == [504]
+        reconciled_as_not_executed(sidecar)
+        assert ask_json(sidecar.data, "POST", EXECUTE, body).status == 200
+        assert sidecar.stop() == 0
+    assert len(backend.seen) == 2
+
+    other = restored(tmp_path / "two", backup, backend)
+    with Program(other) as unreachable:
+        assert scope_of(unreachable.data, scope)["status"] == "exhausted"
+        revoked = scopegate("scopes", "revoke", "--all", "--yes", *at(unreachable))
+        assert revoked.returncode == 0, revoked
+        assert unreachable.stop() == 0
+    with Program(other) as again:
+        reconciled_as_not_executed(again)
+        refused = ask_json(again.data, "POST", EXECUTE, body)
+        assert (refused.status, refused.json()["error"]) == (400, "scope_revoked")
+        assert again.stop() == 0
+    assert len(backend.seen) == 2
+    verified = scopegate("log", "verify", "--config", other)
+    assert verified.returncode == 0, verified
+
+
+def reconciled_as_not_executed(sidecar: Program) -> None:
+    """The one execution of which nobody knows how it ended."""
+    (unknown,) = executions(sidecar.admin, "unknown")
+    outcome = ("--outcome", "not_executed", "--reason", "The backend never began it")
+    ended = scopegate("executions", "reconcile", unknown["decision_id"], *outcome, *at(sidecar))
+    assert ended.returncode == 0, ended
+
+
+def at(sidecar: Program) -> list[str]:
+    """How commands find it: by its configuration, and where it listens instead of what stands there."""
+    listen = {"data": sidecar.data, "admin": sidecar.admin}
+    set_ = [f"--set={name}.listen={host}:{port}" for name, (host, port) in listen.items()]
+    return [f"--config={sidecar.config}", *set_]
 
 
 def test_under_the_old_checkpoint_file_a_restored_backup_is_missing_what_came_after(
@@ -336,6 +391,39 @@ def test_no_file_that_the_sidecar_uses_is_replaced_even_with_force(folder: Path,
         assert (ended.returncode, ended.stdout) == (2, ""), (name, ended)
         assert f"is {what}; give the backup a name of its own" in ended.stderr
     assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_no_policy_is_replaced_and_nothing_is_put_beside_one(folder: Path, tmp_path: Path) -> None:
+    config, policies = folder / "scopegate.yaml", folder / "policies"
+    outside = tmp_path / "outside.yaml"
+    outside.write_text("rules: []\n")
+    (policies / "linked.yaml").symlink_to(outside)
+    (tmp_path / "link").symlink_to(policies)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    wanted: dict[Path, str] = {
+        next(policies.glob("*.yaml")): "is in the folder of the policies",
+        policies / "new.yaml": "is in the folder of the policies",
+        policies / "tests" / "new.db": "is in the folder of the policies",
+        folder / "var" / ".." / "policies" / "new.yaml": "is in the folder of the policies",
+        tmp_path / "link" / "new.yaml": "is in the folder of the policies",
+        outside: "is a policy file",
+    }
+    for target, what in wanted.items():
+        ended = scopegate("store", "backup", target, "--config", config, "--force")
+        assert (ended.returncode, ended.stdout) == (2, ""), (target, ended)
+        assert what in ended.stderr
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "a#b.db"])
+def test_a_name_that_no_store_url_can_hold_is_refused_at_once(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    before = {*tmp_path.iterdir()}
+    ended = scopegate("store", "backup", tmp_path / name, "--config", folder / "scopegate.yaml")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "holds ? or #, which store.url cannot name; choose another name" in ended.stderr
+    assert {*tmp_path.iterdir()} == before
 
 
 def test_without_a_store_or_with_one_in_memory_it_says_so(tmp_path: Path, backend: Backend) -> None:

@@ -24,6 +24,7 @@ from sidecar.settings import Listen
 from sidecar.telemetry import Metrics, set_up_logging
 from sidecar.web.accesslog import MAX_PATH_CHARS, shown_path
 from tests.acceptance.conftest import PROJECT, write_configuration
+from tests.gate.test_transport import on_both_kinds
 from tests.support import (
     EXECUTE,
     SCOPE,
@@ -38,6 +39,7 @@ from tests.support import (
     read_message,
     replies,
     request_bytes,
+    reset,
     sends,
     unused_port,
 )
@@ -114,6 +116,63 @@ async def test_an_execution_leaves_a_line_that_says_what_became_of_it(house: Hou
         "scope_id": scope["scope_id"],
         "trace_id": trace,
     }
+
+
+async def test_granting_listing_and_revoking_are_logged_with_what_they_are_about(
+    house: House, lines: Lines
+) -> None:
+    asked = await house.ask_for_scope()
+    scope = asked.json()
+    assert told(await lines.next(), "route", "status", "decision_id", "scope_id") == (
+        "scopes",
+        201,
+        asked.header("Scopegate-Decision-Id"),
+        scope["scope_id"],
+    )
+    assert asked.header("Scopegate-Decision-Id")
+    await house.scopes()
+    assert told(await lines.next(), "status", "decision_id", "scope_id") == (200, None, None)
+    revoked = await house.revoke(scope)
+    assert told(await lines.next(), "status", "decision_id", "scope_id") == (
+        200,
+        revoked.header("Scopegate-Decision-Id"),
+        scope["scope_id"],
+    )
+    assert revoked.header("Scopegate-Decision-Id")
+    refused = await house.data("DELETE", SCOPES + "scope%5Funknown")
+    assert told(await lines.next(), "status", "decision_id", "scope_id") == (
+        404,
+        refused.json()["decision_id"],
+        "scope_unknown",
+    )
+    refused = await house.ask_for_scope(max_attempts=99)
+    assert told(await lines.next(), "status", "decision_id", "scope_id") == (
+        422,
+        refused.json()["decision_id"],
+        None,
+    )
+
+
+async def test_a_scope_that_cannot_be_revoked_now_is_named_all_the_same(house: House, lines: Lines) -> None:
+    scope = await house.issue()
+    await lines.next()
+    away = house.database.with_suffix(".away")
+    house.database.rename(away)
+    await house.revoke(scope)
+    away.rename(house.database)
+    line = await lines.next()
+    assert told(line, "status", "outcome", "scope_id") == (503, "store_unavailable", scope["scope_id"])
+
+
+async def test_a_client_of_the_other_kind_of_address_is_named_as_it_names_itself(
+    open_house: Open, lines: Lines
+) -> None:
+    house = await on_both_kinds(open_house)
+    address = house.sidecar.data_address
+    assert isinstance(address, Listen)
+    for host in ("127.0.0.1", "::1"):
+        await ask(Listen(host, address.port), "GET", "/agents")
+        assert (await lines.next())["remote"] == host
 
 
 async def test_a_refusal_is_logged_with_its_code_and_its_decision(house: House, lines: Lines) -> None:
@@ -195,6 +254,34 @@ async def test_a_client_that_left_before_its_answer_is_a_499(
     line = await lines.next()
     assert told(line, "route", "status", "outcome", "bytes") == ("gated", 499, "answered", 0)
     assert (await house.ended(line["decision_id"]))["status"] == "answered"
+
+
+async def test_a_client_that_left_after_the_head_of_a_stream_got_its_status(
+    house: House, backend: Backend, lines: Lines
+) -> None:
+    backend.script = sends(b"HTTP/1.1 202 Accepted\r\nContent-Type: text/event-stream\r\n\r\n", then="hang")
+    reader, writer = await connect(house.sidecar.data_address)
+    writer.write(request_bytes("GET", "/events"))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 202 ")
+    writer.close()
+    line = await lines.next()
+    assert told(line, "status", "outcome", "bytes") == (202, "client_left", 0)
+
+
+async def test_a_client_that_leaves_its_websocket_before_a_byte_came_had_switched(
+    house: House, backend: Backend, lines: Lines
+) -> None:
+    backend.script = sends(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        0.1,
+        then="close",
+    )
+    reader, writer = await connect(house.sidecar.data_address)
+    upgrade = [("Connection", "Upgrade"), ("Upgrade", "websocket")]
+    writer.write(request_bytes("GET", "/socket", upgrade))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+    reset(writer)
+    assert told(await lines.next(), "status", "outcome", "bytes") == (101, "tunnelled", 0)
 
 
 async def test_a_long_answer_is_logged_once_it_has_ended_and_a_cut_one_as_unknown(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import ssl
 import stat
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.addresses import Address, SocketFile
+from sidecar.addresses import Address, Listen, SocketFile
 from sidecar.errors import ScopegateError
 from sidecar.sections import Shutdown
 from sidecar.tls import Credentials, client_context, valid_until
@@ -420,6 +421,47 @@ async def test_a_long_answer_to_a_slow_client_arrives_whole_though_the_backend_h
     assert answer.body == body
     writer.close()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+# Both kinds of IP addresses -----------------------------------------------------------------------------
+
+
+async def on_both_kinds(build: Callable[..., Awaitable[House]], **sections: Any) -> House:
+    """A house that clients reach at every address of the machine; skips the test where IPv6 is off."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("needs IPv6, which is off here")
+    return await build(data={"listen": "[::]:0"}, **sections)
+
+
+async def test_a_listener_on_two_colons_takes_ipv6_and_ipv4(build: Build) -> None:
+    house = await on_both_kinds(build)
+    address = house.sidecar.data_address
+    assert isinstance(address, Listen)
+    assert str(address) == f"[::]:{address.port}"
+    assert address.port
+    for host in ("127.0.0.1", "::1"):
+        assert (await ask(Listen(host, address.port), "GET", "/agents")).status == 200
+
+
+async def test_a_listener_on_ipv4_only_takes_no_ipv6(build: Build) -> None:
+    house = await build(data={"listen": "0.0.0.0:0"})
+    address = house.sidecar.data_address
+    assert isinstance(address, Listen)
+    assert (await ask(Listen("127.0.0.1", address.port), "GET", "/agents")).status == 200
+    with pytest.raises(OSError):
+        await ask(Listen("::1", address.port), "GET", "/agents")
+
+
+@pytest.mark.parametrize("wanted", ["127.0.0.1", "0.0.0.0", "[::]"])
+async def test_an_address_that_is_taken_is_named(build: Build, wanted: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"{wanted}:{taken.getsockname()[1]}"
+        said = rf"data\.listen: cannot listen on {re.escape(address)}: .*(?i:address already in use)"
+        with pytest.raises(ScopegateError, match=said):
+            await build(data={"listen": address})
 
 
 # TLS on the listeners -----------------------------------------------------------------------------------

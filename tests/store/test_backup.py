@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from contextlib import closing
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -375,13 +376,34 @@ async def test_the_footprint_is_what_the_disk_says(open_store: OpenStore, path: 
     await record(store, 30)
     found = await store.engine.footprint(store.now())
     assert found.size == os.stat(path).st_size
-    assert found.wal_size == os.stat(f"{path}-wal").st_size > 0
+    assert found.wal_size == os.stat(f"{path}-wal").st_size
+    assert found.wal_size
     disk = os.statvfs(path)
+    assert found.free is not None
     assert abs(found.free - disk.f_bavail * disk.f_frsize) < 100_000_000
 
 
+async def test_what_cannot_be_measured_takes_nothing_else_with_it(open_store: OpenStore, path: Path) -> None:
+    store = await open_store(path)
+    await record(store, 30)
+    whole = await store.engine.footprint(store.now())
+    assert None not in astuple(whole)
+    os.rename(path, f"{path}.away")
+    without = await store.engine.footprint(store.now())
+    os.rename(f"{path}.away", path)
+    assert replace(without, free=whole.free) == replace(whole, size=None)
+    assert without.free is not None
+    os.rename(path.parent, f"{path.parent}.away")
+    gone = await store.engine.footprint(store.now())
+    os.rename(f"{path.parent}.away", path.parent)
+    assert gone == Footprint(growth_per_day=whole.growth_per_day)
+    assert None not in astuple(await store.engine.footprint(store.now()))
+
+
 async def grown(store: Store) -> int:
-    return (await store.engine.footprint(store.now())).growth_per_day
+    grown = (await store.engine.footprint(store.now())).growth_per_day
+    assert grown is not None
+    return grown
 
 
 async def test_growth_is_what_the_records_of_the_last_24_hours_take(

@@ -177,3 +177,14 @@ def test_an_endpoint_without_the_extra_is_a_mistake_that_says_what_to_install(
     assert str(fault) == (
         f"{file}:3:3: telemetry.otlp_endpoint: needs the [otel] extra: pip install 'scopegate[otel]'"
     )
+
+
+async def test_a_token_for_the_collector_that_is_written_wrongly_does_not_reach_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization: Bearer t0p-s3cret")
+    tracing = OtelTracing("http://127.0.0.1:1/v1/traces")
+    await tracing.close(2.0)
+    (told,) = [record for record in caplog.records if record.name == "scopegate.tracing"]
+    assert "Header format invalid" in vars(told)["cause"]
+    assert "s3cret" not in str(vars(told))
