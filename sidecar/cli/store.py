@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import click
 
 from sidecar.cli.options import (
+    FAILED,
     attestation_of,
     check_known,
     config_option,
@@ -63,8 +66,9 @@ def backup(
 ) -> None:
     """Copy the store to FILE as it is at one moment; works beside a running sidecar.
 
-    The copy is checked as `log verify` checks the store, and takes its name only then: where anything is
-    wrong there is no FILE. It is one file that needs no other. Exit code 4: tampering found.
+    The copy is checked as `log verify` checks the store, and every page of it, and takes its name only then:
+    where anything is wrong there is no FILE. It is one file that needs no other. Exit code 4: tampering or
+    damage found.
     """
     _end_as_by_ctrl_c()
     loaded = load_settings(config, overrides, read_keys=False)
@@ -72,6 +76,8 @@ def backup(
     target = file.absolute()
     if "?" in str(target) or "#" in str(target):
         misconfigured(f"FILE: {target} holds ? or #, which store.url cannot name; choose another name")
+    if not _is_text(target):
+        misconfigured(f"FILE: {target} is not UTF-8, so store.url cannot name it; choose another name")
     if target.parent.resolve().is_relative_to(loaded.policies.resolve()):
         misconfigured(f"FILE: {file} is in the folder of the policies; put the backup elsewhere")
     for used, what in _in_use(config, loaded, source):
@@ -82,7 +88,14 @@ def backup(
         attestation = attestation_of(loaded, public_keys)
         check_known(attestation)
         with progress_bar("Copying and verifying", hidden=not sys.stderr.isatty()) as progress:
-            made = back_up(source, target, replace=force, attestation=attestation, progress=progress)
+            made = back_up(
+                source,
+                target,
+                replace=force,
+                attestation=attestation,
+                progress=progress,
+                hung=_end_while_it_hangs,
+            )
     except LogTampered as exc:
         tampered(exc)
     except StoreUnavailable as exc:
@@ -102,6 +115,26 @@ def _end_as_by_ctrl_c() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup wants it ignored
             signal.signal(number, signal.default_int_handler)
+
+
+def _end_while_it_hangs(exc: StoreUnavailable) -> None:
+    """The copying waits for a disk and hears nothing; the end of the process lets the store go all the same.
+
+    Where standard error does not take the sentence either, it ends without.
+    """
+    message = f"scopegate: cannot back up: {exc}"
+    said = threading.Thread(target=click.echo, args=(message,), kwargs={"err": True}, daemon=True)
+    said.start()
+    said.join(1.0)
+    os._exit(FAILED)
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _in_use(config: Path, loaded: Settings, source: Path) -> Iterator[tuple[Path, str]]:

@@ -74,7 +74,7 @@ _ADVICE = {
 
 def read_only_uri(path: Path) -> str:
     """The URI under which SQLite opens a database without ever writing to it."""
-    return f"file:{quote(str(path))}?mode=ro"
+    return f"file:{quote(os.fsencode(path))}?mode=ro"  # a file name is bytes, and not always text
 
 
 class SqliteEngine:

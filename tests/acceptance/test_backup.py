@@ -476,6 +476,63 @@ def test_whoever_stops_it_finds_nothing_left_behind(
     assert list(target.parent.iterdir()) == []
 
 
+def test_a_backup_that_hangs_ends_before_the_wal_fills_the_disk_of_the_store(
+    tmp_path: Path, backend: Backend
+) -> None:
+    config, target = configured(tmp_path / "one", backend), tmp_path / "backup" / "copy.db"
+    target.parent.mkdir()
+    # Its copying waits for ever while its reading is open, as for a disk that does not answer.
+    hanging = (
+        "import sys, time, sidecar.store.backup as b; b._check_room = lambda *_: time.sleep(600); "
+        "b.WAL_GROWTH, b.LOOK_SECONDS, b.STANDSTILL_SECONDS = 1 << 20, 0.1, 0.5; "
+        "from sidecar.cli.main import main; main(sys.argv[1:])"
+    )
+    command = ["store", "backup", str(target), "--config", str(config)]
+    with Program(config) as sidecar:
+        issue_scope(sidecar.data)
+        with subprocess.Popen(
+            [sys.executable, "-c", hanging, *command], cwd=PROJECT, stderr=subprocess.PIPE, text=True
+        ) as process:
+            sidecar.until("is being copied", lambda: bool(list(target.parent.glob("*/copy.db"))))
+            time.sleep(1.0)
+            assert process.poll() is None, "it hangs, but the WAL has not grown"
+            with admissions(sidecar):
+                _, said = process.communicate(timeout=60)
+        assert process.returncode == 1, said
+        assert said.startswith(f"scopegate: cannot back up: {sidecar.store}-wal has grown by "), said
+        assert len(said.splitlines()) == 1
+        assert not target.exists()
+        assert backed_up(config, target)["records"] == len(records(sidecar.store))
+        assert list(target.parent.iterdir()) == [target], "what the other left is gone"
+
+
+def test_a_damaged_store_exits_4_and_the_last_backup_stays(folder: Path, tmp_path: Path) -> None:
+    store, target = folder / "var" / "scopegate.db", tmp_path / "copy.db"
+    backed_up(folder / "scopegate.yaml", target)
+    kept = target.read_bytes()
+    with closing(sqlite3.connect(store)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'scopes'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with store.open("r+b") as file:
+        file.seek(page * size - 1_000)
+        file.write(b"\xa5" * 1_000)
+    assert scopegate("log", "verify", "--config", folder / "scopegate.yaml").returncode == 0
+    ended = scopegate("store", "backup", target, "--force", "--config", folder / "scopegate.yaml")
+    assert (ended.returncode, ended.stdout) == (4, "")
+    assert f"TAMPERED: the copy of {store} is damaged: " in ended.stderr
+    assert target.read_bytes() == kept
+
+
+def test_a_name_that_is_no_text_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    before = {*tmp_path.iterdir()}
+    target = os.fsdecode(os.fsencode(tmp_path) + b"/non\xff.db")
+    ended = scopegate("store", "backup", target, "--config", folder / "scopegate.yaml")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "is not UTF-8, so store.url cannot name it; choose another name" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert {*tmp_path.iterdir()} == before
+
+
 def test_status_and_metrics_say_what_the_disk_says(tmp_path: Path, backend: Backend) -> None:
     with Program(write_configuration(tmp_path, backend.address)) as sidecar:
         for _ in range(40):

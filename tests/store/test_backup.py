@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -10,7 +11,8 @@ import sys
 import textwrap
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -20,8 +22,9 @@ from sidecar.core.command import Issued, Refuse
 from sidecar.errors import LogTampered, Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.signing import SigningKey
+from sidecar.store import backup
 from sidecar.store.attestation import Attestation, Attested
-from sidecar.store.backup import HALF, PAGES, back_up
+from sidecar.store.backup import PAGES, THIRD, back_up
 from sidecar.store.base import Footprint
 from sidecar.store.batch import Store
 from sidecar.store.migrate import migrations
@@ -177,7 +180,7 @@ def test_a_writer_that_commits_all_the_time_never_has_it_begin_anew(big: Path, t
     steps = steps_of(target)
     copying = told[:steps]
     assert copying == sorted(copying), "it went back"
-    assert copying[-1] == HALF
+    assert copying[-1] == THIRD
     assert committed[steps - 1] - committed[0] >= 30 * (steps - 1), "there was no commit between steps"
     # The writer began after the first step. So nothing of it may be there, and the copy verifies.
     assert made.verified.records == 60
@@ -190,8 +193,8 @@ def test_progress_goes_from_the_first_page_to_the_last_record(big: Path, target:
     told: list[tuple[int, int]] = []
     back_up(big, target, progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told)
-    assert told[steps_of(big) - 1] == (HALF, 2 * HALF)
-    assert told[-1] == (2 * HALF, 2 * HALF)
+    assert told[steps_of(big) - 1] == (THIRD, 3 * THIRD)
+    assert told[-2:] == [(2 * THIRD, 3 * THIRD), (3 * THIRD, 3 * THIRD)]
 
 
 async def test_a_backup_of_an_older_schema_stays_of_that_schema(
@@ -260,6 +263,50 @@ def test_a_damaged_database_is_named_and_never_its_copy(big: Path, target: Path)
         assert str(target.parent) not in found
 
 
+def damage_leaf(database: Path, table: str) -> None:
+    """Spoil the content of a page of a table that is not in the log: verifying the log reads none of it."""
+    with closing(sqlite3.connect(database)) as connection:
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    whole = bytearray(database.read_bytes())
+    assert whole[(root - 1) * size] in (10, 13), "no leaf"
+    whole[(root - 1) * size + 8 : root * size] = b"\xa5" * (size - 8)
+    database.write_bytes(whole)
+
+
+@pytest.mark.parametrize("table", ["scopes", "executions"])
+def test_damage_outside_the_log_leaves_no_backup_and_the_old_one_stays(
+    beside: Path, target: Path, tmp_path: Path, table: str
+) -> None:
+    back_up(beside, target)
+    kept = target.read_bytes()
+    damaged = tmp_path / "damaged.db"
+    back_up(beside, damaged)
+    damage_leaf(damaged, table)
+    assert verify_sqlite(damaged).records == 2, "the log says nothing of it"
+    with pytest.raises(LogTampered, match=re.escape(f"the copy of {damaged} is damaged: ")) as caught:
+        back_up(damaged, target, replace=True)
+    assert "\n" not in str(caught.value)
+    assert target.read_bytes() == kept
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_execution_whose_scope_is_gone_leaves_no_backup(beside: Path, target: Path) -> None:
+    with closing(sqlite3.connect(beside)) as connection:
+        connection.execute("DELETE FROM scopes")  # with foreign keys off, as SQLite has them at first
+        connection.commit()
+    assert verify_sqlite(beside).records == 2, "the log says nothing of it"
+    assert verdict(beside, target) == (
+        f"the copy of {beside} is damaged: executions refers to a row of scopes that is not there"
+    )
+
+
+def test_a_source_whose_name_is_no_text_is_backed_up(closed: Path, target: Path) -> None:
+    source = Path(os.fsdecode(os.fsencode(closed.parent) + b"/non\xff?%.db"))
+    closed.rename(source)
+    assert back_up(source, target).verified.records == 4
+
+
 def test_a_source_that_is_not_there_is_told_as_such(path: Path, target: Path) -> None:
     assert refusal(path, target).startswith(f"there is no database {path};")
     assert not path.exists()
@@ -316,7 +363,7 @@ def test_a_wal_that_would_become_a_part_of_the_backup_is_refused(
     assert refusal(closed, target).startswith(f"{target}{suffix} is there")
 
 
-@pytest.mark.parametrize("moment", [1, HALF, HALF + 1, 2 * HALF])
+@pytest.mark.parametrize("moment", [1, THIRD, THIRD + 1, 2 * THIRD, 3 * THIRD])
 def test_an_interrupted_backup_leaves_nothing(big: Path, target: Path, moment: int) -> None:
     def progress(done: int, total: int) -> None:
         if done >= moment:
@@ -360,6 +407,111 @@ def test_a_disk_without_room_for_all_of_it_is_left_alone(
     assert refusal(big, target).startswith(f"the copy takes {size:,} bytes and {target.parent} has")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=size))
     assert back_up(big, target).size == size
+
+
+# A WAL that cannot begin anew ---------------------------------------------------------------------------
+
+
+@contextmanager
+def growing(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that never copies the WAL back, so that all it writes stays there."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("INSERT INTO meta VALUES ('growing', '')")
+        yield connection
+
+
+def grow(connection: sqlite3.Connection, size: int) -> None:
+    for _ in range(size // 1_000_000 + 1):
+        connection.execute("UPDATE meta SET value = hex(randomblob(500000)) WHERE key = 'growing'")
+
+
+@pytest.mark.parametrize("limit", ["what it may grow by", "half of what was free"])
+def test_a_backup_gives_up_where_the_wal_of_its_source_grows_too_far(
+    big: Path, target: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage, size = shutil.disk_usage(target.parent), 4_000_000
+    if limit == "what it may grow by":
+        monkeypatch.setattr(backup, "WAL_GROWTH", size)
+    else:
+        small = {big.parent: usage._replace(free=size)}
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: small.get(folder, usage))
+    with growing(big) as connection:
+        grow(connection, 2 * size)
+        back_up(big, target)  # what was there before is none of its doing
+        kept = target.read_bytes()
+        with pytest.raises(StoreUnavailable) as caught:
+            back_up(big, target, replace=True, progress=lambda done, total: grow(connection, 2 * size))
+    assert str(caught.value).startswith(f"{big}-wal has grown by ")
+    assert target.read_bytes() == kept
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_copying_that_stands_still_meanwhile_is_told_by_another_thread(
+    big: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "WAL_GROWTH", 4_000_000)
+    monkeypatch.setattr(backup, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(backup, "STANDSTILL_SECONDS", 0.3)
+    told: list[str] = []
+    hung = threading.Event()
+
+    def on_hang(exc: StoreUnavailable) -> None:
+        told.append(str(exc))
+        hung.set()
+
+    with growing(big) as connection:
+
+        def stand_still(done: int, total: int) -> None:
+            assert not hung.wait(0.6), "it stood still, but the WAL had not grown"
+            grow(connection, 8_000_000)
+            assert hung.wait(30)
+
+        with pytest.raises(StoreUnavailable, match="has grown by"):
+            back_up(big, target, progress=stand_still, hung=on_hang)
+    assert len(told) == 1
+    assert told[0].startswith(f"{big}-wal has grown by ")
+
+
+# What a killed one leaves -------------------------------------------------------------------------------
+
+
+def test_the_next_backup_removes_what_a_killed_one_left_and_nothing_that_is_held(
+    big: Path, target: Path
+) -> None:
+    program = """
+        import sys, time
+        from pathlib import Path
+        from sidecar.store.backup import back_up
+        def stand_still(done, total):
+            print("copying", flush=True)
+            time.sleep(60)
+        back_up(Path(sys.argv[1]), Path(sys.argv[2]), progress=stand_still)
+        """
+    other = target.with_name("other.db")
+    foreign = target.parent / ".scopegate-backup-of-somebody"
+    foreign.mkdir()
+    (foreign / "precious").touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(big), str(target)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as killed:
+        try:
+            assert killed.stdout is not None
+            assert killed.stdout.readline() == "copying\n"
+            (left,) = set(target.parent.iterdir()) - {foreign}
+            assert left.stat().st_mode & 0o777 == 0o700
+            back_up(big, other)
+            assert (left / "copy.db").stat().st_size > 1_000_000, "it was at work"
+        finally:
+            killed.kill()
+    assert (left / "copy.db").exists()
+    back_up(big, other, replace=True)
+    assert set(target.parent.iterdir()) == {other, foreign}
+    assert (foreign / "precious").exists()
 
 
 # The footprint ------------------------------------------------------------------------------------------
