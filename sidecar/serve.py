@@ -42,13 +42,20 @@ from sidecar.web.admin import About, Admin
 from sidecar.web.data import DataPlane
 from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
-from sidecar.web.listener import Factory, Listener
+from sidecar.web.listener import (
+    ASIDE_CONNECTIONS,
+    Factory,
+    Listener,
+    data_connections,
+    file_limit,
+    raise_file_limit,
+)
 from sidecar.web.openapi.document import document
 from sidecar.web.ops import Ops
 from sidecar.web.passthrough import PassThrough
 from sidecar.web.reloads import ReloadApi
 from sidecar.web.scopes import ScopeApi
-from sidecar.web.server import DataServer, require_fast_parser
+from sidecar.web.server import Connection, DataServer, keep_requests_out_of_logs, require_fast_parser
 
 logger = logging.getLogger("scopegate")
 
@@ -57,8 +64,9 @@ LAST_CALL_SECONDS = 0.5
 POLL_SECONDS = 0.02
 # What answers that are ready get to be written. aiohttp waits for this long twice.
 FLUSH_SECONDS = 1.0
-# For a TLS handshake with us, on the listeners that have no key for it.
+# For a TLS handshake with us and for a request head, on the listeners that have no key for it.
 HANDSHAKE_SECONDS = 5.0
+HEAD_SECONDS = 10.0
 # Who may use a Unix socket: its group, too, or only its owner.
 SOCKET_MODES = {"data": 0o660, "admin": 0o600, "ops": 0o660}
 # What the last spans get to be sent, as far as the drain limit leaves it.
@@ -82,7 +90,9 @@ class Sidecar:
     ) -> None:
         require_fast_parser()
         without_created_series()
+        keep_requests_out_of_logs()
         self.settings = settings
+        self.data_connections = data_connections(file_limit(), settings.upstream.max_connections)
         self.metrics = Metrics()
         self._checkpointer = _checkpointer(settings.log, self.metrics)
         self.store = Store(
@@ -219,8 +229,12 @@ class Sidecar:
         )
         await runner.setup()
         self._runners.append(runner)
-        assert runner.server is not None
-        return await self._listen(name, runner.server, address)
+        server = runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+        return await self._listen(
+            name, lambda: Connection(server, head_seconds=HEAD_SECONDS, loop=loop), address
+        )
 
     async def _listen(self, name: str, protocol: Factory, address: Address) -> Address:
         patience = self.settings.gate.head_timeout_seconds if name == "data" else HANDSHAKE_SECONDS
@@ -231,6 +245,7 @@ class Sidecar:
             credentials=credentials,
             handshake_seconds=patience,
             mode=SOCKET_MODES[name],
+            most=self.data_connections if name == "data" else ASIDE_CONNECTIONS,
         )
         return await listener.open(address)
 
@@ -317,6 +332,7 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
     Raises ScopegateError.
     """
     never_wait_for_logs()
+    raise_file_limit()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -328,6 +344,11 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     sidecar = Sidecar(settings, policies, files=files)
+    if sidecar.data_connections < settings.gate.max_in_flight:
+        logger.warning(
+            "the file limit leaves the data listener fewer connections than gate.max_in_flight; raise it",
+            extra={"limit": file_limit(), "connections": sidecar.data_connections},
+        )
     reloads: set[asyncio.Task[Any]] = set()
 
     def reload() -> None:

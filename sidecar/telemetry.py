@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TextIO
@@ -24,6 +25,11 @@ from pythonjsonlogger.json import JsonFormatter
 
 from sidecar import __version__
 from sidecar.logqueue import DroppedLines
+
+_TRACEPARENT = re.compile(
+    r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?P<span>(?!0{16})[0-9a-f]{16})"
+    r"-[0-9a-f]{2}(?P<more>-.*)?"
+)
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -56,7 +62,8 @@ LOG_FIELDS: Mapping[str, str] = {
     "changed": "the keys that a reload changed, and `policies`",
     "checkpoint_file": "the file that checkpoints are appended to",
     "config_revision": "the hash of the configuration in force from now on",
-    "count": "how many executions, settlements or refusals the line is about",
+    "connections": "how many connections the data listener may hold",
+    "count": "how many executions, settlements, refusals or connections the line is about",
     "decision_id": "the decision record; of an execution the one that admitted it. null: nothing is recorded",
     "drain_seconds": "how long requests in flight are given to end",
     "duration_ms": "milliseconds from the request's head to the end of its answer",
@@ -66,6 +73,7 @@ LOG_FIELDS: Mapping[str, str] = {
     "http_status": "the status of the backend's answer; null: none came",
     "in_flight": "gated requests that were under way",
     "incident_id": "the incident that the request named",
+    "limit": "how many connections the listener may hold, or how many files the process may have open",
     "listener": "`data`, `admin` or `ops`; of certificates also `upstream`",
     "method": "the method of the request",
     "old_actions": "`actions` before the reload",
@@ -341,8 +349,9 @@ def set_up_logging(
 
 
 def trace_ids(traceparent: str | None) -> dict[str, Any]:
-    """`trace_id` and `span_id` of a W3C traceparent header; empty where there is none."""
-    parts = (traceparent or "").split("-")
-    if len(parts) < 4 or len(parts[1]) != 32 or len(parts[2]) != 16:
+    """`trace_id` and `span_id` of a W3C traceparent header; empty where there is no valid one."""
+    found = _TRACEPARENT.fullmatch(traceparent or "")
+    # Only a version to come may have more than the first one has.
+    if found is None or (found["version"] == "00" and found["more"] is not None):
         return {}
-    return {"trace_id": parts[1], "span_id": parts[2]}
+    return {"trace_id": found["trace"], "span_id": found["span"]}

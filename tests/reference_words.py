@@ -220,6 +220,20 @@ MESSAGES: Mapping[tuple[str, str], str] = {
         "is asked for."
     ),
     ("scopegate.web", "a request could not be parsed"): "It is no HTTP as it should be; it was answered 400.",
+    ("scopegate.web", "a connection broke off"): "It was gone as soon as it was there.",
+    ("scopegate.web", "cannot accept connections"): (
+        "The system gives the process no more descriptors or no memory; `cause` says which. It tries again "
+        "ten times a second, and says so once a second at most. Raise the file limit (`ulimit -n`)."
+    ),
+    (
+        "scopegate",
+        "the file limit leaves the data listener fewer connections than gate.max_in_flight; raise it",
+    ): "Said at the start. Raise the hard limit of open files, or lower `upstream.max_connections`.",
+    ("scopegate.web", "the file limit stays as it is"): "The system did not let the process raise it.",
+    ("scopegate.web", "too many connections"): (
+        "Those beyond `limit` were reset: `count` since this was last said, once a minute at most. Find out "
+        "who connects; for data, raise the file limit."
+    ),
     ("scopegate.web", "a request failed"): f"It was answered 500. {_BUG}",
     ("scopegate.web", "listening"): "A listener is open. The sidecar is up once all three are.",
     ("scopegate.web", "reconciled"): "Somebody said how an unknown execution ended.",

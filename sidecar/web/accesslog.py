@@ -7,6 +7,7 @@ the ids. A trace ends here, too.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,10 @@ from sidecar.web.asked import MAX_REQUEST_ID_CHARS
 logger = logging.getLogger("scopegate.access")
 
 MAX_PATH_CHARS = 512
+# A target that is no path begins with a host, and so does one that begins with two slashes.
+_AUTHORITY = re.compile(r"(?P<before>(?:[^/?#]*:)?//+|(?!/))(?:[^/?#]*@)?")
+# However often it is encoded: whoever decodes it takes what follows for a query.
+_QUERY = re.compile(r"[?#]|%(?:25)*(?:3f|23)", re.IGNORECASE)
 CLIENT_LEFT = 499  # as web servers write it for a client that left before anything could be answered
 
 
@@ -105,12 +110,10 @@ def names_scope(request: web.BaseRequest, scope_id: str) -> None:
 
 def shown_path(target: str) -> str:
     """A raw target without its query, fragment and user, which may be secrets; cut where it is long."""
-    path = target.partition("?")[0].partition("#")[0]
-    if not path.startswith("/"):
-        before, separator, after = path.partition("://")
-        authority, slash, rest = (after if separator else before).partition("/")
-        path = (before + separator if separator else "") + authority.rpartition("@")[2] + slash + rest
-    return path[:MAX_PATH_CHARS]
+    authority = _AUTHORITY.match(target)
+    if authority is not None:
+        target = authority["before"] + target[authority.end() :]
+    return _QUERY.split(target, maxsplit=1)[0][:MAX_PATH_CHARS]
 
 
 def _shown_remote(address: str) -> str:

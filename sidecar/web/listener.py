@@ -1,4 +1,9 @@
-"""One listener: where it listens, by TLS or not, until it closes. Nothing that is not ours is removed."""
+"""One listener: where it listens, by TLS or not, until it closes. Nothing that is not ours is removed.
+
+It holds a bounded number of connections, so that a flood on one listener leaves descriptors to the others and
+to the rest of the sidecar. It accepts by itself, because asyncio's servers can neither turn anybody away nor
+stop complaining once descriptors run out.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,14 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import socket
 import ssl
 import stat
+import struct
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -20,16 +28,97 @@ from sidecar.tls import Credentials, told
 
 logger = logging.getLogger("scopegate.web")
 
-BACKLOG = 2048
+BACKLOG = 2048  # who may wait in the kernel
+IN_A_ROW = 64  # accepted before the loop sees to others
+
+# How many connections: admin and ops, each; data at least and at most.
+ASIDE_CONNECTIONS = 128
+LEAST_CONNECTIONS = 64
+MOST_CONNECTIONS = 65_536
+# The database with its readers, the listening sockets, log, checkpoints, configuration, traces, event loop.
+OTHER_FILES = 64
+
+# macOS says that it allows any number, and then no more than this (OPEN_MAX).
+MACOS_FILES = 10_240
+
+TURNED_AWAY_SECONDS = 60.0  # between two lines about it
+STARVED_SECONDS = 1.0
+RETRY_SECONDS = 0.1  # after descriptors ran out
+_STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Factory = Callable[[], asyncio.Protocol]
+
+
+def data_connections(files: int, upstream_connections: int) -> int:
+    """How many connections the data listener may hold where the process may have this many files open.
+
+    What is left after all that must work during a flood: the connections to the backend, those of admin and
+    ops, and OTHER_FILES. Where hardly anything is left it still serves LEAST_CONNECTIONS: not to serve at all
+    would be worse than to run out.
+    """
+    left = files - upstream_connections - 2 * ASIDE_CONNECTIONS - OTHER_FILES
+    return min(MOST_CONNECTIONS, max(LEAST_CONNECTIONS, left))
+
+
+def file_limit() -> int:
+    """How many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 30 if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_file_limit() -> None:
+    """As many files as this process may allow itself. Raises nothing: what cannot be raised stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (hard, MACOS_FILES):
+        try:
+            if soft not in (hard, resource.RLIM_INFINITY):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return
+        except (OSError, ValueError) as exc:
+            cause = str(exc)
+    logger.info("the file limit stays as it is", extra={"cause": cause, "limit": file_limit()})
+
+
+class _Connection(socket.socket):
+    """Gives its place back once its descriptor is closed, whoever closes it and in whatever state."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, accepted: socket.socket, places: set[int]) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+        self._places = places
+        places.add(self.fileno())
+
+    def close(self) -> None:
+        self._places.discard(self.fileno())
+        super().close()
+
+
+class _Seldom:
+    """Whether to say now what happens often: at most once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = float("-inf")
+        self._count = 0
+
+    def due(self) -> int:
+        """How often it has happened since it was last said, with this time; 0: not now."""
+        self._count += 1
+        now = time.monotonic()
+        if now < self._next:
+            return 0
+        self._next = now + self._seconds
+        count, self._count = self._count, 0
+        return count
 
 
 class Listener:
     """Serves each connection by a protocol of its own.
 
     A Unix socket has `mode`. With `credentials` it speaks TLS; a connection that does not come through its
-    handshake within `handshake_seconds` is closed, and the protocol never hears of it.
+    handshake within `handshake_seconds` is closed, and the protocol never hears of it. Whoever comes when
+    `most` are connected, handshakes included, is turned away at once.
     """
 
     def __init__(
@@ -40,6 +129,7 @@ class Listener:
         credentials: Credentials | None,
         handshake_seconds: float,
         mode: int,
+        most: int,
     ) -> None:
         self.name = name
         self.credentials = credentials
@@ -47,58 +137,46 @@ class Listener:
         self._mode = mode
         self.protocol = protocol
         self._factory: Factory = protocol if credentials is None else lambda: _Handshake(self)
-        self._server: asyncio.Server | None = None
+        self._most = most
+        self._places: set[int] = set()  # the descriptors of its connections
+        self._turned_away = _Seldom(TURNED_AWAY_SECONDS)
+        self._starved = _Seldom(STARVED_SECONDS)
+        self._listening: list[socket.socket] = []
         self._file: tuple[SocketFile, tuple[int, int]] | None = None
-        self.tasks: set[asyncio.Task[Any]] = set()  # handshakes, and connections that came late
+        self.tasks: set[asyncio.Task[Any]] = set()  # handshakes, and connections that just came
         self.secured: WeakSet[asyncio.Transport] = WeakSet()
 
     async def open(self, address: Address) -> Address:
         """Listen, and tell the address that it really has. Raises ScopegateError."""
-        loop = asyncio.get_running_loop()
         try:
-            if isinstance(address, SocketFile):
-                bound = self._bind(address)
-                self._server = await loop.create_unix_server(self._factory, sock=bound, backlog=BACKLOG)
-            elif not address.host.strip("0:") and socket.has_dualstack_ipv6():
-                both = socket.create_server(
-                    (address.host, address.port),
-                    family=socket.AF_INET6,
-                    backlog=BACKLOG,
-                    dualstack_ipv6=True,  # asyncio would leave IPv4 out
-                )
-                self._server = await loop.create_server(self._factory, sock=both, backlog=BACKLOG)
-                address = Listen(*both.getsockname()[:2])
-            else:
-                self._server = await loop.create_server(
-                    self._factory, address.host, address.port, backlog=BACKLOG
-                )
-                # With the port that the system chose for port 0.
-                address = Listen(*self._server.sockets[0].getsockname()[:2])
+            with ExitStack() as unless_all_is_well:
+                sockets = [self._bind(address)] if isinstance(address, SocketFile) else await _bound(address)
+                for listening in sockets:
+                    unless_all_is_well.callback(listening.close)
+                for listening in sockets:
+                    listening.setblocking(False)
+                    listening.listen(BACKLOG)
+                unless_all_is_well.pop_all()
         except OSError as exc:
             reason = exc.strerror or exc
             raise ScopegateError(f"{self.name}.listen: cannot listen on {address}: {reason}") from exc
+        if isinstance(address, Listen):
+            address = Listen(*sockets[0].getsockname()[:2])  # with the port that the system chose for port 0
+        self._listening = sockets
+        for listening in sockets:
+            self._accept_from(listening)
         logger.info("listening", extra={"listener": self.name, "address": str(address)})
         return address
 
     def close(self) -> None:
         """Take nobody new in, but serve whoever has connected already."""
-        if self._server is None:
-            return
         loop = asyncio.get_running_loop()
-        for listening in self._server.sockets:
-            # asyncio's sockets cannot be accepted on; a duplicate of the descriptor can.
-            duplicate = socket.socket(fileno=os.dup(listening.fileno()))
-            duplicate.setblocking(False)
-            with duplicate:
-                while True:
-                    try:
-                        connection, _ = duplicate.accept()
-                    except OSError:
-                        break
-                    connection.setblocking(False)
-                    self.keep(loop.create_task(loop.connect_accepted_socket(self._factory, connection)))
-        self._server.close()
-        self._server = None
+        listening_until_now, self._listening = self._listening, []
+        for listening in listening_until_now:
+            loop.remove_reader(listening)
+            with listening, suppress(OSError):
+                while self._take(listening):
+                    pass
         if self._file is not None:
             address, ours = self._file
             with suppress(OSError):  # then it is gone, or its folder is
@@ -117,6 +195,59 @@ class Listener:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def _accept_from(self, listening: socket.socket) -> None:
+        if listening in self._listening:  # else it was closed meanwhile
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Somebody is waiting."""
+        try:
+            for _ in range(IN_A_ROW):
+                if not self._take(listening):
+                    return
+        except OSError as exc:
+            if exc.errno not in _STARVED:
+                logger.debug("a connection broke off", extra={"listener": self.name, "cause": str(exc)})
+                return
+            # The system would go on saying that somebody is waiting.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listening)
+            loop.call_later(RETRY_SECONDS, self._accept_from, listening)
+            if self._starved.due():
+                cause = exc.strerror
+                logger.error("cannot accept connections", extra={"listener": self.name, "cause": cause})
+
+    def _take(self, listening: socket.socket) -> bool:
+        """The next connection that waits, if any; beyond the limit it is reset. Raises OSError."""
+        try:
+            accepted, _ = listening.accept()
+        except BlockingIOError:
+            return False
+        except (InterruptedError, ConnectionAbortedError):
+            return True
+        if len(self._places) >= self._most:
+            with accepted:
+                # A reset leaves nothing behind, and the client knows at once.
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if count := self._turned_away.due():
+                told_of = {"listener": self.name, "limit": self._most, "count": count}
+                logger.warning("too many connections", extra=told_of)
+            return True
+        connection = _Connection(accepted, self._places)
+        connection.setblocking(False)
+        self.keep(asyncio.get_running_loop().create_task(self._serve(connection)))
+        return True
+
+    async def _serve(self, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._factory, connection)
+        except OSError as exc:
+            connection.close()
+            logger.debug("a connection broke off", extra={"listener": self.name, "cause": str(exc)})
+        except BaseException:
+            connection.close()
+            raise
+
     def _bind(self, address: SocketFile) -> socket.socket:
         """A socket in the file system, in place of one on which nobody listens any more."""
         _make_room(self.name, address)
@@ -133,6 +264,21 @@ class Listener:
             os.umask(before)
         self._file = address, (made.st_dev, made.st_ino)
         return bound
+
+
+async def _bound(address: Listen) -> list[socket.socket]:
+    """A socket for each address that the host has. Raises OSError."""
+    if not address.host.strip("0:") and socket.has_dualstack_ipv6():
+        where = (address.host, address.port)
+        # asyncio would leave IPv4 out.
+        return [socket.create_server(where, family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)]
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, address.host, address.port, start_serving=False)
+    try:
+        # asyncio's sockets cannot be accepted on; a duplicate of the descriptor can.
+        return [socket.socket(fileno=os.dup(bound.fileno())) for bound in server.sockets]
+    finally:
+        server.close()
 
 
 def _make_room(name: str, address: SocketFile) -> None:

@@ -1,4 +1,8 @@
-"""aiohttp's low-level server, without a router, and with a deadline for unfinished request heads."""
+"""aiohttp's connections: with a deadline for unfinished request heads, and never quoting a request.
+
+What cannot be parsed may hold secrets like any other request. Neither the answer nor a log line has a byte of
+it; both say in words of our own what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from aiohttp import http_exceptions as faults
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
@@ -15,10 +20,22 @@ from sidecar.web.problem import problem
 
 logger = logging.getLogger("scopegate.web")
 
-MAX_FAULT_CHARS = 200
 KEEP_ALIVE_SECONDS = 75.0
+LINGERING_SECONDS = 1.0  # for the rest of a body that nobody wants
 MAX_LINE_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 32 * 1024
+
+# What is said in place of aiohttp's words, which quote the request. The first class that fits holds.
+FAULTS: tuple[tuple[type[Exception], str], ...] = (
+    (faults.LineTooLong, "the request line or a header is too long"),
+    (faults.InvalidHeader, "a header is not one of HTTP/1.1"),
+    (faults.BadHttpMethod, "it does not begin with a method, as TLS to a listener without it does not"),
+    (faults.BadStatusLine, "the request line is not one of HTTP/1.1"),
+    (faults.InvalidURLError, "the target is not a valid URL"),
+    (faults.PayloadEncodingError, "the body is not encoded as its headers say"),
+    (faults.BadHttpMessage, "the headers or the chunks of the body break the rules of HTTP/1.1"),
+)
+UNKNOWN_FAULT = "it cannot be read"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Ended = Callable[[web.BaseRequest, web.StreamResponse], None]
@@ -35,14 +52,45 @@ def require_fast_parser() -> None:
         )
 
 
-class DataConnection(RequestHandler):
+def quoting(exc: BaseException | None) -> BaseException | None:
+    """Of an exception and what led to it, the one whose words may hold bytes of the request."""
+    while exc is not None:
+        if isinstance(exc, faults.HttpProcessingError | web.RequestPayloadError):
+            return exc
+        exc = exc.__cause__ or exc.__context__
+    return None
+
+
+def fault(exc: BaseException | None) -> str:
+    """What is wrong with a request, without a byte of it."""
+    return next((words for kind, words in FAULTS if isinstance(exc, kind)), UNKNOWN_FAULT)
+
+
+class _NoRequests(logging.Filter):
+    """Takes the traceback from a line where it would quote a request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and quoting(record.exc_info[1]) is not None:
+            record.exc_info = record.exc_text = None
+        return True
+
+
+_no_requests = _NoRequests()
+
+
+def keep_requests_out_of_logs() -> None:
+    """A net below `Connection`, for what aiohttp logs without asking it. It holds for the whole process."""
+    logging.getLogger("aiohttp.server").addFilter(_no_requests)
+
+
+class Connection(RequestHandler):
     """One connection. A request head that is not finished in time closes it (slow senders hold no place)."""
 
-    def __init__(self, server: DataServer, **options: Any) -> None:
-        super().__init__(server, **options)
-        self._head_seconds = server.head_timeout_seconds
+    def __init__(self, server: web.Server, *, head_seconds: float, **options: Any) -> None:
+        ours: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEP_ALIVE_SECONDS}
+        super().__init__(server, lingering_time=LINGERING_SECONDS, **ours, **options)
+        self._head_seconds = head_seconds
         self._head_timer: asyncio.TimerHandle | None = None
-        self._on_ended = server.on_ended
         # Called when the client goes away while a request is being answered.
         self.on_lost: Callable[[], object] | None = None
 
@@ -73,19 +121,25 @@ class DataConnection(RequestHandler):
         """What aiohttp answers without asking us, above all to a request that cannot be parsed."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is under way already")
-        if status < 500:
-            fault = (message or "").strip().partition("\n")[0].rstrip(":")[:MAX_FAULT_CHARS]
-            logger.info("a request could not be parsed", extra={"cause": fault})
-            answer = problem(Refusal("invalid_request", f"This is not HTTP as it should be: {fault}."))
+        quoted = quoting(exc)
+        if status < 500 or quoted is not None:
+            cause = fault(quoted)
+            logger.info("a request could not be parsed", extra={"cause": cause})
+            answer = problem(Refusal("invalid_request", f"This is not HTTP as it should be: {cause}."))
         else:
             logger.error("a request failed", exc_info=exc)
             answer = problem(Refusal("internal_error", "The sidecar failed."))
         answer.force_close()
         return answer
 
-    def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
-        """aiohttp tells this of every answer once it ended or broke off, whoever made it."""
-        self._on_ended(request, response)
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """What aiohttp has to say beyond that, above all of a body that nobody wanted."""
+        exc = options.get("exc_info")
+        quoted = quoting(exc if isinstance(exc, BaseException) else None)
+        if quoted is None:
+            super().log_exception(*args, **options)
+        else:
+            logger.info("a request could not be parsed", extra={"cause": fault(quoted)})
 
     def _watch_head(self) -> None:
         self._head_timer = self._loop.call_later(self._head_seconds, self._head_too_late)
@@ -101,6 +155,18 @@ class DataConnection(RequestHandler):
             self.force_close()
 
 
+class DataConnection(Connection):
+    """A connection of the data listener, whose requests are logged."""
+
+    def __init__(self, server: DataServer, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._on_ended = server.on_ended
+
+    def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
+        """aiohttp tells this of every answer once it ended or broke off, whoever made it."""
+        self._on_ended(request, response)
+
+
 class DataServer(web.Server):
     """Makes one `DataConnection` a connection. Bodies are never decompressed, handlers never cancelled."""
 
@@ -112,11 +178,9 @@ class DataServer(web.Server):
     def __call__(self) -> RequestHandler:
         return DataConnection(
             self,
+            head_seconds=self.head_timeout_seconds,
             loop=self._loop,
-            access_log=None,
             auto_decompress=False,
-            keepalive_timeout=KEEP_ALIVE_SECONDS,
-            lingering_time=1.0,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_HEADER_BYTES,
         )

@@ -21,7 +21,7 @@ import pytest
 from sidecar import logqueue
 from sidecar.logqueue import LogQueue, never_wait_for_logs
 from sidecar.settings import Listen
-from sidecar.telemetry import Metrics, set_up_logging
+from sidecar.telemetry import Metrics, set_up_logging, trace_ids
 from sidecar.web.accesslog import MAX_PATH_CHARS, shown_path
 from tests.acceptance.conftest import PROJECT, write_configuration
 from tests.gate.test_transport import on_both_kinds
@@ -392,6 +392,15 @@ async def ask_all(house: House) -> None:
         ("/a#secret", "/a"),
         ("http://user:secret@host/a?x", "http://host/a"),
         ("user:secret@host:443", "host:443"),
+        ("//user:secret@host/a", "//host/a"),
+        ("///user:secret@host/a", "///host/a"),
+        ("//host/someone@host", "//host/someone@host"),
+        ("http://user:se%3Fcret@host/a", "http://host/a"),
+        ("/a%3Ftoken=secret", "/a"),
+        ("/a%3ftoken=secret", "/a"),
+        ("/a%23secret", "/a"),
+        ("/a%253Ftoken=secret", "/a"),
+        ("/a%3Dtoken", "/a%3Dtoken"),
         ("*", "*"),
         ("/mail/someone@host", "/mail/someone@host"),
         ("/" + "x" * 10_000, "/" + "x" * (MAX_PATH_CHARS - 1)),
@@ -399,6 +408,30 @@ async def ask_all(house: House) -> None:
 )
 def test_a_path_is_shown_without_what_may_be_secret_and_not_at_any_length(target: str, shown: str) -> None:
     assert shown_path(target) == shown
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "valid"),
+    [
+        (f"00-{'a' * 32}-{'b' * 16}-01", True),
+        (f"cc-{'a' * 32}-{'b' * 16}-01-more", True),
+        (f"00-{'a' * 32}-{'b' * 16}-01-more", False),
+        (f"ff-{'a' * 32}-{'b' * 16}-01", False),
+        (f"0-{'a' * 32}-{'b' * 16}-01", False),
+        (f"00-{'A' * 32}-{'b' * 16}-01", False),
+        (f"00-{'a' * 32}-{'B' * 16}-01", False),
+        (f"00-{'0' * 32}-{'b' * 16}-01", False),
+        (f"00-{'a' * 32}-{'0' * 16}-01", False),
+        (f"00-{'a' * 31}-{'b' * 16}-01", False),
+        (f"00-{'secret: x' * 3}12345-{'b' * 16}-01", False),
+        (f"00-{'a' * 32}-{'b' * 16}-", False),
+        (f"00-{'a' * 32}-{'b' * 16}", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_a_valid_traceparent_names_a_trace(traceparent: str | None, valid: bool) -> None:
+    assert trace_ids(traceparent) == ({"trace_id": "a" * 32, "span_id": "b" * 16} if valid else {})
 
 
 HOSTILE = 'a"\n{"level": "INFO", "message": "forged"}\r\n\x1b[2J\u2028\udc80 status=200'
