@@ -43,10 +43,9 @@ from sidecar.web.data import DataPlane
 from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
 from sidecar.web.listener import (
-    ASIDE_CONNECTIONS,
     Factory,
     Listener,
-    data_connections,
+    connections,
     file_limit,
     raise_file_limit,
 )
@@ -92,7 +91,7 @@ class Sidecar:
         without_created_series()
         keep_requests_out_of_logs()
         self.settings = settings
-        self.data_connections = data_connections(file_limit(), settings.upstream.max_connections)
+        self.connections = connections(file_limit(), settings.upstream.max_connections)
         self.metrics = Metrics()
         self._checkpointer = _checkpointer(settings.log, self.metrics)
         self.store = Store(
@@ -245,7 +244,7 @@ class Sidecar:
             credentials=credentials,
             handshake_seconds=patience,
             mode=SOCKET_MODES[name],
-            most=self.data_connections if name == "data" else ASIDE_CONNECTIONS,
+            most=self.connections[name],
         )
         return await listener.open(address)
 
@@ -344,10 +343,10 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     sidecar = Sidecar(settings, policies, files=files)
-    if sidecar.data_connections < settings.gate.max_in_flight:
+    if sidecar.connections["data"] < settings.gate.max_in_flight:
         logger.warning(
             "the file limit leaves the data listener fewer connections than gate.max_in_flight; raise it",
-            extra={"limit": file_limit(), "connections": sidecar.data_connections},
+            extra={"limit": file_limit(), "connections": sidecar.connections["data"]},
         )
     reloads: set[asyncio.Task[Any]] = set()
 

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from sidecar.web.listener import raise_file_limit
 from tests.support import Backend, Clock, House, Open, opened, serving_backend
 
+# Hundreds of clients at once are on both ends in one process here.
+raise_file_limit()
 # What a shell starts in the background ignores Ctrl-C, and would hand that on to the programs started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -31,10 +31,11 @@ logger = logging.getLogger("scopegate.web")
 BACKLOG = 2048  # who may wait in the kernel
 IN_A_ROW = 64  # accepted before the loop sees to others
 
-# How many connections: admin and ops, each; data at least and at most.
-ASIDE_CONNECTIONS = 128
-LEAST_CONNECTIONS = 64
-MOST_CONNECTIONS = 65_536
+# How many connections at least and at most. Services tell the admin listener of their decisions, each on a
+# connection of its own if need be; ops hears from probes and Prometheus only.
+OPS_CONNECTIONS = 128
+ADMIN_CONNECTIONS = (128, 1_024)
+DATA_CONNECTIONS = (64, 65_536)
 # The database with its readers, the listening sockets, log, checkpoints, configuration, traces, event loop.
 OTHER_FILES = 64
 
@@ -49,15 +50,21 @@ _STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 Factory = Callable[[], asyncio.Protocol]
 
 
-def data_connections(files: int, upstream_connections: int) -> int:
-    """How many connections the data listener may hold where the process may have this many files open.
+def connections(files: int, upstream_connections: int) -> dict[str, int]:
+    """How many connections each listener may hold where the process may have this many files open.
 
-    What is left after all that must work during a flood: the connections to the backend, those of admin and
-    ops, and OTHER_FILES. Where hardly anything is left it still serves LEAST_CONNECTIONS: not to serve at all
-    would be worse than to run out.
+    Admin has a quarter of them, within its bounds. Data has what is left after all that must work during a
+    flood: the connections to the backend, those of admin and ops, and OTHER_FILES. Where hardly anything is
+    left each still serves its least: not to serve at all would be worse than to run out.
     """
-    left = files - upstream_connections - 2 * ASIDE_CONNECTIONS - OTHER_FILES
-    return min(MOST_CONNECTIONS, max(LEAST_CONNECTIONS, left))
+    admin = _within(ADMIN_CONNECTIONS, files // 4)
+    left = files - upstream_connections - admin - OPS_CONNECTIONS - OTHER_FILES
+    return {"data": _within(DATA_CONNECTIONS, left), "admin": admin, "ops": OPS_CONNECTIONS}
+
+
+def _within(bounds: tuple[int, int], wanted: int) -> int:
+    least, most = bounds
+    return min(most, max(least, wanted))
 
 
 def file_limit() -> int:

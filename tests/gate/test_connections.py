@@ -22,7 +22,7 @@ from aiohttp import http_exceptions
 
 from sidecar import serve
 from sidecar.addresses import Address, Listen
-from sidecar.web.listener import ASIDE_CONNECTIONS, LEAST_CONNECTIONS, MOST_CONNECTIONS, data_connections
+from sidecar.web.listener import ADMIN_CONNECTIONS, DATA_CONNECTIONS, OPS_CONNECTIONS, connections
 from sidecar.web.server import UNKNOWN_FAULT, fault
 from tests.acceptance.conftest import (
     Backend,
@@ -44,20 +44,20 @@ FLOOD = 300
 
 
 @pytest.mark.parametrize(
-    ("files", "upstream", "connections"),
+    ("files", "upstream", "admin", "data"),
     [
-        (4096, 512, 3264),
-        (1024, 512, 192),
-        (1024, 64, 640),
-        (120, 512, LEAST_CONNECTIONS),
-        (0, 1, LEAST_CONNECTIONS),
-        (1 << 30, 512, MOST_CONNECTIONS),
+        (8192, 512, 1024, 6464),
+        (2048, 512, 512, 832),
+        (1024, 64, 256, 512),
+        (120, 512, ADMIN_CONNECTIONS[0], DATA_CONNECTIONS[0]),
+        (0, 1, ADMIN_CONNECTIONS[0], DATA_CONNECTIONS[0]),
+        (1 << 30, 512, ADMIN_CONNECTIONS[1], DATA_CONNECTIONS[1]),
     ],
 )
 def test_data_gets_what_backend_admin_ops_and_store_leave(
-    files: int, upstream: int, connections: int
+    files: int, upstream: int, admin: int, data: int
 ) -> None:
-    assert data_connections(files, upstream) == connections
+    assert connections(files, upstream) == {"data": data, "admin": admin, "ops": OPS_CONNECTIONS}
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def test_a_limit_that_is_too_low_for_the_gate_is_warned_about(
     with under(monkeypatch, tmp_path, f"-n {FEW_FILES}"), Program(config) as program:
         (warning,) = [line for line in program.log_lines() if line["level"] == "WARNING"]
         assert warning["message"].startswith("the file limit leaves the data listener fewer connections than")
-        assert (warning["limit"], warning["connections"]) == (FEW_FILES, LEAST_CONNECTIONS)
+        assert (warning["limit"], warning["connections"]) == (FEW_FILES, DATA_CONNECTIONS[0])
 
 
 # Floods -------------------------------------------------------------------------------------------------
@@ -171,14 +171,14 @@ def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(
             answers_soon(program.ops, "/health/ready")
             answers_soon(program.ops, "/metrics")
             assert executes(steady)
-        assert 0 < still_connected(held) <= LEAST_CONNECTIONS - 1
+        assert 0 < still_connected(held) <= DATA_CONNECTIONS[0] - 1
         with pytest.raises(OSError, match=r"(?i)reset|closed|eof|broken pipe|without response"):
             executes(opened(program))
 
         lines = program.log_lines()
         assert len(program.log().splitlines()) == len(lines) < 200, "one line each, and no traceback"
         (told,) = [line for line in lines if line["message"] == "too many connections"]
-        assert (told["level"], told["listener"], told["limit"]) == ("WARNING", "data", LEAST_CONNECTIONS)
+        assert (told["level"], told["listener"], told["limit"]) == ("WARNING", "data", DATA_CONNECTIONS[0])
         assert [line for line in lines if line["level"] == "ERROR"] == []
 
         for one in held:
@@ -215,7 +215,7 @@ def test_places_come_back_when_those_who_say_nothing_run_out_of_time(
         held: list[socket.socket] = []
 
         def few_are_left() -> bool:
-            return still_connected(held) <= LEAST_CONNECTIONS
+            return still_connected(held) <= DATA_CONNECTIONS[0]
 
         def nobody_is_left() -> bool:
             return still_connected(held) == 0
@@ -266,7 +266,8 @@ async def test_a_flood_of_admin_or_ops_takes_nothing_from_the_others(
     house = await open_house()
     address, ask_other = address_of(house, flooded), address_of(house, other)
     writers = []
-    for _ in range(ASIDE_CONNECTIONS + 20):
+    most = house.sidecar.connections[flooded]
+    for _ in range(most + 20):
         with suppress(ConnectionResetError):
             writers.append((await connect(address))[1])
     target = {"admin": "/api/v1/status", "ops": "/health/ready"}
@@ -289,7 +290,7 @@ async def test_a_flood_of_admin_or_ops_takes_nothing_from_the_others(
     assert await said_by(ask_other, target[other]) == 200
     assert (await house.execute(await house.issue())).status == 200
     (told,) = [record for record in caplog.records if record.message == "too many connections"]
-    assert (vars(told)["listener"], vars(told)["limit"]) == (flooded, ASIDE_CONNECTIONS)
+    assert (vars(told)["listener"], vars(told)["limit"]) == (flooded, most)
 
     # Whoever says nothing has its place only for so long.
     async def served() -> bool:
