@@ -27,6 +27,8 @@ PROJECT = Path(__file__).parents[2]
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 ASK_SECONDS = 15.0
+LOG_SECONDS = 5.0
+LOG_PAUSE_SECONDS = 0.15
 
 EXECUTE = "/api/v1/recovery/execute"
 
@@ -193,8 +195,13 @@ class Program:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """What it logged since it was last started."""
-        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        """What it logged since it was last started, once no more comes: a thread writes it a moment later."""
+        before, now = None, self.log()
+        end = time.monotonic() + LOG_SECONDS
+        while now != before and time.monotonic() < end:
+            time.sleep(LOG_PAUSE_SECONDS)
+            before, now = now, self.log()
+        return _lines(now)
 
     def start(self) -> None:
         """Returns once it listens on all three addresses."""
@@ -236,7 +243,7 @@ class Program:
 
     def until_logged(self, message: str) -> dict[str, Any]:
         def line() -> dict[str, Any] | None:
-            return next((told for told in self.log_lines() if told["message"] == message), None)
+            return next((told for told in _lines(self.log()) if told["message"] == message), None)
 
         return self.until(f"logs {message!r}", line)
 
@@ -262,6 +269,11 @@ class Program:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+
+def _lines(log: str) -> list[dict[str, Any]]:
+    whole = log[: log.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
 
 def scopegate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -52,6 +52,15 @@ SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnecti
 UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Key", "x"))
 
 
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged as wrong. A collector that an earlier test has lost is nobody's business here."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and not record.name.startswith("opentelemetry")
+    ]
+
+
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
@@ -386,7 +395,7 @@ async def test_an_answer_that_is_read_slowly_is_whole_though_the_backend_left_lo
         assert got == size
         await client.close()
         assert client.in_use == 0
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert complaints(caplog) == []
 
 
 async def test_a_busy_sidecar_takes_session_tickets_for_what_they_are(
@@ -420,7 +429,7 @@ async def test_a_long_answer_to_a_slow_client_arrives_whole_though_the_backend_h
     assert answer is not None
     assert answer.body == body
     writer.close()
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert complaints(caplog) == []
 
 
 # Both kinds of IP addresses -----------------------------------------------------------------------------
@@ -737,7 +746,7 @@ async def test_a_websocket_goes_through_until_either_side_closes_it(
         writer.close()
         await eventually(lambda: house.sidecar.passing.under_way == 0)
         await eventually(lambda: house.sidecar.upstream.in_use == 0)
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert complaints(caplog) == []
 
 
 async def test_an_answer_that_only_its_end_delimits_is_not_ended_well_when_it_was_cut(
