@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,16 @@ from tests.support import (
 
 ROOT = "POST **/recovery/execute"
 STAGES = ["judge", "commit", "upstream", "settle"]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A lost collector is tried again for a while, and what is said of it would be heard by another test."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "scopegate-spans" or "Span" in thread.name:
+            thread.join(10)
 
 
 @pytest.fixture
