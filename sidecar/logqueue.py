@@ -45,7 +45,7 @@ class LogQueue(logging.Handler):
             return
         try:
             self._lines.put(self.format(record) + "\n")
-        except Exception:
+        except Exception:  # as in the handlers of logging: what logs must not fail for it
             self.handleError(record)
 
     def flush(self) -> None:

@@ -181,7 +181,7 @@ class Listener:
         listening_until_now, self._listening = self._listening, []
         for listening in listening_until_now:
             loop.remove_reader(listening)
-            with listening, suppress(OSError):
+            with listening, suppress(OSError):  # descriptors ran out: whoever still waits is reset
                 while self._take(listening):
                     pass
         if self._file is not None:
