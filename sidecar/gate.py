@@ -139,7 +139,7 @@ class Gate:
         try:
             await self._forward(judged, admitted, answer)
         except Exception:
-            # A fault of our own, whatever it is, must not leave it in flight. Where it has ended already, that stands.
+            # A fault of our own must not leave it in flight. Where it has ended already, that stands.
             await self._settle(judged, admitted, "unknown", cause="the sidecar failed")
             raise
 
