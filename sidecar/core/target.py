@@ -60,7 +60,7 @@ _PLAIN_PARTS = {
     "prefix": re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?"),
 }
 _FORWARDED_PAIR = re.compile(r'(host|proto)\s*=\s*("(?:[^"\\]|\\.)*"?|[^;,]*)', re.IGNORECASE)
-MAX_REBUILT = 64  # URLs that are built from the headers of one request
+MAX_REBUILT = 16  # URLs that are built from the headers of one request
 
 LONGEST_SHOWN = 200
 
