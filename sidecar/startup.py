@@ -17,7 +17,8 @@ Importing the program takes about half a second, and Python installs no handler 
 6. What standard error does not take (a full disk, a pipe without a reader) is dropped. The exit code still
    says how a command ended, and an exception on the way to a message would change it.
 
-Signals that arrive before these lines, while Python itself starts, are out of reach for them.
+Signals that arrive before these lines, while Python itself starts, are out of reach, unless what starts the
+program blocks them: then they wait, and the last line of the preparation for `run` lets them in.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def prepare(*, serving: bool) -> None:
         signal.signal(signal.SIGTERM, _end_well)
         signal.signal(signal.SIGINT, _end_well)
         signal.signal(signal.SIGHUP, _request_reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     elif os.getpid() == 1:
         signal.signal(signal.SIGTERM, _end_as_terminated)
     _open_closed_descriptors()

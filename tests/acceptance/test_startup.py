@@ -68,7 +68,7 @@ def ignoring_sigterm() -> None:
 
 @contextmanager
 def started(
-    *arguments: str | Path, way: str = "", **options: Any
+    *arguments: str | Path, way: str = "", before: Callable[[], None] | None = None, **options: Any
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The command, and the number of its process."""
     command = [sys.executable, "-m", "sidecar", *map(str, arguments)]
@@ -79,7 +79,7 @@ def started(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=ignoring_sigterm if way == "ignored" else None,
+        preexec_fn=ignoring_sigterm if way == "ignored" else before,
         **options,
     )
     try:
@@ -162,6 +162,16 @@ def test_no_moment_of_the_start_loses_sigterm(config: Path, delay: float, way: s
     with started("run", "--config", config, way=way) as (process, pid):
         until(lambda: catches(pid, TERM) or None)
         time.sleep(delay)
+        os.kill(pid, TERM)
+        assert process.wait(STOP_SECONDS) == 0
+
+
+def test_a_signal_that_was_blocked_before_python_began_is_not_lost(config: Path) -> None:
+    def blocking() -> None:
+        ignoring_sigterm()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [TERM])
+
+    with started("run", "--config", config, before=blocking) as (process, pid):
         os.kill(pid, TERM)
         assert process.wait(STOP_SECONDS) == 0
 
