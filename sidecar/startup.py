@@ -21,8 +21,6 @@ Signals that arrive before these lines, while Python itself starts, are out of r
 program blocks them: then they wait, and the last line of the preparation for `run` lets them in.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import signal
