@@ -84,6 +84,13 @@ _UNKNOWN = "`scopegate executions list --status unknown` names what has to be re
 MESSAGES: Mapping[tuple[str, str], str] = {
     ("scopegate", "draining"): "SIGTERM or SIGINT came: nothing new is taken in.",
     ("scopegate", "stopped"): "The end of an orderly stop.",
+    ("scopegate", "stopping before the start was complete"): (
+        "SIGTERM or SIGINT came while the store was opened: what is open is closed, and nothing was served."
+    ),
+    ("scopegate", "the start cannot be ended in time; the storage may hang"): (
+        "The store was being opened for longer than `shutdown.drain_seconds` after SIGTERM: the process ends "
+        "with code 1. Look at the disk."
+    ),
     ("scopegate", "the drain is over; executions end as unknown"): (
         f"They took longer than `shutdown.drain_seconds`. {_UNKNOWN}"
     ),

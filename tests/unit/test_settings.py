@@ -455,7 +455,8 @@ def test_nothing_is_signed_or_masked_by_default(tmp_path: Path) -> None:
     [
         ("details/a", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
         ("/details/~2", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
-        ("/details/", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
+        ("/details/~~01", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
+        ("/details/", "names no member, or an empty one; write /member or /member/member"),
         ("/details", "/details as a whole cannot be masked; name a member below it, /details/member"),
         *(
             (
