@@ -2,9 +2,9 @@
 
     python -m tests.long.kill_nine [--rounds 1000] [--lanes 2] [--clients 16] [--seed N] [--quick]
 
-1,000 rounds take about 17 minutes on two cores; --quick does 40 in 40 seconds. Each lane has a real sidecar, a
+1,000 rounds take about 17 minutes on two cores; --quick does 40 in 40 seconds. Each lane has a sidecar, a
 store of its own, and a backend that counts. In a round the sidecar starts on what the last kill left, clients
-issue scopes and fight over their attempts, and an operator reconciles what is unknown by what the backend saw.
+issue scopes and fight over their attempts, an operator reconciles what is unknown by what the backend saw.
 kill -9 comes 0.05 to 0.6 s later. In about each fifth round it comes while the sidecar starts.
 
 After each kill a copy of the database is judged, so that nothing is recovered before the sidecar does:
