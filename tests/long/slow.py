@@ -1,6 +1,6 @@
 """Hundreds of slow clients and backends at once: others do not notice, and each is closed in time.
 
-    python -m tests.long.slow [--count 500] [--rounds 2] [--seconds 5] [--quick]
+    python -m tests.long.slow [--count 500] [--rounds 2] [--seconds 5] [--only KIND ...] [--quick]
 
 Two rounds of 500 take about 3 minutes; --quick does one round of 100 in one. `--seconds` is each of the three
 timeouts (head, body, response) of the sidecar. A round has these kinds, each with 500 connections at
@@ -291,6 +291,7 @@ class Run:
         self.count: int = options.count
         self.rounds: int = options.rounds
         self.seconds: float = options.seconds
+        self.kinds = [kind for kind in KINDS if not options.only or kind.name.startswith(tuple(options.only))]
         self.findings = findings
         self.others = Others(sidecar.data)
         self.quiet_gated: list[float] = []
@@ -311,15 +312,15 @@ class Run:
         ]
 
     async def run(self) -> None:
-        progress = Progress("slow", self.rounds * len(KINDS))
+        progress = Progress("slow", self.rounds * len(self.kinds))
         before = self.sidecar.rss_mib()
         async with alongside(self.others.execute(), self.others.ask()):
             await asyncio.sleep(QUIET_SECONDS)
             self.idle_descriptors = self.sidecar.descriptors()
             for number in range(self.rounds):
-                for at, kind in enumerate(KINDS):
+                for at, kind in enumerate(self.kinds):
                     await self.one(kind)
-                    progress.show(number * len(KINDS) + at + 1, f"({kind.name})")
+                    progress.show(number * len(self.kinds) + at + 1, f"({kind.name})")
                 self.after_round.append(self.sidecar.rss_mib())
         grown = self.after_round[-1] - self.after_round[0]
         self.findings.check(
@@ -448,6 +449,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=500, help="connections of each kind (default: 500)")
     parser.add_argument("--rounds", type=int, default=2, help="default: 2")
     parser.add_argument("--seconds", type=float, default=5.0, help="each timeout (default: 5)")
+    parser.add_argument("--only", nargs="+", metavar="KIND", help="kinds whose names begin so")
     parser.add_argument("--quick", action="store_true", help="one round of 100")
     options = parser.parse_args()
     if options.quick:
