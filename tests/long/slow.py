@@ -232,12 +232,13 @@ class Others:
     async def execute(self) -> None:
         with Client(self.data) as client:
             while True:
-                issued = await client.issue("inc-others", ATTEMPTS, ttl_seconds=3600)
-                if issued.status != 201:
-                    self.failed[f"issuing: {issued.status}"] += 1
+                try:
+                    issued = await client.issue("inc-others", ATTEMPTS, ttl_seconds=3600)
+                    scope = issued.json()["scope_id"]
+                except (Lost, KeyError) as exc:
+                    self.failed[f"issuing: {exc!r}"[:100]] += 1
                     await asyncio.sleep(PROBE_SECONDS)
                     continue
-                scope = issued.json()["scope_id"]
                 for _ in range(ATTEMPTS):
                     await self._one(self.gated, "execution", partial(client.execute, scope, "inc-others"))
 
