@@ -134,7 +134,8 @@ def verdict(case: Case, answers: list[Message], arrived: list[Arrived]) -> set[s
 def changed(case: Case, arrived: Arrived, scope_id: str, *, judged: bool) -> str | None:
     """What of a request is not as it was sent."""
     made = case.made
-    assert made is not None, "a raw request that arrives is not written as raw"
+    if made is None:
+        return None  # its bytes were no canonical request, so what arrives is another spelling of it
     if arrived.request_line[:2] != [made.method.encode("latin-1"), made.target.encode("latin-1")]:
         return f"the request line is {arrived.lines[0]!r}"
     if arrived.body != made.body_bytes(scope_id):
@@ -201,8 +202,8 @@ async def test_the_corpus_gets_through_nowhere_and_is_handled_as_it_is_owed(open
             mishandled.append(f"{case}\n    {len(arrived)} requests arrive")
     mishandled += careless.broken
     print(f"{len(CASES)} requests: {counted(verdicts)}; {len(through)} through, {len(mishandled)} mishandled")
-    assert not through, f"{len(through)} through:\n" + "\n".join(through)
-    assert not mishandled, f"{len(mishandled)} mishandled:\n" + "\n".join(mishandled)
+    if through or mishandled:
+        pytest.fail("\n".join(["through:", *through, "mishandled:", *mishandled]), pytrace=False)
 
 
 # The corpus itself --------------------------------------------------------------------------------------
@@ -213,12 +214,6 @@ def test_the_corpus_is_as_large_as_promised_and_says_nothing_twice() -> None:
     assert sum(case.owed == ("passes",) for case in CASES) >= 100
     sent = Counter(case.bytes_for("SCOPE") for case in CASES)
     assert [request for request, times in sent.items() if times > 1] == []
-
-
-def is_about_the_target(case: Case) -> bool:
-    return case.file in ("targets", "methods") and bool(
-        {"ambiguous_path", "override_refused"} & set(case.owed)
-    )
 
 
 @pytest.mark.parametrize("file", ["targets", "methods"])
