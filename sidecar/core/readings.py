@@ -11,8 +11,8 @@ handler does to a path; a `Step` is one of them, and the search composes the ste
    bytes of one character. So each kind is dropped by a step of its own, and decoding may follow.
 3. Characters become others. Case and Unicode compatibility forms are folded, backslashes are slashes, a plus
    sign is a space, and bytes that are not UTF-8 are Latin-1.
-4. Paths are resolved and cut: dot segments, empty segments, `;parameters`, `#`, `?`, NUL, an extension, and
-   blanks, dots and slashes at the end.
+4. Paths are resolved and cut: dot segments, empty segments, `;parameters`, `#`, `?`, NUL, an extension,
+   blanks and dots at the end of a segment, and slashes at the end.
 5. A target may be an absolute URL or a reference to another host (`//host/path`), and an application may
    build one from headers. Then a prefix named by a header is also put before the path, or taken off.
 
@@ -48,7 +48,8 @@ _SCHEME = re.compile(r"\A[a-z][a-z0-9+.-]*:/*")
 _AUTHORITY = re.compile(r"\A//+[^/]*")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"//+")
-_ENDINGS = "/." + "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
+_BLANKS = "." + "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
+_SEGMENT_ENDS = re.compile(f"(?<=[^/{re.escape(_BLANKS)}])[{re.escape(_BLANKS)}]+(?=/)")
 _EXTENSIONS = (".json", ".xml", ".do", ".action", ".html")
 
 # Characters without a shape of their own that are not of category Cf (Unicode: Default_Ignorable_Code_Point).
@@ -107,6 +108,8 @@ def folded(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _fold(character: str) -> str:
+    if character == "\u0130":
+        return "i"  # for Java, which folds it to its first character only
     # Upper case first: the dotless i meets the ASCII i only there.
     changed = unicodedata.normalize("NFKC", character).upper().casefold()
     return unicodedata.normalize("NFKC", changed)
@@ -212,8 +215,10 @@ STEPS: tuple[Step, ...] = (
     Step("cutting at a ?", lambda text: text.partition("?")[0]),
     # C strings end there.
     Step("cutting at a NUL", lambda text: text.partition("\0")[0]),
+    # Windows, and routers that trim each segment. A dot segment is no end of another one.
+    Step("stripping the ends of segments", lambda text: _SEGMENT_ENDS.sub("", text)),
     # Routers with optional slashes; file systems that drop dots and spaces.
-    Step("stripping its end", lambda text: text.rstrip(_ENDINGS)),
+    Step("stripping its end", lambda text: text.rstrip("/" + _BLANKS)),
     # Rails, Spring and Struts take an extension for the format that is wanted.
     Step("dropping an extension", _without_extension),
     # RFC 9112, 3.2.2 obliges every server to take the absolute form.

@@ -301,16 +301,15 @@ def _judged(index: int, pattern: RoutePattern, path: str) -> Gated | str:
 
 def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[RoutePattern]) -> str | None:
     """A sentence on the header by which a rebuilt target matches one of `patterns`; None if none does."""
-    given: dict[str, dict[str, str]] = {}
+    given: dict[str, dict[str, None]] = {}  # the values of each part, each once and in order
+    names = set()
     for name, part, value in _rebuilding(headers):
-        given.setdefault(part, {})[value] = name
-    strange = {
-        part: values for part, values in given.items() if part == "prefix" or not _all_plain(part, values)
-    }
-    if not strange:
+        if part == "prefix" or not _is_plain(part, value):
+            given.setdefault(part, {})[value] = None
+            names.add(name)
+    if not names or not patterns:
         return None
-    culprit = ", ".join(sorted({name for values in strange.values() for name in values.values()}))
-    sentence = f"With {culprit} a gated path could be built."
+    sentence = f"With {', '.join(sorted(names))} a gated path could be built."
     choices = [
         ["http", *given.get("scheme", ())],
         ["h", *given.get("host", ())],
@@ -322,10 +321,7 @@ def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[
     steps = [taking_off(prefix) for prefix in given.get("prefix", ()) if prefix]
     for scheme, host, port, prefix in product(*choices):
         for url in (f"{scheme}://{host}{port}{prefix}{target}", f"{prefix}{target}"):
-            path = _path_of(url)
-            if any(_standing(pattern, pattern.segments, path) for pattern in patterns):
-                return sentence
-            if _other_reading(path, patterns, steps):
+            if _other_reading(_path_of(url), patterns, steps):
                 return sentence
     return None
 
@@ -333,18 +329,17 @@ def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[
 def _not_plain(headers: Iterable[tuple[str, str]]) -> str | None:
     """A sentence on a header by which a gated path could be rebuilt with other facts in it."""
     for name, part, value in _rebuilding(headers):
-        if not _all_plain(part, [value]):
+        if not _is_plain(part, value):
             return f"On a gated path {name} must be a plain {part}."
     return None
 
 
-def _all_plain(part: str, values: Iterable[str]) -> bool:
-    plain = _PLAIN_PARTS[part]
-    return all(plain.fullmatch(value) for value in values)
+def _is_plain(part: str, value: str) -> bool:
+    return _PLAIN_PARTS[part].fullmatch(value) is not None
 
 
 def _rebuilding(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """The name of each such header, the part of a URL that it gives, and its values: each, first and last."""
+    """Each value of these headers, with the header's name and the part of a URL that it gives."""
     for key, text in headers:
         if key[:1] not in "xXfF":
             continue
@@ -357,7 +352,7 @@ def _rebuilding(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, 
                 yield name, "host" if pair[1].lower() == "host" else "scheme", value
         elif part:
             parts = [each.strip() for each in text.split(",")]
-            if len(parts) > 1 and not _all_plain(part, parts):
+            if len(parts) > 1 and not all(_is_plain(part, value) for value in parts):
                 yield name, part, text.strip()  # a comma is a character of a path as well
             for value in parts:
                 yield name, part, value

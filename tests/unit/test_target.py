@@ -196,6 +196,11 @@ AMBIGUOUS = [
     "/recovery/execute+",
     "/recovery/execute%2B",
     "/recovery/execute.+",
+    "/recovery./execute",
+    "/recovery%20/execute",
+    "/recovery+/execute",
+    "/recovery.%20./execute.%20",
+    "/recovery%c2%a0/x/../execute",
     # bytes that are not UTF-8 dropped, anywhere and in every composition
     "/recovery/execute%ff",
     "/recovery/exe%80cute",
