@@ -103,15 +103,14 @@ class Stable:
     async def backend(self, name: str) -> Running:
         """The backend of this name, once it answers. Skips the test where what it needs is missing."""
         if name not in self._running:
-            ports = [unused_port() for _ in range(2)]
-            if name.startswith("nginx"):
-                app = (await self.backend("node-url")).address
-                assert isinstance(app, Listen)
-                command = self._nginx(*ports, app.port)
-                output = (await self.backend("node-url")).output if name == "nginx-proxy" else None
-                self._start(name, command, ports[name == "nginx-proxy"], output)
+            if name == "nginx-proxy":
+                behind = await self.backend("node-url")
+                self._start_nginx(name, behind)
+            elif name == "nginx":
+                self._start_nginx(name, None)
             else:
-                self._start(name, COMMANDS[name](ports[0]), ports[0])
+                port = unused_port()
+                self._start(name, COMMANDS[name](port), port)
         running = self._running[name]
         async with asyncio.timeout(START_SECONDS):
             while True:
@@ -122,7 +121,7 @@ class Stable:
                     return running
                 await asyncio.sleep(0.02)
 
-    def _start(self, name: str, command: list[str], port: int, reports_in: Path | None = None) -> None:
+    def _start(self, name: str, command: list[str], port: int) -> None:
         output = self._place / f"{name}.out"
         environment = {**os.environ, "PYTHONPATH": str(PROJECT), "NODE_PATH": ""}
         if name == "bottle-0.12":
@@ -138,17 +137,24 @@ class Stable:
                 stdout=stream,
                 stderr=stream,
             )
-        self._running[name] = Running(process, Listen("127.0.0.1", port), reports_in or output)
+        self._running[name] = Running(process, Listen("127.0.0.1", port), output)
 
-    def _nginx(self, port: int, proxy_port: int, app_port: int) -> list[str]:
-        places = {"{PORT}": port, "{PROXY_PORT}": proxy_port, "{APP_PORT}": app_port}
+    def _start_nginx(self, name: str, behind: Running | None) -> None:
+        """nginx by itself, or before another backend, which is then the one that executes and reports."""
+        port, proxy_port = unused_port(), unused_port()
+        app = Listen("127.0.0.1", port) if behind is None else behind.address
+        assert isinstance(app, Listen)
         text = (FOLDER / "nginx.conf").read_text()
-        for place, value in places.items():
+        for place, value in (("{PORT}", port), ("{PROXY_PORT}", proxy_port), ("{APP_PORT}", app.port)):
             text = text.replace(place, str(value))
-        folder = self._place / f"nginx-{port}"
+        folder = self._place / name
         folder.mkdir()
         (folder / "nginx.conf").write_text(text)
-        return [tool("nginx"), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
+        command = [tool("nginx"), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
+        self._start(name, command, port if behind is None else proxy_port)
+        if behind is not None:
+            running = self._running[name]
+            running.output, running.read = behind.output, behind.output.stat().st_size
 
     def _bottle(self) -> Path:
         """Bottle 0.12, which cannot be installed beside 0.13. On Python 3.13 it needs the cgi module back."""
