@@ -72,8 +72,8 @@ class Admin(Section):
     """decisions, executions, reconciling; loopback or a Unix socket only, since it asks for no
     authentication"""
     allowed_hosts: Annotated[tuple[AllowedHost, ...], Field(strict=False)] = ()
-    """under which names, besides loopback ones, it answers: names without a port, as a browser shows them;
-    else 421"""
+    """under which names, besides loopback ones, it answers: names without a port; else 421. See Hosts
+    and browsers"""
     tls: ListenTls
 
     @property
