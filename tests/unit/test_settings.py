@@ -862,6 +862,8 @@ OTHER: dict[str, Any] = {
     "gate.max_in_flight": 14,
     "gate.annotate_response": True,
     "gate.tenant_header": "X-Tenant",
+    "data.allowed_hosts": ["gate.example"],
+    "admin.allowed_hosts": ["gate.example"],
     "gate.scope_required_from": "medium",
     "scopes.serve_on": "admin",
     "scopes.defaults.max_attempts": 2,
@@ -982,7 +984,7 @@ def test_settings_dump_as_the_text_of_the_file() -> None:
     assert settings.gate.routes[0].sources == DEFAULT_SOURCES
     dumped = json.loads(settings.model_dump_json())
     off = {"certificate_file": None, "key_file": None, "client_ca_file": None}
-    assert dumped["data"] == {"listen": "[::1]:8000", "tls": off}
+    assert dumped["data"] == {"listen": "[::1]:8000", "allowed_hosts": None, "tls": off}
     assert dumped["ops"]["listen"] == "unix:/run/ops.sock"
     assert dumped["gate"]["routes"] == [
         {
