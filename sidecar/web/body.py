@@ -10,6 +10,7 @@ from aiohttp import web
 
 from sidecar.errors import Refusal
 from sidecar.strictjson import NotJson, parse
+from sidecar.web.parser import BrokenBody
 
 PARSED_AT_ONCE = 64 * 1024
 
@@ -69,6 +70,8 @@ async def read_json(
                     return too_large
     except TimeoutError:
         return Refusal("body_timeout", f"The body did not arrive within {timeout_seconds:g} s.")
+    except BrokenBody as exc:
+        return exc.refusal
     except Exception as exc:
         return Refusal("invalid_request", f"The body did not arrive whole ({type(exc).__name__}).")
     body = b"".join(pieces)

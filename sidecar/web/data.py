@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -37,6 +38,7 @@ from sidecar.web.body import Taken, read_json
 from sidecar.web.headers import end_to_end, value_of, without_our_own
 from sidecar.web.problem import problem, refused_problem
 from sidecar.web.scopes import ScopeApi
+from sidecar.web.server import DataConnection, broken_body
 
 logger = logging.getLogger("scopegate.web")
 
@@ -91,8 +93,7 @@ class DataPlane:
         except Exception:
             logger.exception("a request failed", extra={"method": request.method})
             answer = problem(Refusal("internal_error", "The sidecar failed; nothing more was forwarded."))
-        if self._gate.draining or "Upgrade" in request.headers or "HTTP2-Settings" in request.headers:
-            # After an upgrade that did not happen aiohttp's parser does not read on reliably.
+        if self._gate.draining or cast(DataConnection, request.protocol).ending:
             answer.force_close()
         return answer
 
@@ -105,7 +106,7 @@ class DataPlane:
         terms = self._live.terms
         course = _course(request, target, terms)
         if course is None:
-            switching = upgrade_refusal(request)
+            switching = passthrough.upgrade_refusal(request)
             if switching is not None:
                 return problem(switching)
             return await self._passing.carry(request, _bytes(target))
@@ -139,9 +140,9 @@ class DataPlane:
         request_id = asked.request_id or ""
         retry_after = None
         if course.shadow:
-            unfit = upgrade_refusal(request) or passthrough.uncarried(request)
-            if unfit is None and passthrough.is_websocket(request) and request.body_exists:
-                unfit = Refusal("upgrade_refused", "A request to switch protocols carries no body.")
+            unfit = (
+                passthrough.upgrade_refusal(request) or passthrough.uncarried(request) or broken_body(request)
+            )
             unready = self._gate.unready(terms)
             if unfit is None and unready is None:
                 recorded = await self._gate.refusals.pass_over(refusal, asked)
@@ -268,7 +269,11 @@ class DataPlane:
             if request.method != "HEAD" and head.status not in (204, 304):
                 headers.append((b"Content-Length", b"%d" % length))
         answer = RawAnswer(
-            head.status, head.reason, headers, content_length=length, close=self._gate.draining
+            head.status,
+            head.reason,
+            headers,
+            content_length=length,
+            close=self._gate.draining or cast(DataConnection, request.protocol).ending,
         )
         rest, patience = forwarded.rest, settings.upstream.response_timeout_seconds
         visit = visit_of(request)
@@ -379,14 +384,3 @@ def _upstream_headers(
     if value_of(headers, b"traceparent") is None:
         headers.append((b"traceparent", new_traceparent().encode()))
     return headers
-
-
-def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
-    """Only a WebSocket may switch protocols; CONNECT and h2c would carry requests past the gate."""
-    if request.method == "CONNECT":
-        return Refusal("upgrade_refused", "CONNECT is refused.")
-    if "Upgrade" in request.headers and not passthrough.is_websocket(request):
-        return Refusal("upgrade_refused", "Only a WebSocket may switch protocols.")
-    if "HTTP2-Settings" in request.headers:
-        return Refusal("upgrade_refused", "HTTP/2 upgrades are refused.")
-    return None
