@@ -23,6 +23,7 @@ from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
 from sidecar.ids import new_traceparent
 from sidecar.outcomes import Forwarded, Judged, Undelivered
+from sidecar.places import Place
 from sidecar.refusals import Asked, Refused
 from sidecar.sections import Gate as GateSettings
 from sidecar.sections import Route
@@ -164,17 +165,26 @@ class DataPlane:
         self, request: web.BaseRequest, target: str, course: Course, terms: Terms
     ) -> web.StreamResponse:
         taken, visit = Taken(), visit_of(request)
-        unready = self._gate.unready(terms)
-        if unready is not None:
+        place = self._gate.enter(terms)
+        if not isinstance(place, Place):
             # Not worth reading a body for.
             visit.trace.over("judge", visit.begun)
             asked = _asked(request, terms)
-            refused = await self._gate.refusals.refuse(unready[0], asked, retry_after=unready[1])
+            refused = await self._gate.refusals.refuse(place[0], asked, retry_after=place[1])
             return refused_problem(refused, asked.request_id or "")
-        judged = await self._read(request, target, course, terms, taken)
+        judged: Judged | Refusal | None = None
+        try:
+            judged = await self._read(request, target, course, terms, taken, place)
+        finally:
+            # A refusal may have to wait for its summary, and then takes nobody's place.
+            if not isinstance(judged, Judged):
+                place.leave()
         visit.trace.over("judge", visit.begun)
         self._metrics.judge.observe(time.perf_counter() - visit.begun)
         if isinstance(judged, Refusal):
+            if not course.shadow:
+                taken.pieces.clear()
+                del place  # with all that it holds
             return await self._refuse(request, target, course, judged, terms, taken)
         visit.request_id, visit.scope_id = judged.request_id, judged.claims.scope_id
         visit.trace_id = judged.log_fields.get("trace_id")
@@ -191,7 +201,7 @@ class DataPlane:
         return await self._answer(request, judged, outcome)
 
     async def _read(
-        self, request: web.BaseRequest, target: str, course: Course, terms: Terms, taken: Taken
+        self, request: web.BaseRequest, target: str, course: Course, terms: Terms, taken: Taken, place: Place
     ) -> Judged | Refusal:
         assert isinstance(course.verdict, Gated)
         assert course.route is not None
@@ -201,6 +211,7 @@ class DataPlane:
             max_bytes=bounds.max_body_bytes,
             timeout_seconds=bounds.body_timeout_seconds,
             taken=taken,
+            held=place,
         )
         if isinstance(body, Refusal):
             return body
@@ -245,6 +256,7 @@ class DataPlane:
             body_sha256=hashlib.sha256(raw).hexdigest(),
             cost_source=sources.cost,
             terms=terms,
+            place=place,
             shadow=course.shadow,
             log_fields=dict(trace.ids)
             or trace_ids((value_of(headers, b"traceparent") or b"").decode("latin-1")),

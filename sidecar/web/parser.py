@@ -111,6 +111,7 @@ class RequestParser:
         self._broke, self._refusal_of = broke, refusal_of
         self._parser = self._new()
         self._fault: faults.HttpProcessingError | None = None  # waits for the rest of a method
+        self._due: list[Message] = []  # what `fail` left for the next call
         self.dead = False  # nothing more is parsed
         self._paused = False  # by a body that is not read; aiohttp's parser may keep a rest of the last piece
         self._backlog = b""  # behind a pause, or behind requests that wait
@@ -132,7 +133,7 @@ class RequestParser:
 
         A fault is among them as aiohttp's `_ErrInfo`. Never raises.
         """
-        messages: list[Message] = []
+        messages, self._due = self._due, []
         if self.dead:
             return messages, False, b""
         data, self._backlog = self._backlog + data if self._backlog else bytes(data), b""
@@ -178,11 +179,14 @@ class RequestParser:
             held += head if body is EMPTY_PAYLOAD else head + body._size
         return held
 
-    def fail(self, fault: faults.HttpProcessingError) -> list[Message]:
-        """Parse nothing more, for this reason: set on the body that is being read, or else a message."""
-        messages: list[Message] = []
-        self._failed(fault, messages)
-        return messages
+    def fail(self, fault: faults.HttpProcessingError) -> None:
+        """Parse nothing more, for this reason; without a body to set it on, `feed_data` gives a message."""
+        if not self.dead:
+            self._failed(fault, self._due)
+
+    def answered(self) -> None:
+        """The request that the handler took has its answer."""
+        self._answered = 0, EMPTY_PAYLOAD
 
     # Pieces ------------------------------------------------------------------------------------
 
@@ -265,7 +269,7 @@ class RequestParser:
     def _failed(self, fault: faults.HttpProcessingError, messages: list[Message]) -> None:
         body = self._payload
         if self.within_body:
-            self.dead = True
+            self.dead, self._backlog = True, b""
             body.set_exception(BrokenBody(self._refusal_of(fault)))
             self._broke(body)
             return
@@ -273,7 +277,7 @@ class RequestParser:
         if named is None:
             self._fault = fault
             return
-        self.dead = True
+        self.dead, self._backlog = True, b""
         self._waiting.append((0, EMPTY_PAYLOAD))
         messages.append((_ErrInfo(status=400, exc=named, message=""), EMPTY_PAYLOAD))
 

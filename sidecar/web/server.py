@@ -21,7 +21,8 @@ import asyncio
 import logging
 import select
 import sys
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
 from aiohttp import http_exceptions as faults
@@ -30,13 +31,25 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from sidecar.errors import Refusal, ScopegateError
-from sidecar.web.parser import PIPELINED, BrokenBody, Overloaded, RequestParser, TooLong, UnknownMethod
+from sidecar.web.parser import (
+    PIPELINED,
+    READ_AHEAD_BYTES,
+    BrokenBody,
+    Overloaded,
+    RequestParser,
+    TooLong,
+    UnknownMethod,
+)
 from sidecar.web.problem import problem
 
 logger = logging.getLogger("scopegate.web")
 
 KEEP_ALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 1.0  # for the rest of a body that nobody wants
+# What has arrived and was not taken, on all connections of the data listener; what one may always hold.
+CONNECTION_BYTES = 256 * 1024 * 1024
+FREE_BYTES = 16 * 1024
+RECOUNT_SECONDS = 0.05
 LOOK_SECONDS = 1.0  # between two looks at a client that has ended its side
 
 # What is said in place of aiohttp's words, which quote the request. The first class that fits holds.
@@ -72,7 +85,8 @@ def require_fast_parser() -> None:
 def refusal_of(exc: BaseException | None) -> Refusal:
     """What a request is answered that cannot be read."""
     if isinstance(exc, Overloaded):
-        return Refusal("overloaded", "The connections of this listener hold too much at the moment.")
+        message = "The connections of this listener hold too much at the moment."
+        return Refusal("overloaded", message, {"cause": "memory"})
     if isinstance(exc, UnknownMethod):
         return Refusal("invalid_request", f"The method {exc.method} does not pass here, on any path.")
     return Refusal("invalid_request", f"This is not HTTP as it should be: {fault(exc)}.")
@@ -115,12 +129,41 @@ def keep_requests_out_of_logs() -> None:
     logging.getLogger("aiohttp.server").addFilter(_no_requests)
 
 
+class Buffers:
+    """How many bytes the connections of a listener hold that no request has taken yet. There is a limit.
+
+    Each connection holds little: a head, as much of a body as is read ahead, a few requests that wait. All
+    of them together may hold a lot. What arrives is added up, which is more than what is held; only where
+    that sum is too large are the connections counted. A connection that holds next to nothing is never too
+    much.
+    """
+
+    def __init__(self, connections: Callable[[], Iterable[Any]], most: int = CONNECTION_BYTES) -> None:
+        self._connections, self._most = connections, most
+        self._held = 0  # at least as much as is held
+        self._counted_at = float("-inf")
+
+    def admit(self, connection: Connection, size: int) -> bool:
+        """Whether a connection may hold so many bytes more."""
+        if self._held + size > self._most:
+            now = time.monotonic()
+            if now >= self._counted_at + RECOUNT_SECONDS:
+                self._counted_at = now
+                self._held = sum(each.held for each in self._connections() if isinstance(each, Connection))
+            if self._held + size > self._most and connection.held + size > FREE_BYTES:
+                return False
+        self._held += size
+        return True
+
+
 class Connection(RequestHandler):
     """One connection. A request head that is not finished in time closes it (slow senders hold no place)."""
 
     def __init__(self, server: web.Server, *, head_seconds: float, **options: Any) -> None:
         ours: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEP_ALIVE_SECONDS}
-        super().__init__(server, lingering_time=LINGERING_SECONDS, **ours, **options)
+        super().__init__(
+            server, lingering_time=LINGERING_SECONDS, read_bufsize=READ_AHEAD_BYTES, **ours, **options
+        )
         self._requests = RequestParser(self, self._loop, broke=self._body_broke, refusal_of=refusal_of)
         self._parser = cast(Any, self._requests)
         self._max_msg_queue_size, self._msg_queue_resume_size = PIPELINED, PIPELINED // 2
@@ -194,8 +237,14 @@ class Connection(RequestHandler):
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
         """aiohttp tells this of every answer once it ended or broke off, whoever made it."""
+        self._requests.answered()
         if self._half_closed and not self._messages:
             self.close()
+
+    @property
+    def held(self) -> int:
+        """Bytes that have arrived and were not taken by a request."""
+        return self._requests.held + len(self._message_tail)
 
     @property
     def ending(self) -> bool:
@@ -249,6 +298,13 @@ class DataConnection(Connection):
     def __init__(self, server: DataServer, **options: Any) -> None:
         super().__init__(server, **options)
         self._on_ended = server.on_ended
+        self._buffers = server.buffers
+
+    def data_received(self, data: bytes) -> None:
+        if data and self._payload_parser is None and not self._buffers.admit(self, len(data)):
+            self._requests.fail(Overloaded(message="too much is held"))
+            data = b""
+        super().data_received(data)
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
         super().log_access(request, response, time)
@@ -261,6 +317,7 @@ class DataServer(web.Server):
     def __init__(self, handler: Handler, *, on_ended: Ended, head_timeout_seconds: float) -> None:
         super().__init__(handler)
         self.on_ended = on_ended
+        self.buffers = Buffers(lambda: self.connections)
         self.head_timeout_seconds = head_timeout_seconds
 
     def __call__(self) -> RequestHandler:
