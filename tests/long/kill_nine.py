@@ -13,8 +13,8 @@ After each kill a copy of the database is judged, so that nothing is recovered b
   each execution that the backend saw has its admission and its record, and came once;
   what a client was told (a scope, an answer) is there; what was released was not executed;
   `PRAGMA integrity_check`, and the chain with its signed checkpoints by the code of `log verify`.
-Every 25 rounds the sidecar starts once more, lists what is unknown, stops in order, and `log verify` runs; the
-lane goes on with a new store. Exit code 1 on any violation; the folder of that store is then kept.
+Every 25 rounds the sidecar starts once more, lists what is unknown and stops in order, and `log verify` runs;
+the lane goes on with a new store. Exit code 1 on any violation; the folder of that store is then kept.
 """
 
 from __future__ import annotations
