@@ -192,7 +192,7 @@ class Gate(Section):
     body_timeout_seconds: Seconds = 10.0
     """for a gated body to arrive; past it 408"""
     max_in_flight: Count = 1024
-    """gated requests at once; past it 503 `overloaded`"""
+    """gated requests at once, from the first byte of the body on; past it 503 `overloaded`"""
     annotate_response: bool = False
     """`true` adds scope_id, attempt_number, scope_status, attempts_remaining, cost_used_usd, executed_at to
     JSON answers that lack them"""
