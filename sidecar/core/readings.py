@@ -48,8 +48,11 @@ _SCHEME = re.compile(r"\A[a-z][a-z0-9+.-]*:/*")
 _AUTHORITY = re.compile(r"\A//+[^/]*")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"//+")
-_BLANKS = "." + "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
-_SEGMENT_ENDS = re.compile(f"(?<=[^/{re.escape(_BLANKS)}])[{re.escape(_BLANKS)}]+(?=/)")
+_BLANKS = "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
+_BLANK_ENDS = re.compile(f"[{re.escape(_BLANKS)}]+(?=/)")
+_TRIMMED = rf"[.{re.escape(_BLANKS)}]"
+# A dot segment is none that ends in dots; with a blank behind its dots it is one.
+_SEGMENT_ENDS = re.compile(rf"(?:(?<=[^/.{re.escape(_BLANKS)}])|(?<=/)(?!\.\.?/)){_TRIMMED}+(?=/)")
 _EXTENSIONS = (".json", ".xml", ".do", ".action", ".html")
 
 # Characters without a shape of their own that are not of category Cf (Unicode: Default_Ignorable_Code_Point).
@@ -215,10 +218,11 @@ STEPS: tuple[Step, ...] = (
     Step("cutting at a ?", lambda text: text.partition("?")[0]),
     # C strings end there.
     Step("cutting at a NUL", lambda text: text.partition("\0")[0]),
-    # Windows, and routers that trim each segment. A dot segment is no end of another one.
+    # Windows, and routers that trim each segment.
+    Step("stripping blanks at the ends of segments", lambda text: _BLANK_ENDS.sub("", text)),
     Step("stripping the ends of segments", lambda text: _SEGMENT_ENDS.sub("", text)),
     # Routers with optional slashes; file systems that drop dots and spaces.
-    Step("stripping its end", lambda text: text.rstrip("/" + _BLANKS)),
+    Step("stripping its end", lambda text: text.rstrip("/." + _BLANKS)),
     # Rails, Spring and Struts take an extension for the format that is wanted.
     Step("dropping an extension", _without_extension),
     # RFC 9112, 3.2.2 obliges every server to take the absolute form.

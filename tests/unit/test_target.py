@@ -200,6 +200,10 @@ AMBIGUOUS = [
     "/recovery%20/execute",
     "/recovery+/execute",
     "/recovery.%20./execute.%20",
+    "/recovery/..%20/execute",
+    "/recovery/x/..%20/execute",
+    "/recovery/...%20./execute",
+    "/recovery/%20/execute",
     "/recovery%c2%a0/x/../execute",
     # bytes that are not UTF-8 dropped, anywhere and in every composition
     "/recovery/execute%ff",
