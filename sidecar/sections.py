@@ -14,6 +14,7 @@ from sidecar import keyfiles
 from sidecar.addresses import Address, Listen, SocketFile
 from sidecar.configkeys import Below, Section
 from sidecar.configvalues import (
+    AllowedHost,
     AnswerPlace,
     BodyPlace,
     Bytes,
@@ -52,7 +53,16 @@ class Data(Section):
 
     listen: ListenAddress = Listen("127.0.0.1", 8000)
     """where clients talk to the gate: host:port, or `unix:/path`; port 0 is any free port"""
+    allowed_hosts: Annotated[tuple[AllowedHost, ...] | None, Field(strict=False)] = None
+    """under which names, besides loopback ones, scopes are issued, listed and revoked: names without a port;
+    else 421. `null`: loopback names where it listens on loopback, any name where it does not"""
     tls: ListenTls
+
+    @property
+    def hosts(self) -> tuple[str, ...] | None:
+        """The names besides loopback ones under which the calls of the sidecar itself answer; None: any."""
+        listens_on_loopback = isinstance(self.listen, Listen) and self.listen.is_loopback()
+        return () if self.allowed_hosts is None and listens_on_loopback else self.allowed_hosts
 
 
 class Admin(Section):
@@ -61,7 +71,15 @@ class Admin(Section):
     listen: OwnAddress = Listen("127.0.0.1", 9901)
     """decisions, executions, reconciling; loopback or a Unix socket only, since it asks for no
     authentication"""
+    allowed_hosts: Annotated[tuple[AllowedHost, ...], Field(strict=False)] = ()
+    """under which names, besides loopback ones, it answers: names without a port; else 421. See Hosts
+    and browsers"""
     tls: ListenTls
+
+    @property
+    def hosts(self) -> tuple[str, ...] | None:
+        """The names besides loopback ones under which it answers; None: any, as on a Unix socket."""
+        return None if isinstance(self.listen, SocketFile) and not self.allowed_hosts else self.allowed_hosts
 
 
 class Ops(Section):

@@ -27,6 +27,7 @@ from sidecar.renewal import LOOK_SECONDS, Renewal
 from sidecar.sections import Log, Settings, Telemetry
 from sidecar.sections import Upstream as UpstreamSection
 from sidecar.signing import load_signing_key
+from sidecar.startup import reload_requested
 from sidecar.store.base import Clock
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
@@ -325,13 +326,31 @@ def _towards(upstream: UpstreamSection) -> Secured | None:
     return Secured(credentials=credentials, server_name=upstream.verified_name)
 
 
+async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
+    """Start, unless told to stop before that is done; then close what is open. Raises ScopegateError."""
+    starting = asyncio.create_task(sidecar.__aenter__())
+    told = asyncio.create_task(stopping.wait())
+    await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not starting.done():
+        logger.info("stopping before the start was complete")
+        starting.cancel()
+        await asyncio.wait([starting], timeout=sidecar.settings.shutdown.drain_seconds)
+        if not starting.done():
+            logger.error("the start cannot be ended in time; the storage may hang")
+            logging.shutdown()
+            os._exit(1)
+    if starting.cancelled():
+        return False
+    starting.result()
+    return True
+
+
 async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one exits at once. SIGHUP reloads.
 
     Raises ScopegateError.
     """
-    never_wait_for_logs()
-    raise_file_limit()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -342,6 +361,8 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    never_wait_for_logs()
+    raise_file_limit()
     sidecar = Sidecar(settings, policies, files=files)
     if sidecar.connections["data"] < settings.gate.max_in_flight:
         logger.warning(
@@ -357,8 +378,11 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
 
     loop.add_signal_handler(signal.SIGHUP, reload)
     try:
-        async with sidecar:
+        if await _started(sidecar, stopping):
+            if reload_requested():
+                reload()
             await stopping.wait()
+            await sidecar.stop()
     except ScopegateError:
         flush_logs()  # what led to it stands before it
         raise

@@ -84,6 +84,13 @@ _UNKNOWN = "`scopegate executions list --status unknown` names what has to be re
 MESSAGES: Mapping[tuple[str, str], str] = {
     ("scopegate", "draining"): "SIGTERM or SIGINT came: nothing new is taken in.",
     ("scopegate", "stopped"): "The end of an orderly stop.",
+    ("scopegate", "stopping before the start was complete"): (
+        "SIGTERM or SIGINT came while the store was opened: what is open is closed, and nothing was served."
+    ),
+    ("scopegate", "the start cannot be ended in time; the storage may hang"): (
+        "The store was being opened for longer than `shutdown.drain_seconds` after SIGTERM: the process ends "
+        "with code 1. Look at the disk."
+    ),
     ("scopegate", "the drain is over; executions end as unknown"): (
         f"They took longer than `shutdown.drain_seconds`. {_UNKNOWN}"
     ),
@@ -220,6 +227,11 @@ MESSAGES: Mapping[tuple[str, str], str] = {
         "is asked for."
     ),
     ("scopegate.web", "a request could not be parsed"): "It is no HTTP as it should be; it was answered 400.",
+    ("scopegate.web", "refused by its host or its site"): (
+        "A call of the sidecar itself came under a name that is not one of the listener's (`error` is "
+        "`misdirected_request`), or a browser sent a change from another site (`cross_site`). Put the name "
+        "of a proxy before the listener into `allowed_hosts`. Anything else may be a web page that attacks."
+    ),
     ("scopegate.web", "a connection broke off"): "It was gone as soon as it was there.",
     ("scopegate.web", "cannot accept connections"): (
         "The system gives the process no more descriptors or no memory; `cause` says which. It tries again "

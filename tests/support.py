@@ -127,7 +127,7 @@ def request_bytes(method: str, target: str, headers: HeaderList = (), body: byte
     names = {name.lower() for name, _ in headers}
     lines = [f"{method} {target} HTTP/1.1"]
     if "host" not in names:
-        lines.append("Host: sidecar.test")
+        lines.append("Host: localhost")
     lines += [f"{name}: {value}" for name, value in headers]
     if body is not None and not names & {"content-length", "transfer-encoding"}:
         lines.append(f"Content-Length: {len(body)}")

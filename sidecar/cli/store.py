@@ -113,7 +113,7 @@ def backup(
 def _end_as_by_ctrl_c() -> None:
     """Whoever stops it, with a time limit or by closing the terminal, too, finds nothing left behind."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup wants it ignored
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants it ignored
             signal.signal(number, signal.default_int_handler)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -29,6 +29,7 @@ from sidecar.web.body import read_document
 from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
 from sidecar.web.explained import explained
+from sidecar.web.hosts import Guard
 from sidecar.web.models import ReconcileRequest, validated, wrong
 from sidecar.web.ops import looked_at
 from sidecar.web.problem import answer, problem, problems
@@ -76,9 +77,10 @@ class Admin:
         self._grants = grants
         self._live = live
         self._about = about
+        self._guard = Guard("admin", live)
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[problems])
+        application = web.Application(middlewares=[problems, self._guarded])
         application.add_routes(
             [
                 web.get("/api/v1/decisions", self._decisions),
@@ -100,6 +102,17 @@ class Admin:
                 "*", "/api/v1/recovery/candidates/{name}/scope-test", self._scope_api
             )
         return application
+
+    @web.middleware
+    async def _guarded(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        refusal = self._guard.refusal(request)
+        if refusal is None:
+            return await handler(request)
+        if self._scopes is not None and self._scopes.owns(request.raw_path):
+            return await self._scopes.refuse(request, request.raw_path, request_id_of(request), refusal)
+        return problem(refusal)
 
     async def _scope_api(self, request: web.Request) -> web.Response:
         assert self._scopes is not None

@@ -35,6 +35,7 @@ from sidecar.web.answers import RawAnswer
 from sidecar.web.asked import request_id_of, tenant_of
 from sidecar.web.body import Taken, read_json
 from sidecar.web.headers import end_to_end, value_of, without_our_own
+from sidecar.web.hosts import Guard, malformed
 from sidecar.web.problem import problem, refused_problem
 from sidecar.web.scopes import ScopeApi
 
@@ -72,6 +73,7 @@ class DataPlane:
         self._passing = passing
         self._scopes = scopes
         self._live = live
+        self._guard = Guard("data", live)
         self._metrics = metrics
         self._access = access
         self._tracing = tracing
@@ -101,10 +103,17 @@ class DataPlane:
         visit = visit_of(request)
         if self._scopes is not None and self._scopes.owns(target):
             visit.route = "scopes"
+            foreign = self._guard.refusal(request)
+            if foreign is not None:
+                return await self._scopes.refuse(request, target, request_id_of(request), foreign)
             return await self._scopes.handle(request, target, request_id_of(request))
+        unnamed = malformed(request)
         terms = self._live.terms
         course = _course(request, target, terms)
         if course is None:
+            if unnamed is not None:
+                self._metrics.passed.labels(unnamed.code).inc()
+                return problem(unnamed)
             switching = upgrade_refusal(request)
             if switching is not None:
                 return problem(switching)
@@ -118,6 +127,12 @@ class DataPlane:
             begun=visit.begun,
         )
         visit.trace_id = visit.trace.ids.get("trace_id", visit.trace_id)
+        if unnamed is not None:
+            # On a shadow route, too: where such a request would go is up to the backend.
+            visit.trace.over("judge", visit.begun)
+            asked = _asked(request, terms)
+            refused = await self._gate.refusals.refuse(unnamed, asked)
+            return refused_problem(refused, asked.request_id or "")
         if isinstance(course.verdict, Rejected):
             visit.trace.over("judge", visit.begun)
             return await self._refuse(request, target, course, course.verdict.refusal, terms, Taken())

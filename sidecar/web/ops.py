@@ -16,6 +16,7 @@ from sidecar.store.base import Footprint
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
 from sidecar.terms import Live
+from sidecar.web.hosts import well_formed_hosts
 from sidecar.web.problem import SERVER, answer, problems
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class Ops:
         self._store_problem: str | None = None
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[problems])
+        application = web.Application(middlewares=[problems, well_formed_hosts])
         application.add_routes(
             [
                 web.get("/health/live", self._alive),

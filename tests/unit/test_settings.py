@@ -455,7 +455,8 @@ def test_nothing_is_signed_or_masked_by_default(tmp_path: Path) -> None:
     [
         ("details/a", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
         ("/details/~2", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
-        ("/details/", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
+        ("/details/~~01", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
+        ("/details/", "names no member, or an empty one; write /member or /member/member"),
         ("/details", "/details as a whole cannot be masked; name a member below it, /details/member"),
         *(
             (
@@ -861,6 +862,8 @@ OTHER: dict[str, Any] = {
     "gate.max_in_flight": 14,
     "gate.annotate_response": True,
     "gate.tenant_header": "X-Tenant",
+    "data.allowed_hosts": ["gate.example"],
+    "admin.allowed_hosts": ["gate.example"],
     "gate.scope_required_from": "medium",
     "scopes.serve_on": "admin",
     "scopes.defaults.max_attempts": 2,
@@ -981,7 +984,7 @@ def test_settings_dump_as_the_text_of_the_file() -> None:
     assert settings.gate.routes[0].sources == DEFAULT_SOURCES
     dumped = json.loads(settings.model_dump_json())
     off = {"certificate_file": None, "key_file": None, "client_ca_file": None}
-    assert dumped["data"] == {"listen": "[::1]:8000", "tls": off}
+    assert dumped["data"] == {"listen": "[::1]:8000", "allowed_hosts": None, "tls": off}
     assert dumped["ops"]["listen"] == "unix:/run/ops.sock"
     assert dumped["gate"]["routes"] == [
         {
