@@ -192,12 +192,12 @@ def target(draw: random.Random) -> bytes:
 
 
 def request(draw: random.Random) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """A target, and in two of five cases a header that has the gated path, or the beginning of it."""
+    """A target, and in one of five cases a header that has the gated path, or the beginning of it."""
     made, kind = target(draw), draw.random()
-    if kind < 0.6:
+    if kind < 0.8:
         return made, []
     elsewhere = draw.choice((b"/health", b"/x", b"/execute"))
-    if kind < 0.7:
+    if kind < 0.86:
         return elsewhere, [(draw.choice((b"X-Original-URL", b"x_rewrite_url")), made)]
     # Part of it stands in a header that a URL is built from, and the rest in the target.
     slashes = [at for at, byte in enumerate(made) if byte == 0x2F and at > 0] or [len(made)]
