@@ -24,6 +24,7 @@ from sidecar.outcomes import (
     Undelivered,
     admission_headers,
 )
+from sidecar.places import Place, Places
 from sidecar.refusals import Asked, RefusalLog, Refused
 from sidecar.settlements import Settlements
 from sidecar.store.batch import Store
@@ -56,6 +57,7 @@ class Gate:
         self._upstream = upstream
         self._metrics = metrics
         self._in_flight: set[asyncio.Task[Any]] = set()
+        self._places = Places(metrics.in_flight.set)
         self._settlements = Settlements(store, metrics)
 
     # The way of one request --------------------------------------------------------------------
@@ -72,29 +74,36 @@ class Gate:
             return Refusal("store_unavailable", cause, {"cause": "clock"}), 30
         return None
 
-    async def execute(self, judged: Judged) -> Outcome:
-        """Decide on a request and carry it through if it is admitted, even if the caller is cancelled."""
-        unready = self.unready(judged.terms)
-        most = judged.terms.settings.gate.max_in_flight
-        if unready is None and len(self._in_flight) >= most:
-            unready = Refusal("overloaded", f"{most} gated requests are in flight."), 1
+    def enter(self, terms: Terms) -> Place | tuple[Refusal, int]:
+        """A place in flight for a request whose body is to be read now, or what `unready` says."""
+        unready = self.unready(terms)
         if unready is not None:
+            return unready
+        most = terms.settings.gate.max_in_flight
+        refusal = Refusal("overloaded", f"{most} gated requests are in flight.", {"cause": "in_flight"})
+        return self._places.take(most) or (refusal, RETRY_AFTER_SECONDS)
+
+    async def execute(self, judged: Judged) -> Outcome:
+        """Decide on a request and carry it through if it is admitted, even if the caller is cancelled.
+
+        Its place is left once it has ended, whatever becomes of it.
+        """
+        unready = self.unready(judged.terms)
+        if unready is not None:
+            judged.place.leave()
             refusal, retry_after = unready
             return await self.refusals.refuse(refusal, self._asked(judged), retry_after=retry_after)
         started: asyncio.Future[Outcome | Denied] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._execute(judged, started), name="scopegate-execution")
         self._in_flight.add(task)
-        task.add_done_callback(self._finished)
-        self._metrics.in_flight.set(len(self._in_flight))
+        task.add_done_callback(self._in_flight.discard)
+        place = judged.place
+        task.add_done_callback(lambda _: place.leave())
         outcome = await asyncio.shield(started)
         if isinstance(outcome, Denied):
             # Here, not in the task: a flood that waits for its summary takes nobody's place in flight.
             return await self.refusals.denied(outcome, self._asked(judged))
         return outcome
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        self._in_flight.discard(task)
-        self._metrics.in_flight.set(len(self._in_flight))
 
     async def reconcile(self, command: Reconcile) -> Settled | Denied:
         """Say what became of an `unknown` execution. Raises StoreUnavailable."""

@@ -12,7 +12,8 @@ Each rule is one that real programs apply to keys:
 4. Blanks at both ends are trimmed.
 
 So where facts are read, a key that is one of theirs under these rules, in any combination, and not to the
-letter is refused.
+letter is refused. There `__proto__` is refused, too: once JavaScript copies such an object, it reads the
+members of that one as if they were its own.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ def read(request: Request, sources: FactSources) -> Claims | Refusal:
         holder = pointer.follow(request.document, prefix)
         if isinstance(holder, Mapping):
             for key in holder:
+                if key == "__proto__":
+                    return _refused("/" + "/".join((*prefix, key)), "gives an object members that it has not")
                 if key not in exact and not forms.isdisjoint(spellings(key)):
                     return _refused(
                         "/" + "/".join((*prefix, key)),

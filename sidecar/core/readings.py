@@ -12,7 +12,7 @@ handler does to a path; a `Step` is one of them, and the search composes the ste
 3. Characters become others. Case and Unicode compatibility forms are folded, backslashes are slashes, a plus
    sign is a space, and bytes that are not UTF-8 are Latin-1.
 4. Paths are resolved and cut: dot segments, empty segments, `;parameters`, `#`, `?`, NUL, an extension,
-   blanks and dots at the end of a segment, and slashes at the end.
+   blanks around a segment, dots at its end, and slashes at the end.
 5. A target may be an absolute URL or a reference to another host (`//host/path`), and an application may
    build one from headers. Then a prefix named by a header is also put before the path, or taken off.
 
@@ -49,7 +49,7 @@ _AUTHORITY = re.compile(r"\A//+[^/]*")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"//+")
 _BLANKS = "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
-_BLANK_ENDS = re.compile(f"[{re.escape(_BLANKS)}]+(?=/)")
+_BLANK_ENDS = re.compile(rf"[{re.escape(_BLANKS)}]+(?=/|\Z)|(?<=/)[{re.escape(_BLANKS)}]+")
 _TRIMMED = rf"[.{re.escape(_BLANKS)}]"
 # A dot segment is none that ends in dots; with a blank behind its dots it is one.
 _SEGMENT_ENDS = re.compile(rf"(?:(?<=[^/.{re.escape(_BLANKS)}])|(?<=/)(?!\.\.?/)){_TRIMMED}+(?=/)")
@@ -219,7 +219,7 @@ STEPS: tuple[Step, ...] = (
     # C strings end there.
     Step("cutting at a NUL", lambda text: text.partition("\0")[0]),
     # Windows, and routers that trim each segment.
-    Step("stripping blanks at the ends of segments", lambda text: _BLANK_ENDS.sub("", text)),
+    Step("trimming segments", lambda text: _BLANK_ENDS.sub("", text)),
     Step("stripping the ends of segments", lambda text: _SEGMENT_ENDS.sub("", text)),
     # Routers with optional slashes; file systems that drop dots and spaces.
     Step("stripping its end", lambda text: text.rstrip("/." + _BLANKS)),

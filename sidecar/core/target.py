@@ -24,10 +24,8 @@ from sidecar.core.readings import could_reach, decoded, folded, other_reading, s
 from sidecar.errors import Refusal
 
 LOOKING = ("GET", "HEAD", "OPTIONS")
-# A request that switches protocols on a gated path could execute there unseen.
-SWITCHING = ("upgrade", "http2-settings")
 
-# Compared in lower case, `_` read as `-` (CGI and WSGI cannot tell the two apart). All begin with X or S.
+# Compared as `read_as` gives them. All begin with X or S.
 TARGET_OVERRIDES = {"x-original-url": "X-Original-URL", "x-rewrite-url": "X-Rewrite-URL"}
 # What a WSGI server takes off the path's beginning: gunicorn believes it from loopback, unless told not to.
 PREFIX_OVERRIDES = {"script-name": "SCRIPT_NAME", "x-script-name": "X-Script-Name"}
@@ -37,6 +35,17 @@ METHOD_OVERRIDES = {
     "x-method-override": "X-Method-Override",
 }
 OVERRIDES = TARGET_OVERRIDES | PREFIX_OVERRIDES | METHOD_OVERRIDES
+# In these a proxy says how the target read before the proxy changed it, and some applications believe it.
+ORIGINALS = {
+    "x-original-uri": "X-Original-URI",
+    "x-original-path": "X-Original-Path",
+    "x-rewrite-uri": "X-Rewrite-URI",
+    "x-request-uri": "X-Request-URI",
+    "x-forwarded-uri": "X-Forwarded-Uri",
+    "x-forwarded-path": "X-Forwarded-Path",
+    "x-replaced-path": "X-Replaced-Path",
+    "x-envoy-original-path": "X-Envoy-Original-Path",
+}
 
 # Which part of a rebuilt URL a header gives. Proxies send these in good faith, so a plain value passes.
 REBUILDING = {
@@ -141,11 +150,13 @@ def classify(
     if method != "POST" and method not in LOOKING:
         message = "Only POST executes here; GET, HEAD and OPTIONS pass if they carry nothing."
         return Rejected(Refusal("method_not_allowed", message), allow=("POST", *LOOKING))
-    for name, _ in headers:
-        if name.lower().replace("_", "-") in SWITCHING:
-            return _refused("upgrade_refused", f"The header {name} is refused on a gated path.", target)
+    if wants_websocket(headers):
+        return _refused("upgrade_refused", "A WebSocket on a gated path could execute there unseen.", target)
     for override, _ in _overrides(headers, OVERRIDES):
         return _refused("override_refused", f"The header {override} is refused on a gated path.", target)
+    for original, value in _overrides(headers, ORIGINALS):
+        if _place(value.strip(), patterns) not in (None, place):
+            return _refused("override_refused", f"{original} names another gated path.", target)
     others = [pattern for index, pattern in enumerate(patterns) if index != place.index]
     detour = _not_plain(headers) or _detour(target, headers, others)
     if detour is not None:
@@ -157,12 +168,22 @@ def classify(
     return PassThrough()
 
 
+def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether the headers ask for a WebSocket, and for nothing else.
+
+    Any other offer to switch protocols is optional (RFC 9110, section 7.8): it ends here, like every
+    hop-by-hop header, and the request goes on in HTTP/1.1.
+    """
+    offers = [value.strip().lower() for name, value in headers if name.lower() == "upgrade"]
+    return offers == ["websocket"]
+
+
 def _passing(
     target: str, headers: Collection[tuple[str, str]], patterns: Sequence[RoutePattern]
 ) -> PassThrough | Rejected:
     """A target that is not gated passes, unless a header would put a gated one in its place."""
     paths = [_path_of(target)]
-    for name, value in _overrides(headers, TARGET_OVERRIDES):
+    for name, value in _overrides(headers, TARGET_OVERRIDES | ORIGINALS):
         if _place(value.strip(), patterns) is not None:
             return _refused("override_refused", f"The header {name} names a gated path.", target)
         paths.append(_path_of(value))
@@ -175,11 +196,21 @@ def _passing(
     return PassThrough() if detour is None else _refused("override_refused", detour, target)
 
 
+# CGI, and WSGI after it, writes a header's name in letters, digits and `_`; Apache and lighttpd write `_` for
+# each other character.
+_AS_DASH = str.maketrans(dict.fromkeys("!#$%&'*+.^_`|~", "-"))
+
+
+def read_as(name: str) -> str:
+    """The name of a header as the most careless server reads it: in lower case, all punctuation as `-`."""
+    return name.lower().translate(_AS_DASH)
+
+
 def _overrides(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     """The headers that are in `known`, under the name that it gives them."""
     for name, value in headers:
         if name[:1] in "xXsS":
-            canonical = known.get(name.lower().replace("_", "-"))
+            canonical = known.get(read_as(name))
             if canonical is not None:
                 yield canonical, value
 
@@ -343,7 +374,7 @@ def _rebuilding(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, 
     for key, text in headers:
         if key[:1] not in "xXfF":
             continue
-        name, part = REBUILDING.get(key.lower().replace("_", "-"), ("", ""))
+        name, part = REBUILDING.get(read_as(key), ("", ""))
         if part == "forwarded":
             for pair in _FORWARDED_PAIR.finditer(text):
                 value = pair[2].strip()

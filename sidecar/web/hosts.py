@@ -18,7 +18,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from sidecar.core.host import Host, answers_to, hosts_of
 from sidecar.errors import Refusal
@@ -34,7 +34,10 @@ MAX_SHOWN_CHARS = 253  # as long as a name of the DNS can be
 
 
 def malformed(request: web.BaseRequest) -> Refusal | None:
-    """Why a request names no well-formed host; None where it does."""
+    """Why a request names no well-formed host, or is of another HTTP; None where it can be answered."""
+    if request.version not in (HttpVersion10, HttpVersion11):
+        # The parser also takes a request of 0.9 and one that says 2.0, and both would go on as 1.1.
+        return Refusal("invalid_request", "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
     hosts = _hosts(request)
     return _malformed(hosts) if isinstance(hosts, str) else None
 
@@ -57,14 +60,15 @@ class Guard:
 
     def refusal(self, request: web.BaseRequest) -> Refusal | None:
         """Why a request is not answered; None where it is."""
-        hosts = _hosts(request)
-        refusal = _malformed(hosts) if isinstance(hosts, str) else self._foreign(request, hosts)
+        refusal = malformed(request) or self._foreign(request)
         if refusal is not None:
             told = {"listener": self._listener, "method": request.method, "error": refusal.code}
             logger.warning("refused by its host or its site", extra=told)
         return refusal
 
-    def _foreign(self, request: web.BaseRequest, hosts: tuple[Host, ...]) -> Refusal | None:
+    def _foreign(self, request: web.BaseRequest) -> Refusal | None:
+        hosts = _hosts(request)
+        assert not isinstance(hosts, str)
         settings = self._live.terms.settings
         section = settings.data if self._listener == "data" else settings.admin
         names = section.hosts

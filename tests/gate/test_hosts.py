@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -433,3 +434,17 @@ async def test_ops_answers_to_any_well_formed_host(house: House) -> None:
         for target in ("/health/live", "/health/ready", "/metrics"):
             answer = await ask(house.sidecar.ops_address, "GET", target, [("Host", host)])
             assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "line", [b"POST /x\r\n\r\n", b"POST /x HTTP/2.0\r\nHost: localhost\r\n\r\n", b"GET /x HTTP/0.9\r\n\r\n"]
+)
+@pytest.mark.parametrize("listener", ["data", "admin", "ops"])
+async def test_a_request_of_another_http_is_refused(house: House, listener: str, line: bytes) -> None:
+    reader, writer = await connect(getattr(house.sidecar, f"{listener}_address"))
+    writer.write(line)
+    writer.write_eof()
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    assert b" 400 " in answer.split(b"\r\n")[0]
+    assert not house.backend.seen

@@ -138,6 +138,12 @@ def test_a_query_name_that_becomes_a_judged_one_when_it_is_cleaned_is_refused(na
     assert isinstance(found, Refusal)
 
 
+def test_a_member_that_javascript_takes_for_an_objects_prototype_is_refused() -> None:
+    refusal_of(__proto__={"parameters": {}}, action="retry_agent")
+    refusal_of(parameters={"__proto__": {"target_agents": []}})
+    claims_of(other={"__proto__": 1}, constructor={}, proto=1)
+
+
 def test_twins_elsewhere_are_nobodys_business() -> None:
     claims_of(parameters={"Action": 1, "SCOPE_ID": 2}, other={"Action": 1, "action": 2})
     refusal_of(parameters={"Target_Agents": []})
