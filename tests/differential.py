@@ -16,9 +16,11 @@ from sidecar.core.target import Gated, PassThrough, RoutePattern, classify
 from sidecar.errors import Refusal
 from sidecar.strictjson import NotJson, parse
 from tests import lenient
-from tests.lenient import EXECUTE, HeaderBytes
+from tests.lenient import ROUTES, HeaderBytes
 
-PATTERNS = (RoutePattern.parse("**/recovery/execute"),)
+PATTERNS = tuple(
+    RoutePattern.parse(path) for path in ("**/recovery/execute", "/v1/heal", "/v1/tasks/{task}/kick-it")
+)
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "json": json.loads,
     "orjson": orjson.loads,
@@ -37,10 +39,10 @@ def of_request(target: bytes, headers: HeaderBytes = ()) -> tuple[str, str | Non
     shown = f"{target!r} {list(headers) or ''}".rstrip()
     if isinstance(verdict, Gated):
         path = target.partition(b"?")[0]
-        plain = path.startswith(b"/") and not path.startswith(b"//") and path.endswith(EXECUTE.path)
+        plain = ROUTES[verdict.index].matches(path) and b"//" not in path and b"\\" not in path
         return "judged", None if plain else f"{shown} is judged and does not spell the route"
     if isinstance(verdict, PassThrough):
-        executes = lenient.executes(b"POST", target, headers) is not None
+        executes = lenient.executes(b"POST", target, headers, ROUTES) is not None
         return "passes", f"{shown} passes and executes" if executes else None
     return verdict.refusal.code, None
 

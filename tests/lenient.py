@@ -48,6 +48,10 @@ class Route:
 
 
 EXECUTE = Route(b"/recovery/execute")
+# An exact path, and one with a name in it. To k, s and i other letters fold, such as the Kelvin sign.
+HEAL = Route(b"/v1/heal", anywhere=False)
+KICK = Route(b"/v1/tasks/*/kick-it", anywhere=False)
+ROUTES = (EXECUTE, HEAL, KICK)
 
 # ---- layers ----------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
     python -m tests.long.generated [--targets 1000000] [--bodies 1000000] [--seed 1]
 
-A million of each takes about a quarter of an hour on one core. Exit code 1 where there is a differential.
+A million of each takes less than half an hour on one core that is free. Exit code 1 where there is a
+differential.
 """
 
 from __future__ import annotations

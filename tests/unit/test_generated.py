@@ -27,7 +27,7 @@ def test_no_generated_target_reaches_a_gated_path_unjudged() -> None:
     # The generator is no use if it makes only what is refused, or only what passes.
     assert verdicts["ambiguous_path"] > TARGETS / 3
     assert verdicts["passes"] > TARGETS / 10
-    assert verdicts["override_refused"] > TARGETS / 20
+    assert verdicts["override_refused"] > TARGETS / 50
     assert verdicts["judged"] > 0
 
 
