@@ -120,7 +120,7 @@ def verify_sqlite(
             raise LogTampered(
                 f"records {missing} are missing from the end: {beyond} attests {beyond.checkpoint.count}"
             )
-        _check_beside(log)
+        _check_beside(log, chain.beside)
         return Verified(chain.writer, chain.seq, chain.head, agreed)
 
 
@@ -135,9 +135,10 @@ def _rewritten(agreed: Attested | None, attested: Attested) -> str:
 # Beside the chain ----------------------------------------------------------------------------------
 
 
-def _check_beside(log: LogFile) -> None:
+def _check_beside(log: LogFile, beside: str | None) -> None:
     """Raises LogTampered where the schema is not what the migrations make, where a switch does not stand as
-    the log says, and where something refers to a record that is not there."""
+    the log says, where something refers to a record that is not there, and with `beside`, which is what the
+    records have found wrong of keys and bindings."""
     found = log.schema()
     _check_schema(found)
     if not any(row[1:3] == ("table", "switches") for row in found):
@@ -146,21 +147,25 @@ def _check_beside(log: LogFile) -> None:
         name, seq = stray
         wrong = "was never turned by a record" if seq is None else f"does not stand as record {seq} left it"
         raise LogTampered(f"the switch {name} {wrong}")
-    for bound, run_id in log.unsaid():
-        _check_binding(log, bound, run_id, "the row that waits for the next record")
     if stray := log.first(_STRAY_KEY):
         raise LogTampered(
             f"the key {stray[0]} in kept_once names decision {stray[1]}, which is not in the log"
         )
     if stray := log.first(_STRAY_BINDING):
         raise LogTampered(f"the run {stray[0]} is bound to record {stray[1]}, which is not in the log")
+    if beside is not None:
+        raise LogTampered(beside)
+    for bound, run_id in log.unsaid():
+        if missing := _wrong_binding(log, bound, run_id, "what the next record is to say"):
+            raise LogTampered(missing)
 
 
-def _check_binding(log: LogFile, bound: int, run_id: str, source: str) -> None:
+def _wrong_binding(log: LogFile, bound: int, run_id: str, source: str) -> str | None:
     found = log.run_of(bound)
-    if found != run_id:
-        wrong = "is missing from run_bindings" if found is None else f"is bound to {found} in run_bindings"
-        raise LogTampered(f"record {bound} {wrong}, and {source} says that it was bound to {run_id}")
+    if found == run_id:
+        return None
+    there = "is missing from run_bindings" if found is None else f"is bound to {found} in run_bindings"
+    return f"record {bound} {there}, but was bound to {run_id} by {source}"
 
 
 def _check_schema(rows: Sequence[Any]) -> None:
@@ -209,6 +214,8 @@ class _Chain:
         self.total = log.last()
         self.seq = 0
         self.head = GENESIS
+        # What the first record says of the tables beside the log that is not so.
+        self.beside: str | None = None
         self._keys: list[tuple[int, bytes, str]] = []
         self._bindings: list[tuple[int, int, str]] = []
 
@@ -251,14 +258,15 @@ class _Chain:
         self.seq, self.head = seq, head
 
     def _check_what_was_said(self) -> None:
-        """Look for every key and binding that a page names. Raises LogTampered at the first missing one."""
-        for seq, key, decision_id in self._keys:
+        """Look for every key and binding that a page names; the first that is not there is remembered."""
+        for seq, key, decision_id in self._keys if self.beside is None else ():
             found = self._log.kept_under(key)
             if found != decision_id:
                 wrong = "is missing from" if found is None else "names another decision in"
-                raise LogTampered(f"the key {key.hex().upper()} of record {seq} {wrong} kept_once")
-        for seq, bound, run_id in self._bindings:
-            _check_binding(self._log, bound, run_id, f"record {seq}")
+                self.beside = f"the key {key.hex().upper()} of record {seq} {wrong} kept_once"
+                break
+        for seq, bound, run_id in self._bindings if self.beside is None else ():
+            self.beside = self.beside or _wrong_binding(self._log, bound, run_id, f"record {seq}")
         self._keys.clear()
         self._bindings.clear()
 
