@@ -111,6 +111,11 @@ class Ownership:
         self._database = self._beside = self.inode = None
 
 
+def is_owned(path: Path) -> bool:
+    """Whether a path names a database that this process owns, which only SQLite may open and close here."""
+    return _inode_at(path) in _owned
+
+
 def _inode_at(path: Path) -> Inode | None:
     try:
         return _inode(os.stat(path))

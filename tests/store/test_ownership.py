@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.checkpoints import append, writers
 from sidecar.core.command import Issued
 from sidecar.errors import StoreUnavailable
 from sidecar.store.ownership import Ownership
@@ -84,6 +85,20 @@ async def test_being_turned_away_takes_no_lock_from_the_owner_in_the_same_proces
         os.unlink(f"{path}.lock")
         with pytest.raises(StoreUnavailable):
             await SqliteEngine(path).open()
+    assert locks_of(path) == held
+
+
+async def test_a_checkpoint_file_that_is_the_database_is_never_opened(
+    open_store: OpenStore, path: Path, tmp_path: Path
+) -> None:
+    await open_store(path)
+    held = locks_of(path)
+    os.link(path, tmp_path / "checkpoints")
+    for name in (path, tmp_path / "checkpoints"):
+        with pytest.raises(OSError, match="the database itself"):
+            append(name, b"{}\n")
+        with pytest.raises(OSError, match="the database itself"):
+            writers(name)
     assert locks_of(path) == held
 
 
