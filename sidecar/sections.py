@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sidecar import keyfiles
 from sidecar.addresses import Address, Listen, SocketFile
+from sidecar.clock import SETTLE_SECONDS
 from sidecar.configkeys import Below, Section
 from sidecar.configvalues import (
     AllowedHost,
@@ -141,6 +142,14 @@ class Store(Section):
     def file(self) -> Path | None:
         """The database file, absolute; None for a store in memory."""
         return Path(self.url.removeprefix("sqlite:///")) if self.url.startswith("sqlite:") else None
+
+
+class Clock(Section):
+    """When a wall clock is believed that was set while the sidecar ran."""
+
+    settle_seconds: Seconds = SETTLE_SECONDS
+    """how long a wall clock that jumped ahead by more than a minute must be stable before it is believed;
+    until then 503"""
 
 
 class Route(Section):
@@ -334,6 +343,7 @@ class Settings(Section):
     ops: Ops
     upstream: Upstream
     store: Store
+    clock: Clock
     gate: Gate
     scopes: Scopes
     log: Log

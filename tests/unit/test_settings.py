@@ -867,6 +867,7 @@ OTHER: dict[str, Any] = {
     "upstream.max_connections": 8,
     "store.url": "sqlite:///other.db",
     "store.deadline_seconds": 9,
+    "clock.settle_seconds": 301,
     "gate.routes": [{"path": "**/recovery/execute", "action": "/what"}],
     "gate.max_body_bytes": 10,
     "gate.max_answer_bytes": 11,
