@@ -194,11 +194,12 @@ LAYERS: tuple[Callable[[bytes], bytes], ...] = (
 )
 
 
-def reads_as(target: bytes, routes: Sequence[Route] = (EXECUTE,)) -> Route | None:
-    """The first route that some chain of layers makes of a target; None if none does within the bound."""
+def reads_as(target: bytes, routes: Sequence[Route] = (EXECUTE,), decodings: int = 0) -> Route | None:
+    """The first route that some chain of layers makes of a target that was decoded so often already; None if
+    none does within the bound."""
     path = target.partition(b"?")[0]  # a raw ? begins the query for all of them
-    fewest = {path: 0}
-    waiting = [(path, 0)]
+    fewest = {path: decodings}
+    waiting = [(path, decodings)]
     for reading, decodings in waiting:  # grows while it is read
         for route in routes:
             if route.matches(reading):
@@ -234,13 +235,19 @@ def _values(headers: HeaderBytes, names: tuple[bytes, ...]) -> Iterator[bytes]:
                 yield from (member.strip() for member in value.split(b","))
 
 
-def targets(target: bytes, headers: HeaderBytes) -> Iterable[bytes]:
-    """A target, and every other one that the headers could put in its place."""
+def targets(target: bytes, headers: HeaderBytes) -> Iterable[tuple[bytes, int]]:
+    """A target, and every other one that the headers could put in its place, each with how often it was
+    decoded on the way."""
     found = [target, *_values(headers, REPLACING)]
+    once = _decode(target)
+    decoded = []
     prefixes = list(_values(headers, PREFIXES))
     for prefix in prefixes:
         found += [prefix + each for each in found] + [prefix.rstrip(b"/") + target]
-        found += [each[len(prefix) :] for each in (target, _decode(target)) if each.startswith(prefix)]
+        if target.startswith(prefix):
+            found.append(target[len(prefix) :])
+        if once.startswith(prefix):
+            decoded.append(once[len(prefix) :])
     hosts, schemes = list(_values(headers, HOSTS)), [b"http", *_values(headers, SCHEMES)]
     rebuilt = [
         scheme + b"://" + host + prefix + target
@@ -248,7 +255,7 @@ def targets(target: bytes, headers: HeaderBytes) -> Iterable[bytes]:
         # A plain host and scheme add nothing to the target.
         if prefix or scheme.lower() not in (b"http", b"https") or re.search(rb"[^A-Za-z0-9.:_~\[\]-]", host)
     ]
-    return dict.fromkeys(found + rebuilt)
+    return [*((each, 0) for each in dict.fromkeys(found + rebuilt)), *((each, 1) for each in decoded)]
 
 
 def executes(
@@ -257,8 +264,8 @@ def executes(
     """The route under which the most careless backend executes a request; None if it does not."""
     if method.upper() != b"POST" and not any(_values(headers, METHODS)):
         return None
-    for each in targets(target, headers):
-        found = reads_as(each, routes)
+    for each, decodings in targets(target, headers):
+        found = reads_as(each, routes, decodings)
         if found is not None:
             return found
     return None

@@ -44,8 +44,8 @@ _OVERLONG = re.compile(
 )
 _UTF16_ESCAPES = re.compile(r"((?:%u[0-9a-f]{4})+)")
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
-_SCHEME = re.compile(r"\A[a-z][a-z0-9+.-]*:/*")
-_AUTHORITY = re.compile(r"\A//+[^/]*")
+_SCHEME = re.compile(r"\A[a-z][a-z0-9+.-]*:[/\\]*")
+_AUTHORITY = re.compile(r"\A[/\\]{2,}[^/\\]*")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"//+")
 _BLANKS = "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
@@ -237,7 +237,7 @@ STEPS: tuple[Step, ...] = (
 def taking_off(prefix: str) -> Step:
     """What an application does that is told by a header where it is mounted."""
     wanted = prefix.lower()
-    return Step("taking off the prefix", lambda text: text.removeprefix(wanted))
+    return Step(f"taking off {prefix}", lambda text: text.removeprefix(wanted))
 
 
 # ---- the quick test ----------------------------------------------------------------------------------

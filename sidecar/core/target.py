@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from urllib.parse import unquote_to_bytes
 
 from sidecar.core import readings
@@ -62,14 +61,14 @@ REBUILDING = {
     "x-forwarded-prefix": ("X-Forwarded-Prefix", "prefix"),
     "forwarded": ("Forwarded", "forwarded"),
 }
+_HARMLESS = "(?:[A-Za-z0-9._~-]|%(?!2[35EF]|3[BF]|5C|7F)[2-7][0-9A-F])"
 _PLAIN_PARTS = {
     "host": re.compile(r"[A-Za-z0-9._~-]*(?::[0-9]*)?|\[[0-9A-Fa-f:.]+\](?::[0-9]*)?"),
     "port": re.compile(r"[0-9]*"),
     "scheme": re.compile(r"[A-Za-z0-9+.-]*"),
-    "prefix": re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?"),
+    "prefix": re.compile(rf"(?:/(?!\.){_HARMLESS}+)*/?"),
 }
 _FORWARDED_PAIR = re.compile(r'(host|proto)\s*=\s*("(?:[^"\\]|\\.)*"?|[^;,]*)', re.IGNORECASE)
-MAX_REBUILT = 16  # URLs that are built from the headers of one request
 
 LONGEST_SHOWN = 200
 
@@ -245,15 +244,18 @@ def _place(target: str, patterns: Sequence[RoutePattern]) -> Gated | str | None:
 
 
 def _other_reading(
-    path: str, patterns: Sequence[RoutePattern], more: Sequence[readings.Step] = ()
+    path: str, patterns: Sequence[RoutePattern], *, before: str = "", more: Sequence[readings.Step] = ()
 ) -> str | None:
-    """A clause that says how some reading of the path matches a pattern; None if none does."""
+    """A clause that says how some reading of the path matches a pattern, also with `before` put before it;
+    None if none does."""
     if not could_reach(path, _last_segments(patterns)):
         return None
 
     def matched(reading: str) -> str | None:
         for pattern in patterns:
             if _standing(pattern, pattern.folded, reading):
+                return pattern.text
+            if before and _standing(pattern, pattern.folded, before + reading):
                 return pattern.text
         return None
 
@@ -331,30 +333,31 @@ def _judged(index: int, pattern: RoutePattern, path: str) -> Gated | str:
 
 
 def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[RoutePattern]) -> str | None:
-    """A sentence on the header by which a rebuilt target matches one of `patterns`; None if none does."""
-    given: dict[str, dict[str, None]] = {}  # the values of each part, each once and in order
-    names = set()
+    """A sentence on the header by which a rebuilt target matches one of `patterns`; None if none does.
+
+    A value that is not plain is not read as closely as a target: it is refused where the name of a gated path
+    is in sight, and where two parts of the URL are not plain, of which a name could be put together.
+    """
+    names, path = _last_segments(patterns), _path_of(target)
+    strange: set[str] = set()
     for name, part, value in _rebuilding(headers):
-        if part == "prefix" or not _is_plain(part, value):
-            given.setdefault(part, {})[value] = None
-            names.add(name)
-    if not names or not patterns:
-        return None
-    sentence = f"With {', '.join(sorted(names))} a gated path could be built."
-    choices = [
-        ["http", *given.get("scheme", ())],
-        ["h", *given.get("host", ())],
-        ["", *(f":{port}" for port in given.get("port", ()))],
-        ["", *given.get("prefix", ())],
-    ]
-    if len(choices[0]) * len(choices[1]) * len(choices[2]) * len(choices[3]) > MAX_REBUILT:
-        return sentence
-    steps = [taking_off(prefix) for prefix in given.get("prefix", ()) if prefix]
-    for scheme, host, port, prefix in product(*choices):
-        for url in (f"{scheme}://{host}{port}{prefix}{target}", f"{prefix}{target}"):
-            if _other_reading(_path_of(url), patterns, steps):
-                return sentence
+        if not _is_plain(part, value):
+            strange.add(part)
+            if len(strange) > 1 or could_reach(value + path, names):
+                return f"With {name} a gated path could be built."
+        elif part == "prefix" and _with_prefix(value.rstrip("/"), path, patterns):
+            return f"With {name} a gated path could be built."
     return None
+
+
+def _with_prefix(prefix: str, path: str, patterns: Sequence[RoutePattern]) -> bool:
+    """Whether a path matches with a plain prefix before it or taken off it, before it is read or after."""
+    before = decoded(prefix).lower()
+    return bool(prefix) and (
+        _other_reading(prefix + path, patterns) is not None
+        or _other_reading(path, patterns, before=before, more=[taking_off(prefix), taking_off(before)])
+        is not None
+    )
 
 
 def _not_plain(headers: Iterable[tuple[str, str]]) -> str | None:
