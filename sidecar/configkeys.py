@@ -63,6 +63,7 @@ AT_START = frozenset(
         "upstream.tls.server_name",
         "store.url",
         "store.deadline_seconds",
+        "clock.settle_seconds",
         "gate.head_timeout_seconds",
         "scopes.serve_on",
         "log.signing_key_file",

@@ -91,8 +91,19 @@ class StoreOverloaded(StoreUnavailable):
     """The store's queue is full; nothing of the command was begun."""
 
 
+class ClockUnsettled(StoreUnavailable):
+    """The wall clock cannot be trusted now, so nothing is decided by it. The message names the way out."""
+
+
+def clock_refusal(trouble: str) -> Refusal:
+    """What is refused because the wall clock cannot be trusted; `trouble` says why, and the way out."""
+    return Refusal("store_unavailable", f"{trouble[:1].upper()}{trouble[1:]}.", {"cause": "clock"})
+
+
 def unavailable(exc: StoreUnavailable) -> Refusal:
     """What a store that could not commit is called on the wire, with its cause."""
+    if isinstance(exc, ClockUnsettled):
+        return clock_refusal(str(exc))
     code = "overloaded" if isinstance(exc, StoreOverloaded) else "store_unavailable"
     return Refusal(
         code, f"The store did not confirm it, so nothing was let through: {exc}.", {"cause": str(exc)}

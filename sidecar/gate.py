@@ -11,10 +11,10 @@ import logging
 import time
 from typing import Any, Literal
 
-from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Settled
+from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Reply, Settled
 from sidecar.core.rules import preview, subject_of
 from sidecar.cost import reported_cost
-from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.errors import Refusal, StoreUnavailable, clock_refusal
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import (
     Forwarded,
@@ -37,7 +37,6 @@ logger = logging.getLogger("scopegate.gate")
 RETRY_AFTER_SECONDS = 1
 # What executions that a drain gives up on are given to be written down.
 LAST_WRITES_SECONDS = 5.0
-MAX_CLOCK_LAG_SECONDS = 60.0
 
 
 class Gate:
@@ -68,10 +67,9 @@ class Gate:
             return Refusal("draining", "The sidecar is shutting down; send the request to another one."), 5
         if terms.policies is None:
             return Refusal("policy_unavailable", "No valid policy set is loaded; nothing is allowed."), 30
-        lag = self._store.clock_lag_seconds()
-        if lag > MAX_CLOCK_LAG_SECONDS:
-            cause = f"The wall clock is {lag:.0f} s behind the last record; correct the system time."
-            return Refusal("store_unavailable", cause, {"cause": "clock"}), 30
+        trouble = self._store.clock_trouble()
+        if trouble is not None:
+            return clock_refusal(trouble), 30
         return None
 
     def enter(self, terms: Terms) -> Place | tuple[Refusal, int]:
@@ -104,6 +102,10 @@ class Gate:
             # Here, not in the task: a flood that waits for its summary takes nobody's place in flight.
             return await self.refusals.denied(outcome, self._asked(judged))
         return outcome
+
+    def give_back(self, reply: Reply) -> None:
+        """Take back what was committed after its request had been given up."""
+        self._settlements.give_back(reply)
 
     async def reconcile(self, command: Reconcile) -> Settled | Denied:
         """Say what became of an `unknown` execution. Raises StoreUnavailable."""

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sidecar import keyfiles
 from sidecar.addresses import Address, Listen, SocketFile
+from sidecar.clock import SETTLE_SECONDS
 from sidecar.configkeys import Below, Section
 from sidecar.configvalues import (
     AllowedHost,
@@ -143,6 +144,14 @@ class Store(Section):
         return Path(self.url.removeprefix("sqlite:///")) if self.url.startswith("sqlite:") else None
 
 
+class Clock(Section):
+    """When a wall clock is believed that was set while the sidecar ran."""
+
+    settle_seconds: Seconds = SETTLE_SECONDS
+    """how long a wall clock that jumped ahead by more than a minute must be stable before it is believed;
+    until then 503"""
+
+
 class Route(Section):
     """One path that is gated, and where its facts stand."""
 
@@ -192,7 +201,7 @@ class Gate(Section):
     body_timeout_seconds: Seconds = 10.0
     """for a gated body to arrive; past it 408"""
     max_in_flight: Count = 1024
-    """gated requests at once; past it 503 `overloaded`"""
+    """gated requests at once, from the first byte of the body on; past it 503 `overloaded`"""
     annotate_response: bool = False
     """`true` adds scope_id, attempt_number, scope_status, attempts_remaining, cost_used_usd, executed_at to
     JSON answers that lack them"""
@@ -334,6 +343,7 @@ class Settings(Section):
     ops: Ops
     upstream: Upstream
     store: Store
+    clock: Clock
     gate: Gate
     scopes: Scopes
     log: Log

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from sidecar.addresses import Address
 from sidecar.checkpoints import Checkpointer
-from sidecar.clock import wall_clock
+from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
 from sidecar.crash import account_for_crash
 from sidecar.errors import ScopegateError
@@ -28,7 +28,6 @@ from sidecar.sections import Log, Settings, Telemetry
 from sidecar.sections import Upstream as UpstreamSection
 from sidecar.signing import load_signing_key
 from sidecar.startup import reload_requested
-from sidecar.store.base import Clock
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry import Metrics, without_created_series
@@ -86,6 +85,7 @@ class Sidecar:
         *,
         files: Files | None = None,
         clock: Clock = wall_clock,
+        elapsed: Clock | None = None,
         renewal_seconds: float = LOOK_SECONDS,
     ) -> None:
         require_fast_parser()
@@ -98,6 +98,8 @@ class Sidecar:
         self.store = Store(
             SqliteEngine(settings.store.file),
             clock=clock,
+            elapsed=elapsed,
+            settle_seconds=settings.clock.settle_seconds,
             deadline_seconds=settings.store.deadline_seconds,
             observer=self._checkpointer or self.metrics,
             mask=settings.log.masking(),
@@ -108,6 +110,7 @@ class Sidecar:
         self.tracing = Tracing()
         self._watching: asyncio.Task[None] | None = None
         self._clock = clock
+        self._elapsed = second_clock(clock, elapsed)
         self.data_address = settings.data.listen
         self.ops_address = settings.ops.listen
         self._renewal_seconds = renewal_seconds
@@ -207,7 +210,12 @@ class Sidecar:
             docs=Docs(
                 lambda settings: document(settings, data=self.data_address, ops=self.ops_address), self.live
             ),
-            about=About(started_at=self._clock(), store_url=settings.store.url, listeners=self._listeners),
+            about=About(
+                started_at=self._elapsed(),
+                elapsed=self._elapsed,
+                store_url=settings.store.url,
+                listeners=self._listeners,
+            ),
         )
         self._ops = Ops(store=self.store, gate=self.gate, live=self.live, metrics=self.metrics)
 

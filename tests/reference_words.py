@@ -127,6 +127,13 @@ MESSAGES: Mapping[tuple[str, str], str] = {
         "trouble is."
     ),
     ("scopegate.gate", "a gated request failed"): f"It was answered 500 and nothing was forwarded. {_BUG}",
+    ("scopegate.gate", "a scope was granted too late and is revoked"): (
+        "Its caller was told 503, because the store was slow, and does not know of it. The record of the "
+        "revocation says so."
+    ),
+    ("scopegate.gate", "a scope that was granted too late could not be revoked"): (
+        "Its caller does not know of it, and it may stand until it expires. Revoke `scope_id`."
+    ),
     ("scopegate.gate", "a settlement is lost; its execution is unknown after a restart"): (
         "More than 10,000 endings waited for the store, or this one can never be written. Settle it by hand "
         "after the "
@@ -248,5 +255,8 @@ MESSAGES: Mapping[tuple[str, str], str] = {
     ),
     ("scopegate.web", "a request failed"): f"It was answered 500. {_BUG}",
     ("scopegate.web", "listening"): "A listener is open. The sidecar is up once all three are.",
+    ("scopegate.web", "the wall clock was accepted"): (
+        "An operator took it for right; time goes on from there, `step_seconds` from where it was."
+    ),
     ("scopegate.web", "reconciled"): "Somebody said how an unknown execution ended.",
 }

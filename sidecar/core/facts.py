@@ -41,8 +41,9 @@ def spellings(key: str) -> tuple[str, ...]:
     """The forms under which a key is the same as another to a lenient parser: whole, and cut at NUL."""
     if key.isascii() and key.isprintable():
         return (key.strip().lower(),)
-    cut, nul, _ = key.partition("\0")
-    return (_cleaned(key), _cleaned(cut)) if nul else (_cleaned(key),)
+    # NUL may be trimmed from the beginning before another one cuts.
+    cut = next(filter(None, map(_cleaned, key.split("\0"))), "")
+    return (_cleaned(key), cut) if "\0" in key else (cut,)
 
 
 def _cleaned(key: str) -> str:

@@ -184,9 +184,17 @@ class RequestParser:
         if not self.dead:
             self._failed(fault, self._due)
 
-    def answered(self) -> None:
-        """The request that the handler took has its answer."""
+    def answered(self) -> bool:
+        """The request that the handler took has its answer. True: its body was spoiled, and more may come.
+
+        aiohttp reads the rest of a body before it closes, for a while, unless the body raises.
+        """
+        _, body = self._answered
         self._answered = 0, EMPTY_PAYLOAD
+        if not isinstance(body.exception(), BrokenBody):
+            return False
+        body.set_exception(None)  # type: ignore[arg-type]  # as new
+        return True
 
     # Pieces ------------------------------------------------------------------------------------
 

@@ -237,7 +237,9 @@ class Connection(RequestHandler):
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
         """aiohttp tells this of every answer once it ended or broke off, whoever made it."""
-        self._requests.answered()
+        if self._requests.answered() and self.transport is not None and self.transport.can_write_eof():
+            # A close amid what still comes would be a reset, which can take the answer with it.
+            self.transport.write_eof()
         if self._half_closed and not self._messages:
             self.close()
 

@@ -13,8 +13,8 @@ After each kill a copy of the database is judged, so that nothing is recovered b
   each execution that the backend saw has its admission and its record, and came once;
   what a client was told (a scope, an answer) is there; what was released was not executed;
   `PRAGMA integrity_check`, and the chain with its signed checkpoints by the code of `log verify`.
-Each 25 rounds the sidecar starts once more, lists what is unknown, stops in order, and `log verify` runs; the
-lane goes on with a new store. Exit code 1 on any violation; the folder of that store is then kept.
+Every 25 rounds the sidecar starts once more, lists what is unknown and stops in order, and `log verify` runs;
+the lane goes on with a new store. Exit code 1 on any violation; the folder of that store is then kept.
 """
 
 from __future__ import annotations
@@ -349,11 +349,15 @@ def lane(number: int, rounds: int, seed: int, clients: int, folder: Path, told: 
     told.put(("end",))
 
 
-def follow(lanes: list[Any], told: Any, rounds: int) -> tuple[Counter[str], Findings, list[float]]:
+def follow(
+    lanes: list[Any],
+    told: Any,
+    rounds: int,
+    counts: Counter[str],
+    findings: Findings,
+    restarts: list[float],
+) -> None:
     """Gather what the lanes tell, until all have ended."""
-    counts: Counter[str] = Counter()
-    findings = Findings()
-    restarts: list[float] = []
     progress, done, ended = Progress("kills", rounds), 0, 0
     heard = time.monotonic()
     while ended < len(lanes):
@@ -375,7 +379,6 @@ def follow(lanes: list[Any], told: Any, rounds: int) -> tuple[Counter[str], Find
             restarts += rest[2]
         else:
             ended += 1
-    return counts, findings, restarts
 
 
 def summary(counts: Counter[str], restarts: list[float], seconds: float) -> None:
@@ -455,10 +458,15 @@ def main() -> int:
         for number in range(options.lanes)
     ]
     begun = time.monotonic()
+    counts: Counter[str] = Counter()
+    findings = Findings()
+    restarts: list[float] = []
     try:
         for one in lanes:
             one.start()
-        counts, findings, restarts = follow(lanes, told, rounds)
+        follow(lanes, told, rounds, counts, findings, restarts)
+    except KeyboardInterrupt:
+        findings.found.append("interrupted; the figures are of the stores that were done")
     finally:
         for one in lanes:
             if one.is_alive():

@@ -61,6 +61,7 @@ GOOD: dict[str, list[Any]] = {
     "upstream.tls.server_name": [None, "a.b", "[::1]", "10.0.0.1"],
     "store.url": ["memory://", "sqlite:///x", "sqlite:////a b/ü.db", "sqlite:///../x:y@z"],
     "store.deadline_seconds": [0.001, 2, 86_400],
+    "clock.settle_seconds": [0.001, 300, 86_400],
     "gate.routes": [
         [{"path": "/a"}],
         [{"path": "/a"}, {"path": "**/b/{c}/d", "mode": "shadow", "action": "path:c"}],

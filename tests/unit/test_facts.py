@@ -111,6 +111,8 @@ CLEANED = [
     " \u200bAct\u0001\uff49on\u2060 \0\u0001x",
     "\u200b action \u200b",
     "\0\u0001action",
+    "\0action\0x",
+    "\0 act\u0001ion\u001f\0tail",
     "action\u2028",
 ]
 

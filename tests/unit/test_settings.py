@@ -242,6 +242,16 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
         ),
         ("care: {min_confidence: 1.01}", "2:8: care.min_confidence: must be at most 1"),
         ("log: {mask: /details/a}", "2:7: log.mask: expects a list, found text"),
+        ("admin: {allowed_hosts: a.b}", "2:9: admin.allowed_hosts: expects a list, found text"),
+        (
+            'admin: {allowed_hosts: [a.b, "a.b:80"]}',
+            "2:30: admin.allowed_hosts[1]: names a port; leave it out, names are compared without one",
+        ),
+        (
+            "data:\n  allowed_hosts:\n    - https://a.b\n",
+            "4:7: data.allowed_hosts[0]: expects a name as it stands in Host, such as gate.example or "
+            "[2001:db8::1]",
+        ),
         (
             "log: {mask_key_file: 5}",
             "2:7: log.mask_key_file: expects text, found a number; write it in quotes",
@@ -744,6 +754,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path)
         ("SHUTDOWN__DRAIN_SECONDS", "1e1", "shutdown.drain_seconds", 10.0),
         ("GATE__ROUTES", "[{path: /a}, {path: /b}]", "gate.routes.1.path.text", "/b"),
         ("LOG__SIGNING_KEY_FILE", "null", "log.signing_key_file", None),
+        ("DATA__ALLOWED_HOSTS", "null", "data.allowed_hosts", None),
+        ("DATA__ALLOWED_HOSTS", "[A.b., '[::01]']", "data.allowed_hosts", ("a.b", "[::1]")),
+        ("ADMIN__ALLOWED_HOSTS", "[a.b]", "admin.allowed_hosts", ("a.b",)),
     ],
 )
 def test_a_variable_is_typed_as_its_key_is(
@@ -854,6 +867,7 @@ OTHER: dict[str, Any] = {
     "upstream.max_connections": 8,
     "store.url": "sqlite:///other.db",
     "store.deadline_seconds": 9,
+    "clock.settle_seconds": 301,
     "gate.routes": [{"path": "**/recovery/execute", "action": "/what"}],
     "gate.max_body_bytes": 10,
     "gate.max_answer_bytes": 11,
