@@ -198,7 +198,7 @@ def request(draw: random.Random) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         return made, []
     elsewhere = draw.choice((b"/health", b"/x", b"/execute"))
     if kind < 0.86:
-        return elsewhere, [(draw.choice((b"X-Original-URL", b"x_rewrite_url")), made)]
+        return elsewhere, [(draw.choice((b"X-Original-URL", b"x_rewrite_url", b"X.Forwarded.Uri")), made)]
     # Part of it stands in a header that a URL is built from, and the rest in the target.
     slashes = [at for at, byte in enumerate(made) if byte == 0x2F and at > 0] or [len(made)]
     at = draw.choice((draw.choice(slashes), len(made)))
@@ -247,6 +247,8 @@ NOISE = ["{", "}", "[", "]", ",", ":", '"', "\\", "\x00", "/**/", "//\n", "\ufef
 
 def _twin_of(draw: random.Random, name: str) -> str:
     """A key that a careless backend may take for this one, or that is this one; unescaped."""
+    if draw.random() < 0.03:
+        return "__proto__"
     for _ in range(draw.choice((0, 1, 1, 1, 2, 3))):
         at = draw.randrange(len(name) + 1)
         match draw.randrange(7):

@@ -219,7 +219,10 @@ def reads_as(target: bytes, routes: Sequence[Route] = (EXECUTE,), decodings: int
 
 # ---- headers ---------------------------------------------------------------------------------------
 
-REPLACING = (b"x-original-url", b"x-rewrite-url")
+REPLACING = (
+    *(b"x-original-url x-rewrite-url x-original-uri x-original-path x-rewrite-uri x-request-uri".split()),
+    *(b"x-forwarded-uri x-forwarded-path x-replaced-path x-envoy-original-path".split()),
+)
 PREFIXES = (b"script-name", b"x-script-name", b"x-forwarded-prefix")
 HOSTS = (b"host", b"x-forwarded-host")
 SCHEMES = (b"x-forwarded-proto",)
@@ -227,9 +230,9 @@ METHODS = (b"x-http-method-override", b"x-http-method", b"x-method-override")
 
 
 def _values(headers: HeaderBytes, names: tuple[bytes, ...]) -> Iterator[bytes]:
-    """The values under these names, `_` read as `-`; a list gives itself and each of its members."""
+    """The values under these names, all punctuation read as `-`; a list gives itself and its members."""
     for name, value in headers:
-        if name.lower().replace(b"_", b"-") in names:
+        if re.sub(rb"[^0-9a-z]", b"-", name.lower()) in names:
             yield value.strip()
             if b"," in value:
                 yield from (member.strip() for member in value.split(b","))
@@ -318,6 +321,8 @@ def _found(document: Any, path: tuple[str, ...]) -> Iterator[Any]:
         for key, value in document:
             if _is_read_as(key, path[0]):
                 yield from _found(value, path[1:])
+            elif key == "__proto__":  # once JavaScript has copied the object, what it lacks is found there
+                yield from _found(value, path)
 
 
 def facts(body: bytes) -> dict[tuple[str, ...], list[Any]]:

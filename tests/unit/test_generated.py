@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests import deforming, differential, lenient
 
-TARGETS, BODIES = 2_000, 4_000
+TARGETS, BODIES = 1_200, 3_000
 
 
 def test_no_generated_target_reaches_a_gated_path_unjudged() -> None:
