@@ -345,7 +345,9 @@ def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[
             strange.add(part)
             if len(strange) > 1 or could_reach(value + path, names):
                 return f"With {name} a gated path could be built."
-        elif part == "prefix" and _with_prefix(value.rstrip("/"), path, patterns):
+        elif part == "prefix" and (
+            _with_prefix(value, path, patterns) or _with_prefix(value.rstrip("/"), path, patterns)
+        ):
             return f"With {name} a gated path could be built."
     return None
 

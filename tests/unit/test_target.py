@@ -892,6 +892,7 @@ REBUILT: list[tuple[str, list[tuple[str, str]]]] = [
     ("/foo", [("Forwarded", 'Proto="http://x/v1/run?"')]),
     ("/..", [("X-Forwarded-Host", "x/"), ("X-Forwarded-Port", "80/")]),
     ("/../run", [("X-Forwarded-Prefix", "/v1")]),
+    ("/host/v1/run", [("X-Forwarded-Prefix", "/")]),
     ("/my app/v1%2frun", [("X-Forwarded-Prefix", "/my%20app")]),
     ("/my%20app/v1%2frun", [("X-Forwarded-Prefix", "/my%20app/")]),
 ]
