@@ -166,8 +166,8 @@ class Stable:
 
     def _node_modules(self) -> Path:
         folder = self._place / "packages"
-        if not folder.exists():
-            folder.mkdir()
+        if not (folder / "node_modules").exists():
+            folder.mkdir(exist_ok=True)
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(FOLDER / name, folder)
             downloads([tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
