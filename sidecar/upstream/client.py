@@ -79,10 +79,10 @@ class Upstream:
         the caller's fault), NotSent, Unanswered.
         """
         method = method.encode("ascii") if isinstance(method, str) else method
-        request, promised, may_upgrade = request_head(method, target, headers, body, chunked)
+        request, promised, offer = request_head(method, target, headers, body, chunked)
         connection = self._pooled() or await self._obtain()
         # Nothing is awaited from here to the write: up to it the request provably has not left.
-        exchange = connection.exchange = Exchange(connection, AnswerParser(method == b"HEAD", may_upgrade))
+        exchange = connection.exchange = Exchange(connection, AnswerParser(method == b"HEAD", offer))
         await exchange.begin(request, body, promised, head_deadline)
         return exchange
 
@@ -261,12 +261,13 @@ def request_head(
     headers: Sequence[tuple[bytes, bytes]],
     body: bytes | AsyncIterable[bytes] | None,
     chunked: bool,
-) -> tuple[bytes, int | None, bool]:
-    """The head as it goes out, the length that it promises, and whether it asks for an upgrade."""
+) -> tuple[bytes, int | None, bytes | None]:
+    """The head as it goes out, the length that it promises, and the protocol that it offers to switch to."""
     if not method or not target or b" " in method or b" " in target:
         raise ValueError(f"not a method and a target: {method!r} {target!r}")
     lines = [method + b" " + target + b" HTTP/1.1"]
-    promised, may_upgrade = None, False
+    promised: int | None = None
+    offer: bytes | None = None
     for name, value in headers:
         lines.append(name + b": " + value)
         length = len(name)
@@ -277,7 +278,7 @@ def request_head(
         elif length == 17 and name.lower() == b"transfer-encoding":
             raise ValueError("the framing is decided here, not by a Transfer-Encoding header")
         elif length == 7 and name.lower() == b"upgrade":
-            may_upgrade = True
+            offer = value
     if body is None or isinstance(body, bytes):
         size = len(body or b"")
         if chunked or (promised is not None and promised != size):
@@ -292,4 +293,4 @@ def request_head(
     breaks = len(lines) - 1
     if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
         raise ValueError("CR, LF or NUL in a request head")
-    return head + b"\r\n\r\n", promised, may_upgrade
+    return head + b"\r\n\r\n", promised, offer
