@@ -19,7 +19,7 @@ from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 from sidecar.web.accesslog import CLIENT_LEFT, visit_of
 from sidecar.web.answers import RawAnswer
 from sidecar.web.body import Taken, expect_continue
-from sidecar.web.headers import Headers, end_to_end, value_of, without_our_own
+from sidecar.web.headers import Headers, end_to_end, unframed, value_of, without_our_own
 from sidecar.web.problem import problem
 from sidecar.web.server import DataConnection
 
@@ -326,5 +326,5 @@ async def _body(request: web.BaseRequest, taken: Taken) -> AsyncIterator[bytes]:
 
 def _switching_head(exchange: Exchange) -> bytes:
     lines = [b"HTTP/1.1 101 " + exchange.head.reason]
-    lines += [name + b": " + value for name, value in exchange.head.headers]
+    lines += [name + b": " + value for name, value in unframed(101, exchange.head.headers)]
     return b"\r\n".join(lines) + b"\r\n\r\n"

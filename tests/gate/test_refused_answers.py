@@ -1,4 +1,4 @@
-"""Answers that cannot be trusted: the verdict is the same wherever packets split them, and it comes at once."""
+"""Answers that cannot be trusted: one verdict wherever packets split them, and it comes at once."""
 
 from __future__ import annotations
 
