@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from sidecar import deadlines
 from sidecar.core.bounds import Case, judge
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify
@@ -118,12 +119,27 @@ class DataPlane:
             begun=visit.begun,
         )
         visit.trace_id = visit.trace.ids.get("trace_id", visit.trace_id)
-        if isinstance(course.verdict, Rejected):
-            visit.trace.over("judge", visit.begun)
-            return await self._refuse(request, target, course, course.verdict.refusal, terms, Taken())
-        return await self._judge(request, target, course, terms)
+        try:
+            async with asyncio.timeout(deadlines.judging_seconds(terms.settings)) as visit.deadline:
+                if isinstance(course.verdict, Rejected):
+                    visit.trace.over("judge", visit.begun)
+                    return await self._refuse(request, target, course, course.verdict.refusal, terms, Taken())
+                return await self._judge(request, target, course, terms)
+        except TimeoutError:
+            if visit.deadline is None or not visit.deadline.expired():
+                raise
+        return self._given_up(request, terms)
 
     # A gated request ---------------------------------------------------------------------------
+
+    def _given_up(self, request: web.BaseRequest, terms: Terms) -> web.StreamResponse:
+        """The outer deadline passed, which is not the request's fault. Nothing of it was forwarded: the gate
+        ends what it has begun before that."""
+        asked, cause = _asked(request, terms), "it was not decided in time"
+        logger.error("a gated request was not decided in time", extra={"request_id": asked.request_id})
+        refusal = Refusal("store_unavailable", f"Nothing was let through: {cause}.", {"cause": cause})
+        self._gate.refusals.unrecorded(refusal, asked, cause)
+        return refused_problem(Refused(refusal=refusal, retry_after=1), asked.request_id or "")
 
     async def _refuse(
         self,
@@ -148,6 +164,7 @@ class DataPlane:
                 if isinstance(recorded, Refused):
                     return refused_problem(recorded, request_id)
                 visit_of(request).decision_id = recorded
+                visit_of(request).extend(None)
                 return await self._passing.carry(
                     request, _bytes(target), passthrough.Recorded(recorded, taken)
                 )
@@ -177,7 +194,9 @@ class DataPlane:
             return await self._refuse(request, target, course, judged, terms, taken)
         visit.request_id, visit.scope_id = judged.request_id, judged.claims.scope_id
         visit.trace_id = judged.log_fields.get("trace_id")
+        visit.extend(deadlines.executing_seconds(judged) + deadlines.judging_seconds(terms.settings))
         outcome = await self._gate.execute(judged)
+        visit.extend(None)
         if isinstance(outcome, Refused):
             return refused_problem(outcome, judged.request_id)
         if isinstance(outcome, Undelivered):
@@ -280,12 +299,13 @@ class DataPlane:
                     await answer.write_eof(body)
                 visit.head_sent, visit.sent = True, len(body)
                 return answer
-            piece = body
-            while piece:
-                async with asyncio.timeout(patience):
-                    await answer.write(piece)
-                visit.sent += len(piece)
-                piece = await rest.read()
+            async with asyncio.timeout(deadlines.answering_seconds(judged)):
+                piece = body
+                while piece:
+                    async with asyncio.timeout(patience):
+                        await answer.write(piece)
+                    visit.sent += len(piece)
+                    piece = await rest.read()
             if rest.cut:
                 visit.outcome = "unknown"
                 passthrough.cut(request, answer)
