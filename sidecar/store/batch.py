@@ -3,6 +3,10 @@
 There is no timer window. One fsync pays for all requests that came in during the one before, and since
 the writer is serial there is no race to reason about: the commands of a batch are applied in order, each
 to the rows as the one before left them.
+
+A commit that reports a failure may have been carried out all the same. Its batch is refused, because nothing
+proves that it is durable; but as soon as the head of the log shows it, its replies are told as late ones, so
+that what it admitted is given back.
 """
 
 from __future__ import annotations
@@ -75,6 +79,8 @@ class Store:
         self.durable = Head("", 0, GENESIS, 0)
         self._committing = False
         self._closing = False
+        # Of a batch that may be committed: the head that it leaves then, and its replies for who gave up.
+        self._doubted: tuple[Head, list[tuple[LateReply, Reply]]] | None = None
         self.last_error: str | None = None
 
     async def open(self) -> None:
@@ -215,7 +221,7 @@ class Store:
         """Commit a batch and answer everyone in it. Never raises, or the writer would die."""
         begun = time.perf_counter()
         try:
-            replies = await self._transact([waiting.command for waiting in batch])
+            replies = await self._transact(batch)
         except StoreUnavailable as exc:
             self.last_error = str(exc)
             logger.error(
@@ -228,7 +234,9 @@ class Store:
                 logger.exception("a command could not be applied")
                 await self._failed(batch, CommandFailed(f"the command could not be applied: {exc!r}"))
                 return
-            await self._read_head()
+            if await self._read_head():
+                await self._failed(batch, StoreUnavailable(f"the commit failed: {exc!r}"))
+                return
             for waiting in batch:
                 await self._commit([waiting])
         else:
@@ -249,8 +257,8 @@ class Store:
                 waiting.reply.set_exception(exc)
         await self._read_head()
 
-    async def _read_head(self) -> None:
-        """After a failed commit only the database knows where the chain ends."""
+    async def _read_head(self) -> bool:
+        """After a failed commit only the database knows where the chain ends, and whether it failed."""
         try:
             self._head = await self.engine.head()
         except StoreUnavailable:
@@ -259,6 +267,18 @@ class Store:
             # A database that somebody took apart: nothing is decided until its head can be read.
             logger.exception("the head of the log cannot be read")
             self._head = None
+        return self._resolve()
+
+    def _resolve(self) -> bool:
+        """Tell the replies of a batch that was in doubt, if the head shows that it is committed."""
+        if self._head is None or self._doubted is None:
+            return False
+        (expected, late), self._doubted = self._doubted, None
+        committed = (self._head.seq, self._head.hash) == (expected.seq, expected.hash)
+        if committed:
+            for tell, reply in late:
+                tell(reply)
+        return committed
 
     async def _tidy(self) -> None:
         try:
@@ -266,9 +286,11 @@ class Store:
         except StoreUnavailable as exc:
             logger.warning("housekeeping of the store failed", extra={"cause": str(exc)})
 
-    async def _transact(self, commands: Sequence[Command]) -> list[Reply]:
+    async def _transact(self, batch: Sequence[_Waiting]) -> list[Reply]:
+        commands = [waiting.command for waiting in batch]
         if self._head is None:
             self._head = await self.engine.head()
+            self._resolve()
         head = self._head
         now = self.now()
         replies: list[Reply] = []
@@ -282,7 +304,14 @@ class Store:
         # Losing a settlement on power failure leaves its hold standing, which is the safe side.
         durable = not all(isinstance(command, Settle) for command in commands)
         wanted = rows_of([names(command) for command in commands], now)
-        await self.engine.transact(wanted, decide, durable=durable)
+        try:
+            await self.engine.transact(wanted, decide, durable=durable)
+        except Exception:
+            if heads and heads[-1].seq > head.seq:
+                pairs = zip(batch, replies, strict=True)
+                late = [(waiting.late, reply) for waiting, reply in pairs if waiting.late is not None]
+                self._doubted = heads[-1], late
+            raise
         self._head = heads[-1]
         if durable:
             self.durable = self._head
