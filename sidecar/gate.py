@@ -118,9 +118,15 @@ class Gate:
         life.timer = loop.call_later(deadlines.executing_seconds(judged), self._end, life, LATE)
         life.task = loop.create_task(self._execute(life), name="scopegate-execution")
         self._in_flight.add(life)
-        life.task.add_done_callback(lambda task: self._end(life, "the sidecar failed"))
+        life.task.add_done_callback(lambda task: self._done(life, task))
         self._metrics.in_flight.set(len(self._in_flight))
         return life
+
+    def _done(self, life: Life, task: asyncio.Task[None]) -> None:
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
+            logger.error("a gated request failed", exc_info=failure)
+        self._end(life, "the sidecar failed")
 
     def _end(self, life: Life, cause: str) -> None:
         """Whatever became of it: free its place, answer its client, settle its execution. Never waits."""

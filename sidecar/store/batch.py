@@ -283,8 +283,9 @@ class Store:
     async def _tidy(self) -> None:
         try:
             await self.engine.tidy()
-        except StoreUnavailable as exc:
-            logger.warning("housekeeping of the store failed", extra={"cause": str(exc)})
+        except Exception as exc:
+            # Whatever it is: the writer must not end with it, or nothing would be decided any more.
+            logger.warning("housekeeping of the store failed", extra={"cause": str(exc) or repr(exc)})
 
     async def _transact(self, batch: Sequence[_Waiting]) -> list[Reply]:
         commands = [waiting.command for waiting in batch]

@@ -83,7 +83,11 @@ class Upstream:
         connection = self._pooled() or await self._obtain()
         # Nothing is awaited from here to the write: up to it the request provably has not left.
         exchange = connection.exchange = Exchange(connection, AnswerParser(method == b"HEAD", offer))
-        await exchange.begin(request, body, promised, head_deadline)
+        try:
+            await exchange.begin(request, body, promised, head_deadline)
+        except BaseException:
+            exchange.abort()
+            raise
         return exchange
 
     async def close(self) -> None:
@@ -151,9 +155,18 @@ class Upstream:
                 else:
                     self._opening += 1
                 late = f"no connection to {self._where} within {self._connect_timeout:g} s"
-                return await self._dial()
+                connection = None
+                try:
+                    connection = await self._dial()
+                finally:
+                    if connection is None:
+                        self.offer(None)  # whatever went wrong, the slot is free again
         except TimeoutError as exc:
             raise NotSent(late) from exc
+        self._opening -= 1
+        self._connections.add(connection)
+        connection.pool = self
+        return connection
 
     async def _turn(self) -> Connection | None:
         """Wait in line for a connection, or for None: the right, counted as opening, to open one."""
@@ -169,15 +182,14 @@ class Upstream:
             self._waiters.pop(waiter, None)
 
     async def _dial(self) -> Connection:
-        """Open a connection in a slot that is counted as opening."""
-        opened = False
+        """Open a connection on which a request may begin. Raises NotSent."""
         try:
             connection = await self._open()
             if self._closed or not connection.fit():
                 connection.transport.abort()
                 why = f": {told(connection.lost_by)}" if connection.lost_by else ""
                 raise NotSent(f"connection closed by {self._where} before anything was sent{why}")
-            opened = True
+            return connection
         except ssl.SSLCertVerificationError as exc:
             raise NotSent(f"certificate of {self._where} is not trusted: {told(exc)}") from exc
         except ssl.SSLError as exc:
@@ -187,13 +199,6 @@ class Upstream:
         except (OSError, UnicodeError) as exc:  # UnicodeError: a host name that IDNA cannot encode
             why = str(exc) or "it closed the connection"
             raise NotSent(f"cannot connect to {self._where}: {why}") from exc
-        finally:
-            if not opened:
-                self.offer(None)
-        self._opening -= 1
-        self._connections.add(connection)
-        connection.pool = self
-        return connection
 
     def offer(self, free: Connection | None) -> None:
         """A free connection, or None for a slot counted as opening, goes to whoever waits longest."""

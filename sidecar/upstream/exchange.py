@@ -64,7 +64,8 @@ class Exchange:
         promised: int | None,
         head_deadline: float | None,
     ) -> None:
-        """Write the request, and return when the head of its answer is there. See `Upstream.send`."""
+        """Write the request, and return when the head of its answer is there. See `Upstream.send`, which
+        aborts an exchange that does not begin."""
         connection = self._connection
         try:
             if isinstance(body, bytes) and len(body) <= _ONE_WRITE:
@@ -78,9 +79,6 @@ class Exchange:
             if head_deadline is not None:
                 self._watch(head_deadline)
             await self._answered()
-        except BaseException:
-            self.abort()
-            raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()

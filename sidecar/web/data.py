@@ -83,7 +83,7 @@ class DataPlane:
         try:
             answer = await self._route(request)
         except StoreUnavailable as exc:
-            answer = problem(unavailable(exc))
+            answer = self._failed(request, unavailable(exc))
         except ConnectionError:
             answer = passthrough.nobody_waits()
         except asyncio.CancelledError:
@@ -91,11 +91,17 @@ class DataPlane:
             raise
         except Exception:
             logger.exception("a request failed", extra={"method": request.method})
-            answer = problem(Refusal("internal_error", "The sidecar failed; nothing more was forwarded."))
+            refusal = Refusal("internal_error", "The sidecar failed; nothing more was forwarded.")
+            answer = self._failed(request, refusal)
         if self._gate.draining or "Upgrade" in request.headers or "HTTP2-Settings" in request.headers:
             # After an upgrade that did not happen aiohttp's parser does not read on reliably.
             answer.force_close()
         return answer
+
+    @staticmethod
+    def _failed(request: web.BaseRequest, refusal: Refusal) -> web.StreamResponse:
+        """What a fault is answered. Behind a head that is gone a second one would stand in its body."""
+        return passthrough.broken_off(request) if request.writer.output_size > 0 else problem(refusal)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         target = request._message.path  # raw: every public form has been through yarl
@@ -318,6 +324,10 @@ class DataPlane:
             if rest is not None:
                 visit.outcome = "client_left"
                 rest.abandon()
+        except Exception:
+            if rest is not None:
+                rest.abandon()
+            raise
         return answer
 
     @staticmethod

@@ -292,6 +292,14 @@ def nobody_waits() -> RawAnswer:
     return answer
 
 
+def broken_off(request: web.BaseRequest) -> RawAnswer:
+    """The end of an answer that cannot go on: its client sees that it is not whole."""
+    answer = nobody_waits()
+    answer.ends_with_connection = True
+    cut(request, answer)
+    return answer
+
+
 def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
     """End the connection without ending the answer, so that the client sees that it is not whole."""
     answer.mark_ended()
