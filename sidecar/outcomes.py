@@ -95,10 +95,15 @@ class Explanation:
 
 
 class Remainder:
-    """The rest of a long answer. The gate reads it to its end, whether the client stays or not."""
+    """The rest of a long answer. The gate reads it to its end, whether the client stays or not.
+
+    A client that reads slowly holds it up for at most `patience` seconds in all. Counted for each piece, that
+    had no end: a client that took one now and then kept its execution in flight for as long as it liked.
+    """
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
+        self._ended = False
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=8)
         self._abandoned = False
         self.cut = False
@@ -114,18 +119,24 @@ class Remainder:
 
     async def feed(self, piece: bytes | None) -> None:
         """Hand on a piece, None for the true end; waits while the client is slow, but not for ever."""
-        if self._abandoned:
+        if self._abandoned or self._ended:
             return
+        begun = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._patience):
                 await self._pieces.put(piece)
         except TimeoutError:
             self.abandon()
             self.break_off()
+        self._patience -= asyncio.get_running_loop().time() - begun
+        self._ended = self._ended or piece is None
 
     def break_off(self) -> None:
-        """The end came too early; what the client has not taken yet is worth nothing any more."""
-        self.cut = True
+        """The end came too early; what the client has not taken yet is worth nothing any more. It comes
+        once, and not behind the true one."""
+        if self._ended:
+            return
+        self._ended = self.cut = True
         self._drop()
         self._pieces.put_nowait(None)
 

@@ -2,6 +2,10 @@
 
 What was committed only after its caller had been told that it was not is taken back here, too: an admission
 ends as not sent, and a scope is revoked, since its caller does not know its name and would ask for another.
+
+Whatever a store does with a settlement (refuse it, fail in a way that is not its own, never answer), the
+settlement is not lost by it: it is kept and submitted again. One that gets through twice finds its execution
+ended, and changes nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ logger = logging.getLogger("scopegate.gate")
 MAX_KEPT = 10_000
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
+# Beyond the store's own deadline, after which it is not waited for any more.
+GRACE_SECONDS = 0.5
 
 
 class Settlements:
@@ -105,15 +111,19 @@ class Settlements:
         if isinstance(reply, Admitted):
             cause = "the admission was committed only after its request had been given up"
             self._metrics.executions.labels("not_sent").inc()
-            self._keep(
-                Settle(
-                    decision_id=new_decision_id(),
-                    admission_id=reply.execution.decision_id,
-                    outcome="not_sent",
-                    cause=cause,
-                    origin=self._origin,
-                )
+            self.later(reply.execution.decision_id, "not_sent", cause)
+
+    def later(self, admission_id: str, outcome: Literal["not_sent", "unknown"], cause: str) -> None:
+        """Write down without waiting for it how an execution ended, if it was admitted at all."""
+        self._keep(
+            Settle(
+                decision_id=new_decision_id(),
+                admission_id=admission_id,
+                outcome=outcome,
+                cause=cause,
+                origin=self._origin,
             )
+        )
 
     async def close(self, seconds: float = 2.0) -> None:
         """Give what is kept a last chance. What is lost then ends as `unknown` at the next start."""
@@ -128,18 +138,25 @@ class Settlements:
 
     async def _submit(self, command: Settle) -> Settled | None:
         """Settle now, or keep it for later. Cancellation waits: what must be written is written."""
+        loop = asyncio.get_running_loop()
         submitting = asyncio.ensure_future(self._store.submit(command))
-        while not submitting.done():
+        until = loop.time() + self._store.deadline_seconds + GRACE_SECONDS
+        while not submitting.done() and (left := until - loop.time()) > 0:
             try:
-                await asyncio.wait([submitting])
+                await asyncio.wait([submitting], timeout=left)
             except asyncio.CancelledError:
                 continue
-        failure = submitting.exception()
+        failure: BaseException | None
+        if not submitting.done():
+            submitting.cancel()
+            failure = StoreUnavailable("the store did not answer")
+        elif submitting.cancelled():
+            failure = StoreUnavailable("it was cancelled")
+        else:
+            failure = submitting.exception()
         if failure is None:
             reply = submitting.result()
             return reply if isinstance(reply, Settled) else None
-        if not isinstance(failure, StoreUnavailable):
-            raise failure
         logger.warning(
             "a settlement waits for the store",
             extra={"decision_id": command.admission_id, "cause": str(failure)},
@@ -166,13 +183,16 @@ class Settlements:
         pause = FIRST_PAUSE_SECONDS
         while self._kept:
             try:
-                self.count_overrun(await self._store.submit(self._kept[0]))
+                async with asyncio.timeout(self._store.deadline_seconds + GRACE_SECONDS):
+                    self.count_overrun(await self._store.submit(self._kept[0]))
             except CommandFailed as exc:
                 # It must not stand in the way of the others for ever.
                 _lost(self._kept[0], str(exc))
             except StoreClosed:
                 return
-            except StoreUnavailable:
+            except Exception:
+                # The storage does not work, or not with this one: then it must not hold up the others.
+                self._kept.rotate(-1)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
                 continue

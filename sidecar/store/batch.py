@@ -8,6 +8,10 @@ Whether the store works is what the last commit said, and nothing less. A commit
 waited for in vain, is remembered in `last_error`, and only one that succeeds clears it. A small write proves
 little: on a full disk it still fits, and it meets no table that a decision needs. So without traffic the
 writer rehearses: it makes a whole decision and undoes it, writes as much as a large one takes, and commits.
+
+A commit that reports a failure may have been carried out all the same. Its batch is refused, because nothing
+proves that it is durable; but as soon as the head of the log shows it, its replies are told as late ones, so
+that what it admitted is given back.
 """
 
 from __future__ import annotations
@@ -107,6 +111,8 @@ class Store:
         self.durable = Head("", 0, GENESIS, 0)
         self._committing = False
         self._closing = False
+        # Of a batch that may be committed: the head that it leaves then, and its replies for who gave up.
+        self._doubted: tuple[Head, list[tuple[LateReply, Reply]]] | None = None
         self._rehearsal: asyncio.Future[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         # Why decisions fail: the last durable commit did. None: they do not, as far as is known.
@@ -297,7 +303,7 @@ class Store:
         commands = [waiting.command for waiting in batch]
         durable = _is_durable(commands)
         try:
-            replies = await self._transact(commands, moment, durable=durable)
+            replies = await self._transact(batch, moment, durable=durable)
         except StoreUnavailable as exc:
             self.last_error = str(exc)
             logger.error(
@@ -312,7 +318,9 @@ class Store:
                 self.last_error = str(failed)
                 await self._failed(batch, failed)
                 return
-            await self._read_head()
+            if await self._read_head():
+                await self._failed(batch, StoreUnavailable(f"the commit failed: {exc!r}"))
+                return
             for waiting in batch:
                 await self._commit([waiting])
         else:
@@ -334,8 +342,8 @@ class Store:
                 waiting.reply.set_exception(exc)
         await self._read_head()
 
-    async def _read_head(self) -> None:
-        """After a failed commit only the database knows where the chain ends."""
+    async def _read_head(self) -> bool:
+        """After a failed commit only the database knows where the chain ends, and whether it failed."""
         try:
             self._head = await self.engine.head()
             self._time.found(self._head.time)
@@ -345,12 +353,25 @@ class Store:
             # A database that somebody took apart: nothing is decided until its head can be read.
             logger.exception("the head of the log cannot be read")
             self._head = None
+        return self._resolve()
+
+    def _resolve(self) -> bool:
+        """Tell the replies of a batch that was in doubt, if the head shows that it is committed."""
+        if self._head is None or self._doubted is None:
+            return False
+        (expected, late), self._doubted = self._doubted, None
+        committed = (self._head.seq, self._head.hash) == (expected.seq, expected.hash)
+        if committed:
+            for tell, reply in late:
+                tell(reply)
+        return committed
 
     async def _tidy(self) -> None:
         try:
             await self.engine.tidy()
-        except StoreUnavailable as exc:
-            logger.warning("housekeeping of the store failed", extra={"cause": str(exc)})
+        except Exception as exc:
+            # Whatever it is: the writer must not end with it, or nothing would be decided any more.
+            logger.warning("housekeeping of the store failed", extra={"cause": str(exc) or repr(exc)})
 
     async def _rehearse(self, asked: asyncio.Future[None]) -> None:
         """See whether a decision could be written now. Never raises, or the writer would die."""
@@ -377,9 +398,11 @@ class Store:
         if self._head is None:
             self._head = await self.engine.head()
             self._time.found(self._head.time)
+            self._resolve()
         return self._head
 
-    async def _transact(self, commands: Sequence[Command], moment: Moment, *, durable: bool) -> list[Reply]:
+    async def _transact(self, batch: Sequence[_Waiting], moment: Moment, *, durable: bool) -> list[Reply]:
+        commands = [waiting.command for waiting in batch]
         head = await self._known_head()
         now = moment.now
         accepted = False
@@ -394,7 +417,14 @@ class Store:
 
         heads: list[Head] = []
         wanted = rows_of([names(command) for command in commands], now)
-        await self.engine.transact(wanted, decide, durable=durable)
+        try:
+            await self.engine.transact(wanted, decide, durable=durable)
+        except Exception:
+            if heads and heads[-1].seq > head.seq:
+                pairs = zip(batch, replies, strict=True)
+                late = [(waiting.late, reply) for waiting, reply in pairs if waiting.late is not None]
+                self._doubted = heads[-1], late
+            raise
         self._head = heads[-1]
         if accepted:
             self._time.accept(moment)

@@ -1,15 +1,47 @@
-"""Bytes in, one answer out. No I/O. And what can be said of a request that got none."""
+"""Bytes in, one answer out. No I/O. And what can be said of a request that got none.
+
+An answer that looked complete and was refused in the same breath once ended as neither: two flags were set
+in one step, and each told its reader that the other one had dealt with it. Hence these rules.
+
+1. An answer is in one `State` at a time, and `COMPLETE` and `FAILED` are two of them. A step leads to one
+   state; the two that end it are never left.
+2. A head is judged when it is whole, and shown only once it is accepted. An answer that fails has no head
+   and no body any more: what of it was not taken yet is dropped.
+3. Packets decide nothing. A head reaches llhttp cut off at its empty line, so that nothing behind it is read
+   before it is judged. What bounds heads, chunk lines and trailers is counted by the byte.
+4. llhttp reads heads only; where the body ends is decided here, from headers that allow one reading:
+   at most one Content-Length, or `chunked` alone, or the end of the connection. A body that two parsers
+   could end in two places is refused.
+5. An interim answer (1xx) has no body. A 101 is accepted only from an upstream that was offered a protocol,
+   and only for that one.
+6. Bytes behind a complete answer are not part of it. They keep its connection from being used again.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from enum import Enum
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from sidecar.errors import ScopegateError
 
-_MAX_HEAD = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024  # of all heads of one answer; of chunk lines and trailers without a byte of body
 _PIECE = 64  # about what Python itself needs for one piece, so that tiny chunks are not free
+
+_EMPTY_LINE = b"\r\n\r\n"
+_TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
+_REASON = re.compile(_TEXT)
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _TEXT + rb")?")
+_CHUNK_END = re.compile(rb"")
+_TRAILER = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:" + _TEXT + rb")?")
+# What a line of the body's framing may have begun with; looked at in its first bytes, so that garbage without
+# an end is not waited for.
+_BEGUN = 32
+_CHUNK_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;" + _TEXT + rb")?\r?")
+_CHUNK_END_BEGUN = re.compile(rb"\r?")
+_TRAILER_BEGUN = re.compile(rb"\r|[!#$%&'*+.^_`|~0-9A-Za-z-]+(?::" + _TEXT + rb"\r?)?")
 
 
 class NotSent(ScopegateError):
@@ -38,62 +70,102 @@ class Head:
     version: tuple[int, int]
 
 
+class State(Enum):
+    """Where an answer stands."""
+
+    HEAD = "its head is not whole yet, or was an interim one"
+    COUNTED = "so many bytes of its body are to come"
+    CHUNK_LINE = "the size of a chunk is to come"
+    CHUNK = "so many bytes of a chunk are to come"
+    CHUNK_END = "the end of a chunk is to come"
+    TRAILERS = "the last chunk came"
+    UNTIL_EOF = "the end of the connection is the end of its body"
+    TUNNEL = "it is no HTTP any more"
+    COMPLETE = "it came to its true end"
+    FAILED = "it cannot be trusted; `fault` says why"
+
+
+_ENDED = (State.COMPLETE, State.FAILED)
+
+
 class AnswerParser:
     """Bytes in, one answer out; no I/O. The `on_` methods are those that httptools calls."""
 
     __slots__ = (
-        "_barren",
         "_bodyless",
-        "_fault",
         "_headers",
         "_http",
-        "_may_upgrade",
+        "_keep_alive",
+        "_left",
+        "_line",
+        "_offer",
+        "_overhead",
         "_reason",
-        "complete",
+        "_seam",
+        "_status",
+        "_version",
+        "cause",
+        "fault",
         "head",
         "pieces",
         "reusable",
+        "state",
         "tunnel",
-        "until_eof",
         "waiting",
     )
 
-    def __init__(self, bodyless: bool, may_upgrade: bool) -> None:
+    def __init__(self, bodyless: bool, offer: bytes | None) -> None:
+        """`bodyless`: it answers a HEAD. `offer`: the protocol that the upstream may switch to."""
+        self.state = State.HEAD
+        self.fault = ""
+        self.cause: BaseException | None = None
         self.head: Head | None = None
         self.pieces: list[bytes] = []
         self.waiting = 0  # what the pieces weigh
-        self.complete = self.tunnel = False
+        self.tunnel = False  # bytes go both ways, or went until it was complete
         self.reusable = False  # the connection can carry another exchange
-        self.until_eof = False  # the end of the connection is the true end of the body
-        self._bodyless, self._may_upgrade = bodyless, may_upgrade
-        self._reason = b""
+        self._bodyless, self._offer = bodyless, offer
+        self._http: HttpResponseParser | None = None  # of the head that has begun
+        self._seam = b""  # the last of what came of it, in which its empty line may have begun
+        self._status: int | None = None  # of a head that llhttp has read
+        self._version, self._reason, self._keep_alive = "", b"", False
         self._headers: list[tuple[bytes, bytes]] = []
-        self._fault = ""
-        self._barren = 0  # bytes since the last that brought something
-        self._http = HttpResponseParser(self)
+        self._overhead = 0  # bytes of heads, or of framing since the last of the body
+        self._left = 0  # bytes of the body or the chunk to come
+        self._line = bytearray()  # of the framing, as far as it came
 
-    def feed(self, data: bytes) -> None:
-        """Take in what arrived. HttpParserError: it is no answer that can be trusted."""
-        if self.tunnel:
-            return self._keep(data)
-        before = self.waiting
-        try:
-            self._http.feed_data(data)
-        except HttpParserUpgrade as exc:
-            self._switch(data[exc.args[0] :])
-        except HttpParserError:
-            if not self.complete:
-                raise
+    @property
+    def complete(self) -> bool:
+        return self.state is State.COMPLETE
+
+    @property
+    def until_eof(self) -> bool:
+        """The end of the connection would be the true end of the answer."""
+        return self.state in (State.UNTIL_EOF, State.TUNNEL)
+
+    def feed(self, data: bytes) -> State:
+        """Take in what arrived, and tell where the answer stands now."""
+        at, size = 0, len(data)
+        while at < size and self.state not in _ENDED:
+            if self.state is State.HEAD:
+                at = self._take_head(data, at)
+            elif self.state in (State.UNTIL_EOF, State.TUNNEL):
+                at = self._keep(data, at, size)
+            elif self.state in (State.COUNTED, State.CHUNK):
+                at = self._take_counted(data, at)
+            else:
+                at = self._take_line(data, at)
+        if at < size:
             self.reusable = False  # this answer is whole; what came behind it is not one
-        # Heads (interim ones, too), trailers and chunk extensions without end are bounded here.
-        self._barren = self._barren + len(data) if self.waiting == before else 0
-        if self._barren > _MAX_HEAD and not self.complete:
-            self._fault = f"more than {_MAX_HEAD} bytes of head or trailers"
-        if self._fault:
-            raise HttpParserError(self._fault)
-        if self.complete:
-            del self._http  # it refers back to us: else each exchange would wait for the cycle collector
-        return None
+        return self.state
+
+    def end(self) -> State:
+        """The upstream says nothing more, and is trusted in that."""
+        if self.until_eof:
+            self.state = State.COMPLETE
+        elif self.state not in _ENDED:
+            self._fail("it ends before its end")
+        return self.state
 
     def take(self) -> bytes:
         taken = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
@@ -101,68 +173,155 @@ class AnswerParser:
         self.waiting = 0
         return taken
 
-    def on_message_begin(self) -> None:
-        if self.complete:
-            self.reusable = False
+    # The head ----------------------------------------------------------------------------------
+
+    def _take_head(self, data: bytes, at: int) -> int:
+        """Take in a head up to its empty line; a whole one is judged."""
+        if self._http is None:
+            if data[at] != ord("H"):
+                return self._fail("it does not begin with HTTP")  # llhttp would skip empty lines
+            self._http = HttpResponseParser(self)
+        seam = self._seam + data[at : at + 3]
+        if (found := seam.find(_EMPTY_LINE)) >= 0:
+            end = at + found - len(self._seam) + 4
+        elif (found := data.find(_EMPTY_LINE, at)) >= 0:
+            end = found + 4
+        else:
+            end = len(data)
+        self._overhead += end - at
+        if self._overhead > MAX_HEAD_BYTES:
+            return self._fail(f"more than {MAX_HEAD_BYTES} bytes of head")
+        piece = data[at:end]
+        try:
+            self._http.feed_data(piece)
+        except HttpParserUpgrade:
+            pass  # it is read; whether it may switch is decided below
+        except HttpParserError as exc:
+            return self._fail(str(exc), exc)
+        if (self._status is None) == (found >= 0):
+            return self._fail("its head does not end in an empty line")
+        self._seam = b"" if found >= 0 else (self._seam + piece[-3:])[-3:]
+        if self._status is not None:
+            # It refers back to us: an exchange must not wait for the cycle collector.
+            self._http = None
+            self._judge(self._status)
+            self._status, self._reason, self._headers = None, b"", []
+        return end
 
     def on_status(self, reason: bytes) -> None:
         self._reason += reason  # in parts, if packets split it
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.head is None:  # else it is a trailer
-            self._headers.append((name, value))
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self.head is not None:
-            return  # a second answer, behind a complete one
-        status, version = self._http.get_status_code(), self._http.get_http_version()
-        if status < 100 or version not in ("1.0", "1.1"):
-            self._fault = f"HTTP version {version}, status {status}"
+        assert self._http is not None
+        self._status, self._version = self._http.get_status_code(), self._http.get_http_version()
+        self._keep_alive = self._http.should_keep_alive()
+
+    def _judge(self, status: int) -> int | None:
+        """Accept a whole head or fail; what it says of the body decides what comes next."""
+        version = self._version
+        if not 100 <= status <= 599 or version not in ("1.0", "1.1"):
+            return self._fail(f"HTTP version {version}, status {status}")
+        if _REASON.fullmatch(self._reason) is None:
+            return self._fail("a control character in its reason")
+        lengths, codings, upgrades = [], [], []
+        for index, (name, value) in enumerate(self._headers):
+            size = len(name)
+            if size == 14 and name.lower() == b"content-length":
+                # Without white space, which others might not take for a number.
+                self._headers[index] = name, value.strip(b" \t")
+                lengths.append(value.strip(b" \t"))
+            elif size == 17 and name.lower() == b"transfer-encoding":
+                codings.append(value.strip(b" \t").lower())
+            elif size == 7 and name.lower() == b"upgrade":
+                upgrades.append(value.strip(b" \t").lower())
+        if len(lengths) > 1 or not all(map(bytes.isdigit, lengths)):
+            return self._fail(f"Content-Length {b', '.join(lengths)!r}")
+        length = int(lengths[0]) if lengths else None
+        if status < 200 and (length or codings):
+            return self._fail(f"status {status} with a body")
         if status < 200 and status != 101:
-            self._reason, self._headers = b"", []
-            return
-        bodyless = self._bodyless or status in (101, 204, 304)
-        size, framed = 0, False
-        for name, value in self._headers:
-            length = len(name)
-            size += length + len(value) + 4
-            if length == 14 and name.lower() == b"content-length":
-                framed = True
-            elif length == 17 and name.lower() == b"transfer-encoding" and not bodyless:
-                # Another coding nobody behind us could undo, for this header goes no further.
-                if framed or value.strip().lower() != b"chunked":
-                    self._fault = f"transfer coding {value!r}"
-                framed = True
-        if size > _MAX_HEAD:
-            self._fault = f"more than {_MAX_HEAD} bytes of head"
-        self.until_eof = not framed and not bodyless
-        self.reusable = version == "1.1" and self._http.should_keep_alive()
+            return None
+        bodyless = self._bodyless or status in (204, 304)
+        if codings and not bodyless and (lengths or codings != [b"chunked"]):
+            # Nobody behind us could undo another coding, for this header goes no further.
+            return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}" + " with a length" * bool(lengths))
+        if status == 101 and (self._offer is None or upgrades != [self._offer.strip().lower()]):
+            return self._fail("it switches protocols unasked")
         self.head = Head(
             status=status, reason=self._reason, headers=tuple(self._headers), version=(1, int(version[2]))
         )
-        # llhttp cannot be told that this answers a HEAD, and would wait for a body.
-        self.complete = self._bodyless and status != 101
-
-    def on_body(self, body: bytes) -> None:
-        if self.complete:
-            self.reusable = False
-        elif self.head is None:
-            self._fault = "an interim answer with a body"
+        self.reusable = version == "1.1" and self._keep_alive
+        self._overhead = 0
+        if status == 101:
+            self.state, self.tunnel = State.TUNNEL, True
+        elif bodyless or length == 0:
+            self.state = State.COMPLETE
+        elif codings:
+            self.state = State.CHUNK_LINE
+        elif length is not None:
+            self.state, self._left = State.COUNTED, length
         else:
-            self._keep(body)
+            self.state = State.UNTIL_EOF
+        return None
 
-    def on_message_complete(self) -> None:
-        if self.head is not None and self.head.status != 101:
-            self.complete = True
+    # The body ----------------------------------------------------------------------------------
 
-    def _keep(self, piece: bytes) -> None:
-        self.pieces.append(piece)
-        self.waiting += len(piece) + _PIECE
+    def _keep(self, data: bytes, at: int, end: int) -> int:
+        self.pieces.append(data[at:end])
+        self.waiting += end - at + _PIECE
+        self._overhead = 0
+        return end
 
-    def _switch(self, rest: bytes) -> None:
-        if not self._may_upgrade:
-            self._fault = "it switches protocols unasked"
-        self.tunnel = self.until_eof = True
-        del self._http
-        if rest:
-            self._keep(rest)
+    def _take_counted(self, data: bytes, at: int) -> int:
+        end = min(len(data), at + self._left)
+        self._left -= end - at
+        self._keep(data, at, end)
+        if not self._left:
+            self.state = State.COMPLETE if self.state is State.COUNTED else State.CHUNK_END
+        return end
+
+    def _take_line(self, data: bytes, at: int) -> int:
+        """Take in a line of the framing; a whole one decides what comes next."""
+        found = data.find(b"\n", at)
+        end = found + 1 if found >= 0 else len(data)
+        self._overhead += end - at
+        if self._overhead > MAX_HEAD_BYTES:
+            return self._fail(f"more than {MAX_HEAD_BYTES} bytes of chunk lines or trailers")
+        self._line += data[at:end]
+        whole, begun = _LINES[self.state]
+        if found < 0:
+            if len(self._line) <= _BEGUN and begun.fullmatch(self._line) is None:
+                return self._fail(f"{bytes(self._line)!r} where {self.state.value}")
+            return end
+        line = bytes(self._line)
+        self._line.clear()
+        match = whole.fullmatch(line, 0, len(line) - 2)
+        if match is None or not line.endswith(b"\r\n"):
+            return self._fail(f"{line[:_BEGUN]!r} where {self.state.value}")
+        if self.state is State.CHUNK_LINE:
+            self._left = int(match[1], 16)
+            self.state = State.CHUNK if self._left else State.TRAILERS
+        elif self.state is State.CHUNK_END:
+            self.state = State.CHUNK_LINE
+        elif len(line) == 2:
+            self.state = State.COMPLETE
+        return end
+
+    def _fail(self, fault: str, cause: BaseException | None = None) -> int:
+        """It cannot be trusted: nothing of it is shown any more. 0: nothing more is taken in."""
+        self.state, self.fault, self.cause = State.FAILED, fault, cause
+        self.head = self._http = None
+        self.reusable = False
+        self.pieces.clear()
+        self.waiting = 0
+        return 0
+
+
+_LINES = {
+    State.CHUNK_LINE: (_CHUNK_LINE, _CHUNK_LINE_BEGUN),
+    State.CHUNK_END: (_CHUNK_END, _CHUNK_END_BEGUN),
+    State.TRAILERS: (_TRAILER, _TRAILER_BEGUN),
+}

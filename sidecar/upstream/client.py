@@ -79,11 +79,15 @@ class Upstream:
         the caller's fault), NotSent, Unanswered.
         """
         method = method.encode("ascii") if isinstance(method, str) else method
-        request, promised, may_upgrade = request_head(method, target, headers, body, chunked)
+        request, promised, offer = request_head(method, target, headers, body, chunked)
         connection = self._pooled() or await self._obtain()
         # Nothing is awaited from here to the write: up to it the request provably has not left.
-        exchange = connection.exchange = Exchange(connection, AnswerParser(method == b"HEAD", may_upgrade))
-        await exchange.begin(request, body, promised, head_deadline)
+        exchange = connection.exchange = Exchange(connection, AnswerParser(method == b"HEAD", offer))
+        try:
+            await exchange.begin(request, body, promised, head_deadline)
+        except BaseException:
+            exchange.abort()
+            raise
         return exchange
 
     async def close(self) -> None:
@@ -151,9 +155,18 @@ class Upstream:
                 else:
                     self._opening += 1
                 late = f"no connection to {self._where} within {self._connect_timeout:g} s"
-                return await self._dial()
+                connection = None
+                try:
+                    connection = await self._dial()
+                finally:
+                    if connection is None:
+                        self.offer(None)  # whatever went wrong, the slot is free again
         except TimeoutError as exc:
             raise NotSent(late) from exc
+        self._opening -= 1
+        self._connections.add(connection)
+        connection.pool = self
+        return connection
 
     async def _turn(self) -> Connection | None:
         """Wait in line for a connection, or for None: the right, counted as opening, to open one."""
@@ -169,15 +182,14 @@ class Upstream:
             self._waiters.pop(waiter, None)
 
     async def _dial(self) -> Connection:
-        """Open a connection in a slot that is counted as opening."""
-        opened = False
+        """Open a connection on which a request may begin. Raises NotSent."""
         try:
             connection = await self._open()
             if self._closed or not connection.fit():
                 connection.transport.abort()
                 why = f": {told(connection.lost_by)}" if connection.lost_by else ""
                 raise NotSent(f"connection closed by {self._where} before anything was sent{why}")
-            opened = True
+            return connection
         except ssl.SSLCertVerificationError as exc:
             raise NotSent(f"certificate of {self._where} is not trusted: {told(exc)}") from exc
         except ssl.SSLError as exc:
@@ -187,13 +199,6 @@ class Upstream:
         except (OSError, UnicodeError) as exc:  # UnicodeError: a host name that IDNA cannot encode
             why = str(exc) or "it closed the connection"
             raise NotSent(f"cannot connect to {self._where}: {why}") from exc
-        finally:
-            if not opened:
-                self.offer(None)
-        self._opening -= 1
-        self._connections.add(connection)
-        connection.pool = self
-        return connection
 
     def offer(self, free: Connection | None) -> None:
         """A free connection, or None for a slot counted as opening, goes to whoever waits longest."""
@@ -261,12 +266,13 @@ def request_head(
     headers: Sequence[tuple[bytes, bytes]],
     body: bytes | AsyncIterable[bytes] | None,
     chunked: bool,
-) -> tuple[bytes, int | None, bool]:
-    """The head as it goes out, the length that it promises, and whether it asks for an upgrade."""
+) -> tuple[bytes, int | None, bytes | None]:
+    """The head as it goes out, the length that it promises, and the protocol that it offers to switch to."""
     if not method or not target or b" " in method or b" " in target:
         raise ValueError(f"not a method and a target: {method!r} {target!r}")
     lines = [method + b" " + target + b" HTTP/1.1"]
-    promised, may_upgrade = None, False
+    promised: int | None = None
+    offer: bytes | None = None
     for name, value in headers:
         lines.append(name + b": " + value)
         length = len(name)
@@ -277,7 +283,7 @@ def request_head(
         elif length == 17 and name.lower() == b"transfer-encoding":
             raise ValueError("the framing is decided here, not by a Transfer-Encoding header")
         elif length == 7 and name.lower() == b"upgrade":
-            may_upgrade = True
+            offer = value
     if body is None or isinstance(body, bytes):
         size = len(body or b"")
         if chunked or (promised is not None and promised != size):
@@ -292,4 +298,4 @@ def request_head(
     breaks = len(lines) - 1
     if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
         raise ValueError("CR, LF or NUL in a request head")
-    return head + b"\r\n\r\n", promised, may_upgrade
+    return head + b"\r\n\r\n", promised, offer

@@ -8,10 +8,8 @@ import ssl
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, cast
 
-from httptools import HttpParserError
-
 from sidecar.tls import told
-from sidecar.upstream.answer import AnswerParser, Failed, Head, TimedOut, Unanswered
+from sidecar.upstream.answer import AnswerParser, Failed, Head, State, TimedOut, Unanswered
 
 if TYPE_CHECKING:
     from sidecar.upstream.client import Upstream
@@ -24,6 +22,7 @@ _LINGER_SECONDS = 5.0  # for the last bytes of a tunnel when both sides are thro
 class Exchange:
     """One request that has gone out, and its answer as it comes in.
 
+    It ends once: either its parser is complete, or it has failed, and then nothing more is fed to the parser.
     Once the answer has arrived whole, the connection returns to the pool by itself, though the caller
     may still be reading. Leaving the `with` block, or `abort`, closes it if that has not happened.
     """
@@ -65,7 +64,8 @@ class Exchange:
         promised: int | None,
         head_deadline: float | None,
     ) -> None:
-        """Write the request, and return when the head of its answer is there. See `Upstream.send`."""
+        """Write the request, and return when the head of its answer is there. See `Upstream.send`, which
+        aborts an exchange that does not begin."""
         connection = self._connection
         try:
             if isinstance(body, bytes) and len(body) <= _ONE_WRITE:
@@ -79,9 +79,6 @@ class Exchange:
             if head_deadline is not None:
                 self._watch(head_deadline)
             await self._answered()
-        except BaseException:
-            self.abort()
-            raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -133,7 +130,7 @@ class Exchange:
         if transport.can_write_eof():
             transport.write_eof()
         else:
-            self._parser.complete = True
+            self._parser.end()
             self._wake()
         if self.complete:
             transport.close()
@@ -170,27 +167,29 @@ class Exchange:
 
     def _feed(self, data: bytes) -> None:
         parser = self._parser
-        if self._failure is not None:
-            return None  # it is being closed, and must not come back to the pool by ending now
-        try:
-            parser.feed(data)
-        except HttpParserError as exc:
-            return self._fail(Failed(f"malformed answer from {self._connection.where}: {exc}"), exc)
-        if parser.complete:
+        if self._failure is not None or parser.complete:
+            return  # it is being closed, and must not come back to the pool by ending now
+        state = parser.feed(data)
+        if state is State.FAILED:
+            fault = f"malformed answer from {self._connection.where}: {parser.fault}"
+            self._fail(Failed(fault), parser.cause)
+        elif state is State.COMPLETE:
             self._finish()
         elif parser.waiting > _PAUSE_ABOVE:
             self._connection.transport.pause_reading()
-        return self._wake()
+        self._wake()
 
     def _eof(self) -> bool:
         """The upstream ends its side. True keeps ours open."""
         parser = self._parser
         # Whoever is between us could end a connection, but not in the name of TLS. A tunnel's own protocol
         # says where it ends.
+        if self._failure is not None or parser.complete:
+            return False
         if not parser.until_eof or not (parser.tunnel or self._connection.ended_well()):
             self._fail(Failed(f"connection closed by {self._connection.where} before the end of its answer"))
             return False
-        parser.complete = True
+        parser.end()
         if not parser.tunnel:
             self._finish()
         self._wake()

@@ -6,6 +6,7 @@ the ids. A trace ends here, too.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -46,6 +47,13 @@ class Visit:
     head_sent: bool = False
     sent: int = 0  # bytes of the answer's body
     trace: Trace = NO_TRACE
+    deadline: asyncio.Timeout | None = None  # the outer one of a gated request, until its answer begins
+
+    def extend(self, seconds: float | None) -> None:
+        """Move the outer deadline to so many seconds from now; None: away."""
+        if self.deadline is not None:
+            loop = asyncio.get_running_loop()
+            self.deadline.reschedule(None if seconds is None else loop.time() + seconds)
 
 
 _VISIT = web.RequestKey("scopegate.visit", Visit)

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import StreamWriter
 
-from sidecar.web.headers import Headers
+from sidecar.web.headers import Headers, unframed
 
 _BODILESS = frozenset({204, 304})
 
@@ -26,7 +26,7 @@ class RawAnswer(web.StreamResponse):
     ) -> None:
         super().__init__(status=status)
         self._raw_reason = reason
-        self._raw_headers = headers
+        self._raw_headers = unframed(status, headers)
         self._raw_length = content_length
         self._close_after = close
         self.ends_with_connection = False  # nothing else tells the client where the body ends

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from sidecar import deadlines
 from sidecar.core.bounds import Case, judge
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify, read_as
@@ -87,7 +88,7 @@ class DataPlane:
         try:
             answer = await self._route(request)
         except StoreUnavailable as exc:
-            answer = problem(unavailable(exc))
+            answer = self._failed(request, unavailable(exc))
         except ConnectionError:
             answer = passthrough.nobody_waits()
         except asyncio.CancelledError:
@@ -95,10 +96,16 @@ class DataPlane:
             raise
         except Exception:
             logger.exception("a request failed", extra={"method": request.method})
-            answer = problem(Refusal("internal_error", "The sidecar failed; nothing more was forwarded."))
+            refusal = Refusal("internal_error", "The sidecar failed; nothing more was forwarded.")
+            answer = self._failed(request, refusal)
         if self._gate.draining or cast(DataConnection, request.protocol).ending:
             answer.force_close()
         return answer
+
+    @staticmethod
+    def _failed(request: web.BaseRequest, refusal: Refusal) -> web.StreamResponse:
+        """What a fault is answered. Behind a head that is gone a second one would stand in its body."""
+        return passthrough.broken_off(request) if request.writer.output_size > 0 else problem(refusal)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         target = request._message.path  # raw: every public form has been through yarl
@@ -129,18 +136,33 @@ class DataPlane:
             begun=visit.begun,
         )
         visit.trace_id = visit.trace.ids.get("trace_id", visit.trace_id)
-        if unnamed is not None:
-            # On a shadow route, too: where such a request would go is up to the backend.
-            visit.trace.over("judge", visit.begun)
-            asked = _asked(request, terms)
-            refused = await self._gate.refusals.refuse(unnamed, asked)
-            return refused_problem(refused, asked.request_id or "")
-        if isinstance(course.verdict, Rejected):
-            visit.trace.over("judge", visit.begun)
-            return await self._refuse(request, target, course, course.verdict.refusal, terms, Taken())
-        return await self._judge(request, target, course, terms)
+        try:
+            async with asyncio.timeout(deadlines.judging_seconds(terms.settings)) as visit.deadline:
+                if unnamed is not None:
+                    # On a shadow route, too: where such a request would go is up to the backend.
+                    visit.trace.over("judge", visit.begun)
+                    asked = _asked(request, terms)
+                    refused = await self._gate.refusals.refuse(unnamed, asked)
+                    return refused_problem(refused, asked.request_id or "")
+                if isinstance(course.verdict, Rejected):
+                    visit.trace.over("judge", visit.begun)
+                    return await self._refuse(request, target, course, course.verdict.refusal, terms, Taken())
+                return await self._judge(request, target, course, terms)
+        except TimeoutError:
+            if visit.deadline is None or not visit.deadline.expired():
+                raise
+        return self._given_up(request, terms)
 
     # A gated request ---------------------------------------------------------------------------
+
+    def _given_up(self, request: web.BaseRequest, terms: Terms) -> web.StreamResponse:
+        """The outer deadline passed, which is not the request's fault. Nothing of it was forwarded: the gate
+        ends what it has begun before that."""
+        asked, cause = _asked(request, terms), "it was not decided in time"
+        logger.error("a gated request was not decided in time", extra={"request_id": asked.request_id})
+        refusal = Refusal("store_unavailable", f"Nothing was let through: {cause}.", {"cause": cause})
+        self._gate.refusals.unrecorded(refusal, asked, cause)
+        return refused_problem(Refused(refusal=refusal, retry_after=1), asked.request_id or "")
 
     async def _refuse(
         self,
@@ -165,6 +187,7 @@ class DataPlane:
                 if isinstance(recorded, Refused):
                     return refused_problem(recorded, request_id)
                 visit_of(request).decision_id = recorded
+                visit_of(request).extend(None)
                 return await self._passing.carry(
                     request, _bytes(target), passthrough.Recorded(recorded, taken)
                 )
@@ -203,7 +226,9 @@ class DataPlane:
             return await self._refuse(request, target, course, judged, terms, taken)
         visit.request_id, visit.scope_id = judged.request_id, judged.claims.scope_id
         visit.trace_id = judged.log_fields.get("trace_id")
+        visit.extend(deadlines.executing_seconds(judged) + deadlines.judging_seconds(terms.settings))
         outcome = await self._gate.execute(judged)
+        visit.extend(None)
         if isinstance(outcome, Refused):
             return refused_problem(outcome, judged.request_id)
         if isinstance(outcome, Undelivered):
@@ -312,12 +337,13 @@ class DataPlane:
                     await answer.write_eof(body)
                 visit.head_sent, visit.sent = True, len(body)
                 return answer
-            piece = body
-            while piece:
-                async with asyncio.timeout(patience):
-                    await answer.write(piece)
-                visit.sent += len(piece)
-                piece = await rest.read()
+            async with asyncio.timeout(deadlines.answering_seconds(judged)):
+                piece = body
+                while piece:
+                    async with asyncio.timeout(patience):
+                        await answer.write(piece)
+                    visit.sent += len(piece)
+                    piece = await rest.read()
             if rest.cut:
                 visit.outcome = "unknown"
                 passthrough.cut(request, answer)
@@ -330,6 +356,10 @@ class DataPlane:
             if rest is not None:
                 visit.outcome = "client_left"
                 rest.abandon()
+        except Exception:
+            if rest is not None:
+                rest.abandon()
+            raise
         return answer
 
     @staticmethod

@@ -21,6 +21,7 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 # What Connection may name without effect: without these nobody could say where a message goes and ends.
 _NEVER_STRIPPED = frozenset({b"host", b"content-length", b"content-type"})
 
@@ -47,6 +48,17 @@ def without_our_own(headers: Headers) -> list[tuple[bytes, bytes]]:
         for name, value in headers
         if name[:1] not in b"sS" or not read_as(name.decode("latin-1")).startswith("scopegate-")
     ]
+
+
+def unframed(status: int, headers: Headers) -> Headers:
+    """The headers but for those that must not frame an answer without a body (RFC 9110, section 8.6).
+
+    204 and 1xx have no body in any reading, and a length there makes one for a client that believes it. 304
+    and the answer to HEAD keep theirs: it is the length of what a GET would bring.
+    """
+    if status != 204 and status >= 200:
+        return headers
+    return [(name, value) for name, value in headers if name.lower() not in _FRAMING]
 
 
 def value_of(headers: Headers, name: bytes) -> bytes | None:

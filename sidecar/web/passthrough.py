@@ -20,7 +20,7 @@ from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 from sidecar.web.accesslog import CLIENT_LEFT, visit_of
 from sidecar.web.answers import RawAnswer
 from sidecar.web.body import Taken, expect_continue
-from sidecar.web.headers import Headers, end_to_end, value_of, without_our_own
+from sidecar.web.headers import Headers, end_to_end, unframed, value_of, without_our_own
 from sidecar.web.problem import problem
 from sidecar.web.server import DataConnection, broken_body
 
@@ -310,6 +310,14 @@ def nobody_waits() -> RawAnswer:
     return answer
 
 
+def broken_off(request: web.BaseRequest) -> RawAnswer:
+    """The end of an answer that cannot go on: its client sees that it is not whole."""
+    answer = nobody_waits()
+    answer.ends_with_connection = True
+    cut(request, answer)
+    return answer
+
+
 def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
     """End the connection without ending the answer, so that the client sees that it is not whole."""
     answer.mark_ended()
@@ -344,5 +352,5 @@ async def _body(request: web.BaseRequest, taken: Taken) -> AsyncIterator[bytes]:
 
 def _switching_head(exchange: Exchange) -> bytes:
     lines = [b"HTTP/1.1 101 " + exchange.head.reason]
-    lines += [name + b": " + value for name, value in exchange.head.headers]
+    lines += [name + b": " + value for name, value in unframed(101, exchange.head.headers)]
     return b"\r\n".join(lines) + b"\r\n\r\n"

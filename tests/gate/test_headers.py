@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.support import EXECUTE, Backend, House, Message, Open, replies
+from tests.support import EXECUTE, Backend, House, Message, Open, replies, sends
 
 
 async def seen_with(house: House, *headers: tuple[str, str]) -> Message:
@@ -182,6 +182,51 @@ async def test_an_answer_without_a_body_stays_without(house: House, backend: Bac
     answer = await house.execute(await house.issue())
     assert (answer.status, answer.body) == (204, b"")
     assert answer.header("Content-Length") is None
+
+
+FRAMINGS = [b"Content-Length: 5", b"Content-Length: 0", b"content-length: 5", b"Transfer-Encoding: chunked"]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("framing", FRAMINGS)
+async def test_204_carries_no_framing(house: House, backend: Backend, framing: bytes, gated: bool) -> None:
+    """A client that believed a length there would take the next answer for this one's body."""
+    backend.script = sends(b"HTTP/1.1 204 No Content\r\nX-A: b\r\n%b\r\n\r\n" % framing)
+    scope = await house.issue(max_attempts=2)
+    for _ in range(2):
+        answer = await (house.execute(scope) if gated else house.data("DELETE", "/elsewhere"))
+        assert (answer.status, answer.body, answer.header("X-A")) == (204, b"", "b")
+        assert answer.header("Content-Length") is None
+        assert answer.header("Transfer-Encoding") is None
+
+
+@pytest.mark.parametrize("gated", [True, False])
+async def test_304_keeps_its_length_and_no_coding(house: House, backend: Backend, gated: bool) -> None:
+    for framing, length in ((b"Content-Length: 5", "5"), (b"Transfer-Encoding: chunked", None)):
+        backend.script = sends(b"HTTP/1.1 304 Not Modified\r\n%b\r\n\r\n" % framing)
+        answer = await (house.execute(await house.issue()) if gated else house.data("GET", "/elsewhere"))
+        assert (answer.status, answer.header("Content-Length")) == (304, length)
+        assert answer.header("Transfer-Encoding") is None
+
+
+@pytest.mark.parametrize("framing", [*FRAMINGS, b"X-Nothing: 1"])
+async def test_the_answer_to_head_keeps_its_length_unless_it_is_204(
+    house: House, backend: Backend, framing: bytes
+) -> None:
+    length = framing.rpartition(b" ")[2].decode() if b"ength" in framing else None
+    for status in (200, 204):
+        backend.script = sends(b"HTTP/1.1 %d X\r\n%b\r\n\r\n" % (status, framing))
+        answer = await house.data("HEAD", "/elsewhere")
+        assert answer.status == status
+        assert answer.header("Content-Length") == (length if status == 200 else None)
+        assert answer.header("Transfer-Encoding") is None
+
+
+async def test_a_switch_of_protocols_carries_no_framing(house: House, backend: Backend) -> None:
+    head = b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n"
+    backend.script = sends(head, then="close")
+    answer = await house.data("GET", "/ws", [("Connection", "Upgrade"), ("Upgrade", "websocket")])
+    assert (answer.status, answer.header("Content-Length")) == (101, None)
 
 
 # Routes that only look ----------------------------------------------------------------------------------

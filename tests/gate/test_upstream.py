@@ -15,7 +15,7 @@ from httptools import HttpParserError
 
 from sidecar.addresses import Listen
 from sidecar.upstream import Exchange, Failed, NotSent, TimedOut, Unanswered, Upstream
-from sidecar.upstream.answer import AnswerParser
+from sidecar.upstream.answer import AnswerParser, State
 from sidecar.upstream.client import request_head
 from sidecar.upstream.exchange import Connection
 
@@ -310,10 +310,11 @@ def split_every_way(raw: bytes) -> list[tuple[bytes, ...]]:
 
 
 def parsed(pieces: Sequence[bytes], *, head_only: bool = False) -> AnswerParser:
-    parser = AnswerParser(head_only, False)
+    parser = AnswerParser(head_only, None)
     for piece in pieces:
         assert not parser.complete
-        parser.feed(piece)
+        if parser.feed(piece) is State.FAILED:
+            break
     return parser
 
 
@@ -374,7 +375,7 @@ def test_a_thousand_headers_keep_their_order() -> None:
 def test_a_101_hands_over_what_came_with_it(method_ends: bytes) -> None:
     raw = b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: upgrade" + method_ends
     for pieces in split_every_way(raw):
-        parser = AnswerParser(False, True)
+        parser = AnswerParser(False, b"WebSocket")
         for piece in pieces:
             parser.feed(piece)
         assert parser.tunnel
@@ -409,11 +410,9 @@ def test_a_101_hands_over_what_came_with_it(method_ends: bytes) -> None:
     ],
 )
 def test_an_answer_that_can_be_read_in_two_ways_or_is_none_is_malformed(raw: bytes) -> None:
-    with pytest.raises(HttpParserError):
-        parsed([raw])
+    assert parsed([raw]).state is State.FAILED
     if len(raw) < 1000:
-        with pytest.raises(HttpParserError):
-            parsed([raw[at : at + 1] for at in range(len(raw))])
+        assert parsed([raw[at : at + 1] for at in range(len(raw))]).state is State.FAILED
 
 
 @pytest.mark.parametrize(
@@ -427,8 +426,9 @@ def test_an_answer_that_can_be_read_in_two_ways_or_is_none_is_malformed(raw: byt
 )
 def test_heads_trailers_and_extensions_without_end_are_cut_off(start: bytes, more: bytes) -> None:
     endless = [start] + [more * (1024 // len(more))] * 100
-    with pytest.raises(HttpParserError, match="65536 bytes of head or trailers"):
-        parsed(endless)
+    parser = parsed(endless)
+    assert parser.state is State.FAILED
+    assert parser.fault.startswith("more than 65536 bytes of ")
 
 
 @pytest.mark.parametrize(
@@ -501,7 +501,6 @@ async def test_without_framing_the_end_of_the_connection_is_the_true_end(
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell", "reset"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhell\r\n", "close"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhell\r\n0\r\n", "close"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhell\r\nXX\r\n", "stay"),
         (b"HTTP/1.1 200 OK\r\n\r\nhell", "reset"),
     ],
 )
@@ -541,7 +540,7 @@ async def test_a_connection_lost_before_any_answer_is_failed_and_not_unsent(
 
 
 async def test_a_malformed_answer_fails_and_says_of_whom(serve: Serve, connect: Connect) -> None:
-    port = await serve(answers(b"SSH-2.0-OpenSSH\r\n"))
+    port = await serve(answers(b"HTTPS-2.0-OpenSSH\r\n"))
     client = connect(port)
     with pytest.raises(Failed, match=f"malformed answer from 127.0.0.1:{port}") as caught:
         await get(client)
@@ -1260,5 +1259,5 @@ def test_the_head_is_built_without_a_connection() -> None:
     assert request_head(b"GET", b"*", HOST, None, False) == (
         b"GET * HTTP/1.1\r\nHost: backend\r\n\r\n",
         None,
-        False,
+        None,
     )

@@ -406,6 +406,38 @@ async def test_after_a_failed_commit_the_head_is_read_again(store: Store) -> Non
     assert [row.seq for row in await whole_log(store)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("failure", [StoreUnavailable("gone"), OSError("gone"), RuntimeError("gone")])
+@pytest.mark.parametrize("head_fails", [False, True])
+async def test_what_was_committed_though_its_commit_failed_is_told_as_late(
+    store: Store, failure: Exception, head_fails: bool
+) -> None:
+    scope = await issued(store, max_attempts=9, max_cost=10**9)
+    transact, read_head = store.engine.transact, store.engine.head
+    late: list[Reply] = []
+
+    async def committed_but_told_otherwise(*args: Any, **options: Any) -> None:
+        await transact(*args, **options)
+        raise failure
+
+    async def head() -> Any:
+        if head_fails and not late and told:
+            raise StoreUnavailable("gone")
+        return await read_head()
+
+    told = ["the disk is away"]
+    with (
+        mock.patch.object(store.engine, "head", head),
+        mock.patch.object(store.engine, "transact", committed_but_told_otherwise),
+    ):
+        waiting = [store.submit(admit(scope.scope_id), late=late.append) for _ in range(3)]
+        refused = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(each, StoreUnavailable) for each in refused)
+    told.clear()
+    await admitted(store, scope)
+    assert [type(reply) for reply in late] == [Admitted] * 3
+    assert len(await whole_log(store)) == 5
+
+
 async def test_a_closed_store_says_so(store: Store) -> None:
     await store.close()
     with pytest.raises(StoreClosed):
