@@ -132,6 +132,7 @@ class Gate:
         life.timer = loop.call_later(deadlines.executing_seconds(judged), self._end, life, LATE)
         life.task = loop.create_task(self._execute(life), name="scopegate-execution")
         self._in_flight.add(life)
+        judged.place.carried = True
         life.task.add_done_callback(lambda task: self._done(life, task))
         return life
 

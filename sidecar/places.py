@@ -62,13 +62,14 @@ class Held:
 
 
 class Place(Held):
-    """A place in flight, until `leave`."""
+    """A place in flight, until `leave`. `carried`: an execution has it, and leaves it when it ends."""
 
-    __slots__ = ("_places",)
+    __slots__ = ("_places", "carried")
 
     def __init__(self, places: Places) -> None:
         super().__init__(places.memory)
         self._places: Places | None = places
+        self.carried = False
         places.change(+1)
 
     def leave(self) -> None:

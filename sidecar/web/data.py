@@ -227,7 +227,11 @@ class DataPlane:
         visit.request_id, visit.scope_id = judged.request_id, judged.claims.scope_id
         visit.trace_id = judged.log_fields.get("trace_id")
         visit.extend(deadlines.executing_seconds(judged) + deadlines.judging_seconds(terms.settings))
-        outcome = await self._gate.execute(judged)
+        try:
+            outcome = await self._gate.execute(judged)
+        finally:
+            if not judged.place.carried:
+                judged.place.leave()
         visit.extend(None)
         if isinstance(outcome, Refused):
             return refused_problem(outcome, judged.request_id)
