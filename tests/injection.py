@@ -127,12 +127,16 @@ def _stepped(inner: Coroutine[Any, Any, Any], injection: Injection) -> Generator
         thrown = None
         fault = injection.here(WAITS)
         if isinstance(fault, BaseException):
-            if isinstance(fault, asyncio.CancelledError) and awaited is not None:
-                awaited.cancel()  # as a task does that is cancelled
-            thrown = fault
-            continue
+            # An await fails because what is awaited does, and what that set up is taken down before.
+            if isinstance(awaited, asyncio.Task) or awaited is None:
+                thrown = fault
+                continue
+            if isinstance(fault, asyncio.CancelledError):
+                awaited.cancel()
+            else:
+                awaited.set_exception(fault)
         try:
-            if fault is not None:
+            if fault == "hang":
                 yield from injection.free.wait().__await__()
             yield awaited
         except BaseException as exc:
