@@ -119,6 +119,9 @@ MESSAGES: Mapping[tuple[str, str], str] = {
         "store's "
         "trouble is."
     ),
+    ("scopegate.gate", "a gated request did not end in time"): (
+        f"Something in it hung; it was answered 5xx, and what may have been sent is unknown. {_BUG}"
+    ),
     ("scopegate.gate", "a gated request failed"): f"It was answered 500 and nothing was forwarded. {_BUG}",
     ("scopegate.gate", "a settlement is lost; its execution is unknown after a restart"): (
         "More than 10,000 endings waited for the store, or this one can never be written. Settle it by hand "
@@ -218,6 +221,9 @@ MESSAGES: Mapping[tuple[str, str], str] = {
         "A client speaks no TLS, none that is new enough, does not trust the certificate, or has none of "
         "its own where one "
         "is asked for."
+    ),
+    ("scopegate.web", "a gated request was not decided in time"): (
+        f"Reading it or recording its refusal hung; it was answered 503 and nothing was forwarded. {_BUG}"
     ),
     ("scopegate.web", "a request could not be parsed"): "It is no HTTP as it should be; it was answered 400.",
     ("scopegate.web", "a connection broke off"): "It was gone as soon as it was there.",
