@@ -21,6 +21,7 @@ from sidecar.core.money import is_whole_micros, to_micros
 from sidecar.core.policy import PolicySet
 from sidecar.core.rehearsal import reported_cost
 from sidecar.core.scope import MAX_INTENT_CHARS, Scope
+from sidecar.core.wording import visible_chars
 from sidecar.errors import Refusal, StoreUnavailable, scope_refused
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.jsonvalue import plain
@@ -108,7 +109,7 @@ def _whole(name: str, value: object, largest: int) -> int:
 
 
 def _intent(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not visible_chars(value):
         raise ValueError("intent is required and must say why; it cannot be blank")
     if len(value) > MAX_INTENT_CHARS:
         raise ValueError(f"intent must have at most {MAX_INTENT_CHARS} characters")

@@ -17,6 +17,7 @@ from sidecar.core.record import iso_time
 from sidecar.errors import StoreUnavailable
 from sidecar.signing import SigningKey
 from sidecar.store.batch import Store
+from sidecar.store.ownership import is_owned
 from sidecar.telemetry import Metrics
 
 logger = logging.getLogger("scopegate.checkpoints")
@@ -153,6 +154,7 @@ class Checkpointer:
 
 def writers(path: Path) -> set[str]:
     """Whose checkpoints a file holds, as far as its first and its last whole line say. Raises OSError."""
+    _check_is_not_the_database(path)
     with path.open("rb") as file:
         beginning = file.read(GLANCE_BYTES)
         file.seek(max(0, os.fstat(file.fileno()).st_size - GLANCE_BYTES))
@@ -170,6 +172,7 @@ def append(path: Path, line: bytes) -> None:
 
     A last line without an end is what a crash or a full disk left of one: it never counted, and is cut away.
     """
+    _check_is_not_the_database(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     number = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -182,6 +185,12 @@ def append(path: Path, line: bytes) -> None:
         os.close(number)
     if is_new:
         _sync_folder(path.parent)
+
+
+def _check_is_not_the_database(path: Path) -> None:
+    """Closing it again would drop the locks that SQLite holds on it. Raises OSError."""
+    if is_owned(path):
+        raise OSError("the file is the database itself; give log.checkpoint_file a name of its own")
 
 
 def _cut_torn_end(number: int) -> None:

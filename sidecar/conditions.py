@@ -3,6 +3,16 @@
 The engine is compiled code that holds the whole process while it runs. It stops after 10,000 steps, but a
 step may touch all that a client sent; so a condition is handed only what it reads, and that is bounded. What
 still fails is said in our words: the engine's may quote values, and a value may be a secret.
+
+The engine checks types when it compiles, but not the texts in quotes: a mistake in one would refuse every
+request that the condition is asked about. So they are tried when a condition is read, by the engine itself:
+
+1. A call that makes a value of constants alone, such as timestamp("2026-13-01"), is evaluated.
+2. The pattern of `matches` and the zone of `getHours` and its like must be constants. The engine reads a zone
+   as a file, and keeps it for good: a zone that a request could choose would open any file, a pipe for
+   example, which blocks the process.
+3. A zone is tried in this process, because the database in use depends on it: its TZDIR, and the files there.
+   The engine also takes offsets such as "+99:99" and counts on with them; they must be ones of a clock.
 """
 
 from __future__ import annotations
@@ -35,12 +45,24 @@ _NO_NAMES = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# A call of timestamp or duration with one text alone in its brackets.
-_LITERAL = re.compile(r"""\b(timestamp|duration)\s*(\(["\s]+\))""")
-_LITERALS = {
+# What makes a value of a constant, and what it takes.
+_CONVERSIONS = {
     "timestamp": 'takes a time in RFC 3339 with Z or an offset, such as timestamp("2026-12-24T00:00:00Z")',
     "duration": 'takes hours, minutes and seconds, such as duration("36h")',
+    "int": 'takes a whole number of at most 64 bits, such as int("36")',
+    "uint": 'takes a whole number that is not negative, such as uint("36")',
+    "double": 'takes a number, such as double("0.5")',
+    "bool": 'takes "true" or "false"',
 }
+# What may be told a time zone.
+_IN_A_ZONE = (
+    *("getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours", "getMinutes"),
+    *("getMonth", "getSeconds", "getMilliseconds"),
+)
+_CALL = re.compile(rf"\b({'|'.join((*_CONVERSIONS, *_IN_A_ZONE))})\s*(?=\()")
+_OFFSET = re.compile(r"[+-]?(?:[01]?[0-9]|2[0-3]):[0-5][0-9]")
+# Every time zone database has it, and the engine does not know it by itself.
+_A_ZONE = "Etc/GMT"
 # A call of matches, behind a dot or not, and whether one text is all that stands in its brackets.
 _MATCHES = re.compile(r"""(\.\s*)?\bmatches\s*\((["\s]+\))?""")
 # `parameters`, and the one member of it that is read; a call, such as parameters.all(...), reads them all.
@@ -50,8 +72,7 @@ _ERROR = re.compile(r"ERROR: <input>:(-?[0-9]+):(-?[0-9]+): (.*)")
 _FUNCTIONS = (
     *("all", "exists", "exists_one", "filter", "has", "map", "size", "contains", "endsWith", "matches"),
     *("startsWith", "duration", "timestamp", "int", "double", "string", "bool", "type", "dyn"),
-    *("getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours", "getMinutes"),
-    *("getMonth", "getSeconds", "getMilliseconds"),
+    *_IN_A_ZONE,
 )
 
 # What the engine says of a condition that it judged, and what that means. First match wins.
@@ -129,10 +150,9 @@ def condition(text: str) -> CelCondition:
         raise NoCondition(
             f"must come to true or false, not to {str(kind).lower()}; compare it with something"
         )
-    # Text and comments blotted out with quotes, so that everything else stays where it is.
-    names = _NO_NAMES.sub(lambda found: re.sub(r"[^\n]", '"', found[0]), text)
+    names = _NO_NAMES.sub(_blotted, text)
     _check_patterns(text, names, environment)
-    _check_literals(text, names)
+    _check_constants(text, names)
     members = {found[1] for found in _MEMBER.finditer(names)}
     return CelCondition(
         text=text,
@@ -155,6 +175,11 @@ def _environment(cel: Any) -> Any:
     return cel.NewEnv(variables=declared)
 
 
+def _blotted(found: re.Match[str]) -> str:
+    """Quotes for a text and blanks for a comment, so that everything else stays where it is."""
+    return re.sub(r"[^\n]", " " if found[0].startswith("//") else '"', found[0])
+
+
 def _check_patterns(text: str, names: str, environment: Any) -> None:
     """A regular expression can take long to prepare, so it is the condition's own, never one that is sent."""
     for found in _MATCHES.finditer(names):
@@ -168,13 +193,49 @@ def _check_patterns(text: str, names: str, environment: Any) -> None:
             raise NoCondition(message, (len(before), len(before[-1]) + 1))
 
 
-def _check_literals(text: str, names: str) -> None:
-    """A time that is none would refuse every request that it is asked about, and only then."""
-    for found in _LITERAL.finditer(names):
-        if not _is_value(found[1] + text[slice(*found.span(2))]):
+def _check_constants(text: str, names: str) -> None:
+    """A constant that is none would refuse every request that it is asked about, and only then."""
+    for found in _CALL.finditer(names):
+        name, inside = found[1], _brackets(names, found.end())
+        constant = not set(_NAME.findall(names[inside])) - {"true", "false"}
+        given = text[inside]
+        message = ""
+        if name in _CONVERSIONS:
+            if constant and not _is_value(f"{name}({given}\n)"):
+                message = _CONVERSIONS[name]
+        elif not constant:
+            message = f'takes a time zone in quotes, such as {name}("Europe/Berlin"), and nothing else'
+        elif not _is_value(f"timestamp(0).{name}({given}\n)"):
+            message = _no_zone(name)
+        elif names[inside].strip() and not _is_on_a_clock(given):
+            message = "takes an offset of at most 23 hours and 59 minutes, such as -08:00"
+        if message:
             before = names[: found.start()].split("\n")
-            message = f"{found[1]}(...) {_LITERALS[found[1]]}"
-            raise NoCondition(message, (len(before), len(before[-1]) + 1))
+            raise NoCondition(f"{name}(...) {message}", (len(before), len(before[-1]) + 1))
+
+
+def _brackets(names: str, opening: int) -> slice:
+    """What stands between a bracket and the one that closes it."""
+    depth = 0
+    for place in range(opening, len(names)):
+        depth += {"(": 1, ")": -1}.get(names[place], 0)
+        if not depth:
+            return slice(opening + 1, place)
+    raise NoCondition("is no condition that the engine can read; close its brackets")
+
+
+def _no_zone(name: str) -> str:
+    if _is_value(f'timestamp(0).getHours("{_A_ZONE}")'):
+        return f'takes a time zone, such as {name}("Europe/Berlin") or {name}("-08:00"); this is none'
+    return "needs a time zone database, and none is found; install tzdata, set TZDIR, or write an offset"
+
+
+def _is_on_a_clock(zone: str) -> bool:
+    """Whether a zone, as a constant in CEL, is a name or an offset of hours and minutes."""
+    from cel_expr_python import cel
+
+    value = _environment(cel).compile(f"({zone}\n)").eval().value()
+    return ":" not in value or value[0].isalpha() or bool(_OFFSET.fullmatch(value))
 
 
 @lru_cache(maxsize=1024)

@@ -16,6 +16,8 @@ from sidecar.yamlfile import KeyPath, dotted, plain, survey
 # threads that are open already were made from them. Every key stands in exactly one of the two.
 LIVE = frozenset(
     {
+        "data.allowed_hosts",
+        "admin.allowed_hosts",
         "upstream.response_timeout_seconds",
         "gate.routes",
         "gate.max_body_bytes",
@@ -61,6 +63,7 @@ AT_START = frozenset(
         "upstream.tls.server_name",
         "store.url",
         "store.deadline_seconds",
+        "clock.settle_seconds",
         "gate.head_timeout_seconds",
         "scopes.serve_on",
         "log.signing_key_file",
@@ -135,12 +138,13 @@ def differing(one: Section, other: Section) -> tuple[str, ...]:
 def typed(field: FieldInfo, text: str, place: str) -> Any:
     """Text of the environment or a flag, read as the key is: text as it is, else as YAML reads it."""
     wanted = field.annotation
-    if get_origin(wanted) is tuple:
+    nothing = NoneType in get_args(wanted) and text in ("", "~", "null")
+    if not nothing and any(get_origin(kind) is tuple for kind in (wanted, *get_args(wanted))):
         document, faults = survey(text, place)
         if document is None or faults:
             raise ConfigurationError(faults)
         return document.value
-    if wanted in (int, float, bool, NoneType) or (NoneType in get_args(wanted) and text in ("", "~", "null")):
+    if nothing or wanted in (int, float, bool, NoneType):
         try:
             return plain(text)
         except ValueError as exc:

@@ -23,6 +23,7 @@ from sidecar import keyfiles, signing
 from sidecar.addresses import Address, Listen, SocketFile, endpoint
 from sidecar.core import masking
 from sidecar.core.facts import Source
+from sidecar.core.host import Host
 from sidecar.core.money import is_whole_micros, to_dollars, to_micros
 from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
@@ -196,6 +197,15 @@ def _host_name(value: object) -> str | None:
     return host
 
 
+def _allowed_host(value: object) -> str:
+    host = Host.parse(text_of(value))
+    if host is None:
+        raise ValueError("expects a name as it stands in Host, such as gate.example or [2001:db8::1]")
+    if host.port is not None:
+        raise ValueError("names a port; leave it out, names are compared without one")
+    return host.bare
+
+
 def _store_url(value: object, info: ValidationInfo) -> str:
     text = text_of(value)
     if text == "memory://":
@@ -326,6 +336,7 @@ AS_TEXT = PlainSerializer(str, return_type=str)
 ListenAddress = Annotated[Address, PlainValidator(_address), AS_TEXT, schema.ADDRESS]
 OwnAddress = Annotated[Address, PlainValidator(_own_address), AS_TEXT, schema.OWN_ADDRESS]
 CollectorUrl = Annotated[str | None, PlainValidator(_collector_url), schema.COLLECTOR_URL]
+AllowedHost = Annotated[str, PlainValidator(_allowed_host), schema.ALLOWED_HOST]
 HostName = Annotated[str | None, PlainValidator(_host_name), schema.HOST_NAME]
 UpstreamUrl = Annotated[str, PlainValidator(_upstream_url), schema.UPSTREAM_URL]
 StoreUrl = Annotated[str, PlainValidator(_store_url), schema.STORE_URL]

@@ -1,4 +1,8 @@
-"""What an execution cost, as the backend's answer says it."""
+"""What an execution cost, as the backend's answer says it.
+
+An answer is any JSON value, not only an object: `/0/cost` reads the first item of a list. Where a pointer
+finds nothing or an amount cannot be read, the cost is what was held.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ from decimal import Decimal
 
 from sidecar.core.facts import Source
 from sidecar.core.money import MAX_MICROS, to_micros
-from sidecar.strictjson import MAX_EXPONENT, NotJson, parse
+from sidecar.core.pointer import follow
+from sidecar.strictjson import MAX_EXPONENT, NotJson, parse_value
 from sidecar.upstream import Head
 
 # An amount in a header is spelled as JSON spells a number that is not negative; Decimal takes much more.
@@ -22,11 +27,9 @@ def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
         value = values[0].decode("latin-1").strip() if len(values) == 1 else None
     elif body is not None:
         try:
-            value = parse(body)
+            value = follow(parse_value(body), source.tokens)
         except NotJson:
             return None
-        for token in source.tokens:
-            value = value.get(token) if isinstance(value, dict) else None
     if isinstance(value, str) and not _AMOUNT.fullmatch(value):
         return None
     if not isinstance(value, str | int | Decimal) or isinstance(value, bool):

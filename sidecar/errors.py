@@ -34,6 +34,7 @@ _ROWS: tuple[ErrorKind, ...] = (
     ErrorKind("action_outside_scope", 403, "The scope does not allow this action"),
     ErrorKind("target_outside_scope", 403, "The scope does not allow these target agents"),
     ErrorKind("policy_denied", 403, "Policy denies this"),
+    ErrorKind("cross_site", 403, "Another site may not change this"),
     ErrorKind("scope_not_found", 404, "No such execution scope"),
     ErrorKind("decision_not_found", 404, "No such decision"),
     ErrorKind("not_found", 404, "No such resource"),
@@ -43,6 +44,7 @@ _ROWS: tuple[ErrorKind, ...] = (
     ErrorKind("reload_refused", 409, "The new configuration or policies cannot be used; the old ones hold"),
     ErrorKind("body_too_large", 413, "The request body is too large"),
     ErrorKind("unsupported_media_type", 415, "Only plain application/json can be judged"),
+    ErrorKind("misdirected_request", 421, "This host is not one of the listener's"),
     ErrorKind("invalid_scope", 422, "The requested scope is not valid"),
     ErrorKind("braked", 429, "Policy brakes this for a while"),
     ErrorKind("internal_error", 500, "The sidecar failed"),
@@ -89,8 +91,19 @@ class StoreOverloaded(StoreUnavailable):
     """The store's queue is full; nothing of the command was begun."""
 
 
+class ClockUnsettled(StoreUnavailable):
+    """The wall clock cannot be trusted now, so nothing is decided by it. The message names the way out."""
+
+
+def clock_refusal(trouble: str) -> Refusal:
+    """What is refused because the wall clock cannot be trusted; `trouble` says why, and the way out."""
+    return Refusal("store_unavailable", f"{trouble[:1].upper()}{trouble[1:]}.", {"cause": "clock"})
+
+
 def unavailable(exc: StoreUnavailable) -> Refusal:
     """What a store that could not commit is called on the wire, with its cause."""
+    if isinstance(exc, ClockUnsettled):
+        return clock_refusal(str(exc))
     code = "overloaded" if isinstance(exc, StoreOverloaded) else "store_unavailable"
     return Refusal(
         code, f"The store did not confirm it, so nothing was let through: {exc}.", {"cause": str(exc)}

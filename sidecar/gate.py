@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sidecar import deadlines
-from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Settled
+from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Reply, Settled
 from sidecar.core.rules import preview, subject_of
 from sidecar.cost import reported_cost
-from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.errors import Refusal, StoreUnavailable, clock_refusal
 from sidecar.ids import new_decision_id
 from sidecar.outcomes import (
     Forwarded,
@@ -31,6 +31,7 @@ from sidecar.outcomes import (
     Undelivered,
     admission_headers,
 )
+from sidecar.places import Place, Places
 from sidecar.refusals import Asked, RefusalLog, Refused
 from sidecar.settlements import Settlements
 from sidecar.store.batch import Store
@@ -43,7 +44,6 @@ logger = logging.getLogger("scopegate.gate")
 RETRY_AFTER_SECONDS = 1
 # What executions that a drain gives up on are given to be written down.
 LAST_WRITES_SECONDS = 5.0
-MAX_CLOCK_LAG_SECONDS = 60.0
 LATE = "it did not end in time"
 
 
@@ -81,6 +81,7 @@ class Gate:
         self._metrics = metrics
         self._in_flight: set[Life] = set()
         self._lingering: set[Life] = set()  # ended, though their tasks did not
+        self._places = Places(metrics.in_flight.set)
         self._settlements = Settlements(store, metrics)
 
     # The way of one request --------------------------------------------------------------------
@@ -91,19 +92,28 @@ class Gate:
             return Refusal("draining", "The sidecar is shutting down; send the request to another one."), 5
         if terms.policies is None:
             return Refusal("policy_unavailable", "No valid policy set is loaded; nothing is allowed."), 30
-        lag = self._store.clock_lag_seconds()
-        if lag > MAX_CLOCK_LAG_SECONDS:
-            cause = f"The wall clock is {lag:.0f} s behind the last record; correct the system time."
-            return Refusal("store_unavailable", cause, {"cause": "clock"}), 30
+        trouble = self._store.clock_trouble()
+        if trouble is not None:
+            return clock_refusal(trouble), 30
         return None
 
-    async def execute(self, judged: Judged) -> Outcome:
-        """Decide on a request and carry it through if it is admitted, even if the caller is cancelled."""
-        unready = self.unready(judged.terms)
-        most = judged.terms.settings.gate.max_in_flight
-        if unready is None and len(self._in_flight) >= most:
-            unready = Refusal("overloaded", f"{most} gated requests are in flight."), 1
+    def enter(self, terms: Terms) -> Place | tuple[Refusal, int]:
+        """A place in flight for a request whose body is to be read now, or what `unready` says."""
+        unready = self.unready(terms)
         if unready is not None:
+            return unready
+        most = terms.settings.gate.max_in_flight
+        refusal = Refusal("overloaded", f"{most} gated requests are in flight.", {"cause": "in_flight"})
+        return self._places.take(most) or (refusal, RETRY_AFTER_SECONDS)
+
+    async def execute(self, judged: Judged) -> Outcome:
+        """Decide on a request and carry it through if it is admitted, even if the caller is cancelled.
+
+        Its place is left once it has ended, whatever becomes of it.
+        """
+        unready = self.unready(judged.terms)
+        if unready is not None:
+            judged.place.leave()
             refusal, retry_after = unready
             return await self.refusals.refuse(refusal, self._asked(judged), retry_after=retry_after)
         outcome = await asyncio.shield(self._begin(judged).answer)
@@ -119,7 +129,6 @@ class Gate:
         life.task = loop.create_task(self._execute(life), name="scopegate-execution")
         self._in_flight.add(life)
         life.task.add_done_callback(lambda task: self._done(life, task))
-        self._metrics.in_flight.set(len(self._in_flight))
         return life
 
     def _done(self, life: Life, task: asyncio.Task[None]) -> None:
@@ -136,7 +145,7 @@ class Gate:
         life.ended = True
         life.timer.cancel()
         self._in_flight.discard(life)
-        self._metrics.in_flight.set(len(self._in_flight))
+        life.judged.place.leave()
         if not life.task.done():
             logger.error(
                 "a gated request did not end in time",
@@ -163,6 +172,10 @@ class Gate:
             refusal = Refusal(code, f"The execution was given up, since {cause}; {known}.", {"cause": cause})
             shown = self._shown(life.admitted)
             _set(life.answer, Undelivered(admitted=life.admitted, **shown, refusal=refusal))
+
+    def give_back(self, reply: Reply) -> None:
+        """Take back what was committed after its request had been given up."""
+        self._settlements.give_back(reply)
 
     async def reconcile(self, command: Reconcile) -> Settled | Denied:
         """Say what became of an `unknown` execution. Raises StoreUnavailable."""

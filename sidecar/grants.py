@@ -70,7 +70,7 @@ class Grants:
     async def _submit(self, command: Issue | Revoke, asked: Asked) -> Reply | Refused:
         refusals = self._gate.refusals
         try:
-            reply = await refusals.submit(command)
+            reply = await refusals.submit(command, late=self._gate.give_back)
         except StoreUnavailable as exc:
             return refusals.unconfirmed(exc, asked)
         if isinstance(reply, Denied):

@@ -14,6 +14,7 @@ from sidecar.core.policy import Rule
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope, ScopeStatus
 from sidecar.errors import Refusal
+from sidecar.places import Place
 from sidecar.refusals import Refused
 from sidecar.terms import Terms
 from sidecar.tracing import NO_TRACE, Trace
@@ -37,6 +38,7 @@ class Judged:
     body_sha256: str
     cost_source: Source
     terms: Terms
+    place: Place
     shadow: bool = False
     log_fields: dict[str, Any] = field(default_factory=dict)
     trace: Trace = NO_TRACE

@@ -28,6 +28,7 @@ from sidecar.core.policy import (
     Rule,
     globbed,
 )
+from sidecar.core.wording import visible_chars
 from sidecar.errors import Fault
 from sidecar.policyvalues import IDENTIFIER, Entry
 from sidecar.yamlfile import did_you_mean
@@ -252,6 +253,8 @@ def _reason(entry: Entry) -> str:
     line = " ".join(reason.split())
     if len(line) > MAX_REASON_CHARS or not line.isprintable():
         entry.fault(("reason",), f"expects at most {MAX_REASON_CHARS} characters without controls")
+    elif reason and not visible_chars(line):
+        entry.fault(("reason",), "says nothing that a reader sees; write a reason, or remove the key")
     return line
 
 

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 
 from sidecar.core.command import Admit, Denied, Gatekept, Issue, Refuse, Reply, Revoke
 from sidecar.core.entries import outcome_of
@@ -113,9 +112,6 @@ class RefusalLog:
         decision_id, retry_after = denied.decision_id, denied.refusal.retry_after_seconds
         if decision_id is None:
             decision_id = await self._summarize(denied.refusal, asked)
-        if retry_after is not None:
-            # Until the wall clock has caught up with the log, the log's time stands still.
-            retry_after += ceil(self._store.clock_lag_seconds())
         return self._told(denied.refusal, asked, decision_id, retry_after)
 
     async def submit(self, command: Admit | Issue | Revoke, *, late: LateReply | None = None) -> Reply:

@@ -12,8 +12,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sidecar import keyfiles
 from sidecar.addresses import Address, Listen, SocketFile
+from sidecar.clock import SETTLE_SECONDS
 from sidecar.configkeys import Below, Section
 from sidecar.configvalues import (
+    AllowedHost,
     AnswerPlace,
     BodyPlace,
     Bytes,
@@ -52,7 +54,16 @@ class Data(Section):
 
     listen: ListenAddress = Listen("127.0.0.1", 8000)
     """where clients talk to the gate: host:port, or `unix:/path`; port 0 is any free port"""
+    allowed_hosts: Annotated[tuple[AllowedHost, ...] | None, Field(strict=False)] = None
+    """under which names, besides loopback ones, scopes are issued, listed and revoked: names without a port;
+    else 421. `null`: loopback names where it listens on loopback, any name where it does not"""
     tls: ListenTls
+
+    @property
+    def hosts(self) -> tuple[str, ...] | None:
+        """The names besides loopback ones under which the calls of the sidecar itself answer; None: any."""
+        listens_on_loopback = isinstance(self.listen, Listen) and self.listen.is_loopback()
+        return () if self.allowed_hosts is None and listens_on_loopback else self.allowed_hosts
 
 
 class Admin(Section):
@@ -61,7 +72,15 @@ class Admin(Section):
     listen: OwnAddress = Listen("127.0.0.1", 9901)
     """decisions, executions, reconciling; loopback or a Unix socket only, since it asks for no
     authentication"""
+    allowed_hosts: Annotated[tuple[AllowedHost, ...], Field(strict=False)] = ()
+    """under which names, besides loopback ones, it answers: names without a port; else 421. See Hosts
+    and browsers"""
     tls: ListenTls
+
+    @property
+    def hosts(self) -> tuple[str, ...] | None:
+        """The names besides loopback ones under which it answers; None: any, as on a Unix socket."""
+        return None if isinstance(self.listen, SocketFile) and not self.allowed_hosts else self.allowed_hosts
 
 
 class Ops(Section):
@@ -125,6 +144,14 @@ class Store(Section):
         return Path(self.url.removeprefix("sqlite:///")) if self.url.startswith("sqlite:") else None
 
 
+class Clock(Section):
+    """When a wall clock is believed that was set while the sidecar ran."""
+
+    settle_seconds: Seconds = SETTLE_SECONDS
+    """how long a wall clock that jumped ahead by more than a minute must be stable before it is believed;
+    until then 503"""
+
+
 class Route(Section):
     """One path that is gated, and where its facts stand."""
 
@@ -174,7 +201,7 @@ class Gate(Section):
     body_timeout_seconds: Seconds = 10.0
     """for a gated body to arrive; past it 408"""
     max_in_flight: Count = 1024
-    """gated requests at once; past it 503 `overloaded`"""
+    """gated requests at once, from the first byte of the body on; past it 503 `overloaded`"""
     annotate_response: bool = False
     """`true` adds scope_id, attempt_number, scope_status, attempts_remaining, cost_used_usd, executed_at to
     JSON answers that lack them"""
@@ -316,6 +343,7 @@ class Settings(Section):
     ops: Ops
     upstream: Upstream
     store: Store
+    clock: Clock
     gate: Gate
     scopes: Scopes
     log: Log

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from sidecar.addresses import Address
 from sidecar.checkpoints import Checkpointer
-from sidecar.clock import wall_clock
+from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
 from sidecar.crash import account_for_crash
 from sidecar.errors import ScopegateError
@@ -27,7 +27,7 @@ from sidecar.renewal import LOOK_SECONDS, Renewal
 from sidecar.sections import Log, Settings, Telemetry
 from sidecar.sections import Upstream as UpstreamSection
 from sidecar.signing import load_signing_key
-from sidecar.store.base import Clock
+from sidecar.startup import reload_requested
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry import Metrics, without_created_series
@@ -85,6 +85,7 @@ class Sidecar:
         *,
         files: Files | None = None,
         clock: Clock = wall_clock,
+        elapsed: Clock | None = None,
         renewal_seconds: float = LOOK_SECONDS,
     ) -> None:
         require_fast_parser()
@@ -97,6 +98,8 @@ class Sidecar:
         self.store = Store(
             SqliteEngine(settings.store.file),
             clock=clock,
+            elapsed=elapsed,
+            settle_seconds=settings.clock.settle_seconds,
             deadline_seconds=settings.store.deadline_seconds,
             observer=self._checkpointer or self.metrics,
             mask=settings.log.masking(),
@@ -107,6 +110,7 @@ class Sidecar:
         self.tracing = Tracing()
         self._watching: asyncio.Task[None] | None = None
         self._clock = clock
+        self._elapsed = second_clock(clock, elapsed)
         self.data_address = settings.data.listen
         self.ops_address = settings.ops.listen
         self._renewal_seconds = renewal_seconds
@@ -206,7 +210,12 @@ class Sidecar:
             docs=Docs(
                 lambda settings: document(settings, data=self.data_address, ops=self.ops_address), self.live
             ),
-            about=About(started_at=self._clock(), store_url=settings.store.url, listeners=self._listeners),
+            about=About(
+                started_at=self._elapsed(),
+                elapsed=self._elapsed,
+                store_url=settings.store.url,
+                listeners=self._listeners,
+            ),
         )
         self._ops = Ops(store=self.store, gate=self.gate, live=self.live, metrics=self.metrics)
 
@@ -325,13 +334,31 @@ def _towards(upstream: UpstreamSection) -> Secured | None:
     return Secured(credentials=credentials, server_name=upstream.verified_name)
 
 
+async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
+    """Start, unless told to stop before that is done; then close what is open. Raises ScopegateError."""
+    starting = asyncio.create_task(sidecar.__aenter__())
+    told = asyncio.create_task(stopping.wait())
+    await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not starting.done():
+        logger.info("stopping before the start was complete")
+        starting.cancel()
+        await asyncio.wait([starting], timeout=sidecar.settings.shutdown.drain_seconds)
+        if not starting.done():
+            logger.error("the start cannot be ended in time; the storage may hang")
+            logging.shutdown()
+            os._exit(1)
+    if starting.cancelled():
+        return False
+    starting.result()
+    return True
+
+
 async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second one exits at once. SIGHUP reloads.
 
     Raises ScopegateError.
     """
-    never_wait_for_logs()
-    raise_file_limit()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -342,6 +369,8 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    never_wait_for_logs()
+    raise_file_limit()
     sidecar = Sidecar(settings, policies, files=files)
     if sidecar.connections["data"] < settings.gate.max_in_flight:
         logger.warning(
@@ -357,8 +386,11 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
 
     loop.add_signal_handler(signal.SIGHUP, reload)
     try:
-        async with sidecar:
+        if await _started(sidecar, stopping):
+            if reload_requested():
+                reload()
             await stopping.wait()
+            await sidecar.stop()
     except ScopegateError:
         flush_logs()  # what led to it stands before it
         raise

@@ -3,6 +3,9 @@
 Whatever a store does with a settlement (refuse it, fail in a way that is not its own, never answer), the
 settlement is not lost by it: it is kept and submitted again. One that gets through twice finds its execution
 ended, and changes nothing.
+
+What was committed only after its caller had been told that it was not is taken back here, too: an admission
+ends as not sent, and a scope is revoked, since its caller does not know its name and would ask for another.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sidecar.core.command import Admitted, Reply, Settle, Settled
+from sidecar.core.command import Admitted, Issued, Reply, Revoke, Settle, Settled
 from sidecar.core.record import Origin
 from sidecar.errors import CommandFailed, StoreClosed, StoreUnavailable
 from sidecar.ids import new_decision_id
@@ -39,7 +42,7 @@ class Settlements:
         self._store = store
         self._origin: Origin = origin
         self._metrics = metrics
-        self._kept: deque[Settle] = deque()
+        self._kept: deque[Settle | Revoke] = deque()
         self._writer: asyncio.Task[None] | None = None
 
     async def settle(
@@ -84,7 +87,27 @@ class Settlements:
         return settled
 
     def give_back(self, reply: Reply) -> None:
-        """An admission that was committed after its request had been given up: nothing was sent."""
+        """Take back what was committed after its request had been given up."""
+        if isinstance(reply, Issued):
+            scope = reply.scope
+            logger.warning(
+                "a scope was granted too late and is revoked",
+                extra={
+                    "decision_id": reply.decision_id,
+                    "scope_id": scope.scope_id,
+                    "incident_id": scope.incident_id,
+                },
+            )
+            self._keep(
+                Revoke(
+                    decision_id=new_decision_id(),
+                    scope_id=scope.scope_id,
+                    tenant_id=scope.tenant_id,
+                    principal="scopegate",
+                    cause="the scope was committed only after its request had been given up",
+                    origin=self._origin,
+                )
+            )
         if isinstance(reply, Admitted):
             cause = "the admission was committed only after its request had been given up"
             self._metrics.executions.labels("not_sent").inc()
@@ -146,12 +169,9 @@ class Settlements:
         if isinstance(reply, Settled) and reply.overrun:
             self._metrics.cost_overruns.inc()
 
-    def _keep(self, command: Settle) -> None:
+    def _keep(self, command: Settle | Revoke) -> None:
         if len(self._kept) >= MAX_KEPT:
-            logger.error(
-                "a settlement is lost; its execution is unknown after a restart",
-                extra={"decision_id": command.admission_id},
-            )
+            _lost(command, f"{MAX_KEPT} are waiting already")
             return
         self._kept.append(command)
         self._metrics.unsettled.set(len(self._kept))
@@ -167,8 +187,7 @@ class Settlements:
                     self.count_overrun(await self._store.submit(self._kept[0]))
             except CommandFailed as exc:
                 # It must not stand in the way of the others for ever.
-                lost = {"decision_id": self._kept[0].admission_id, "cause": str(exc)}
-                logger.error("a settlement is lost; its execution is unknown after a restart", extra=lost)
+                _lost(self._kept[0], str(exc))
             except StoreClosed:
                 return
             except Exception:
@@ -180,3 +199,16 @@ class Settlements:
             self._kept.popleft()
             self._metrics.unsettled.set(len(self._kept))
             pause = FIRST_PAUSE_SECONDS
+
+
+def _lost(command: Settle | Revoke, cause: str) -> None:
+    if isinstance(command, Settle):
+        logger.error(
+            "a settlement is lost; its execution is unknown after a restart",
+            extra={"decision_id": command.admission_id, "cause": cause},
+        )
+    else:
+        logger.error(
+            "a scope that was granted too late could not be revoked",
+            extra={"scope_id": command.scope_id, "cause": cause},
+        )

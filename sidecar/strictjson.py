@@ -23,19 +23,25 @@ class NotJson(ValueError):
 
 def parse(text: bytes) -> dict[str, Any]:
     """The one JSON object that the bytes hold; numbers with a fraction or exponent as Decimal."""
+    document = parse_value(text)
+    if not isinstance(document, dict):
+        raise NotJson("the body must be one JSON object")
+    return document
+
+
+def parse_value(text: bytes) -> Any:
+    """The one JSON value that the bytes hold, which may be a list, text or number as well."""
     try:
         document = jiter.from_json(
             text, allow_inf_nan=False, catch_duplicate_keys=True, float_mode="decimal", cache_mode="keys"
         )
     except ValueError as exc:
         raise NotJson(str(exc)) from exc
-    if not isinstance(document, dict):
-        raise NotJson("the body must be one JSON object")
     _bound_numbers(document)
     return document
 
 
-def _bound_numbers(document: dict[str, Any]) -> None:
+def _bound_numbers(document: Any) -> None:
     waiting: list[Any] = [document]
     while waiting:
         value = waiting.pop()

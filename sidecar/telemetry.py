@@ -97,6 +97,7 @@ LOG_FIELDS: Mapping[str, str] = {
     "shadowed": "the keys whose value in the file does not count: the environment or a flag overrides it",
     "span_id": "the caller's span, from its traceparent header",
     "status": "the status that the client got; null: none, 499: it left before",
+    "step_seconds": "how far the time that counts was set by accepting the wall clock; below 0: back",
     "trace_id": "the trace, from the request's traceparent header",
     "valid_until": "when the certificate ends",
     "writer": "the database that is in use, as its log names it",

@@ -34,7 +34,18 @@ REMEMBER = (SqliteEngine, Store, Settlements, RefusalLog)
 CLASSES = (*REMEMBER, Gate, Upstream, Exchange, Connection, Remainder)
 # The loop of the store's writer: it runs from the start to the end, so it is no place in an execution, and
 # what goes on inside is behind the calls of the engine.
-WRITER = ("_write", "_commit", "_failed", "_read_head", "_tidy", "_transact", "_close")
+WRITER = (
+    "_write",
+    "_commit",
+    "_failed",
+    "_read_head",
+    "_known_head",
+    "_rehearse",
+    "_keep",
+    "_tidy",
+    "_transact",
+    "_close",
+)
 WAITS = "an execution waits"
 KILLED = 9
 

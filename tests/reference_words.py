@@ -84,6 +84,13 @@ _UNKNOWN = "`scopegate executions list --status unknown` names what has to be re
 MESSAGES: Mapping[tuple[str, str], str] = {
     ("scopegate", "draining"): "SIGTERM or SIGINT came: nothing new is taken in.",
     ("scopegate", "stopped"): "The end of an orderly stop.",
+    ("scopegate", "stopping before the start was complete"): (
+        "SIGTERM or SIGINT came while the store was opened: what is open is closed, and nothing was served."
+    ),
+    ("scopegate", "the start cannot be ended in time; the storage may hang"): (
+        "The store was being opened for longer than `shutdown.drain_seconds` after SIGTERM: the process ends "
+        "with code 1. Look at the disk."
+    ),
     ("scopegate", "the drain is over; executions end as unknown"): (
         f"They took longer than `shutdown.drain_seconds`. {_UNKNOWN}"
     ),
@@ -123,6 +130,13 @@ MESSAGES: Mapping[tuple[str, str], str] = {
         f"Something in it hung; it was answered 5xx, and what may have been sent is unknown. {_BUG}"
     ),
     ("scopegate.gate", "a gated request failed"): f"It was answered 500 and nothing was forwarded. {_BUG}",
+    ("scopegate.gate", "a scope was granted too late and is revoked"): (
+        "Its caller was told 503, because the store was slow, and does not know of it. The record of the "
+        "revocation says so."
+    ),
+    ("scopegate.gate", "a scope that was granted too late could not be revoked"): (
+        "Its caller does not know of it, and it may stand until it expires. Revoke `scope_id`."
+    ),
     ("scopegate.gate", "a settlement is lost; its execution is unknown after a restart"): (
         "More than 10,000 endings waited for the store, or this one can never be written. Settle it by hand "
         "after the "
@@ -226,6 +240,11 @@ MESSAGES: Mapping[tuple[str, str], str] = {
         f"Reading it or recording its refusal hung; it was answered 503 and nothing was forwarded. {_BUG}"
     ),
     ("scopegate.web", "a request could not be parsed"): "It is no HTTP as it should be; it was answered 400.",
+    ("scopegate.web", "refused by its host or its site"): (
+        "A call of the sidecar itself came under a name that is not one of the listener's (`error` is "
+        "`misdirected_request`), or a browser sent a change from another site (`cross_site`). Put the name "
+        "of a proxy before the listener into `allowed_hosts`. Anything else may be a web page that attacks."
+    ),
     ("scopegate.web", "a connection broke off"): "It was gone as soon as it was there.",
     ("scopegate.web", "cannot accept connections"): (
         "The system gives the process no more descriptors or no memory; `cause` says which. It tries again "
@@ -242,5 +261,8 @@ MESSAGES: Mapping[tuple[str, str], str] = {
     ),
     ("scopegate.web", "a request failed"): f"It was answered 500. {_BUG}",
     ("scopegate.web", "listening"): "A listener is open. The sidecar is up once all three are.",
+    ("scopegate.web", "the wall clock was accepted"): (
+        "An operator took it for right; time goes on from there, `step_seconds` from where it was."
+    ),
     ("scopegate.web", "reconciled"): "Somebody said how an unknown execution ended.",
 }

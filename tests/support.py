@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.addresses import Address, Listen, SocketFile
-from sidecar.clock import wall_clock
+from sidecar.clock import elapsed_clock, wall_clock
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.serve import Sidecar
 from sidecar.settings import default
@@ -37,15 +37,28 @@ POLICIES = PolicySet(
 
 
 class Clock:
-    """The wall clock of a test, in microseconds since 1970: it runs, and can be set forward and back."""
+    """The clocks of a test, in microseconds: the wall clock, since 1970, and the one that only counts. They
+    run; time can be made to pass, and the wall clock can be set forward and back."""
 
     def __init__(self) -> None:
         self.offset = 0
+        self.passed = 0
 
     def __call__(self) -> int:
-        return wall_clock() + self.offset
+        return wall_clock() + self.passed + self.offset
+
+    def elapsed(self) -> int:
+        return elapsed_clock() + self.passed
 
     def move(self, seconds: float) -> None:
+        """So much time passes; a negative one sets the wall clock back."""
+        if seconds < 0:
+            self.set(seconds)
+        else:
+            self.passed += int(seconds * SECOND)
+
+    def set(self, seconds: float) -> None:
+        """The wall clock is set forward or back, and no time passes."""
         self.offset += int(seconds * SECOND)
 
 
@@ -127,7 +140,7 @@ def request_bytes(method: str, target: str, headers: HeaderList = (), body: byte
     names = {name.lower() for name, _ in headers}
     lines = [f"{method} {target} HTTP/1.1"]
     if "host" not in names:
-        lines.append("Host: sidecar.test")
+        lines.append("Host: localhost")
     lines += [f"{name}: {value}" for name, value in headers]
     if body is not None and not names & {"content-length", "transfer-encoding"}:
         lines.append(f"Content-Length: {len(body)}")
@@ -473,7 +486,9 @@ async def opened(
     sections.setdefault("shutdown", {"drain_seconds": 0.2})
     upstream_url = backend.url if upstream_port is None else f"http://127.0.0.1:{upstream_port}"
     settings = default(upstream_url, **sections)
-    async with Sidecar(settings, policies, clock=clock, renewal_seconds=renewal_seconds) as sidecar:
+    async with Sidecar(
+        settings, policies, clock=clock, elapsed=clock.elapsed, renewal_seconds=renewal_seconds
+    ) as sidecar:
         yield House(sidecar, backend, clock, database, tls)
 
 

@@ -289,6 +289,11 @@ def _switch(decision: dict[str, Any]) -> str | None:
     return f"{plain(decision['decision_inputs'].get('policy_id'))} {told}"
 
 
+def _step(decision: dict[str, Any]) -> str | None:
+    step = decision["details"].get("step_seconds")
+    return f"{step:+.3f} s" if shapes.number(step) else None
+
+
 def _principal(decision: dict[str, Any]) -> str | None:
     principal = decision["decision_inputs"].get("principal")
     return f"by {plain(principal)}" if principal not in (None, "anonymous") else None
@@ -300,7 +305,8 @@ SAID: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
     "refused": (_reason, _rules, _would_refuse, _count, _principal),
     "settled": (_reason, _without_scope, _cause, _cost),
     "reconciled": (_reason, _without_scope, _cause, _cost, _principal),
-    "revoked": (_principal,),
+    "revoked": (_cause, _principal),
+    "clock_accepted": (_step, _principal),
     "switched": (_switch, _principal),
     "emitted": (_reason,),
 }

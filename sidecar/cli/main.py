@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import io
 import logging
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -113,8 +112,6 @@ Example:
 @log_format_option
 def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "text"]) -> None:
     """Stand in front of the backend until SIGTERM."""
-    # Until it can reload: what it would read anew it has not read yet.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     import asyncio
 
     from sidecar.serve import run as serve_until_stopped

@@ -190,7 +190,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 def _place(name: Literal["data", "admin", "ops"], settings: Settings | None, text: str | None) -> Place:
     if text is not None:
         try:
-            place = Place.parse(text)
+            place = Place.parse(text).reachable()
         except ValueError as exc:
             raise click.BadParameter(str(exc), param_hint=f"--{name}") from exc
         if name == "admin" and not place.address.is_loopback():

@@ -97,7 +97,14 @@ def each(shape: Shape) -> Shape:
 ALIVE: Shape = {"alive": flag}
 READY: Shape = {"ready": flag, "checks": optional(each({"ok": flag, "reason": optional(text)}))}
 
+ACCEPTED_CLOCK: Shape = {
+    "decision_id": text,
+    "now": instant,
+    "time_before": instant,
+    "step_seconds": number,
+}
 STATUS: Shape = {
+    "clock": optional({"ok": flag, "reason": optional(text)}),
     "uptime_seconds": seconds,
     "version": text,
     "draining": flag,

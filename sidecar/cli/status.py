@@ -42,6 +42,9 @@ def _told(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "up since", when(up_since.isoformat())
     yield "draining", "yes: it is shutting down" if told["draining"] else "no"
     yield "in flight", told["in_flight"]
+    clock = told.get("clock")
+    if clock is not None:
+        yield "clock", "ok" if clock["ok"] else clock.get("reason") or "not ok"
     unknown, oldest = told["unknown_executions"], told["oldest_unknown_admitted_at"]
     yield (
         "unknown",

@@ -1,4 +1,4 @@
-"""`scopegate store`: back the store up while it is used."""
+"""`scopegate store`: back the store up while it is used, and accept a clock with which the log disagrees."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from pathlib import Path
 
 import click
 
+from sidecar.cli import shapes
 from sidecar.cli.options import (
     FAILED,
+    Access,
+    asks,
     attestation_of,
     check_known,
     config_option,
     database,
     failed,
+    json_option,
     load_settings,
     misconfigured,
     progress_bar,
     public_key_option,
     set_option,
     tampered,
+    tell,
 )
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.settings import Settings
@@ -39,7 +44,7 @@ Example:
   scopegate store backup /backup/scopegate.db --config config/scopegate.yaml"""
 )
 def store() -> None:
-    """The store: back it up."""
+    """The store: back it up, and set its time right."""
 
 
 @store.command(
@@ -110,10 +115,33 @@ def backup(
     click.echo(f"To verify it again:\n  {_verification(config, loaded, overrides, target)}")
 
 
+@store.command(
+    "accept-clock",
+    epilog="""\b
+Examples:
+  scopegate store accept-clock --config config/scopegate.yaml
+  scopegate store accept-clock --admin 127.0.0.1:9901 --json""",
+)
+@asks("admin")
+@json_option
+def accept_clock(sidecar: Access, *, as_json: bool) -> None:
+    """Take the wall clock of a running sidecar for right, where it jumped ahead or is behind the log.
+
+    Look at it first (`date`): what is granted from now on expires by it. It is recorded.
+    """
+    look = "scopegate status"
+    told = sidecar.listener.ask("POST", "/api/v1/store/accept-clock", shapes.ACCEPTED_CLOCK, look=look).body
+    if as_json:
+        tell(told)
+    else:
+        click.echo(f"accepted: it is {told['now']}, {told['step_seconds']:+.3f} s from the time that counted")
+        click.echo(f"recorded as {told['decision_id']}")
+
+
 def _end_as_by_ctrl_c() -> None:
     """Whoever stops it, with a time limit or by closing the terminal, too, finds nothing left behind."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup wants it ignored
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants it ignored
             signal.signal(number, signal.default_int_handler)
 
 

@@ -13,9 +13,11 @@ from typing import Any
 from sidecar.core import deciding
 from sidecar.core.brakes import Found, Tally, tallies_for
 from sidecar.core.command import (
+    AcceptClock,
     Admit,
     Bind,
     Bound,
+    ClockAccepted,
     Command,
     Denied,
     Emit,
@@ -36,7 +38,7 @@ from sidecar.core.command import (
     Turned,
 )
 from sidecar.core.deciding import Decided, Past
-from sidecar.core.entries import ended_entry, gate_entry, switched_entry
+from sidecar.core.entries import clock_accepted_entry, ended_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
 from sidecar.core.record import Entry, Event, iso_time
 from sidecar.core.rules import Objection
@@ -135,6 +137,11 @@ def apply(command: Command, state: State, now: int) -> Applied:
         case Bind():
             count = len(state.unbound.get(command.request_id, ()))
             return Applied(reply=Bound(count), bound=command if count else None)
+        case AcceptClock():
+            return Applied(
+                reply=ClockAccepted(command.decision_id, command.before, now),
+                entry=clock_accepted_entry(command, now),
+            )
         case _:
             return _reconcile(command, state, now)
 
@@ -179,6 +186,7 @@ def _revoke(command: Revoke, state: State, now: int) -> Applied:
         return Applied(reply=Denied(refusal, command.decision_id), entry=entry)
     if scope.revoked_at is None:
         scope = replace(scope, revoked_at=now)
+    because = {} if command.cause is None else {"cause": command.cause}
     entry = gate_entry(
         command,
         "revoked",
@@ -188,6 +196,7 @@ def _revoke(command: Revoke, state: State, now: int) -> Applied:
         now,
         gatekept="scope_grant",
         revoked_at=iso_time(scope.revoked_at or now),
+        **because,
     )
     return Applied(reply=Revoked(scope, command.decision_id), scope=scope, entry=entry)
 

@@ -3,6 +3,9 @@
 Every admission counts but one that was provably not sent; refusals do not (source: policies.md, `brake`).
 What was executed is read from the same rows that admissions write, so a brake also counts what happened
 before somebody thought of it.
+
+A brake holds for its own window and no longer: what was admitted by a clock that ran ahead counts as admitted
+just now, so that no answer tells anybody to wait for longer than the rule says.
 """
 
 from __future__ import annotations
@@ -166,13 +169,14 @@ def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject, *, roo
     holding: list[tuple[int, str]] = []
     cools = now - brake.cooldown_seconds * SECOND
     for one in newest_first:
-        within = one.admitted_at > now - window
+        admitted_at = min(one.admitted_at, now)
+        within = admitted_at > now - window
         if one.status == "not_sent":
             continue
-        if one.admitted_at > cools:
+        if admitted_at > cools:
             holding.append(
                 (
-                    one.admitted_at + brake.cooldown_seconds * SECOND,
+                    admitted_at + brake.cooldown_seconds * SECOND,
                     f"{brake.cooldown_seconds} s must lie between two executions.",
                 )
             )
@@ -181,12 +185,12 @@ def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject, *, roo
         if within and count == brake.max_attempts:
             # This one has to leave the window before there is room again.
             why = f"{brake.max_attempts} executions in {brake.window_seconds} s are the most."
-            holding.append((one.admitted_at + window, why))
+            holding.append((admitted_at + window, why))
         if not brake.one_in_flight and (roomy or count == brake.max_attempts or not within):
             break  # nothing that is older matters
         if brake.one_in_flight and one.status == "unknown" and within:
             why = f"{_named(one, subject)} is unknown; reconcile it, or wait."
-            holding.append((one.admitted_at + window, why))
+            holding.append((admitted_at + window, why))
         if brake.one_in_flight and one.status == "in_flight":
             flying = f"{_named(one, subject)} is still in flight."
     if holding:

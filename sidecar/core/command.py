@@ -104,7 +104,10 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revoke:
-    """Withdraw a scope for good. Repeatable; each call is recorded."""
+    """Withdraw a scope for good. Repeatable; each call is recorded.
+
+    `cause`: why the sidecar does it of its own accord.
+    """
 
     decision_id: str
     scope_id: str
@@ -113,6 +116,7 @@ class Revoke:
     request_id: str | None = None
     principal: str = "anonymous"
     record_denial: bool = True
+    cause: str | None = None
     origin: Origin = "gate"
 
 
@@ -164,7 +168,21 @@ class Bind:
     run_id: str
 
 
-Command = Issue | Admit | Refuse | Settle | Revoke | Reconcile | Emit | Turn | Bind
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptClock:
+    """Take the wall clock's time for right. It is applied by itself, and `now` is that time.
+
+    `before` is the time that counted until then, in microseconds since 1970: it may be after `now`.
+    """
+
+    decision_id: str
+    before: int = 0
+    request_id: str | None = None
+    principal: str = "anonymous"
+    origin: Origin = "api"
+
+
+Command = Issue | Admit | Refuse | Settle | Revoke | Reconcile | Emit | Turn | Bind | AcceptClock
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +266,15 @@ class Bound:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class ClockAccepted:
+    """Both in microseconds since 1970: the time that counted before, and the one that counts from now on."""
+
+    decision_id: str
+    before: int
+    now: int
+
+
 Granting = Issued | Admitted | Denied | Revoked
 Ending = Settled | NotInFlight
-Reply = Granting | Ending | Recorded | Emitted | NotEmitted | Turned | Bound
+Reply = Granting | Ending | Recorded | Emitted | NotEmitted | Turned | Bound | ClockAccepted

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sidecar.core.command import Admit, Issue, Reconcile, Refuse, Revoke, Settle, Turn
+from sidecar.core.command import AcceptClock, Admit, Issue, Reconcile, Refuse, Revoke, Settle, Turn
 from sidecar.core.facts import Claims
 from sidecar.core.money import to_dollars
 from sidecar.core.record import (
@@ -18,6 +18,7 @@ from sidecar.core.record import (
     Entry,
     Event,
     Record,
+    iso_time,
 )
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
@@ -149,5 +150,26 @@ def switched_entry(command: Turn, *, was_on: bool, now: int) -> Entry:
             request_id=command.request_id,
             decided_at=now,
             details={"on": command.on, "was_on": was_on, "rules": []},
+        ),
+    )
+
+
+def clock_accepted_entry(command: AcceptClock, now: int) -> Entry:
+    """The entry of a wall clock that an operator accepted: how far it was from the time that counted."""
+    return Entry(
+        event="clock_accepted",
+        origin=command.origin,
+        record=Record(
+            decision_id=command.decision_id,
+            decision_type=DecisionType.POLICY,
+            decision_outcome=DecisionOutcome.SELECTED,
+            decision_inputs={"policy_id": "clock", "principal": command.principal},
+            request_id=command.request_id,
+            decided_at=now,
+            details={
+                "time_before": iso_time(command.before),
+                "step_seconds": (now - command.before) / 1_000_000,
+                "rules": [],
+            },
         ),
     )

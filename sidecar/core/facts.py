@@ -1,7 +1,19 @@
 """What a request claims, read out of judged bytes. Exact types; what is unclear is refused.
 
-Default places (gate.md, step 3): `/scope_id`, `/incident_id`, `/action`, `/parameters`, and the target
-agents at `/target_agents`, else `/parameters/target_agents`. A route may name other places.
+Default places: `/scope_id`, `/incident_id`, `/action`, `/parameters`, and the target agents at
+`/target_agents`, else `/parameters/target_agents`. A route may name other places.
+
+A backend may find another member than the one that was judged, because it compares names less strictly.
+Each rule is one that real programs apply to keys:
+
+1. Case and Unicode compatibility forms are folded (Go's encoding/json, ASP.NET, Jackson when told so).
+2. A name ends at NUL, where it passes through C.
+3. Control and format characters are dropped, since input is cleaned.
+4. Blanks at both ends are trimmed.
+
+So where facts are read, a key that is one of theirs under these rules, in any combination, and not to the
+letter is refused. There `__proto__` is refused, too: once JavaScript copies such an object, it reads the
+members of that one as if they were its own.
 """
 
 from __future__ import annotations
@@ -12,12 +24,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sidecar.core import pointer
+from sidecar.core.readings import folded, is_format
 from sidecar.errors import Refusal
 
 MAX_ID_CHARS = 256
 MAX_TARGET_AGENTS = 256
-
-_ABSENT = object()
 
 
 def is_identifier(value: object) -> bool:
@@ -25,9 +37,19 @@ def is_identifier(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARS and value.isprintable()
 
 
-def fold(key: str) -> str:
-    """The form under which two spellings of a JSON key are the same to a lenient parser."""
-    return unicodedata.normalize("NFKC", key).casefold()
+def spellings(key: str) -> tuple[str, ...]:
+    """The forms under which a key is the same as another to a lenient parser: whole, and cut at NUL."""
+    if key.isascii() and key.isprintable():
+        return (key.strip().lower(),)
+    # NUL may be trimmed from the beginning before another one cuts.
+    cut = next(filter(None, map(_cleaned, key.split("\0"))), "")
+    return (_cleaned(key), cut) if "\0" in key else (cut,)
+
+
+def _cleaned(key: str) -> str:
+    dropped = {ord(each): None for each in set(key) if unicodedata.category(each) == "Cc" or is_format(each)}
+    kept = key.translate(dropped) if dropped else key
+    return folded(kept).strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +64,9 @@ class Source:
     def parse(cls, text: str) -> Source:
         """`/json/pointer`, `path:name`, `query:name` or `header:Name`. Raises ValueError."""
         if text.startswith("/") and len(text) > 1:
-            tokens = tuple(token.replace("~1", "/").replace("~0", "~") for token in text[1:].split("/"))
-            if "~" in text.replace("~0", "").replace("~1", "") or "" in tokens:
-                raise ValueError(
-                    "a JSON pointer is written /member or /member/member, with ~ as ~0 and / as ~1"
-                )
+            tokens = pointer.parse(text)
+            if "" in tokens:
+                raise ValueError("a JSON pointer to a fact has no empty step: write /member or /list/0")
             return cls("pointer", text, tokens)
         kind, colon, name = text.partition(":")
         if colon and name and name.isprintable() and " " not in name:
@@ -92,7 +112,7 @@ class FactSources:
             for depth, token in enumerate(source.tokens):
                 keys.setdefault(source.tokens[:depth], set()).add(token)
         watched = tuple(
-            (prefix, frozenset(names), frozenset(fold(name) for name in names))
+            (prefix, frozenset(names), frozenset(form for name in names for form in spellings(name)))
             for prefix, names in keys.items()
         )
         object.__setattr__(self, "watched", watched)
@@ -129,11 +149,13 @@ class Claims:
 
 def read(request: Request, sources: FactSources) -> Claims | Refusal:
     """The claims of a request, or why they cannot be read (`invalid_request`, naming the member)."""
-    for prefix, exact, folded in sources.watched:
-        holder = _follow(request.document, prefix)
+    for prefix, exact, forms in sources.watched:
+        holder = pointer.follow(request.document, prefix)
         if isinstance(holder, Mapping):
             for key in holder:
-                if key not in exact and fold(key) in folded:
+                if key == "__proto__":
+                    return _refused("/" + "/".join((*prefix, key)), "gives an object members that it has not")
+                if key not in exact and not forms.isdisjoint(spellings(key)):
                     return _refused(
                         "/" + "/".join((*prefix, key)),
                         "is spelled like a member that is judged, but not the same",
@@ -144,7 +166,7 @@ def read(request: Request, sources: FactSources) -> Claims | Refusal:
         value = _find(request, source)
         if isinstance(value, Refusal):
             return value
-        if value is _ABSENT or value is None or value == "":
+        if value is pointer.ABSENT or value is None or value == "":
             found[name] = None
         elif isinstance(value, str) and is_identifier(value):
             found[name] = value
@@ -153,7 +175,7 @@ def read(request: Request, sources: FactSources) -> Claims | Refusal:
     parameters = _find(request, sources.parameters)
     if isinstance(parameters, Refusal):
         return parameters
-    if parameters is _ABSENT or parameters is None or parameters == "":
+    if parameters is pointer.ABSENT or parameters is None or parameters == "":
         parameters = {}
     if not isinstance(parameters, Mapping):
         return _refused(str(sources.parameters), "must be a JSON object")
@@ -169,7 +191,7 @@ def _target_agents(request: Request, sources: Iterable[Source]) -> tuple[str, ..
         value = _find(request, source)
         if isinstance(value, Refusal):
             return value
-        if value is _ABSENT or value is None or value == "":
+        if value is pointer.ABSENT or value is None or value == "":
             continue
         if source.kind != "pointer":
             value = [value]
@@ -183,40 +205,35 @@ def _target_agents(request: Request, sources: Iterable[Source]) -> tuple[str, ..
     return agents or ()
 
 
-def _follow(document: Any, tokens: Iterable[str]) -> Any:
-    for token in tokens:
-        if not isinstance(document, Mapping) or token not in document:
-            return _ABSENT
-        document = document[token]
-    return document
-
-
 def _find(request: Request, source: Source) -> Any:
     if source.kind == "pointer":
-        return _follow(request.document, source.tokens)
+        return pointer.follow(request.document, source.tokens)
     if source.kind == "path":
-        return request.path_params.get(source.name, _ABSENT)
+        return request.path_params.get(source.name, pointer.ABSENT)
     if source.kind == "query":
         for name, value in request.query:
             others = [] if name == source.name else [name]
             others += [part.partition("=")[0] for part in value.split(";")[1:]]  # as older servers split
-            if any(_may_be_read_as(other, fold(source.name)) for other in others):
+            if any(_may_be_read_as(other, source.name) for other in others):
                 return _refused(str(source), "could be read from another place in the query as well")
     pairs = request.query if source.kind == "query" else request.headers
     values = [value for name, value in pairs if name == source.name]
     if len(values) > 1:
         return _refused(str(source), "is given more than once")
-    return values[0] if values else _ABSENT
+    return values[0] if values else pointer.ABSENT
 
 
 def _may_be_read_as(name: str, judged: str) -> bool:
-    """Whether some server takes one query name for another, which is given folded.
+    """Whether some server takes one query name for another.
 
-    ASP.NET ignores case; a[b] and a.b may belong to a; PHP drops leading blanks, writes `_` for blank, dot
-    and [, and stops at NUL.
+    ASP.NET ignores case; a[b] and a.b may belong to a; PHP drops leading blanks, and writes `_` for blank,
+    dot and [.
     """
-    name = fold(name).lstrip().partition("\0")[0]
-    return judged in (name.rstrip(), re.split(r"[\[.\s;]", name)[0], re.sub(r"[ .\[]", "_", name))
+    return any(
+        form in (found, re.split(r"[\[.\s;]", found)[0], re.sub(r"[ .\[]", "_", found))
+        for found in spellings(name)
+        for form in spellings(judged)
+    )
 
 
 def _refused(member: str, problem: str) -> Refusal:

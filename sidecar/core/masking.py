@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hmac
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
+
+from sidecar.core.pointer import index, parse
 
 Tokens = tuple[str, ...]
 
@@ -30,14 +31,12 @@ IDENTITY: tuple[Tokens, ...] = (
     ("details", "count"),
 )
 
-_INDEX = re.compile(r"0|[1-9][0-9]{0,9}")
-
 
 def pointer(text: str) -> Tokens:
     """The steps of a JSON pointer (RFC 6901) into a record. Raises ValueError where it may not be masked."""
-    tokens = tuple(token.replace("~1", "/").replace("~0", "~") for token in text[1:].split("/"))
-    if text[:1] != "/" or "" in tokens or "~" in text.replace("~0", "").replace("~1", ""):
-        raise ValueError("expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1")
+    tokens = parse(text)
+    if not tokens or "" in tokens:
+        raise ValueError("names no member, or an empty one; write /member or /member/member")
     for identity in IDENTITY:
         if tokens[: len(identity)] == identity:
             name = "/".join(identity)
@@ -81,10 +80,9 @@ class Mask:
         if isinstance(value, Mapping) and step in value:
             inner = self._replaced(value[step], rest)
             return value if inner is value[step] else {**value, step: inner}
-        if isinstance(value, list | tuple) and _INDEX.fullmatch(step) and int(step) < len(value):
-            index = int(step)
-            inner = self._replaced(value[index], rest)
-            return value if inner is value[index] else [*value[:index], inner, *value[index + 1 :]]
+        if isinstance(value, list | tuple) and (place := index(step, value)) is not None:
+            inner = self._replaced(value[place], rest)
+            return value if inner is value[place] else [*value[:place], inner, *value[place + 1 :]]
         return value
 
     def _mask(self, value: Any) -> str:

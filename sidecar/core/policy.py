@@ -169,7 +169,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Require:
-    """What must be said. `intent_min_chars` counts the intent without white space around it."""
+    """What must be said. `intent_min_chars` counts the intent as `visible_chars` does."""
 
     intent_min_chars: int = 0
     target_agents: bool = False

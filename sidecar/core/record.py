@@ -13,7 +13,17 @@ from enum import Enum
 from typing import Any, Literal
 
 Origin = Literal["gate", "library", "api"]
-Event = Literal["issued", "admitted", "refused", "settled", "revoked", "reconciled", "emitted", "switched"]
+Event = Literal[
+    "issued",
+    "admitted",
+    "refused",
+    "settled",
+    "revoked",
+    "reconciled",
+    "emitted",
+    "switched",
+    "clock_accepted",
+]
 
 
 class DecisionType(str, Enum):

@@ -20,6 +20,7 @@ from typing import Any
 from sidecar.core.facts import is_identifier
 from sidecar.core.money import MAX_MICROS, to_micros
 from sidecar.core.policy import RiskClass
+from sidecar.core.wording import visible_chars
 
 MICROS_PER_CENT = 10_000
 DEFAULT_TIMEOUT_MS = 30_000
@@ -176,7 +177,7 @@ def dry_run(action: RecoveryAction) -> ScopedExecutionResult:
 
 
 _VIOLATIONS: tuple[tuple[str, Callable[[RecoveryAction], bool]], ...] = (
-    ("action_type is empty", lambda action: not action.action_type.strip()),
+    ("action_type is empty", lambda action: not visible_chars(action.action_type)),
     (
         "an action of high or critical risk must name its target agents",
         lambda action: action.risk_class >= RiskClass.HIGH and not action.target_agents,

@@ -15,6 +15,7 @@ from sidecar.core.facts import Claims
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Phase, PolicySet, Rule, Subject
 from sidecar.core.scope import Scope
+from sidecar.core.wording import visible_chars
 from sidecar.errors import ConditionFailed, Refusal
 
 SECOND = 1_000_000
@@ -158,9 +159,11 @@ def objections(each: Applying, subject: Subject) -> Iterator[Objection]:
         yield _denied(rule, "The rule denies it.")
     if rule.require is not None:
         wanted = rule.require.intent_min_chars
-        if len(subject.intent.strip()) < wanted:
+        if visible_chars(subject.intent) < wanted:
             yield _denied(
-                rule, f"The intent must have at least {wanted} characters.", require="intent_min_chars"
+                rule,
+                f"The intent must have at least {wanted} visible characters.",
+                require="intent_min_chars",
             )
         if rule.require.target_agents and not subject.target_agents:
             yield _denied(rule, "Target agents must be named.", require="target_agents")

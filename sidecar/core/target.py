@@ -1,27 +1,30 @@
 """Is this request gated? What any parser could read as a gated path is judged or refused. No I/O.
 
-A request target is *gated* if one of its readings matches a route; it is *judged* only if it spells the
-route out, so that every parser behind us agrees on it. In between, it is refused as ambiguous. Where the
-readings are too many to try, that is ambiguous, too (source: gate.md, G4 and "One gated request", 1).
+A request target is *gated* if one of its readings (readings.py) matches a route. It is *judged* only if it
+spells the route out, so that every parser behind the sidecar agrees on it. In between, it is refused as
+ambiguous; so is a target with more readings than can be tried.
+
+Headers can name another target, too. Some are known to replace the target, its method or its beginning
+(`OVERRIDES`). From others (`REBUILDING`) applications build a URL and parse it again: with
+`X-Forwarded-Host: x/recovery/execute?` a request for any path executes. A Host like that is refused on every
+listener (host.py). Of the other headers a plain value can lead nowhere else; where one is not plain, the
+URL is built here in the same way, and classified.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
+from sidecar.core import readings
+from sidecar.core.readings import could_reach, decoded, folded, other_reading, shortened, taking_off
 from sidecar.errors import Refusal
 
 LOOKING = ("GET", "HEAD", "OPTIONS")
-# Whoever switches protocols on a gated path could execute there unseen.
-SWITCHING = ("upgrade", "http2-settings")
 
-# Compared in lower case, `_` read as `-` (CGI and WSGI cannot tell the two apart). All begin with X or S.
+# Compared as `read_as` gives them. All begin with X or S.
 TARGET_OVERRIDES = {"x-original-url": "X-Original-URL", "x-rewrite-url": "X-Rewrite-URL"}
 # What a WSGI server takes off the path's beginning: gunicorn believes it from loopback, unless told not to.
 PREFIX_OVERRIDES = {"script-name": "SCRIPT_NAME", "x-script-name": "X-Script-Name"}
@@ -31,10 +34,42 @@ METHOD_OVERRIDES = {
     "x-method-override": "X-Method-Override",
 }
 OVERRIDES = TARGET_OVERRIDES | PREFIX_OVERRIDES | METHOD_OVERRIDES
+# In these a proxy says how the target read before the proxy changed it, and some applications believe it.
+ORIGINALS = {
+    "x-original-uri": "X-Original-URI",
+    "x-original-path": "X-Original-Path",
+    "x-rewrite-uri": "X-Rewrite-URI",
+    "x-request-uri": "X-Request-URI",
+    "x-forwarded-uri": "X-Forwarded-Uri",
+    "x-forwarded-path": "X-Forwarded-Path",
+    "x-replaced-path": "X-Replaced-Path",
+    "x-envoy-original-path": "X-Envoy-Original-Path",
+}
 
-MOST_DECODINGS = 2  # of every part of a target; a third decoding is beyond what gate.md promises
-MOST_READINGS = 256  # a plain target has one or two, a strange one some dozens
-MOST_CHARACTERS = 1 << 15  # over all readings of one target, so that a long one is cheap, too
+# Which part of a rebuilt URL a header gives. Proxies send these in good faith, so a plain value passes.
+REBUILDING = {
+    "x-forwarded-host": ("X-Forwarded-Host", "host"),
+    "x-original-host": ("X-Original-Host", "host"),
+    "x-forwarded-server": ("X-Forwarded-Server", "host"),
+    "x-host": ("X-Host", "host"),
+    "x-forwarded-port": ("X-Forwarded-Port", "port"),
+    "x-forwarded-proto": ("X-Forwarded-Proto", "scheme"),
+    "x-forwarded-protocol": ("X-Forwarded-Protocol", "scheme"),
+    "x-forwarded-scheme": ("X-Forwarded-Scheme", "scheme"),
+    "x-url-scheme": ("X-Url-Scheme", "scheme"),
+    "x-scheme": ("X-Scheme", "scheme"),
+    "x-forwarded-prefix": ("X-Forwarded-Prefix", "prefix"),
+    "forwarded": ("Forwarded", "forwarded"),
+}
+_HARMLESS = "(?:[A-Za-z0-9._~-]|%(?!2[35EF]|3[BF]|5C|7F)[2-7][0-9A-F])"
+_PLAIN_PARTS = {
+    "host": re.compile(r"[A-Za-z0-9._~-]*(?::[0-9]*)?|\[[0-9A-Fa-f:.]+\](?::[0-9]*)?"),
+    "port": re.compile(r"[0-9]*"),
+    "scheme": re.compile(r"[A-Za-z0-9+.-]*"),
+    "prefix": re.compile(rf"(?:/(?!\.){_HARMLESS}+)*/?"),
+}
+_FORWARDED_PAIR = re.compile(r'(host|proto)\s*=\s*("(?:[^"\\]|\\.)*"?|[^;,]*)', re.IGNORECASE)
+
 LONGEST_SHOWN = 200
 
 
@@ -114,11 +149,17 @@ def classify(
     if method != "POST" and method not in LOOKING:
         message = "Only POST executes here; GET, HEAD and OPTIONS pass if they carry nothing."
         return Rejected(Refusal("method_not_allowed", message), allow=("POST", *LOOKING))
-    for name, _ in headers:
-        if name.lower().replace("_", "-") in SWITCHING:
-            return _refused("upgrade_refused", f"The header {name} is refused on a gated path.", target)
+    if wants_websocket(headers):
+        return _refused("upgrade_refused", "A WebSocket on a gated path could execute there unseen.", target)
     for override, _ in _overrides(headers, OVERRIDES):
         return _refused("override_refused", f"The header {override} is refused on a gated path.", target)
+    for original, value in _overrides(headers, ORIGINALS):
+        if _place(value.strip(), patterns) not in (None, place):
+            return _refused("override_refused", f"{original} names another gated path.", target)
+    others = [pattern for index, pattern in enumerate(patterns) if index != place.index]
+    detour = _not_plain(headers) or _detour(target, headers, others)
+    if detour is not None:
+        return _refused("override_refused", detour, target)
     if method == "POST":
         return place
     if has_body:
@@ -126,27 +167,49 @@ def classify(
     return PassThrough()
 
 
+def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether the headers ask for a WebSocket, and for nothing else.
+
+    Any other offer to switch protocols is optional (RFC 9110, section 7.8): it ends here, like every
+    hop-by-hop header, and the request goes on in HTTP/1.1.
+    """
+    offers = [value.strip().lower() for name, value in headers if name.lower() == "upgrade"]
+    return offers == ["websocket"]
+
+
 def _passing(
-    target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[RoutePattern]
+    target: str, headers: Collection[tuple[str, str]], patterns: Sequence[RoutePattern]
 ) -> PassThrough | Rejected:
     """A target that is not gated passes, unless a header would put a gated one in its place."""
     paths = [_path_of(target)]
-    for name, value in _overrides(headers, TARGET_OVERRIDES):
+    for name, value in _overrides(headers, TARGET_OVERRIDES | ORIGINALS):
         if _place(value.strip(), patterns) is not None:
             return _refused("override_refused", f"The header {name} names a gated path.", target)
         paths.append(_path_of(value))
     # Whatever is taken off the beginning, before decoding or after, a gated path's last segment remains.
-    if any(_may_match(path, patterns) for path in paths):
+    names = _last_segments(patterns)
+    if any(could_reach(path, names) for path in paths):
         for name, _ in _overrides(headers, PREFIX_OVERRIDES):
             return _refused("override_refused", f"Without what {name} takes off it could be gated.", target)
-    return PassThrough()
+    detour = _detour(target, headers, patterns)
+    return PassThrough() if detour is None else _refused("override_refused", detour, target)
+
+
+# CGI, and WSGI after it, writes a header's name in letters, digits and `_`; Apache and lighttpd write `_` for
+# each other character.
+_AS_DASH = str.maketrans(dict.fromkeys("!#$%&'*+.^_`|~", "-"))
+
+
+def read_as(name: str) -> str:
+    """The name of a header as the most careless server reads it: in lower case, all punctuation as `-`."""
+    return name.lower().translate(_AS_DASH)
 
 
 def _overrides(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     """The headers that are in `known`, under the name that it gives them."""
     for name, value in headers:
         if name[:1] in "xXsS":
-            canonical = known.get(name.lower().replace("_", "-"))
+            canonical = known.get(read_as(name))
             if canonical is not None:
                 yield canonical, value
 
@@ -163,10 +226,14 @@ def _path_of(target: str) -> str:
     return path if path.isascii() else _NOT_FROM_BYTES.sub("\ufffd", path)
 
 
+def _last_segments(patterns: Iterable[RoutePattern]) -> frozenset[str]:
+    return frozenset(pattern.folded[-1] for pattern in patterns)
+
+
 def _place(target: str, patterns: Sequence[RoutePattern]) -> Gated | str | None:
     """Gated where the target spells a pattern out; a clause that says why it is ambiguous; or None."""
     path = _path_of(target)
-    if not _may_match(path, patterns):
+    if not could_reach(path, _last_segments(patterns)):
         return None
     spelled = [index for index, pattern in enumerate(patterns) if _standing(pattern, pattern.segments, path)]
     if not spelled:
@@ -174,6 +241,25 @@ def _place(target: str, patterns: Sequence[RoutePattern]) -> Gated | str | None:
     # Another pattern could match in another reading, and ask for other facts: /run;x/recovery/execute.
     others = [pattern for index, pattern in enumerate(patterns) if index not in spelled]
     return _doubt(path) or _other_reading(path, others) or _judged(spelled[0], patterns[spelled[0]], path)
+
+
+def _other_reading(
+    path: str, patterns: Sequence[RoutePattern], *, before: str = "", more: Sequence[readings.Step] = ()
+) -> str | None:
+    """A clause that says how some reading of the path matches a pattern, also with `before` put before it;
+    None if none does."""
+    if not could_reach(path, _last_segments(patterns)):
+        return None
+
+    def matched(reading: str) -> str | None:
+        for pattern in patterns:
+            if _standing(pattern, pattern.folded, reading):
+                return pattern.text
+            if before and _standing(pattern, pattern.folded, before + reading):
+                return pattern.text
+        return None
+
+    return other_reading(path, matched, more)
 
 
 def _standing(pattern: RoutePattern, wanted: Sequence[str], path: str) -> list[str]:
@@ -196,7 +282,8 @@ def _standing(pattern: RoutePattern, wanted: Sequence[str], path: str) -> list[s
 _RAW_DOUBT = re.compile(r"[^!-~]|[#\\]")
 _RAW_SEPARATOR = re.compile(r"[/.;]")
 _SEPARATOR = re.compile(r"[/.;#?\\\0]")
-_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+_ESCAPE = re.compile(r"%(?:[0-9A-Fa-f]{2}|[uU][0-9A-Fa-f]{4})")
+_NOT_FROM_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def _doubt(path: str) -> str | None:
@@ -209,12 +296,20 @@ def _doubt(path: str) -> str | None:
     if _RAW_DOUBT.search(path):
         return "it has a #, a backslash, or a character that is not printable ASCII"
     # The separators that stand there raw are plain to all; only those that decoding makes are not.
-    text = _RAW_SEPARATOR.sub("x", path)
-    for _ in range(MOST_DECODINGS if "%" in path else 0):
-        text = _folded(_overlong(_decoded(text)))
-        if _SEPARATOR.search(text):
+    texts = {_RAW_SEPARATOR.sub("x", path)}
+    for _ in range(readings.MAX_DECODINGS if "%" in path else 0):
+        texts = {opened for text in texts for opened in _opened(text)}
+        if any(_SEPARATOR.search(text) for text in texts):
             return "it has an encoded slash, dot, semicolon, #, ?, backslash or NUL"
     return None
+
+
+def _opened(text: str) -> Iterator[str]:
+    """The text decoded once, as it is and without the characters that parsers drop."""
+    for decoder in (decoded, readings.decoded_as_by_iis):
+        plain = decoder(text.lower())
+        for dropping in readings.DROPPING:
+            yield folded(shortened(dropping(plain)))
 
 
 def _judged(index: int, pattern: RoutePattern, path: str) -> Gated | str:
@@ -234,159 +329,66 @@ def _judged(index: int, pattern: RoutePattern, path: str) -> Gated | str:
     return Gated(index, values)
 
 
-# ---- readings --------------------------------------------------------------------------------------
-# A reading is a text without capital ASCII letters. Bytes that are not UTF-8 are lone surrogates in it.
-
-_NOT_FROM_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-_OVERLONG = re.compile(
-    "[\udcc0\udcc1][\udc80-\udcbf]"
-    "|\udce0[\udc80-\udc9f][\udc80-\udcbf]"
-    "|\udcf0[\udc80-\udc8f][\udc80-\udcbf]{2}"
-    "|\udcf8\udc80[\udc80-\udcbf]{3}"
-    "|\udcfc\udc80\udc80[\udc80-\udcbf]{3}"
-)
-_SCHEME = re.compile(r"\A[a-z][a-z0-9+.-]*:/*")
-_AUTHORITY = re.compile(r"\A//+[^/]*")
-_PARAMETERS = re.compile(r";[^/]*")
-_SLASHES = re.compile(r"//+")
-_ENDINGS = "/." + "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
+# ---- rebuilt targets -------------------------------------------------------------------------------
 
 
-def _decoded(text: str) -> str:
-    return unquote_to_bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[RoutePattern]) -> str | None:
+    """A sentence on the header by which a rebuilt target matches one of `patterns`; None if none does.
 
-
-def _decoded_but_for_slashes(text: str) -> str:
-    return "%2f".join(map(_decoded, text.split("%2f")))
-
-
-def _overlong(text: str) -> str:
-    return text if text.isascii() else _OVERLONG.sub(_shortened, text)
-
-
-def _shortened(match: re.Match[str]) -> str:
-    code = ord(match[0][0]) & 1  # of all these lead bytes only C1 carries a bit
-    for continuation in match[0][1:]:
-        code = code << 6 | ord(continuation) & 0x3F
-    return "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
-
-
-def _folded(text: str) -> str:
-    # Each character by itself: what composes with a neighbour is not ASCII, as patterns are, and long runs
-    # of accents need no sorting.
-    return text.lower() if text.isascii() else text.translate({ord(each): _fold(each) for each in set(text)})
-
-
-@lru_cache(maxsize=4096)
-def _fold(character: str) -> str:
-    # Upper case first: the dotless i meets the ASCII i only there.
-    folded = unicodedata.normalize("NFKC", character).upper().casefold()
-    return unicodedata.normalize("NFKC", folded)
-
-
-def _without_dot_segments(text: str) -> str:
-    root, *segments = text.split("/")
-    kept: list[str] = []
-    for segment in segments:
-        if segment == "..":
-            del kept[-1:]
-        elif segment != ".":
-            kept.append(segment)
-    return "/".join([root, *kept])
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One thing that a parser may do to a path; `decodings` of it are spent by it."""
-
-    name: str
-    read: Callable[[str], str]
-    decodings: int = 0
-
-
-# Each step may follow each; the order only decides which way is found, and named, first.
-STEPS: tuple[_Step, ...] = (
-    # Every framework decodes once; a proxy before it, or a careless handler, makes it twice.
-    _Step("percent-decoding", _decoded, 1),
-    # URL libraries see %2e%2e as dots, and many servers decode all else, but leave %2f as it is.
-    _Step("percent-decoding all but slashes", _decoded_but_for_slashes, 1),
-    # Lenient UTF-8 decoders take C0 AF, E0 80 AF, ... for a slash.
-    _Step("overlong UTF-8", _overlong),
-    # Case-blind routers; frameworks that normalize, for which U+FF0F is a slash and U+2025 two dots.
-    _Step("Unicode folding", _folded),
-    # Windows servers and URL libraries of browsers.
-    _Step("backslashes as slashes", lambda text: text.replace("\\", "/")),
-    # RFC 3986, 5.2.4; composed with the others it also works on what they have made.
-    _Step("resolving dot segments", _without_dot_segments),
-    # nginx, and most routers that split at slashes.
-    _Step("merging slashes", lambda text: _SLASHES.sub("/", text)),
-    # Old servlet containers cut at ";jsessionid"; newer ones drop parameters segment by segment.
-    _Step("cutting at a semicolon", lambda text: text.partition(";")[0]),
-    _Step("dropping parameters", lambda text: _PARAMETERS.sub("", text)),
-    # Who parses a URL after decoding it sees a fragment or a query where %23 or %3F was.
-    _Step("cutting at a #", lambda text: text.partition("#")[0]),
-    _Step("cutting at a ?", lambda text: text.partition("?")[0]),
-    # C strings end there.
-    _Step("cutting at a NUL", lambda text: text.partition("\0")[0]),
-    # Routers with optional slashes; file systems that drop dots and spaces.
-    _Step("stripping its end", lambda text: text.rstrip(_ENDINGS)),
-    # Rails and its kin take an extension for the wanted format.
-    _Step("dropping .json", lambda text: text.removesuffix(".json")),
-    # RFC 9112, 3.2.2 obliges every server to take the absolute form.
-    _Step("dropping the scheme", lambda text: _SCHEME.sub("//", text)),
-    # "//host/path" is a reference to another host for every URL library.
-    _Step("dropping the authority", lambda text: _AUTHORITY.sub("", text)),
-    # Who joins a base and a path.
-    _Step("adding the first slash", lambda text: text if text.startswith("/") else "/" + text),
-)
-
-
-def _may_match(path: str, patterns: Sequence[RoutePattern]) -> bool:
-    """A cheap test that every path with a matching reading passes, and hardly any other.
-
-    In the reading that matches, the pattern's last segment L stands, once folded, after a slash. Two kinds
-    of steps led there. Those that split, cut or drop never join characters within a segment, so what
-    became L was contiguous all the time. Those that rewrite (decoding, overlong, folding) turn each group
-    of characters into one or more, never into none. Here all rewriting is done as early as can be: after
-    n decodings everything has become L that can with n. Nor does early rewriting unmake L: without "%" it
-    is final, and no escape reaches into it from the left, where the group that became a slash (or a
-    colon, or nothing) still stands. So L is in one of the three texts.
+    A value that is not plain is not read as closely as a target: it is refused where the name of a gated path
+    is in sight, and where two parts of the URL are not plain, of which a name could be put together.
     """
-    text = path
-    for _ in range(MOST_DECODINGS + 1):
-        text = _folded(_overlong(text))
-        for pattern in patterns:
-            if pattern.folded[-1] in text:
-                return True
-        if text.isascii() and "%" not in text:
-            return False
-        text = _decoded(text)
-    return False
-
-
-def _other_reading(path: str, patterns: Sequence[RoutePattern]) -> str | None:
-    """A clause that says how some reading of the path matches a pattern; None if none does."""
-    if not _may_match(path, patterns):
-        return None
-    start = path.lower()
-    fewest = {start: 0}  # each reading, and the fewest decodings that lead to it
-    waiting: deque[tuple[str, int, tuple[str, ...]]] = deque([(start, 0, ())])
-    characters = 0
-    while waiting:
-        text, decodings, steps = waiting.popleft()
-        folded = _folded(text)
-        characters += len(folded)
-        if len(fewest) > MOST_READINGS or characters > MOST_CHARACTERS:
-            return "it has more readings than are tried"
-        for pattern in patterns:
-            if _standing(pattern, pattern.folded, folded):
-                return f"it reaches {pattern.text} only by {', '.join(steps) or 'folding case'}"
-        for step in STEPS:
-            spent = decodings + step.decodings
-            if spent > MOST_DECODINGS:
-                continue
-            reading = step.read(text).lower()
-            if spent < fewest.get(reading, MOST_DECODINGS + 1):
-                fewest[reading] = spent
-                waiting.append((reading, spent, (*steps, step.name)))
+    names, path = _last_segments(patterns), _path_of(target)
+    strange: set[str] = set()
+    for name, part, value in _rebuilding(headers):
+        if not _is_plain(part, value):
+            strange.add(part)
+            if len(strange) > 1 or could_reach(value + path, names):
+                return f"With {name} a gated path could be built."
+        elif part == "prefix" and (
+            _with_prefix(value, path, patterns) or _with_prefix(value.rstrip("/"), path, patterns)
+        ):
+            return f"With {name} a gated path could be built."
     return None
+
+
+def _with_prefix(prefix: str, path: str, patterns: Sequence[RoutePattern]) -> bool:
+    """Whether a path matches with a plain prefix before it or taken off it, before it is read or after."""
+    before = decoded(prefix).lower()
+    return bool(prefix) and (
+        _other_reading(prefix + path, patterns) is not None
+        or _other_reading(path, patterns, before=before, more=[taking_off(prefix), taking_off(before)])
+        is not None
+    )
+
+
+def _not_plain(headers: Iterable[tuple[str, str]]) -> str | None:
+    """A sentence on a header by which a gated path could be rebuilt with other facts in it."""
+    for name, part, value in _rebuilding(headers):
+        if not _is_plain(part, value):
+            return f"On a gated path {name} must be a plain {part}."
+    return None
+
+
+def _is_plain(part: str, value: str) -> bool:
+    return _PLAIN_PARTS[part].fullmatch(value) is not None
+
+
+def _rebuilding(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Each value of these headers, with the header's name and the part of a URL that it gives."""
+    for key, text in headers:
+        if key[:1] not in "xXfF":
+            continue
+        name, part = REBUILDING.get(read_as(key), ("", ""))
+        if part == "forwarded":
+            for pair in _FORWARDED_PAIR.finditer(text):
+                value = pair[2].strip()
+                if value.startswith('"'):
+                    value = re.sub(r"\\(.)", r"\1", value.strip('"'))
+                yield name, "host" if pair[1].lower() == "host" else "scheme", value
+        elif part:
+            parts = [each.strip() for each in text.split(",")]
+            if len(parts) > 1 and not all(_is_plain(part, value) for value in parts):
+                yield name, part, text.strip()  # a comma is a character of a path as well
+            for value in parts:
+                yield name, part, value

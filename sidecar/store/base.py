@@ -14,18 +14,22 @@ from sidecar.core.scope import Execution, Scope, ScopeStatus
 
 T = TypeVar("T")
 
-# Microseconds since 1970 (UTC).
-Clock = Callable[[], int]
+# Records that were bound to a run, by sequence number.
+Bindings = Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of a writer's chain: its name, the last sequence number, hash and time (0 and zeros: empty)."""
+    """The end of a writer's chain: its name, the last sequence number, hash and time (0 and zeros: empty).
+
+    `unsaid` are the bindings of which no record tells yet; the next one does.
+    """
 
     writer: str
     seq: int
     hash: bytes
     time: int
+    unsaid: Bindings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ class Changes:
     """What one transaction writes: new scopes, scopes and executions in their new state, new log rows; keys
     with the decision that is kept under each; switches; and records, by sequence number, with their run.
 
-    `now` is when all of it is written.
+    `now` is when all of it is written. `said` are the records of whose binding the log tells now. `stepped`:
+    executions after `now` were admitted so many microseconds earlier than they say.
     """
 
     now: int
@@ -68,6 +73,8 @@ class Changes:
     kept: Sequence[tuple[bytes, str]]
     turned: Sequence[Turn]
     bound: Sequence[tuple[int, Bind]]
+    said: Sequence[int] = ()
+    stepped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +151,12 @@ class Engine(Protocol):
         """Write something that means nothing; then all that was committed before is durable, too.
 
         Raises StoreUnavailable where that does not work.
+        """
+
+    async def rehearse(self, names: Names, decide: Callable[[State], Changes]) -> None:
+        """Do as `transact` does and undo it, then write and commit as much as a large decision takes.
+
+        Raises what a transaction may raise.
         """
 
     async def look(self, names: Names, view: Callable[[State], T]) -> T:

@@ -7,6 +7,11 @@ to the rows as the one before left them.
 A commit that reports a failure may have been carried out all the same. Its batch is refused, because nothing
 proves that it is durable; but as soon as the head of the log shows it, its replies are told as late ones, so
 that what it admitted is given back.
+
+Whether the store works is what the last commit said, and nothing less. A commit that fails, or that a command
+waited for in vain, is remembered in `last_error`, and only one that succeeds clears it. A small write proves
+little: on a full disk it still fits, and it meets no table that a decision needs. So without traffic the
+writer rehearses: it makes a whole decision and undoes it, writes as much as a large one takes, and commits.
 """
 
 from __future__ import annotations
@@ -16,19 +21,35 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import islice
+from types import MappingProxyType
+from typing import Any, TypeGuard
 
+from sidecar.clock import SETTLE_SECONDS, Clock, Moment, Timekeeper
 from sidecar.core.apply import Named, State, apply, names
 from sidecar.core.brakes import Tally, tallies_with
 from sidecar.core.chain import GENESIS, link
-from sidecar.core.command import Admit, Bind, Command, Emit, Issue, Refuse, Reply, Settle, Switch, Turn
+from sidecar.core.command import (
+    AcceptClock,
+    Admit,
+    Bind,
+    Command,
+    Emit,
+    Issue,
+    Refuse,
+    Reply,
+    Settle,
+    Switch,
+    Turn,
+)
 from sidecar.core.record import CausalRole, Entry
 from sidecar.core.rules import SECOND
 from sidecar.core.scope import Execution, Scope
-from sidecar.errors import CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
+from sidecar.errors import ClockUnsettled, CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
 from sidecar.jsonvalue import dumps
-from sidecar.store.base import Changes, Clock, Engine, Head, LogRow, Names, StoreObserver
+from sidecar.store.base import Bindings, Changes, Engine, Head, LogRow, Names, StoreObserver
+from sidecar.store.rehearsal import rehearsed
 
 logger = logging.getLogger("scopegate.store")
 
@@ -36,6 +57,15 @@ logger = logging.getLogger("scopegate.store")
 MAX_BATCH = 512
 # Commands that may wait; beyond it nothing new is let in, so that what is in is done in time.
 MAX_QUEUE = 4096
+
+# How often a store that fails tries again by itself, and the clocks are read where nothing else reads them.
+LOOK_SECONDS = 0.5
+# How long a look at a store that fails waits for the next try.
+PATIENCE_SECONDS = 0.5
+
+# Bindings of which one record tells, so that none grows without bound.
+MAX_BINDINGS = 1_000
+_NO_BINDINGS: Bindings = MappingProxyType({})
 
 # What closing may take beyond the deadline of what still waits.
 CLOSE_SECONDS = 1.0
@@ -62,11 +92,13 @@ class Store:
         *,
         clock: Clock,
         deadline_seconds: float,
+        elapsed: Clock | None = None,
+        settle_seconds: float = SETTLE_SECONDS,
         observer: StoreObserver | None = None,
         mask: Masking | None = None,
     ) -> None:
         self.engine = engine
-        self._clock = clock
+        self._time = Timekeeper(clock, elapsed, settle_seconds=settle_seconds)
         self.deadline_seconds = deadline_seconds
         self._observer = observer
         self._mask = mask
@@ -81,14 +113,19 @@ class Store:
         self._closing = False
         # Of a batch that may be committed: the head that it leaves then, and its replies for who gave up.
         self._doubted: tuple[Head, list[tuple[LateReply, Reply]]] | None = None
+        self._rehearsal: asyncio.Future[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        # Why decisions fail: the last durable commit did. None: they do not, as far as is known.
         self.last_error: str | None = None
 
     async def open(self) -> None:
         """Open the engine and start the writer. Raises StoreUnavailable, naming the cause."""
         self._head = await self.engine.open()
+        self._time.begin(self._head.time)
         await self.engine.probe()
         self.durable = self._head
         self._writer = asyncio.create_task(self._write(), name="scopegate-store-writer")
+        self._keeper = asyncio.create_task(self._keep(), name="scopegate-store-keeper")
 
     async def close(self) -> bool:
         """Commit what waits, then close the engine; what comes after raises StoreClosed.
@@ -105,6 +142,8 @@ class Store:
 
     async def _close(self) -> None:
         self._closing = True
+        if self._keeper is not None:
+            self._keeper.cancel()
         if self._writer is not None:
             self._wake()
             await self._writer
@@ -124,26 +163,54 @@ class Store:
         return len(self._queue)
 
     def now(self) -> int:
-        """The wall clock, but never before the last record: time does not run backwards in the log."""
-        return max(self._clock(), self._head.time if self._head else 0)
+        """The time that decides, in microseconds since 1970 (UTC); see `sidecar.clock`."""
+        return self._time.read().now
 
     def clock_lag_seconds(self) -> float:
-        """How far the wall clock is behind the last record; 0 where it is not."""
-        return max(0.0, (self.now() - self._clock()) / 1_000_000)
+        """How far the wall clock is behind the time that decides; 0 where it is not."""
+        return self._time.read().lag_seconds
+
+    def clock_trouble(self) -> str | None:
+        """Why nothing may be decided by the clock now, None: go ahead."""
+        return self._time.read().trouble
+
+    async def _keep(self) -> None:
+        """Read the clocks now and then, and try again while decisions fail, though nobody asks for either."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._time.read()
+            if self.last_error is not None:
+                self._rehearse_soon()
+
+    def _rehearse_soon(self) -> asyncio.Future[None]:
+        """Have the writer rehearse a decision when its turn comes; one rehearsal serves all that ask."""
+        if self._rehearsal is None:
+            self._rehearsal = asyncio.get_running_loop().create_future()
+            self._wake()
+        return self._rehearsal
 
     async def check(self) -> None:
         """Prove that the store can write, and make durable what is committed.
 
-        Raises StoreUnavailable, naming the cause.
+        While decisions fail, only a rehearsed one proves it. Raises StoreUnavailable, naming the cause.
         """
+        if self._closing or self._writer is None:
+            raise StoreClosed("the store is closed")
+        if self.last_error is not None:
+            await asyncio.wait([self._rehearse_soon()], timeout=min(PATIENCE_SECONDS, self.deadline_seconds))
+            if self.last_error is not None:
+                raise StoreUnavailable(self.last_error)
         committed = self._head
         try:
             async with asyncio.timeout(self.deadline_seconds):
                 await self.engine.probe()
                 await self.engine.tidy()
         except TimeoutError as exc:
-            raise StoreUnavailable(f"the store did not answer within {self.deadline_seconds:g} s") from exc
-        self.last_error = None
+            self.last_error = f"the store did not answer within {self.deadline_seconds:g} s"
+            raise StoreUnavailable(self.last_error) from exc
+        except StoreUnavailable as exc:
+            self.last_error = str(exc)
+            raise
         if committed is not None and committed.seq > self.durable.seq:
             self.durable = committed
 
@@ -184,10 +251,10 @@ class Store:
         while outstanding and (outstanding[0].reply.done() or outstanding[0].deadline <= loop.time()):
             waiting = outstanding.popleft()
             if not waiting.reply.done():
+                late = f"the store did not commit within {self.deadline_seconds:g} s"
                 last = f" (last error: {self.last_error})" if self.last_error else ""
-                waiting.reply.set_exception(
-                    StoreUnavailable(f"the store did not commit within {self.deadline_seconds:g} s{last}")
-                )
+                waiting.reply.set_exception(StoreUnavailable(late + last))
+                self.last_error = self.last_error or late
         self._sweep = loop.call_at(outstanding[0].deadline, self._expire) if outstanding else None
 
     def _wake(self) -> None:
@@ -198,9 +265,14 @@ class Store:
         """The next batch. A command that nobody waits for any more is withdrawn: it never began."""
         batch: list[_Waiting] = []
         while self._queue and len(batch) < MAX_BATCH:
+            alone = isinstance(self._queue[0].command, AcceptClock)
+            if alone and batch:
+                break  # it has a time of its own
             waiting = self._queue.popleft()
             if not waiting.reply.done():
                 batch.append(waiting)
+                if alone:
+                    break
         return batch
 
     async def _write(self) -> None:
@@ -213,6 +285,9 @@ class Store:
                 await self._tidy()
             elif self._closing:
                 return
+            elif self._rehearsal is not None:
+                await self._rehearse(self._rehearsal)
+                self._rehearsal = None
             elif not self._queue:
                 self._wakeup = asyncio.get_running_loop().create_future()
                 await self._wakeup
@@ -220,8 +295,15 @@ class Store:
     async def _commit(self, batch: Sequence[_Waiting]) -> None:
         """Commit a batch and answer everyone in it. Never raises, or the writer would die."""
         begun = time.perf_counter()
+        moment = self._time.read()
+        if moment.trouble is not None:
+            batch = _let_wait_for_the_clock(batch, moment.trouble)
+        if not batch:
+            return
+        commands = [waiting.command for waiting in batch]
+        durable = _is_durable(commands)
         try:
-            replies = await self._transact(batch)
+            replies = await self._transact(batch, moment, durable=durable)
         except StoreUnavailable as exc:
             self.last_error = str(exc)
             logger.error(
@@ -232,7 +314,9 @@ class Store:
             # Not the storage but one of the commands: the others must not suffer for it.
             if len(batch) == 1:
                 logger.exception("a command could not be applied")
-                await self._failed(batch, CommandFailed(f"the command could not be applied: {exc!r}"))
+                failed = CommandFailed(f"the command could not be applied: {exc!r}")
+                self.last_error = str(failed)
+                await self._failed(batch, failed)
                 return
             if await self._read_head():
                 await self._failed(batch, StoreUnavailable(f"the commit failed: {exc!r}"))
@@ -240,7 +324,8 @@ class Store:
             for waiting in batch:
                 await self._commit([waiting])
         else:
-            self.last_error = None
+            if durable:
+                self.last_error = None
             if self._observer is not None:
                 self._observer.batch_committed(len(batch), time.perf_counter() - begun)
             for waiting, reply in zip(batch, replies, strict=True):
@@ -261,6 +346,7 @@ class Store:
         """After a failed commit only the database knows where the chain ends, and whether it failed."""
         try:
             self._head = await self.engine.head()
+            self._time.found(self._head.time)
         except StoreUnavailable:
             self._head = None
         except Exception:
@@ -287,13 +373,41 @@ class Store:
             # Whatever it is: the writer must not end with it, or nothing would be decided any more.
             logger.warning("housekeeping of the store failed", extra={"cause": str(exc) or repr(exc)})
 
-    async def _transact(self, batch: Sequence[_Waiting]) -> list[Reply]:
-        commands = [waiting.command for waiting in batch]
+    async def _rehearse(self, asked: asyncio.Future[None]) -> None:
+        """See whether a decision could be written now. Never raises, or the writer would die."""
+        commands = rehearsed()
+        now = self.now()
+        try:
+            head = await self._known_head()
+            await self.engine.rehearse(
+                rows_of([names(command) for command in commands], now),
+                lambda state: apply_all(commands, state, head, now, [], self._mask)[0],
+            )
+        except StoreUnavailable as exc:
+            self.last_error = str(exc)
+        except Exception as exc:
+            self.last_error = f"a decision cannot be written: {exc!r}"
+            await self._read_head()
+        else:
+            self.last_error = None
+            await self._tidy()
+        if not asked.done():
+            asked.set_result(None)
+
+    async def _known_head(self) -> Head:
         if self._head is None:
             self._head = await self.engine.head()
+            self._time.found(self._head.time)
             self._resolve()
-        head = self._head
-        now = self.now()
+        return self._head
+
+    async def _transact(self, batch: Sequence[_Waiting], moment: Moment, *, durable: bool) -> list[Reply]:
+        commands: Sequence[Command] = [waiting.command for waiting in batch]
+        head = await self._known_head()
+        now = moment.now
+        accepted = False
+        if isinstance(commands[0], AcceptClock):
+            commands, now, accepted = [replace(commands[0], before=now)], moment.wall, True
         replies: list[Reply] = []
 
         def decide(state: State) -> Changes:
@@ -302,8 +416,6 @@ class Store:
             return changes
 
         heads: list[Head] = []
-        # Losing a settlement on power failure leaves its hold standing, which is the safe side.
-        durable = not all(isinstance(command, Settle) for command in commands)
         wanted = rows_of([names(command) for command in commands], now)
         try:
             await self.engine.transact(wanted, decide, durable=durable)
@@ -314,9 +426,29 @@ class Store:
                 self._doubted = heads[-1], late
             raise
         self._head = heads[-1]
+        if accepted:
+            self._time.accept(moment)
+        elif self._head.seq > head.seq:
+            self._time.wrote(moment)
         if durable:
             self.durable = self._head
         return replies
+
+
+def _is_durable(commands: Sequence[Command]) -> bool:
+    """Losing a settlement on power failure leaves its hold standing, which is the safe side."""
+    return not all(isinstance(command, Settle) for command in commands)
+
+
+def _let_wait_for_the_clock(batch: Sequence[_Waiting], trouble: str) -> list[_Waiting]:
+    """What can be written though the clock cannot be trusted; what would let something through is refused."""
+    rest: list[_Waiting] = []
+    for waiting in batch:
+        if not isinstance(waiting.command, Issue | Admit):
+            rest.append(waiting)
+        elif not waiting.reply.done():
+            waiting.reply.set_exception(ClockUnsettled(trouble))
+    return rest
 
 
 def rows_of(named: Sequence[Named], now: int) -> Names:
@@ -365,6 +497,7 @@ def apply_all(
     newly_kept: list[tuple[bytes, str]] = []
     turned: dict[Switch, Turn] = {}
     bound: list[tuple[int, Bind]] = []
+    unsaid, said = dict(head.unsaid), dict[int, str]()
     seq, hash_ = head.seq, head.hash
     for command in commands:
         applied = apply(command, running, now)
@@ -382,7 +515,11 @@ def apply_all(
                         admissions[tally].append(execution.decision_id)
         if applied.entry is not None:
             seq += 1
-            envelope = canonical(applied.entry, head.writer, seq, mask)
+            telling = dict(islice(unsaid.items(), MAX_BINDINGS))
+            for bound_seq in telling:
+                del unsaid[bound_seq]
+            said |= telling
+            envelope = canonical(applied.entry, head.writer, seq, mask, kept=applied.kept, bindings=telling)
             hash_ = link(hash_, envelope)
             log.append(LogRow(seq, applied.entry, envelope, hash_))
             record = applied.entry.record
@@ -397,6 +534,7 @@ def apply_all(
             turned[applied.turned.switch] = applied.turned
         if applied.bound is not None:
             bound += [(of_request, applied.bound) for of_request in unbound[applied.bound.request_id]]
+            unsaid |= dict.fromkeys(unbound[applied.bound.request_id], applied.bound.run_id)
             unbound[applied.bound.request_id].clear()
     changes = Changes(
         now=now,
@@ -407,13 +545,35 @@ def apply_all(
         kept=newly_kept,
         turned=list(turned.values()),
         bound=bound,
+        said=list(said),
+        stepped=sum(command.before - now for command in commands if _steps_back(command, now)),
     )
-    return changes, Head(head.writer, seq, hash_, now if log else head.time)
+    return changes, Head(head.writer, seq, hash_, now if log else head.time, unsaid)
 
 
-def canonical(entry: Entry, writer: str, seq: int, mask: Masking | None = None) -> bytes:
-    """The bytes of an envelope: JSON with sorted keys and no white space. They are never made twice."""
+def _steps_back(command: Command, now: int) -> TypeGuard[AcceptClock]:
+    return isinstance(command, AcceptClock) and command.before > now
+
+
+def canonical(
+    entry: Entry,
+    writer: str,
+    seq: int,
+    mask: Masking | None = None,
+    *,
+    kept: bytes | None = None,
+    bindings: Bindings = _NO_BINDINGS,
+) -> bytes:
+    """The bytes of an envelope: JSON with sorted keys and no white space. They are never made twice.
+
+    What the record does to tables beside the log stands in it, outside of what a mask covers: the key under
+    which it is kept once, and bindings that were made since the record before.
+    """
     envelope = entry.envelope(writer, seq)
+    if kept is not None:
+        envelope["kept_once"] = kept.hex()
+    if bindings:
+        envelope["run_bindings"] = [[*binding] for binding in bindings.items()]
     if mask is not None:
         envelope["record"] = mask(envelope["record"])
     return dumps(envelope, sort_keys=True)

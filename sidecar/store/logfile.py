@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.store.sqlite import read_only_uri
+from sidecar.store.sqlite import UNSAID, read_only_uri
 
 # What is read at once. Small enough to stay in the processor's cache while it is worked on.
 PAGE = 256
@@ -61,6 +61,21 @@ class LogFile:
     def hash_of(self, seq: int) -> bytes | None:
         found = self._connection.execute("SELECT hash FROM decisions WHERE seq = ?", (seq,)).fetchone()
         return None if found is None else bytes(found[0])
+
+    def kept_under(self, key: bytes) -> str | None:
+        """The decision that is kept under a key."""
+        sql = "SELECT decision_id FROM kept_once WHERE key = ?"
+        found = self._connection.execute(sql, (key,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def run_of(self, seq: int) -> str | None:
+        """The run that a record was bound to."""
+        found = self._connection.execute("SELECT run_id FROM run_bindings WHERE seq = ?", (seq,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def unsaid(self) -> list[tuple[int, str]]:
+        """The bindings of which no record tells yet: numbers of records and their runs."""
+        return self._connection.execute(UNSAID).fetchall()
 
     def schema(self) -> list[Any]:
         """As `schema_of`."""

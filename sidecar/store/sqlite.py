@@ -1,14 +1,12 @@
 """SQLite: one connection writes and checkpoints, and nothing else writes.
 
-A lock on a file beside the database keeps a second process out, because SQLite before 3.51.3 can corrupt
-a WAL database that two connections write or checkpoint. Lists read through a connection of their own that
-cannot write.
+Locks keep a second store out (`sidecar.store.ownership`, which also says why nothing here opens the database
+but SQLite). Lists read through a connection of their own that cannot write.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import sqlite3
 import uuid
@@ -39,6 +37,7 @@ from sidecar.store.lists import (
 )
 from sidecar.store.loading import IS_KEPT, IS_ON, counted, load
 from sidecar.store.migrate import migrate
+from sidecar.store.ownership import Ownership
 from sidecar.store.recent import Recent
 
 T = TypeVar("T")
@@ -62,6 +61,17 @@ _TURN = """
     INSERT INTO switches (name, is_on, changed_at) VALUES (?, ?, ?)
     ON CONFLICT (name) DO UPDATE SET is_on = excluded.is_on, changed_at = excluded.changed_at"""
 _BIND = "INSERT INTO run_bindings (seq, run_id, bound_at) VALUES (?, ?, ?)"
+# A binding of which no record tells yet stands in `meta` under its record's number, too.
+UNSAID = "SELECT CAST(SUBSTR(key, 7) AS INTEGER), value FROM meta WHERE key GLOB 'bound:*'"
+_UNSAY = "INSERT INTO meta (key, value) VALUES ('bound:' || ?, ?)"
+_SAY = "DELETE FROM meta WHERE key = 'bound:' || ?"
+# Brakes count by age, so what was admitted by a clock that was ahead keeps its age under the right one.
+_STEP = "UPDATE executions SET admitted_at = admitted_at - ? WHERE admitted_at > ?"
+# Four times the largest body that a record holds: what a decision takes with its rows and indexes, and some
+# more. While it is there it takes pages that a decision could take, and then gives them back.
+_ROOM = "INSERT OR REPLACE INTO meta (key, value) VALUES ('rehearsal', ?)"
+ROOM_BYTES = 65_536
+_MAKE_ROOM = "DELETE FROM meta WHERE key = 'rehearsal'"
 
 # What SQLite's words leave open, by the beginning of its error's name.
 _ADVICE = {
@@ -83,7 +93,7 @@ class SqliteEngine:
     def __init__(self, path: Path | None) -> None:
         # SQLite keeps the WAL beside what a symbolic link points to, not beside the link.
         self._path = path.resolve() if path is not None else None
-        self._lock: int | None = None
+        self._ownership = Ownership(self._path) if self._path is not None else None
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
         self._identity: list[tuple[str, int, int]] = []
@@ -95,14 +105,17 @@ class SqliteEngine:
 
     async def open(self) -> Head:
         try:
-            if self._path is not None:
-                self._take_lock(self._path)
+            if self._ownership is not None:
+                self._ownership.take()
             self._writer = await aiosqlite.connect(
                 str(self._path) if self._path else ":memory:", isolation_level=None, cached_statements=64
             )
             await _in_thread(self._writer, _prepare)
+            if self._ownership is not None and self._ownership.inode is not None:
+                # The database is the file that is locked, and not what is there by now.
+                self._identity = [(str(self._path), *self._ownership.inode), _identity(f"{self._path}-wal")]
+                self._check_identity()
             if self._path is not None:
-                self._identity = [_identity(f"{self._path}{suffix}") for suffix in ("", "-wal")]
                 self._reader = await aiosqlite.connect(
                     read_only_uri(self._path), uri=True, isolation_level=None
                 )
@@ -114,23 +127,6 @@ class SqliteEngine:
             await self.close()
             raise
 
-    def _take_lock(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            owner = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock)
-            raise StoreUnavailable(
-                f"the database {path} is in use by another process (pid {owner}); one owns it at a time"
-            ) from exc
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        self._lock = lock
-        # Scopes are permissions: nobody but the owner reads the file.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
     async def head(self) -> Head:
         return await self._write(_head)
 
@@ -140,14 +136,7 @@ class SqliteEngine:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 changes = decide(load(connection, names, self._recent))
-                connection.executemany(_ISSUE_SCOPE, map(rows.scope_to_row, changes.issued))
-                connection.executemany(_UPDATE_SCOPE, map(rows.scope_counters, changes.scopes))
-                connection.executemany(_SAVE_EXECUTION, map(rows.execution_to_row, changes.executions))
-                connection.executemany(_APPEND, map(rows.log_to_row, changes.log))
-                connection.executemany(_KEEP, changes.kept)
-                now = changes.now
-                connection.executemany(_TURN, ((turn.switch, turn.on, now) for turn in changes.turned))
-                connection.executemany(_BIND, ((seq, bind.run_id, now) for seq, bind in changes.bound))
+                _save(connection, changes)
                 self._check_identity()
                 connection.execute("COMMIT")
             except BaseException:
@@ -155,10 +144,32 @@ class SqliteEngine:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            if changes.stepped:
+                self._recent.forget()
             self._recent.learn(changes.executions)
             self._rows_since_checkpoint += len(changes.scopes) + len(changes.executions) + len(changes.log)
 
         await self._write(transaction)
+
+    async def rehearse(self, names: Names, decide: Callable[[State], Changes]) -> None:
+        def rehearsal(connection: sqlite3.Connection) -> None:
+            self._sync(connection, full=True)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.execute("SAVEPOINT decision")
+                _save(connection, decide(load(connection, names)))
+                connection.execute("ROLLBACK TO decision")
+                connection.execute(_ROOM, ("0" * ROOM_BYTES,))
+                self._check_identity()
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            connection.execute(_MAKE_ROOM)
+            self._rows_since_checkpoint += 100
+
+        await self._write(rehearsal)
 
     def _sync(self, connection: sqlite3.Connection, *, full: bool) -> None:
         if full != self._full_sync:
@@ -195,7 +206,7 @@ class SqliteEngine:
             self._rows_since_checkpoint = 0
 
     async def close(self) -> None:
-        """Close both connections (aiosqlite's threads are no daemons), then let the lock go."""
+        """Close both connections (aiosqlite's threads are no daemons), and only then let the database go."""
         for connection in (self._reader, self._writer):
             if connection is not None:
                 await connection.close()
@@ -203,10 +214,9 @@ class SqliteEngine:
         self.abandon()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's lock, so that the file is free when the parent ends."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """In a forked child: let go of the parent's locks, so that the file is free when the parent ends."""
+        if self._ownership is not None:
+            self._ownership.release()
 
     async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
         if self._writer is None:
@@ -377,7 +387,24 @@ def _head(connection: sqlite3.Connection) -> Head:
     last = connection.execute(
         "SELECT seq, hash, COALESCE(recorded_at, decided_at) FROM decisions ORDER BY seq DESC LIMIT 1"
     ).fetchone()
-    return Head(writer, *(last or (0, GENESIS, 0)))
+    seq, hash_, time = last or (0, GENESIS, 0)
+    return Head(writer, seq, hash_, time, dict(connection.execute(UNSAID).fetchall()))
+
+
+def _save(connection: sqlite3.Connection, changes: Changes) -> None:
+    """Everything that a transaction writes."""
+    now = changes.now
+    if changes.stepped:
+        connection.execute(_STEP, (changes.stepped, now))
+    connection.executemany(_ISSUE_SCOPE, map(rows.scope_to_row, changes.issued))
+    connection.executemany(_UPDATE_SCOPE, map(rows.scope_counters, changes.scopes))
+    connection.executemany(_SAVE_EXECUTION, map(rows.execution_to_row, changes.executions))
+    connection.executemany(_APPEND, map(rows.log_to_row, changes.log))
+    connection.executemany(_KEEP, changes.kept)
+    connection.executemany(_TURN, ((turn.switch, turn.on, now) for turn in changes.turned))
+    connection.executemany(_BIND, ((seq, bind.run_id, now) for seq, bind in changes.bound))
+    connection.executemany(_UNSAY, ((seq, bind.run_id) for seq, bind in changes.bound))
+    connection.executemany(_SAY, ((seq,) for seq in changes.said))
 
 
 def _identity(name: str) -> tuple[str, int, int]:

@@ -4,6 +4,11 @@ beside the chain: the schema with its triggers, the switches, and what refers to
 A record is compared as it stands: its bytes with its hash, its columns with its bytes. Nothing is ever
 serialized again. The loop over the records is written to be fast; what is wrong with one is looked into
 only once something is.
+
+Keys and bindings stand beside the log, and the log says which there must be: a record names the key under
+which it is kept once, and the first record after a binding names the records that were bound, and their run.
+A binding that no record has followed yet stands in a second row, which is no more than a copy. Records of
+releases that did not say so yet prove nothing of their keys and bindings.
 """
 
 from __future__ import annotations
@@ -115,7 +120,7 @@ def verify_sqlite(
             raise LogTampered(
                 f"records {missing} are missing from the end: {beyond} attests {beyond.checkpoint.count}"
             )
-        _check_beside(log)
+        _check_beside(log, chain.beside)
         return Verified(chain.writer, chain.seq, chain.head, agreed)
 
 
@@ -130,9 +135,10 @@ def _rewritten(agreed: Attested | None, attested: Attested) -> str:
 # Beside the chain ----------------------------------------------------------------------------------
 
 
-def _check_beside(log: LogFile) -> None:
+def _check_beside(log: LogFile, beside: str | None) -> None:
     """Raises LogTampered where the schema is not what the migrations make, where a switch does not stand as
-    the log says, and where something refers to a record that is not there."""
+    the log says, where something refers to a record that is not there, and with `beside`, which is what the
+    records have found wrong of keys and bindings."""
     found = log.schema()
     _check_schema(found)
     if not any(row[1:3] == ("table", "switches") for row in found):
@@ -147,6 +153,19 @@ def _check_beside(log: LogFile) -> None:
         )
     if stray := log.first(_STRAY_BINDING):
         raise LogTampered(f"the run {stray[0]} is bound to record {stray[1]}, which is not in the log")
+    if beside is not None:
+        raise LogTampered(beside)
+    for bound, run_id in log.unsaid():
+        if missing := _wrong_binding(log, bound, run_id, "what the next record is to say"):
+            raise LogTampered(missing)
+
+
+def _wrong_binding(log: LogFile, bound: int, run_id: str, source: str) -> str | None:
+    found = log.run_of(bound)
+    if found == run_id:
+        return None
+    there = "is missing from run_bindings" if found is None else f"is bound to {found} in run_bindings"
+    return f"record {bound} {there}, but was bound to {run_id} by {source}"
 
 
 def _check_schema(rows: Sequence[Any]) -> None:
@@ -195,6 +214,10 @@ class _Chain:
         self.total = log.last()
         self.seq = 0
         self.head = GENESIS
+        # What the first record says of the tables beside the log that is not so.
+        self.beside: str | None = None
+        self._keys: list[tuple[int, bytes, str]] = []
+        self._bindings: list[tuple[int, int, str]] = []
 
     def follow(self, last: int) -> None:
         """Go on up to a record. Raises LogTampered at the first one that is wrong."""
@@ -202,6 +225,7 @@ class _Chain:
         try:
             for page in self._log.pages(columns, self.seq or START, last):
                 self._check(page)
+                self._check_what_was_said()
                 self._progress(self.seq, self.total)
         except READ_ERRORS as exc:
             damage = damage_of(exc)
@@ -222,12 +246,29 @@ class _Chain:
                 told = orjson.loads(envelope)
                 wrong = row != _row(row, seq, told, head)
                 wrong = wrong or told["seq"] != seq or told["writer"] != writer
+                if "kept_once" in told:
+                    self._keys.append((seq, bytes.fromhex(told["kept_once"]), row[-3]))
+                if "run_bindings" in told:
+                    self._bindings += [(seq, *binding) for binding in _bindings_in(told)]
             except _NOT_OURS:
                 wrong = True
             if wrong:
                 self.seq, self.head = seq - 1, before
                 self._look_into(row)
         self.seq, self.head = seq, head
+
+    def _check_what_was_said(self) -> None:
+        """Look for every key and binding that a page names; the first that is not there is remembered."""
+        for seq, key, decision_id in self._keys if self.beside is None else ():
+            found = self._log.kept_under(key)
+            if found != decision_id:
+                wrong = "is missing from" if found is None else "names another decision in"
+                self.beside = f"the key {key.hex().upper()} of record {seq} {wrong} kept_once"
+                break
+        for seq, bound, run_id in self._bindings if self.beside is None else ():
+            self.beside = self.beside or _wrong_binding(self._log, bound, run_id, f"record {seq}")
+        self._keys.clear()
+        self._bindings.clear()
 
     def _look_into(self, row: Any) -> None:
         """Say what is wrong with the next record. Raises LogTampered, always."""
@@ -239,6 +280,7 @@ class _Chain:
         try:
             told = orjson.loads(envelope)
             said = _row(row, seq, told, row[-1])
+            bytes.fromhex(told.get("kept_once", "")), _bindings_in(told)
             place = told["writer"], told["seq"]
         except _NOT_OURS as exc:
             raise LogTampered(
@@ -275,6 +317,14 @@ def _row(row: Any, seq: int, told: Any, head: bytes) -> tuple[Any, ...]:
         row[14],
         head,
     )
+
+
+def _bindings_in(told: Any) -> list[tuple[int, str]]:
+    """The bindings that an envelope names. Raises ValueError and TypeError where they are none of ours."""
+    named = told.get("run_bindings", [])
+    if not all(0 < seq < told["seq"] and isinstance(run_id, str) for seq, run_id in named):
+        raise ValueError("a binding of what is no record before this one")
+    return [(seq, run_id) for seq, run_id in named]
 
 
 def _time(instant: int | None, text: str | None) -> int | str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -26,9 +26,11 @@ from sidecar.store.lists import FILTERS, KINDS
 from sidecar.terms import Live
 from sidecar.web.asked import paging_of, query_of, request_id_of, tenant_of, unknown
 from sidecar.web.body import read_document
+from sidecar.web.clockapi import ClockApi
 from sidecar.web.docs import Docs
 from sidecar.web.emitters import EmitterApi
 from sidecar.web.explained import explained
+from sidecar.web.hosts import Guard
 from sidecar.web.models import ReconcileRequest, validated, wrong
 from sidecar.web.ops import looked_at
 from sidecar.web.problem import answer, problem, problems
@@ -44,9 +46,10 @@ EXECUTION_STATUSES = get_args(ExecutionStatus)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What `status` says that nobody else knows."""
+    """What `status` says that nobody else knows. `started_at` is by `elapsed`, in microseconds."""
 
     started_at: int
+    elapsed: Callable[[], int]
     store_url: str
     listeners: Callable[[], Mapping[str, str]]
 
@@ -76,9 +79,10 @@ class Admin:
         self._grants = grants
         self._live = live
         self._about = about
+        self._guard = Guard("admin", live)
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[problems])
+        application = web.Application(middlewares=[problems, self._guarded])
         application.add_routes(
             [
                 web.get("/api/v1/decisions", self._decisions),
@@ -92,6 +96,7 @@ class Admin:
         application.add_routes(ScopeLists(self._store).routes())
         application.add_routes(self._emitters.routes())
         application.add_routes(self._reloads.routes())
+        application.add_routes(ClockApi(self._store).routes())
         application.add_routes(self._docs.routes())
         if self._scopes is not None:
             application.router.add_route("*", "/api/v1/recovery/scope", self._scope_api)
@@ -100,6 +105,17 @@ class Admin:
                 "*", "/api/v1/recovery/candidates/{name}/scope-test", self._scope_api
             )
         return application
+
+    @web.middleware
+    async def _guarded(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        refusal = self._guard.refusal(request)
+        if refusal is None:
+            return await handler(request)
+        if self._scopes is not None and self._scopes.owns(request.raw_path):
+            return await self._scopes.refuse(request, request.raw_path, request_id_of(request), refusal)
+        return problem(refusal)
 
     async def _scope_api(self, request: web.Request) -> web.Response:
         assert self._scopes is not None
@@ -225,14 +241,16 @@ class Admin:
         policies, gate = terms.policies, terms.settings.gate
         found, footprint = await looked_at(self._store)
         unknown, oldest = found or (None, None)
+        trouble = self._store.clock_trouble()
         return answer(
             {
                 "version": __version__,
-                "uptime_seconds": (self._gate.now() - self._about.started_at) / 1_000_000,
+                "uptime_seconds": (self._about.elapsed() - self._about.started_at) / 1_000_000,
                 "draining": self._gate.draining,
                 "in_flight": self._gate.in_flight,
                 "unknown_executions": unknown,
                 "oldest_unknown_admitted_at": None if oldest is None else iso_time(oldest),
+                "clock": {"ok": trouble is None, "reason": trouble},
                 "store": {"url": self._about.store_url, **asdict(footprint)},
                 "policy_revision": policies.revision if policies else None,
                 "config_revision": terms.revision,
@@ -250,6 +268,8 @@ def rendered(stored: StoredDecision) -> dict[str, Any]:
     it was bound to later stands where it had none."""
     envelope: dict[str, Any] = orjson.loads(stored.envelope)
     record: dict[str, Any] = envelope.pop("record")
+    for beside in ("kept_once", "run_bindings"):
+        envelope.pop(beside, None)  # evidence for verify
     if record["run_id"] is None:
         record["run_id"] = stored.bound_run_id
     return {**record, **envelope}

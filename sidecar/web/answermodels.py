@@ -331,6 +331,15 @@ class LastReload(AnswerModel):
     errors: list[str]
 
 
+class AcceptedClock(AnswerModel):
+    """The time that counts from now on, and the one that counted before."""
+
+    decision_id: DecisionId
+    now: Time
+    time_before: Time
+    step_seconds: float
+
+
 class Reloaded(AnswerModel):
     """What is in force after a reload. `changed` are the keys of the configuration whose values are others
     now, and `policies` where the set is; `shadowed` are the keys of the file that the environment or a flag
@@ -350,6 +359,11 @@ class Listeners(AnswerModel):
     ops: str
 
 
+class Check(AnswerModel):
+    ok: bool
+    reason: str | None
+
+
 class Status(AnswerModel):
     """What runs here, and how it is."""
 
@@ -359,6 +373,7 @@ class Status(AnswerModel):
     in_flight: Count
     unknown_executions: Annotated[Count | None, Field(description="Null: the store cannot be read.")]
     oldest_unknown_admitted_at: Time | None
+    clock: Annotated[Check, Field(description="Whether decisions are made by the wall clock.")]
     store: StoreStatus
     policy_revision: str | None
     config_revision: str
@@ -373,11 +388,6 @@ class Status(AnswerModel):
 
 class Liveness(AnswerModel):
     alive: Literal[True]
-
-
-class Check(AnswerModel):
-    ok: bool
-    reason: str | None
 
 
 class Checks(AnswerModel):

@@ -9,13 +9,18 @@ from typing import Any
 from aiohttp import web
 
 from sidecar.errors import Refusal
+from sidecar.places import Held, Memory, parsed_bytes
 from sidecar.strictjson import NotJson, parse
+from sidecar.web.parser import BrokenBody
 
 PARSED_AT_ONCE = 64 * 1024
 
 # Of the admin listener's own calls.
 MAX_DOCUMENT_BYTES = 1_048_576
 DOCUMENT_TIMEOUT_SECONDS = 10.0
+# Of all that is read for the sidecar's own calls, on all listeners.
+_documents = Memory()
+_NO_ROOM = Refusal("overloaded", "Request bodies hold as much memory as they may.", {"cause": "memory"})
 
 
 def media_type_refusal(request: web.BaseRequest) -> Refusal | None:
@@ -42,13 +47,19 @@ class Taken:
 
 
 async def read_json(
-    request: web.BaseRequest, *, max_bytes: int, timeout_seconds: float, taken: Taken | None = None
+    request: web.BaseRequest,
+    *,
+    max_bytes: int,
+    timeout_seconds: float,
+    taken: Taken | None = None,
+    held: Held | None = None,
 ) -> tuple[bytes, dict[str, Any]] | Refusal:
     """The body's bytes and the object that they hold, or why they cannot be judged.
 
-    What is read on the way is left in `taken`.
+    What is read on the way is left in `taken`, and is counted in `held`.
     """
     taken = Taken() if taken is None else taken
+    held = Held(_documents) if held is None else held
     refusal = media_type_refusal(request)
     if refusal is not None:
         return refusal
@@ -67,12 +78,18 @@ async def read_json(
                 size += len(piece)
                 if size > max_bytes:
                     return too_large
+                if not held.grow(len(piece)):
+                    return _NO_ROOM
     except TimeoutError:
         return Refusal("body_timeout", f"The body did not arrive within {timeout_seconds:g} s.")
+    except BrokenBody as exc:
+        return exc.refusal
     except Exception as exc:
         return Refusal("invalid_request", f"The body did not arrive whole ({type(exc).__name__}).")
     body = b"".join(pieces)
     pieces[:] = [body]  # not held twice until the request ends
+    if not held.grow(parsed_bytes(body)):
+        return _NO_ROOM
     try:
         # A large body takes long to read strictly; nobody else is to wait for it.
         document = parse(body) if len(body) <= PARSED_AT_ONCE else await asyncio.to_thread(parse, body)

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -18,11 +19,12 @@ from aiohttp import web
 from sidecar import deadlines
 from sidecar.core.bounds import Case, judge
 from sidecar.core.facts import FactSources, Request, read
-from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify
+from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify, read_as
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
 from sidecar.ids import new_traceparent
 from sidecar.outcomes import Forwarded, Judged, Undelivered
+from sidecar.places import Place
 from sidecar.refusals import Asked, Refused
 from sidecar.sections import Gate as GateSettings
 from sidecar.sections import Route
@@ -36,8 +38,10 @@ from sidecar.web.answers import RawAnswer
 from sidecar.web.asked import request_id_of, tenant_of
 from sidecar.web.body import Taken, read_json
 from sidecar.web.headers import end_to_end, value_of, without_our_own
+from sidecar.web.hosts import Guard, malformed
 from sidecar.web.problem import problem, refused_problem
 from sidecar.web.scopes import ScopeApi
+from sidecar.web.server import DataConnection, broken_body
 
 logger = logging.getLogger("scopegate.web")
 
@@ -73,6 +77,7 @@ class DataPlane:
         self._passing = passing
         self._scopes = scopes
         self._live = live
+        self._guard = Guard("data", live)
         self._metrics = metrics
         self._access = access
         self._tracing = tracing
@@ -93,8 +98,7 @@ class DataPlane:
             logger.exception("a request failed", extra={"method": request.method})
             refusal = Refusal("internal_error", "The sidecar failed; nothing more was forwarded.")
             answer = self._failed(request, refusal)
-        if self._gate.draining or "Upgrade" in request.headers or "HTTP2-Settings" in request.headers:
-            # After an upgrade that did not happen aiohttp's parser does not read on reliably.
+        if self._gate.draining or cast(DataConnection, request.protocol).ending:
             answer.force_close()
         return answer
 
@@ -108,11 +112,18 @@ class DataPlane:
         visit = visit_of(request)
         if self._scopes is not None and self._scopes.owns(target):
             visit.route = "scopes"
+            foreign = self._guard.refusal(request)
+            if foreign is not None:
+                return await self._scopes.refuse(request, target, request_id_of(request), foreign)
             return await self._scopes.handle(request, target, request_id_of(request))
+        unnamed = malformed(request)
         terms = self._live.terms
         course = _course(request, target, terms)
         if course is None:
-            switching = upgrade_refusal(request)
+            if unnamed is not None:
+                self._metrics.passed.labels(unnamed.code).inc()
+                return problem(unnamed)
+            switching = passthrough.upgrade_refusal(request)
             if switching is not None:
                 return problem(switching)
             return await self._passing.carry(request, _bytes(target))
@@ -127,6 +138,12 @@ class DataPlane:
         visit.trace_id = visit.trace.ids.get("trace_id", visit.trace_id)
         try:
             async with asyncio.timeout(deadlines.judging_seconds(terms.settings)) as visit.deadline:
+                if unnamed is not None:
+                    # On a shadow route, too: where such a request would go is up to the backend.
+                    visit.trace.over("judge", visit.begun)
+                    asked = _asked(request, terms)
+                    refused = await self._gate.refusals.refuse(unnamed, asked)
+                    return refused_problem(refused, asked.request_id or "")
                 if isinstance(course.verdict, Rejected):
                     visit.trace.over("judge", visit.begun)
                     return await self._refuse(request, target, course, course.verdict.refusal, terms, Taken())
@@ -161,9 +178,9 @@ class DataPlane:
         request_id = asked.request_id or ""
         retry_after = None
         if course.shadow:
-            unfit = upgrade_refusal(request) or passthrough.uncarried(request)
-            if unfit is None and passthrough.is_websocket(request) and request.body_exists:
-                unfit = Refusal("upgrade_refused", "A request to switch protocols carries no body.")
+            unfit = (
+                passthrough.upgrade_refusal(request) or passthrough.uncarried(request) or broken_body(request)
+            )
             unready = self._gate.unready(terms)
             if unfit is None and unready is None:
                 recorded = await self._gate.refusals.pass_over(refusal, asked)
@@ -186,22 +203,35 @@ class DataPlane:
         self, request: web.BaseRequest, target: str, course: Course, terms: Terms
     ) -> web.StreamResponse:
         taken, visit = Taken(), visit_of(request)
-        unready = self._gate.unready(terms)
-        if unready is not None:
+        place = self._gate.enter(terms)
+        if not isinstance(place, Place):
             # Not worth reading a body for.
             visit.trace.over("judge", visit.begun)
             asked = _asked(request, terms)
-            refused = await self._gate.refusals.refuse(unready[0], asked, retry_after=unready[1])
+            refused = await self._gate.refusals.refuse(place[0], asked, retry_after=place[1])
             return refused_problem(refused, asked.request_id or "")
-        judged = await self._read(request, target, course, terms, taken)
+        judged: Judged | Refusal | None = None
+        try:
+            judged = await self._read(request, target, course, terms, taken, place)
+        finally:
+            # A refusal may have to wait for its summary, and then takes nobody's place.
+            if not isinstance(judged, Judged):
+                place.leave()
         visit.trace.over("judge", visit.begun)
         self._metrics.judge.observe(time.perf_counter() - visit.begun)
         if isinstance(judged, Refusal):
+            if not course.shadow:
+                taken.pieces.clear()
+                del place  # with all that it holds
             return await self._refuse(request, target, course, judged, terms, taken)
         visit.request_id, visit.scope_id = judged.request_id, judged.claims.scope_id
         visit.trace_id = judged.log_fields.get("trace_id")
         visit.extend(deadlines.executing_seconds(judged) + deadlines.judging_seconds(terms.settings))
-        outcome = await self._gate.execute(judged)
+        try:
+            outcome = await self._gate.execute(judged)
+        except Exception:
+            judged.place.leave()
+            raise
         visit.extend(None)
         if isinstance(outcome, Refused):
             return refused_problem(outcome, judged.request_id)
@@ -215,7 +245,7 @@ class DataPlane:
         return await self._answer(request, judged, outcome)
 
     async def _read(
-        self, request: web.BaseRequest, target: str, course: Course, terms: Terms, taken: Taken
+        self, request: web.BaseRequest, target: str, course: Course, terms: Terms, taken: Taken, place: Place
     ) -> Judged | Refusal:
         assert isinstance(course.verdict, Gated)
         assert course.route is not None
@@ -225,6 +255,7 @@ class DataPlane:
             max_bytes=bounds.max_body_bytes,
             timeout_seconds=bounds.body_timeout_seconds,
             taken=taken,
+            held=place,
         )
         if isinstance(body, Refusal):
             return body
@@ -269,6 +300,7 @@ class DataPlane:
             body_sha256=hashlib.sha256(raw).hexdigest(),
             cost_source=sources.cost,
             terms=terms,
+            place=place,
             shadow=course.shadow,
             log_fields=dict(trace.ids)
             or trace_ids((value_of(headers, b"traceparent") or b"").decode("latin-1")),
@@ -293,7 +325,11 @@ class DataPlane:
             if request.method != "HEAD" and head.status not in (204, 304):
                 headers.append((b"Content-Length", b"%d" % length))
         answer = RawAnswer(
-            head.status, head.reason, headers, content_length=length, close=self._gate.draining
+            head.status,
+            head.reason,
+            headers,
+            content_length=length,
+            close=self._gate.draining or cast(DataConnection, request.protocol).ending,
         )
         rest, patience = forwarded.rest, settings.upstream.response_timeout_seconds
         visit = visit_of(request)
@@ -382,12 +418,12 @@ def _judged_headers(sources: FactSources, tenant_header: str | None) -> set[str]
 
 
 def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str]) -> Refusal | None:
-    """CGI and WSGI read `_` as `-`: a header that only so becomes one that was judged is refused."""
-    judged = {name.replace("_", "-"): name for name in judged_headers | FRAMING}
+    """A header that only becomes a judged one where punctuation is read alike, as in CGI, is refused."""
+    judged = {read_as(name): name for name in judged_headers | FRAMING}
     for name in request.headers:
-        read_as = judged.get(name.lower().replace("_", "-"))
-        if read_as is not None and read_as != name.lower():
-            message = f"The header {name} could be read as {read_as}."
+        twin = judged.get(read_as(name))
+        if twin is not None and twin != name.lower():
+            message = f"The header {name} could be read as {twin}."
             return Refusal("invalid_request", message, {"member": f"header:{name}"})
     return None
 
@@ -409,14 +445,3 @@ def _upstream_headers(
     if value_of(headers, b"traceparent") is None:
         headers.append((b"traceparent", new_traceparent().encode()))
     return headers
-
-
-def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
-    """Only a WebSocket may switch protocols; CONNECT and h2c would carry requests past the gate."""
-    if request.method == "CONNECT":
-        return Refusal("upgrade_refused", "CONNECT is refused.")
-    if "Upgrade" in request.headers and not passthrough.is_websocket(request):
-        return Refusal("upgrade_refused", "Only a WebSocket may switch protocols.")
-    if "HTTP2-Settings" in request.headers:
-        return Refusal("upgrade_refused", "HTTP/2 upgrades are refused.")
-    return None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from sidecar.core.target import read_as
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 # Transfer-Encoding is hop-by-hop as well: each side frames anew. Trailers are not forwarded.
 HOP_BY_HOP = frozenset(
     {
         b"connection",
+        b"http2-settings",
         b"keep-alive",
         b"proxy-connection",
         b"te",
@@ -38,11 +41,12 @@ def end_to_end(headers: Headers, *, kept: Collection[bytes] = ()) -> list[tuple[
 
 
 def without_our_own(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers but for `Scopegate-*`, which only the sidecar may send; `_` reads as `-`, as in WSGI."""
+    """The headers but for `Scopegate-*`, which only the sidecar may send, however a careless server reads
+    their names."""
     return [
         (name, value)
         for name, value in headers
-        if not name.lower().replace(b"_", b"-").startswith(b"scopegate-")
+        if name[:1] not in b"sS" or not read_as(name.decode("latin-1")).startswith("scopegate-")
     ]
 
 

@@ -26,6 +26,7 @@ from pydantic_core import CoreSchema
 from sidecar.core.facts import MAX_ID_CHARS, MAX_TARGET_AGENTS, is_identifier
 from sidecar.core.money import MAX_MICROS, MICROS_PER_DOLLAR, is_whole_micros, to_micros
 from sidecar.core.scope import MAX_INTENT_CHARS
+from sidecar.core.wording import visible_chars
 from sidecar.errors import Refusal
 
 MAX_ACTIONS = 100
@@ -35,8 +36,8 @@ MAX_ACTIONS = 100
 # What Python calls printable: letters, marks, numbers, punctuation, symbols and the space. ASCII is spelled
 # out for readers that know no \p, such as the page under /docs.
 PRINTABLE = r"^[ -~\p{L}\p{M}\p{N}\p{P}\p{S}]*$"
-# One character that Python does not strip.
-_NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+# One character that `visible_chars` counts.
+_NOT_BLANK = r"[!-~]|(?![\u115f\u1160\u2800\u3164\uffa0\U0001d159])[\p{L}\p{Mc}\p{Me}\p{N}\p{P}\p{S}]"
 
 IDENTIFIER: JsonSchemaValue = {
     "type": "string",
@@ -69,10 +70,16 @@ def _identifier(value: object) -> object:
 
 
 def _intent(value: object) -> object:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not visible_chars(value):
         raise ValueError("is required and must say why; it cannot be blank")
     if len(value) > MAX_INTENT_CHARS:
         raise ValueError(f"must have at most {MAX_INTENT_CHARS} characters")
+    return value
+
+
+def _reason(value: object) -> object:
+    if isinstance(value, str) and not visible_chars(value):
+        raise ValueError("says nothing; write a reason, or leave it out")
     return value
 
 
@@ -175,7 +182,10 @@ class ReconcileRequest(WireModel):
 
     outcome: Literal["executed", "not_executed"]
     cost_usd: Annotated[Micros | None, Field(description="What it cost; absent or null: its hold.")] = None
-    reason: Annotated[str, Field(max_length=MAX_INTENT_CHARS)] | None = None
+    reason: (
+        Annotated[str, Field(max_length=MAX_INTENT_CHARS), BeforeValidator(_reason), WithJsonSchema(INTENT)]
+        | None
+    ) = None
 
 
 class ScopeTestRequest(NoNulls):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from sidecar.core.target import wants_websocket
 from sidecar.errors import Refusal
 from sidecar.telemetry import Metrics
 from sidecar.terms import Live
@@ -21,7 +22,7 @@ from sidecar.web.answers import RawAnswer
 from sidecar.web.body import Taken, expect_continue
 from sidecar.web.headers import Headers, end_to_end, unframed, value_of, without_our_own
 from sidecar.web.problem import problem
-from sidecar.web.server import DataConnection
+from sidecar.web.server import DataConnection, broken_body
 
 logger = logging.getLogger("scopegate.passthrough")
 
@@ -78,8 +79,8 @@ class PassThrough:
         self.under_way += 1
         self._metrics.passing.set(self.under_way)
         try:
-            if request.transport is None:
-                raise asyncio.CancelledError  # the client left while it waited for a connection
+            if request.transport is None or broken_body(request) is not None:
+                raise asyncio.CancelledError  # the client left, or broke its word, while it waited
             answer, outcome = await self._carry(request, target, recorded)
         except ValueError as exc:
             outcome = "invalid_request"
@@ -93,13 +94,18 @@ class PassThrough:
             refusal = Refusal(outcome, f"The backend did not answer: {exc}.")
             answer = problem(refusal, decision_id=decision_id)
         except Unanswered as exc:
-            outcome = "upstream_failed"
-            refusal = Refusal(outcome, f"The backend's answer was lost: {exc}.")
-            answer = problem(refusal, decision_id=decision_id)
+            refusal = broken_body(request) or Refusal(
+                "upstream_failed", f"The backend's answer was lost: {exc}."
+            )
+            outcome, answer = refusal.code, problem(refusal, decision_id=decision_id)
         except asyncio.CancelledError:
-            if request.transport is not None:
+            broken = broken_body(request)
+            if request.transport is None:
+                outcome, answer = "client_left", nobody_waits()
+            elif broken is not None:
+                outcome, answer = broken.code, problem(broken, decision_id=decision_id)
+            else:
                 raise
-            outcome, answer = "client_left", nobody_waits()
         finally:
             self._slots.release()
             self.under_way -= 1
@@ -122,7 +128,7 @@ class PassThrough:
         connection = cast(DataConnection, request.protocol)
         task = asyncio.current_task()
         assert task is not None
-        connection.on_lost = task.cancel  # nobody waits for the answer any more; `carry` takes it from there
+        connection.on_lost = task.cancel  # there is nothing to wait for any more; `carry` takes it from there
         try:
             exchange = await self._upstream.send(
                 request.method,
@@ -148,7 +154,7 @@ class PassThrough:
             head.reason,
             _marked(end_to_end(head.headers), recorded),
             content_length=declared_length(head.headers),
-            close=self.draining,
+            close=self.draining or cast(DataConnection, request.protocol).ending,
         )
         connection, visit = cast(DataConnection, request.protocol), visit_of(request)
         connection.on_lost = exchange.abort  # else an answer that is silent for long would outlive its client
@@ -189,6 +195,7 @@ class PassThrough:
         visit.head_sent = True
         inbound = _Inbound(protocol)
         protocol.set_parser(cast(Any, inbound))
+        protocol.on_lost = exchange.abort
 
         async def upstream_to_client() -> None:
             while piece := await exchange.read():
@@ -216,6 +223,7 @@ class PassThrough:
                 if failure is not None and not isinstance(failure, Unanswered | ConnectionError):
                     raise failure
         finally:
+            protocol.on_lost = None
             for direction in directions:
                 direction.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
@@ -270,13 +278,23 @@ def uncarried(request: web.BaseRequest) -> Refusal | None:
 
 def is_websocket(request: web.BaseRequest) -> bool:
     """Whether the client asks to switch to a WebSocket (RFC 6455, section 4.1)."""
-    protocols = [value.strip().lower() for value in request.headers.getall("Upgrade", [])]
     options = ",".join(request.headers.getall("Connection", [])).lower().split(",")
     return (
         request.method == "GET"
-        and protocols == ["websocket"]
+        and wants_websocket(request.headers.items())
         and "upgrade" in (option.strip() for option in options)
+        and not request.body_exists
     )
+
+
+def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
+    """Only a WebSocket may switch protocols. CONNECT would carry requests past the gate."""
+    if request.method == "CONNECT":
+        return Refusal("upgrade_refused", "CONNECT is refused.")
+    if wants_websocket(request.headers.items()) and not is_websocket(request):
+        message = "A WebSocket begins with a GET without a body, with Connection: Upgrade."
+        return Refusal("upgrade_refused", message)
+    return None
 
 
 def declared_length(headers: Headers) -> int | None:

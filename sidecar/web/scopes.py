@@ -58,6 +58,23 @@ class ScopeApi:
         except StoreUnavailable as exc:
             return problem(unavailable(exc), request_id=request_id)
 
+    async def refuse(
+        self, request: web.BaseRequest, target: str, request_id: str, refusal: Refusal
+    ) -> web.Response:
+        """Refuse a request to one of them unread. What asked for a scope, or to revoke one, is recorded."""
+        path, terms = target.partition("?")[0], self._live.terms
+        name = scopetest.named(path.removeprefix(SCOPES_PREFIX)) if path.startswith(SCOPES_PREFIX) else None
+        if (request.method, path) != ("POST", SCOPE_PATH) and (request.method != "DELETE" or name is None):
+            return problem(refusal, request_id=request_id)
+        asked = Asked(
+            gatekept="scope_grant",
+            tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
+            request_id=request_id,
+            policies=terms.policies,
+            claims=Claims(scope_id=name),
+        )
+        return refused_problem(await self._gate.refusals.refuse(refusal, asked), request_id)
+
     async def _serve(self, request: web.BaseRequest, target: str, request_id: str) -> web.Response:
         path, _, query = target.partition("?")
         terms = self._live.terms

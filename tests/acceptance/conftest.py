@@ -78,7 +78,7 @@ def ask_on(
 ) -> Answer:
     """The same on an open connection."""
     connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
-    connection.putheader("Host", "backend.test")
+    connection.putheader("Host", "localhost")
     for name, value in headers:
         connection.putheader(name, value)
     chunked = body is not None and not isinstance(body, bytes)

@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from sidecar.cli.main import main
 from tests.acceptance.conftest import (
     ASK_SECONDS,
     EXECUTE,
@@ -532,17 +530,6 @@ def test_a_large_reload_does_not_outlast_the_end(config: Path) -> None:
         assert time.monotonic() - begun < 4
         assert sidecar.log_lines()[-1]["message"] == "stopped"
         assert reloads(sidecar) == []
-
-
-def test_sighup_before_it_can_reload_does_not_end_it(config: Path) -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    assert before == signal.SIG_DFL
-    config.write_text("nonsense: true\n")
-    try:
-        ended = CliRunner().invoke(main, ["run", "--config", str(config)])
-        assert (ended.exit_code, signal.getsignal(signal.SIGHUP)) == (2, signal.SIG_IGN)
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def test_nothing_is_reloaded_and_nothing_logged_where_nothing_changed(

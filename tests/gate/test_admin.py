@@ -340,6 +340,8 @@ async def test_only_what_is_unknown_can_be_reconciled(house: House, backend: Bac
         {"outcome": "executed", "surprise": 1},
         {"outcome": "executed", "reason": 7},
         {"outcome": "executed", "reason": "x" * 2001},
+        {"outcome": "executed", "reason": " "},
+        {"outcome": "executed", "reason": "\u200b" * 20},
         {"outcome": "not_executed", "cost_usd": 1},
         [],
     ],

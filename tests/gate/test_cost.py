@@ -127,6 +127,31 @@ async def test_a_route_may_name_a_json_pointer(
     assert await cost_of(house, (COST, "0.09"), body=body) == expected
 
 
+@pytest.mark.parametrize(
+    ("pointer", "body", "expected"),
+    [
+        ("/usage/0/cost", b'{"usage": [{"cost": 0.05}, {"cost": 0.06}]}', (0.05, True)),
+        ("/usage/1/cost", b'{"usage": [{"cost": 0.05}, {"cost": 0.06}]}', (0.06, True)),
+        ("/usage/0/cost", b'{"usage": {"0": {"cost": 0.05}}}', (0.05, True)),
+        ("/0/cost", b'[{"cost": 0.05}]', (0.05, True)),
+        ("/0/0", b'[["0.05"]]', (0.05, True)),
+        ("/a~1b/0/m~0n", b'{"a/b": [{"m~n": 0.05}]}', (0.05, True)),
+        ("/usage/2/cost", b'{"usage": [{"cost": 0.05}, {"cost": 0.06}]}', (0.1, False)),
+        ("/usage/00/cost", b'{"usage": [{"cost": 0.05}]}', (0.1, False)),
+        ("/usage/-/cost", b'{"usage": [{"cost": 0.05}]}', (0.1, False)),
+        ("/usage/-1/cost", b'{"usage": [{"cost": 0.05}]}', (0.1, False)),
+        ("/usage/cost", b'{"usage": [{"cost": 0.05}]}', (0.1, False)),
+        ("/0", b'"0.05"', (0.1, False)),
+        ("/0", b"0.05", (0.1, False)),
+    ],
+)
+async def test_a_pointer_to_the_cost_leads_through_lists(
+    open_house: Open, pointer: str, body: bytes, expected: tuple[float, bool]
+) -> None:
+    house = await open_house(gate={"routes": [{**ROUTE, "cost": pointer}]})
+    assert await cost_of(house, (COST, "0.09"), body=body) == expected
+
+
 async def test_a_route_may_name_another_header(open_house: Open) -> None:
     house = await open_house(gate={"routes": [{**ROUTE, "cost": "header:X-Spent"}]})
     assert await cost_of(house, (COST, "0.09"), ("x-spent", "0.07")) == (0.07, True)

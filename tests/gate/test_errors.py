@@ -30,13 +30,14 @@ from tests.support import (
 STATUSES = {
     400: "scoped_execution_required scope_exhausted scope_expired scope_revoked invalid_request "
     "ambiguous_path override_refused upgrade_refused",
-    403: "incident_mismatch action_outside_scope target_outside_scope policy_denied",
+    403: "incident_mismatch action_outside_scope target_outside_scope policy_denied cross_site",
     404: "scope_not_found decision_not_found",
     405: "method_not_allowed",
     408: "body_timeout",
     409: "not_reconcilable reload_refused",
     413: "body_too_large",
     415: "unsupported_media_type",
+    421: "misdirected_request",
     422: "invalid_scope",
     429: "braked",
     502: "upstream_unreachable upstream_failed",
@@ -150,6 +151,16 @@ async def policy_denied(open_house: Open) -> Message:
     scope = await house.issue()
     house.adopt(replace(POLICIES, actions={"failover": POLICIES.actions["failover"]}))
     return await house.execute(scope)
+
+
+@way
+async def cross_site(open_house: Open) -> Message:
+    return await (await open_house()).ask_for_scope(headers=[("Origin", "http://evil.example")])
+
+
+@way
+async def misdirected_request(open_house: Open) -> Message:
+    return await (await open_house()).ask_for_scope(headers=[("Host", "evil.example")])
 
 
 @way

@@ -59,7 +59,7 @@ async def test_what_connection_names_is_stripped_too(house: House) -> None:
 
 async def test_connection_cannot_strip_what_frames_the_request(house: House) -> None:
     seen = await seen_with(house, ("Connection", "host, content-length, content-type"))
-    assert seen.header("Host") == "sidecar.test"
+    assert seen.header("Host") == "localhost"
     assert seen.header("Content-Type") == "application/json"
     assert seen.header("Content-Length") == str(len(seen.body))
 
@@ -243,3 +243,37 @@ async def test_looking_at_a_gated_path_passes_untouched(house: House, backend: B
         ("X-A", "b"),
     ]
     assert await house.records() == []
+
+
+@pytest.mark.parametrize(("gated", "step"), [(True, 7), (False, 1)])
+async def test_no_byte_of_a_header_value_is_altered_on_its_way(house: House, gated: bool, step: int) -> None:
+    """A value arrives as it came, or its request is refused: nothing in between."""
+    refused = set()
+    for byte in range(1, 256, step):
+        value = f"a{chr(byte)}b"
+        house.backend.seen.clear()
+        if gated:
+            answer = await house.execute(await house.issue(), headers=[("X-Odd", value)])
+        else:
+            answer = await house.data("POST", "/elsewhere", [("X-Odd", value)], b"x")
+        if answer.status == 200:
+            (request,) = house.backend.seen
+            assert request.header("X-Odd") == value
+        else:
+            assert answer.status == 400
+            assert not house.backend.seen
+            refused.add(byte)
+    assert all(byte < 0x20 or byte == 0x7F for byte in refused)
+
+
+@pytest.mark.parametrize(
+    "value", ["/api/v1/recovery/execute\xff", "/api/v1/recovery/ex\x80ecute", "\xff/recovery/execute"]
+)
+@pytest.mark.parametrize("name", ["X-Original-URL", "X_Rewrite_URL"])
+async def test_a_target_in_a_header_that_becomes_gated_without_its_odd_bytes_is_refused(
+    house: House, name: str, value: str
+) -> None:
+    answer = await house.data("POST", "/elsewhere", [(name, value)], b"x")
+    assert answer.status == 400
+    assert answer.json()["error"] == "override_refused"
+    assert not house.backend.seen

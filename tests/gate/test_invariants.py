@@ -285,7 +285,7 @@ async def test_g5_a_refusal_consumes_nothing_and_is_recorded_with_its_reason(
         await house.data("PUT", EXECUTE),
         await house.data("POST", "/x/..%2Frecovery/execute", *house.execution(scope)),
         await house.execute(scope, headers=[("X-HTTP-Method-Override", "GET")]),
-        await house.execute(scope, headers=[("Upgrade", "h2c"), ("Connection", "Upgrade")]),
+        await house.execute(scope, headers=[("Upgrade", "websocket"), ("Connection", "Upgrade")]),
     ]
     for answer in refused:
         body = answer.json()

@@ -217,6 +217,10 @@ def turns(method: str) -> Walk:
     return turn
 
 
+async def accepts_the_clock(house: House) -> Message:
+    return await house.admin("POST", "/api/v1/store/accept-clock")
+
+
 async def reloads(house: House) -> Message:
     return await house.admin("POST", "/api/v1/reload")
 
@@ -245,6 +249,7 @@ WALKS: dict[str, tuple[Walk, int]] = {
     "turnKillSwitchOn": (turns("PUT"), 200),
     "turnKillSwitchOff": (turns("DELETE"), 200),
     "getStatus": (looks("/api/v1/status"), 200),
+    "acceptClock": (accepts_the_clock, 200),
     "reload": (reloads, 409),  # nothing was read from files here; acceptance/test_reload.py has the rest
     "getDocument": (looks("/openapi.json"), 200),
     "getPage": (looks("/docs"), 200),

@@ -108,15 +108,13 @@ async def test_a_brake_says_its_rule_why_and_to_the_second_when_to_come_back(hou
     assert (await house.execute(renewed)).status == 200
 
 
-async def test_retry_after_counts_in_the_time_that_a_wall_clock_behind_the_log_has_to_catch_up(
-    house: House,
-) -> None:
+async def test_a_brake_holds_for_its_own_seconds_though_the_wall_clock_was_set_back(house: House) -> None:
     house.adopt(with_rules(Rule(id="cool", on="execute", brake=Brake(cooldown_seconds=5))))
     (scope,) = await scopes(house, 1)
     assert (await house.execute(scope)).status == 200
-    house.clock.move(-30)
+    house.clock.set(-50)
     seconds = int((await house.execute(scope)).header("Retry-After") or 0)
-    assert 33 <= seconds <= 36
+    assert 1 <= seconds <= 5
     house.clock.move(seconds)
     assert (await house.execute(scope)).status == 200
 

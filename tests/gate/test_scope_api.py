@@ -91,7 +91,7 @@ async def test_the_bounds_themselves_are_within(house: House, member: str, value
 OF_WRONG_VALUES: dict[str, list[Any]] = {
     "incident_id": [..., None, "", 7, "x" * 257, "a\nb", []],
     "action": [..., None, "", 7, "x" * 257, "a\x00"],
-    "intent": [..., None, "", "  \n", 7, "x" * 2001],
+    "intent": [..., None, "", "  \n", "\u200b" * 20, "\u2800 \ufeff\u3164", 7, "x" * 2001],
     "max_cost_usd": [None, "", "1", True, -0.01, 100.000001, 101, 1e-7, []],
     "max_attempts": [None, "", "1", True, 0, -1, 11, 1.0, 1.5, 2**70],
     "ttl_seconds": [None, "", "60", True, 59, 0, -1, 3601, 60.0],

@@ -278,7 +278,7 @@ async def test_explain_says_what_would_be_let_through_and_why_it_would_not(house
     ("headers", "code"),
     [
         ([("Content-Type", "text/plain"), ("Transfer-Encoding", "gzip, chunked")], "invalid_request"),
-        ([("Connection", "Upgrade"), ("Upgrade", "h2c"), ("Content-Length", "0")], "upgrade_refused"),
+        ([("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Content-Length", "0")], "upgrade_refused"),
     ],
 )
 async def test_what_could_not_be_carried_is_refused_and_not_recorded_as_let_through(

@@ -6,17 +6,23 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
+from sidecar.core.policy import Brake, Rule
+from sidecar.core.record import iso_time
 from sidecar.errors import StoreUnavailable
 from sidecar.store.sqlite import SqliteEngine, _in_thread
+from sidecar.store.verify import verify_sqlite
+from tests.gate.test_policies import with_rules
 from tests.support import (
     EXECUTE,
+    SECOND,
     Backend,
     Clock,
     House,
@@ -216,6 +222,139 @@ async def test_an_overrun_is_counted_though_its_settlement_was_late(house: House
     assert await house.metric("scopegate_cost_overruns_total") == 1
 
 
+async def test_a_grant_that_is_committed_after_its_deadline_is_revoked_and_its_record_says_why(
+    open_house: Open,
+) -> None:
+    house = await open_house(store={"deadline_seconds": 0.1})
+    with SlowStore(house) as store:
+        assert_unavailable(await house.ask_for_scope(), "0.1 s")
+        store.free.set()
+
+        async def taken_back() -> bool:
+            return len(await house.records("&event=revoked")) == 1
+
+        await eventually(taken_back)
+    (listed,) = (await house.admin("GET", "/api/v1/scopes")).json()["scopes"]
+    assert listed["status"] == "revoked"
+    (record,) = await house.records("&event=revoked")
+    assert record["scope_id"] == listed["scope_id"]
+    assert record["details"]["cause"] == "the scope was committed only after its request had been given up"
+    assert record["decision_inputs"]["principal"] == "scopegate"
+
+
+# Readiness ----------------------------------------------------------------------------------------------
+
+
+async def checks(house: House) -> set[str]:
+    """What is not well, as the metrics say it; scraping makes no fresh look at the store."""
+    found = {name: await house.metric(f'scopegate_ready{{check="{name}"}}') for name in CHECKS}
+    return {name for name, value in found.items() if value != 1}
+
+
+CHECKS = ("store", "log", "policies", "clock", "draining")
+
+
+async def test_a_commit_that_fails_turns_readiness_off_at_once_and_one_that_succeeds_on_again(
+    house: House,
+) -> None:
+    scope = await house.issue(max_attempts=3)
+    assert (await house.ready())[0] == 200
+    engine = engine_of(house)
+    broken = mock.AsyncMock(side_effect=StoreUnavailable("the disk is on fire"))
+    with mock.patch.object(engine, "transact", broken), mock.patch.object(engine, "rehearse", broken):
+        assert_unavailable(await house.execute(scope), "fire")
+        assert await checks(house) == {"store", "log"}
+        for _ in range(3):  # though the small write of a probe would succeed
+            status, reasons = await house.ready()
+            assert (status, set(reasons)) == (503, {"store", "log"})
+            assert "fire" in reasons["store"]
+    assert (await house.execute(scope)).status == 200
+    assert await checks(house) == set()
+    assert (await house.ready())[0] == 200
+
+
+async def test_readiness_stays_off_where_a_probe_fits_and_a_decision_does_not(house: House) -> None:
+    scope = await house.issue()
+    await limit_pages(house, 1)
+    assert_unavailable(await house.execute(scope, parameters={"padding": "x" * 15_000}), "full")
+    await engine_of(house).probe()
+    for _ in range(3):
+        assert (await house.ready())[0] == 503
+    await limit_pages(house, 1_000_000)
+    assert (await house.ready())[0] == 200
+
+
+@pytest.mark.parametrize("failing", ["storage", "command", "deadline"])
+async def test_readiness_recovers_without_traffic_and_without_being_asked(
+    open_house: Open, failing: str
+) -> None:
+    house = await open_house(store={"deadline_seconds": 0.2})
+    scope = await house.issue(max_attempts=3)
+    store = house.sidecar.store
+    if failing == "deadline":
+        with SlowStore(house):
+            assert_unavailable(await house.execute(scope), "0.2 s")
+            assert store.last_error is not None
+    else:
+        cause = StoreUnavailable("a fault") if failing == "storage" else RuntimeError("a fault")
+        with mock.patch.object(engine_of(house), "transact", side_effect=cause):
+            assert_unavailable(await house.execute(scope), "a fault")
+        assert store.last_error is not None
+
+    async def recovered() -> bool:
+        return store.last_error is None
+
+    await eventually(recovered)
+    assert (await house.ready())[0] == 200
+    assert len(await house.records("&event=issued")) == 1
+
+
+async def test_readiness_stays_off_where_a_table_that_decisions_need_is_gone(house: House) -> None:
+    scope = await house.issue()
+    writer = engine_of(house)._writer
+    assert writer is not None
+
+    def rename(before: str, after: str) -> Any:
+        return lambda connection: connection.execute(f"ALTER TABLE {before} RENAME TO {after}")
+
+    await _in_thread(writer, rename("executions", "elsewhere"))
+    assert_unavailable(await house.execute(scope))
+    for _ in range(2):
+        assert (await house.ready())[0] == 503
+    await _in_thread(writer, rename("elsewhere", "executions"))
+    assert (await house.ready())[0] == 200
+    assert (await house.execute(scope)).status == 200
+
+
+async def test_a_rehearsed_decision_leaves_nothing_behind(house: House) -> None:
+    await house.issue()
+    before = await house.records()
+    store = house.sidecar.store
+    store.last_error = "a fault"
+    await store.check()
+    assert await house.records() == before
+    page = await store.engine.executions(None, before=None, limit=10)
+    assert not page.rows
+    writer = engine_of(house)._writer
+    assert writer is not None
+    left = await _in_thread(
+        writer, lambda connection: connection.execute("SELECT key FROM meta ORDER BY key").fetchall()
+    )
+    assert left == [("probe",), ("writer",)]
+
+
+async def test_a_second_sidecar_is_kept_out_though_the_lock_file_is_gone_and_the_first_goes_on(
+    house: House, backend: Backend
+) -> None:
+    scope = await house.issue()
+    os.unlink(f"{house.database}.lock")
+    with pytest.raises(StoreUnavailable, match="in use"):
+        async with opened(house.database.parent, backend):
+            pass
+    assert (await house.execute(scope)).status == 200
+    assert (await house.ready())[0] == 200
+
+
 # Time ---------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +372,7 @@ async def test_a_clock_more_than_a_minute_behind_closes_the_gate(house: House, b
     status, reasons = await house.ready()
     assert (status, list(reasons)) == (503, ["clock"])
     assert (await house.data("GET", "/elsewhere")).status == 200
-    house.clock.move(61)
+    house.clock.set(61)
     assert (await house.execute(scope)).status == 200
     assert (await house.ready())[0] == 200
 
@@ -247,6 +386,149 @@ async def test_a_clock_a_little_behind_makes_no_scope_live_longer_in_the_log(
     assert second["expires_at"] >= first["expires_at"]
     times = [record["decided_at"] for record in await house.records()]
     assert times == sorted(times, reverse=True)
+
+
+DAY = 86_400
+
+
+async def accept_clock(house: House) -> dict[str, Any]:
+    answer = await house.admin("POST", "/api/v1/store/accept-clock")
+    assert answer.status == 200, answer.body
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def assert_refused_by_the_clock(answer: Message) -> None:
+    assert (answer.status, answer.json()["error"], answer.json()["cause"]) == (
+        503,
+        "store_unavailable",
+        "clock",
+    )
+    assert "scopegate store accept-clock --config FILE" in answer.json()["message"]
+    assert int(answer.header("Retry-After") or "") >= 1
+
+
+async def test_a_clock_that_jumps_ahead_decides_nothing_and_no_record_has_its_time(
+    house: House, backend: Backend, clock: Clock
+) -> None:
+    scope, other = await house.issue(), await house.issue()
+    before = clock()
+    clock.set(DAY)
+    assert_refused_by_the_clock(await house.execute(scope))
+    assert_refused_by_the_clock(await house.ask_for_scope())
+    assert backend.seen == []
+    status, reasons = await house.ready()
+    assert (status, list(reasons)) == (503, ["clock"])
+    told = (await house.admin("GET", "/api/v1/status")).json()["clock"]
+    assert not told["ok"]
+    assert "jumped" in told["reason"]
+    assert (await house.revoke(other)).status == 200
+    body = {"request_id": "req", "routed": True, "selected_agent": "a", "eligible_agents": ["a"]}
+    emitted = await house.admin("POST", "/api/v1/decisions/routing", body)
+    assert emitted.status in (200, 201), emitted.body
+    limit = iso_time(before + 600 * SECOND)
+    assert all(record["decided_at"] < limit for record in await house.records())
+    clock.set(-DAY)
+    assert (await house.execute(scope)).status == 200
+    assert (await house.ready())[0] == 200
+
+
+async def test_a_jump_between_the_look_and_the_commit_admits_nothing(
+    house: House, backend: Backend, clock: Clock
+) -> None:
+    scope = await house.issue()
+    with SlowStore(house) as store:
+        first = asyncio.create_task(house.ask_for_scope())
+        await store.entered.wait()
+        second = asyncio.create_task(house.execute(scope))
+
+        async def waits() -> bool:
+            return house.sidecar.store.waiting == 1
+
+        await eventually(waits)
+        clock.set(DAY)
+        store.free.set()
+        assert (await first).status == 201  # it was given its time before
+        assert_refused_by_the_clock(await second)
+    assert backend.seen == []
+
+
+async def test_a_jump_ahead_is_believed_once_it_has_settled(house: House, clock: Clock) -> None:
+    await house.issue()
+    clock.set(DAY)
+    assert (await house.ask_for_scope()).status == 503
+    clock.move(299)
+    assert (await house.ask_for_scope()).status == 503
+    clock.move(2)
+    assert (await house.ask_for_scope()).status == 201
+
+
+@pytest.mark.parametrize("step", [DAY, -DAY])
+async def test_an_operator_accepts_a_clock_and_a_record_says_so(
+    house: House, clock: Clock, step: int
+) -> None:
+    scope = await house.issue()
+    clock.set(step)
+    assert_refused_by_the_clock(await house.execute(scope))
+    told = await accept_clock(house)
+    assert abs(told["step_seconds"] - step) < 60
+    (record,) = await house.records("&event=clock_accepted")
+    assert record["decision_id"] == told["decision_id"]
+    assert record["decided_at"] == told["now"]
+    assert record["details"]["step_seconds"] == told["step_seconds"]
+    assert (await house.ready())[0] == 200
+    granted = await house.issue()
+    assert abs(datetime.fromisoformat(granted["expires_at"]).timestamp() - clock() / SECOND - 300) < 60
+    assert (await house.execute(granted)).status == 200
+    # The one that was issued ahead keeps its end.
+    assert (await house.scope(scope))["expires_at"] == scope["expires_at"]
+    assert verify_sqlite(house.database).records == len(await house.records())
+
+
+async def test_a_record_a_day_ahead_closes_the_gate_until_the_clock_is_accepted_and_not_for_a_day(
+    tmp_path: Path, backend: Backend, clock: Clock
+) -> None:
+    clock.set(DAY)
+    async with opened(tmp_path, backend, clock=clock) as house:
+        ahead = await house.issue()
+    clock.set(-DAY)
+    for _ in range(2):
+        async with opened(tmp_path, backend, clock=clock) as house:
+            assert_refused_by_the_clock(await house.execute(ahead))
+            assert (await house.ready())[0] == 503
+    async with opened(tmp_path, backend, clock=clock) as house:
+        await accept_clock(house)
+        assert (await house.execute(await house.issue())).status == 200
+    async with opened(tmp_path, backend, clock=clock) as house:
+        assert (await house.ready())[0] == 200
+        assert (await house.execute(ahead)).status == 200
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("step", [-50, -DAY])
+async def test_a_brake_holds_for_its_window_and_no_longer_whatever_was_accepted(
+    tmp_path: Path, backend: Backend, clock: Clock, step: int, restarts: bool
+) -> None:
+    braked = with_rules(Rule(id="slow", on="execute", brake=Brake(cooldown_seconds=10)))
+    async with AsyncExitStack() as stack:
+        house = await stack.enter_async_context(opened(tmp_path, backend, clock=clock, policies=braked))
+        scope = await house.issue(max_attempts=9, ttl_seconds=3_600)
+        assert (await house.execute(scope)).status == 200
+        clock.set(step)
+        if step == -DAY:
+            await accept_clock(house)
+        if restarts:
+            await stack.aclose()
+            house = await stack.enter_async_context(opened(tmp_path, backend, clock=clock, policies=braked))
+        answer = await house.execute(scope)
+        assert answer.status == 429, answer.body
+        assert 1 <= int(answer.header("Retry-After") or "") <= 10
+        clock.move(10)
+        assert (await house.execute(scope)).status == 200
+        # Nor once the time comes by which it was admitted.
+        clock.move(-step - 5)
+        fresh = await house.issue(max_attempts=9)
+        assert (await house.execute(fresh)).status == 200
 
 
 # Draining -----------------------------------------------------------------------------------------------

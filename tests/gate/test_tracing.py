@@ -25,6 +25,7 @@ from tests.support import (
     eventually,
     replies,
     request_bytes,
+    reset,
     sends,
     unused_port,
 )
@@ -98,7 +99,7 @@ async def test_an_execution_whose_client_left_is_traced_to_its_settlement(
     _, writer = await connect(house.sidecar.data_address)
     writer.write(request_bytes("POST", EXECUTE, *house.execution(scope)))
     await asyncio.wait_for(backend.arrived.wait(), 5)
-    writer.close()
+    reset(writer)
     await asyncio.sleep(0.05)
     go_on.set()
     seen = await spans(collector, 5)

@@ -159,7 +159,7 @@ async def test_a_gated_execution_goes_to_a_backend_that_a_private_authority_sign
     assert (await ended(house, answer))["status"] == "answered"
     assert scope["status"] == "exhausted"
     (seen,) = house.backend.executions
-    assert seen.header("Host") == "sidecar.test", "the client's own, whatever the certificate says"
+    assert seen.header("Host") == "localhost", "the client's own, whatever the certificate says"
 
 
 async def test_a_backend_that_somebody_else_signed_gets_nothing_and_the_attempt_returns(
@@ -787,7 +787,7 @@ async def test_a_gated_execution_goes_to_a_backend_on_a_unix_socket(build: Build
         answer, scope = await executed(house)
         assert (answer.status, scope["status"]) == (200, "exhausted")
     assert house.backend.connections == 1
-    assert house.backend.executions[0].header("Host") == "sidecar.test"
+    assert house.backend.executions[0].header("Host") == "localhost"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from sidecar import scoped_execution
 from sidecar.admission import grant
 from sidecar.core.command import Turn
 from sidecar.core.policy import PolicySet
+from sidecar.core.wording import visible_chars
 from sidecar.errors import ERRORS, SCOPE_ERRORS, ScopegateError
 from sidecar.ids import new_decision_id
 from sidecar.library import UNRESTRICTED, library
@@ -144,7 +145,7 @@ async def test_the_limits_of_http_do_not_bind_the_library() -> None:
 WRONG_TERMS: dict[str, list[Any]] = {
     "incident_id": [None, "", 7, "a\nb", "x" * 257, "\ud800"],
     "action": [None, "", 7, ["retry_agent"], "a\tb"],
-    "intent": [None, "", " \n ", 7, "x" * 2001, "why \ud800"],
+    "intent": [None, "", " \n ", "\u200b" * 20, "\u2800 \u2800", 7, "x" * 2001, "why \ud800"],
     "max_cost_usd": [None, "1", True, -0.01, math.nan, math.inf, 1e-7, 0.1 + 0.2, 10**400, Decimal("sNaN")],
     "max_attempts": [None, "1", True, 0, -1, 1.0, 2**70],
     "ttl_seconds": [None, "60", True, 0, -1, 1.5, 2**70],
@@ -173,7 +174,7 @@ def test_the_actions_of_a_scope_are_a_list_of_names(actions: Any) -> None:
     micros=st.integers(0, 10**12),
     attempts=st.integers(1, 10**6),
     ttl=st.integers(1, 10**8),
-    intent=st.text(min_size=1, max_size=50).filter(lambda text: text.strip() != ""),
+    intent=st.text(min_size=1, max_size=50).filter(lambda text: visible_chars(text) > 0),
 )
 def test_terms_in_bounds_are_taken_exactly_as_they_are(
     micros: int, attempts: int, ttl: int, intent: str

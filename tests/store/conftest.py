@@ -52,6 +52,8 @@ async def open_store(clock: Clock) -> AsyncIterator[OpenStore]:
     async with AsyncExitStack() as stack:
 
         async def open_one(path: Path | None, **options: Any) -> Store:
+            if "clock" not in options:
+                options["elapsed"] = clock.elapsed
             options = {"clock": clock, "deadline_seconds": 5.0, **options}
             store = Store(SqliteEngine(path), **options)
             stack.push_async_callback(store.close)

@@ -11,6 +11,7 @@ from unittest import mock
 import orjson
 import pytest
 
+from sidecar.clock import wall_clock
 from sidecar.core.command import (
     Admitted,
     Denied,
@@ -32,7 +33,7 @@ from sidecar.store import batch
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine, _in_thread
-from tests.store.conftest import admit, issue
+from tests.store.conftest import OpenStore, admit, issue
 from tests.support import Clock
 
 
@@ -462,13 +463,13 @@ async def test_time_never_runs_backwards_in_the_log(store: Store, clock: Clock) 
     assert 29 < store.clock_lag_seconds() < 31
 
 
-async def test_a_scope_expires_at_its_very_moment(store: Store, clock: Clock) -> None:
-    instant = clock()
-    store._clock = lambda: instant
+async def test_a_scope_expires_at_its_very_moment(open_store: OpenStore) -> None:
+    instant = wall_clock()
+    store = await open_store(None, clock=lambda: instant)
     scope = await issued(store, ttl=60)
-    store._clock = lambda: instant + 60_000_000 - 1
+    instant += 60_000_000 - 1
     await admitted(store, scope)
-    store._clock = lambda: instant + 60_000_000
+    instant += 1
     denied = await store.submit(admit(scope.scope_id))
     assert isinstance(denied, Denied)
     assert denied.refusal.code == "scope_expired"

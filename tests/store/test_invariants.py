@@ -113,11 +113,22 @@ class Model:
         return None
 
 
+@dataclass
+class StandingClock:
+    """A clock that stands still until it is told to go on."""
+
+    now: int
+
+    def __call__(self) -> int:
+        return self.now
+
+
 class Run:
     """One scope in a store, and its model beside it."""
 
-    def __init__(self, store: Store, scope: Scope) -> None:
+    def __init__(self, store: Store, scope: Scope, clock: StandingClock) -> None:
         self.store = store
+        self.clock = clock
         self.scope_id = scope.scope_id
         self.model = Model(scope.max_attempts, scope.max_cost, scope.expires_at)
         self.now = scope.created_at
@@ -126,7 +137,7 @@ class Run:
         match step:
             case ("wait", seconds):
                 self.now += seconds * SECOND
-                self.store._clock = lambda: self.now
+                self.clock.now = self.now
             case ("admit", action):
                 await self.admit(action)
             case ("settle" | "reconcile", number, outcome, cost) if self.model.executions:
@@ -193,15 +204,15 @@ class Run:
 
 
 async def run_through(path: Path | None, wanted: dict[str, int], through: Sequence[Step]) -> None:
-    now = 1_700_000_000 * SECOND
-    store = Store(SqliteEngine(path), clock=lambda: now, deadline_seconds=5)
+    clock = StandingClock(1_700_000_000 * SECOND)
+    store = Store(SqliteEngine(path), clock=clock, deadline_seconds=5)
     await store.open()
     try:
         command = issue(allowed_actions=tuple(HOLDS), ttl=TTL, **wanted)
         command = replace(command, policies=POLICIES)
         reply = await store.submit(command)
         assert isinstance(reply, Issued)
-        run = Run(store, reply.scope)
+        run = Run(store, reply.scope, clock)
         for step in through:
             await run.step(step)
     finally:

@@ -15,13 +15,27 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from sidecar.core.command import Admitted, Bind, Emit, Issued, Reconcile, Refuse, Revoke, Settle, Turn
+from sidecar.core.chain import GENESIS, link
+from sidecar.core.command import (
+    Admitted,
+    Bind,
+    Emit,
+    Issued,
+    Reconcile,
+    Refuse,
+    Revoke,
+    Settle,
+    Turn,
+    Turned,
+)
 from sidecar.core.masking import Mask, pointer
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionType, Record
 from sidecar.errors import LogTampered, Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
+from sidecar.jsonvalue import dumps
 from sidecar.signing import SigningKey
 from sidecar.store.attestation import Attestation, Attested
 from sidecar.store.export import exported
@@ -484,6 +498,76 @@ async def test_a_key_of_a_record_that_is_not_there_is_named(beside: Path) -> Non
 async def test_a_binding_of_a_record_that_is_not_there_is_named(beside: Path) -> None:
     tamper(beside, "UPDATE run_bindings SET seq = 6")
     assert verdict(beside) == "the run run_1 is bound to record 6, which is not in the log"
+
+
+@pytest.mark.parametrize(
+    ("statement", "wrong"),
+    [
+        (
+            "DELETE FROM kept_once WHERE key = CAST('one' AS BLOB)",
+            "the key 6F6E65 of record 1 is missing from",
+        ),
+        (
+            "UPDATE kept_once SET key = CAST('two' AS BLOB) WHERE key = CAST('one' AS BLOB)",
+            "the key 6F6E65 of",
+        ),
+        (
+            "UPDATE kept_once SET decision_id = (SELECT decision_id FROM decisions WHERE seq = 3) "
+            "WHERE key = CAST('one' AS BLOB)",
+            "the key 6F6E65 of record 1 names another decision in kept_once",
+        ),
+        ("DELETE FROM run_bindings", "record 1 is missing from run_bindings, but was bound to run_1 by"),
+        ("UPDATE run_bindings SET run_id = 'run_2'", "record 1 is bound to run_2 in run_bindings, but was"),
+        ("UPDATE run_bindings SET seq = 2", "record 1 is missing from run_bindings, but was"),
+    ],
+)
+@pytest.mark.parametrize("followed", [False, True])
+async def test_a_key_or_binding_that_was_removed_or_altered_is_named(
+    beside: Path, open_store: OpenStore, statement: str, wrong: str, followed: bool
+) -> None:
+    if followed:
+        store = await open_store(beside)
+        await store.submit(turn(True))
+        await store.close()
+        with closing(sqlite3.connect(beside)) as connection:
+            assert not connection.execute("SELECT 1 FROM meta WHERE key GLOB 'bound:*'").fetchone()
+        assert verify_sqlite(beside).records == 6
+    tamper(beside, statement)
+    assert verdict(beside).startswith(wrong)
+
+
+async def test_the_next_record_says_which_records_were_bound_even_after_a_restart(
+    beside: Path, open_store: OpenStore
+) -> None:
+    store = await open_store(beside)
+    reply = await store.submit(turn(True))
+    assert isinstance(reply, Turned)
+    stored = await store.engine.decision(reply.decision_id)
+    assert stored is not None
+    assert orjson.loads(stored.envelope)["run_bindings"] == [[1, "run_1"]]
+    reply = await store.submit(turn(True))
+    assert isinstance(reply, Turned)
+    stored = await store.engine.decision(reply.decision_id)
+    assert stored is not None
+    assert "run_bindings" not in orjson.loads(stored.envelope)
+
+
+@pytest.mark.parametrize(
+    "said", [{"kept_once": "zz"}, {"kept_once": 1}, {"run_bindings": 1}, {"run_bindings": [[99, "x"]]}]
+)
+async def test_a_rewritten_record_that_says_what_no_record_says_is_named(
+    beside: Path, said: dict[str, Any]
+) -> None:
+    """As somebody could who makes the whole chain anew where nothing attests it."""
+    with unguarded(beside) as connection:
+        rows = connection.execute("SELECT seq, envelope FROM decisions ORDER BY seq").fetchall()
+        head = GENESIS
+        for seq, envelope in rows:
+            told = {**orjson.loads(envelope), **(said if seq == 3 else {})}
+            made = dumps(told, sort_keys=True)
+            head = link(head, made)
+            connection.execute("UPDATE decisions SET envelope = ?, hash = ? WHERE seq = ?", (made, head, seq))
+    assert verdict(beside).startswith("record 3 was altered")
 
 
 async def test_a_record_is_named_before_anything_beside_the_records(beside: Path) -> None:

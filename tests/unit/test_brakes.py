@@ -544,3 +544,20 @@ def test_an_admission_without_brakes_names_nothing_to_count() -> None:
     assert tallies_for(policies_of(brake), "default", None, None) == {
         Tally(tenant_id="default", incident_id=""): 60
     }
+
+
+@pytest.mark.parametrize(
+    "brake",
+    [
+        {"max_attempts": 1, "window_seconds": 10},
+        {"cooldown_seconds": 10},
+        {"one_in_flight": True, "window_seconds": 10},
+    ],
+)
+def test_an_admission_by_a_clock_that_ran_ahead_holds_for_no_longer_than_the_window(
+    brake: dict[str, Any],
+) -> None:
+    ahead = execution(seconds_ago=-86_400, status="unknown")
+    until = used(braking(**brake), ahead).until
+    assert until is not None
+    assert until <= subject().now + 10 * SECOND

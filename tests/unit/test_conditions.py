@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
 import sys
 from contextlib import suppress
 from decimal import Decimal
@@ -410,6 +413,138 @@ def test_a_time_and_a_duration_are_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('now >= timestamp(("2026-13-01T00:00:00Z"))', "timestamp"),
+        ('now >= timestamp("2026-13" + "-01T00:00:00Z")', "timestamp"),
+        ('now >= timestamp(true ? "x" : "y")', "timestamp"),
+        ("now >= timestamp(99999999999999)", "timestamp"),
+        ('now >= timestamp // from\n ("x")', "timestamp"),
+        ('[1].all(x, now - now < duration(["1d"][0]))', "duration"),
+        ('attempts_used < int("1O")', "int"),
+        ('0u < uint("-1")', "uint"),
+        ('0.5 < double("half")', "double"),
+        ('bool("yes")', "bool"),
+    ],
+)
+def test_every_value_of_constants_is_tried(text: str, name: str) -> None:
+    said, position = mistake(text)
+    assert said.startswith(f"{name}(...) takes ")
+    before = text[: text.index(f"{name}")]
+    assert position == (1, len(before) + 1)
+
+
+# Time zones -----------------------------------------------------------------------------------------------
+
+IN_A_ZONE = (
+    *("getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getHours"),
+    *("getMinutes", "getSeconds", "getMilliseconds"),
+)
+
+
+@pytest.mark.parametrize("name", IN_A_ZONE)
+def test_a_zone_that_does_not_exist_is_found_when_it_is_read(name: str) -> None:
+    said, position = mistake(f"risk == 'low' &&\n  now.{name}('Europe/Berln') < 8")
+    assert said.startswith(f"{name}(...) ")
+    assert position == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "now.getHours('Europe/Berln')",
+        "now.getHours(r'Europe/Berln')",
+        "now.getHours('Europe/' + 'Berln')",
+        "now.getHours(('Europe/Berln'))",
+        "now . getHours ( 'Europe/Berln' )",
+        "now.getHours // here\n ('Europe/Berln')",
+        "now.getHours('Europe/Berln' // there\n)",
+        "timestamp('2026-01-01T00:00:00Z').getHours('Europe/Berln')",
+        "(risk == 'low' ? now : now).getHours('Europe/Berln')",
+        "(has(parameters.x) ? now.getHours('Europe/Berln') : 1)",
+        "[1].map(x, now.getHours('Europe/Berln'))[0]",
+        "now.getHours('utc')",
+        "now.getHours('Z')",
+        "now.getHours(' ')",
+        "now.getHours('/etc/passwd')",
+        "now.getHours('+24:00')",
+        "now.getHours('-99:00')",
+        "now.getHours('08:60')",
+        "now.getHours('+8:-30')",
+        "now.getHours('\\x2b25:00')",
+        "now.getHours(risk == 'low' ? 'UTC' : 'Europe/Berln')",
+        "now.getHours(risk)",
+        "now.getHours(parameters.zone)",
+        "now.getHours(string(parameters.zone))",
+    ],
+)
+def test_a_zone_is_a_constant_and_one_that_exists(call: str) -> None:
+    said, position = mistake(f"{call} < 8")
+    assert said.startswith("getHours(...) ")
+    assert position == (1, call.index("getHours") + 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "hour"),
+    [
+        ("now.getHours()", 6),
+        ("now.getHours( // UTC\n )", 6),
+        ("now.getHours('UTC')", 6),
+        ("now.getHours('')", 6),
+        ("now.getHours('-08:00')", 22),
+        ("now.getHours('05:30')", 11),
+        ("now.getHours('+' + '01:00')", 7),
+        ("now.getHours(true ? '+01:00' : 'Europe/Berln')", 7),
+        ("duration('7h').getHours()", 7),
+        ("parameters['now.getHours(risk)']", 5),
+    ],
+)
+def test_a_zone_that_exists_is_read(call: str, hour: int) -> None:
+    assert holds(f"{call} == {hour}", now=6 * 3_600_000_000, parameters={"now.getHours(risk)": 5})
+
+
+def zones(folder: Path, *names: str) -> None:
+    """A time zone database: each zone is 3 hours ahead of UTC."""
+    for name in names:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        head = struct.pack(">4sc15x6L", b"TZif", b"2", 0, 0, 0, 0, 1, 4)
+        block = head + struct.pack(">lbB4s", 3 * 3600, 0, 0, b"+03\0")
+        file.write_bytes(block + block + b"\n<+03>-3\n")
+
+
+def read_with(database: Path, zone: str) -> str:
+    """What a new process says of a zone, since the engine keeps what it has found once."""
+    program = (
+        "import sys; from sidecar.conditions import NoCondition, condition\n"
+        "try: condition(f'now.getHours({sys.argv[1]!r}) == 1')\n"
+        "except NoCondition as exc: print(exc, exc.position)\n"
+        "else: print('well')"
+    )
+    environment = {**os.environ, "TZDIR": str(database)}
+    return subprocess.run(
+        [sys.executable, "-c", program, zone], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_the_database_that_counts_is_the_one_that_the_engine_uses(tmp_path: Path) -> None:
+    zones(tmp_path, "Etc/GMT", "Europe/Berln")
+    assert read_with(tmp_path, "Europe/Berln") == "well"
+    assert read_with(tmp_path, "Europe/Berlin") == (
+        'getHours(...) takes a time zone, such as getHours("Europe/Berlin") or getHours("-08:00"); '
+        "this is none (1, 5)"
+    )
+
+
+def test_without_a_database_only_utc_and_offsets_are_zones(tmp_path: Path) -> None:
+    assert read_with(tmp_path, "UTC") == read_with(tmp_path, "-08:00") == "well"
+    assert read_with(tmp_path, "Europe/Berlin") == (
+        "getHours(...) needs a time zone database, and none is found; install tzdata, set TZDIR, or write an "
+        "offset (1, 5)"
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "column"),
     [
         ("risk.matches(parameters.v)", 6),
@@ -469,6 +604,12 @@ def test_without_the_engine_a_condition_is_a_mistake_that_names_the_extra(
 
 
 # In a file -----------------------------------------------------------------------------------------------
+
+
+def test_a_zone_that_does_not_exist_is_a_mistake_with_its_place_in_the_file(tmp_path: Path) -> None:
+    write(tmp_path, "    when: |\n      risk == 'low' ||\n      now.getHours('Europe/Berln') < 8\n")
+    (fault,) = faults(tmp_path)
+    assert fault.startswith("a.yaml:8:11: rules[0].when: getHours(...) ")
 
 
 def write(folder: Path, when: str) -> None:

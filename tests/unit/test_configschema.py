@@ -36,6 +36,8 @@ ROUTE_KEYS = {f"gate.routes[0].{dotted(path)}": field for path, field in keys_of
 SECTIONS = [key for key, field in KEYS.items() if section_of(field)]
 LEAVES = [key for key in [*KEYS, *ROUTE_KEYS] if key not in SECTIONS]
 
+LISTS = ["data.allowed_hosts", "admin.allowed_hosts", "gate.routes", "log.mask"]
+
 # Values that the loader takes for a key. Some take them only together with another key.
 ADDRESSES = ["127.0.0.1:0", "localhost:7", "[::1]:65535", "unix:/run/x.sock", "unix:x y", "unix:///x"]
 FILES = [None, "x.pem", "/etc/x/y.pem", "../ü.pem"]
@@ -43,6 +45,8 @@ GOOD: dict[str, list[Any]] = {
     "data.listen": [*ADDRESSES, "0.0.0.0:1", "[::]:2", "some_host.example:3"],
     "admin.listen": [*ADDRESSES, "127.9.9.9:1", "[0:0:0:0:0:0:0:1]:2"],
     "ops.listen": [*ADDRESSES, "0.0.0.0:4"],
+    "data.allowed_hosts": [None, [], ["a.b", "A_b~c-d.", "10.0.0.1"], ["[2001:db8::1]"]],
+    "admin.allowed_hosts": [[], ["a.b"], ["[::1]", "localhost"]],
     **{
         f"{name}.tls.{key}": FILES
         for name in ("data", "admin", "ops")
@@ -57,6 +61,7 @@ GOOD: dict[str, list[Any]] = {
     "upstream.tls.server_name": [None, "a.b", "[::1]", "10.0.0.1"],
     "store.url": ["memory://", "sqlite:///x", "sqlite:////a b/ü.db", "sqlite:///../x:y@z"],
     "store.deadline_seconds": [0.001, 2, 86_400],
+    "clock.settle_seconds": [0.001, 300, 86_400],
     "gate.routes": [
         [{"path": "/a"}],
         [{"path": "/a"}, {"path": "**/b/{c}/d", "mode": "shadow", "action": "path:c"}],
@@ -100,6 +105,8 @@ NO_NUMBER: list[Any] = [None, True, "5", [5], {}]
 SPELLINGS: dict[str, list[Any]] = {
     "data.listen": ["localhost", ":8000", "::1:8000", "a b:1", "127.0.0.1:123456", "unix:", "unix:/x/"],
     "admin.listen": ["0.0.0.0:1", "10.0.0.1:1", "a.b:1", "127.0.0.1"],
+    "data.allowed_hosts": ["a.b", [None], ["a.b:80"], ["http://a.b"], ["*"], [""], [5], {}, True],
+    "admin.allowed_hosts": ["a.b", None, ["a b"], ["[::1]:80"], ["*.a.b"], ["u@a.b"], ["::1"], ["a/b"]],
     "upstream.url": ["ftp://h", "h:9000", "http://u:p@h", "http://h/base", "http://h?q", "http://", "unix:"],
     "upstream.tls.server_name": ["a.b:443", "a b"],
     "store.url": ["x.db", "sqlite://x", "sqlite:///", "sqlite:///x/", "sqlite:///x?mode=ro", "mysql://h/x"],
@@ -229,7 +236,7 @@ def test_no_key_is_required_but_the_path_of_a_route() -> None:
     required = {
         key: below["items"].get("required") for key, below in keys_of_the_schema(SCHEMA) if "items" in below
     }
-    assert required == {"gate.routes": ["path"], "log.mask": None}
+    assert required == {"gate.routes": ["path"], "admin.allowed_hosts": None, "log.mask": None}
     assert json.dumps(SCHEMA).count('"required"') == 1
 
 
@@ -273,7 +280,7 @@ def test_what_the_loader_takes_for_a_key_is_accepted(accepts: Accepts, key: str)
     assert taken
 
 
-@pytest.mark.parametrize("key", [key for key in LEAVES if key not in ("gate.routes", "log.mask")])
+@pytest.mark.parametrize("key", [key for key in LEAVES if key not in LISTS])
 def test_every_scalar_may_be_a_variable(accepts: Accepts, key: str) -> None:
     scalars = [value for value in GOOD[key] if isinstance(value, str | int | float)]
     text = next(value if isinstance(value, str) else json.dumps(value) for value in scalars)
@@ -285,7 +292,8 @@ def test_every_scalar_may_be_a_variable(accepts: Accepts, key: str) -> None:
         assert accepts(grown({key: "${VALUE}"}), {"VALUE": text})
 
 
-@pytest.mark.parametrize("key", ["gate.routes", "log.mask", "gate.routes[0]"])
+# A variable can be null, so it may stand where a list need not.
+@pytest.mark.parametrize("key", [*(key for key in LISTS if None not in GOOD[key]), "gate.routes[0]"])
 def test_a_list_and_its_maps_are_no_variables(accepts: Accepts, key: str) -> None:
     tree = {"gate": {"routes": ["${A}"]}} if key.endswith("]") else grown({key: "${A}"})
     assert not accepts(tree, {"A": "[/details/a]"})
@@ -334,7 +342,7 @@ def bad(key: str) -> list[Any]:
     elif kinds == "boolean":
         values += [*NO_NUMBER[:1], 1, "true", [True], {}]
     elif kinds == "array":
-        values += [5, True, "/a", {}, None]
+        values += [5, True, "/a", {}, *([] if None in GOOD[key] else [None])]
     else:
         values += NO_TEXT
         values += [] if "null" in kinds else [None]

@@ -87,10 +87,63 @@ def test_a_key_that_equals_a_judged_one_but_for_case_is_refused(name: str, spell
 
 @pytest.mark.parametrize(
     "key",
-    ["\uff41ction", "\u017fcope_id", "inc\u0131dent_id".replace("\u0131", "I"), "ACTI\u00d3N"[:4] + "ON"],
+    ["\uff41ction", "\u017fcope_id", "inc\u0131dent_id", "\u0130ncident_id", "ACTI\u00d3N"[:4] + "ON"],
 )
 def test_compatibility_forms_are_case_twins_too(key: str) -> None:
     refusal_of(**{key: "x"})
+
+
+CLEANED = [
+    "action\0x",
+    "act\u0001ion",
+    " action",
+    "action\t",
+    "action\r\n",
+    "\ufeffaction",
+    "acti\u200bon",
+    "acti\u00adon",
+    "acti\ufe0fon",
+    "act\u034fion",
+    "action\u00a0",
+    "\u3000action",
+    "action\x7f",
+    "action\u0085",
+    " \u200bAct\u0001\uff49on\u2060 \0\u0001x",
+    "\u200b action \u200b",
+    "\0\u0001action",
+    "\0action\0x",
+    "\0 act\u0001ion\u001f\0tail",
+    "action\u2028",
+]
+
+
+@pytest.mark.parametrize("key", CLEANED)
+def test_a_key_that_becomes_a_judged_one_when_it_is_cleaned_or_cut_is_refused(key: str) -> None:
+    for document in ({key: "failover", "action": "retry_agent"}, {key: "failover"}):
+        found = read(Request(document=document), DEFAULT_SOURCES)
+        assert isinstance(found, Refusal), key
+        assert found.members == {"member": f"/{key}"}
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["x\0action", "ac tion", "action x", "actions", "acti\u00f3n", "a.action", "", "\0", " "],
+)
+def test_a_key_that_stays_another_one_is_left_alone(key: str) -> None:
+    assert claims_of(**{key: "x", "action": "retry_agent"}).action == "retry_agent"
+
+
+@pytest.mark.parametrize("name", ["i\u0001d", "id\0x", "i\u200bd", " id", "id\u00ad[x]", "ID\0"])
+def test_a_query_name_that_becomes_a_judged_one_when_it_is_cleaned_is_refused(name: str) -> None:
+    sources = FactSources(incident_id=Source.parse("query:id"))
+    found = read(Request(document={}, query=[(name, "inc-2"), ("id", "inc-1")]), sources)
+    assert isinstance(found, Refusal)
+
+
+def test_a_member_that_javascript_takes_for_an_objects_prototype_is_refused() -> None:
+    refusal_of(__proto__={"parameters": {}}, action="retry_agent")
+    refusal_of(parameters={"__proto__": {"target_agents": []}})
+    claims_of(other={"__proto__": 1}, constructor={}, proto=1)
 
 
 def test_twins_elsewhere_are_nobodys_business() -> None:
@@ -144,12 +197,27 @@ def test_a_pointer_is_unescaped() -> None:
     assert found.scope_id == "s"
 
 
-def test_a_pointer_does_not_enter_lists_or_texts() -> None:
+def test_a_pointer_leads_through_lists_and_not_into_texts() -> None:
     sources = FactSources(scope_id=Source.parse("/a/0"))
-    for holder in (["x"], "x", {"1": "x"}, None, 7):
+    holder: Any
+    for holder in (["x"], ["x", "y"], {"0": "x"}):
+        found = read(Request(document={"a": holder}), sources)
+        assert isinstance(found, Claims)
+        assert found.scope_id == "x"
+    for holder in ([], "x", {"1": "x"}, None, 7):
         found = read(Request(document={"a": holder}), sources)
         assert isinstance(found, Claims)
         assert found.scope_id is None
+
+
+def test_facts_are_found_in_objects_of_lists_and_their_keys_are_watched_there() -> None:
+    sources = FactSources(incident_id=Source.parse("/i/0/id"), parameters=Source.parse("/i/1"))
+    found = read(Request(document={"i": [{"id": "inc-1"}, {"a": 1}]}), sources)
+    assert isinstance(found, Claims)
+    assert (found.incident_id, found.parameters) == ("inc-1", {"a": 1})
+    found = read(Request(document={"i": [{"id": "inc-1", "ID": "inc-2"}]}), sources)
+    assert isinstance(found, Refusal)
+    assert found.members["member"] == "/i/0/ID"
 
 
 def test_the_objects_on_the_way_are_watched_for_twins_too() -> None:

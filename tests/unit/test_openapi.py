@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from sidecar import __version__
 from sidecar.core.facts import is_identifier
+from sidecar.core.wording import visible_chars
 from sidecar.errors import ERRORS, Refusal
 from sidecar.settings import Listen, default
 from sidecar.strictjson import NotJson, parse
@@ -298,10 +299,18 @@ def test_printable_in_a_schema_is_printable_in_the_code() -> None:
         assert validator.is_valid(text) == is_identifier(text), text
 
 
-def test_blank_in_a_schema_is_blank_in_the_code() -> None:
+def test_visible_in_a_schema_is_visible_in_the_code() -> None:
     validator = jsonschema_rs.Draft202012Validator(INTENT)
-    codes = [code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
-    assert [hex(code) for code in codes if validator.is_valid(chr(code)) != bool(chr(code).strip())] == []
+    others = [
+        hex(code)
+        for code in range(sys.maxunicode + 1)
+        if unicodedata.category(chr(code)) not in ("Cs", "Cn")
+        and code != 0x1171E  # newer versions of Unicode call this mark a spacing one
+        and validator.is_valid(chr(code)) != bool(visible_chars(chr(code)))
+    ]
+    assert others == []
+    for text in ("", " \n", "\u200b a", "a \u2800", "\u2800 \u3164"):
+        assert validator.is_valid(text) == bool(visible_chars(text)), text
 
 
 MODELS: dict[type[WireModel], dict[str, Any]] = {

@@ -217,6 +217,10 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path, text: str, fou
             "reason: expects at most 1000 characters without controls",
         ),
         (
+            'on: issue, effect: deny, reason: "\\u2800 \\u3164"',
+            "reason: says nothing that a reader sees; write a reason, or remove the key",
+        ),
+        (
             'on: issue, effect: deny, reason: "a\\u0007"',
             "reason: expects at most 1000 characters without controls",
         ),

@@ -225,6 +225,8 @@ def test_a_rule_that_denies_says_why() -> None:
         ("x" * 20, ("a",), []),
         ("x" * 19, ("a",), ["intent_min_chars"]),
         (" " * 9 + "x" * 19 + "\n", ("a",), ["intent_min_chars"]),
+        ("\u200b" * 9 + "x" * 19 + "\u2800", ("a",), ["intent_min_chars"]),
+        ("\u200b" + "x" + " " * 18 + "x", ("a",), []),
         ("x" * 20, (), ["target_agents"]),
         ("", (), ["intent_min_chars", "target_agents"]),
     ],

@@ -242,6 +242,16 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
         ),
         ("care: {min_confidence: 1.01}", "2:8: care.min_confidence: must be at most 1"),
         ("log: {mask: /details/a}", "2:7: log.mask: expects a list, found text"),
+        ("admin: {allowed_hosts: a.b}", "2:9: admin.allowed_hosts: expects a list, found text"),
+        (
+            'admin: {allowed_hosts: [a.b, "a.b:80"]}',
+            "2:30: admin.allowed_hosts[1]: names a port; leave it out, names are compared without one",
+        ),
+        (
+            "data:\n  allowed_hosts:\n    - https://a.b\n",
+            "4:7: data.allowed_hosts[0]: expects a name as it stands in Host, such as gate.example or "
+            "[2001:db8::1]",
+        ),
         (
             "log: {mask_key_file: 5}",
             "2:7: log.mask_key_file: expects text, found a number; write it in quotes",
@@ -455,7 +465,8 @@ def test_nothing_is_signed_or_masked_by_default(tmp_path: Path) -> None:
     [
         ("details/a", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
         ("/details/~2", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
-        ("/details/", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
+        ("/details/~~01", "expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1"),
+        ("/details/", "names no member, or an empty one; write /member or /member/member"),
         ("/details", "/details as a whole cannot be masked; name a member below it, /details/member"),
         *(
             (
@@ -743,6 +754,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path)
         ("SHUTDOWN__DRAIN_SECONDS", "1e1", "shutdown.drain_seconds", 10.0),
         ("GATE__ROUTES", "[{path: /a}, {path: /b}]", "gate.routes.1.path.text", "/b"),
         ("LOG__SIGNING_KEY_FILE", "null", "log.signing_key_file", None),
+        ("DATA__ALLOWED_HOSTS", "null", "data.allowed_hosts", None),
+        ("DATA__ALLOWED_HOSTS", "[A.b., '[::01]']", "data.allowed_hosts", ("a.b", "[::1]")),
+        ("ADMIN__ALLOWED_HOSTS", "[a.b]", "admin.allowed_hosts", ("a.b",)),
     ],
 )
 def test_a_variable_is_typed_as_its_key_is(
@@ -853,6 +867,7 @@ OTHER: dict[str, Any] = {
     "upstream.max_connections": 8,
     "store.url": "sqlite:///other.db",
     "store.deadline_seconds": 9,
+    "clock.settle_seconds": 301,
     "gate.routes": [{"path": "**/recovery/execute", "action": "/what"}],
     "gate.max_body_bytes": 10,
     "gate.max_answer_bytes": 11,
@@ -861,6 +876,8 @@ OTHER: dict[str, Any] = {
     "gate.max_in_flight": 14,
     "gate.annotate_response": True,
     "gate.tenant_header": "X-Tenant",
+    "data.allowed_hosts": ["gate.example"],
+    "admin.allowed_hosts": ["gate.example"],
     "gate.scope_required_from": "medium",
     "scopes.serve_on": "admin",
     "scopes.defaults.max_attempts": 2,
@@ -981,7 +998,7 @@ def test_settings_dump_as_the_text_of_the_file() -> None:
     assert settings.gate.routes[0].sources == DEFAULT_SOURCES
     dumped = json.loads(settings.model_dump_json())
     off = {"certificate_file": None, "key_file": None, "client_ca_file": None}
-    assert dumped["data"] == {"listen": "[::1]:8000", "tls": off}
+    assert dumped["data"] == {"listen": "[::1]:8000", "allowed_hosts": None, "tls": off}
     assert dumped["ops"]["listen"] == "unix:/run/ops.sock"
     assert dumped["gate"]["routes"] == [
         {

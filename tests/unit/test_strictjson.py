@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.strictjson import NotJson, parse
+from sidecar.strictjson import NotJson, parse, parse_value
 
 scalars = st.one_of(
     st.none(),
@@ -133,3 +133,16 @@ def test_the_length_of_a_number_is_bounded(digits: int, fits: bool, form: str) -
 def test_it_is_one_object_in_utf8_without_a_mark(text: bytes) -> None:
     with pytest.raises(NotJson):
         parse(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [(b"[1, 2]", [1, 2]), (b'"a"', "a"), (b"1.5", Decimal("1.5"))])
+def test_a_value_need_not_be_an_object_but_a_body_must_be(text: bytes, value: object) -> None:
+    assert parse_value(text) == value
+    with pytest.raises(NotJson, match="one JSON object"):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", [b"1e999", b"[1e999]", b"9" * 65, b"[NaN]", b'[{"a": 1, "a": 2}]', b"[1] 2"])
+def test_a_value_is_read_as_strictly_as_an_object(text: bytes) -> None:
+    with pytest.raises(NotJson):
+        parse_value(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from unittest.mock import patch
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.core import readings
 from sidecar.core import target as module
 from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify
 
@@ -186,6 +188,85 @@ AMBIGUOUS = [
     "/recovery/execute%2ejson",
     "/recovery/execute.json;v=1",
     "/recovery/execute.json.json",
+    "/recovery/execute.xml",
+    "/recovery/execute.do",
+    "/recovery/execute.action",
+    "/recovery/execute.html",
+    "/recovery/execute.HTML;v=1",
+    "/recovery/execute+",
+    "/recovery/execute%2B",
+    "/recovery/execute.+",
+    "/recovery./execute",
+    "/recovery%20/execute",
+    "/recovery+/execute",
+    "/recovery.%20./execute.%20",
+    "/recovery/..%20/execute",
+    "/recovery/x/..%20/execute",
+    "/recovery/...%20./execute",
+    "/recovery/%20/execute",
+    "/recovery/%20execute",
+    "/%c2%a0recovery/execute",
+    "/recovery/+execute",
+    "/recovery%c2%a0/x/../execute",
+    # bytes that are not UTF-8 dropped, anywhere and in every composition
+    "/recovery/execute%ff",
+    "/recovery/exe%80cute",
+    "/%c0recovery/execute",
+    "/recovery/%c0execute",
+    "/recovery%ff/%feexecute",
+    "/recovery/exec%c3ute",
+    "/recovery/execut%ed%a0%80e",
+    "/recovery/exe%25ffcute",
+    "/recovery%25c0%252fexecute",
+    "/recovery/%%ff65xecute",
+    "/recovery/exe\udcffcute",
+    "/recovery%ff%2fexecute",
+    "/recovery/%ffexecute.%ffjson",
+    "/recovery/x/.%ff./execute",
+    "/recovery/%25%ff65xecute",
+    # controls dropped
+    "/recovery/exe%0Acute",
+    "/recovery/exe%09cute",
+    "/recovery/exe%0D%0Acute",
+    "/recovery/%01execute",
+    "/recovery/execute%7f",
+    "/recovery/exe%c2%85cute",
+    "/recovery/exe%00cute",
+    "/recovery/exe%250acute",
+    "/recovery/%%0a65xecute",
+    "/recovery/%6%0a5xecute",
+    "/recovery/%c1%0a%a5xecute",
+    "/recovery/%ef%0a%bd%0a%85xecute",
+    "/recovery/x/.%0a./execute",
+    "/recovery%0d%2fexecute",
+    "/recovery/execute.js%0Aon",
+    "/recovery/\x7fexecute",
+    "/re%0acovery/exec%c3ute",
+    # format characters and others without a shape dropped
+    "/recovery/exe%e2%80%8bcute",
+    "/recovery/exe%c2%adcute",
+    "/recovery/%ef%bb%bfexecute",
+    "/recovery/exe%e2%81%a0cute",
+    "/recovery/exe%25e2%2580%258bcute",
+    "/recovery/exe%ef%b8%8fcute",
+    "/recovery/exe%cd%8fcute",
+    "/recovery/exe\u200dcute",
+    "/recovery/exe%f3%a0%81%a5cute",
+    "/recovery/%c1%e2%80%8b%a5xecute",
+    # Latin-1, whose soft hyphen is one byte, and whose letters fold
+    "/recovery/exe%adcute",
+    "/recovery/execute%a0",
+    # %uXXXX
+    "/recovery/%u0065xecute",
+    "/recovery/%U0065xecute",
+    "/recovery%u002fexecute",
+    "/recovery%uFF0Fexecute",
+    "/recovery/%25u0065xecute",
+    "/recovery/%u0025%36%35xecute",
+    "/recovery/%u00%36%35xecute",
+    "/recovery/exe%u200bcute",
+    "/recovery/%uD835%uDC86xecute",
+    "/recovery/%u000a%65xecute",
     # prefixes that two parsers read in two ways
     "/a#b/recovery/execute",
     "/a%23b/recovery/execute",
@@ -194,6 +275,11 @@ AMBIGUOUS = [
     "/a%3bb/recovery/execute",
     "/a%00b/recovery/execute",
     "/a\0b/recovery/execute",
+    "/a%2%0aeb/recovery/execute",
+    "/a%%0a2fb/recovery/execute",
+    "/a%c0%0a%afb/recovery/execute",
+    "/a%u002fb/recovery/execute",
+    "/a%%ad2fb/recovery/execute",
     "/a%c0%afb/recovery/execute",
     "/a%ef%bc%8fb/recovery/execute",
     "/a b/recovery/execute",
@@ -206,6 +292,7 @@ AMBIGUOUS = [
     "http:recovery/execute",
     "http%3a%2f%2fhost%2frecovery%2fexecute",
     "http:\\\\host\\recovery\\execute",
+    "/%5cx\\u//%5c;%/recovery/execute+",
     "recovery/execute",
     "//host/recovery/execute",
     "///host/recovery/execute",
@@ -239,8 +326,6 @@ PASSING = [
     "/recovery/execute/history",
     "/recovery/execute%2fhistory",
     "/recovery/execute-all",
-    "/recovery/execute.html",
-    "/recovery/execute.xml",
     "/recovery/execute_json",
     "/recovery/execute/../history",
     "/recovery/../execute",
@@ -256,12 +341,18 @@ PASSING = [
     "/recovery%25252Fexecute",
     "/recovery/%252565xecute",
     "/recovery/x/%25252e%25252e/execute",
-    "/recovery%25c0%252fexecute",
     "/recovery/execut%C3%A9",
     "/recovery/execute%CC%81",
-    "/recovery/execut%ed%a0%80e",
-    "/recovery/exec%c3ute",
     "/recovery/exec%f0%8d%a0%80ute/execute",
+    "/recovery/execute%u",
+    "/recovery/execute%u00",
+    "/recovery/e+xecute",
+    "/recovery/exe%20cute",
+    "/recovery/execute.csv",
+    "/recovery/execute.jsonl",
+    "/recovery/%e6%89%a7%e8%a1%8c",
+    "/recovery/%2525%0a36%35xecute",
+    "/files/%d0%bf%d1%80%d0%b8%d0%bc%d0%b5%d1%80/execut",
     "/recoveryexecute",
     "/recovery/exec/ute",
     "/recovery/exe;x/cute",
@@ -473,11 +564,19 @@ def test_an_override_header_on_a_gated_path_is_refused(method: str, header: str)
 
 
 @pytest.mark.parametrize("method", ["POST", "GET", "HEAD", "OPTIONS"])
-@pytest.mark.parametrize("header", ["Upgrade", "upgrade", "HTTP2-Settings", "HTTP2_SETTINGS"])
-def test_nothing_switches_protocols_on_a_gated_path(method: str, header: str) -> None:
-    answer = ask("/recovery/execute", method=method, headers=(("Host", "h"), (header, "websocket")))
+@pytest.mark.parametrize(
+    "header", [("Upgrade", "websocket"), ("upgrade", "WebSocket"), ("UPGRADE", " websocket ")]
+)
+def test_a_gated_path_is_no_websocket(method: str, header: tuple[str, str]) -> None:
+    answer = ask("/recovery/execute", method=method, headers=(("Host", "h"), header))
     assert code(answer) == "upgrade_refused"
-    assert header in message(answer)
+
+
+@pytest.mark.parametrize("offer", ["h2c", "TLS/1.0", "foo, websocket", "websocket, h2c", "websocket/13", ""])
+def test_any_other_offer_to_switch_protocols_changes_nothing(offer: str) -> None:
+    headers = (("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", offer), ("HTTP2-Settings", "AAMAAABk"))
+    assert isinstance(ask("/recovery/execute", method="POST", headers=headers), Gated)
+    assert isinstance(ask("/recovery/execute", method="GET", headers=headers), PassThrough)
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "post", ""])
@@ -657,20 +756,21 @@ def test_a_route_path_keeps_its_text_and_names(text: str, names: tuple[str, ...]
         "/x%25%32e;a\\%2523%3f.%00//",
         "/../x/%2e%2e;/%252e",
         "\udcc0\udcaf\uff0f\ufdfa",
+        "%ff%0a%e2%80%8b%00;+//",
     ],
 )
 def test_a_target_with_very_many_readings_is_refused_after_a_bounded_number(noise: str) -> None:
     with patch.object(module, "_standing", wraps=module._standing) as standing:
         answer = ask(("/execute" + noise * 500)[:8192])
     assert "more readings than are tried" in message(answer)
-    assert standing.call_count <= module.MOST_READINGS
+    assert standing.call_count <= readings.MAX_READINGS
 
 
 def test_a_short_target_with_very_many_readings_is_refused_after_a_bounded_number() -> None:
     with patch.object(module, "_standing", wraps=module._standing) as standing:
         answer = ask("http://h/execute/../%253b\\#")
     assert "more readings than are tried" in message(answer)
-    assert module.MOST_READINGS / 2 < standing.call_count <= module.MOST_READINGS
+    assert readings.MAX_READINGS / 2 < standing.call_count <= readings.MAX_READINGS
 
 
 def test_a_long_plain_path_next_to_a_gated_one_passes() -> None:
@@ -678,8 +778,8 @@ def test_a_long_plain_path_next_to_a_gated_one_passes() -> None:
 
 
 def test_characters_of_a_path_are_tried_at_most_up_to_the_limit() -> None:
-    path = "/execute" + "a" * module.MOST_CHARACTERS
-    assert ask(path[: module.MOST_CHARACTERS]) == PassThrough()
+    path = "/execute" + "a" * readings.MAX_CHARACTERS
+    assert ask(path[: readings.MAX_CHARACTERS]) == PassThrough()
     assert code(ask(path)) == "ambiguous_path"
 
 
@@ -739,7 +839,9 @@ def test_no_disguise_of_a_gated_path_passes(target: str) -> None:
 PIECES = (
     "/ \\ %2f %252f %5c \uff0f %ef%bc%8f \udcc0\udcaf %c0%af % %25 %2525 \uff05 %ef%bc%85 %c0%a5 2 f 2f 25 "
     "\uff12 c0 af . .. %2e ; # %3f \0 : a: face FACE fa ce %66 %2561 \uff46 \ufb00 e %c1 \udcc1 %a5 \udca5 "
-    "\udce0\udc80 \u0301 %cc%81 .json v1 /v1/face //h \xa0"
+    "\udce0\udc80 \u0301 %cc%81 .json v1 /v1/face //h \xa0 "
+    "%ff %0a %250a %09 \x7f %c2%85 %ad %e2%80%8b \u200b %u0066 %u0061 %25u0063 %u %ufb00 + %2b "
+    "f a c e 6 %6 61"
 )
 
 
@@ -747,7 +849,164 @@ PIECES = (
 def test_the_quick_test_lets_no_matching_reading_slip(path: str) -> None:
     # "face" is made of hexadecimal digits: an escape would swallow it if one could.
     patterns = (RoutePattern.parse("**/face"), RoutePattern.parse("/v1/face"))
-    with patch.object(module, "_may_match", return_value=True):
+    with patch.object(module, "could_reach", return_value=True):
         clause = module._other_reading(path, patterns)
     if clause is not None and "more readings" not in clause:
-        assert module._may_match(path, patterns)
+        assert readings.could_reach(path, {"face"})
+
+
+def test_no_character_becomes_more_ascii_characters_than_the_quick_test_expects() -> None:
+    for code in range(0x80, 0x110000):
+        runs = re.findall("[!-~]+", readings.folded(chr(code)))
+        assert max(map(len, runs), default=0) <= readings._MAX_MADE, hex(code)
+
+
+# ---- rebuilt targets -------------------------------------------------------------------------------
+
+# A target, and headers of which some application makes the URL of a gated path.
+REBUILT: list[tuple[str, list[tuple[str, str]]]] = [
+    ("/foo", [("X-Forwarded-Host", "x/v1/run?")]),
+    ("/foo", [("X_Forwarded_Host", "x/v1/run#")]),
+    ("/foo", [("X-Forwarded-Host", "u@x/v1/run?")]),
+    ("/foo", [("X-Forwarded-Host", "a.example, x/v1/run?")]),
+    ("/foo", [("X-Forwarded-Host", "x/v1/run?, a.example")]),
+    ("/foo", [("X-Forwarded-Host", "a.example"), ("X-Forwarded-Host", "x/v1%2frun?")]),
+    ("/run", [("X-Forwarded-Host", "x/v1")]),
+    ("/ru%6e", [("X-Forwarded-Host", "x\\v1")]),
+    ("/x/..", [("X-Forwarded-Host", "x/v1/run;")]),
+    ("/foo", [("X-Original-Host", "x/v1/run?")]),
+    ("/foo", [("X-Forwarded-Port", "80/v1/run?")]),
+    ("/foo", [("X-Forwarded-Proto", "http://x/v1/run?")]),
+    ("/foo", [("X-Forwarded-Scheme", "http://x/v1/run#")]),
+    ("/run", [("X-Forwarded-Prefix", "/v1")]),
+    ("/run", [("X-Forwarded-Prefix", "/v1/")]),
+    ("/foo", [("X-Forwarded-Prefix", "/v1/run?")]),
+    ("/foo", [("X-Forwarded-Prefix", "/v1/exe%ff/../run;")]),
+    ("/api/v1/run", [("X-Forwarded-Prefix", "/api")]),
+    ("/a%70i/v1/run", [("X-Forwarded-Prefix", "/API")]),
+    ("/apiv1/run", [("X-Forwarded-Prefix", "/api")]),
+    ("/run", [("X-Forwarded-Host", "x/"), ("X-Forwarded-Prefix", "v1")]),
+    ("/n", [("X-Forwarded-Host", "x/v1"), ("X-Forwarded-Prefix", "/ru%6e;")]),
+    ("/foo", [("Forwarded", "for=1.2.3.4;host=x/v1/run?;proto=https")]),
+    ("/foo", [("forwarded", 'for=1.2.3.4, host="x\\/v1/run?"')]),
+    ("/foo", [("Forwarded", 'Proto="http://x/v1/run?"')]),
+    ("/..", [("X-Forwarded-Host", "x/"), ("X-Forwarded-Port", "80/")]),
+    ("/../run", [("X-Forwarded-Prefix", "/v1")]),
+    ("/host/v1/run", [("X-Forwarded-Prefix", "/")]),
+    ("/my app/v1%2frun", [("X-Forwarded-Prefix", "/my%20app")]),
+    ("/my%20app/v1%2frun", [("X-Forwarded-Prefix", "/my%20app/")]),
+]
+
+
+@pytest.mark.parametrize(("path", "headers"), REBUILT)
+@pytest.mark.parametrize("method", ["POST", "GET", "PUT"])
+def test_a_header_by_which_a_gated_target_could_be_rebuilt_is_refused(
+    method: str, path: str, headers: list[tuple[str, str]]
+) -> None:
+    assert classify(method, path, (), True, [EXACT]) == PassThrough()
+    answer = classify(method, path, headers, True, [EXACT])
+    assert code(answer) == "override_refused"
+    assert "a gated path could be built" in message(answer)
+
+
+@pytest.mark.parametrize("path", ["/foo", "/v1/run/x?y=/v1/run", "/api/orders", "/history/run"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("X-Forwarded-Host", "shop.example:8443"), ("X-Forwarded-Proto", "https")],
+        [("X-Forwarded-Host", "a.example, b.example"), ("X-Forwarded-Port", "443")],
+        [("X-Forwarded-Host", "[2001:db8::1]:80"), ("X-Forwarded-Prefix", "/api")],
+        [("Forwarded", 'for=192.0.2.60;proto=http;by=203.0.113.43;host="a.example:80"')],
+        [("X-Forwarded-Host", ""), ("X-Forwarded-Prefix", "/"), ("Forwarded", "")],
+        [("X-Forwarded-Prefix", "/my%20app")],
+        [("X-Forwarded-For", "/v1/run"), ("From", "/v1/run"), ("X-Forwarded-Hostess", "x/v1/run?")],
+    ],
+)
+def test_headers_that_rebuild_no_gated_target_pass(path: str, headers: list[tuple[str, str]]) -> None:
+    assert classify("POST", path, headers, True, [EXACT]) == PassThrough()
+
+
+ORIGINALS = [
+    "X-Original-URI",
+    "X_FORWARDED_URI",
+    "X-Forwarded-Path",
+    "X-Replaced-Path",
+    "X.Envoy.Original.Path",
+]
+
+
+@pytest.mark.parametrize("header", ORIGINALS)
+def test_a_header_that_says_how_a_target_read_before_cannot_bring_in_a_gated_one(header: str) -> None:
+    assert code(ask("/x", headers=((header, "/recovery/exe%ffcute"),))) == "override_refused"
+    assert code(ask("/x", headers=((header, "/recovery/execute"),))) == "override_refused"
+    assert ask("/x", headers=((header, "/recovery"),)) == PassThrough()
+    for value in ("/recovery/execute?x", "/public/recovery/execute", "/elsewhere"):
+        assert ask("/recovery/execute", headers=((header, value),)) == Gated(0, {})
+    agent = RoutePattern.parse("**/{agent}/heal")
+    assert ask("/a1/heal", agent, headers=((header, "/api/a1/heal"),)) == Gated(0, {"agent": "a1"})
+    assert code(ask("/a1/heal", agent, headers=((header, "/a2/heal"),))) == "override_refused"
+    assert (
+        code(ask("/recovery/execute", ANYWHERE, EXACT, headers=((header, "/v1/run"),))) == "override_refused"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["X.Original.URL", "X!Original~URL", "x_http.method|override", "SCRIPT.NAME"]
+)
+def test_a_header_name_is_read_as_servers_write_it_for_cgi(name: str) -> None:
+    assert code(ask("/recovery/execute", headers=((name, "/x"),))) == "override_refused"
+
+
+def test_a_forwarded_part_that_is_not_plain_passes_where_no_gated_name_is_in_sight() -> None:
+    for headers in ([("X-Forwarded-Host", "x/orders")], [("X-Forwarded-Prefix", "/a/../b")]):
+        assert classify("POST", "/api/orders?to=/v1/run", headers, True, [EXACT]) == PassThrough()
+        assert code(classify("POST", "/history/run", headers, True, [EXACT])) == "override_refused"
+
+
+PROXY_HEADERS = [
+    ("X-Forwarded-Host", "shop.example:8443"),
+    ("X-Forwarded-Port", "8443"),
+    ("X-Forwarded-Proto", "https"),
+    ("X-Forwarded-Prefix", "/api"),
+    ("Forwarded", 'for=192.0.2.60;proto=http;host="a.example:80"'),
+]
+
+
+def test_what_proxies_add_in_good_faith_leaves_a_gated_request_judged() -> None:
+    assert classify("POST", "/v1/run", PROXY_HEADERS, True, [EXACT]) == Gated(0, {})
+    assert ask("/recovery/execute", headers=tuple(PROXY_HEADERS)) == Gated(0, {})
+
+
+@pytest.mark.parametrize("header", PROXY_HEADERS)
+def test_a_gated_request_with_a_forwarded_part_that_is_not_plain_is_refused(header: tuple[str, str]) -> None:
+    # The route is the same, but another segment may name the agent.
+    pattern = RoutePattern.parse("**/{agent}/heal")
+    for value in ("x/a2/heal?", "u@h", "/a/../b", "http://h"):
+        given = f"host={value}" if header[0] == "Forwarded" else value
+        answer = ask("/a1/heal", pattern, headers=((header[0], given),))
+        assert code(answer) == "override_refused"
+        assert header[0] in message(answer)
+
+
+def test_a_gated_request_whose_prefix_leads_to_another_route_is_refused() -> None:
+    other = RoutePattern.parse("/api/v1/run")
+    for patterns, path in (((EXACT, other), "/v1/run"), ((other, EXACT), "/api/v1/run")):
+        assert isinstance(ask(path, *patterns), Gated)
+        answer = ask(path, *patterns, headers=(("X-Forwarded-Prefix", "/api"),))
+        assert code(answer) == "override_refused"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["X-Forwarded-Host", "X-Forwarded-Prefix", "X-Forwarded-Proto", "Forwarded"]),
+            st.text(st.characters()),
+        ),
+        max_size=3,
+    ),
+    st.text(st.characters()),
+)
+def test_no_header_makes_it_raise(headers: list[tuple[str, str]], path: str) -> None:
+    for pattern in (ANYWHERE, NAMED):
+        ask(path, pattern, headers=tuple(headers))
+        ask("/recovery/execute", pattern, headers=tuple(headers))

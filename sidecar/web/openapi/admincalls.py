@@ -186,6 +186,18 @@ STATUS: tuple[Operation, ...] = (
     ),
     Operation(
         listener="admin",
+        method="post",
+        path="/api/v1/store/accept-clock",
+        name="acceptClock",
+        tag="Status",
+        summary="Take the wall clock for right",
+        description="Where it jumped ahead, or is behind the log. Each call is recorded.",
+        parameters=(REQUEST_ID,),
+        answers=(shows("It counts from now on.", answermodels.AcceptedClock),),
+        errors=STORE_ERRORS,
+    ),
+    Operation(
+        listener="admin",
         method="get",
         path="/openapi.json",
         name="getDocument",

@@ -33,6 +33,7 @@ from sidecar.web.openapi.operation import (
     Operation,
     Parameter,
     Schema,
+    guarded_errors,
 )
 from sidecar.web.openapi.opscalls import OPS
 from sidecar.web.openapi.scopecalls import SCOPES
@@ -193,7 +194,9 @@ def _body(body: Body) -> dict[str, Any]:
 
 def _responses(operation: Operation) -> dict[str, Any]:
     """The answers by status, with `default`, where there is one, behind the others."""
-    errors = problems.responses(operation.errors, operation.told, relayed=operation.relayed)
+    errors = problems.responses(
+        (*operation.errors, *guarded_errors(operation)), operation.told, relayed=operation.relayed
+    )
     answers = {answer.status: _answer(answer) for answer in operation.answers}
     return dict(sorted({**errors, **answers}.items()))
 

@@ -73,6 +73,14 @@ class Operation:
     tenant: Literal["required", "optional"] | None = None
 
 
+def guarded_errors(operation: Operation) -> tuple[str, ...]:
+    """The codes by which the sidecar's own calls refuse another host or, for a change, another site."""
+    if operation.listener not in ("admin", "scopes"):
+        return ()
+    changes = operation.method not in ("get", "head", "options")
+    return ("misdirected_request", "cross_site") if changes else ("misdirected_request",)
+
+
 TAGS: Mapping[str, str] = MappingProxyType(
     {
         "Scopes": "Ask for an execution scope, list an incident's scopes, revoke one, rehearse an action.",

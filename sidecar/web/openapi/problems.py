@@ -11,8 +11,8 @@ from sidecar.web.openapi.operation import HEADERS, REQUEST_ID_HEADER
 from sidecar.web.problem import members_of
 
 PROBLEM = "application/problem+json"
-# What any call may meet.
-ALWAYS = ("internal_error",)
+# What any call may meet: a host that is not well-formed is refused everywhere.
+ALWAYS = ("invalid_request", "internal_error")
 
 _SCOPE_ID = "scope_0123456789abcdef0123456789abcdef"
 _WRONG: Mapping[str, Any] = {

@@ -1,0 +1,120 @@
+"""Which host a request names, and whether a listener answers to it. No I/O.
+
+The authority of a request is input like its path. A backend that rebuilds the URL from it (`scheme://`, Host,
+target) and parses that again reads `Host: x/recovery/execute?` as a path, and `Host: u@x` as a user. So:
+
+1. Every authority that a request names, in Host and in a target of the absolute form, is exactly one
+   `name [":" port]`. A name has only characters at which no URL parser splits (the unreserved ones of
+   RFC 3986), or is an IPv6 address in brackets, without a zone. Percent-encoding is refused, because a second
+   parser would undo it.
+2. Both places are held to all rules. By RFC 9112 (3.2.2) the absolute form replaces Host, and many backends
+   look at Host all the same.
+3. HTTP/1.0 may come without Host. Every other version needs one.
+
+A well-formed name can still be a lie. A web page whose name resolves to 127.0.0.1 (DNS rebinding) reaches a
+listener on loopback, with the page's own name in Host. So a listener that takes loopback for authentication
+answers to loopback names, and to those that it is configured with, and to no others:
+
+4. Loopback are 127.0.0.0/8, ::1, `localhost` and names that end in `.localhost`, which no resolver may give
+   to others (RFC 6761, 6.3). 0.0.0.0 is none of them, although systems connect it to loopback.
+5. Names are compared without the port, in any case, and without the dot that ends a fully qualified name.
+
+An origin is that of the listener itself if scheme, name and port are equal. A port that is left out is the
+default of the scheme (RFC 6454, 5). A dot at the end of the name counts here, as it does for browsers.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9._~-]+|\[(?P<six>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?")
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?P<authority>[^/?#]*)")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One well-formed authority. `name` is in lower case, an IPv6 address short and in brackets."""
+
+    name: str
+    port: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Host | None:
+        """What a Host header or the authority of a target names; None where it is not well-formed."""
+        found = _HOST.fullmatch(text)
+        if found is None:
+            return None
+        name = found["name"].lower()
+        if found["six"] is not None:
+            try:
+                name = f"[{ipaddress.IPv6Address(found['six'])}]"
+            except ValueError:
+                return None
+        return cls(name, None if found["port"] is None else int(found["port"]))
+
+    @property
+    def bare(self) -> str:
+        """The name as names are compared."""
+        return self.name.removesuffix(".")
+
+    def is_loopback(self) -> bool:
+        """Whether only this machine can be meant."""
+        bare = self.bare
+        if bare == "localhost" or bare.endswith(".localhost"):
+            return True
+        try:
+            if not bare.startswith("["):
+                return ipaddress.IPv4Address(bare).is_loopback
+            address = ipaddress.IPv6Address(bare[1:-1])
+        except ValueError:
+            return False
+        # Before 3.13 Python does not say so of ::ffff:127.0.0.1 itself.
+        return address.is_loopback or (address.ipv4_mapped is not None and address.ipv4_mapped.is_loopback)
+
+    def is_origin(self, origin: str, scheme: str) -> bool:
+        """Whether an Origin header names exactly this host under this scheme."""
+        before, separator, rest = origin.partition("://")
+        other = Host.parse(rest) if separator and before.lower() == scheme else None
+        return other is not None and (other.name, other._port(scheme)) == (self.name, self._port(scheme))
+
+    def _port(self, scheme: str) -> int:
+        return _DEFAULT_PORTS[scheme] if self.port is None else self.port
+
+
+def hosts_of(method: str, target: str, values: Sequence[str], *, needed: bool) -> tuple[Host, ...] | str:
+    """The hosts that a request names, none for a request of HTTP/1.0 without Host, or a clause that says what
+    is wrong. `values` are those of all Host headers; `needed` is whether there must be one."""
+    if len(values) > 1:
+        return "it has more than one Host"
+    if needed and not values:
+        return "it has no Host"
+    authorities = _authorities(method, target)
+    if authorities is None:
+        return "its target is neither a path nor an absolute URL"
+    hosts: list[Host] = []
+    for place, texts in (("its Host", values), ("the authority of its target", authorities)):
+        for text in texts:
+            host = Host.parse(text)
+            if host is None:
+                return f"{place} is not exactly one name or IP address, with or without a port"
+            hosts.append(host)
+    return tuple(hosts)
+
+
+def _authorities(method: str, target: str) -> tuple[str, ...] | None:
+    """The authority that a target holds, if it holds one; None for a target of no known form."""
+    if method == "CONNECT":
+        return (target,)
+    if target.startswith("/") or target == "*":
+        return ()
+    found = _ABSOLUTE.match(target)
+    return None if found is None else (found["authority"],)
+
+
+def answers_to(host: Host, names: Collection[str]) -> bool:
+    """Whether a listener that is configured with these names, each as `Host.bare`, answers to a host."""
+    return host.is_loopback() or host.bare in names

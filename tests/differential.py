@@ -1,0 +1,98 @@
+"""Whether the gate and careless parsers see different things in one target, or in one body."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import rapidjson
+import ujson
+
+from sidecar.core.facts import DEFAULT_SOURCES, Request, read
+from sidecar.core.target import Gated, PassThrough, RoutePattern, classify
+from sidecar.errors import Refusal
+from sidecar.strictjson import NotJson, parse
+from tests import lenient
+from tests.lenient import ROUTES, HeaderBytes
+
+PATTERNS = tuple(
+    RoutePattern.parse(path) for path in ("**/recovery/execute", "/v1/heal", "/v1/tasks/{task}/kick-it")
+)
+PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "json": json.loads,
+    "orjson": orjson.loads,
+    "ujson": ujson.loads,
+    "rapidjson": lambda text: rapidjson.loads(
+        text, parse_mode=rapidjson.PM_COMMENTS | rapidjson.PM_TRAILING_COMMAS, allow_nan=True
+    ),
+}
+EXACT_INTEGERS = 2**53
+
+
+def of_request(target: bytes, headers: HeaderBytes = ()) -> tuple[str, str | None]:
+    """The verdict on a target and headers that are sent with POST, and the differential, if there is one."""
+    texts = [(_text(name), _text(value)) for name, value in headers]
+    verdict = classify("POST", _text(target), texts, True, PATTERNS)
+    shown = f"{target!r} {list(headers) or ''}".rstrip()
+    if isinstance(verdict, Gated):
+        path = target.partition(b"?")[0]
+        plain = ROUTES[verdict.index].matches(path) and b"//" not in path and b"\\" not in path
+        return "judged", None if plain else f"{shown} is judged and does not spell the route"
+    if isinstance(verdict, PassThrough):
+        executes = lenient.executes(b"POST", target, headers, ROUTES) is not None
+        return "passes", f"{shown} passes and executes" if executes else None
+    return verdict.refusal.code, None
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def of_body(body: bytes) -> tuple[str, list[str]]:
+    """The verdict on a body, and what each parser reads in it that was not judged."""
+    try:
+        document = parse(body)
+    except NotJson:
+        return "no strict JSON", []
+    claims = read(Request(document=document, body_bytes=len(body)), DEFAULT_SOURCES)
+    if isinstance(claims, Refusal):
+        return claims.code, []
+    judged: dict[str, Any] = {
+        "scope_id": claims.scope_id,
+        "incident_id": claims.incident_id,
+        "action": claims.action,
+        "target_agents": list(claims.target_agents) or None,
+    }
+    found = []
+    for name, loads in PARSERS.items():
+        try:
+            other = loads(body.decode())
+        except (ValueError, RecursionError):
+            continue  # what cannot be read is not executed
+        members = {key: other.get(key) for key in judged}
+        nested = other.get("parameters") or {}
+        members["target_agents"] = members["target_agents"] or nested.get("target_agents")
+        read_here = {key: value or None for key, value in members.items()}
+        if read_here != judged:
+            found.append(f"{name} reads {read_here}, and {judged} is judged: {body!r}")
+        elif _numbers(nested) != _numbers(claims.parameters):
+            found.append(f"{name} reads the parameters {nested}: {body!r}")
+    for path, values in lenient.facts(body).items():
+        wanted = judged["target_agents" if path[-1] == "target_agents" else path[0]]
+        if any((value or None) != wanted for value in values if value or path[-1] != "target_agents"):
+            found.append(f"a careless backend reads {path} as {values}, and {wanted} is judged: {body!r}")
+    return "judged", found
+
+
+def _numbers(value: Any) -> Any:
+    """The same, with each number as a double where that is what most parsers make of it."""
+    if isinstance(value, Mapping):
+        return {name: _numbers(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_numbers(member) for member in value]
+    if isinstance(value, Decimal) or (isinstance(value, int) and abs(value) > EXACT_INTEGERS):
+        return float(value)
+    return value
