@@ -78,6 +78,11 @@ class Place(Held):
         if places is not None:
             places.change(-1)
 
+    def __del__(self) -> None:
+        """A request that failed where nobody expected it to leaves its place, too."""
+        self.leave()
+        super().__del__()
+
 
 class Places:
     """The places of all gated requests. `changed` is told how many are taken."""

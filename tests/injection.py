@@ -34,7 +34,18 @@ REMEMBER = (SqliteEngine, Store, Settlements, RefusalLog)
 CLASSES = (*REMEMBER, Gate, Upstream, Exchange, Connection, Remainder)
 # The loop of the store's writer: it runs from the start to the end, so it is no place in an execution, and
 # what goes on inside is behind the calls of the engine.
-WRITER = ("_write", "_commit", "_failed", "_read_head", "_tidy", "_transact", "_close")
+WRITER = (
+    "_write",
+    "_commit",
+    "_failed",
+    "_read_head",
+    "_known_head",
+    "_rehearse",
+    "_keep",
+    "_tidy",
+    "_transact",
+    "_close",
+)
 WAITS = "an execution waits"
 KILLED = 9
 
@@ -127,12 +138,16 @@ def _stepped(inner: Coroutine[Any, Any, Any], injection: Injection) -> Generator
         thrown = None
         fault = injection.here(WAITS)
         if isinstance(fault, BaseException):
-            if isinstance(fault, asyncio.CancelledError) and awaited is not None:
-                awaited.cancel()  # as a task does that is cancelled
-            thrown = fault
-            continue
+            # An await fails because what is awaited does, and what that set up is taken down before.
+            if isinstance(awaited, asyncio.Task) or awaited is None:
+                thrown = fault
+                continue
+            if isinstance(fault, asyncio.CancelledError):
+                awaited.cancel()
+            else:
+                awaited.set_exception(fault)
         try:
-            if fault is not None:
+            if fault == "hang":
                 yield from injection.free.wait().__await__()
             yield awaited
         except BaseException as exc:

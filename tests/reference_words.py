@@ -126,6 +126,9 @@ MESSAGES: Mapping[tuple[str, str], str] = {
         "store's "
         "trouble is."
     ),
+    ("scopegate.gate", "a gated request did not end in time"): (
+        f"Something in it hung; it was answered 5xx, and what may have been sent is unknown. {_BUG}"
+    ),
     ("scopegate.gate", "a gated request failed"): f"It was answered 500 and nothing was forwarded. {_BUG}",
     ("scopegate.gate", "a scope was granted too late and is revoked"): (
         "Its caller was told 503, because the store was slow, and does not know of it. The record of the "
@@ -232,6 +235,9 @@ MESSAGES: Mapping[tuple[str, str], str] = {
         "A client speaks no TLS, none that is new enough, does not trust the certificate, or has none of "
         "its own where one "
         "is asked for."
+    ),
+    ("scopegate.web", "a gated request was not decided in time"): (
+        f"Reading it or recording its refusal hung; it was answered 503 and nothing was forwarded. {_BUG}"
     ),
     ("scopegate.web", "a request could not be parsed"): "It is no HTTP as it should be; it was answered 400.",
     ("scopegate.web", "refused by its host or its site"): (

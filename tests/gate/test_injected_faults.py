@@ -1,12 +1,14 @@
 """One execution with a fault at each place where one may happen: all that is promised holds every time.
 
-At each place the call fails in three ways, hangs and is cancelled here; the last test kills the process at
-some of them, and `python -m tests.injection` at all.
+At each place the call fails in three ways, hangs and is cancelled here. The last test kills the process at
+some of them, and `python -m tests.long.injected_kills` at all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,14 +34,8 @@ from tests.support import (
 )
 
 RELEASED = ("not_sent", "not_executed")
-BOUNDS: dict[str, Any] = {
-    "store": {"deadline_seconds": 0.5},
-    "upstream": {"connect_timeout_seconds": 1, "response_timeout_seconds": 1, "reuse_idle_seconds": 0.0},
-    "gate": {"max_answer_bytes": 1_000, "body_timeout_seconds": 1},
-}
-# More than any of the outer deadlines that follow from these bounds.
-AT_MOST_SECONDS = 10.0
-HOUSES = 16  # most of what hangs waits
+# More than any of the outer deadlines that follow from the bounds of what hangs.
+AT_MOST_SECONDS = 15.0
 
 SCENARIOS: dict[str, tuple[Script, dict[str, Any]]] = {
     "answered": (replies(headers=[("X-Recovery-Cost-USD", "0.05")]), {}),
@@ -65,10 +61,20 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @asynccontextmanager
-async def house_with_faults(folder: Path) -> AsyncIterator[tuple[House, Injection]]:
+async def house_with_faults(folder: Path, seconds: float) -> AsyncIterator[tuple[House, Injection]]:
+    """A sidecar each of whose bounds has so many seconds."""
     injection = Injection()
     INJECTION.set(injection)
-    async with serving_backend() as backend, opened(folder, backend, **BOUNDS) as house:
+    bounds: dict[str, Any] = {
+        "store": {"deadline_seconds": seconds},
+        "upstream": {
+            "connect_timeout_seconds": seconds,
+            "response_timeout_seconds": seconds,
+            "reuse_idle_seconds": 0.0,
+        },
+        "gate": {"max_answer_bytes": 1_000, "body_timeout_seconds": seconds},
+    }
+    async with serving_backend() as backend, opened(folder, backend, **bounds) as house:
         yield house, injection
 
 
@@ -80,10 +86,20 @@ class Run:
         self.script, self.members = SCENARIOS[scenario]
         self.scope: dict[str, Any] = {}
 
+    async def issued(self) -> dict[str, Any]:
+        answers: list[Message] = []
+
+        async def granted() -> bool:
+            answers.append(await self.house.ask_for_scope(action="failover", max_attempts=1, max_cost_usd=1))
+            return answers[-1].status == 201
+
+        await eventually(granted)
+        return dict(answers[-1].json())
+
     async def go(self, at: int, fault: Fault | None) -> Message | None:
         house = self.house
         house.backend.script, house.backend.seen = self.script, []
-        self.scope = await house.issue(action="failover", max_attempts=1, max_cost_usd=1)
+        self.scope = await self.issued()
         kind, body = house.execution(self.scope, **self.members)
         self.injection.arm(at, fault)
         answer: Message | None = None
@@ -133,10 +149,13 @@ class Run:
     async def works_again(self) -> None:
         """A later request is executed; nothing is stuck, nothing has leaked."""
         house = self.house
-        house.backend.script = replies()
-        answer = await house.execute(await house.issue())
-        assert answer.status == 200, answer.body
         sidecar = house.sidecar
+        house.backend.script = replies()
+
+        async def executed() -> bool:
+            return (await house.execute(await self.issued())).status == 200
+
+        await eventually(executed)  # on a busy machine not always within its bounds
         await eventually(lambda: sidecar.gate.in_flight == 0 and sidecar.upstream.in_use == 0)
         assert await house.metric("scopegate_in_flight") == 0
         assert await house.metric("scopegate_unsettled") == 0
@@ -144,7 +163,7 @@ class Run:
 
 async def places(folder: Path, scenario: str) -> list[str]:
     """What one execution without a fault passes by."""
-    async with house_with_faults(folder) as (house, injection):
+    async with house_with_faults(folder, 10) as (house, injection):
         run = Run(house, injection, scenario)
         await run.go(-1, None)
         return injection.met
@@ -155,14 +174,17 @@ async def places(folder: Path, scenario: str) -> list[str]:
 async def test_an_execution_with_a_fault_at_any_place_keeps_every_promise(
     tmp_path: Path, scenario: str, fault: str
 ) -> None:
-    for name in ("counted", *map(str, range(HOUSES))):
+    # What hangs mostly waits, so that many can; the others work, and must not be late in that.
+    houses, seconds = (24, 0.7) if fault == "hang" else (4, 10.0)
+    for name in ("counted", *map(str, range(houses))):
         (tmp_path / name).mkdir()
     met = await places(tmp_path / "counted", scenario)
     assert len(met) > 10
+    houses = min(houses, len(met))
     left, fired = iter(range(len(met))), []
 
     async def work(number: int) -> None:
-        async with house_with_faults(tmp_path / str(number)) as (house, injection):
+        async with house_with_faults(tmp_path / str(number), seconds) as (house, injection):
             run = Run(house, injection, scenario)
             for at in left:
                 try:
@@ -176,7 +198,15 @@ async def test_an_execution_with_a_fault_at_any_place_keeps_every_promise(
         assert verify_sqlite(database).records > 0
 
     async with asyncio.TaskGroup() as group:
-        for number in range(HOUSES):
+        for number in range(houses):
             group.create_task(work(number))
     print(f"{scenario}, {fault}: {len(met)} places, {sum(fired)} faults")
     assert sum(fired) > len(met) // 4
+
+
+def test_a_kill_at_some_places_keeps_every_promise() -> None:
+    """In a process of its own, which forks one for each kill."""
+    command = [sys.executable, "-m", "tests.long.injected_kills", "--one-in", "6"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    print(ran.stdout)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

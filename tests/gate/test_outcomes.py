@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from sidecar import deadlines
 from tests.support import (
     EXECUTE,
     Backend,
@@ -284,3 +286,133 @@ async def test_a_fault_of_the_sidecar_itself_leaves_no_execution_in_flight(
     execution = await house.ended(admitted["decision_id"])
     assert (execution["status"], execution["cause"]) == ("unknown", "the sidecar failed")
     assert (await settled_record(house, admitted["decision_id"]))["decision_outcome"] == "none"
+
+
+# The outer deadline -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Bounds of a sidecar whose outer deadlines pass soon, but not before a busy machine is through."""
+    monkeypatch.setattr(deadlines, "MARGIN_SECONDS", 0.2)
+    return {
+        "store": {"deadline_seconds": 0.5},
+        "upstream": {"connect_timeout_seconds": 0.5, "response_timeout_seconds": 0.5},
+        "gate": {"max_answer_bytes": 1_000, "body_timeout_seconds": 0.5},
+    }
+
+
+async def hangs(*args: object, **options: object) -> Any:
+    """As a future that nothing resolves; being cancelled does not help."""
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if asyncio.current_task() in leaving:
+                raise
+
+
+leaving: set[asyncio.Task[Any] | None] = set()
+
+
+@pytest.fixture
+async def let_go() -> AsyncIterator[None]:
+    """What hangs for good is let go with the test."""
+    yield
+    leaving.update(asyncio.all_tasks())
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        if task.get_name() == "scopegate-execution":
+            task.cancel()
+    await asyncio.sleep(0)
+    leaving.clear()
+
+
+@pytest.mark.parametrize(
+    ("place", "status", "error", "ending"),
+    [
+        ("sidecar.gate.Gate._admit", 503, "store_unavailable", None),
+        ("sidecar.gate.Gate._forward", 502, "upstream_unreachable", "not_sent"),
+        ("sidecar.upstream.Upstream.send", 504, "upstream_timeout", "unknown"),
+        ("sidecar.upstream.Exchange.read_up_to", 504, "upstream_timeout", "unknown"),
+        ("sidecar.settlements.Settlements.settle", 504, "upstream_timeout", "unknown"),
+    ],
+)
+async def test_what_hangs_for_good_is_ended_by_the_outer_deadline(
+    open_house: Open,
+    quick: dict[str, Any],
+    let_go: None,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    status: int,
+    error: str,
+    ending: str | None,
+) -> None:
+    house = await open_house(**quick)
+    scope = await house.issue(action="failover", max_attempts=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, hangs)
+        body = assert_problem(await house.execute(scope), status, error)
+    assert house.sidecar.gate.in_flight == 0
+    if ending is not None:
+        execution = await house.ended(body["decision_id"])
+        assert (execution["status"], execution["cause"]) == (ending, "it did not end in time")
+    assert (await house.scope(scope))["attempts_used"] == (ending == "unknown")
+    assert (await house.execute(scope)).status == 200
+
+
+async def test_a_refusal_whose_record_hangs_is_answered_in_time(
+    open_house: Open, quick: dict[str, Any], let_go: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await open_house(**quick)
+    other = await house.issue(incident_id="inc_2")
+
+    async def never(*args: object, **options: object) -> Any:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sidecar.store.batch.Store.submit", never)
+        answers = [
+            await house.data("POST", EXECUTE, [("Content-Type", "text/plain")], b"hello"),
+            await house.data("PUT", EXECUTE),
+            await house.execute(None),
+            await house.execute(other, incident_id="inc_1"),
+        ]
+    assert [answer.status for answer in answers] == [503] * 4
+    assert all(answer.header("Retry-After") for answer in answers)
+    assert house.sidecar.gate.in_flight == 0
+    assert house.backend.seen == []
+    assert (await house.execute(other)).status == 200
+
+
+async def test_an_answer_that_hangs_while_it_streams_is_cut(
+    open_house: Open, quick: dict[str, Any], let_go: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await open_house(**quick)
+    house.backend.script = replies(LONG)
+    scope = await house.issue()
+    with monkeypatch.context() as patch:
+        patch.setattr("sidecar.gate.Gate._pass_on", hangs)
+        answer = await house.execute(scope)
+    assert (answer.status, answer.whole) == (200, False)
+    assert house.sidecar.gate.in_flight == 0
+    execution = await house.ended(answer.header("Scopegate-Decision-Id") or "")
+    assert execution["status"] == "unknown"
+
+
+async def test_a_client_that_reads_now_and_then_does_not_keep_its_execution_in_flight(
+    open_house: Open, quick: dict[str, Any]
+) -> None:
+    house = await open_house(**quick)
+    house.backend.script = replies(bytes(50_000_000))
+    kind, body = house.execution(await house.issue())
+    reader, writer = await connect(house.sidecar.data_address)
+    writer.write(request_bytes("POST", EXECUTE, kind, body))
+    await reader.readuntil(b"\r\n\r\n")
+    begun = asyncio.get_running_loop().time()
+    while house.sidecar.gate.in_flight:
+        assert asyncio.get_running_loop().time() - begun < 10
+        await reader.read(100_000)
+        await asyncio.sleep(0.1)
+    writer.transport.abort()
+    (execution,) = (await house.admin("GET", "/api/v1/executions")).json()["executions"]
+    assert execution["status"] == "answered"  # the backend is not to blame for a slow client
