@@ -11,7 +11,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -222,7 +222,7 @@ class SqliteEngine:
         if self._writer is None:
             raise StoreUnavailable("the database is not open")
         with _translated():
-            return await _in_thread(self._writer, function)
+            return await _in_thread(self._writer, lambda connection: _forgetting_damage(connection, function))
 
     # Reading -----------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class SqliteEngine:
         if connection is None:
             raise StoreUnavailable("the database is not open")
         with _translated():
-            return await _in_thread(connection, function)
+            return await _in_thread(connection, lambda raw: _forgetting_damage(raw, function))
 
     async def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         return await self._read(lambda connection: connection.execute(sql, parameters).fetchall())
@@ -346,6 +346,18 @@ async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlit
     # A cancelled caller must not leave a hop behind whose failure nobody ever reads.
     hop.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await asyncio.shield(hop)
+
+
+def _forgetting_damage(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """Run a function. After one that met a damaged page the cache is emptied: it would keep that page, and
+    everything would go on failing once the file is whole again."""
+    try:
+        return function(connection)
+    except sqlite3.DatabaseError as exc:
+        if (getattr(exc, "sqlite_errorname", None) or "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            with suppress(sqlite3.Error):
+                connection.execute("PRAGMA shrink_memory")
+        raise
 
 
 @contextmanager
