@@ -10,8 +10,8 @@ Headers can name another target, too. Some are known to replace the target, its 
 listener (host.py). Of the other headers a plain value can lead nowhere else; where one is not plain, the
 URL is built here in the same way, and classified.
 
-A reading takes milliseconds, and headers can hold thousands of values. So only so many values are read as
-`MAX_VALUES`; more are refused. What is applied to a text takes time in proportion to its length.
+A reading takes milliseconds, and headers can hold thousands of values. At most `MAX_VALUES` of them are read,
+and more are refused. What is applied to a text takes time in proportion to its length.
 """
 
 from __future__ import annotations
