@@ -49,7 +49,9 @@ _AUTHORITY = re.compile(r"\A[/\\]{2,}[^/\\]*")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"//+")
 _BLANKS = "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
-_BLANK_ENDS = re.compile(rf"[{re.escape(_BLANKS)}]+(?=/|\Z)|(?<=/)[{re.escape(_BLANKS)}]+")
+_BLANK = rf"[{re.escape(_BLANKS)}]"
+# A run of blanks is tried from its beginning only: from each of its characters it would take seconds.
+_BLANK_ENDS = re.compile(rf"(?<!{_BLANK}){_BLANK}++(?=/|\Z)|(?<=/){_BLANK}++")
 _TRIMMED = rf"[.{re.escape(_BLANKS)}]"
 # A dot segment is none that ends in dots; with a blank behind its dots it is one.
 _SEGMENT_ENDS = re.compile(rf"(?:(?<=[^/.{re.escape(_BLANKS)}])|(?<=/)(?!\.\.?/)){_TRIMMED}+(?=/)")

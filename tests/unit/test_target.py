@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import time
 from unittest.mock import patch
 
 import pytest
@@ -875,6 +876,9 @@ REBUILT: list[tuple[str, list[tuple[str, str]]]] = [
     ("/ru%6e", [("X-Forwarded-Host", "x\\v1")]),
     ("/x/..", [("X-Forwarded-Host", "x/v1/run;")]),
     ("/foo", [("X-Original-Host", "x/v1/run?")]),
+    ("/foo", [("X-HTTP-Host-Override", "x/v1/run?")]),
+    ("/run", [("X-Forwarded-PathBase", "/v1")]),
+    ("/run", [("X-Forwarded-Context", "/v1")]),
     ("/foo", [("X-Forwarded-Port", "80/v1/run?")]),
     ("/foo", [("X-Forwarded-Proto", "http://x/v1/run?")]),
     ("/foo", [("X-Forwarded-Scheme", "http://x/v1/run#")]),
@@ -932,14 +936,19 @@ ORIGINALS = [
     "X-Forwarded-Path",
     "X-Replaced-Path",
     "X.Envoy.Original.Path",
+    "X-Forwarded-URL",
+    "X-Override-Url",
+    "X-Waws-Unencoded-URL",
 ]
 
 
 @pytest.mark.parametrize("header", ORIGINALS)
 def test_a_header_that_says_how_a_target_read_before_cannot_bring_in_a_gated_one(header: str) -> None:
     assert code(ask("/x", headers=((header, "/recovery/exe%ffcute"),))) == "override_refused"
-    assert code(ask("/x", headers=((header, "/recovery/execute"),))) == "override_refused"
-    assert ask("/x", headers=((header, "/recovery"),)) == PassThrough()
+    for value in ("/recovery/execute", "/recovery/execute, /y", "/y,/recovery/execute/,/z"):
+        assert code(ask("/x", headers=((header, value),))) == "override_refused"
+    for value in ("/recovery", "/recovery,/execute"):
+        assert ask("/x", headers=((header, value),)) == PassThrough()
     for value in ("/recovery/execute?x", "/public/recovery/execute", "/elsewhere"):
         assert ask("/recovery/execute", headers=((header, value),)) == Gated(0, {})
     agent = RoutePattern.parse("**/{agent}/heal")
@@ -1010,3 +1019,27 @@ def test_no_header_makes_it_raise(headers: list[tuple[str, str]], path: str) -> 
     for pattern in (ANYWHERE, NAMED):
         ask(path, pattern, headers=tuple(headers))
         ask("/recovery/execute", pattern, headers=tuple(headers))
+
+
+# ---- what a search may take ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blanks", ["+", "%20", "%u0020", "\u3000"])
+def test_blanks_amid_a_segment_take_time_in_proportion_to_their_number(blanks: str) -> None:
+    begun = time.process_time()
+    blank = readings.decoded_as_by_iis(blanks.replace("+", " "))
+    readings._BLANK_ENDS.sub("", "/executex" + blank * 60_000 + "x")
+    ask("/recovery/executex" + blanks * 5_000 + "x")
+    assert time.process_time() - begun < 5  # it took minutes when each blank was tried as the first one
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-Prefix", "X-Original-URL", "X-Forwarded-Uri"])
+@pytest.mark.parametrize("path", ["/execute/x;y", "/recovery/execute"])
+def test_a_header_with_many_values_is_refused_instead_of_reading_each_of_them(header: str, path: str) -> None:
+    values = [f"/api{number}/execute%20x" for number in range(100)]
+    lists = ((header, ", ".join(value.replace("%20", "") for value in values)),)
+    for headers in (lists, tuple((header, value) for value in values)):
+        with patch.object(module, "other_reading", wraps=readings.other_reading) as searched:
+            answer = ask(path, headers=headers)
+        assert code(answer) in ("override_refused", "Gated")
+        assert searched.call_count < 50
