@@ -116,7 +116,15 @@ class Gate:
             judged.place.leave()
             refusal, retry_after = unready
             return await self.refusals.refuse(refusal, self._asked(judged), retry_after=retry_after)
-        outcome = await asyncio.shield(self._begin(judged).answer)
+        life = self._begin(judged)
+        try:
+            outcome = await asyncio.shield(life.answer)
+        except asyncio.CancelledError:
+            # After a pause of the whole process every deadline passes in one turn of the loop. That of the
+            # execution passed first, and its answer says what became of it.
+            if not life.answer.done():
+                raise
+            outcome = life.answer.result()
         if isinstance(outcome, Denied):
             # Here, not in the task: a flood that waits for its summary takes nobody's place in flight.
             return await self.refusals.denied(outcome, self._asked(judged))

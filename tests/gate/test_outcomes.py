@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -358,6 +359,19 @@ async def test_what_hangs_for_good_is_ended_by_the_outer_deadline(
         assert (execution["status"], execution["cause"]) == (ending, "it did not end in time")
     assert (await house.scope(scope))["attempts_used"] == (ending == "unknown")
     assert (await house.execute(scope)).status == 200
+
+
+async def test_after_a_pause_of_the_whole_process_an_execution_is_not_said_to_have_been_refused(
+    open_house: Open, quick: dict[str, Any]
+) -> None:
+    house = await open_house(**quick)
+
+    async def pauses(request: Message, writer: asyncio.StreamWriter) -> None:
+        time.sleep(4)  # as when a container is paused: every deadline has passed when the loop goes on
+
+    house.backend.script = pauses
+    body = assert_problem(await house.execute(await house.issue()), 504, "upstream_timeout")
+    assert (await house.ended(body["decision_id"]))["status"] == "unknown"
 
 
 async def test_a_refusal_whose_record_hangs_is_answered_in_time(
