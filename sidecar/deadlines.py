@@ -11,9 +11,13 @@ others and a margin, so that it never comes before one of them:
 1. `judging_seconds` bounds a gated request until its execution begins, refusals and their records included.
    The data listener keeps it, and answers 503.
 2. `executing_seconds` bounds an execution, whether its client stays or not. The gate keeps it, in
-   `Gate._end`: the client is answered, the place in flight is free, and the execution is settled `unknown`.
-   A long answer, which streams, is given `streaming_seconds` from its head on.
+   `Gate._end`: the client is answered, the place in flight is free, and the execution is settled, as
+   `not_sent` where no byte was sent and as `unknown` otherwise. A long answer, which streams, is given
+   `streaming_seconds` from its head on.
 3. `answering_seconds` bounds the writing of an answer to its client, who is cut off.
+4. After a pause of the whole process (`docker pause`, a suspended machine) all of them pass in one turn of
+   the event loop. Then that of the execution counts: only the gate knows whether a byte was sent, and the
+   data listener must not say that nothing was.
 """
 
 from __future__ import annotations

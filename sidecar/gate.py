@@ -45,6 +45,8 @@ RETRY_AFTER_SECONDS = 1
 # What executions that a drain gives up on are given to be written down.
 LAST_WRITES_SECONDS = 5.0
 LATE = "it did not end in time"
+FAILED = "the sidecar failed"
+SHUT_DOWN = "the sidecar shut down"
 
 
 @dataclass(slots=True, eq=False)
@@ -116,7 +118,15 @@ class Gate:
             judged.place.leave()
             refusal, retry_after = unready
             return await self.refusals.refuse(refusal, self._asked(judged), retry_after=retry_after)
-        outcome = await asyncio.shield(self._begin(judged).answer)
+        life = self._begin(judged)
+        try:
+            outcome = await asyncio.shield(life.answer)
+        except asyncio.CancelledError:
+            # After a pause of the whole process every deadline passes in one turn of the loop. That of the
+            # execution passed first, and its answer says what became of it.
+            if not life.answer.done():
+                raise
+            outcome = life.answer.result()
         if isinstance(outcome, Denied):
             # Here, not in the task: a flood that waits for its summary takes nobody's place in flight.
             return await self.refusals.denied(outcome, self._asked(judged))
@@ -140,7 +150,7 @@ class Gate:
         failure = None if task.cancelled() else task.exception()
         if failure is not None:
             logger.error("a gated request failed", exc_info=failure)
-        self._end(life, "the sidecar failed")
+        self._end(life, SHUT_DOWN if self.draining else FAILED)
 
     def _end(self, life: Life, cause: str) -> None:
         """Whatever became of it: free its place, answer its client, settle its execution. Never waits."""
@@ -282,7 +292,7 @@ class Gate:
             ending = "unknown", Refusal("upstream_failed", message, {"cause": str(exc)})
         except asyncio.CancelledError:
             # Only the end of a drain cancels an execution.
-            cause = "the sidecar shut down before the answer came"
+            cause = f"{SHUT_DOWN} before the answer came"
             message = f"{cause.capitalize()}; whether the backend acted is unknown."
             ending = "unknown", Refusal("upstream_timeout", message, {"cause": cause})
         except Exception as exc:
@@ -414,7 +424,7 @@ class Gate:
         if unfinished:
             await asyncio.wait([life.task for life in unfinished], timeout=LAST_WRITES_SECONDS)
             for life in unfinished:
-                self._end(life, "the sidecar shut down")
+                self._end(life, SHUT_DOWN)
             await self._store.until_idle()  # an admission under way is told, and then given back
         await self._settlements.close()
         return len(unfinished)

@@ -19,6 +19,9 @@ raise_file_limit()
 # What a shell starts in the background ignores Ctrl-C, and would hand that on to the programs started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup would hand on that SIGHUP is ignored. A handler is not handed on, so the run itself still survives it.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 # Few examples in everyday runs, many by hand: `pytest tests/unit --hypothesis-profile thorough`.
 settings.register_profile("everyday", max_examples=30, deadline=None)

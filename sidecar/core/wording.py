@@ -20,7 +20,7 @@ import unicodedata
 _UNSEEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Mn", "Zl", "Zp"})
 # The Hangul fillers, which Unicode lists as default-ignorable, the empty Braille pattern and the empty
 # notehead. All other default-ignorable characters are of the categories above.
-_UNSEEN_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800\U0001d159")
+UNSEEN_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800\U0001d159")
 
 
 def visible_chars(text: str) -> int:
@@ -32,7 +32,7 @@ def visible_chars(text: str) -> int:
         category = unicodedata.category(char)
         if category == "Zs":
             spaces += seen > 0
-        elif category not in _UNSEEN and char not in _UNSEEN_LETTERS:
+        elif category not in _UNSEEN and char not in UNSEEN_LETTERS:
             seen += spaces + 1
             spaces = 0
     return seen

@@ -50,8 +50,8 @@ class Visit:
     deadline: asyncio.Timeout | None = None  # the outer one of a gated request, until its answer begins
 
     def extend(self, seconds: float | None) -> None:
-        """Move the outer deadline to so many seconds from now; None: away."""
-        if self.deadline is not None:
+        """Move the outer deadline to so many seconds from now; None: away. One that has passed stays."""
+        if self.deadline is not None and not self.deadline.expired():
             loop = asyncio.get_running_loop()
             self.deadline.reschedule(None if seconds is None else loop.time() + seconds)
 

@@ -337,9 +337,9 @@ def test_a_key_that_cannot_change_live_refuses_all_of_the_reload_by_its_name(
     assert b"s3cret" not in refused.body
     assert "s3cret" not in sidecar.log()
     after = status(sidecar)
-    assert [after[name] for name in ("config_revision", "policy_revision", "store")] == [
-        before[name] for name in ("config_revision", "policy_revision", "store")
-    ]
+    for name in ("config_revision", "policy_revision"):
+        assert after[name] == before[name]
+    assert after["store"]["url"] == before["store"]["url"]
     assert not refused_as_unknown(sidecar)
     assert not (config.parent / "var" / "s3cret.db").exists()
 

@@ -164,7 +164,7 @@ async def test_an_admission_that_commits_as_the_drain_ends_is_given_back(open_ho
     assert (answer.status, answer.json()["error"]) == (503, "draining")
     again = await open_house()
     (execution,) = (await again.admin("GET", "/api/v1/executions")).json()["executions"]
-    assert execution["status"] == "not_sent"
+    assert (execution["status"], execution["cause"]) == ("not_sent", "the sidecar shut down")
     assert (await again.scope(scope))["attempts_remaining"] == 1
 
 

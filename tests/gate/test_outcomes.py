@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -360,6 +361,19 @@ async def test_what_hangs_for_good_is_ended_by_the_outer_deadline(
     assert (await house.execute(scope)).status == 200
 
 
+async def test_after_a_pause_of_the_whole_process_an_execution_is_not_said_to_have_been_refused(
+    open_house: Open, quick: dict[str, Any]
+) -> None:
+    house = await open_house(**quick)
+
+    async def pauses(request: Message, writer: asyncio.StreamWriter) -> None:
+        time.sleep(4)  # as when a container is paused: every deadline has passed when the loop goes on
+
+    house.backend.script = pauses
+    body = assert_problem(await house.execute(await house.issue()), 504, "upstream_timeout")
+    assert (await house.ended(body["decision_id"]))["status"] == "unknown"
+
+
 async def test_a_refusal_whose_record_hangs_is_answered_in_time(
     open_house: Open, quick: dict[str, Any], let_go: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +416,7 @@ async def test_an_answer_that_hangs_while_it_streams_is_cut(
 async def test_a_client_that_reads_now_and_then_does_not_keep_its_execution_in_flight(
     open_house: Open, quick: dict[str, Any]
 ) -> None:
+    quick["upstream"]["response_timeout_seconds"] = 2  # for 50 MB on a busy machine
     house = await open_house(**quick)
     house.backend.script = replies(bytes(50_000_000))
     kind, body = house.execution(await house.issue())
@@ -410,7 +425,7 @@ async def test_a_client_that_reads_now_and_then_does_not_keep_its_execution_in_f
     await reader.readuntil(b"\r\n\r\n")
     begun = asyncio.get_running_loop().time()
     while house.sidecar.gate.in_flight:
-        assert asyncio.get_running_loop().time() - begun < 10
+        assert asyncio.get_running_loop().time() - begun < 30
         await reader.read(100_000)
         await asyncio.sleep(0.1)
     writer.transport.abort()
