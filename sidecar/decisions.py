@@ -50,10 +50,10 @@ from sidecar.core.command import Bind, Bound, Emit, NotEmitted, Switch, Turn
 from sidecar.core.emission import Kind, check_signal, emission, once_key
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionSource, DecisionTrigger, DecisionType
 from sidecar.errors import CARESignalAccessError
+from sidecar.files.jsonvalue import as_text, plain
 from sidecar.ids import new_decision_id
-from sidecar.jsonvalue import as_text, plain
-from sidecar.library import configure, library
-from sidecar.recording import (
+from sidecar.library.library import configure, library
+from sidecar.library.recording import (
     DecisionRecord,
     DecisionRecordService,
     core_record,

@@ -66,9 +66,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from sidecar.actions import NotBegun, begin, register_action, registered
-from sidecar.admission import admission, admit, allowed, copied, grant, settle, to_its_end
-from sidecar.boundscope import BoundExecutionScope, ScopeStore
 from sidecar.core.command import Issued
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import RiskClass
@@ -86,9 +83,12 @@ from sidecar.errors import (
     ScopeTargetMismatch,
     StoreUnavailable,
 )
-from sidecar.guard import requires_scoped_execution
-from sidecar.library import configure, library
-from sidecar.rehearsals import ScopedExecutionContext, test_recovery_scope
+from sidecar.library.actions import NotBegun, begin, register_action, registered
+from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
+from sidecar.library.boundscope import BoundExecutionScope, ScopeStore
+from sidecar.library.guard import requires_scoped_execution
+from sidecar.library.library import configure, library
+from sidecar.library.rehearsals import ScopedExecutionContext, test_recovery_scope
 
 __all__ = [
     "configure",

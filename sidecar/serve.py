@@ -12,49 +12,48 @@ from typing import Any
 
 from aiohttp import web
 
-from sidecar.addresses import Address
-from sidecar.checkpoints import Checkpointer
 from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
-from sidecar.crash import account_for_crash
 from sidecar.errors import ScopegateError
-from sidecar.gate import Gate
-from sidecar.grants import Grants
-from sidecar.logqueue import flush_logs, never_wait_for_logs
-from sidecar.refusals import RefusalLog
-from sidecar.reload import Files, Reloader, warn_of_openings
-from sidecar.renewal import LOOK_SECONDS, Renewal
-from sidecar.sections import Log, Settings, Telemetry
-from sidecar.sections import Upstream as UpstreamSection
-from sidecar.signing import load_signing_key
+from sidecar.files.signing import load_signing_key
+from sidecar.files.tls import Credentials, client_context, server_context
+from sidecar.gate.execution import Gate
+from sidecar.gate.grants import Grants
+from sidecar.gate.refusal_log import RefusalLog
+from sidecar.live.reload import Files, Reloader, warn_of_openings
+from sidecar.live.renewal import LOOK_SECONDS, Renewal
+from sidecar.live.terms import Live, Terms
+from sidecar.live.watch import watch
+from sidecar.settings.addresses import Address
+from sidecar.settings.sections import Log, Settings, Telemetry
+from sidecar.settings.sections import Upstream as UpstreamSection
+from sidecar.settings.tlssections import ListenTls
 from sidecar.startup import reload_requested
 from sidecar.store.batch import Store
+from sidecar.store.checkpoints import Checkpointer
+from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
-from sidecar.telemetry import Metrics, without_created_series
-from sidecar.terms import Live, Terms
-from sidecar.tls import Credentials, client_context, server_context
-from sidecar.tlssections import ListenTls
-from sidecar.tracing import Tracing
+from sidecar.telemetry.logqueue import flush_logs, never_wait_for_logs
+from sidecar.telemetry.metrics import Metrics, without_created_series
+from sidecar.telemetry.tracing import Tracing
 from sidecar.upstream import Secured, Upstream
-from sidecar.watch import watch
-from sidecar.web.accesslog import AccessLog
-from sidecar.web.admin import About, Admin
-from sidecar.web.data import DataPlane
-from sidecar.web.docs import Docs
-from sidecar.web.emitters import EmitterApi
-from sidecar.web.listener import (
-    Factory,
-    Listener,
-    connections,
-    file_limit,
-    raise_file_limit,
+from sidecar.web.api.admin import About, Admin
+from sidecar.web.api.docs import Docs
+from sidecar.web.api.emitters import EmitterApi
+from sidecar.web.api.openapi.document import document
+from sidecar.web.api.ops import Ops
+from sidecar.web.api.reloads import ReloadApi
+from sidecar.web.api.scopes import ScopeApi
+from sidecar.web.data.passthrough import PassThrough
+from sidecar.web.data.plane import DataPlane
+from sidecar.web.serving.accesslog import AccessLog
+from sidecar.web.serving.connections import (
+    Connection,
+    DataServer,
+    keep_requests_out_of_logs,
+    require_fast_parser,
 )
-from sidecar.web.openapi.document import document
-from sidecar.web.ops import Ops
-from sidecar.web.passthrough import PassThrough
-from sidecar.web.reloads import ReloadApi
-from sidecar.web.scopes import ScopeApi
-from sidecar.web.server import Connection, DataServer, keep_requests_out_of_logs, require_fast_parser
+from sidecar.web.serving.listener import Factory, Listener, connections, file_limit, raise_file_limit
 
 logger = logging.getLogger("scopegate")
 
@@ -312,7 +311,7 @@ class Sidecar:
 def _tracing(telemetry: Telemetry) -> Tracing:
     if telemetry.otlp_endpoint is None:
         return Tracing()
-    from sidecar.otel import OtelTracing  # of an extra, and slow to import
+    from sidecar.telemetry.otel import OtelTracing  # of an extra, and slow to import
 
     return OtelTracing(telemetry.otlp_endpoint)
 

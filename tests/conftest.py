@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from sidecar.web.listener import raise_file_limit
+from sidecar.web.serving.listener import raise_file_limit
 from tests.support import Backend, Clock, House, Open, opened, serving_backend
 
 # Hundreds of clients at once are on both ends in one process here.

@@ -8,8 +8,8 @@ from typing import Any
 
 import jsonschema_rs
 
-from sidecar.settings import Listen, default
-from sidecar.web.openapi.document import document
+from sidecar.settings.reading import Listen, default
+from sidecar.web.api.openapi.document import document
 from tests.support import House, Message
 
 METHODS = ("get", "head", "options", "post", "put", "delete")

@@ -14,7 +14,7 @@ import ujson
 from sidecar.core.facts import DEFAULT_SOURCES, Request, read
 from sidecar.core.target import Gated, PassThrough, RoutePattern, classify
 from sidecar.errors import Refusal
-from sidecar.strictjson import NotJson, parse
+from sidecar.files.strictjson import NotJson, parse
 from tests import lenient
 from tests.lenient import ROUTES, HeaderBytes
 

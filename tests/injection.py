@@ -21,10 +21,10 @@ from typing import Any, Literal
 from unittest import mock
 
 from sidecar.errors import StoreUnavailable
-from sidecar.gate import Gate
-from sidecar.outcomes import Remainder
-from sidecar.refusals import RefusalLog
-from sidecar.settlements import Settlements
+from sidecar.gate.execution import Gate
+from sidecar.gate.messages import Remainder
+from sidecar.gate.refusal_log import RefusalLog
+from sidecar.gate.settlement import Settlements
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.upstream import Exchange, Upstream

@@ -19,7 +19,7 @@ from sidecar.core.command import NotEmitted
 from sidecar.core.emission import Kind
 from sidecar.core.entries import outcome_of
 from sidecar.errors import ERRORS, Refusal
-from sidecar.telemetry import EXECUTION_OUTCOMES, LOG_FIELDS, PASSED_OUTCOMES, Metrics
+from sidecar.telemetry.metrics import EXECUTION_OUTCOMES, LOG_FIELDS, PASSED_OUTCOMES, Metrics
 from tests.logged import LEVELS, OPEN, Logged, Source
 from tests.reference_words import LOGGERS, MESSAGES, VALUES
 

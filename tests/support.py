@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sidecar.addresses import Address, Listen, SocketFile
 from sidecar.clock import elapsed_clock, wall_clock
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.serve import Sidecar
-from sidecar.settings import default
-from sidecar.tlssections import ListenTls
+from sidecar.settings.addresses import Address, Listen, SocketFile
+from sidecar.settings.reading import default
+from sidecar.settings.tlssections import ListenTls
 
 SECOND = 1_000_000
 MOST_SECONDS = 15.0  # for any answer: what takes longer has failed

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from sidecar.addresses import Address, Listen, SocketFile
 from sidecar.cli.shapes import Shape, misfit
+from sidecar.settings.addresses import Address, Listen, SocketFile
 
 TIMEOUT_SECONDS = 5.0
 # Above the longest page of decisions; what is longer is of something else.

@@ -17,13 +17,14 @@ from typing import Any
 import click
 import yaml
 
-from sidecar import configschema, settings
 from sidecar.cli.options import config_option, failed, misconfigured, pairs, set_option, warn
 from sidecar.cli.tables import cell
-from sidecar.configkeys import LIVE, SECRET, keys_of, section_of, values_of
 from sidecar.errors import ConfigurationError
-from sidecar.settings import Loaded, Settings
-from sidecar.yamlfile import Document, did_you_mean, dotted, shown, survey
+from sidecar.files.yamlfile import Document, did_you_mean, dotted, shown, survey
+from sidecar.settings import reading as settings
+from sidecar.settings import schema as configschema
+from sidecar.settings.keys import LIVE, SECRET, keys_of, section_of, values_of
+from sidecar.settings.reading import Loaded, Settings
 
 MASKED = "***"
 

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import click
 from aiohttp import ClientSession, ClientTimeout, web
 
-from sidecar import settings
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.serve import Sidecar
+from sidecar.settings import reading as settings
 from sidecar.store.verify import verify_sqlite
 
 # Two entries of policies/actions.yaml: an installed wheel has no such folder, and the demo runs there, too.

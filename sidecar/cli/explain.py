@@ -15,7 +15,7 @@ from sidecar.cli import shapes
 from sidecar.cli.calling import Listener, ProblemError
 from sidecar.cli.options import FAILED, Access, asks, json_option, misconfigured, tell
 from sidecar.cli.tables import line
-from sidecar.yamlfile import shown
+from sidecar.files.yamlfile import shown
 
 PATH = "/api/v1/explain"
 

@@ -12,7 +12,6 @@ from typing import BinaryIO
 
 import click
 
-from sidecar import keyfiles
 from sidecar.cli.options import (
     attestation_of,
     check_known,
@@ -27,7 +26,8 @@ from sidecar.cli.options import (
     tampered,
 )
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.signing import SigningKey
+from sidecar.files import keyfiles
+from sidecar.files.signing import SigningKey
 from sidecar.store.attestation import Attestation
 from sidecar.store.export import exported
 from sidecar.store.verify import Verified, verify_sqlite

@@ -30,8 +30,8 @@ from sidecar.errors import ConfigurationError, ScopegateError
 
 if TYPE_CHECKING:
     from sidecar.core.policy import PolicySet
-    from sidecar.reload import Files
-    from sidecar.settings import Settings
+    from sidecar.live.reload import Files
+    from sidecar.settings.reading import Settings
 
 # The commands of modules of their own, by the module that has each under its name.
 ELSEWHERE = {
@@ -115,7 +115,7 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
     import asyncio
 
     from sidecar.serve import run as serve_until_stopped
-    from sidecar.telemetry import set_up_logging
+    from sidecar.telemetry.metrics import set_up_logging
 
     set_up_logging(log_format)
     files = files_of(config, overrides)
@@ -170,7 +170,7 @@ def demo(once: bool) -> None:
     import asyncio
 
     from sidecar.cli.demo import demonstrate
-    from sidecar.telemetry import set_up_logging
+    from sidecar.telemetry.metrics import set_up_logging
 
     set_up_logging("text", "WARNING")
     try:

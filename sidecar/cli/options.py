@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import click
 
-from sidecar.addresses import Listen
 from sidecar.cli.calling import (
     TIMEOUT_SECONDS,
     Listener,
@@ -29,12 +28,13 @@ from sidecar.cli.calling import (
     UnreachableError,
     UnusableError,
 )
+from sidecar.settings.addresses import Listen
 
 if TYPE_CHECKING:
     from sidecar.errors import LogTampered
-    from sidecar.reload import Files
-    from sidecar.settings import Settings
-    from sidecar.signing import PublicKey
+    from sidecar.files.signing import PublicKey
+    from sidecar.live.reload import Files
+    from sidecar.settings.reading import Settings
     from sidecar.store.attestation import Attestation
 
 T = TypeVar("T")
@@ -216,8 +216,8 @@ def _certificate_of(settings: Settings, name: str) -> Path | None:
 
 def load_settings(config: Path, overrides: tuple[str, ...], *, read_keys: bool = True) -> Settings:
     """The settings, or the end of the program with every mistake in them."""
-    from sidecar import settings
     from sidecar.errors import ConfigurationError
+    from sidecar.settings import reading as settings
 
     try:
         loaded = settings.load(
@@ -231,7 +231,7 @@ def load_settings(config: Path, overrides: tuple[str, ...], *, read_keys: bool =
 
 def files_of(config: Path, overrides: tuple[str, ...]) -> Files:
     """The files to run with, and what overrides them from now on."""
-    from sidecar.reload import Files
+    from sidecar.live.reload import Files
 
     return Files(config, environment=os.environ, overrides=pairs(overrides))
 
@@ -295,7 +295,7 @@ def check_known(attestation: Attestation) -> None:
 def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
     """The keys whose checkpoints count."""
     from sidecar.errors import KeyFileUnusable
-    from sidecar.signing import load_public_key, load_signing_key
+    from sidecar.files.signing import load_public_key, load_signing_key
 
     signing = loaded.log.signing_key_file
     try:
@@ -376,7 +376,7 @@ def misconfigured(message: str) -> NoReturn:
 
 def ended(code: int, message: str) -> NoReturn:
     """The end, with a sentence on one line in which nothing is left that a terminal would obey."""
-    from sidecar.yamlfile import shown
+    from sidecar.files.yamlfile import shown
 
     click.echo(f"scopegate: {shown(message, 4_000)}", err=True)
     sys.exit(code)

@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from sidecar import policyfiles, policytests
 from sidecar.cli.options import (
     FAILED,
     TAMPERED,
@@ -26,9 +25,11 @@ from sidecar.cli.options import (
 )
 from sidecar.clock import wall_clock
 from sidecar.errors import ConfigurationError, Fault, LogTampered, StoreUnavailable
-from sidecar.gaterecords import Finding, Kind, instant
-from sidecar.replay import Replay, replayed
-from sidecar.yamlfile import shown
+from sidecar.files.yamlfile import shown
+from sidecar.policies import files as policyfiles
+from sidecar.policies import testing as policytests
+from sidecar.policies.gaterecords import Finding, Kind, instant
+from sidecar.policies.replay import Replay, replayed
 
 # How many records a step of the progress bar is, at least; a shorter log is read in one.
 LONG = 20_000

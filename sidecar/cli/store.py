@@ -34,7 +34,7 @@ from sidecar.cli.options import (
     tell,
 )
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.settings import Settings
+from sidecar.settings.reading import Settings
 from sidecar.store.backup import Backup, back_up
 
 

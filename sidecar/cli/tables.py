@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from sidecar.yamlfile import shown
+from sidecar.files.yamlfile import shown
 
 # Above the longest id, intent and reason: a cell is escaped, not cut.
 _WHOLE = 1 << 16

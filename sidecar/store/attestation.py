@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sidecar.core.checkpoint import Checkpoint
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.signing import PublicKey
+from sidecar.files.signing import PublicKey
 
 
 @dataclass(frozen=True, slots=True)

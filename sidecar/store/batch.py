@@ -47,7 +47,7 @@ from sidecar.core.record import CausalRole, Entry
 from sidecar.core.rules import SECOND
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ClockUnsettled, CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
-from sidecar.jsonvalue import dumps
+from sidecar.files.jsonvalue import dumps
 from sidecar.store.base import Bindings, Changes, Engine, Head, LogRow, Names, StoreObserver
 from sidecar.store.rehearsal import rehearsed
 

@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass
 
-from sidecar.addresses import Address, SocketFile
-from sidecar.tls import Credentials, told
+from sidecar.files.tls import Credentials, told
+from sidecar.settings.addresses import Address, SocketFile
 from sidecar.upstream.answer import AnswerParser, NotSent
 from sidecar.upstream.exchange import Connection, Exchange
 

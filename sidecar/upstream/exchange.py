@@ -8,7 +8,7 @@ import ssl
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, cast
 
-from sidecar.tls import told
+from sidecar.files.tls import told
 from sidecar.upstream.answer import AnswerParser, Failed, Head, State, TimedOut, Unanswered
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from sidecar.errors import ERRORS
-from sidecar.web.explained import NEXT
+from sidecar.web.api.explained import NEXT
 from tests.acceptance.conftest import PROJECT, Backend, scopegate
 from tests.tools import tool
 

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sidecar.cli.main import main
-from sidecar.telemetry import LOG_FIELDS
+from sidecar.telemetry.metrics import LOG_FIELDS
 from tests.acceptance.conftest import (
     EXECUTE,
     PROJECT,

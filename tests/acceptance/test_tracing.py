@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sidecar import __version__
-from sidecar.settings import Listen
+from sidecar.settings.reading import Listen
 from tests.acceptance.conftest import Program, write_configuration
 from tests.collector import CLIENT, INTERNAL, SERVER, Collector, Seen
 from tests.support import EXECUTE, SCOPE, Backend, HeaderList, Message, as_json, ask, replies, unused_port

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sidecar.core.policy import Phase, PolicySet, RiskClass, Subject
 from sidecar.core.rules import preview
-from sidecar.policyfiles import load
+from sidecar.policies.files import load
 
 RISKS = tuple(risk.value for risk in RiskClass)
 KINDS = (

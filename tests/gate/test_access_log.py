@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from sidecar import logqueue
-from sidecar.logqueue import LogQueue, never_wait_for_logs
-from sidecar.settings import Listen
-from sidecar.telemetry import Metrics, set_up_logging, trace_ids
-from sidecar.web.accesslog import MAX_PATH_CHARS, shown_path
+from sidecar.settings.reading import Listen
+from sidecar.telemetry import logqueue
+from sidecar.telemetry.logqueue import LogQueue, never_wait_for_logs
+from sidecar.telemetry.metrics import Metrics, set_up_logging, trace_ids
+from sidecar.web.serving.accesslog import MAX_PATH_CHARS, shown_path
 from tests.acceptance.conftest import PROJECT, write_configuration
 from tests.gate.test_transport import on_both_kinds
 from tests.support import (

@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 
-from sidecar import refusals
 from sidecar.errors import StoreUnavailable
+from sidecar.gate import refusal_log as refusals
 from tests.gate.test_store_faults import SlowStore
 from tests.support import (
     EXECUTE,

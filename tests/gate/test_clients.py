@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.addresses import Address
+from sidecar.settings.addresses import Address
 from tests.certificates import Authority
 from tests.support import (
     EXECUTE,

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sidecar.conditions import condition
 from sidecar.core.policy import Rule
+from sidecar.policies.conditions import condition
 from tests.support import POLICIES, House
 
 # With 256 agents, 65,536 steps.

@@ -21,9 +21,9 @@ import pytest
 from aiohttp import http_exceptions
 
 from sidecar import serve
-from sidecar.addresses import Address, Listen
-from sidecar.web.listener import ADMIN_CONNECTIONS, DATA_CONNECTIONS, OPS_CONNECTIONS, connections
-from sidecar.web.server import UNKNOWN_FAULT, fault
+from sidecar.settings.addresses import Address, Listen
+from sidecar.web.serving.connections import UNKNOWN_FAULT, fault
+from sidecar.web.serving.listener import ADMIN_CONNECTIONS, DATA_CONNECTIONS, OPS_CONNECTIONS, connections
 from tests.acceptance.conftest import (
     Backend,
     Program,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from sidecar.core.emission import FORBIDDEN_SIGNALS
-from sidecar.web.emittermodels import EMITTER_MODELS
+from sidecar.web.wire.emittermodels import EMITTER_MODELS
 from tests.support import Backend, House, Open, ask, opened
 
 DECISIONS = "/api/v1/decisions"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sidecar import refusals
+from sidecar.gate import refusal_log as refusals
 from tests.support import (
     EXECUTE,
     Backend,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.addresses import Address, SocketFile
-from sidecar.web.scopetest import PREFIX, SUFFIX
+from sidecar.settings.addresses import Address, SocketFile
+from sidecar.web.api.scopetest import PREFIX, SUFFIX
 from tests.certificates import Authority
 from tests.support import (
     EXECUTE,

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from sidecar import deadlines, settlements
 from sidecar.errors import StoreUnavailable
+from sidecar.gate import deadlines
+from sidecar.gate import settlement as settlements
 from sidecar.store.verify import verify_sqlite
 from tests.injection import INJECTION, Fault, Injection, everywhere
 from tests.support import (

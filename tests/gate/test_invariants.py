@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from sidecar import crash
 from sidecar.errors import StoreUnavailable
-from sidecar.settlements import Settlements
+from sidecar.gate.settlement import Settlements
+from sidecar.store import crash
 from sidecar.store.verify import verify_sqlite
 from tests.support import (
     EXECUTE,

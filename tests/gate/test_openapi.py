@@ -15,11 +15,11 @@ from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.core.record import DecisionOutcome, DecisionType, Record
 from sidecar.core.target import Gated, RoutePattern, classify
 from sidecar.errors import ERRORS
-from sidecar.web.docs import CONTENT_SECURITY_POLICY, FILES
-from sidecar.web.emittermodels import EMITTER_MODELS
-from sidecar.web.openapi.problems import BROUGHT
-from sidecar.web.scopes import SCOPE_PATH, SCOPES_PREFIX
-from sidecar.web.scopetest import PREFIX, SUFFIX
+from sidecar.web.api.docs import CONTENT_SECURITY_POLICY, FILES
+from sidecar.web.api.openapi.problems import BROUGHT
+from sidecar.web.api.scopes import SCOPE_PATH, SCOPES_PREFIX
+from sidecar.web.api.scopetest import PREFIX, SUFFIX
+from sidecar.web.wire.emittermodels import EMITTER_MODELS
 from tests.described import DOCUMENT, METHODS, STRANGE, Described, described
 from tests.gate.test_errors import WAYS, WIRE
 from tests.support import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sidecar import deadlines
+from sidecar.gate import deadlines
 from tests.support import (
     EXECUTE,
     Backend,
@@ -280,7 +280,7 @@ async def test_a_fault_of_the_sidecar_itself_leaves_no_execution_in_flight(
     def fails(*_: object) -> int:
         raise RuntimeError("a fault of our own")
 
-    monkeypatch.setattr("sidecar.gate.reported_cost", fails)
+    monkeypatch.setattr("sidecar.gate.execution.reported_cost", fails)
     answer = await house.execute(await house.issue())
     assert_problem(answer, 500, "internal_error")
     (admitted,) = [record for record in await house.records() if record["event"] == "admitted"]
@@ -331,11 +331,11 @@ async def let_go() -> AsyncIterator[None]:
 @pytest.mark.parametrize(
     ("place", "status", "error", "ending"),
     [
-        ("sidecar.gate.Gate._admit", 503, "store_unavailable", None),
-        ("sidecar.gate.Gate._forward", 502, "upstream_unreachable", "not_sent"),
+        ("sidecar.gate.execution.Gate._admit", 503, "store_unavailable", None),
+        ("sidecar.gate.execution.Gate._forward", 502, "upstream_unreachable", "not_sent"),
         ("sidecar.upstream.Upstream.send", 504, "upstream_timeout", "unknown"),
         ("sidecar.upstream.Exchange.read_up_to", 504, "upstream_timeout", "unknown"),
-        ("sidecar.settlements.Settlements.settle", 504, "upstream_timeout", "unknown"),
+        ("sidecar.gate.settlement.Settlements.settle", 504, "upstream_timeout", "unknown"),
     ],
 )
 async def test_what_hangs_for_good_is_ended_by_the_outer_deadline(
@@ -408,7 +408,7 @@ async def test_an_answer_that_hangs_while_it_streams_is_cut(
     house.backend.script = replies(LONG)
     scope = await house.issue()
     with monkeypatch.context() as patch:
-        patch.setattr("sidecar.gate.Gate._pass_on", hangs)
+        patch.setattr("sidecar.gate.execution.Gate._pass_on", hangs)
         answer = await house.execute(scope)
     assert (answer.status, answer.whole) == (200, False)
     assert house.sidecar.gate.in_flight == 0

@@ -17,7 +17,8 @@ from aiohttp.http_parser import HttpRequestParser
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from sidecar.web.parser import (
+from sidecar.web.serving.connections import refusal_of
+from sidecar.web.serving.parser import (
     MAX_CHUNK_EXTRA_BYTES,
     MAX_HEAD_BYTES,
     PIPELINED,
@@ -26,7 +27,6 @@ from sidecar.web.parser import (
     Overloaded,
     RequestParser,
 )
-from sidecar.web.server import refusal_of
 
 HOST = b"Host: x\r\n"
 GET = b"GET /get HTTP/1.1\r\n" + HOST + b"\r\n"

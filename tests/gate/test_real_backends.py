@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.addresses import Address, Listen
+from sidecar.settings.addresses import Address, Listen
 from tests.backends.report import MARK
 from tests.corpus import BODY, TARGET, Case, Made, cases
 from tests.support import Open, connect, eventually, read_message, unused_port

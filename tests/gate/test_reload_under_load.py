@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.reload import Files
+from sidecar.live.reload import Files
 from sidecar.serve import Sidecar
 from tests.support import Backend, Clock, House
 

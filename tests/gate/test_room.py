@@ -8,9 +8,9 @@ import tracemalloc
 
 import pytest
 
-from sidecar.places import Held, Memory, Places, parsed_bytes
-from sidecar.strictjson import parse
-from sidecar.web import server
+from sidecar.files.strictjson import parse
+from sidecar.gate.places import Held, Memory, Places, parsed_bytes
+from sidecar.web.serving import connections as server
 from tests.gate.test_clients import CHUNKED, said
 from tests.support import (
     EXECUTE,

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.sdk.trace import SpanProcessor, Tracer
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
-from sidecar.otel import OtelTracing
+from sidecar.telemetry.otel import OtelTracing
 from tests.collector import Collector, Seen
 from tests.support import (
     EXECUTE,

@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from sidecar.addresses import Address, Listen, SocketFile
 from sidecar.errors import ScopegateError
-from sidecar.sections import Shutdown
-from sidecar.tls import Credentials, client_context, valid_until
+from sidecar.files.tls import Credentials, client_context, valid_until
+from sidecar.settings.addresses import Address, Listen, SocketFile
+from sidecar.settings.sections import Shutdown
 from sidecar.upstream import Secured, Upstream
 from tests.certificates import Authority, Pair
 from tests.support import (

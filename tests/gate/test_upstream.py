@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from httptools import HttpParserError
 
-from sidecar.addresses import Listen
+from sidecar.settings.addresses import Listen
 from sidecar.upstream import Exchange, Failed, NotSent, TimedOut, Unanswered, Upstream
 from sidecar.upstream.answer import AnswerParser, State
 from sidecar.upstream.client import request_head

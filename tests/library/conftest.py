@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sidecar import actions
-from sidecar.actions import Action
-from sidecar.library import configure
+from sidecar.library import actions
+from sidecar.library.actions import Action
+from sidecar.library.library import configure
 
 
 @pytest.fixture

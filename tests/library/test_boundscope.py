@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar import boundscope
-from sidecar.admission import grant, settle
 from sidecar.core.command import Admitted, Issued
-from sidecar.library import library
+from sidecar.library import boundscope
+from sidecar.library.admission import grant, settle
+from sidecar.library.library import library
 from sidecar.scoped_execution import (
     BoundExecutionScope,
     ScopeActionMismatch,

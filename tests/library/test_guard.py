@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.admission import admission, admit, to_its_end
-from sidecar.library import library
+from sidecar.library.admission import admission, admit, to_its_end
+from sidecar.library.library import library
 from sidecar.scoped_execution import (
     RecoveryAction,
     RiskClass,

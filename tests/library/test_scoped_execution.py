@@ -23,13 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import scoped_execution
-from sidecar.admission import grant
 from sidecar.core.command import Turn
 from sidecar.core.policy import PolicySet
 from sidecar.core.wording import visible_chars
 from sidecar.errors import ERRORS, SCOPE_ERRORS, ScopegateError
 from sidecar.ids import new_decision_id
-from sidecar.library import UNRESTRICTED, library
+from sidecar.library.admission import grant
+from sidecar.library.library import UNRESTRICTED, library
 from sidecar.scoped_execution import (
     ScopeActionMismatch,
     ScopedExecutionRequired,

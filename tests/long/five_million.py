@@ -28,7 +28,7 @@ import orjson
 
 from sidecar.core.record import iso_time
 from sidecar.errors import LogTampered
-from sidecar.signing import SigningKey
+from sidecar.files.signing import SigningKey
 from sidecar.store.attestation import Attestation, read_checkpoints
 from sidecar.store.logfile import PAGE, START, LogFile
 from sidecar.store.verify import _COLUMNS, Verified, _Chain, verify_sqlite

@@ -36,7 +36,7 @@ from queue import Empty
 from typing import Any
 
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.signing import SigningKey
+from sidecar.files.signing import SigningKey
 from sidecar.store.attestation import read_checkpoints
 from sidecar.store.verify import verify_sqlite
 from tests.acceptance.conftest import write_configuration

@@ -13,7 +13,7 @@ import pytest
 from sidecar.core.checkpoint import Checkpoint
 from sidecar.core.record import iso_time
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.signing import PublicKey, SigningKey
+from sidecar.files.signing import PublicKey, SigningKey
 from sidecar.store.attestation import NONE, Attested, read_checkpoints
 from sidecar.store.verify import Verified, verify_sqlite
 from tests.store.conftest import OpenStore, admit

@@ -20,8 +20,8 @@ import pytest
 
 from sidecar.core.command import Issued, Refuse
 from sidecar.errors import LogTampered, Refusal, StoreUnavailable
+from sidecar.files.signing import SigningKey
 from sidecar.ids import new_decision_id
-from sidecar.signing import SigningKey
 from sidecar.store import backup
 from sidecar.store.attestation import Attestation, Attested
 from sidecar.store.backup import PAGES, THIRD, back_up

@@ -13,18 +13,18 @@ from unittest import mock
 
 import pytest
 
-from sidecar import checkpoints
-from sidecar.checkpoints import Checkpointer, append
 from sidecar.core.checkpoint import Checkpoint
 from sidecar.core.command import Admitted, Issued, Settle
 from sidecar.errors import LogTampered
+from sidecar.files.signing import SigningKey
 from sidecar.ids import new_decision_id
-from sidecar.signing import SigningKey
+from sidecar.store import checkpoints
 from sidecar.store.attestation import read_checkpoints
 from sidecar.store.batch import Store
+from sidecar.store.checkpoints import Checkpointer, append
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.store.verify import verify_sqlite
-from sidecar.telemetry import Metrics
+from sidecar.telemetry.metrics import Metrics
 from tests.store.conftest import admit, issue
 from tests.support import Clock, eventually
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.checkpoints import append, writers
 from sidecar.core.command import Issued
 from sidecar.errors import StoreUnavailable
+from sidecar.store.checkpoints import append, writers
 from sidecar.store.ownership import Ownership
 from sidecar.store.sqlite import SqliteEngine
 from tests.store.conftest import OpenStore, issue

@@ -32,7 +32,7 @@ from sidecar.core.policy import ActionPolicy, Brake, PolicySet, RiskClass, Rule
 from sidecar.core.rules import preview, subject_of
 from sidecar.core.scope import Scope
 from sidecar.ids import new_decision_id, new_scope_id
-from sidecar.policyfiles import load
+from sidecar.policies.files import load
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 from tests.store.conftest import OpenStore

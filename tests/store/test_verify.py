@@ -34,9 +34,9 @@ from sidecar.core.command import (
 from sidecar.core.masking import Mask, pointer
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionType, Record
 from sidecar.errors import LogTampered, Refusal, StoreUnavailable
+from sidecar.files.jsonvalue import dumps
+from sidecar.files.signing import SigningKey
 from sidecar.ids import new_decision_id
-from sidecar.jsonvalue import dumps
-from sidecar.signing import SigningKey
 from sidecar.store.attestation import Attestation, Attested
 from sidecar.store.export import exported
 from sidecar.store.migrate import migrations

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from sidecar.core.checkpoint import DOMAIN, Checkpoint
 from sidecar.errors import KeyFileUnusable
-from sidecar.keyfiles import create
-from sidecar.signing import SigningKey, load_public_key, load_signing_key
+from sidecar.files.keyfiles import create
+from sidecar.files.signing import SigningKey, load_public_key, load_signing_key
 
 KEY = SigningKey.generate()
 SIGNED = KEY.checkpoint(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.addresses import Listen, SocketFile
 from sidecar.cli import tables
 from sidecar.cli.calling import Place, Trust, UnusableError, within
+from sidecar.settings.addresses import Listen, SocketFile
 
 
 @pytest.mark.parametrize(

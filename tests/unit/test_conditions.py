@@ -16,11 +16,11 @@ from cel_expr_python import cel
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sidecar import conditions
-from sidecar.conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, NoCondition, condition
 from sidecar.core.policy import FACTS, RiskClass, Subject
 from sidecar.errors import ConditionFailed, ConfigurationError
-from sidecar.policyfiles import load
+from sidecar.policies import conditions
+from sidecar.policies.conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, NoCondition, condition
+from sidecar.policies.files import load
 
 CHRISTMAS_EVE = 1_798_070_400_000_000  # 2026-12-24T00:00:00Z
 
@@ -516,7 +516,7 @@ def zones(folder: Path, *names: str) -> None:
 def read_with(database: Path, zone: str) -> str:
     """What a new process says of a zone, since the engine keeps what it has found once."""
     program = (
-        "import sys; from sidecar.conditions import NoCondition, condition\n"
+        "import sys; from sidecar.policies.conditions import NoCondition, condition\n"
         "try: condition(f'now.getHours({sys.argv[1]!r}) == 1')\n"
         "except NoCondition as exc: print(exc, exc.position)\n"
         "else: print('well')"

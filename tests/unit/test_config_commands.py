@@ -13,10 +13,10 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli.config import without_secrets
 from sidecar.cli.main import main
-from sidecar.configkeys import AT_START, LIVE
-from sidecar.reload import unchangeable
-from sidecar.settings import load
-from sidecar.yamlfile import dotted, parse
+from sidecar.files.yamlfile import dotted, parse
+from sidecar.live.reload import unchangeable
+from sidecar.settings.keys import AT_START, LIVE
+from sidecar.settings.reading import load
 
 SHIPPED = Path(__file__).parents[2] / "config" / "scopegate.yaml"
 TEXT = """\

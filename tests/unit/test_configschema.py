@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.configkeys import keys_of, section_of
-from sidecar.configschema import schema_of
 from sidecar.errors import ConfigurationError
-from sidecar.sections import Route, Settings
-from sidecar.settings import load
-from sidecar.yamlfile import dotted, parse
+from sidecar.files.yamlfile import dotted, parse
+from sidecar.settings.keys import keys_of, section_of
+from sidecar.settings.reading import load
+from sidecar.settings.schema import schema_of
+from sidecar.settings.sections import Route, Settings
 from tests.described import STRANGE
 from tests.unit.test_docs import plain, rows, section
 

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar import __version__, keyfiles, settings
-from sidecar.settings import Settings
-from sidecar.signing import SigningKey
+from sidecar import __version__
+from sidecar.files import keyfiles
+from sidecar.files.signing import SigningKey
+from sidecar.settings import reading as settings
+from sidecar.settings.reading import Settings
 from tests.dockerfile import DoesNotHold, Instruction, context, instructions, pairs
 from tests.tools import tool
 

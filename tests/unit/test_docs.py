@@ -16,14 +16,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from sidecar import __version__, policyfiles, policyrules
+from sidecar import __version__
 from sidecar.cli.demo import POLICIES
 from sidecar.cli.main import main
-from sidecar.configkeys import LIVE
 from sidecar.core.policy import FACTS
 from sidecar.errors import ERRORS
-from sidecar.telemetry import Metrics
-from sidecar.web.admin import DECISION_FILTERS, EXECUTION_STATUSES
+from sidecar.policies import files as policyfiles
+from sidecar.policies import rules as policyrules
+from sidecar.settings.keys import LIVE
+from sidecar.telemetry.metrics import Metrics
+from sidecar.web.api.admin import DECISION_FILTERS, EXECUTION_STATUSES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -124,7 +126,7 @@ def test_every_metric_stands_in_the_readme() -> None:
 
 @pytest.mark.parametrize("face", ["admin", "emitters", "reloads", "scopelists", "ops"])
 def test_every_call_of_the_admin_and_ops_listeners_stands_in_the_readme(face: str) -> None:
-    source = (ROOT / f"sidecar/web/{face}.py").read_text(encoding="utf-8")
+    source = (ROOT / f"sidecar/web/api/{face}.py").read_text(encoding="utf-8")
     calls = re.findall(r"web\.(get|post|put|delete)\(\"([^\"]+)\"", source)
     assert calls
     named = [f"`{method.upper()} {re.sub(r':[^}]+', '', path)}`" for method, path in calls]

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.jsonvalue import (
+from sidecar.files.jsonvalue import (
     CYCLE,
     MAX_DEPTH,
     MAX_SIZE,

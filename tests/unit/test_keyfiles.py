@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar import keyfiles
 from sidecar.errors import KeyFileUnusable
+from sidecar.files import keyfiles
 
 SOMEBODY = 65532
 KEY = b"a key of more than sixteen bytes"

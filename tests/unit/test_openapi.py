@@ -22,11 +22,12 @@ from sidecar import __version__
 from sidecar.core.facts import is_identifier
 from sidecar.core.wording import visible_chars
 from sidecar.errors import ERRORS, Refusal
-from sidecar.settings import Listen, default
-from sidecar.strictjson import NotJson, parse
-from sidecar.web import docs
-from sidecar.web.emittermodels import EMITTER_MODELS, BackfillRequest
-from sidecar.web.models import (
+from sidecar.files.strictjson import NotJson, parse
+from sidecar.settings.reading import Listen, default
+from sidecar.web.api import docs
+from sidecar.web.api.openapi.document import document
+from sidecar.web.wire.emittermodels import EMITTER_MODELS, BackfillRequest
+from sidecar.web.wire.models import (
     IDENTIFIER,
     INTENT,
     ReconcileRequest,
@@ -35,7 +36,6 @@ from sidecar.web.models import (
     WireModel,
     validated,
 )
-from sidecar.web.openapi.document import document
 from tests.described import DOCUMENT, STRANGE, Described, made
 
 SWAGGER = Path(docs.__file__).parent / "swagger"
@@ -104,8 +104,8 @@ def test_it_is_valid_openapi_and_holds_together(name: str) -> None:
 
 def test_it_is_the_same_bytes_in_every_process() -> None:
     program = (
-        "import json; from sidecar.settings import Listen, default;"
-        "from sidecar.web.openapi.document import document;"
+        "import json; from sidecar.settings.reading import Listen, default;"
+        "from sidecar.web.api.openapi.document import document;"
         "told = document(default('http://127.0.0.1:9000'), data=Listen('127.0.0.1', 8000),"
         " ops=Listen('127.0.0.1', 9902)); print(json.dumps(told))"
     )

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.errors import ConfigurationError
-from sidecar.policyfiles import load
-from sidecar.policyrules import BRAKE_KEYS, LIMIT_KEYS, MATCH_KEYS, REQUIRE_KEYS, RULE_KEYS
+from sidecar.policies.files import load
+from sidecar.policies.rules import BRAKE_KEYS, LIMIT_KEYS, MATCH_KEYS, REQUIRE_KEYS, RULE_KEYS
 
 SHIPPED = Path(__file__).parents[2] / "policies"
 NOBODY = 65534

@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.core.policy import Brake, Limit, Match, PolicySet, Require, RiskClass, Rule
 from sidecar.errors import ConfigurationError
-from sidecar.policyfiles import load
+from sidecar.policies.files import load
 
 CATALOGUE = (
     "actions:\n  restart_pod: {risk: medium}\n  restart_agent: {risk: low}\n  failover_db: {risk: critical}\n"

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from sidecar import policytests
 from sidecar.core.policy import (
     ActionPolicy,
     Brake,
@@ -21,6 +20,7 @@ from sidecar.core.policy import (
     Subject,
 )
 from sidecar.errors import ConfigurationError
+from sidecar.policies import testing as policytests
 
 SEEN: list[Subject] = []
 

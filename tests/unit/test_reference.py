@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.telemetry import LOG_FIELDS
+from sidecar.telemetry.metrics import LOG_FIELDS
 from tests.logged import Logged, Source, Unreadable
 from tests.reference import (
     CLOSED,
@@ -22,7 +22,7 @@ from tests.reference import (
 )
 from tests.reference_words import LOGGERS, MESSAGES, VALUES
 
-TABLE_OF_FIELDS = "LOG_FIELDS of sidecar/telemetry.py"
+TABLE_OF_FIELDS = "LOG_FIELDS of sidecar/telemetry/metrics.py"
 TABLE_OF_WORDS = "tests/reference_words.py"
 
 

@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from sidecar import policyfiles
 from sidecar.clock import wall_clock
 from sidecar.core.policy import RiskClass
 from sidecar.core.record import iso_time
 from sidecar.errors import ConfigurationError
-from sidecar.reload import SETTLE_SECONDS, Cause, Files, Reloader, warn_of_openings
-from sidecar.settings import Listen, default
-from sidecar.telemetry import Metrics
-from sidecar.terms import Live, Terms
-from sidecar.web.problem import problems
-from sidecar.web.reloads import ReloadApi
+from sidecar.live.reload import SETTLE_SECONDS, Cause, Files, Reloader, warn_of_openings
+from sidecar.live.terms import Live, Terms
+from sidecar.policies import files as policyfiles
+from sidecar.settings.reading import Listen, default
+from sidecar.telemetry.metrics import Metrics
+from sidecar.web.api.reloads import ReloadApi
+from sidecar.web.wire.problem import problems
 from tests.described import DOCUMENT
 from tests.support import ask
 

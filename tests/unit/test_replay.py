@@ -10,7 +10,6 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.conditions import condition
 from sidecar.core.apply import State, apply
 from sidecar.core.brakes import Tally, tallies_with
 from sidecar.core.command import (
@@ -44,9 +43,10 @@ from sidecar.core.record import DecisionOutcome, DecisionType, Record
 from sidecar.core.rules import preview, subject_of
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ConditionFailed, Refusal
-from sidecar.gaterecords import Finding, GateRecord
 from sidecar.ids import new_decision_id, new_scope_id
-from sidecar.replay import FLOOD, Replay
+from sidecar.policies.conditions import condition
+from sidecar.policies.gaterecords import Finding, GateRecord
+from sidecar.policies.replay import FLOOD, Replay
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine

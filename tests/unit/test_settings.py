@@ -19,15 +19,15 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import BaseModel
 
-from sidecar.addresses import Address, SocketFile
-from sidecar.configkeys import AT_START, LIVE, SECRET, differing
 from sidecar.core.facts import DEFAULT_SOURCES
 from sidecar.core.policy import RiskClass
 from sidecar.errors import ConfigurationError
-from sidecar.sections import Route
-from sidecar.settings import Listen, Settings, default, load
-from sidecar.signing import SigningKey
-from sidecar.yamlfile import parse
+from sidecar.files.signing import SigningKey
+from sidecar.files.yamlfile import parse
+from sidecar.settings.addresses import Address, SocketFile
+from sidecar.settings.keys import AT_START, LIVE, SECRET, differing
+from sidecar.settings.reading import Listen, Settings, default, load
+from sidecar.settings.sections import Route
 from tests.certificates import Authority
 
 SHIPPED = Path(__file__).parents[2] / "config" / "scopegate.yaml"

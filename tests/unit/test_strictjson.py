@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.strictjson import NotJson, parse, parse_value
+from sidecar.files.strictjson import NotJson, parse, parse_value
 
 scalars = st.one_of(
     st.none(),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import ScopegateError
-from sidecar.tls import Credentials, TlsFileUnusable, client_context, server_context, told, valid_until
+from sidecar.files.tls import Credentials, TlsFileUnusable, client_context, server_context, told, valid_until
 from tests.certificates import Authority, Pair
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from opentelemetry import trace as api
 
 from sidecar.errors import ConfigurationError, ScopegateError
-from sidecar.otel import OtelTracing
-from sidecar.settings import load
-from sidecar.tracing import NO_TRACE, Headers, Trace, Tracing
+from sidecar.settings.reading import load
+from sidecar.telemetry.otel import OtelTracing
+from sidecar.telemetry.tracing import NO_TRACE, Headers, Trace, Tracing
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 VALID = f"00-{TRACE}-{SPAN}-01"

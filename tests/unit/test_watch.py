@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar import watch
 from sidecar.errors import ConfigurationError
-from sidecar.reload import Files
+from sidecar.live import watch
+from sidecar.live.reload import Files
 
 # From the change until it was noticed (policies.md wants a reload on change; an operator waits for it).
 MOST_SECONDS = 2.0

@@ -1,0 +1,121 @@
+"""Scopes are granted and withdrawn, and executions explained. What is decided is decided by the core."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sidecar.core.bounds import Case, judge
+from sidecar.core.command import Admit, Denied, Issue, Issued, Reply, Revoke, Revoked
+from sidecar.core.deciding import granted
+from sidecar.core.facts import Claims
+from sidecar.core.rules import Objection
+from sidecar.core.scope import Scope
+from sidecar.errors import Refusal, StoreUnavailable
+from sidecar.gate.execution import Gate
+from sidecar.gate.messages import Explanation
+from sidecar.gate.refusal_log import Asked, Refused
+from sidecar.ids import new_decision_id
+from sidecar.live.terms import Terms
+from sidecar.store.batch import Store
+from sidecar.store.foresight import foreseen
+from sidecar.telemetry.metrics import Metrics
+
+
+class Grants:
+    """What the scope endpoints and `explain` ask for."""
+
+    def __init__(self, *, store: Store, gate: Gate, metrics: Metrics) -> None:
+        self._store = store
+        self._gate = gate
+        self._metrics = metrics
+
+    async def issue(
+        self, scope: Scope, ttl_seconds: int, defaulted: frozenset[str], asked: Asked
+    ) -> Issued | Refused:
+        """Grant a scope, if the policies allow it. `defaulted` names the terms that nobody asked for."""
+        assert asked.policies is not None
+        command = Issue(
+            decision_id=new_decision_id(),
+            scope=scope,
+            ttl=ttl_seconds,
+            defaulted=defaulted,
+            policies=asked.policies,
+            request_id=asked.request_id,
+            principal=asked.principal,
+            record_denial=self._gate.refusals.reserve(),
+        )
+        # Before the writer, which everybody waits for.
+        command = replace(command, judged=granted(command, self._store.now()))
+        reply = await self._submit(command, asked)
+        assert isinstance(reply, Issued | Refused)
+        if isinstance(reply, Issued):
+            self._gate.refusals.let_through(reply.shadow, asked)
+        return reply
+
+    async def revoke(self, scope_id: str, asked: Asked) -> Revoked | Refused:
+        """Withdraw a scope."""
+        command = Revoke(
+            decision_id=new_decision_id(),
+            scope_id=scope_id,
+            policy_revision=None if asked.policies is None else asked.policies.revision,
+            tenant_id=asked.tenant_id,
+            request_id=asked.request_id,
+            principal=asked.principal,
+            record_denial=self._gate.refusals.reserve(),
+        )
+        reply = await self._submit(command, asked)
+        assert isinstance(reply, Revoked | Refused)
+        return reply
+
+    async def _submit(self, command: Issue | Revoke, asked: Asked) -> Reply | Refused:
+        refusals = self._gate.refusals
+        try:
+            reply = await refusals.submit(command, late=self._gate.give_back)
+        except StoreUnavailable as exc:
+            return refusals.unconfirmed(exc, asked)
+        if isinstance(reply, Denied):
+            return await refusals.denied(reply, asked)
+        self._metrics.decisions.labels("selected", "none", "none").inc()
+        return reply
+
+    async def explain(self, claims: Claims, tenant_id: str, terms: Terms, *, shadow: bool) -> Explanation:
+        """What an execution would be answered now, by the same judgment; `shadow`: on a shadow route.
+
+        Consumes and records nothing (G10). Raises StoreUnavailable.
+        """
+        unready = self._gate.unready(terms)
+        if unready is not None or terms.policies is None:
+            return Explanation(refusal=unready[0] if unready else None)
+        if shadow and (claims.incident_id is None or claims.action is None):
+            too_little = judge(Case(claims, tenant_id, None, None, now=0))
+            assert too_little is not None
+            return self.unread(too_little, terms, shadow=True)
+        command = Admit(
+            decision_id=new_decision_id(),
+            claims=claims,
+            policies=terms.policies,
+            tenant_id=tenant_id,
+            scope_required_from=terms.settings.gate.scope_required_from,
+            shadow=shadow,
+        )
+        now = self._store.now()
+        found, scope = await foreseen(self._store.engine, command, now)
+        mine = scope is not None and scope.tenant_id == tenant_id
+        return Explanation(
+            refusal=found.refusal,
+            scope=scope if mine else None,
+            scope_required=found.waived is None,
+            hold=found.case.hold,
+            shadow=found.shadow,
+            uses=found.uses,
+            now=now,
+        )
+
+    def unread(self, refusal: Refusal, terms: Terms, *, shadow: bool) -> Explanation:
+        """What becomes of a request that cannot be judged: refused, or, in shadow, let through as it is."""
+        if not shadow:
+            return Explanation(refusal=refusal)
+        unready = self._gate.unready(terms)
+        if unready is not None:
+            return Explanation(refusal=unready[0])
+        return Explanation(refusal=None, shadow=(Objection(refusal, None, shadow=True),))

@@ -1,0 +1,299 @@
+"""What a program that embeds Scopegate asks for, as commands; and the replies, as values or exceptions.
+
+Nothing is judged here: facts are read by the rules of the wire, and the core decides.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from sidecar.core.command import Admit, Admitted, Denied, Gatekept, Issue, Recorded, Refuse, Reply, Settled
+from sidecar.core.facts import DEFAULT_SOURCES, Claims, Request, is_identifier, read
+from sidecar.core.money import is_whole_micros, to_micros
+from sidecar.core.policy import PolicySet
+from sidecar.core.rehearsal import reported_cost
+from sidecar.core.scope import MAX_INTENT_CHARS, Scope
+from sidecar.core.wording import visible_chars
+from sidecar.errors import Refusal, StoreUnavailable, scope_refused
+from sidecar.files.jsonvalue import plain
+from sidecar.ids import new_decision_id, new_scope_id
+from sidecar.library.actions import ending
+from sidecar.library.library import Library
+from sidecar.library.threaded import Ending
+
+logger = logging.getLogger("scopegate.library")
+
+TENANT = "default"
+
+# What a scope gets where a call does not say (seed-contract.md, "Scopes"); money in micro-dollars.
+DEFAULTS = {"max_attempts": 1, "ttl_seconds": 300, "max_cost_usd": 500_000}
+MAX_ATTEMPTS = 1_000_000_000
+MAX_TTL_SECONDS = 100 * 365 * 24 * 3_600
+
+
+# Scopes -------------------------------------------------------------------------------------------------
+
+
+def grant(
+    policies: PolicySet,
+    *,
+    incident_id: object,
+    allowed_actions: object,
+    intent: object,
+    max_cost_usd: object,
+    max_attempts: object,
+    ttl_seconds: object,
+    target_agents: object,
+    created_by: object,
+) -> Issue:
+    """The command that grants a scope. Raises ValueError, naming the term that is wrong."""
+    scope = Scope(
+        scope_id=new_scope_id(),
+        tenant_id=TENANT,
+        incident_id=_identifier("incident_id", incident_id),
+        allowed_actions=tuple(dict.fromkeys(_identifiers("allowed_actions", allowed_actions))),
+        max_cost=_ceiling(max_cost_usd),
+        max_attempts=_whole("max_attempts", max_attempts, MAX_ATTEMPTS),
+        created_at=0,
+        expires_at=0,
+        intent=_intent(intent),
+        target_agents=() if target_agents is None else _identifiers("target_agents", target_agents),
+        created_by=_identifier("created_by", created_by),
+    )
+    if not scope.allowed_actions:
+        raise ValueError("allowed_actions must name at least one action")
+    ttl = _whole("ttl_seconds", ttl_seconds, MAX_TTL_SECONDS)
+    asked = {"max_attempts": scope.max_attempts, "ttl_seconds": ttl, "max_cost_usd": scope.max_cost}
+    return Issue(
+        decision_id=new_decision_id(),
+        scope=scope,
+        ttl=ttl,
+        # A call does not tell a default from the same value written out.
+        defaulted=frozenset(term for term, value in asked.items() if value == DEFAULTS[term]),
+        policies=policies,
+        origin="library",
+    )
+
+
+def micros_of(name: str, dollars: object) -> int:
+    """An amount of dollars in micro-dollars, rounded up. Raises ValueError."""
+    if isinstance(dollars, bool) or not isinstance(dollars, int | float | Decimal):
+        raise ValueError(f"{name} must be a number of dollars")
+    try:
+        return to_micros(dollars)
+    except ValueError as exc:
+        raise ValueError(f"{name}: {exc}") from exc
+
+
+def _ceiling(dollars: object) -> int:
+    micros = micros_of("max_cost_usd", dollars)
+    assert isinstance(dollars, int | float | Decimal)
+    if not is_whole_micros(Decimal(float.__repr__(dollars) if isinstance(dollars, float) else dollars)):
+        raise ValueError("max_cost_usd must have at most six decimals")
+    return micros
+
+
+def _whole(name: str, value: object, largest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number")
+    if not 1 <= value <= largest:
+        raise ValueError(f"{name} must be from 1 to {largest}")
+    return value
+
+
+def _intent(value: object) -> str:
+    if not isinstance(value, str) or not visible_chars(value):
+        raise ValueError("intent is required and must say why; it cannot be blank")
+    if len(value) > MAX_INTENT_CHARS:
+        raise ValueError(f"intent must have at most {MAX_INTENT_CHARS} characters")
+    if value != value.encode("utf-8", "replace").decode():
+        raise ValueError("intent must be text that UTF-8 can hold")
+    return value
+
+
+def _identifier(name: str, value: object) -> str:
+    if not isinstance(value, str) or not is_identifier(value):
+        raise ValueError(f"{name} must be a string of 1 to 256 printable characters")
+    return value
+
+
+def _identifiers(name: str, values: object) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple) or not all(is_identifier(value) for value in values):
+        raise ValueError(f"{name} must be a list of strings of 1 to 256 printable characters")
+    return tuple(values)
+
+
+# Executions ---------------------------------------------------------------------------------------------
+
+
+def admission(
+    policies: PolicySet,
+    *,
+    scope_id: object,
+    incident_id: object,
+    action: object,
+    parameters: object = None,
+    target_agents: object = None,
+    announced_cost: int = 0,
+) -> Admit | Refuse:
+    """The command that asks for one execution; the one that refuses it where what is asked cannot be read."""
+    judged = parameters
+    if isinstance(parameters, Mapping):
+        judged = {name: value for name, value in parameters.items() if isinstance(name, str)}
+    document = {
+        "scope_id": scope_id,
+        "incident_id": incident_id,
+        "action": action,
+        "parameters": judged,
+        "target_agents": target_agents,
+    }
+    claims = read(Request(document=document), DEFAULT_SOURCES)
+    if isinstance(claims, Refusal):
+        return refusal_of(policies, claims, known(scope_id, incident_id, action))
+    if isinstance(parameters, Mapping):
+        recorded = plain(parameters)
+        claims = replace(claims, parameters=recorded, body_bytes=len(orjson.dumps(recorded)))
+    return Admit(
+        decision_id=new_decision_id(),
+        claims=claims,
+        policies=policies,
+        tenant_id=TENANT,
+        announced_cost=announced_cost,
+        origin="library",
+    )
+
+
+def copied(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """The same in dicts and lists of its own: nobody can change what was judged before it is carried out."""
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return seen[id(value)]
+    match value:
+        case dict():
+            members: dict[Any, Any] = {}
+            seen[id(value)] = members
+            members.update((name, copied(member, seen)) for name, member in value.items())
+            return members
+        case list():
+            items: list[Any] = []
+            seen[id(value)] = items
+            items.extend(copied(item, seen) for item in value)
+            return items
+        case _:
+            return value
+
+
+def known(scope_id: object, incident_id: object, action: object) -> Claims:
+    """As much of what is claimed as can stand in a record."""
+    return Claims(scope_id=_readable(scope_id), incident_id=_readable(incident_id), action=_readable(action))
+
+
+def _readable(value: object) -> str | None:
+    return value if isinstance(value, str) and is_identifier(value) else None
+
+
+def refusal_of(
+    policies: PolicySet, refusal: Refusal, claims: Claims, gatekept: Gatekept = "scoped_execution"
+) -> Refuse:
+    """The command that records a refusal for which no scope had to be asked."""
+    return Refuse(
+        decision_id=new_decision_id(),
+        refusal=refusal,
+        gatekept=gatekept,
+        claims=claims,
+        policy_revision=policies.revision,
+        tenant_id=TENANT,
+        origin="library",
+    )
+
+
+def allowed(command: Admit | Issue | Refuse, reply: Reply) -> Reply:
+    """The reply, unless it says no: then the exception that the refusal is in the library."""
+    if isinstance(reply, Denied):
+        raise scope_refused(reply.refusal, reply.decision_id)
+    if isinstance(command, Refuse):
+        assert isinstance(reply, Recorded)
+        raise scope_refused(command.refusal, reply.decision_id)
+    return reply
+
+
+async def admit(library: Library, command: Admit | Refuse) -> Admitted:
+    """Admit an execution. Raises ScopeRefused, or StoreUnavailable: then nothing is to be executed.
+
+    The library gives back the admission of a caller that is cancelled before it is told.
+    """
+    admitted = allowed(command, await library.submit(command))
+    assert isinstance(admitted, Admitted)
+    return admitted
+
+
+def admit_sync(library: Library, command: Admit | Refuse) -> Admitted:
+    """As `admit`."""
+    admitted = allowed(command, library.submit_sync(command))
+    assert isinstance(admitted, Admitted)
+    return admitted
+
+
+async def settle(
+    library: Library, admitted: Admitted, outcome: Ending, cost: int | None = None, cause: str | None = None
+) -> Scope:
+    """Write down how an execution ended; the scope as it is known to stand then. Never raises for the store:
+    what was executed has been executed."""
+    settled: Settled | None = None
+    try:
+        settled = await library.settle(admitted, outcome, cost=cost, cause=cause)
+    except StoreUnavailable as exc:
+        _unsettled(admitted, exc)
+    return _consumed(settled or admitted)
+
+
+def settle_sync(
+    library: Library, admitted: Admitted, outcome: Ending, cost: int | None = None, cause: str | None = None
+) -> Scope:
+    """As `settle`."""
+    settled: Settled | None = None
+    try:
+        settled = library.settle_sync(admitted, outcome, cost=cost, cause=cause)
+    except StoreUnavailable as exc:
+        _unsettled(admitted, exc)
+    return _consumed(settled or admitted)
+
+
+def _consumed(last: Settled | Admitted) -> Scope:
+    assert last.scope is not None, "nothing is executed without a scope here"
+    return last.scope
+
+
+async def to_its_end(library: Library, admitted: Admitted, running: Awaitable[Any]) -> tuple[Any, Scope]:
+    """Wait for what has been admitted to end, and write down how: what it returned, and the scope then.
+
+    What it raises comes through.
+    """
+    try:
+        returned = await running
+    except GeneratorExit:
+        # Its loop is gone, so nothing can be awaited any more.
+        with suppress(StoreUnavailable):
+            library.begin_settling(
+                admitted, "unknown", cause="the loop of the program ended before the action"
+            )
+        raise
+    except BaseException as exc:
+        outcome, cause = ending(exc)
+        await settle(library, admitted, outcome, cause=cause)
+        raise
+    return returned, await settle(library, admitted, "answered", reported_cost(returned))
+
+
+def _unsettled(admitted: Admitted, exc: StoreUnavailable) -> None:
+    logger.error(
+        "the end of an execution may not have been written down; then it is unknown after a restart",
+        extra={"decision_id": admitted.execution.decision_id, "cause": str(exc)},
+    )

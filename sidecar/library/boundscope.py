@@ -1,0 +1,307 @@
+"""Scopes as objects: `BoundExecutionScope`, a snapshot of a stored scope, and `ScopeStore`, where they are.
+
+Both are sync and may be used from any thread, inside a running loop and outside. Whatever they answer, they
+ask the store; a snapshot permits nothing by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+from sidecar.core.command import Issued, Refuse, Revoke, Revoked
+from sidecar.core.facts import is_identifier
+from sidecar.core.money import to_dollars
+from sidecar.core.record import iso_time
+from sidecar.core.scope import RELEASING, Execution, Scope
+from sidecar.errors import StoreUnavailable
+from sidecar.ids import new_decision_id
+from sidecar.library.admission import TENANT, admission, admit_sync, allowed, grant, micros_of, settle_sync
+from sidecar.library.library import library
+from sidecar.store.base import Engine, Page
+from sidecar.store.foresight import foreseen
+
+# Scopes read at once; every one brings its executions along.
+PAGE = 200
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _instant(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+@dataclass
+class BoundExecutionScope:
+    """A bound execution scope that gates recovery actions: what the store knew of it when it was asked last.
+
+    Times are aware and in UTC, money is in dollars. `status` is active, exhausted, expired or revoked. An
+    object that was built by hand, with a `scope_id` that the store does not know, permits nothing.
+    """
+
+    scope_id: str
+    incident_id: str
+    allowed_actions: list[str]
+    max_cost_usd: float
+    max_attempts: int
+    expires_at: datetime
+    intent: str
+    target_agents: list[str] = field(default_factory=list)
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    created_by: str = "system"
+    attempts_used: int = 0
+    cost_used_usd: float = 0.0
+    status: str = "active"
+    execution_log: list[dict[str, Any]] = field(default_factory=list)
+
+    def is_valid(self) -> bool:
+        """Whether the stored scope is active now. False where the store does not answer."""
+        try:
+            scope = library().read_sync(scope_of(self.scope_id))
+        except StoreUnavailable:
+            return False
+        return scope is not None and scope.status(library().now()) == "active"
+
+    def can_execute(self, action: str, incident_id: str) -> tuple[bool, str | None]:
+        """Whether the stored scope would admit this now, on behalf of its own target agents; if not, the code
+        of the refusal. Consumes and records nothing."""
+        asked = library()
+        try:
+            scope = asked.read_sync(scope_of(self.scope_id))
+        except StoreUnavailable:
+            return False, "store_unavailable"
+        command = admission(
+            asked.policies,
+            scope_id=self.scope_id,
+            incident_id=incident_id,
+            action=action,
+            target_agents=_agents(scope),
+        )
+        if isinstance(command, Refuse):
+            return False, command.refusal.code
+        try:
+            found, _ = asked.read_sync(lambda engine: foreseen(engine, command, asked.now()))
+        except StoreUnavailable:
+            return False, "store_unavailable"
+        return found.refusal is None, None if found.refusal is None else found.refusal.code
+
+    def consume(self, action: str, cost_usd: float = 0.0) -> None:
+        """Consume one attempt for an action that costs this much, and refresh this object.
+
+        Raises ScopeRefused (its subclasses say why), ValueError for a cost that is none, and
+        StoreUnavailable; nothing is consumed then.
+        """
+        cost = micros_of("cost_usd", cost_usd)
+        asked = library()
+        command = admission(
+            asked.policies,
+            scope_id=self.scope_id,
+            incident_id=self.incident_id,
+            action=action,
+            target_agents=_agents(asked.read_sync(scope_of(self.scope_id))),
+            announced_cost=cost,
+        )
+        admitted = admit_sync(asked, command)
+        scope = settle_sync(asked, admitted, "answered", cost)
+        try:
+            executions = asked.read_sync(lambda engine: engine.executions_of(self.scope_id))
+        except StoreUnavailable:
+            executions = [admitted.execution]  # it has been consumed all the same
+        self._refresh(snapshot(scope, executions, asked.now()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field but `execution_log`, with `attempts_remaining`; times in ISO 8601.
+
+        Refreshed first; where the store does not know the scope or does not answer, the fields as they are,
+        but never active past its time.
+        """
+        asked = library()
+        try:
+            found = asked.read_sync(_with_executions(self.scope_id))
+        except StoreUnavailable:
+            found = None
+        if found is not None:
+            scope, executions = found
+            self._refresh(snapshot(scope, executions, asked.now()))
+        elif self.status == "active" and self.expires_at <= _instant(asked.now()):
+            self.status = "expired"
+        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "execution_log"}
+        return {
+            **shown,
+            "allowed_actions": list(self.allowed_actions),
+            "target_agents": list(self.target_agents),
+            "expires_at": self.expires_at.isoformat(timespec="microseconds"),
+            "created_at": self.created_at.isoformat(timespec="microseconds"),
+            "attempts_remaining": max(0, self.max_attempts - self.attempts_used),
+        }
+
+    def _refresh(self, now: BoundExecutionScope) -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(now, each.name))
+
+
+def snapshot(scope: Scope, executions: Sequence[Execution], now: int) -> BoundExecutionScope:
+    """A stored scope as an object. Its log shows the executions that count: not those given back."""
+    return BoundExecutionScope(
+        scope_id=scope.scope_id,
+        incident_id=scope.incident_id,
+        allowed_actions=list(scope.allowed_actions),
+        max_cost_usd=to_dollars(scope.max_cost),
+        max_attempts=scope.max_attempts,
+        expires_at=_instant(scope.expires_at),
+        intent=scope.intent,
+        target_agents=list(scope.target_agents),
+        created_at=_instant(scope.created_at),
+        created_by=scope.created_by,
+        attempts_used=scope.attempts_used,
+        cost_used_usd=to_dollars(scope.spent),
+        status=scope.status(now),
+        execution_log=[
+            {
+                "action": execution.action,
+                "cost_usd": to_dollars(execution.hold if execution.cost is None else execution.cost),
+                "timestamp": iso_time(execution.admitted_at),
+                "attempt_number": execution.attempt_number,
+            }
+            for execution in sorted(executions, key=lambda each: (each.admitted_at, each.attempt_number))
+            if execution.status not in RELEASING
+        ],
+    )
+
+
+class ScopeStore:
+    """The scopes of the configured store. There is one object of it; it holds nothing itself.
+
+    Every method raises StoreUnavailable where the store does not answer.
+    """
+
+    _instance: ClassVar[ScopeStore | None] = None
+    _creating: ClassVar[threading.Lock] = threading.Lock()
+
+    def __new__(cls) -> ScopeStore:
+        with cls._creating:
+            if cls._instance is None:
+                cls._instance = super().__new__(cls)
+            return cls._instance
+
+    def create_scope(
+        self,
+        incident_id: str,
+        allowed_actions: list[str],
+        intent: str,
+        max_cost_usd: float = 0.50,
+        max_attempts: int = 1,
+        ttl_seconds: int = 300,
+        target_agents: list[str] | None = None,
+        created_by: str = "system",
+    ) -> BoundExecutionScope:
+        """Grant a scope. Raises ValueError, naming the term that is wrong, and ScopeRefused with the code
+        `policy_denied` for an action that the configured catalogue does not list."""
+        asked = library()
+        command = grant(
+            asked.policies,
+            incident_id=incident_id,
+            allowed_actions=allowed_actions,
+            intent=intent,
+            max_cost_usd=max_cost_usd,
+            max_attempts=max_attempts,
+            ttl_seconds=ttl_seconds,
+            target_agents=target_agents,
+            created_by=created_by,
+        )
+        issued = allowed(command, asked.submit_sync(command))
+        assert isinstance(issued, Issued)
+        return snapshot(issued.scope, (), asked.now())
+
+    def get_scope(self, scope_id: str) -> BoundExecutionScope | None:
+        """The scope, None where there is none."""
+        asked = library()
+        found = asked.read_sync(_with_executions(scope_id))
+        return None if found is None else snapshot(*found, asked.now())
+
+    def get_scopes_for_incident(self, incident_id: str) -> list[BoundExecutionScope]:
+        """All scopes of an incident, newest first."""
+        if not is_identifier(incident_id):
+            return []
+        asked = library()
+        found: list[BoundExecutionScope] = []
+        before: str | None = None
+        while True:
+            scopes, before = asked.read_sync(_page_of(incident_id, before))
+            found += [snapshot(scope, executions, asked.now()) for scope, executions in scopes]
+            if before is None:
+                return found
+
+    def revoke_scope(self, scope_id: str) -> bool:
+        """Withdraw a scope for good; False where there is none. Repeatable, and recorded each time."""
+        if not is_identifier(scope_id):
+            return False
+        asked = library()
+        command = Revoke(
+            decision_id=new_decision_id(),
+            scope_id=scope_id,
+            policy_revision=asked.policies.revision,
+            tenant_id=TENANT,
+            origin="library",
+        )
+        return isinstance(asked.submit_sync(command), Revoked)
+
+    def cleanup_expired(self) -> int:
+        """How many scopes lapsed before they were used up or revoked. Deletes nothing: they are evidence."""
+        asked = library()
+        now = asked.now()
+        count = 0
+        before: str | None = None
+        while True:
+            page = asked.read_sync(_lapsed(now, before))
+            scopes: Sequence[Scope] = page.rows
+            count += sum(scope.tenant_id == TENANT and scope.status(now) == "expired" for scope in scopes)
+            before = page.next
+            if before is None:
+                return count
+
+
+# What is asked of the store ------------------------------------------------------------------------------
+
+
+def _agents(scope: Scope | None) -> list[str]:
+    return [] if scope is None else list(scope.target_agents)
+
+
+def scope_of(scope_id: object) -> Callable[[Engine], Awaitable[Scope | None]]:
+    """A scope of this tenant."""
+
+    async def query(engine: Engine) -> Scope | None:
+        found = (
+            await engine.scope(scope_id) if isinstance(scope_id, str) and is_identifier(scope_id) else None
+        )
+        return found if found is not None and found.tenant_id == TENANT else None
+
+    return query
+
+
+def _with_executions(
+    scope_id: object,
+) -> Callable[[Engine], Awaitable[tuple[Scope, Sequence[Execution]] | None]]:
+    async def query(engine: Engine) -> tuple[Scope, Sequence[Execution]] | None:
+        scope = await scope_of(scope_id)(engine)
+        return None if scope is None else (scope, await engine.executions_of(scope.scope_id))
+
+    return query
+
+
+def _page_of(
+    incident_id: str, before: str | None
+) -> Callable[[Engine], Awaitable[tuple[list[tuple[Scope, Sequence[Execution]]], str | None]]]:
+    async def query(engine: Engine) -> tuple[list[tuple[Scope, Sequence[Execution]]], str | None]:
+        page, _ = await engine.scopes(TENANT, incident_id, before=before, limit=PAGE)
+        return [(scope, await engine.executions_of(scope.scope_id)) for scope in page.rows], page.next
+
+    return query
+
+
+def _lapsed(now: int, before: str | None) -> Callable[[Engine], Awaitable[Page]]:
+    return lambda engine: engine.lapsed_scopes(now, before=before, limit=PAGE)

@@ -1,0 +1,185 @@
+"""`requires_scoped_execution`: a function that carries out risky recovery actions runs only within scopes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from sidecar.core.command import Admit, Admitted, Refuse
+from sidecar.core.facts import is_identifier
+from sidecar.core.policy import PolicySet, RiskClass
+from sidecar.core.rehearsal import RecoveryAction, reported_cost
+from sidecar.core.scope import Scope
+from sidecar.errors import Refusal
+from sidecar.library.actions import ending
+from sidecar.library.admission import (
+    admission,
+    admit,
+    admit_sync,
+    copied,
+    known,
+    refusal_of,
+    settle_sync,
+    to_its_end,
+)
+from sidecar.library.boundscope import scope_of
+from sidecar.library.library import Library, library
+
+R = TypeVar("R")
+
+# Keywords that are the guard's; the function gets those that its signature takes.
+OURS = ("scope_id", "incident_id", "skip_scope")
+
+
+def requires_scoped_execution(
+    risk_threshold: RiskClass = RiskClass.MEDIUM,
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Decorator to enforce scoped pre-execution for risky recovery actions.
+
+    The function, sync or async, takes exactly one RecoveryAction among its arguments. An action of a lower
+    risk just runs. At or above the threshold the call must carry a `scope_id`, naming a scope that allows the
+    action's `name` and target agents, for the incident of an `incident_id` keyword, else for its own. An
+    attempt is consumed before the function begins, and settled when it has ended: what it returns may be a
+    mapping with `cost_usd`. Where a catalogue is configured, the higher of its risk and the action's counts,
+    and an action that it does not list is never below the threshold.
+
+    Calls raise ScopedExecutionRequired without a scope, with `skip_scope=True`, or without a RecoveryAction;
+    the other subclasses of ScopeRefused; and StoreUnavailable. Nothing ran then. Decorating raises ValueError
+    for a threshold that is none, and TypeError for a generator function, which has no one end.
+    """
+    threshold = RiskClass(risk_threshold)
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        if not callable(function):
+            raise TypeError("requires_scoped_execution decorates functions")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("a generator function has no one end; guard the function that it calls")
+        return _guarded(function, threshold)
+
+    return decorate
+
+
+def _guarded(function: Callable[..., Any], threshold: RiskClass) -> Callable[..., Any]:
+    signature = inspect.signature(function)
+    kept_back = [name for name in OURS if not _takes(signature, name)]
+
+    def look_at(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The keywords that the function gets, and those of ours that the call carries, wherever it does."""
+        arguments = {name: value for name, value in kwargs.items() if name not in kept_back}
+        # A call that the function itself would refuse consumes nothing.
+        named = {**signature.bind(*args, **arguments).arguments, **kwargs}
+        return arguments, {name: named.get(name) for name in OURS}
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def run_within_scope(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = _snapshots(args, kwargs)
+            arguments, ours = look_at(args, kwargs)
+            store = library()
+            risky = _risky_action(store.policies, threshold, [*args, *kwargs.values()], ours)
+            if risky is None:
+                return await function(*args, **arguments)
+            scope = await store.read(scope_of(ours["scope_id"]))
+            admitted = await admit(store, _command(store.policies, risky, ours, scope))
+            returned, _ = await to_its_end(store, admitted, function(*args, **arguments))
+            return returned
+
+        return run_within_scope
+
+    @functools.wraps(function)
+    def run_within_scope_sync(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _snapshots(args, kwargs)
+        arguments, ours = look_at(args, kwargs)
+        store = library()
+        risky = _risky_action(store.policies, threshold, [*args, *kwargs.values()], ours)
+        if risky is None:
+            return function(*args, **arguments)
+        scope = store.read_sync(scope_of(ours["scope_id"]))
+        admitted = admit_sync(store, _command(store.policies, risky, ours, scope))
+        try:
+            returned = function(*args, **arguments)
+        except BaseException as exc:
+            outcome, cause = ending(exc)
+            settle_sync(store, admitted, outcome, cause=cause)
+            raise
+        if inspect.isawaitable(returned):
+            return _rest(store, admitted, returned)
+        settle_sync(store, admitted, "answered", reported_cost(returned))
+        return returned
+
+    return run_within_scope_sync
+
+
+def _snapshots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with a copy of each action, so that what is judged is what the function gets."""
+    return tuple(map(_snapshot, args)), {name: _snapshot(value) for name, value in kwargs.items()}
+
+
+def _snapshot(value: Any) -> Any:
+    if not isinstance(value, RecoveryAction):
+        return value
+    return replace(value, parameters=copied(value.parameters), target_agents=copied(value.target_agents))
+
+
+def _takes(signature: inspect.Signature, name: str) -> bool:
+    """Whether a function can be given a keyword."""
+    if any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
+        return True
+    found = signature.parameters.get(name)
+    return found is not None and found.kind in (found.KEYWORD_ONLY, found.POSITIONAL_OR_KEYWORD)
+
+
+def _risky_action(
+    policies: PolicySet, threshold: RiskClass, values: list[Any], ours: Mapping[str, Any]
+) -> RecoveryAction | Refuse | None:
+    """The one action, the refusal where no scope could help, or None: below the threshold."""
+    actions = [value for value in values if isinstance(value, RecoveryAction)]
+    if len(actions) != 1:
+        message = f"A guarded function takes exactly one RecoveryAction; this call carried {len(actions)}."
+        return _required(policies, message, ours, None)
+    (action,) = actions
+    entry = policies.action(action.name)
+    risk = RiskClass.CRITICAL if entry is None else max(action.risk_class, entry.risk)
+    if risk < threshold:
+        return None
+    if ours["skip_scope"]:
+        message = f"An action of {risk.value} risk cannot skip its scope."
+        return _required(policies, message, ours, action.name)
+    return action
+
+
+def _required(policies: PolicySet, message: str, ours: Mapping[str, Any], action: str | None) -> Refuse:
+    claims = known(None, ours["incident_id"], action)
+    members = {"incident_id": claims.incident_id, "action": claims.action}
+    return refusal_of(policies, Refusal("scoped_execution_required", message, members), claims)
+
+
+def _command(
+    policies: PolicySet, risky: RecoveryAction | Refuse, ours: Mapping[str, Any], scope: Scope | None
+) -> Admit | Refuse:
+    if isinstance(risky, Refuse):
+        return risky
+    scope_id, incident_id = ours["scope_id"], ours["incident_id"]
+    if incident_id is None and scope is not None:
+        incident_id = scope.incident_id
+    elif incident_id is None and is_identifier(scope_id):
+        missing = Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": scope_id})
+        return refusal_of(policies, missing, known(scope_id, None, risky.name))
+    return admission(
+        policies,
+        scope_id=scope_id,
+        incident_id=incident_id,
+        action=risky.name,
+        parameters=risky.parameters,
+        target_agents=risky.target_agents or None,
+    )
+
+
+async def _rest(store: Library, admitted: Admitted, running: Awaitable[Any]) -> Any:
+    """The rest of a sync function that has only begun something: what it returned is to be awaited."""
+    returned, _ = await to_its_end(store, admitted, running)
+    return returned

@@ -1,0 +1,301 @@
+"""A store on a daemon thread with a loop of its own, so that it works from any thread, and from inside or
+outside anybody's running loop. Whoever waits for it waits with a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, Literal, TypeVar
+
+from sidecar.clock import wall_clock
+from sidecar.core.command import Admitted, Command, Reply, Settled
+from sidecar.core.policy import PolicySet
+from sidecar.errors import StoreClosed, StoreUnavailable
+from sidecar.gate.settlement import Settlements
+from sidecar.settings.sections import Store as StoreSettings
+from sidecar.store.base import Engine
+from sidecar.store.batch import Store
+from sidecar.store.crash import account_for_crash
+from sidecar.store.sqlite import SqliteEngine
+from sidecar.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+
+# What the thread gets beyond the store's own deadline before it counts as hanging.
+GRACE_SECONDS = 1.0
+# For closing, and for opening where a large database may have to be brought up to date first.
+OPEN_SECONDS = 30.0
+
+Ending = Literal["answered", "not_sent", "unknown"]
+
+# What forked children keep of their parents.
+_of_parents: list[object] = []
+
+
+class Library:
+    """One store, opened on first use. Every call raises StoreUnavailable, naming the cause, or succeeds."""
+
+    def __init__(
+        self,
+        store: StoreSettings,
+        *,
+        policies: PolicySet,
+        min_confidence: float,
+    ) -> None:
+        self.url = store.url
+        self.policies = policies
+        self.min_confidence = min_confidence
+        self._file = store.file
+        self._deadline = store.deadline_seconds
+        self._opening = threading.Lock()
+        self._under_way: Future[None] | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._engine: SqliteEngine | None = None
+        self._store: Store | None = None
+        self._settlements: Settlements | None = None
+        self._closed = False
+
+    # Opening and closing ---------------------------------------------------------------------------
+
+    def open(self, seconds: float | None = None) -> None:
+        """Open the store, if it is not open yet. A failure is raised, and tried again at the next use.
+
+        Whoever has waited for so many seconds (None: as long as any call) waits no more; opening goes on.
+        """
+        if self._store is not None:
+            return
+        with self._opening:
+            if self._closed:
+                raise StoreClosed("this store was closed, because another one was configured in its place")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=_run, args=(self._loop,), name="scopegate-library", daemon=True
+                )
+                self._thread.start()
+            if self._under_way is None:
+                self._under_way = self._begin(self._open())
+            under_way = self._under_way
+        try:
+            self._wait(under_way, self._patience if seconds is None else seconds)
+        finally:
+            with self._opening:
+                if under_way.done() and self._under_way is under_way:
+                    self._under_way = None
+
+    async def _open(self) -> None:
+        metrics = Metrics()
+        engine = SqliteEngine(self._file)
+        store = Store(engine, clock=wall_clock, deadline_seconds=self._deadline, observer=metrics)
+        try:
+            await store.open()
+            await account_for_crash(store, "library")
+        except BaseException:
+            await store.close()
+            raise
+        self._engine, self._settlements, self._store = engine, Settlements(store, metrics, "library"), store
+
+    def close(self) -> None:
+        """Commit what waits, close the store and end its thread. What comes after raises StoreClosed."""
+        with self._opening:
+            self._closed = True
+            loop, under_way = self._loop, self._under_way
+        if loop is None:
+            return
+        if under_way is not None:
+            with suppress(Exception):
+                self._wait(under_way, OPEN_SECONDS)
+        store, settlements = self._store, self._settlements
+        self._loop = self._engine = self._store = self._settlements = None
+
+        async def last_words() -> None:
+            if store is not None and settlements is not None:
+                await settlements.close()
+                await store.close()
+            # Whoever still waits for a reply is told before the loop ends.
+            waiting = asyncio.all_tasks() - {asyncio.current_task()}
+            for late in (await asyncio.wait(waiting, timeout=GRACE_SECONDS))[1] if waiting else ():
+                late.cancel()
+
+        try:
+            self._wait(asyncio.run_coroutine_threadsafe(last_words(), loop), OPEN_SECONDS)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+
+    def abandon(self) -> None:
+        """In a forked child: leave the parent's store alone. Its thread is not here, but what it was in the
+        middle of is kept, or the child would tear it down."""
+        if self._engine is not None:
+            self._engine.abandon()
+        _of_parents.append((self._loop, self._store, self._settlements))
+        self._opening = threading.Lock()
+        self._under_way = None
+        self._loop = self._engine = self._store = self._settlements = None
+
+    def adjust(self, *, policies: PolicySet, deadline_seconds: float, min_confidence: float) -> None:
+        """Go on with the same open store under other terms."""
+        self.policies, self.min_confidence, self._deadline = policies, min_confidence, deadline_seconds
+        if self._store is not None:
+            self._store.deadline_seconds = deadline_seconds
+
+    # Use -------------------------------------------------------------------------------------------
+
+    def now(self) -> int:
+        """The store's time, in microseconds since 1970 (UTC)."""
+        return wall_clock() if self._store is None else self._store.now()
+
+    def submit_sync(self, command: Command) -> Reply:
+        """Apply a command and return its reply once it is committed.
+
+        Who stops waiting withdraws nothing; an admission that nobody waits for any more is given back.
+        """
+        self.open()
+        told = self._hand_over(command)
+        try:
+            return self._wait(told, self._patience)
+        except BaseException:
+            self._let_go(told)
+            raise
+
+    async def submit(self, command: Command) -> Reply:
+        """As `submit_sync`."""
+        await self._opened()
+        told = self._hand_over(command)
+        try:
+            return await self._await(told)
+        except BaseException:
+            self._let_go(told)
+            raise
+
+    def read_sync(self, query: Callable[[Engine], Awaitable[T]]) -> T:
+        """What a query finds in the store."""
+        self.open()
+        return self._wait(self._begin(self._read(query)), self._patience)
+
+    async def read(self, query: Callable[[Engine], Awaitable[T]]) -> T:
+        """As `read_sync`."""
+        await self._opened()
+        return await self._await(self._begin(self._read(query)))
+
+    def settle_sync(
+        self, admitted: Admitted, outcome: Ending, *, cost: int | None = None, cause: str | None = None
+    ) -> Settled | None:
+        """Write down how an execution ended; None where that has to wait for the store (it is kept)."""
+        return self._wait(self.begin_settling(admitted, outcome, cost=cost, cause=cause), self._patience)
+
+    async def settle(
+        self, admitted: Admitted, outcome: Ending, *, cost: int | None = None, cause: str | None = None
+    ) -> Settled | None:
+        """As `settle_sync`. A cancelled caller does not keep it from being written."""
+        return await self._await(self.begin_settling(admitted, outcome, cost=cost, cause=cause))
+
+    def begin_settling(
+        self, admitted: Admitted, outcome: Ending, *, cost: int | None = None, cause: str | None = None
+    ) -> Future[Settled | None]:
+        """Have it written down without waiting for that."""
+        return self._begin(self._settle(admitted, outcome, cost, cause))
+
+    # On the store's thread -------------------------------------------------------------------------
+
+    async def _submit(self, command: Command) -> Reply:
+        if self._store is None or self._settlements is None:
+            raise StoreClosed("the store is closed")
+        return await self._store.submit(command, late=self._settlements.give_back)
+
+    async def _read(self, query: Callable[[Engine], Awaitable[T]]) -> T:
+        if self._store is None:
+            raise StoreClosed("the store is closed")
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await query(self._store.engine)
+        except TimeoutError as exc:
+            raise StoreUnavailable(f"the store did not answer within {self._deadline:g} s") from exc
+
+    async def _settle(
+        self, admitted: Admitted, outcome: Ending, cost: int | None, cause: str | None
+    ) -> Settled | None:
+        if self._settlements is None:
+            raise StoreClosed("the store is closed")
+        return await self._settlements.settle(admitted, {}, outcome, cost, cause=cause)
+
+    # Between the threads ---------------------------------------------------------------------------
+
+    @property
+    def _patience(self) -> float:
+        return self._deadline + GRACE_SECONDS
+
+    async def _opened(self) -> None:
+        if self._store is None:
+            await asyncio.to_thread(self.open)
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        loop = self._loop
+        try:
+            if loop is None:
+                raise RuntimeError("there is no loop any more")
+            if threading.current_thread() is self._thread:
+                raise RuntimeError("the store's own thread cannot wait for itself")
+            return asyncio.run_coroutine_threadsafe(work, loop)
+        except RuntimeError as exc:
+            work.close()
+            raise StoreClosed(f"the store is closed: {exc}") from exc
+
+    def _hand_over(self, command: Command) -> Future[Reply]:
+        """Submit a command. Either its reply is taken from the future, or, if that is cancelled first, an
+        admission is given back: the two exclude each other, whatever happens to the caller."""
+        told: Future[Reply] = Future()
+
+        async def carry_out() -> None:
+            try:
+                reply = await self._submit(command)
+            except BaseException as exc:
+                cause = (
+                    StoreClosed("the store was closed") if isinstance(exc, asyncio.CancelledError) else exc
+                )
+                if told.set_running_or_notify_cancel():
+                    told.set_exception(cause)
+            else:
+                if told.set_running_or_notify_cancel():
+                    told.set_result(reply)
+                else:
+                    self._give_back(reply)
+
+        self._begin(carry_out())
+        return told
+
+    def _let_go(self, told: Future[Reply]) -> None:
+        """Nobody takes this reply: what it admitted, or will admit, is given back."""
+        if told.cancel() or told.exception() is not None:
+            return
+        with suppress(StoreUnavailable):
+            self._begin(self._later(told.result()))
+
+    async def _later(self, reply: Reply) -> None:
+        self._give_back(reply)
+
+    def _give_back(self, reply: Reply) -> None:
+        if self._settlements is not None:
+            self._settlements.give_back(reply)
+
+    def _wait(self, future: Future[T], seconds: float) -> T:
+        try:
+            return future.result(seconds)
+        except TimeoutError as exc:
+            raise StoreUnavailable(f"the store did not answer within {seconds:g} s") from exc
+
+    async def _await(self, future: Future[T]) -> T:
+        try:
+            async with asyncio.timeout(self._patience):
+                return await asyncio.shield(asyncio.wrap_future(future))
+        except TimeoutError as exc:
+            raise StoreUnavailable(f"the store did not answer within {self._patience:g} s") from exc
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()

@@ -1,0 +1,80 @@
+"""Certificates are renewed while the sidecar runs: what their files hold by now is taken up, or else the old
+stays in force. Connections that are open keep what they began with."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from sidecar.files.tls import Credentials, TlsFileUnusable
+from sidecar.telemetry.metrics import Metrics
+
+logger = logging.getLogger("scopegate.tls")
+
+LOOK_SECONDS = 60.0
+
+
+class Renewal:
+    """Looks at the files of all credentials every so often, and whenever it is asked to."""
+
+    def __init__(
+        self,
+        credentials: Sequence[Credentials],
+        *,
+        metrics: Metrics,
+        clock: Callable[[], int],
+        every: float = LOOK_SECONDS,
+    ) -> None:
+        """`clock` is in microseconds since 1970, `every` in seconds."""
+        self._credentials = credentials
+        self._metrics = metrics
+        self._clock = clock
+        self._every = every
+        self._turn = asyncio.Lock()
+        self.reading = False  # a thread does, even one that nobody waits for any more
+        for each in credentials:
+            self._show(each)
+
+    async def watch(self) -> None:
+        """Look, until cancelled."""
+        while self._credentials:
+            await asyncio.sleep(self._every)
+            await self.look()
+
+    async def look(self) -> None:
+        """Take up what is new."""
+        async with self._turn:
+            for each in self._credentials:
+                try:
+                    renewed = await asyncio.to_thread(self._renew, each)
+                except TlsFileUnusable as exc:
+                    logger.error(
+                        "certificate not renewed; the old one stays in force",
+                        extra={"listener": each.name, "cause": str(exc)},
+                    )
+                except Exception:  # our own mistake must not end the looking
+                    logger.exception("looking for a renewed certificate failed")
+                else:
+                    if renewed:
+                        ends = None if each.ends is None else each.ends.isoformat()
+                        logger.info("certificate renewed", extra={"listener": each.name, "valid_until": ends})
+                        self._show(each)
+
+    def _renew(self, each: Credentials) -> bool:
+        self.reading = True
+        try:
+            return each.renew()
+        finally:
+            self.reading = False
+
+    def _show(self, each: Credentials) -> None:
+        if each.ends is None:
+            return
+        self._metrics.certificate_expiry.labels(each.name).set(each.ends.timestamp())
+        if each.ends <= datetime.fromtimestamp(self._clock() / 1_000_000, UTC):
+            logger.warning(
+                "certificate has expired; renew it",
+                extra={"listener": each.name, "valid_until": each.ends.isoformat()},
+            )

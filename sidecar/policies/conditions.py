@@ -1,0 +1,385 @@
+"""A rule's `when`: CEL, checked when it is read, never allowed to guess when it is judged.
+
+The engine is compiled code that holds the whole process while it runs. It stops after 10,000 steps, but a
+step may touch all that a client sent; so a condition is handed only what it reads, and that is bounded. What
+still fails is said in our words: the engine's may quote values, and a value may be a secret.
+
+The engine checks types when it compiles, but not the texts in quotes: a mistake in one would refuse every
+request that the condition is asked about. So they are tried when a condition is read, by the engine itself:
+
+1. A call that makes a value of constants alone, such as timestamp("2026-13-01"), is evaluated.
+2. The pattern of `matches` and the zone of `getHours` and its like must be constants. The engine reads a zone
+   as a file, and keeps it for good: a zone that a request could choose would open any file, a pipe for
+   example, which blocks the process.
+3. A zone is tried in this process, because the database in use depends on it: its TZDIR, and the files there.
+   The engine also takes offsets such as "+99:99" and counts on with them; they must be ones of a clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+
+from sidecar.core.policy import FACTS, RiskClass, Subject
+from sidecar.errors import ConditionFailed
+from sidecar.files.yamlfile import did_you_mean, shown
+
+MAX_CHARS = 4096
+# Of the parameters that a condition reads: values at all depths, characters of text and keys. With as many, a
+# loop in a loop over 256 target agents, comparing all of them each time, is stopped after about 0.1 s.
+MAX_VALUES = 128
+MAX_VALUE_CHARS = 4096
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+# Comments and quoted text: nothing in them is a name.
+_NO_NAMES = re.compile(
+    r"""//[^\n]*
+    |[rR](?:\"{3}.*?\"{3}|'{3}.*?'{3}|"[^"\n]*"|'[^'\n]*')
+    |\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""",
+    re.VERBOSE | re.DOTALL,
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What makes a value of a constant, and what it takes.
+_CONVERSIONS = {
+    "timestamp": 'takes a time in RFC 3339 with Z or an offset, such as timestamp("2026-12-24T00:00:00Z")',
+    "duration": 'takes hours, minutes and seconds, such as duration("36h")',
+    "int": 'takes a whole number of at most 64 bits, such as int("36")',
+    "uint": 'takes a whole number that is not negative, such as uint("36")',
+    "double": 'takes a number, such as double("0.5")',
+    "bool": 'takes "true" or "false"',
+}
+# What may be told a time zone.
+_IN_A_ZONE = (
+    *("getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours", "getMinutes"),
+    *("getMonth", "getSeconds", "getMilliseconds"),
+)
+_CALL = re.compile(rf"\b({'|'.join((*_CONVERSIONS, *_IN_A_ZONE))})\s*(?=\()")
+_OFFSET = re.compile(r"[+-]?(?:[01]?[0-9]|2[0-3]):[0-5][0-9]")
+# Every time zone database has it, and the engine does not know it by itself.
+_A_ZONE = "Etc/GMT"
+# A call of matches, behind a dot or not, and whether one text is all that stands in its brackets.
+_MATCHES = re.compile(r"""(\.\s*)?\bmatches\s*\((["\s]+\))?""")
+# `parameters`, and the one member of it that is read; a call, such as parameters.all(...), reads them all.
+_MEMBER = re.compile(r"\bparameters\b(?:\s*\.\s*([A-Za-z_][A-Za-z0-9_]*)\b(?!\s*\())?")
+
+_ERROR = re.compile(r"ERROR: <input>:(-?[0-9]+):(-?[0-9]+): (.*)")
+_FUNCTIONS = (
+    *("all", "exists", "exists_one", "filter", "has", "map", "size", "contains", "endsWith", "matches"),
+    *("startsWith", "duration", "timestamp", "int", "double", "string", "bool", "type", "dyn"),
+    *_IN_A_ZONE,
+)
+
+# What the engine says of a condition that it judged, and what that means. First match wins.
+_FAILURES: tuple[tuple[str, str], ...] = (
+    ("Iteration budget", "it takes more than 10,000 steps; loop over fewer values."),
+    ("Key not found", "it reads a member that is not there{name}; ask for it with has(...) first."),
+    ("Index error|index out of", "it reads an item behind the end of a list; ask for its size() first."),
+    ("divide by zero|modulus by zero", "it divides by zero."),
+    ("overflow|out of range|too big", "a number in it leaves 64 bits."),
+    ("o matching overload", "it compares or combines values of kinds that do not go together."),
+    ("imestamp|uration", "it reads a text as a time or a duration that is none."),
+)
+
+
+class NoCondition(ValueError):
+    """A text cannot be used as a condition. `position`: line and column in it, from 1, where known."""
+
+    def __init__(self, message: str, position: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+@dataclass(frozen=True, slots=True)
+class CelCondition:
+    """A condition that was checked. `members`: the only parameters that it reads, None for any of them."""
+
+    text: str
+    reads: frozenset[str]
+    members: frozenset[str] | None = field(default=None, compare=False, repr=False)
+    compiled: Any = field(default=None, compare=False, repr=False)
+
+    def __call__(self, subject: Subject) -> bool:
+        """Whether it holds. Raises ConditionFailed."""
+        try:
+            known = {name: _FACT[name](subject) for name in self.reads if name != "parameters"}
+            if "parameters" in self.reads:
+                known["parameters"] = _bounded(subject.parameters, self.members)
+            found = self.compiled.eval(data=known)
+            value = found.value()
+        except ConditionFailed:
+            raise
+        except Exception as exc:  # RuntimeError is the usual one, but the engine promises nothing
+            raise ConditionFailed(self._failure(str(exc))) from exc
+        if isinstance(value, bool):
+            return value
+        if str(found.type()) == "ERROR":
+            raise ConditionFailed(self._failure(str(value)))
+        raise ConditionFailed("it is neither true nor false.")
+
+    def _failure(self, said: str) -> str:
+        words = next((words for pattern, words in _FAILURES if re.search(pattern, said)), None)
+        # A key that the condition itself does not name may come from a request.
+        key = re.search(r'Key not found in map : "(.*)"', said)
+        name = f" ({shown(key[1])})" if key and key[1] in self.text else ""
+        return (words or "the engine cannot judge it for these values.").format(name=name)
+
+
+def condition(text: str) -> CelCondition:
+    """The condition that a text is. Raises NoCondition."""
+    if not text.strip():
+        raise NoCondition("is empty; write a condition, or remove the key")
+    if len(text) > MAX_CHARS:
+        raise NoCondition(f"has over {MAX_CHARS} characters; make it shorter, or write several rules")
+    try:
+        from cel_expr_python import cel
+    except ImportError as exc:
+        raise NoCondition("needs the engine for conditions; install it with scopegate[cel]") from exc
+    environment = _environment(cel)
+    try:
+        compiled = environment.compile(text)
+    except Exception as exc:
+        raise _mistake(text, str(exc)) from exc
+    kind = compiled.return_type()
+    if kind != cel.Type.BOOL and kind != cel.Type.DYN:
+        raise NoCondition(
+            f"must come to true or false, not to {str(kind).lower()}; compare it with something"
+        )
+    names = _NO_NAMES.sub(_blotted, text)
+    _check_patterns(text, names, environment)
+    _check_constants(text, names)
+    members = {found[1] for found in _MEMBER.finditer(names)}
+    return CelCondition(
+        text=text,
+        reads=frozenset(_NAME.findall(names)).intersection(FACTS),
+        members=None if None in members else frozenset(members),
+        compiled=compiled,
+    )
+
+
+@lru_cache(maxsize=1)
+def _environment(cel: Any) -> Any:
+    """The engine with our facts declared: one for the process, it takes long to set up."""
+    kinds = cel.Type
+    declared = dict.fromkeys(FACTS, kinds.STRING)
+    declared["target_agents"] = kinds.List(kinds.STRING)
+    declared["parameters"] = kinds.Map(kinds.STRING, kinds.DYN)
+    declared["now"] = kinds.TIMESTAMP
+    for name in ("max_cost_micros", "attempts_used", "attempts_remaining", "scope_age_seconds"):
+        declared[name] = kinds.INT
+    return cel.NewEnv(variables=declared)
+
+
+def _blotted(found: re.Match[str]) -> str:
+    """Quotes for a text and blanks for a comment, so that everything else stays where it is."""
+    return re.sub(r"[^\n]", " " if found[0].startswith("//") else '"', found[0])
+
+
+def _check_patterns(text: str, names: str, environment: Any) -> None:
+    """A regular expression can take long to prepare, so it is the condition's own, never one that is sent."""
+    for found in _MATCHES.finditer(names):
+        message = ""
+        if not (found[1] and found[2]):
+            message = 'matches(...) takes one text in quotes, as in action.matches("restart_.*")'
+        elif str(environment.compile(f"''.matches({text[slice(*found.span(2))]}").eval().type()) == "ERROR":
+            message = "matches(...) is given a text that is no regular expression; correct it"
+        if message:
+            before = names[: found.start() + len(found[1] or "")].split("\n")
+            raise NoCondition(message, (len(before), len(before[-1]) + 1))
+
+
+def _check_constants(text: str, names: str) -> None:
+    """A constant that is none would refuse every request that it is asked about, and only then."""
+    for found in _CALL.finditer(names):
+        name, inside = found[1], _brackets(names, found.end())
+        constant = not set(_NAME.findall(names[inside])) - {"true", "false"}
+        given = text[inside]
+        message = ""
+        if name in _CONVERSIONS:
+            if constant and not _is_value(f"{name}({given}\n)"):
+                message = _CONVERSIONS[name]
+        elif not constant:
+            message = f'takes a time zone in quotes, such as {name}("Europe/Berlin"), and nothing else'
+        elif not _is_value(f"timestamp(0).{name}({given}\n)"):
+            message = _no_zone(name)
+        elif names[inside].strip() and not _is_on_a_clock(given):
+            message = "takes an offset of at most 23 hours and 59 minutes, such as -08:00"
+        if message:
+            before = names[: found.start()].split("\n")
+            raise NoCondition(f"{name}(...) {message}", (len(before), len(before[-1]) + 1))
+
+
+def _brackets(names: str, opening: int) -> slice:
+    """What stands between a bracket and the one that closes it."""
+    depth = 0
+    for place in range(opening, len(names)):
+        depth += {"(": 1, ")": -1}.get(names[place], 0)
+        if not depth:
+            return slice(opening + 1, place)
+    raise NoCondition("is no condition that the engine can read; close its brackets")
+
+
+def _no_zone(name: str) -> str:
+    if _is_value(f'timestamp(0).getHours("{_A_ZONE}")'):
+        return f'takes a time zone, such as {name}("Europe/Berlin") or {name}("-08:00"); this is none'
+    return "needs a time zone database, and none is found; install tzdata, set TZDIR, or write an offset"
+
+
+def _is_on_a_clock(zone: str) -> bool:
+    """Whether a zone, as a constant in CEL, is a name or an offset of hours and minutes."""
+    from cel_expr_python import cel
+
+    value = _environment(cel).compile(f"({zone}\n)").eval().value()
+    return ":" not in value or value[0].isalpha() or bool(_OFFSET.fullmatch(value))
+
+
+@lru_cache(maxsize=1024)
+def _is_value(text: str) -> bool:
+    """Whether the engine makes a value of a text without any facts. Many conditions name the same time."""
+    from cel_expr_python import cel
+
+    try:
+        return str(_environment(cel).compile(text).eval().type()) != "ERROR"
+    except Exception:  # as in judging, the engine promises nothing
+        return False
+
+
+# Facts to the engine ------------------------------------------------------------------------------------
+
+_FACT: Mapping[str, Callable[[Subject], Any]] = {
+    "action": lambda subject: subject.action,
+    "risk": lambda subject: "" if subject.risk is None else subject.risk.value,
+    "incident_id": lambda subject: subject.incident_id,
+    "tenant_id": lambda subject: subject.tenant_id,
+    "principal": lambda subject: subject.principal,
+    "target_agents": lambda subject: list(subject.target_agents),
+    "intent": lambda subject: subject.intent,
+    "max_cost_micros": lambda subject: subject.max_cost,
+    "attempts_used": lambda subject: subject.attempts_used,
+    "attempts_remaining": lambda subject: subject.attempts_remaining,
+    "scope_age_seconds": lambda subject: subject.scope_age_seconds,
+    "now": lambda subject: _EPOCH + timedelta(microseconds=subject.now),
+}
+
+
+def _bounded(parameters: Mapping[str, Any], members: frozenset[str] | None) -> dict[str, Any]:
+    """What the engine gets of the parameters. Raises ConditionFailed where that is too much to be judged."""
+    if members is not None:
+        parameters = {name: parameters[name] for name in members if name in parameters}
+    return dict(_Handover().mapping(parameters))
+
+
+class _Handover:
+    """Copies values for the engine, counting them. It knows no Decimal; a double is the nearest it has."""
+
+    def __init__(self) -> None:
+        self.values = 0
+        self.chars = 0
+
+    def mapping(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.text(key): self.value(value) for key, value in found.items()}
+
+    def value(self, found: Any) -> Any:
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise ConditionFailed(f"it reads parameters that hold more than {MAX_VALUES} values.")
+        if isinstance(found, str):
+            return self.text(found)
+        if found is None or isinstance(found, bool | int | float):
+            return found
+        if isinstance(found, Decimal):
+            return float(found)
+        if isinstance(found, Mapping):
+            return self.mapping(found)
+        if isinstance(found, list | tuple):
+            return [self.value(item) for item in found]
+        raise ConditionFailed("it reads parameters that are no JSON values.")
+
+    def text(self, found: Any) -> str:
+        if not isinstance(found, str):
+            raise ConditionFailed("it reads parameters with a key that is no text.")
+        self.chars += len(found)
+        if self.chars > MAX_VALUE_CHARS:
+            raise ConditionFailed(f"it reads parameters of more than {MAX_VALUE_CHARS} characters.")
+        return found
+
+
+# Mistakes in a text -------------------------------------------------------------------------------------
+
+
+def _mistake(text: str, said: str) -> NoCondition:
+    """The first mistake that the engine names, in our words and at its place."""
+    found = _ERROR.search(said)
+    if found is None or found[1].startswith("-"):
+        if "recursion" in said:
+            return NoCondition("is nested too deeply; write several rules, or combine fewer values")
+        return NoCondition("is no condition that the engine can read; write it in CEL")
+    lines = text.rstrip().split("\n")
+    # Where the text ends too early, what is missing is missing behind its last word.
+    line, column = min((int(found[1]), int(found[2])), (len(lines), len(lines[-1]) + 1))
+    here = lines[line - 1]
+    problem = found[3].removesuffix(" [INVALID_ARGUMENT]")
+    unknown = re.match(r"undeclared reference to '(.*?)' ", problem)
+    if unknown:
+        # The engine points behind the name of a function, and at the last dot of a longer name.
+        begins = here.rfind(unknown[1], 0, column - 1 + len(unknown[1]))
+        called = here[column - 1 : column] == "("
+        return NoCondition(_unknown(unknown[1], called), (line, column if begins < 0 else begins + 1))
+    return NoCondition(_words(problem, here[: column - 1], here[column - 1 :]), (line, column))
+
+
+def _unknown(name: str, called: bool) -> str:
+    if name.lower() in ("and", "or", "not"):
+        return _no_operator(name)
+    if name in tuple(RiskClass):
+        return f'{name} is no fact; write "{name}" in quotes'
+    if not called:
+        near = did_you_mean(name, FACTS) or f"; the facts are {', '.join(FACTS)}; put text in quotes"
+        return f"{shown(name)} is no fact{near}"
+    if name in _FUNCTIONS:
+        return f"{name}(...) does not take this; compare CEL's description of it"
+    return f"{shown(name)}(...) is no function of conditions{did_you_mean(name, _FUNCTIONS)}"
+
+
+def _words(problem: str, before: str, rest: str) -> str:
+    """What the engine says of a text, in our words. `before` and `rest`: the line up to the place and on."""
+    overload = re.match(r"found no matching overload for '(.*)' applied to '(.*)'", problem)
+    if overload:
+        sign = overload[1] if overload[1].isalpha() else re.sub("[_@]", "", overload[1])
+        return f"{sign} does not work on {_kinds(overload[2])}; use values of kinds that go together"
+    selected = re.match(r"expression of type '(.*)' cannot be the operand of a select", problem)
+    if selected:
+        return f"a value of the type {_kinds(selected[1])} has no members; remove the name behind the dot"
+    if problem.startswith("Syntax error"):
+        word = re.match(r"(?i:and|or|not)\b", rest) or re.search(r"\b(?i:and|or|not)(?=\s*$)", before)
+        if word:
+            return _no_operator(word[0])
+        if not rest.strip():
+            return "ends too early; complete it, and close its brackets and quotes"
+        if rest.startswith(("'", '"')) and "token recognition" in problem:
+            return "the quoted text that begins here is never closed; add the quote"
+        if re.match(r"=(?!=)", rest):
+            return "= is no comparison; write == for equal"
+        return "cannot be read from here on; check the brackets, quotes and operators before it"
+    if "has() argument" in problem:
+        return "has(...) takes one member, such as has(parameters.name)"
+    if "reserved identifier" in problem:
+        return "is a word that CEL keeps for itself; use another name"
+    if re.match(r"(?i:invalid (string|bytes) literal)", problem):
+        return "is no text that CEL reads; write each backslash twice"
+    if "literal" in problem:
+        return "is no number of at most 64 bits; write a smaller one"
+    return f"cannot be used ({shown(problem, 120)})"
+
+
+def _no_operator(word: str) -> str:
+    return f"{word} is no operator of conditions; write && for and, || for or, ! for not"
+
+
+def _kinds(said: str) -> str:
+    return shown(re.sub(r"google\.protobuf\.(\w+)", lambda found: found[1].lower(), said))

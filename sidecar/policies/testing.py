@@ -1,0 +1,399 @@
+"""`policies/tests/*.yaml`: what the gate must say, as cases beside the policies that make it say so.
+
+A case is decided by the core that decides requests: its facts become a command and the rows that the command
+needs, and `apply` does the rest. A mistake in one file leaves no case to run, since a case that is skipped in
+silence looks like one that holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, PlainValidator, ValidationError, model_validator
+
+from sidecar.core.apply import State, apply
+from sidecar.core.brakes import Tally, tallies_with
+from sidecar.core.command import Admit, Denied, Issue
+from sidecar.core.facts import MAX_ID_CHARS, Claims, is_identifier
+from sidecar.core.policy import PolicySet
+from sidecar.core.rules import SECOND, TERMS
+from sidecar.core.scope import Execution, ExecutionStatus, Scope
+from sidecar.errors import ERRORS, ConfigurationError, Fault
+from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, survey
+from sidecar.settings.keys import Below, Section
+from sidecar.settings.values import Dollars, kind, sentence, text_of
+
+FOLDER = "tests"
+
+# What a case that does not say otherwise is about; money in micro-dollars.
+NOW = "2026-01-01T12:00:00Z"
+INTENT = "A policy test that does not say why it asks, in words enough for most rules."
+TTL_SECONDS, CEILING = 300, 500_000
+
+_SCOPE_ID, _DECISION_ID = "scope_test", "the decision of this test"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+# What stands in a file ----------------------------------------------------------------------------------
+
+
+def _identifier(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expects text, found {kind(value)}; write it in quotes")
+    if not is_identifier(value):
+        raise ValueError(f"expects 1 to {MAX_ID_CHARS} printable characters")
+    return value
+
+
+def _identifiers(value: object) -> tuple[str, ...]:
+    return tuple(map(_identifier, value if isinstance(value, list) else [value]))
+
+
+def _map(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expects a map, found {kind(value)}")
+    return value
+
+
+def _instant(value: object) -> int:
+    """Microseconds since 1970."""
+    try:
+        time = datetime.fromisoformat(str(value))
+        return (time - _EPOCH) // timedelta(microseconds=1)
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"expects a time with its offset in ISO 8601, such as {NOW}") from exc
+
+
+def _code(value: object) -> str:
+    if value not in ERRORS:
+        near = did_you_mean(value, tuple(ERRORS)) if isinstance(value, str) else ""
+        raise ValueError(f"is no error of the gate{near}")
+    return str(value)
+
+
+Identifier = Annotated[str, PlainValidator(_identifier)]
+Identifiers = Annotated[tuple[str, ...], PlainValidator(_identifiers)]
+Intent = Annotated[str, PlainValidator(text_of)]
+Whole = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Some = Annotated[int, Field(ge=1, le=1_000_000_000)]
+
+
+class ScopeFacts(Section):
+    """The scope of an execution. What is not said fits."""
+
+    intent: Intent = INTENT
+    max_attempts: Some | None = None
+    attempts_used: Whole = 0
+    max_cost_usd: Dollars | None = None
+    age_seconds: Whole = 0
+
+
+class Who(Section):
+    incident_id: Identifier = "inc_test"
+    tenant_id: Identifier = "default"
+    principal: Identifier = "anonymous"
+    target_agents: Identifiers = ()
+
+
+class GrantFacts(Who):
+    """What is asked for. Terms that are left out are the defaults, which policies may lower."""
+
+    action: Identifiers = ()
+    actions: Identifiers = ()
+    intent: Intent = INTENT
+    max_attempts: Some = 1
+    ttl_seconds: Some = TTL_SECONDS
+    max_cost_usd: Dollars = CEILING
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> GrantFacts:
+        if bool(self.action) == bool(self.actions):
+            raise Below([(("action",), "is required, or actions as a list; give one of the two")])
+        return self
+
+
+class ExecutionFacts(Who):
+    action: Identifier
+    parameters: Annotated[dict[str, Any], PlainValidator(_map)] = Field(default_factory=dict)
+    scope: ScopeFacts = ScopeFacts()
+
+
+class Before(Who):
+    """An execution of the past. What is not said is as in the facts."""
+
+    seconds_ago: Whole
+    status: ExecutionStatus = "answered"
+    action: Identifier = ""
+
+
+class Wanted(Section):
+    """What is compared: what stands here."""
+
+    verdict: Literal["allowed", "refused"]
+    error: Annotated[str | None, PlainValidator(_code)] = None
+    rules: Identifiers = ()
+    would_refuse: Identifiers = ()
+
+    @model_validator(mode="after")
+    def _of_the_verdict(self) -> Wanted:
+        only = {"error": "refused", "retry_after_seconds": "refused", **dict.fromkeys(TERMS, "allowed")}
+        wrong = [name for name in self.model_fields_set if only.get(name, self.verdict) != self.verdict]
+        if wrong:
+            raise Below([((name,), f"is only there where it is {only[name]}; remove it") for name in wrong])
+        return self
+
+
+class WantedGrant(Wanted):
+    max_attempts: Some | None = None
+    ttl_seconds: Some | None = None
+    max_cost_usd: Dollars = 0
+
+
+class WantedExecution(Wanted):
+    retry_after_seconds: Some | None = None
+
+
+class Case(Section):
+    name: Identifier
+    now: Annotated[int, PlainValidator(_instant)] = _instant(NOW)
+
+
+class GrantCase(Case):
+    on: Literal["issue"]
+    facts: GrantFacts
+    want: WantedGrant
+
+    def command(self, policies: PolicySet) -> tuple[Issue, State]:
+        facts = self.facts
+        scope = Scope(
+            scope_id=_SCOPE_ID,
+            tenant_id=facts.tenant_id,
+            incident_id=facts.incident_id,
+            allowed_actions=tuple(dict.fromkeys(facts.action or facts.actions)),
+            max_cost=facts.max_cost_usd,
+            max_attempts=facts.max_attempts,
+            created_at=0,
+            expires_at=0,
+            intent=facts.intent,
+            target_agents=facts.target_agents,
+            created_by=facts.principal,
+        )
+        issue = Issue(
+            decision_id=_DECISION_ID,
+            scope=scope,
+            ttl=facts.ttl_seconds,
+            policies=policies,
+            defaulted=frozenset(TERMS) - facts.model_fields_set,
+            principal=facts.principal,
+        )
+        return issue, State()
+
+
+class ExecutionCase(Case):
+    on: Literal["execute"]
+    facts: ExecutionFacts
+    history: Annotated[tuple[Before, ...], Field(strict=False)] = ()
+    want: WantedExecution
+
+    def command(self, policies: PolicySet) -> tuple[Admit, State]:
+        facts = self.facts
+        claims = Claims(
+            scope_id=_SCOPE_ID,
+            incident_id=facts.incident_id,
+            action=facts.action,
+            parameters=facts.parameters,
+            target_agents=facts.target_agents,
+        )
+        admit = Admit(
+            decision_id=_DECISION_ID,
+            claims=claims,
+            policies=policies,
+            tenant_id=facts.tenant_id,
+            principal=facts.principal,
+        )
+        before = sorted(map(self._before, range(len(self.history))), key=lambda one: one.admitted_at)
+        executions = {one.decision_id: one for one in before}
+        admissions: dict[Tally, list[str]] = {}
+        for execution in executions.values():
+            for tally in tallies_with(execution):
+                admissions.setdefault(tally, []).append(execution.decision_id)
+        scopes = {_SCOPE_ID: self._scope(policies)}
+        return admit, State(scopes=scopes, executions=executions, admissions=admissions)
+
+    def _scope(self, policies: PolicySet) -> Scope:
+        facts, given = self.facts, self.facts.scope
+        entry = policies.action(facts.action)
+        room = max(CEILING, entry.hold) if entry else CEILING
+        return Scope(
+            scope_id=_SCOPE_ID,
+            tenant_id=facts.tenant_id,
+            incident_id=facts.incident_id,
+            allowed_actions=(facts.action,),
+            max_cost=room if given.max_cost_usd is None else given.max_cost_usd,
+            max_attempts=given.max_attempts or given.attempts_used + 1,
+            created_at=self.now - given.age_seconds * SECOND,
+            expires_at=self.now + TTL_SECONDS * SECOND,
+            intent=given.intent,
+            target_agents=facts.target_agents,
+            created_by=facts.principal,
+            attempts_used=given.attempts_used,
+        )
+
+    def _before(self, index: int) -> Execution:
+        past = self.history[index]
+        about = {"action", *Who.model_fields}
+        return Execution(
+            decision_id=f"history[{index}]",
+            scope_id=_SCOPE_ID,
+            request_id="",
+            attempt_number=None,
+            hold=0,
+            admitted_at=self.now - past.seconds_ago * SECOND,
+            status=past.status,
+            **(self.facts.model_dump(include=about) | past.model_dump(include=about, exclude_unset=True)),
+        )
+
+
+# Deciding -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyTest:
+    """One case, and where it stands."""
+
+    case: GrantCase | ExecutionCase
+    document: Document
+    path: KeyPath
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the gate said: its words where it refuses, and every difference from what is wanted."""
+
+    message: str | None
+    differences: tuple[Fault, ...]
+
+
+def run(test: PolicyTest, policies: PolicySet) -> Outcome:
+    """Decide one case."""
+    case = test.case
+    command, state = case.command(policies)
+    applied = apply(command, state, case.now)
+    assert applied.entry is not None
+    details = applied.entry.record.details
+    refusal = applied.reply.refusal if isinstance(applied.reply, Denied) else None
+    got: dict[str, Any] = {
+        "verdict": "refused" if refusal else "allowed",
+        "error": refusal.code if refusal else None,
+        "rules": details["rules"],
+        "would_refuse": [one["rule"] for one in details.get("would_refuse", ())],
+        "retry_after_seconds": refusal.members.get("retry_after_seconds") if refusal else None,
+        **{term: details.get(term) for term in TERMS},
+    }
+    differences = []
+    for name, value in case.want.model_dump(exclude_unset=True).items():
+        want = _shown(value)
+        was = _shown(got[name])
+        if want != was:
+            place = test.document.place((*test.path, "want", name))
+            differences.append(Fault(place, f"want.{name}", f"wanted {want}, got {was}"))
+    message = f"{refusal.code}: {refusal.message}" if refusal else None
+    return Outcome(message=message, differences=tuple(differences))
+
+
+def _shown(value: Any) -> str:
+    """A value as text. The order of rules says nothing."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(sorted(set(value)))}]"
+    return "none" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+# Reading ------------------------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> list[PolicyTest]:
+    """The cases of a policies folder, file by file. Raises ConfigurationError with every fault."""
+    tests: list[PolicyTest] = []
+    faults: list[Fault] = []
+    files = sorted(path for path in (folder / FOLDER).glob("[!.]*") if path.suffix in (".yaml", ".yml"))
+    if not files:
+        faults.append(Fault(str(folder / FOLDER), "", "holds no *.yaml file; put one with tests: there"))
+    for path in files:
+        try:
+            document, found = survey(contents(path), str(path))
+        except ConfigurationError as exc:
+            faults += exc.faults
+            continue
+        faults += found
+        if document is not None:
+            tests += _tests(document, faults)
+    if faults:
+        raise ConfigurationError(in_order(faults))
+    return tests
+
+
+def _tests(document: Document, faults: list[Fault]) -> Iterator[PolicyTest]:
+    def fault(path: KeyPath, message: str) -> None:
+        if not document.is_broken(path):  # that was said already
+            faults.append(Fault(document.place(path), dotted(path), message))
+
+    top = {} if document.value is None else document.value
+    if not isinstance(top, dict):
+        fault((), f"expects the key tests: on top, found {kind(top)}")
+        return
+    for key in top.keys() - {"tests"}:
+        fault((key,), f"is not a known key{did_you_mean(key, ('tests',))}")
+    entries = top.get("tests")
+    if not isinstance(entries, list) or not entries:
+        found = "an empty one" if entries == [] else kind(entries)
+        fault(("tests",), f"expects a list of tests, found {found}")
+        return
+    names: dict[str, str] = {}
+    for index, entry in enumerate(entries):
+        path: KeyPath = ("tests", index)
+        case, wrong = _case(entry)
+        for below, message in wrong:
+            fault((*path, *below), message)
+        if case is None:
+            continue
+        if case.name in names:
+            fault((*path, "name"), f"stands in {names[case.name]}, too; give it a name of its own")
+        names.setdefault(case.name, document.place((*path, "name")))
+        yield PolicyTest(case=case, document=document, path=path)
+
+
+def _case(entry: Any) -> tuple[GrantCase | ExecutionCase | None, list[tuple[KeyPath, str]]]:
+    """One case, or what is wrong with it: paths from the case on, and messages."""
+    if not isinstance(entry, dict):
+        return None, [((), f"expects a map with name, on, facts and want, found {kind(entry)}")]
+    kinds: dict[object, type[GrantCase | ExecutionCase]] = {"issue": GrantCase, "execute": ExecutionCase}
+    model = kinds.get(str(entry.get("on")))
+    if model is None:
+        return None, [(("on",), "expects issue (a scope is asked for) or execute")]
+    try:
+        return model.model_validate(entry), []
+    except ValidationError as exc:
+        errors = exc.errors(include_url=False)
+    wrong: list[tuple[KeyPath, str]] = []
+    for error in errors:
+        cause = error.get("ctx", {}).get("error")
+        if error["type"] == "extra_forbidden":
+            near = did_you_mean(str(error["loc"][-1]), _keys(model, error["loc"][:-1]))
+            wrong.append((error["loc"], f"is not a known key{near}"))
+        elif isinstance(cause, Below):
+            wrong += [((*error["loc"], *rest), message) for rest, message in cause.found]
+        else:
+            wrong.append((error["loc"], sentence(dict(error))))
+    return None, wrong
+
+
+def _keys(model: type[Section], path: KeyPath) -> tuple[str, ...]:
+    """The keys that are known where a path leads to."""
+    for step in path:
+        if isinstance(step, str):
+            annotation = model.model_fields[step].annotation
+            model = next(one for one in (annotation, *get_args(annotation)) if isinstance(one, type))
+    return tuple(model.model_fields)

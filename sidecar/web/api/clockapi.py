@@ -1,0 +1,44 @@
+"""Accepting the wall clock over HTTP, on the admin listener, where it and the log disagree."""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+
+from sidecar.core.command import AcceptClock, ClockAccepted
+from sidecar.core.record import iso_time
+from sidecar.ids import new_decision_id
+from sidecar.store.batch import Store
+from sidecar.web.wire.asked import request_id_of
+from sidecar.web.wire.problem import answer
+
+logger = logging.getLogger("scopegate.web")
+
+
+class ClockApi:
+    """A handler of the admin listener. What was accepted is on disk before it is answered; otherwise 503."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.post("/api/v1/store/accept-clock", self._accept)]
+
+    async def _accept(self, request: web.Request) -> web.Response:
+        reply = await self._store.submit(
+            AcceptClock(decision_id=new_decision_id(), request_id=request_id_of(request))
+        )
+        assert isinstance(reply, ClockAccepted)
+        step = (reply.now - reply.before) / 1_000_000
+        logger.warning(
+            "the wall clock was accepted", extra={"decision_id": reply.decision_id, "step_seconds": step}
+        )
+        return answer(
+            {
+                "decision_id": reply.decision_id,
+                "now": iso_time(reply.now),
+                "time_before": iso_time(reply.before),
+                "step_seconds": step,
+            }
+        )

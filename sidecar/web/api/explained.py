@@ -1,0 +1,110 @@
+"""Why something would be refused, what is left, and what to do next: `explain` in the words of a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sidecar.core.brakes import Use
+from sidecar.core.facts import Claims
+from sidecar.core.money import to_dollars
+from sidecar.core.policy import Rule
+from sidecar.core.record import iso_time
+from sidecar.core.scope import Scope
+from sidecar.errors import Refusal
+from sidecar.gate.messages import Explanation
+from sidecar.live.terms import Terms
+from sidecar.settings.sections import Route
+
+# What to do about each code that an execution can be refused with.
+NEXT: Mapping[str, str] = {
+    "scoped_execution_required": "Ask for a scope (POST /api/v1/recovery/scope) and send its scope_id.",
+    "scope_not_found": "Check the scope_id and the tenant; scopes are listed by incident.",
+    "incident_mismatch": "Ask for a scope for this incident.",
+    "action_outside_scope": "Ask for a scope that lists this action.",
+    "target_outside_scope": "Name only target agents of the scope, or ask for one that has them.",
+    "scope_revoked": "Find out who revoked it and why before you ask for another one.",
+    "scope_expired": "Ask for a new scope; they live for minutes only.",
+    "scope_exhausted": "See what its attempts achieved, then ask for a new scope if another one makes sense.",
+    "policy_denied": "Read the rules' reasons; change the request, or have the policies changed.",
+    "braked": "Wait until it ends, or look for what the last executions did not mend.",
+    "invalid_request": "Correct the member that is named.",
+    "policy_unavailable": "Correct the policies; `scopegate check` names what is wrong.",
+    "store_unavailable": "Look at readiness (/health/ready) and at the store's disk.",
+    "overloaded": "Try again in a moment.",
+    "draining": "Ask another sidecar, or wait for the restart.",
+}
+ALLOWED = "Nothing; it would be let through."
+
+
+def explained(
+    explanation: Explanation,
+    terms: Terms,
+    route: Route,
+    claims: Claims | None = None,
+    tenant_id: str = "default",
+) -> dict[str, Any]:
+    """The answer of `explain`: judged by a route, and, where it could be read, by what was claimed."""
+    refusal, scope = explanation.refusal, explanation.scope
+    members = dict(refusal.members) if refusal else {}
+    facets: dict[str, Any] = {"tenant_id": tenant_id, "principal": "anonymous"}  # as the gate has it
+    if claims is not None:
+        facets |= {
+            "incident_id": claims.incident_id,
+            "action": claims.action,
+            "target_agents": list(claims.target_agents),
+        }
+    return {
+        "route": route.path.text,
+        "allowed": refusal is None,
+        "error": refusal.code if refusal else None,
+        "message": refusal.message if refusal else "This would be admitted.",
+        "bound": members.get("bound"),
+        "rules": members.get("rules", []),
+        "members": members,
+        "next": _next(refusal, explanation) if refusal else ALLOWED,
+        "hold_usd": to_dollars(explanation.hold),
+        "scope_required": explanation.scope_required,
+        "scope": None if scope is None else scope.to_dict(explanation.now),
+        "left": None if scope is None else _left(scope, explanation.now),
+        "brakes": [_brake(rule, use, facets) for rule, use in explanation.uses],
+        "would_refuse": [one.to_dict() for one in explanation.shadow],
+        "policy_revision": terms.policies.revision if terms.policies else None,
+    }
+
+
+def _next(refusal: Refusal, explanation: Explanation) -> str:
+    """What to do about a refusal."""
+    scope, hold = explanation.scope, explanation.hold
+    if scope is not None and refusal.members.get("bound") == "max_cost_usd":
+        # A ceiling below the hold never had room for it; another one had, before it was spent.
+        needed = hold if scope.max_cost < hold else scope.spent + hold
+        return f"Ask for a scope with max_cost_usd of at least {to_dollars(needed):.12g}."
+    return NEXT.get(refusal.code, refusal.message)
+
+
+def _left(scope: Scope, now: int) -> dict[str, Any]:
+    """What the scope still allows."""
+    usable = scope.status(now) == "active"
+    return {
+        "attempts": scope.attempts_remaining if usable else 0,
+        "cost_usd": to_dollars(max(0, scope.max_cost - scope.spent)) if usable else 0.0,
+        "seconds": max(0, scope.expires_at - now) / 1_000_000 if usable else 0.0,
+    }
+
+
+def _brake(rule: Rule, use: Use, facets: Mapping[str, Any]) -> dict[str, Any]:
+    """How far a brake is used by what the request is about."""
+    assert rule.brake is not None
+    return {
+        "rule": rule.id,
+        "reason": rule.reason,
+        "mode": "shadow" if rule.shadow else "enforce",
+        "per": {facet: facets[facet] for facet in rule.brake.per},
+        "used": use.count,
+        "max_attempts": rule.brake.max_attempts,
+        "window_seconds": rule.brake.window_seconds,
+        "holds": use.why is not None,
+        "why": use.why,
+        "ends_at": None if use.until is None else iso_time(use.until),
+    }

@@ -1,0 +1,266 @@
+"""The OpenAPI 3.1 document of a sidecar, made from the models, the tables of calls and the configuration.
+
+It is the same bytes for the same version and settings. The listeners' addresses are the caller's to know.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
+from sidecar import __version__
+from sidecar.core.money import to_dollars
+from sidecar.settings.addresses import Address, Listen, SocketFile
+from sidecar.settings.reading import Settings
+from sidecar.settings.tlssections import ListenTls
+from sidecar.web.api.openapi import problems
+from sidecar.web.api.openapi.admincalls import DECISIONS, STATUS
+from sidecar.web.api.openapi.emittercalls import EMITTERS
+from sidecar.web.api.openapi.gatedcalls import body_name, body_schema, explain, gated_operations, spending
+from sidecar.web.api.openapi.operation import (
+    HEADERS,
+    TAGS,
+    Answer,
+    Body,
+    Operation,
+    Parameter,
+    Schema,
+    guarded_errors,
+)
+from sidecar.web.api.openapi.opscalls import OPS
+from sidecar.web.api.openapi.scopecalls import SCOPES
+from sidecar.web.api.scopes import MIN_TTL_SECONDS
+from sidecar.web.wire import answermodels
+from sidecar.web.wire.models import IN_A_HEADER
+
+# Links from a scope to what asks for its tenant.
+OF_A_TENANT = ("Execute", "Listed", "Revoke")
+
+_DESCRIPTION = """\
+A sidecar that lets a recovery action through only if it consumes an execution scope.
+
+Three listeners serve these calls; each call says under `servers` where it is. What the data listener does not
+name here passes through to the backend.
+
+Every error of the sidecar is `application/problem+json` (RFC 9457) with `error` and `message` on top. On the
+admin and the ops listener HEAD is answered as GET is, any other method of a path with 405 and `Allow`, and
+any other path with 404; what is no HTTP gets a 400 as plain text there. Bodies are strict JSON: no duplicate
+keys, no trailing bytes, whole numbers written without a fraction.
+
+The schemas of answers are closed, because this document belongs to exactly the version that serves it."""
+
+
+def document(settings: Settings, *, data: Address, ops: Address) -> dict[str, Any]:
+    """The document of a sidecar with these settings, whose data and ops listeners are there.
+
+    The admin listener serves the document, so its own address is `/`.
+    """
+    operations = tuple(operations_of(settings))
+    servers = {
+        "admin": {"url": "/", "description": "The admin listener, which serves this document"},
+        "data": _server(data, settings.data.tls, "The data listener, before the backend"),
+        "ops": _server(ops, settings.ops.tls, "The ops listener"),
+    }
+    serves = {"scopes": settings.scopes.serve_on, "data": "data", "admin": "admin", "ops": "ops"}
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        item = paths.setdefault(operation.path, {"servers": [servers[serves[operation.listener]]]})
+        item[operation.method] = _operation(
+            operation, serves[operation.listener], settings.gate.tenant_header
+        )
+    tags = {operation.tag for operation in operations}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Scopegate",
+            "version": __version__,
+            "summary": "A recovery action without a valid execution scope is invalid by definition.",
+            "description": _DESCRIPTION,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": list(servers.values()),
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items() if name in tags],
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(operations, settings),
+            "responses": problems.shared(),
+        },
+    }
+
+
+def operations_of(settings: Settings) -> Iterator[Operation]:
+    """Every call of a sidecar with these settings, in the order of the document.
+
+    The document can show a path once. Of a gated path that is also one of the sidecar's own, on whatever
+    listener, it shows the sidecar's.
+    """
+    routes = settings.gate.routes
+    own = (*DECISIONS, explain(routes), *EMITTERS, *STATUS, *OPS)
+    taken = {_unnamed(operation.path) for operation in (*SCOPES, *own)}
+    gated: list[Operation] = []
+    for path, operations in groupby(gated_operations(routes), lambda one: one.path):
+        if _unnamed(path) not in taken:
+            taken.add(_unnamed(path))
+            gated += operations
+    spend = {"Execute": spending(routes[0])} if any(one.name == "execute" for one in gated) else {}
+    for operation in SCOPES:
+        links = spend if operation.name == "createScope" else {}
+        yield _linked(operation, links, settings.gate.tenant_header)
+    yield from own
+    yield from gated
+
+
+def _linked(operation: Operation, links: Mapping[str, Any], tenant: str | None) -> Operation:
+    """The call with further links; where tenants are named, a scope's tenant goes along."""
+    (answer,) = operation.answers
+    links = {**links, **answer.links}
+    if tenant is not None:
+        same = {f"header.{tenant}": f"$request.header.{tenant}"}
+        links = {
+            name: {**link, "parameters": {**link.get("parameters", {}), **same}}
+            if name in OF_A_TENANT
+            else link
+            for name, link in links.items()
+        }
+    return replace(operation, answers=(replace(answer, links=links),))
+
+
+def _unnamed(path: str) -> str:
+    """The path as OpenAPI compares it: whatever the names in it, it is the same."""
+    return re.sub(r"\{\w+\}", "{}", path)
+
+
+def _server(address: Address, tls: ListenTls, description: str) -> dict[str, str]:
+    """Where a client reaches a listener; one that listens everywhere is reached on this machine, too."""
+    scheme = "http" if tls.certificate_file is None else "https"
+    if isinstance(address, SocketFile):
+        return {"url": f"{scheme}://localhost", "description": f"{description}, on {address}"}
+    if address.host in ("0.0.0.0", "::"):
+        address = Listen("localhost", address.port)
+    return {"url": f"{scheme}://{address}", "description": description}
+
+
+# One call -------------------------------------------------------------------------------------------
+
+
+def _operation(operation: Operation, listener: str, tenant: str | None) -> dict[str, Any]:
+    parameters = list(operation.parameters)
+    if tenant is not None and operation.tenant is not None:
+        parameters.append(
+            Parameter(
+                name=tenant,
+                place="header",
+                schema=IN_A_HEADER if operation.tenant == "required" else {"type": "string"},
+                description="The tenant.",
+                required=operation.tenant == "required",
+            )
+        )
+    shown: dict[str, Any] = {
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "description": f"{operation.description}\n\nOn the {listener} listener.".strip(),
+        "operationId": operation.name,
+    }
+    if parameters:
+        shown["parameters"] = [_parameter(parameter) for parameter in parameters]
+    if operation.body is not None:
+        shown["requestBody"] = _body(operation.body)
+    shown["responses"] = _responses(operation)
+    return shown
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    described = {"description": parameter.description} if parameter.description else {}
+    return {
+        "name": parameter.name,
+        "in": parameter.place,
+        **described,
+        "required": parameter.required,
+        "schema": parameter.schema,
+    }
+
+
+def _body(body: Body) -> dict[str, Any]:
+    examples = {name: {"value": value} for name, value in body.examples.items()}
+    content = {"schema": _reference(body.schema), "examples": examples}
+    return {"required": body.required, "content": {"application/json": content}}
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    """The answers by status, with `default`, where there is one, behind the others."""
+    errors = problems.responses(
+        (*operation.errors, *guarded_errors(operation)), operation.told, relayed=operation.relayed
+    )
+    answers = {answer.status: _answer(answer) for answer in operation.answers}
+    return dict(sorted({**errors, **answers}.items()))
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    shown: dict[str, Any] = {"description": answer.description}
+    if answer.headers:
+        shown["headers"] = {name: {**HEADERS[name], "required": True} for name in answer.headers}
+    if answer.contents:
+        shown["content"] = {
+            media_type: {"schema": _reference(schema)} for media_type, schema in answer.contents.items()
+        }
+    if answer.links:
+        shown["links"] = dict(answer.links)
+    return shown
+
+
+# Schemas --------------------------------------------------------------------------------------------
+
+
+class _Untitled(GenerateJsonSchema):
+    """A member's name is title enough."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        del schema
+        return False
+
+
+def _reference(schema: Schema | type[BaseModel]) -> Schema:
+    if isinstance(schema, type):
+        return {"$ref": f"#/components/schemas/{schema.__name__}"}
+    return schema
+
+
+def _models_of(operations: Iterable[Operation]) -> Iterator[type[BaseModel]]:
+    yield answermodels.Problem
+    for operation in operations:
+        named = [content for answer in operation.answers for content in answer.contents.values()]
+        if operation.body is not None:
+            named.append(operation.body.schema)
+        yield from (model for model in named if isinstance(model, type))
+
+
+def _schemas(operations: Iterable[Operation], settings: Settings) -> dict[str, Any]:
+    """Every schema that has a name, by it."""
+    models = dict.fromkeys(_models_of(operations))
+    _, made = models_json_schema(
+        [(model, "validation") for model in models],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_Untitled,
+    )
+    schemas: dict[str, Any] = made["$defs"]
+    _bound(schemas["ScopeRequest"]["properties"], settings)
+    for number, route in enumerate(settings.gate.routes, start=1):
+        schemas[body_name(number)] = body_schema(route.sources)
+    return dict(sorted(schemas.items()))
+
+
+def _bound(terms: dict[str, Any], settings: Settings) -> None:
+    """The terms of a scope as they are configured: what may be asked for, and what is granted unasked."""
+    limits, defaults = settings.scopes.limits, settings.scopes.defaults
+    for name, least, most, default in (
+        ("max_attempts", 1, limits.max_attempts, defaults.max_attempts),
+        ("ttl_seconds", min(MIN_TTL_SECONDS, limits.ttl_seconds), limits.ttl_seconds, defaults.ttl_seconds),
+        ("max_cost_usd", 0, to_dollars(limits.max_cost), to_dollars(defaults.max_cost)),
+    ):
+        terms[name] |= {"minimum": least, "maximum": most, "default": default}

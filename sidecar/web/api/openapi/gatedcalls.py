@@ -1,0 +1,309 @@
+"""What is gated, as the configuration has it, as rows of the document; and `explain`, which asks the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sidecar.core.facts import MAX_ID_CHARS, FactSources, Source
+from sidecar.core.target import RoutePattern
+from sidecar.settings.sections import Route
+from sidecar.web.api.openapi.operation import (
+    BODY_ERRORS,
+    DECISION_ID_HEADER,
+    REQUEST_ID,
+    REQUEST_ID_HEADER,
+    TO_DECISION,
+    UNREADY_ERRORS,
+    Answer,
+    Body,
+    Operation,
+    Parameter,
+    Schema,
+    shows,
+)
+from sidecar.web.wire import answermodels
+from sidecar.web.wire.models import IDENTIFIER, IN_A_HEADER, TARGET_AGENTS
+
+# PIN-162's path, shown for every pattern that covers it.
+EXECUTE_PATH = "/api/v1/recovery/execute"
+OF_THE_SCOPE = ("Scopegate-Scope-Status", "Scopegate-Attempts-Remaining")
+
+_GIVEN = {
+    "scope_id": "scope_0123456789abcdef0123456789abcdef",
+    "incident_id": "inc_123",
+    "action": "retry_agent",
+}
+_MISSING: Schema = {"type": "null"}
+_EMPTY: Schema = {"const": ""}
+# Of a {name} in a gated path: what all parsers read alike. Most of what is beyond it is refused as ambiguous.
+_NAME: Schema = {
+    "type": "string",
+    "maxLength": MAX_ID_CHARS,
+    "pattern": "^[A-Za-z0-9_~-][A-Za-z0-9._~-]*$",
+}
+_NAME_OR_EMPTY: Schema = {name: value for name, value in IDENTIFIER.items() if name != "minLength"}
+_UPSTREAM_ERRORS = ("upstream_unreachable", "upstream_failed", "upstream_timeout")
+_TARGET_ERRORS = ("invalid_request", "ambiguous_path", "override_refused", "upgrade_refused")
+_BOUND_ERRORS = (
+    "scoped_execution_required",
+    "scope_not_found",
+    "incident_mismatch",
+    "action_outside_scope",
+    "target_outside_scope",
+    "scope_revoked",
+    "scope_expired",
+    "scope_exhausted",
+    "policy_denied",
+    "braked",
+)
+
+
+def gated_operations(routes: Sequence[Route]) -> Iterator[Operation]:
+    """The calls of every gated route; where two are shown under one path, the first that would match."""
+    shown: set[str] = set()
+    for number, route in enumerate(routes, start=1):
+        path = path_of(route.path)
+        if path not in shown:
+            shown.add(path)
+            suffix = "" if number == 1 else str(number)
+            yield _execute(route, path, suffix)
+            for method in _LOOKING:
+                yield _look(route, path, method, suffix)
+
+
+def path_of(pattern: RoutePattern) -> str:
+    """The path under which a pattern is shown: PIN-162's where it is covered, else the shortest."""
+    path = "/" + "/".join(pattern.segments)
+    return EXECUTE_PATH if pattern.anywhere and EXECUTE_PATH.endswith(path) else path
+
+
+def body_name(number: int = 1) -> str:
+    """The name, among the document's schemas, of the body of a route."""
+    return "ExecuteRequest" if number == 1 else f"ExecuteRequest{number}"
+
+
+# The calls ------------------------------------------------------------------------------------------
+
+_LOOKING: tuple[Literal["get", "head", "options"], ...] = ("get", "head", "options")
+
+
+def _execute(route: Route, path: str, suffix: str) -> Operation:
+    gated = f"Gated is any path that ends so (`{route.path.text}`)." if route.path.anywhere else ""
+    return Operation(
+        listener="data",
+        method="post",
+        path=path,
+        name=f"execute{suffix}",
+        tag="Execute",
+        summary="Execute a recovery action under a scope",
+        description=(
+            "Spends an attempt of the scope, then forwards method, target and body as they are, once. The "
+            "answer is the backend's own, whatever its status. Errors of the sidecar are problems whose "
+            f"`type` begins with `urn:scopegate:error:`. {gated}"
+        ).rstrip(),
+        parameters=(*_parameters(route), REQUEST_ID),
+        body=Body(
+            schema={"$ref": f"#/components/schemas/{body_name(int(suffix or 1))}"},
+            examples={"PIN-162, step 3, with a scope of yours": _filled(route.sources, _GIVEN)},
+        ),
+        answers=(
+            Answer(
+                status="default",
+                description="The backend's answer.",
+                contents={"*/*": {}},
+                headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
+                links=TO_DECISION,
+            ),
+        ),
+        errors=(
+            *_TARGET_ERRORS,
+            *BODY_ERRORS,
+            *_BOUND_ERRORS,
+            *_UPSTREAM_ERRORS,
+            *UNREADY_ERRORS,
+        ),
+        told=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
+        relayed=True,
+        tenant="required",
+    )
+
+
+def _look(route: Route, path: str, method: Literal["get", "head", "options"], suffix: str) -> Operation:
+    return Operation(
+        listener="data",
+        method=method,
+        path=path,
+        name=f"{method}Execute{suffix}",
+        tag="Execute",
+        summary=f"{method.upper()} passes through to the backend",
+        description="As long as it carries neither a body nor a method or target override.",
+        parameters=tuple(_in_path(name) for name in route.path.names),
+        answers=(Answer(status="default", description="The backend's answer.", contents={"*/*": {}}),),
+        errors=(*_TARGET_ERRORS, *_UPSTREAM_ERRORS, "overloaded"),
+        told=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
+        relayed=True,
+    )
+
+
+def spending(route: Route) -> Mapping[str, Any]:
+    """The link from a scope that was granted to the call of a route that spends it."""
+    found = {
+        "scope_id": "$response.body#/scope_id",
+        "incident_id": "$response.body#/incident_id",
+        "action": "$response.body#/allowed_actions/0",
+    }
+    parameters = {
+        f"{source.kind}.{source.name.title() if source.kind == 'header' else source.name}": found[name]
+        for name in _GIVEN
+        for source in (_source(route.sources, name),)
+        if source.kind != "pointer"
+    }
+    link: dict[str, Any] = {"operationId": "execute", "description": "Spend it."}
+    if parameters:
+        link["parameters"] = parameters
+    return {**link, "requestBody": _filled(route.sources, found)}
+
+
+def explain(routes: Sequence[Route]) -> Operation:
+    """The call of the admin listener that takes the body of a route, or anything else."""
+    return Operation(
+        listener="admin",
+        method="post",
+        path="/api/v1/explain",
+        name="explain",
+        tag="Decisions",
+        summary="Would this be admitted?",
+        description=(
+            "Takes the body of an execution, and answers 200 for whatever comes: what would be refused is "
+            "explained. Consumes and records nothing. Facts are read where the route has them in its body; "
+            "the answer names the route."
+        ),
+        parameters=(
+            Parameter(
+                name="route",
+                place="query",
+                schema={"type": "string", "enum": [route.path.text for route in routes]},
+                description=(
+                    "The path of a gated route, as it is configured. Without it the first route that "
+                    "refuses is asked about, else the first. Where another route goes before this one, as "
+                    "an enforced one does before one in shadow, that one judges."
+                ),
+            ),
+        ),
+        body=Body(
+            schema={"anyOf": [{"$ref": f"#/components/schemas/{body_name()}"}, {}]},
+            examples={"PIN-162, step 1": {"incident_id": "inc_123", "action": "retry_agent"}},
+            required=False,
+        ),
+        answers=(shows("What an execution would meet now.", answermodels.Explanation),),
+        errors=("invalid_request",),
+        tenant="optional",
+    )
+
+
+# What goes in ---------------------------------------------------------------------------------------
+
+
+def _parameters(route: Route) -> tuple[Parameter, ...]:
+    sources = route.sources
+    single = {_source(sources, name): name for name in _GIVEN}
+    found = {name: _in_path(name) for name in route.path.names}
+    for source in (*single, *sources.target_agents):
+        required = source in single
+        description = f"The {single[source]}." if required else "One target agent."
+        if source.kind == "path":
+            found[source.name] = _in_path(source.name, description)
+        elif source.kind == "query":
+            found[str(source)] = Parameter(
+                name=source.name,
+                place="query",
+                schema=IDENTIFIER if required else _NAME_OR_EMPTY,
+                description=description,
+                required=required,
+            )
+        elif source.kind == "header":
+            found[str(source)] = Parameter(
+                name=source.name.title(),
+                place="header",
+                schema=IN_A_HEADER,
+                description=description,
+                required=required,
+            )
+    return tuple(found.values())
+
+
+def _in_path(name: str, description: str = "") -> Parameter:
+    return Parameter(name=name, place="path", schema=_NAME, description=description, required=True)
+
+
+@dataclass(slots=True)
+class _Place:
+    """One member on the way to the facts of a body: what it must be itself, and the members below it."""
+
+    below: dict[str, _Place] = field(default_factory=dict)
+    schema: Schema | None = None
+    holds_parameters: bool = False
+
+    def at(self, tokens: Sequence[str]) -> _Place:
+        place = self
+        for token in tokens:
+            place = place.below.setdefault(token, _Place())
+        return place
+
+    @property
+    def required(self) -> bool:
+        return self.schema is IDENTIFIER or any(place.required for place in self.below.values())
+
+    def rendered(self) -> dict[str, Any]:
+        if self.schema is not None:
+            return dict(self.schema)
+        members: dict[str, Any] = {}
+        if self.below:
+            members["properties"] = {name: place.rendered() for name, place in self.below.items()}
+        needed = [name for name, place in self.below.items() if place.required]
+        if self.holds_parameters and not needed:
+            return {"anyOf": [{"type": "object", **members}, _MISSING, _EMPTY]}
+        if needed:
+            return {"type": "object", **members, "required": needed}
+        return members  # what holds only what may be absent may be anything
+
+
+def body_schema(sources: FactSources) -> dict[str, Any]:
+    """What a gated body must be, so that its facts can be read. What else stands in it is the backend's."""
+    body = _Place()
+    for name in _GIVEN:
+        _put(body, _source(sources, name), IDENTIFIER)
+    for source in sources.target_agents:
+        _put(body, source, {"anyOf": [TARGET_AGENTS, _MISSING, _EMPTY]})
+    if sources.parameters.kind == "pointer":
+        body.at(sources.parameters.tokens).holds_parameters = True
+    description = (
+        "What is executed, and under which scope. Other members are the backend's. Where several places hold "
+        "target agents, they agree."
+    )
+    return {"description": description, **body.rendered(), "type": "object"}
+
+
+def _put(body: _Place, source: Source, schema: Schema) -> None:
+    if source.kind == "pointer":
+        body.at(source.tokens).schema = schema
+
+
+def _filled(sources: FactSources, values: Mapping[str, str]) -> dict[str, Any]:
+    """The body that holds these values where the route has them."""
+    body: dict[str, Any] = {}
+    for name, value in values.items():
+        tokens = _source(sources, name).tokens
+        holder = body
+        for token in tokens[:-1]:
+            holder = holder.setdefault(token, {})
+        if tokens:
+            holder[tokens[-1]] = value
+    return body
+
+
+def _source(sources: FactSources, name: str) -> Source:
+    source: Source = getattr(sources, name)
+    return source

@@ -1,0 +1,119 @@
+"""The ops listener: is it alive, is it ready, how is it faring. Nothing else is served here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import TypeVar
+
+from aiohttp import web
+from prometheus_client import Gauge
+
+from sidecar.errors import StoreUnavailable
+from sidecar.gate.execution import Gate
+from sidecar.live.terms import Live
+from sidecar.store.base import Footprint
+from sidecar.store.batch import Store
+from sidecar.telemetry.metrics import Metrics
+from sidecar.web.serving.hosts import well_formed_hosts
+from sidecar.web.wire.problem import SERVER, answer, problems
+
+T = TypeVar("T")
+
+# How old a check of the store may be for a scrape. The check writes to the disk, in the turn of the one
+# writer, so scraping often, or by many, must not mean writing often. Asking for readiness checks anew.
+FRESH_SECONDS = 10.0
+
+
+class Ops:
+    """Readiness says what is wrong, in JSON; it does not depend on the upstream."""
+
+    def __init__(self, *, store: Store, gate: Gate, live: Live, metrics: Metrics) -> None:
+        self._store = store
+        self._live = live
+        self._gate = gate
+        self._metrics = metrics
+        self._checked_at = float("-inf")
+
+    def application(self) -> web.Application:
+        application = web.Application(middlewares=[problems, well_formed_hosts])
+        application.add_routes(
+            [
+                web.get("/health/live", self._alive),
+                web.get("/health/ready", self._ready),
+                web.get("/metrics", self._page),
+            ]
+        )
+        return application
+
+    async def _alive(self, request: web.Request) -> web.Response:
+        del request
+        return answer({"alive": True})
+
+    async def checks(self, *, fresh_seconds: float = 0.0) -> dict[str, str | None]:
+        """Each check with its problem; None: well. The store's may be as old as `fresh_seconds`."""
+        if time.monotonic() - self._checked_at >= fresh_seconds:
+            self._checked_at = time.monotonic()  # before it is done: one look serves all that ask meanwhile
+            with suppress(StoreUnavailable):  # the store remembers why
+                await self._store.check()
+        # However old the check is: what decisions have met since then counts, whatever a check found.
+        failing = self._store.last_error
+        return {
+            "store": failing,
+            "log": failing,
+            "policies": None if self._live.terms.policies else "no valid policy set is loaded",
+            "clock": self._store.clock_trouble(),
+            "draining": "the sidecar is shutting down" if self._gate.draining else None,
+        }
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        del request
+        checks = await self.checks()
+        ready = not any(checks.values())
+        body = {
+            "ready": ready,
+            "checks": {name: {"ok": problem is None, "reason": problem} for name, problem in checks.items()},
+        }
+        return answer(body, status=200 if ready else 503)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        del request
+        for name, problem in (await self.checks(fresh_seconds=FRESH_SECONDS)).items():
+            self._metrics.ready.labels(name).set(problem is None)
+        self._metrics.store_queue.set(self._store.waiting)
+        metrics, (unknown, footprint) = self._metrics, await looked_at(self._store)
+        found: list[tuple[Gauge, float | None]] = [
+            (metrics.store_size, footprint.size),
+            (metrics.store_wal_size, footprint.wal_size),
+            (metrics.store_free, footprint.free),
+            (metrics.store_growth, footprint.growth_per_day),
+        ]
+        if unknown is not None:
+            count, oldest = unknown
+            age = 0.0 if oldest is None else max(0.0, (self._store.now() - oldest) / 1_000_000)
+            found += [(metrics.unknown, count), (metrics.oldest_unknown, age)]
+        for gauge, value in found:
+            if value is not None:  # else the last known value stands
+                gauge.set(value)
+        return web.Response(
+            body=self._metrics.page(),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Server": SERVER},
+        )
+
+
+async def looked_at(store: Store) -> tuple[tuple[int, int | None] | None, Footprint]:
+    """How many executions are unknown and since when, and the store's footprint, as far as it can be told. A
+    store that fails or hangs takes neither the metrics nor the status with it."""
+    until = asyncio.get_running_loop().time() + store.deadline_seconds
+    unknown = await _until(until, store.engine.unknown_executions())
+    return unknown, await _until(until, store.engine.footprint(store.now())) or Footprint()
+
+
+async def _until(moment: float, reading: Awaitable[T]) -> T | None:
+    try:
+        async with asyncio.timeout_at(moment):
+            return await reading
+    except (StoreUnavailable, TimeoutError):
+        return None  # readiness says why

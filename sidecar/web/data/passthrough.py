@@ -1,0 +1,356 @@
+"""What is not gated passes untouched: target, body bytes and end-to-end headers, in constant memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from aiohttp import web
+
+from sidecar.core.target import wants_websocket
+from sidecar.errors import Refusal
+from sidecar.live.terms import Live
+from sidecar.telemetry.metrics import Metrics
+from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
+from sidecar.web.data.answers import RawAnswer
+from sidecar.web.serving.accesslog import CLIENT_LEFT, visit_of
+from sidecar.web.serving.body import Taken, expect_continue
+from sidecar.web.serving.connections import DataConnection, broken_body
+from sidecar.web.wire.headers import Headers, end_to_end, unframed, value_of, without_our_own
+from sidecar.web.wire.problem import problem
+
+logger = logging.getLogger("scopegate.passthrough")
+
+TUNNEL_BUFFER_BYTES = 256 * 1024
+# One in so many connections to the upstream is never used for passing through.
+RESERVED_ONE_IN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A gated request that its route's shadow mode lets through unjudged: its decision, and what was read of
+    its body already."""
+
+    decision_id: str
+    taken: Taken
+
+
+class PassThrough:
+    """Carries requests to the upstream and answers back. Records nothing, and adds nothing of its own."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        metrics: Metrics,
+        *,
+        live: Live,
+    ) -> None:
+        settings = live.terms.settings.upstream
+        max_connections = settings.max_connections
+        self._upstream = upstream
+        self._metrics = metrics
+        # Streams and WebSockets hold a connection for as long as they like: some are kept for the gate.
+        self._slots = asyncio.Semaphore(max(1, max_connections - max(1, max_connections // RESERVED_ONE_IN)))
+        self._slot_timeout = settings.connect_timeout_seconds
+        self._live = live
+        self.draining = False
+        self.under_way = 0
+
+    async def carry(
+        self, request: web.BaseRequest, target: bytes, recorded: Recorded | None = None
+    ) -> web.StreamResponse:
+        """One request, to the end of its answer; a gated one only once it is `recorded`."""
+        unfit = uncarried(request)
+        if unfit is not None:
+            return problem(unfit)
+        decision_id = recorded.decision_id if recorded else None
+        try:
+            async with asyncio.timeout(self._slot_timeout):
+                await self._slots.acquire()
+        except TimeoutError:
+            self._metrics.passed.labels("overloaded").inc()
+            refusal = Refusal("overloaded", "Too many requests are passing through.")
+            return problem(refusal, retry_after=1, decision_id=decision_id)
+        self.under_way += 1
+        self._metrics.passing.set(self.under_way)
+        try:
+            if request.transport is None or broken_body(request) is not None:
+                raise asyncio.CancelledError  # the client left, or broke its word, while it waited
+            answer, outcome = await self._carry(request, target, recorded)
+        except ValueError as exc:
+            outcome = "invalid_request"
+            refusal = Refusal(outcome, f"The request cannot be forwarded as it came: {exc}.")
+            answer = problem(refusal, decision_id=decision_id)
+        except NotSent as exc:
+            outcome = "upstream_unreachable"
+            answer = problem(Refusal(outcome, f"Nothing was sent: {exc}."), decision_id=decision_id)
+        except TimedOut as exc:
+            outcome = "upstream_timeout"
+            refusal = Refusal(outcome, f"The backend did not answer: {exc}.")
+            answer = problem(refusal, decision_id=decision_id)
+        except Unanswered as exc:
+            refusal = broken_body(request) or Refusal(
+                "upstream_failed", f"The backend's answer was lost: {exc}."
+            )
+            outcome, answer = refusal.code, problem(refusal, decision_id=decision_id)
+        except asyncio.CancelledError:
+            broken = broken_body(request)
+            if request.transport is None:
+                outcome, answer = "client_left", nobody_waits()
+            elif broken is not None:
+                outcome, answer = broken.code, problem(broken, decision_id=decision_id)
+            else:
+                raise
+        finally:
+            self._slots.release()
+            self.under_way -= 1
+            self._metrics.passing.set(self.under_way)
+        self._metrics.passed.labels(outcome).inc()
+        visit_of(request).outcome = outcome
+        if self.draining:
+            answer.force_close()
+        return answer
+
+    async def _carry(
+        self, request: web.BaseRequest, target: bytes, recorded: Recorded | None
+    ) -> tuple[web.StreamResponse, str]:
+        headers = _marked(end_to_end(request.raw_headers), recorded)
+        upgrading = is_websocket(request)
+        if upgrading:
+            headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+        has_length = value_of(request.raw_headers, b"content-length") is not None
+        streamed = request.body_exists and not upgrading
+        connection = cast(DataConnection, request.protocol)
+        task = asyncio.current_task()
+        assert task is not None
+        connection.on_lost = task.cancel  # there is nothing to wait for any more; `carry` takes it from there
+        try:
+            exchange = await self._upstream.send(
+                request.method,
+                target,
+                headers,
+                _body(request, recorded.taken if recorded else Taken()) if streamed else None,
+                chunked=streamed and not has_length,
+                head_deadline=self._live.terms.settings.upstream.response_timeout_seconds,
+            )
+        finally:
+            connection.on_lost = None
+        with exchange:
+            if exchange.upgraded:
+                return await self._tunnel(request, exchange), "tunnelled"
+            return await self._relay(request, exchange, recorded)
+
+    async def _relay(
+        self, request: web.BaseRequest, exchange: Exchange, recorded: Recorded | None
+    ) -> tuple[web.StreamResponse, str]:
+        head = exchange.head
+        answer = RawAnswer(
+            head.status,
+            head.reason,
+            _marked(end_to_end(head.headers), recorded),
+            content_length=declared_length(head.headers),
+            close=self.draining or cast(DataConnection, request.protocol).ending,
+        )
+        connection, visit = cast(DataConnection, request.protocol), visit_of(request)
+        connection.on_lost = exchange.abort  # else an answer that is silent for long would outlive its client
+        try:
+            await answer.prepare(request)
+            if not exchange.complete:
+                answer.send_head()
+                visit.head_sent = True
+            while piece := await exchange.read():
+                await answer.write(piece)
+                visit.sent += len(piece)
+            await answer.write_eof()
+        except Unanswered as exc:
+            if request.transport is None:
+                answer.mark_ended()
+                return answer, "client_left"
+            logger.info("an answer passing through was cut", extra={"cause": str(exc)})
+            cut(request, answer)
+            return answer, "cut"
+        except ConnectionError:
+            answer.mark_ended()
+            return answer, "client_left"
+        finally:
+            connection.on_lost = None
+        return answer, "answered"
+
+    async def _tunnel(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+        """Raw bytes both ways after a 101, until both sides are through or either one breaks."""
+        answer = RawAnswer(
+            exchange.head.status, exchange.head.reason, exchange.head.headers, content_length=None
+        )
+        protocol, visit = cast(DataConnection, request.protocol), visit_of(request)
+        transport = request.transport
+        answer.mark_ended()
+        if transport is None:
+            return answer
+        transport.write(_switching_head(exchange))
+        visit.head_sent = True
+        inbound = _Inbound(protocol)
+        protocol.set_parser(cast(Any, inbound))
+        protocol.on_lost = exchange.abort
+
+        async def upstream_to_client() -> None:
+            while piece := await exchange.read():
+                transport.write(piece)
+                visit.sent += len(piece)
+                await protocol._drain_helper()
+            if transport.can_write_eof():
+                transport.write_eof()
+            else:
+                transport.close()  # TLS ends both directions at once
+
+        async def client_to_upstream() -> None:
+            while piece := await inbound.read():
+                await exchange.write(piece)
+            exchange.write_eof()
+
+        directions = [
+            asyncio.ensure_future(upstream_to_client()),
+            asyncio.ensure_future(client_to_upstream()),
+        ]
+        try:
+            done, _ = await asyncio.wait(directions, return_when=asyncio.FIRST_EXCEPTION)
+            for direction in done:
+                failure = direction.exception()
+                if failure is not None and not isinstance(failure, Unanswered | ConnectionError):
+                    raise failure
+        finally:
+            protocol.on_lost = None
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
+            transport.close()
+        return answer
+
+
+class _Inbound:
+    """What the client sends into a tunnel. Stands where aiohttp puts its own WebSocket reader."""
+
+    def __init__(self, protocol: DataConnection) -> None:
+        self._protocol = protocol
+        self._pieces: list[bytes] = []
+        self._waiting = 0
+        self._paused = False
+        self._ended = False
+        self._arrived = asyncio.Event()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self._pieces.append(data)
+        self._waiting += len(data)
+        if self._waiting > TUNNEL_BUFFER_BYTES and not self._paused:
+            self._paused = True
+            self._protocol.pause_reading()
+        self._arrived.set()
+        return False, b""
+
+    def feed_eof(self) -> None:
+        self._ended = True
+        self._arrived.set()
+
+    async def read(self) -> bytes:
+        """What has come, b"" at the end."""
+        while not self._pieces and not self._ended:
+            self._arrived.clear()
+            await self._arrived.wait()
+        pieces, self._pieces, self._waiting = self._pieces, [], 0
+        if self._paused:
+            self._paused = False
+            self._protocol.resume_reading()
+        return b"".join(pieces)
+
+
+def uncarried(request: web.BaseRequest) -> Refusal | None:
+    """Why a request cannot be carried at all, which its framing decides."""
+    codings = [value for name, value in request.raw_headers if name.lower() == b"transfer-encoding"]
+    if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
+        # Another coding could not be undone behind us, for this header goes no further.
+        return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
+    return None
+
+
+def is_websocket(request: web.BaseRequest) -> bool:
+    """Whether the client asks to switch to a WebSocket (RFC 6455, section 4.1)."""
+    options = ",".join(request.headers.getall("Connection", [])).lower().split(",")
+    return (
+        request.method == "GET"
+        and wants_websocket(request.headers.items())
+        and "upgrade" in (option.strip() for option in options)
+        and not request.body_exists
+    )
+
+
+def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
+    """Only a WebSocket may switch protocols. CONNECT would carry requests past the gate."""
+    if request.method == "CONNECT":
+        return Refusal("upgrade_refused", "CONNECT is refused.")
+    if wants_websocket(request.headers.items()) and not is_websocket(request):
+        message = "A WebSocket begins with a GET without a body, with Connection: Upgrade."
+        return Refusal("upgrade_refused", message)
+    return None
+
+
+def declared_length(headers: Headers) -> int | None:
+    """The Content-Length of an answer, None where it has none."""
+    value = value_of(headers, b"content-length")
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def nobody_waits() -> RawAnswer:
+    """The end of a request whose client left before there was an answer. Nothing of it is sent."""
+    answer = RawAnswer(CLIENT_LEFT, b"", (), content_length=None)
+    answer.mark_ended()
+    return answer
+
+
+def broken_off(request: web.BaseRequest) -> RawAnswer:
+    """The end of an answer that cannot go on: its client sees that it is not whole."""
+    answer = nobody_waits()
+    answer.ends_with_connection = True
+    cut(request, answer)
+    return answer
+
+
+def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
+    """End the connection without ending the answer, so that the client sees that it is not whole."""
+    answer.mark_ended()
+    transport = request.transport
+    if transport is None:
+        return
+    if answer.ends_with_connection:
+        # An orderly end would be the end of the body; only a reset tells, and TLS without its farewell. A
+        # Unix socket knows neither: there an answer of which nothing else tells the end looks whole.
+        raw = transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()
+
+
+def _marked(headers: list[tuple[bytes, bytes]], recorded: Recorded | None) -> list[tuple[bytes, bytes]]:
+    """The headers of what was gated name its decision, and nobody else can."""
+    if recorded is None:
+        return headers
+    return [*without_our_own(headers), (b"Scopegate-Decision-Id", recorded.decision_id.encode("ascii"))]
+
+
+async def _body(request: web.BaseRequest, taken: Taken) -> AsyncIterator[bytes]:
+    for piece in taken.pieces:
+        yield piece
+    if not taken.begun:
+        await expect_continue(request)
+    while piece := await request.content.readany():
+        yield piece
+
+
+def _switching_head(exchange: Exchange) -> bytes:
+    lines = [b"HTTP/1.1 101 " + exchange.head.reason]
+    lines += [name + b": " + value for name, value in unframed(101, exchange.head.headers)]
+    return b"\r\n".join(lines) + b"\r\n\r\n"

@@ -1,0 +1,169 @@
+"""The access log: one line for each request on the data listener, once its answer has ended or broken off.
+
+A line says where a request went and what came of it, never what it carried: no query, no body, no header but
+the ids. A trace ends here, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import orjson
+from aiohttp import web
+
+from sidecar.live.terms import Live
+from sidecar.telemetry.metrics import trace_ids
+from sidecar.telemetry.tracing import NO_TRACE, Trace
+from sidecar.web.wire.asked import MAX_REQUEST_ID_CHARS
+
+logger = logging.getLogger("scopegate.access")
+
+MAX_PATH_CHARS = 512
+# A target that is no path begins with a host, and so does one that begins with two slashes.
+_AUTHORITY = re.compile(r"(?P<before>(?:[^/?#]*:)?//+|(?!/))(?:[^/?#]*@)?")
+# However often it is encoded: whoever decodes it takes what follows for a query.
+_QUERY = re.compile(r"[?#]|%(?:25)*(?:3f|23)", re.IGNORECASE)
+CLIENT_LEFT = 499  # as web servers write it for a client that left before anything could be answered
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """One request, and what is known of it so far."""
+
+    path: str
+    begun: float
+    wanted: Literal["all", "gated", "none"]
+    request_id: str | None = None
+    route: Literal["gated", "scopes", "passed"] = "passed"
+    outcome: str | None = None
+    decision_id: str | None = None
+    scope_id: str | None = None
+    trace_id: str | None = None
+    head_sent: bool = False
+    sent: int = 0  # bytes of the answer's body
+    trace: Trace = NO_TRACE
+    deadline: asyncio.Timeout | None = None  # the outer one of a gated request, until its answer begins
+
+    def extend(self, seconds: float | None) -> None:
+        """Move the outer deadline to so many seconds from now; None: away. One that has passed stays."""
+        if self.deadline is not None and not self.deadline.expired():
+            loop = asyncio.get_running_loop()
+            self.deadline.reschedule(None if seconds is None else loop.time() + seconds)
+
+
+_VISIT = web.RequestKey("scopegate.visit", Visit)
+
+
+class AccessLog:
+    """Knows of each request from its first moment to its last."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def begin(self, request: web.BaseRequest) -> Visit:
+        """A request came."""
+        given = request.headers.get("X-Request-Id")
+        visit = Visit(
+            path=shown_path(request._message.path),
+            begun=time.perf_counter(),
+            wanted=self._live.terms.settings.telemetry.access_log,
+            request_id=given[:MAX_REQUEST_ID_CHARS] if given else None,
+            trace_id=trace_ids(request.headers.get("traceparent")).get("trace_id"),
+        )
+        request[_VISIT] = visit
+        return visit
+
+    def ended(self, request: web.BaseRequest, answer: web.StreamResponse | None) -> None:
+        """Its answer ended or broke off; None: it was given up before there was one."""
+        visit = request.get(_VISIT)
+        if visit is None:
+            self._unparsed(request, answer)
+            return
+        if isinstance(answer, web.Response):
+            _told(visit, request, answer)
+        status = None if answer is None else answer.status
+        if request.transport is None and answer is not None and not (visit.head_sent or visit.sent):
+            status = CLIENT_LEFT
+        visit.trace.ended(status, visit.outcome, visit.decision_id)
+        if visit.wanted == "all" or (visit.wanted == "gated" and visit.route != "passed"):
+            _write(request, visit, status, method=request.method, path=visit.path, route=visit.route)
+
+    def _unparsed(self, request: web.BaseRequest, answer: web.StreamResponse | None) -> None:
+        """What could not be read as HTTP might have been meant for any route."""
+        visit = Visit(path="", begun=0.0, wanted=self._live.terms.settings.telemetry.access_log)
+        if isinstance(answer, web.Response):
+            _told(visit, request, answer)
+        if visit.wanted != "none":
+            status = None if answer is None else answer.status
+            _write(request, visit, status, method=None, path=None, route=None)
+
+
+def visit_of(request: web.BaseRequest) -> Visit:
+    """What is known of a request that is being answered."""
+    visit: Visit = request[_VISIT]
+    return visit
+
+
+def names_scope(request: web.BaseRequest, scope_id: str) -> None:
+    """A scope endpoint knows which scope it is about; on the admin listener nobody logs that."""
+    visit = request.get(_VISIT)
+    if visit is not None:
+        visit.scope_id = scope_id
+
+
+def shown_path(target: str) -> str:
+    """A raw target without its query, fragment and user, which may be secrets; cut where it is long."""
+    authority = _AUTHORITY.match(target)
+    if authority is not None:
+        target = authority["before"] + target[authority.end() :]
+    return _QUERY.split(target, maxsplit=1)[0][:MAX_PATH_CHARS]
+
+
+def _shown_remote(address: str) -> str:
+    """A socket for both kinds of addresses calls 192.0.2.1 ::ffff:192.0.2.1."""
+    mapped = address.removeprefix("::ffff:")
+    return mapped if "." in mapped else address
+
+
+def _told(visit: Visit, request: web.BaseRequest, answer: web.Response) -> None:
+    """What an answer of our own says: a problem holds its code, a header the decision."""
+    body = answer.body if isinstance(answer.body, bytes) else b""
+    if request.transport is not None and request.method != "HEAD":
+        visit.sent = len(body)
+    visit.request_id = answer.headers.get("X-Request-Id", visit.request_id)
+    visit.decision_id = answer.headers.get("Scopegate-Decision-Id", visit.decision_id)
+    is_problem = answer.content_type == "application/problem+json"
+    visit.outcome = orjson.loads(body)["error"] if is_problem else "answered"
+
+
+def _write(
+    request: web.BaseRequest,
+    visit: Visit,
+    status: int | None,
+    *,
+    method: str | None,
+    path: str | None,
+    route: str | None,
+) -> None:
+    logger.info(
+        "request",
+        extra={
+            "method": method,
+            "path": path,
+            "status": status,
+            "duration_ms": round((time.perf_counter() - visit.begun) * 1000, 1) if visit.begun else None,
+            "bytes": visit.sent,
+            "remote": _shown_remote(request.remote or "") or None,
+            "route": route,
+            "outcome": visit.outcome,
+            "request_id": visit.request_id,
+            "decision_id": visit.decision_id,
+            "scope_id": visit.scope_id,
+            "trace_id": visit.trace_id,
+        },
+    )

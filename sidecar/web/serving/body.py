@@ -1,0 +1,112 @@
+"""Reading a body that will be judged: whole, in time, within bounds, and in one way only."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from sidecar.errors import Refusal
+from sidecar.files.strictjson import NotJson, parse
+from sidecar.gate.places import Held, Memory, parsed_bytes
+from sidecar.web.serving.parser import BrokenBody
+
+PARSED_AT_ONCE = 64 * 1024
+
+# Of the admin listener's own calls.
+MAX_DOCUMENT_BYTES = 1_048_576
+DOCUMENT_TIMEOUT_SECONDS = 10.0
+# Of all that is read for the sidecar's own calls, on all listeners.
+_documents = Memory()
+_NO_ROOM = Refusal("overloaded", "Request bodies hold as much memory as they may.", {"cause": "memory"})
+
+
+def media_type_refusal(request: web.BaseRequest) -> Refusal | None:
+    """Exactly one `application/json` content type, with no charset but utf-8, and no content encoding."""
+    if "Content-Encoding" in request.headers:
+        return Refusal("unsupported_media_type", "A body with a Content-Encoding cannot be judged.")
+    types = request.headers.getall("Content-Type", [])
+    if len(types) != 1:
+        return Refusal("unsupported_media_type", "Send exactly one Content-Type: application/json.")
+    essence, *parameters = (part.strip().lower() for part in types[0].split(";"))
+    charsets = [part for part in parameters if part]
+    plain = all(part in ("charset=utf-8", 'charset="utf-8"') for part in charsets) and len(charsets) < 2
+    if essence != "application/json" or not plain:
+        return Refusal("unsupported_media_type", "Only application/json in utf-8 can be judged.")
+    return None
+
+
+@dataclass(slots=True)
+class Taken:
+    """What was taken of a body, whatever came of it; `begun`: its client was told to send it."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    begun: bool = False
+
+
+async def read_json(
+    request: web.BaseRequest,
+    *,
+    max_bytes: int,
+    timeout_seconds: float,
+    taken: Taken | None = None,
+    held: Held | None = None,
+) -> tuple[bytes, dict[str, Any]] | Refusal:
+    """The body's bytes and the object that they hold, or why they cannot be judged.
+
+    What is read on the way is left in `taken`, and is counted in `held`.
+    """
+    taken = Taken() if taken is None else taken
+    held = Held(_documents) if held is None else held
+    refusal = media_type_refusal(request)
+    if refusal is not None:
+        return refusal
+    too_large = Refusal(
+        "body_too_large", f"The body is larger than {max_bytes} bytes.", {"max_bytes": max_bytes}
+    )
+    if (request.content_length or 0) > max_bytes:
+        return too_large
+    pieces, size = taken.pieces, 0
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            taken.begun = True
+            await expect_continue(request)
+            while piece := await request.content.readany():
+                pieces.append(piece)
+                size += len(piece)
+                if size > max_bytes:
+                    return too_large
+                if not held.grow(len(piece)):
+                    return _NO_ROOM
+    except TimeoutError:
+        return Refusal("body_timeout", f"The body did not arrive within {timeout_seconds:g} s.")
+    except BrokenBody as exc:
+        return exc.refusal
+    except Exception as exc:
+        return Refusal("invalid_request", f"The body did not arrive whole ({type(exc).__name__}).")
+    body = b"".join(pieces)
+    pieces[:] = [body]  # not held twice until the request ends
+    if not held.grow(parsed_bytes(body)):
+        return _NO_ROOM
+    try:
+        # A large body takes long to read strictly; nobody else is to wait for it.
+        document = parse(body) if len(body) <= PARSED_AT_ONCE else await asyncio.to_thread(parse, body)
+        return body, document
+    except NotJson as exc:
+        return Refusal("invalid_request", f"The body is not strict JSON: {exc}.")
+
+
+async def read_document(request: web.BaseRequest) -> dict[str, Any] | Refusal:
+    """The object that a call of the admin listener brings, or why it cannot be read."""
+    body = await read_json(request, max_bytes=MAX_DOCUMENT_BYTES, timeout_seconds=DOCUMENT_TIMEOUT_SECONDS)
+    return body if isinstance(body, Refusal) else body[1]
+
+
+async def expect_continue(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it (RFC 9110, section 10.1.1) to send its body."""
+    if request.version >= (1, 1) and request.headers.get("Expect", "").lower() == "100-continue":
+        transport = request.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

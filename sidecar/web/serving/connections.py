@@ -1,0 +1,330 @@
+"""aiohttp's connections: with a deadline for unfinished request heads, and never quoting a request.
+
+What cannot be parsed may hold secrets like any other request. Neither the answer nor a log line has a byte of
+it, but for the name of a method that is not known; both say in words of our own what is wrong.
+
+A client ends its side of a connection in two ways, and TCP shows both as one FIN: it left, or it only has
+nothing more to ask (`shutdown`, as `nc -N` does it). The moment tells them apart:
+
+- Behind a whole request and before its answer: it waits for the answer, and gets it. Then the connection
+  closes.
+- Within a request, or once an answer has begun: it left.
+
+asyncio stops reading at a FIN and so does not see a reset that comes later. While a half-closed connection
+waits it is looked at every second. TLS ends both directions at once: there a FIN always means that the
+client left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, cast
+
+from aiohttp import http_exceptions as faults
+from aiohttp import web
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+
+from sidecar.errors import Refusal, ScopegateError
+from sidecar.web.serving.parser import (
+    PIPELINED,
+    READ_AHEAD_BYTES,
+    BrokenBody,
+    Overloaded,
+    RequestParser,
+    TooLong,
+    UnknownMethod,
+)
+from sidecar.web.wire.problem import problem
+
+logger = logging.getLogger("scopegate.web")
+
+KEEP_ALIVE_SECONDS = 75.0
+LINGERING_SECONDS = 1.0  # for the rest of a body that nobody wants
+# What has arrived and was not taken, on all connections of the data listener; what one may always hold.
+CONNECTION_BYTES = 256 * 1024 * 1024
+FREE_BYTES = 16 * 1024
+RECOUNT_SECONDS = 0.05
+LOOK_SECONDS = 1.0  # between two looks at a client that has ended its side
+
+# What is said in place of aiohttp's words, which quote the request. The first class that fits holds.
+FAULTS: tuple[tuple[type[Exception], str], ...] = (
+    (faults.LineTooLong, "the request line or a header is too long"),
+    (TooLong, "its head, or what surrounds its chunks, is too long"),
+    (faults.InvalidHeader, "a header is not one of HTTP/1.1"),
+    (UnknownMethod, "its method is not one that passes here"),
+    (Overloaded, "the connections of this listener hold too much"),
+    (faults.BadHttpMethod, "it does not begin with a method, as TLS to a listener without it does not"),
+    (faults.BadStatusLine, "the request line is not one of HTTP/1.1"),
+    (faults.InvalidURLError, "the target is not a valid URL"),
+    (faults.PayloadEncodingError, "the body is not encoded as its headers say"),
+    (faults.BadHttpMessage, "the headers or the chunks of the body break the rules of HTTP/1.1"),
+)
+UNKNOWN_FAULT = "it cannot be read"
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Ended = Callable[[web.BaseRequest, web.StreamResponse], None]
+
+
+def require_fast_parser() -> None:
+    """Raises ScopegateError on aiohttp's pure-Python parser, which reads some requests otherwise."""
+    from aiohttp import http_parser
+
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise ScopegateError(
+            "aiohttp runs on its pure-Python HTTP parser; install a wheel of aiohttp with its C extension, "
+            "and do not set AIOHTTP_NO_EXTENSIONS"
+        )
+
+
+def refusal_of(exc: BaseException | None) -> Refusal:
+    """What a request is answered that cannot be read."""
+    if isinstance(exc, Overloaded):
+        message = "The connections of this listener hold too much at the moment."
+        return Refusal("overloaded", message, {"cause": "memory"})
+    if isinstance(exc, UnknownMethod):
+        return Refusal("invalid_request", f"The method {exc.method} does not pass here, on any path.")
+    return Refusal("invalid_request", f"This is not HTTP as it should be: {fault(exc)}.")
+
+
+def broken_body(request: web.BaseRequest) -> Refusal | None:
+    """Why the body of a request cannot be read to its end, None as long as it may."""
+    exc = request.content.exception()
+    return exc.refusal if isinstance(exc, BrokenBody) else None
+
+
+def quoting(exc: BaseException | None) -> BaseException | None:
+    """Of an exception and what led to it, the one whose words may hold bytes of the request."""
+    while exc is not None:
+        if isinstance(exc, faults.HttpProcessingError | web.RequestPayloadError):
+            return exc
+        exc = exc.__cause__ or exc.__context__
+    return None
+
+
+def fault(exc: BaseException | None) -> str:
+    """What is wrong with a request, without a byte of it."""
+    return next((words for kind, words in FAULTS if isinstance(exc, kind)), UNKNOWN_FAULT)
+
+
+class _NoRequests(logging.Filter):
+    """Takes the traceback from a line where it would quote a request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and quoting(record.exc_info[1]) is not None:
+            record.exc_info = record.exc_text = None
+        return True
+
+
+_no_requests = _NoRequests()
+
+
+def keep_requests_out_of_logs() -> None:
+    """A net below `Connection`, for what aiohttp logs without asking it. It holds for the whole process."""
+    logging.getLogger("aiohttp.server").addFilter(_no_requests)
+
+
+class Buffers:
+    """How many bytes the connections of a listener hold that no request has taken yet. There is a limit.
+
+    Each connection holds little: a head, as much of a body as is read ahead, a few requests that wait. All
+    of them together may hold a lot. What arrives is added up, which is more than what is held; only where
+    that sum is too large are the connections counted. A connection that holds next to nothing is never too
+    much.
+    """
+
+    def __init__(self, connections: Callable[[], Iterable[Any]], most: int = CONNECTION_BYTES) -> None:
+        self._connections, self._most = connections, most
+        self._held = 0  # at least as much as is held
+        self._counted_at = float("-inf")
+
+    def admit(self, connection: Connection, size: int) -> bool:
+        """Whether a connection may hold so many bytes more."""
+        if self._held + size > self._most:
+            now = time.monotonic()
+            if now >= self._counted_at + RECOUNT_SECONDS:
+                self._counted_at = now
+                self._held = sum(each.held for each in self._connections() if isinstance(each, Connection))
+            if self._held + size > self._most and connection.held + size > FREE_BYTES:
+                return False
+        self._held += size
+        return True
+
+
+class Connection(RequestHandler):
+    """One connection. A request head that is not finished in time closes it (slow senders hold no place)."""
+
+    def __init__(self, server: web.Server, *, head_seconds: float, **options: Any) -> None:
+        ours: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEP_ALIVE_SECONDS}
+        super().__init__(
+            server, lingering_time=LINGERING_SECONDS, read_bufsize=READ_AHEAD_BYTES, **ours, **options
+        )
+        self._requests = RequestParser(self, self._loop, broke=self._body_broke, refusal_of=refusal_of)
+        self._parser = cast(Any, self._requests)
+        self._max_msg_queue_size, self._msg_queue_resume_size = PIPELINED, PIPELINED // 2
+        self._half_closed = False  # the client has asked all that it will ask
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._head_seconds = head_seconds
+        self._head_timer: asyncio.TimerHandle | None = None
+        # Called when the client goes away, or breaks off its body, while a request is being answered.
+        self.on_lost: Callable[[], object] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages or self._current_request is not None or self._payload_parser is not None:
+            self._stop_watching()
+        elif data and self._head_timer is None:
+            self._watch_head()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # aiohttp's own always closes
+        """The client has ended its side. True keeps ours open."""
+        if self.ssl_context is not None:
+            return None
+        if self._payload_parser is not None:
+            self._payload_parser.feed_eof()  # a tunnel half-closes, too
+        elif self._waits_for_an_answer():
+            self._half_closed = True
+        else:
+            return None
+        self._look()
+        return True
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_watching()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        if self.on_lost is not None:
+            self.on_lost()
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What aiohttp answers without asking us, above all to a request that cannot be parsed."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way already")
+        quoted = quoting(exc)
+        if status < 500 or quoted is not None:
+            logger.info("a request could not be parsed", extra={"cause": fault(quoted)})
+            answer = problem(refusal_of(quoted))
+        else:
+            logger.error("a request failed", exc_info=exc)
+            answer = problem(Refusal("internal_error", "The sidecar failed."))
+        answer.force_close()
+        return answer
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """What aiohttp has to say beyond that, above all of a body that nobody wanted."""
+        exc = options.get("exc_info")
+        quoted = quoting(exc if isinstance(exc, BaseException) else None)
+        if quoted is None:
+            super().log_exception(*args, **options)
+        else:
+            logger.info("a request could not be parsed", extra={"cause": fault(quoted)})
+
+    def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
+        """aiohttp tells this of every answer once it ended or broke off, whoever made it."""
+        if self._requests.answered() and self.transport is not None and self.transport.can_write_eof():
+            # A close amid what still comes would be a reset, which can take the answer with it.
+            self.transport.write_eof()
+        if self._half_closed and not self._messages:
+            self.close()
+
+    @property
+    def held(self) -> int:
+        """Bytes that have arrived and were not taken by a request."""
+        return self._requests.held + len(self._message_tail)
+
+    @property
+    def ending(self) -> bool:
+        """No further request is read from this connection once the present one is answered."""
+        over = self._half_closed or self._upgraded or self._requests.dead
+        return over and not self._messages
+
+    def _body_broke(self, body: StreamReader) -> None:
+        request = self._current_request
+        if request is not None and request.content is body and self.on_lost is not None:
+            self.on_lost()
+
+    def _waits_for_an_answer(self) -> bool:
+        """Requests have come whole, and no answer is under way."""
+        if self._requests.within_body or not self._request_count or self._close or self._force_close:
+            return False
+        if self._waiter is not None and not self._waiter.done():
+            return False  # aiohttp's loop has nothing to do
+        request = self._current_request
+        return request is None or request.writer.output_size == 0
+
+    def _look(self) -> None:
+        """Whether a client that has ended its side is still there. Only Linux tells without reading."""
+        transport = self.transport
+        if transport is None or sys.platform != "linux":
+            return
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket").fileno(), 0)  # reset, or closed both ways
+        if poll.poll(0):
+            transport.abort()
+        else:
+            self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _watch_head(self) -> None:
+        self._head_timer = self._loop.call_later(self._head_seconds, self._head_too_late)
+
+    def _stop_watching(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_too_late(self) -> None:
+        self._head_timer = None
+        if self._current_request is None and not self._messages:
+            self.force_close()
+
+
+class DataConnection(Connection):
+    """A connection of the data listener, whose requests are logged."""
+
+    def __init__(self, server: DataServer, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._on_ended = server.on_ended
+        self._buffers = server.buffers
+
+    def data_received(self, data: bytes) -> None:
+        if data and self._payload_parser is None and not self._buffers.admit(self, len(data)):
+            self._requests.fail(Overloaded(message="too much is held"))
+            data = b""
+        super().data_received(data)
+
+    def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
+        super().log_access(request, response, time)
+        self._on_ended(request, response)
+
+
+class DataServer(web.Server):
+    """Makes one `DataConnection` a connection. Bodies are never decompressed, handlers never cancelled."""
+
+    def __init__(self, handler: Handler, *, on_ended: Ended, head_timeout_seconds: float) -> None:
+        super().__init__(handler)
+        self.on_ended = on_ended
+        self.buffers = Buffers(lambda: self.connections)
+        self.head_timeout_seconds = head_timeout_seconds
+
+    def __call__(self) -> RequestHandler:
+        return DataConnection(
+            self,
+            head_seconds=self.head_timeout_seconds,
+            loop=self._loop,
+        )

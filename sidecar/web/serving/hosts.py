@@ -1,0 +1,115 @@
+"""Which requests a listener answers, by the host that they name and the site that they come from.
+
+Every listener refuses a request that names no well-formed host (400). The sidecar's own calls ask for no
+authentication, so they refuse two more kinds, which a web page can make the browser of an operator send:
+
+- a host that is not one of the listener's (421). That is DNS rebinding; the page could read the answer;
+- a change that comes from another site (403), by what the browser says in Origin and Sec-Fetch-Site. The page
+  cannot read the answer, but the change would be made. GET, HEAD and OPTIONS change nothing.
+
+A program that sends none of these headers is no browser, and is served. On a Unix socket a host means
+nothing: no browser connects to one, and the mode of its file says who may. So any host is answered there,
+unless the configuration lists some.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+from aiohttp import HttpVersion10, HttpVersion11, web
+
+from sidecar.core.host import Host, answers_to, hosts_of
+from sidecar.errors import Refusal
+from sidecar.live.terms import Live
+from sidecar.web.wire.problem import problem
+
+logger = logging.getLogger("scopegate.web")
+
+UNCHANGING = frozenset({"GET", "HEAD", "OPTIONS"})
+# What browsers say of a request that no other site has caused.
+OWN_SITE = frozenset({"same-origin", "none"})
+MAX_SHOWN_CHARS = 253  # as long as a name of the DNS can be
+
+
+def malformed(request: web.BaseRequest) -> Refusal | None:
+    """Why a request names no well-formed host, or is of another HTTP; None where it can be answered."""
+    if request.version not in (HttpVersion10, HttpVersion11):
+        # The parser also takes a request of 0.9 and one that says 2.0, and both would go on as 1.1.
+        return Refusal("invalid_request", "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+    hosts = _hosts(request)
+    return _malformed(hosts) if isinstance(hosts, str) else None
+
+
+@web.middleware
+async def well_formed_hosts(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """For a listener that asks for no more than that."""
+    refusal = malformed(request)
+    return await handler(request) if refusal is None else problem(refusal)
+
+
+class Guard:
+    """What the sidecar's own calls on one listener refuse before they look at anything else."""
+
+    def __init__(self, listener: Literal["data", "admin"], live: Live) -> None:
+        self._listener = listener
+        self._live = live
+
+    def refusal(self, request: web.BaseRequest) -> Refusal | None:
+        """Why a request is not answered; None where it is."""
+        refusal = malformed(request) or self._foreign(request)
+        if refusal is not None:
+            told = {"listener": self._listener, "method": request.method, "error": refusal.code}
+            logger.warning("refused by its host or its site", extra=told)
+        return refusal
+
+    def _foreign(self, request: web.BaseRequest) -> Refusal | None:
+        hosts = _hosts(request)
+        assert not isinstance(hosts, str)
+        settings = self._live.terms.settings
+        section = settings.data if self._listener == "data" else settings.admin
+        names = section.hosts
+        for host in hosts:
+            if names is not None and not answers_to(host, names):
+                return _misdirected(host, f"{self._listener}.allowed_hosts")
+        if request.method in UNCHANGING:
+            return None
+        for site in request.headers.getall("Sec-Fetch-Site", ()):
+            if site not in OWN_SITE:
+                return _cross_site("Sec-Fetch-Site says that another site has sent this")
+        scheme = "http" if section.tls.certificate_file is None else "https"
+        for origin in request.headers.getall("Origin", ()):
+            if not hosts or not all(host.is_origin(origin, scheme) for host in hosts):
+                return _cross_site(f"Origin is not the {scheme} address that this was sent to")
+        return None
+
+
+def _hosts(request: web.BaseRequest) -> tuple[Host, ...] | str:
+    return hosts_of(
+        request.method,
+        request._message.path,  # raw: every public form has been through yarl
+        request.headers.getall("Host", ()),
+        needed=request.version != HttpVersion10,
+    )
+
+
+def _malformed(clause: str) -> Refusal:
+    return Refusal("invalid_request", f"The request names no host that all would read alike: {clause}.")
+
+
+def _misdirected(host: Host, key: str) -> Refusal:
+    return Refusal(
+        "misdirected_request",
+        f"This is answered under loopback names (localhost, 127.0.0.1, [::1]) and those in {key} only; if "
+        f"{host.bare[:MAX_SHOWN_CHARS]} is a name of this listener, add it there.",
+    )
+
+
+def _cross_site(clause: str) -> Refusal:
+    return Refusal(
+        "cross_site",
+        f"{clause}; send it from a page of this listener, or by a program that sends no such header.",
+    )

@@ -1,0 +1,58 @@
+"""What every listener reads from a request in the same way: its id, its tenant, the page it asks for."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import web
+
+from sidecar.core.facts import is_identifier
+from sidecar.errors import Refusal
+from sidecar.ids import new_decision_id
+from sidecar.web.wire.models import wrong
+
+MAX_REQUEST_ID_CHARS = 256
+DEFAULT_PAGE = 100
+MAX_PAGE = 1_000
+
+
+def request_id_of(request: web.BaseRequest) -> str:
+    """The client's X-Request-Id, cut to what a record holds, or a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    if given and given.isprintable():
+        return given[:MAX_REQUEST_ID_CHARS]
+    return new_decision_id()
+
+
+def paging_of(query: dict[str, str]) -> tuple[int, str | None] | Refusal:
+    """`limit` (100 by default, 1000 at most) and the cursor `before`."""
+    text = query.get("limit", str(DEFAULT_PAGE))
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text) or int(text) > MAX_PAGE:
+        return wrong("invalid_request", "limit", f"must be from 1 to {MAX_PAGE}")
+    return int(text), query.get("before")
+
+
+def tenant_of(request: web.BaseRequest, header: str | None) -> str | None:
+    """`default` without a tenant header; None where the header does not name exactly one tenant."""
+    if header is None:
+        return "default"
+    values = request.headers.getall(header, [])
+    if len(values) != 1 or not is_identifier(values[0]):
+        return None
+    return values[0]
+
+
+def query_of(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | Refusal:
+    """The query as a dict. A parameter that is not known is refused: a filter that is misspelt and
+    ignored would show what nobody asked for."""
+    for name in request.query:
+        if name not in known:
+            return wrong("invalid_request", name, f"is not known here; known are {', '.join(known)}")
+        if len(request.query.getall(name)) > 1:
+            return wrong("invalid_request", name, "is given more than once")
+    return dict(request.query)
+
+
+def unknown(name: str, known: tuple[str, ...]) -> Refusal:
+    """A parameter that takes certain values only, and has another."""
+    return wrong("invalid_request", name, f"must be one of {', '.join(known)}")

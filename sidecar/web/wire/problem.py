@@ -1,0 +1,112 @@
+"""From a refusal to `application/problem+json` (RFC 9457). No handler writes a status; the table does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
+from sidecar.files.jsonvalue import dumps
+from sidecar.gate.refusal_log import Refused
+
+logger = logging.getLogger("scopegate.web")
+
+SERVER = "scopegate"
+
+
+def problem(
+    refusal: Refusal,
+    *,
+    request_id: str | None = None,
+    decision_id: str | None = None,
+    retry_after: int | None = None,
+    allow: tuple[str, ...] = (),
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    """RFC 9457's members, the flat `error` and `message`, and the members that the code brings along."""
+    kind = ERRORS[refusal.code]
+    body = members_of(refusal)
+    answer_headers = dict(headers or {})
+    if decision_id is not None:
+        body["decision_id"] = decision_id
+        answer_headers["Scopegate-Decision-Id"] = decision_id
+    if request_id is not None:
+        answer_headers["X-Request-Id"] = request_id
+    if allow:
+        answer_headers["Allow"] = ", ".join(allow)
+    if retry_after is None:
+        retry_after = refusal.retry_after_seconds
+    if kind.status == 503 and retry_after is None:
+        retry_after = 1
+    if retry_after is not None:
+        answer_headers["Retry-After"] = str(retry_after)
+    return _response(kind.status, body, "application/problem+json", answer_headers)
+
+
+def refused_problem(refused: Refused, request_id: str, *, allow: tuple[str, ...] = ()) -> web.Response:
+    """The problem of a refusal that is recorded, as far as it could be."""
+    return problem(
+        refused.refusal,
+        request_id=request_id,
+        decision_id=refused.decision_id,
+        retry_after=refused.retry_after,
+        allow=allow,
+    )
+
+
+def members_of(refusal: Refusal) -> dict[str, Any]:
+    """The members of its problem."""
+    kind = ERRORS[refusal.code]
+    return {
+        "error": kind.code,
+        "message": refusal.message,
+        "type": f"urn:scopegate:error:{kind.code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": refusal.message,
+        **refusal.members,
+    }
+
+
+def answer(
+    body: Mapping[str, Any] | None, *, status: int = 200, request_id: str | None = None
+) -> web.Response:
+    """A JSON answer of the sidecar's own."""
+    return _response(
+        status, body, "application/json", {} if request_id is None else {"X-Request-Id": request_id}
+    )
+
+
+def _response(
+    status: int, body: Mapping[str, Any] | None, content_type: str, headers: Mapping[str, str]
+) -> web.Response:
+    return web.Response(
+        status=status,
+        body=dumps(body),
+        content_type=content_type,
+        headers={"Server": SERVER, "Cache-Control": "no-store", **headers},
+    )
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Every error of a listener as problem+json."""
+    try:
+        return await handler(request)
+    except StoreUnavailable as exc:
+        return problem(unavailable(exc))
+    except web.HTTPMethodNotAllowed as exc:
+        refusal = Refusal("method_not_allowed", f"{request.method} is not served here.")
+        return problem(refusal, allow=tuple(sorted(exc.allowed_methods)))
+    except web.HTTPNotFound:
+        return problem(Refusal("not_found", "Nothing is served under this path."))
+    except web.HTTPException:
+        raise
+    except Exception:
+        logger.exception("a request failed", extra={"path": request.path})
+        return problem(Refusal("internal_error", "The sidecar failed."))
