@@ -456,7 +456,7 @@ async def test_nothing_is_admitted_into_a_wal_that_was_cut_off(
     assert os.stat(wal).st_size > size
     os.truncate(wal, size)
     for _ in range(2):
-        with pytest.raises(StoreUnavailable, match="cut off|SHORT_READ"):
+        with pytest.raises(StoreUnavailable, match=r"cut off|SHORT_READ"):
             await store.submit(admit(scope.scope_id))
 
 
