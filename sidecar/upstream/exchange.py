@@ -6,6 +6,7 @@ import asyncio
 import select
 import ssl
 from collections.abc import AsyncIterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from sidecar.files.tls import told
@@ -128,7 +129,8 @@ class Exchange:
         self._write_ended = True
         transport = self._connection.transport
         if transport.can_write_eof():
-            transport.write_eof()
+            with suppress(OSError):  # the upstream has reset the connection, of which asyncio tells later
+                transport.write_eof()
         else:
             self._parser.end()
             self._wake()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -316,6 +317,43 @@ async def test_a_request_that_cannot_be_parsed_is_logged(house: House, lines: Li
         "invalid_request",
     )
     assert line["bytes"] == len(answer.body)
+
+
+@pytest.fixture
+def resets_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection is reset just before it is half-closed, so that the system refuses that."""
+
+    def refused(transport: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", refused)
+
+
+async def test_a_client_that_is_gone_before_its_connection_is_half_closed_leaves_its_line(
+    house: House, lines: Lines, resets_in_between: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, writer = await connect(house.sidecar.data_address)
+    writer.write(
+        b"POST /agents HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nHello\r\n"
+    )
+    assert told(await lines.next(), "status", "outcome") == (400, "invalid_request")
+    writer.close()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_tunnel_whose_client_is_gone_before_it_is_half_closed_has_ended_well(
+    house: House, backend: Backend, lines: Lines, resets_in_between: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.script = sends(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        then="close",
+    )
+    reader, writer = await connect(house.sidecar.data_address)
+    writer.write(request_bytes("GET", "/socket", [("Connection", "Upgrade"), ("Upgrade", "websocket")]))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+    writer.close()
+    assert told(await lines.next(), "status", "outcome") == (101, "tunnelled")
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_each_request_of_a_connection_has_its_own_line(house: House, lines: Lines) -> None:

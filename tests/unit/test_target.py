@@ -6,6 +6,7 @@ import re
 import string
 import time
 from unittest.mock import patch
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -842,7 +843,9 @@ PIECES = (
     "\uff12 c0 af . .. %2e ; # %3f \0 : a: face FACE fa ce %66 %2561 \uff46 \ufb00 e %c1 \udcc1 %a5 \udca5 "
     "\udce0\udc80 \u0301 %cc%81 .json v1 /v1/face //h \xa0 "
     "%ff %0a %250a %09 \x7f %c2%85 %ad %e2%80%8b \u200b %u0066 %u0061 %25u0063 %u %ufb00 + %2b "
-    "f a c e 6 %6 61"
+    "f a c e 6 %6 61 "
+    "\xe9 %c3%a9 %e6%97%a5 \ue000 %ee%80%80 \udcc3 %aa %c3%aa %c2%aa \xaa \u0130 %c4%b0 \u2488 %efbb%bf "
+    "%u65e5 %u00aa"
 )
 
 
@@ -854,6 +857,23 @@ def test_the_quick_test_lets_no_matching_reading_slip(path: str) -> None:
         clause = module._other_reading(path, patterns)
     if clause is not None and "more readings" not in clause:
         assert readings.could_reach(path, {"face"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u65e5\u672c\u8a9e\u306e\u8cc7\u6599",
+        "r\xe9sum\xe9 \xfcber na\xefve",
+        "\u043e\u0442\u0447\u0435\u0442",
+        "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+        "\uff21\uff22\uff23\uff11\uff12\uff13",
+        "\u05e9\u05dc\u05d5\u05dd\u200f",
+    ],
+)
+@pytest.mark.parametrize("between", ["%20", "%2520", "+%20/", "+%2F", "+/%20-%3A%2F%2F"])
+def test_a_long_name_in_any_language_passes(name: str, between: str) -> None:
+    for escaped in (quote(name), quote(quote(name))):
+        assert ask(f"/files/{between.join([escaped] * 40)}/1.json") == PassThrough()
 
 
 def test_no_character_becomes_more_ascii_characters_than_the_quick_test_expects() -> None:

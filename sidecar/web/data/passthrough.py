@@ -202,10 +202,8 @@ class PassThrough:
                 transport.write(piece)
                 visit.sent += len(piece)
                 await protocol._drain_helper()
-            if transport.can_write_eof():
-                transport.write_eof()
-            else:
-                transport.close()  # TLS ends both directions at once
+            if not protocol.end_side():
+                transport.close()
 
         async def client_to_upstream() -> None:
             while piece := await inbound.read():

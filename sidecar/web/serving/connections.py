@@ -23,6 +23,7 @@ import select
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any, cast
 
 from aiohttp import http_exceptions as faults
@@ -237,9 +238,9 @@ class Connection(RequestHandler):
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
         """aiohttp tells this of every answer once it ended or broke off, whoever made it."""
-        if self._requests.answered() and self.transport is not None and self.transport.can_write_eof():
+        if self._requests.answered():
             # A close amid what still comes would be a reset, which can take the answer with it.
-            self.transport.write_eof()
+            self.end_side()
         if self._half_closed and not self._messages:
             self.close()
 
@@ -253,6 +254,14 @@ class Connection(RequestHandler):
         """No further request is read from this connection once the present one is answered."""
         over = self._half_closed or self._upgraded or self._requests.dead
         return over and not self._messages
+
+    def end_side(self) -> bool:
+        """Tell the client that nothing more is sent. False over TLS, which would end both directions."""
+        if self.transport is None or not self.transport.can_write_eof():
+            return False
+        with suppress(OSError):  # it has reset the connection meanwhile, of which asyncio tells later
+            self.transport.write_eof()
+        return True
 
     def _body_broke(self, body: StreamReader) -> None:
         request = self._current_request
