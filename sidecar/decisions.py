@@ -52,7 +52,6 @@ from sidecar.core.record import CausalRole, DecisionOutcome, DecisionSource, Dec
 from sidecar.errors import CARESignalAccessError
 from sidecar.files.jsonvalue import as_text, plain
 from sidecar.ids import new_decision_id
-from sidecar.library.library import configure, library
 from sidecar.library.recording import (
     DecisionRecord,
     DecisionRecordService,
@@ -60,6 +59,7 @@ from sidecar.library.recording import (
     decision_record,
     get_decision_service,
 )
+from sidecar.library.runtime import configure, library
 
 __all__ = [
     "configure",

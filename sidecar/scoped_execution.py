@@ -87,8 +87,8 @@ from sidecar.library.actions import NotBegun, begin, register_action, registered
 from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
 from sidecar.library.boundscope import BoundExecutionScope, ScopeStore
 from sidecar.library.guard import requires_scoped_execution
-from sidecar.library.library import configure, library
 from sidecar.library.rehearsals import ScopedExecutionContext, test_recovery_scope
+from sidecar.library.runtime import configure, library
 
 __all__ = [
     "configure",

@@ -25,9 +25,8 @@ from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.terms import Live, Terms
 from sidecar.live.watch import watch
 from sidecar.settings.addresses import Address
-from sidecar.settings.sections import Log, Settings, Telemetry
+from sidecar.settings.sections import ListenTls, Log, Settings, Telemetry
 from sidecar.settings.sections import Upstream as UpstreamSection
-from sidecar.settings.tlssections import ListenTls
 from sidecar.startup import reload_requested
 from sidecar.store.batch import Store
 from sidecar.store.checkpoints import Checkpointer

@@ -18,7 +18,7 @@ from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.serve import Sidecar
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import default
-from sidecar.settings.tlssections import ListenTls
+from sidecar.settings.sections import ListenTls
 
 SECOND = 1_000_000
 MOST_SECONDS = 15.0  # for any answer: what takes longer has failed

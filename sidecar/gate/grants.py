@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sidecar.core.apply import granted
 from sidecar.core.bounds import Case, judge
 from sidecar.core.command import Admit, Denied, Issue, Issued, Reply, Revoke, Revoked
-from sidecar.core.deciding import granted
 from sidecar.core.facts import Claims
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope

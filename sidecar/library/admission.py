@@ -25,8 +25,7 @@ from sidecar.errors import Refusal, StoreUnavailable, scope_refused
 from sidecar.files.jsonvalue import plain
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.library.actions import ending
-from sidecar.library.library import Library
-from sidecar.library.threaded import Ending
+from sidecar.library.runtime import Ending, Library
 
 logger = logging.getLogger("scopegate.library")
 

@@ -20,7 +20,7 @@ from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.library.admission import TENANT, admission, admit_sync, allowed, grant, micros_of, settle_sync
-from sidecar.library.library import library
+from sidecar.library.runtime import library
 from sidecar.store.base import Engine, Page
 from sidecar.store.foresight import foreseen
 

@@ -26,7 +26,7 @@ from sidecar.library.admission import (
     to_its_end,
 )
 from sidecar.library.boundscope import scope_of
-from sidecar.library.library import Library, library
+from sidecar.library.runtime import Library, library
 
 R = TypeVar("R")
 

@@ -29,7 +29,7 @@ from sidecar.core.record import (
 from sidecar.errors import StoreUnavailable
 from sidecar.files.jsonvalue import as_text, plain
 from sidecar.ids import new_decision_id
-from sidecar.library.library import Library, library, opened
+from sidecar.library.runtime import Library, library, opened
 
 logger = logging.getLogger("scopegate.decisions")
 

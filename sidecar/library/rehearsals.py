@@ -19,7 +19,7 @@ from sidecar.files.jsonvalue import plain
 from sidecar.ids import new_decision_id
 from sidecar.library.actions import Unfinished, begin, registered
 from sidecar.library.admission import TENANT
-from sidecar.library.library import library
+from sidecar.library.runtime import library
 
 
 class ScopedExecutionContext:

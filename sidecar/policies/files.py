@@ -16,8 +16,7 @@ from sidecar.core.facts import is_identifier
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.errors import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, in_order, survey
-from sidecar.policies.rules import RISKS, Rules
-from sidecar.policies.values import IDENTIFIER, Entry
+from sidecar.policies.rules import IDENTIFIER, RISKS, Entry, Rules
 from sidecar.settings.values import MAX_SECONDS, kind
 
 UNLISTED = "*"

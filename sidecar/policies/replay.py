@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sidecar.core import deciding
+from sidecar.core import apply as deciding
+from sidecar.core.apply import Past
 from sidecar.core.brakes import Tally, tallies_for
 from sidecar.core.command import Admit, Denied, Issue
-from sidecar.core.deciding import Past
 from sidecar.core.facts import Claims
 from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, RiskClass, Rule, Subject
 from sidecar.core.rules import SECOND, TERMS, preview, subject_of

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sidecar.core.apply import State, names
+from sidecar.core.apply import Judgment, Past, State, judgment, names
 from sidecar.core.command import Admit
-from sidecar.core.deciding import Judgment, Past, judgment
 from sidecar.core.scope import Scope
 from sidecar.store.base import Engine
 from sidecar.store.batch import rows_of

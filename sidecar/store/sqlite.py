@@ -3,33 +3,36 @@
 Locks keep a second store out (`sidecar.store.ownership`, which also says why nothing here opens the database
 but SQLite). Lists read through a connection of their own that cannot write.
 
-SQLite trusts its files, so three things are looked at around each commit. A database that was moved or
-replaced takes commits that are found nowhere. A WAL that somebody has cut off takes them, too, behind a gap
-at which recovery stops after a crash. A trigger that somebody has added can drop a row without an error.
+The growth of the database is read off the log, whose records are in the order of their times. So the figure
+is right from the first moment after a start, and a log of any length is read in a few places only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import uuid
+from bisect import bisect_left
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
+import orjson
 
 from sidecar.core.apply import State
+from sidecar.core.brakes import Tally
 from sidecar.core.chain import GENESIS
 from sidecar.core.command import Switch
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import rows
 from sidecar.store.base import Changes, Footprint, Head, Names, Page, ScopesWanted, StoredDecision
-from sidecar.store.footprint import measured
 from sidecar.store.lists import (
     STORED_DECISION,
     cursor,
@@ -39,10 +42,132 @@ from sidecar.store.lists import (
     scopes_page,
     scopes_query,
 )
-from sidecar.store.loading import IS_KEPT, IS_ON, counted, load
 from sidecar.store.migrate import migrate
 from sidecar.store.ownership import Ownership
 from sidecar.store.recent import Recent
+
+_NAMED = "IN (SELECT value FROM json_each(?))"
+IS_KEPT = "SELECT 1 FROM kept_once WHERE key = ?"
+IS_ON = "SELECT 1 FROM switches WHERE name = ? AND is_on"
+# Within one request there are few records, so what is no column may be read from the bytes.
+_UNBOUND = """
+    SELECT seq FROM decisions LEFT JOIN run_bindings b USING (seq)
+    WHERE request_id = ? AND decisions.run_id IS NULL AND b.run_id IS NULL
+        AND json_extract(CAST(envelope AS TEXT), '$.record.causal_role') = 'pre_run'
+    ORDER BY seq"""
+
+
+def load(connection: sqlite3.Connection, names: Names, recent: Recent | None = None) -> State:
+    """The rows that are named, as they stand. What the writer knows of `recent` ones is not read again."""
+    executions: dict[str, Execution] = {}
+    wanted = list(names.scopes)
+    if names.executions:
+        for row in connection.execute(
+            f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id {_NAMED}",
+            (orjson.dumps(names.executions).decode(),),
+        ):
+            execution = rows.execution_from_row(row)
+            executions[execution.decision_id] = execution
+            if execution.scope_id is not None:
+                wanted.append(execution.scope_id)
+    scopes: dict[str, Scope] = {}
+    if wanted:
+        for row in connection.execute(
+            f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id {_NAMED}",
+            (orjson.dumps(wanted).decode(),),
+        ):
+            scope = rows.scope_from_row(row)
+            scopes[scope.scope_id] = scope
+    once = (key for key in names.once if connection.execute(IS_KEPT, (key,)).fetchone())
+    on = (switch for switch in names.switches if connection.execute(IS_ON, (switch,)).fetchone())
+    unbound = {
+        request_id: [seq for (seq,) in connection.execute(_UNBOUND, (request_id,))]
+        for request_id in names.requests
+    }
+    recent = recent or Recent(counted)
+    admissions, lately = recent.of(connection, names.tallies)
+    return State(
+        scopes=scopes,
+        executions=lately | executions,
+        admissions=admissions,
+        found=recent.found,
+        kept=frozenset(once),
+        on=frozenset(on),
+        unbound=unbound,
+    )
+
+
+def counted_query(tally: Tally, since: int) -> tuple[str, tuple[Any, ...]]:
+    """The admissions of a tally that a brake may count, oldest first.
+
+    Those still in flight are found whatever their age, by the partial index on what is not answered; the plus
+    signs keep SQLite from another index, under which it would read all of an incident's past.
+    """
+    agreeing = {name: value for name, value in asdict(tally).items() if value is not None}
+    # Of an incident's executions few are another action's; of an action's, most are another incident's.
+    by_incident = tally.incident_id is not None
+    alike = "".join(f" AND {'+' if by_incident and name == 'action' else ''}{name} = ?" for name in agreeing)
+    flying = "".join(f" AND +{name} = ?" for name in agreeing)
+    where = f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE"
+    return (
+        f"{where} admitted_at > ? AND status <> 'not_sent'{alike} UNION ALL "
+        f"{where} status = 'in_flight' AND status <> 'answered' AND +admitted_at <= ?{flying} "
+        "ORDER BY admitted_at",
+        (since, *agreeing.values(), since, *agreeing.values()),
+    )
+
+
+def counted(connection: sqlite3.Connection, tally: Tally, since: int) -> list[Execution]:
+    """What the query finds."""
+    return [rows.execution_from_row(row) for row in connection.execute(*counted_query(tally, since))]
+
+
+DAY = 24 * 60 * 60 * 1_000_000
+
+_IS_YOUNGER = """
+    SELECT EXISTS (SELECT 1 FROM decisions WHERE seq = ? AND COALESCE(recorded_at, decided_at) > ?)"""
+# The pages that an empty database has, about: one for each table and index, and those of the schema's text.
+_EMPTY = """
+    SELECT COUNT(NULLIF(rootpage, 0)) + SUM(LENGTH(sql)) / (SELECT page_size FROM pragma_page_size) + 1
+    FROM sqlite_master"""
+
+
+def measured(connection: sqlite3.Connection, path: Path, now: int) -> Footprint:
+    """The footprint of the database of a path, to which the connection is open."""
+    return Footprint(
+        size=_known(lambda: os.stat(path).st_size),
+        wal_size=_known(lambda: os.stat(f"{path}-wal").st_size),
+        free=_known(lambda: shutil.disk_usage(path.parent).free),  # what is left to others than root
+        growth_per_day=_known(lambda: _grown(connection, now - DAY)),
+    )
+
+
+def _known(measure: Callable[[], int]) -> int | None:
+    """Each by itself: who looks after a broken disk needs what can still be told. Readiness says what
+    broke."""
+    try:
+        return measure()
+    except (OSError, sqlite3.Error):
+        return None
+
+
+def _grown(connection: sqlite3.Connection, since: int) -> int:
+    """The bytes that came since a time: the share that its records have in all that the database holds."""
+
+    def is_younger(seq: int) -> int:
+        found: tuple[int] = connection.execute(_IS_YOUNGER, (seq, since)).fetchone()
+        return found[0]
+
+    (last,) = connection.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()
+    if not last:
+        return 0
+    younger = last - bisect_left(range(1, last + 1), 1, key=is_younger)
+    # Its pages, and not its file, which lags behind by what the WAL holds.
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    (empty,) = connection.execute(_EMPTY).fetchone()
+    return int(max(0, pages - empty) * page_size * younger // last)
+
 
 T = TypeVar("T")
 

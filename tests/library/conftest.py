@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.library import actions
 from sidecar.library.actions import Action
-from sidecar.library.library import configure
+from sidecar.library.runtime import configure
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sidecar.decisions import (
     DecisionTrigger,
     DecisionType,
 )
-from sidecar.library.library import Library, library
+from sidecar.library.runtime import Library, library
 from sidecar.store.base import StoredDecision
 
 

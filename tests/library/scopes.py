@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sidecar.core.scope import Execution
-from sidecar.library.library import library
+from sidecar.library.runtime import library
 from sidecar.scoped_execution import create_recovery_scope, execute_with_scope
 from tests.library.recorded import envelopes
 

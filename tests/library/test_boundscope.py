@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sidecar.core.command import Admitted, Issued
 from sidecar.library import boundscope
 from sidecar.library.admission import grant, settle
-from sidecar.library.library import library
+from sidecar.library.runtime import library
 from sidecar.scoped_execution import (
     BoundExecutionScope,
     ScopeActionMismatch,

@@ -33,7 +33,7 @@ from sidecar.decisions import (
     is_care_kill_switch_active,
 )
 from sidecar.errors import StoreUnavailable
-from sidecar.library.library import library
+from sidecar.library.runtime import library
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from tests.library.recorded import decided, records
 

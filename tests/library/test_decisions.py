@@ -40,7 +40,7 @@ from sidecar.decisions import (
     get_decision_service,
     is_care_kill_switch_active,
 )
-from sidecar.library.library import Library, library, opened
+from sidecar.library.runtime import Library, library, opened
 from sidecar.store.verify import verify_sqlite
 from tests.library.recorded import decided, envelopes, records, stored
 from tests.support import eventually

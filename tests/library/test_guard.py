@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sidecar.library.admission import admission, admit, to_its_end
-from sidecar.library.library import library
+from sidecar.library.runtime import library
 from sidecar.scoped_execution import (
     RecoveryAction,
     RiskClass,

@@ -18,7 +18,7 @@ from sidecar.core.command import Emit, Emitted
 from sidecar.core.record import DecisionOutcome, DecisionType, Record
 from sidecar.errors import StoreUnavailable
 from sidecar.ids import new_decision_id
-from sidecar.library import library
+from sidecar.library import runtime as library
 from sidecar.store.verify import verify_sqlite
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.library.library import configure
+from sidecar.library.runtime import configure
 from sidecar.scoped_execution import (
     ScopeRefused,
     create_recovery_scope,

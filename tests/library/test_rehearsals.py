@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from sidecar.core.rehearsal import MAX_TIMEOUT_MS, execution_hash
-from sidecar.library.library import library
+from sidecar.library.runtime import library
 from sidecar.scoped_execution import (
     ExecutionScope,
     RecoveryAction,

@@ -29,7 +29,7 @@ from sidecar.core.wording import visible_chars
 from sidecar.errors import ERRORS, SCOPE_ERRORS, ScopegateError
 from sidecar.ids import new_decision_id
 from sidecar.library.admission import grant
-from sidecar.library.library import UNRESTRICTED, library
+from sidecar.library.runtime import UNRESTRICTED, library
 from sidecar.scoped_execution import (
     ScopeActionMismatch,
     ScopedExecutionRequired,

@@ -19,8 +19,7 @@ from sidecar.ids import new_decision_id
 from sidecar.store import recent
 from sidecar.store.base import Names
 from sidecar.store.batch import Store
-from sidecar.store.loading import counted, counted_query
-from sidecar.store.sqlite import SqliteEngine
+from sidecar.store.sqlite import SqliteEngine, counted, counted_query
 from tests.store.conftest import OpenStore, admit, issue
 from tests.support import POLICIES, Clock
 

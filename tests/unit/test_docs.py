@@ -168,7 +168,8 @@ def test_every_help_page_has_an_example(name: str) -> None:
 
 
 def test_every_file_of_the_package_stands_in_the_map() -> None:
-    shown = [plain(row[1]) for row in rows(section("The map of `sidecar/`"))]
+    page = (ROOT / "sidecar/README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(sidecar/[^`]+)` \|", page, flags=re.MULTILINE)
     files = [*ROOT.glob("sidecar/**/*.py"), *ROOT.glob("sidecar/**/*.sql")]
     assert len(shown) == len(set(shown))
     assert set(shown) == {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}

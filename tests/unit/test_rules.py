@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, State, apply
+from sidecar.core.apply import Applied, Past, State, apply, granted, judgment
 from sidecar.core.brakes import Tally
 from sidecar.core.command import Admit, Admitted, Denied, Issue, Issued
-from sidecar.core.deciding import Past, granted, judgment
 from sidecar.core.facts import Claims
 from sidecar.core.policy import (
     ActionPolicy,

@@ -14,9 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.errors import ConfigurationError, Fault
-from sidecar.files import yamlevents
-from sidecar.files.yamlevents import MAX_BYTES, Undecided
-from sidecar.files.yamlfile import MAX_DEPTH, MAX_NUMBER_CHARS, Document, contents, dotted, parse, survey
+from sidecar.files import yamlfile as yamlevents
+from sidecar.files.yamlfile import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_NUMBER_CHARS,
+    Document,
+    Undecided,
+    contents,
+    dotted,
+    parse,
+    survey,
+)
 
 
 def read(text: str | bytes, **environment: str) -> Any:
@@ -196,7 +205,7 @@ def test_the_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert faults(b"a: 1 #" + b"x" * MAX_BYTES) == [
         "f.yaml:1:1: is larger than 1048576 bytes; split it or make it shorter"
     ]
-    monkeypatch.setattr("sidecar.files.yamlevents.MAX_BYTES", 10)
+    monkeypatch.setattr("sidecar.files.yamlfile.MAX_BYTES", 10)
     assert read(b"a: 1 #2345") == {"a": 1}
     assert fault(b"a: 1 #23456") == "f.yaml:1:1: is larger than 10 bytes; split it or make it shorter"
 

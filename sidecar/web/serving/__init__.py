@@ -1,1 +1,1 @@
-""
+"""Listeners and connections: accepting, TLS, parsing requests, and the access log."""

@@ -1,4 +1,4 @@
-"""What the sidecar's own answers look like. The answers are not made from these: a test holds them to it."""
+"""Models of the sidecar's own answers. The answers are not made from them; a test holds the answers to them."""
 
 from __future__ import annotations
 
@@ -403,3 +403,22 @@ class Readiness(AnswerModel):
 
     ready: bool
     checks: Checks
+
+
+class TenantScope(Scope):
+    """A scope as operators see it."""
+
+    tenant_id: str
+
+
+class ScopePage(AnswerModel):
+    """A page of scopes, newest first. A filtered one may be short, or empty, and still have a `next`."""
+
+    scopes: list[TenantScope]
+    next: str | None
+
+
+class SpentScope(TenantScope):
+    """A scope with the executions that it admitted, oldest first."""
+
+    executions: list[Execution]

@@ -25,7 +25,8 @@ from sidecar.web.api.openapi.operation import (
     in_json,
     shows,
 )
-from sidecar.web.wire import answermodels, models, scopemodels
+from sidecar.web.wire import answermodels, models
+from sidecar.web.wire import answermodels as scopemodels
 
 DECISIONS: tuple[Operation, ...] = (
     Operation(

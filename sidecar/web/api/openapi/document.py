@@ -18,7 +18,7 @@ from sidecar import __version__
 from sidecar.core.money import to_dollars
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import Settings
-from sidecar.settings.tlssections import ListenTls
+from sidecar.settings.sections import ListenTls
 from sidecar.web.api.openapi import problems
 from sidecar.web.api.openapi.admincalls import DECISIONS, STATUS
 from sidecar.web.api.openapi.emittercalls import EMITTERS
