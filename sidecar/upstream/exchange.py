@@ -7,13 +7,10 @@ import select
 import ssl
 from collections.abc import AsyncIterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from sidecar.files.tls import told
 from sidecar.upstream.answer import AnswerParser, Failed, Head, State, TimedOut, Unanswered
-
-if TYPE_CHECKING:
-    from sidecar.upstream.client import Upstream
 
 _ONE_WRITE = 64 * 1024  # a longer body is not copied behind its head
 _PAUSE_ABOVE = 256 * 1024  # what waits for the caller; a read takes all of it and so resumes
@@ -254,6 +251,16 @@ class Exchange:
                 raise
 
 
+class Pool(Protocol):
+    """What a connection tells of itself."""
+
+    def lost(self, connection: Connection, /) -> None:
+        """It is closed, and its slot is free."""
+
+    def offer(self, free: Connection, /) -> None:
+        """It can carry another exchange."""
+
+
 class Connection(asyncio.Protocol):
     """One connection: it carries one exchange at a time, and nobody speaks on it unasked."""
 
@@ -262,7 +269,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, where: str) -> None:
         self.where = where
         self.exchange: Exchange | None = None
-        self.pool: Upstream | None = None  # once it holds a slot
+        self.pool: Pool | None = None  # once it holds a slot
         self.idle_since = 0.0
         self.lost_by: Exception | None = None
         self.spoiled = False  # something came on it unasked

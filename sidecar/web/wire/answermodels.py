@@ -1,4 +1,4 @@
-"""Models of the sidecar's own answers. The answers are not made from them; a test holds the answers to them."""
+"""Models of the sidecar's own answers. They do not make the answers; a test holds the answers to them."""
 
 from __future__ import annotations
 
