@@ -64,7 +64,8 @@ class Host:
     def is_loopback(self) -> bool:
         """Whether only this machine can be meant."""
         bare = self.bare
-        if bare == "localhost" or bare.endswith(".localhost"):
+        *labels, top = bare.split(".")
+        if top == "localhost" and all(labels):
             return True
         try:
             if not bare.startswith("["):

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from sidecar import deadlines
 from sidecar.core.bounds import Case, judge
-from sidecar.core.facts import FactSources, Request, read
+from sidecar.core.facts import Claims, FactSources, Request, read
 from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify, read_as
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import Gate
@@ -36,7 +36,7 @@ from sidecar.web.accesslog import AccessLog, visit_of
 from sidecar.web.annotate import annotated
 from sidecar.web.answers import RawAnswer
 from sidecar.web.asked import request_id_of, tenant_of
-from sidecar.web.body import Taken, read_json
+from sidecar.web.body import PARSED_AT_ONCE, Taken, read_json
 from sidecar.web.headers import end_to_end, value_of, without_our_own
 from sidecar.web.hosts import Guard, malformed
 from sidecar.web.problem import problem, refused_problem
@@ -250,6 +250,9 @@ class DataPlane:
         assert isinstance(course.verdict, Gated)
         assert course.route is not None
         gated, sources, bounds = course.verdict, course.route.sources, terms.settings.gate
+        uncarried = passthrough.uncarried(request)
+        if uncarried is not None:
+            return uncarried
         body = await read_json(
             request,
             max_bytes=bounds.max_body_bytes,
@@ -276,7 +279,12 @@ class DataPlane:
         except UnicodeDecodeError:
             return Refusal("invalid_request", "The query is not UTF-8.", {"member": "query"})
         judged_headers = _judged_headers(sources, bounds.tenant_header)
-        claims = _twin_of_a_judged_header(request, judged_headers) or read(facts, sources)
+        claims: Claims | Refusal | None = _twin_of_a_judged_header(request, judged_headers)
+        if claims is None and len(raw) > PARSED_AT_ONCE:
+            # Each key is looked at, which takes long where there are many.
+            claims = await asyncio.to_thread(read, facts, sources)
+        elif claims is None:
+            claims = read(facts, sources)
         if isinstance(claims, Refusal):
             return claims
         if course.shadow and (claims.incident_id is None or claims.action is None):
