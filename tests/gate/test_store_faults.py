@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
@@ -564,3 +566,36 @@ async def test_while_draining_a_gated_request_is_refused_and_readiness_is_off(
             writer.close()
             with pytest.raises(OSError):
                 await house.data("GET", "/")
+
+
+@pytest.mark.parametrize("from_page", [0, 1])
+async def test_a_database_whose_damage_is_undone_decides_again_without_a_restart(
+    house: House, from_page: int
+) -> None:
+    """Bytes of the file are overwritten, from the first page on or behind it, and later put back."""
+    scope = await house.issue(max_attempts=3)
+    assert (await house.execute(scope)).status == 200
+    # By another process, so that nothing is left of the pages in the memory of this one.
+    empty = (
+        f"import sqlite3; sqlite3.connect({str(house.database)!r}).execute('PRAGMA wal_checkpoint(TRUNCATE)')"
+    )
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", empty], check=True)
+    sound = house.database.read_bytes()
+    file = os.open(house.database, os.O_RDWR)
+    try:
+        os.pwrite(file, os.urandom(len(sound) - from_page * 4096), from_page * 4096)
+        for _ in range(5):
+            answer = await house.execute(scope)
+            assert answer.status == 503
+            assert (await house.ready())[0] == 503
+        assert len(house.backend.seen) == 1
+        os.pwrite(file, sound, 0)
+        await eventually(lambda: _decides(house, scope), seconds=10)
+        assert (await house.ready())[0] == 200
+    finally:
+        # To close it earlier would drop the locks that SQLite holds in this process.
+        os.close(file)
+
+
+async def _decides(house: House, scope: dict[str, Any]) -> bool:
+    return (await house.execute(scope)).status in (200, 400)

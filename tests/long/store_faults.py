@@ -20,8 +20,7 @@ other requests pass. What must hold:
   it is on again once the cause is gone, and then an execution goes through;
   no scope has lost an attempt, no admission is without outcome, the chain verifies, integrity_check is ok.
 In the table, "off after" counts from the first attempt that failed (below 0: it was off before), and "on
-after" counts from the end of the cause. "how" says what it took: nothing (alone), the next attempt, or a
-restart, which is allowed after a corruption only; then "on after" counts from the restart.
+after" counts from the end of the cause. "how" says what it took: nothing (alone), or the next attempt.
 """
 
 from __future__ import annotations
@@ -71,7 +70,6 @@ QUIET_SECONDS = 1.5
 FAULT_SECONDS = 4.0  # at least, so that readiness is seen off for a while
 OFF_SECONDS = 1.0
 ALONE_SECONDS = 10.0  # for readiness to come back
-CORRUPT_SECONDS = 3.0  # the same, where a restart may be needed
 SETTLED_SECONDS = 10.0
 TMPFS = "16m"
 HEADER_BYTES = 100
@@ -92,7 +90,6 @@ class Fault:
 
     name = ""
     module = "sidecar"
-    heals_by_restart = False
 
     def prepare(self, folder: Path) -> None:
         """Before the sidecar starts."""
@@ -198,8 +195,6 @@ Places = Callable[[Path], list[tuple[int, int]]]
 
 class Corrupt(Fault):
     """Overwrites (offset, length) of the database. What the sidecar has written there since is left alone."""
-
-    heals_by_restart = True
 
     def __init__(self, name: str, places: Places) -> None:
         self.name = name
@@ -413,7 +408,7 @@ async def suffer(fault: Fault, count: int, folder: Path, findings: Findings) -> 
                         await asyncio.sleep(max(0.0, FAULT_SECONDS - (time.monotonic() - begun)))
                         ended = time.monotonic()
                         fault.end(stage)
-                        on, how = await _recover(fault, stage, watch, scopes[0], ended, check)
+                        on, how = await _recover(stage, watch, scopes[0], ended, check)
                 finally:
                     with suppress(OSError, ValueError):
                         (folder / "hang").unlink(missing_ok=True)
@@ -460,7 +455,6 @@ def _off(watch: Watch, first_failed: float | None, ended: float, check: Callable
 
 
 async def _recover(
-    fault: Fault,
     stage: Stage,
     watch: Watch,
     scope: str,
@@ -468,24 +462,16 @@ async def _recover(
     check: Callable[[bool, str], None],
 ) -> tuple[float | None, str]:
     """Seconds from the end of the cause until readiness was on, and what that took."""
-    how, patience = "alone", CORRUPT_SECONDS if fault.heals_by_restart else ALONE_SECONDS
-    on = await watch.on_again(ended, patience)
+    how = "alone"
+    on = await watch.on_again(ended, ALONE_SECONDS)
     if on is None:
         how = "next attempt"
         await _executes(stage, scope)
-        on = await watch.on_again(ended, patience)
+        on = await watch.on_again(ended, ALONE_SECONDS)
     if on is not None and await _executes(stage, scope):
         return on, how
     if on is not None:
         check(False, "readiness is on, and executions fail")
-    if fault.heals_by_restart:
-        how = "restart"
-        stage.sidecar.kill()
-        ended = time.monotonic()
-        await stage.sidecar.start()
-        watch = Watch(stage)
-        async with alongside(watch.ready()):
-            on = await watch.on_again(ended, ALONE_SECONDS)
     check(on is not None, f"readiness did not come back: {watch.last_reasons[:200]}")
     return on, how
 

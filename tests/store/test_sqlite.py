@@ -443,3 +443,46 @@ async def test_a_head_that_cannot_be_read_closes_the_store_but_does_not_end_its_
                 await store.submit(issue())
     assert isinstance(await store.submit(issue()), Issued)
     await store.close()
+
+
+@pytest.mark.parametrize("size", [0, 4_096])
+async def test_nothing_is_admitted_into_a_wal_that_was_cut_off(
+    open_store: OpenStore, tmp_path: Path, size: int
+) -> None:
+    store = await open_store(tmp_path / "gate.db")
+    scope = await issued(store, max_attempts=5)
+    assert isinstance(await store.submit(admit(scope.scope_id)), Admitted)
+    wal = tmp_path / "gate.db-wal"
+    assert os.stat(wal).st_size > size
+    os.truncate(wal, size)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match=r"cut off|SHORT_READ"):
+            await store.submit(admit(scope.scope_id))
+
+
+async def test_a_wal_that_another_program_has_emptied_by_a_checkpoint_is_used_on(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    store = await open_store(tmp_path / "gate.db")
+    scope = await issued(store, max_attempts=5)
+    database = tmp_path / "gate.db"
+    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('PRAGMA wal_checkpoint(TRUNCATE)')"
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program, str(database)], check=True)
+    assert os.stat(f"{database}-wal").st_size == 0
+    assert isinstance(await store.submit(admit(scope.scope_id)), Admitted)
+
+
+@pytest.mark.parametrize(
+    "table", ["BEFORE INSERT ON decisions", "BEFORE UPDATE ON scopes", "BEFORE INSERT ON executions"]
+)
+async def test_nothing_is_admitted_where_a_trigger_drops_a_row(
+    open_store: OpenStore, tmp_path: Path, table: str
+) -> None:
+    store = await open_store(tmp_path / "gate.db")
+    scope = await issued(store, max_attempts=5)
+    trigger = f"CREATE TRIGGER stray {table} BEGIN SELECT RAISE(IGNORE); END"
+    await with_writer(store, lambda connection: connection.execute(trigger))
+    with pytest.raises(StoreUnavailable, match="triggers"):
+        await store.submit(admit(scope.scope_id))
+    await with_writer(store, lambda connection: connection.execute("DROP TRIGGER stray"))
+    assert isinstance(await store.submit(admit(scope.scope_id)), Admitted)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import string
+import time
 from unittest.mock import patch
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -841,7 +843,9 @@ PIECES = (
     "\uff12 c0 af . .. %2e ; # %3f \0 : a: face FACE fa ce %66 %2561 \uff46 \ufb00 e %c1 \udcc1 %a5 \udca5 "
     "\udce0\udc80 \u0301 %cc%81 .json v1 /v1/face //h \xa0 "
     "%ff %0a %250a %09 \x7f %c2%85 %ad %e2%80%8b \u200b %u0066 %u0061 %25u0063 %u %ufb00 + %2b "
-    "f a c e 6 %6 61"
+    "f a c e 6 %6 61 "
+    "\xe9 %c3%a9 %e6%97%a5 \ue000 %ee%80%80 \udcc3 %aa %c3%aa %c2%aa \xaa \u0130 %c4%b0 \u2488 %efbb%bf "
+    "%u65e5 %u00aa"
 )
 
 
@@ -853,6 +857,23 @@ def test_the_quick_test_lets_no_matching_reading_slip(path: str) -> None:
         clause = module._other_reading(path, patterns)
     if clause is not None and "more readings" not in clause:
         assert readings.could_reach(path, {"face"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u65e5\u672c\u8a9e\u306e\u8cc7\u6599",
+        "r\xe9sum\xe9 \xfcber na\xefve",
+        "\u043e\u0442\u0447\u0435\u0442",
+        "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+        "\uff21\uff22\uff23\uff11\uff12\uff13",
+        "\u05e9\u05dc\u05d5\u05dd\u200f",
+    ],
+)
+@pytest.mark.parametrize("between", ["%20", "%2520", "+%20/", "+%2F", "+/%20-%3A%2F%2F"])
+def test_a_long_name_in_any_language_passes(name: str, between: str) -> None:
+    for escaped in (quote(name), quote(quote(name))):
+        assert ask(f"/files/{between.join([escaped] * 40)}/1.json") == PassThrough()
 
 
 def test_no_character_becomes_more_ascii_characters_than_the_quick_test_expects() -> None:
@@ -875,6 +896,9 @@ REBUILT: list[tuple[str, list[tuple[str, str]]]] = [
     ("/ru%6e", [("X-Forwarded-Host", "x\\v1")]),
     ("/x/..", [("X-Forwarded-Host", "x/v1/run;")]),
     ("/foo", [("X-Original-Host", "x/v1/run?")]),
+    ("/foo", [("X-HTTP-Host-Override", "x/v1/run?")]),
+    ("/run", [("X-Forwarded-PathBase", "/v1")]),
+    ("/run", [("X-Forwarded-Context", "/v1")]),
     ("/foo", [("X-Forwarded-Port", "80/v1/run?")]),
     ("/foo", [("X-Forwarded-Proto", "http://x/v1/run?")]),
     ("/foo", [("X-Forwarded-Scheme", "http://x/v1/run#")]),
@@ -932,14 +956,19 @@ ORIGINALS = [
     "X-Forwarded-Path",
     "X-Replaced-Path",
     "X.Envoy.Original.Path",
+    "X-Forwarded-URL",
+    "X-Override-Url",
+    "X-Waws-Unencoded-URL",
 ]
 
 
 @pytest.mark.parametrize("header", ORIGINALS)
 def test_a_header_that_says_how_a_target_read_before_cannot_bring_in_a_gated_one(header: str) -> None:
     assert code(ask("/x", headers=((header, "/recovery/exe%ffcute"),))) == "override_refused"
-    assert code(ask("/x", headers=((header, "/recovery/execute"),))) == "override_refused"
-    assert ask("/x", headers=((header, "/recovery"),)) == PassThrough()
+    for value in ("/recovery/execute", "/recovery/execute, /y", "/y,/recovery/execute/,/z"):
+        assert code(ask("/x", headers=((header, value),))) == "override_refused"
+    for value in ("/recovery", "/recovery,/execute"):
+        assert ask("/x", headers=((header, value),)) == PassThrough()
     for value in ("/recovery/execute?x", "/public/recovery/execute", "/elsewhere"):
         assert ask("/recovery/execute", headers=((header, value),)) == Gated(0, {})
     agent = RoutePattern.parse("**/{agent}/heal")
@@ -1010,3 +1039,27 @@ def test_no_header_makes_it_raise(headers: list[tuple[str, str]], path: str) -> 
     for pattern in (ANYWHERE, NAMED):
         ask(path, pattern, headers=tuple(headers))
         ask("/recovery/execute", pattern, headers=tuple(headers))
+
+
+# ---- what a search may take ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blanks", ["+", "%20", "%u0020", "\u3000"])
+def test_blanks_amid_a_segment_take_time_in_proportion_to_their_number(blanks: str) -> None:
+    begun = time.process_time()
+    blank = readings.decoded_as_by_iis(blanks.replace("+", " "))
+    readings._BLANK_ENDS.sub("", "/executex" + blank * 60_000 + "x")
+    ask("/recovery/executex" + blanks * 5_000 + "x")
+    assert time.process_time() - begun < 5  # it took minutes when each blank was tried as the first one
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-Prefix", "X-Original-URL", "X-Forwarded-Uri"])
+@pytest.mark.parametrize("path", ["/execute/x;y", "/recovery/execute"])
+def test_a_header_with_many_values_is_refused_instead_of_reading_each_of_them(header: str, path: str) -> None:
+    values = [f"/api{number}/execute%20x" for number in range(100)]
+    lists = ((header, ", ".join(value.replace("%20", "") for value in values)),)
+    for headers in (lists, tuple((header, value) for value in values)):
+        with patch.object(module, "other_reading", wraps=readings.other_reading) as searched:
+            answer = ask(path, headers=headers)
+        assert code(answer) in ("override_refused", "Gated")
+        assert searched.call_count < 50
