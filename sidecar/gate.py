@@ -32,7 +32,7 @@ from sidecar.outcomes import (
     admission_headers,
 )
 from sidecar.places import Place, Places
-from sidecar.refusals import Asked, RefusalLog, Refused
+from sidecar.refusals import RETRY_AFTER_SECONDS, Asked, RefusalLog, Refused
 from sidecar.settlements import Settlements
 from sidecar.store.batch import Store
 from sidecar.telemetry import Metrics
@@ -41,7 +41,6 @@ from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 
 logger = logging.getLogger("scopegate.gate")
 
-RETRY_AFTER_SECONDS = 1
 # What executions that a drain gives up on are given to be written down.
 LAST_WRITES_SECONDS = 5.0
 LATE = "it did not end in time"
@@ -178,9 +177,7 @@ class Gate:
         if life.answer.done():
             return
         if life.admitted is None:
-            refusal = Refusal("store_unavailable", f"Nothing was let through: {cause}.", {"cause": cause})
-            self.refusals.unrecorded(refusal, self._asked(life.judged), cause)
-            _set(life.answer, Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS))
+            _set(life.answer, self.refusals.undecided(cause, self._asked(life.judged)))
         else:
             code = "upstream_timeout" if life.sent else "upstream_unreachable"
             known = "whether the backend acted is unknown" if life.sent else "nothing was sent"

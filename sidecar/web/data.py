@@ -158,11 +158,10 @@ class DataPlane:
     def _given_up(self, request: web.BaseRequest, terms: Terms) -> web.StreamResponse:
         """The outer deadline passed, which is not the request's fault. Nothing of it was forwarded: the gate
         ends what it has begun before that."""
-        asked, cause = _asked(request, terms), "it was not decided in time"
+        asked = _asked(request, terms)
         logger.error("a gated request was not decided in time", extra={"request_id": asked.request_id})
-        refusal = Refusal("store_unavailable", f"Nothing was let through: {cause}.", {"cause": cause})
-        self._gate.refusals.unrecorded(refusal, asked, cause)
-        return refused_problem(Refused(refusal=refusal, retry_after=1), asked.request_id or "")
+        refused = self._gate.refusals.undecided("it was not decided in time", asked)
+        return refused_problem(refused, asked.request_id or "")
 
     async def _refuse(
         self,
