@@ -30,7 +30,11 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-_HOST = re.compile(r"(?P<name>[A-Za-z0-9._~-]+|\[(?P<six>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?")
+# The characters of a name, and of an IPv6 address in brackets. At none of them a URL parser splits.
+NAME = r"[A-Za-z0-9._~-]+"
+BRACKETED = r"\[[0-9A-Fa-f:.]+\]"
+
+_HOST = re.compile(rf"(?P<name>{NAME}|{BRACKETED})(?::(?P<port>[0-9]{{1,5}}))?")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?P<authority>[^/?#]*)")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -49,9 +53,9 @@ class Host:
         if found is None:
             return None
         name = found["name"].lower()
-        if found["six"] is not None:
+        if name.startswith("["):
             try:
-                name = f"[{ipaddress.IPv6Address(found['six'])}]"
+                name = f"[{ipaddress.IPv6Address(name[1:-1])}]"
             except ValueError:
                 return None
         return cls(name, None if found["port"] is None else int(found["port"]))
@@ -64,7 +68,8 @@ class Host:
     def is_loopback(self) -> bool:
         """Whether only this machine can be meant."""
         bare = self.bare
-        if bare == "localhost" or bare.endswith(".localhost"):
+        *labels, top = bare.split(".")
+        if top == "localhost" and all(labels):
             return True
         try:
             if not bare.startswith("["):

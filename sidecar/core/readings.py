@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
+from sidecar.core.wording import FILLERS
+
 MAX_DECODINGS = 2  # of each part of a target; no backend is promised to be safe that decodes three times
 MAX_READINGS = 256  # a plain target has one or two, a strange one some dozens
 MAX_CHARACTERS = 1 << 15  # in all readings of one target together, so that a long target is cheap, too
@@ -60,7 +62,8 @@ _EXTENSIONS = (".json", ".xml", ".do", ".action", ".html")
 
 # Characters without a shape of their own that are not of category Cf (Unicode: Default_Ignorable_Code_Point).
 _IGNORABLE = frozenset(
-    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2065\u3164\uffa0"
+    FILLERS
+    + "\u034f\u17b4\u17b5\u180b\u180c\u180d\u180f\u2065"
     + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0xFFF0, 0xFFF9), *range(0xE0000, 0xE1000))))
 )
 

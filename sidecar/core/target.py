@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from sidecar.core import readings
+from sidecar.core.host import BRACKETED, NAME
 from sidecar.core.readings import could_reach, decoded, folded, other_reading, shortened, taking_off
 from sidecar.errors import Refusal
 
@@ -78,7 +79,7 @@ REBUILDING = {
 }
 _HARMLESS = "(?:[A-Za-z0-9._~-]|%(?!2[35EF]|3[BF]|5C|7F)[2-7][0-9A-F])"
 _PLAIN_PARTS = {
-    "host": re.compile(r"[A-Za-z0-9._~-]*(?::[0-9]*)?|\[[0-9A-Fa-f:.]+\](?::[0-9]*)?"),
+    "host": re.compile(rf"(?:{NAME}|{BRACKETED})?(?::[0-9]*)?"),
     "port": re.compile(r"[0-9]*"),
     "scheme": re.compile(r"[A-Za-z0-9+.-]*"),
     "prefix": re.compile(rf"(?:/(?!\.){_HARMLESS}+)*/?"),

@@ -18,9 +18,10 @@ from __future__ import annotations
 import unicodedata
 
 _UNSEEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Mn", "Zl", "Zp"})
-# The Hangul fillers, which Unicode lists as default-ignorable, the empty Braille pattern and the empty
-# notehead. All other default-ignorable characters are of the categories above.
-UNSEEN_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800\U0001d159")
+# Letters that Unicode lists as default-ignorable. What else is on that list is of the categories above.
+FILLERS = "\u115f\u1160\u3164\uffa0"
+# With the empty Braille pattern and the empty notehead.
+UNSEEN_LETTERS = frozenset(FILLERS + "\u2800\U0001d159")
 
 
 def visible_chars(text: str) -> int:

@@ -24,7 +24,7 @@ from sidecar.gate import deadlines
 from sidecar.gate.cost import reported_cost
 from sidecar.gate.messages import Forwarded, Judged, Outcome, Remainder, Undelivered, admission_headers
 from sidecar.gate.places import Place, Places
-from sidecar.gate.refusal_log import Asked, RefusalLog, Refused
+from sidecar.gate.refusal_log import RETRY_AFTER_SECONDS, Asked, RefusalLog, Refused
 from sidecar.gate.settlement import Settlements
 from sidecar.ids import new_decision_id
 from sidecar.live.terms import Terms
@@ -34,7 +34,6 @@ from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 
 logger = logging.getLogger("scopegate.gate")
 
-RETRY_AFTER_SECONDS = 1
 # What executions that a drain gives up on are given to be written down.
 LAST_WRITES_SECONDS = 5.0
 LATE = "it did not end in time"
@@ -171,9 +170,7 @@ class Gate:
         if life.answer.done():
             return
         if life.admitted is None:
-            refusal = Refusal("store_unavailable", f"Nothing was let through: {cause}.", {"cause": cause})
-            self.refusals.unrecorded(refusal, self._asked(life.judged), cause)
-            _set(life.answer, Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS))
+            _set(life.answer, self.refusals.undecided(cause, self._asked(life.judged)))
         else:
             code = "upstream_timeout" if life.sent else "upstream_unreachable"
             known = "whether the backend acted is unknown" if life.sent else "nothing was sent"

@@ -133,6 +133,12 @@ class RefusalLog:
         self.unrecorded(refusal, asked, str(exc))
         return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
 
+    def undecided(self, cause: str, asked: Asked) -> Refused:
+        """What was given up before it was decided is refused, and counted, since there is no record."""
+        refusal = Refusal("store_unavailable", f"Nothing was let through: {cause}.", {"cause": cause})
+        self.unrecorded(refusal, asked, cause)
+        return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
+
     async def pass_over(self, refusal: Refusal, asked: Asked) -> Refused | str:
         """Record what would be a refusal, if its route were not in shadow mode: the decision's id.
 

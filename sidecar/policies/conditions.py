@@ -44,7 +44,7 @@ _NO_NAMES = re.compile(
     |\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""",
     re.VERBOSE | re.DOTALL,
 )
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"(?<![0-9A-Za-z_])[A-Za-z_][A-Za-z0-9_]*")  # and no part of 1e3, 0x10 or 5u
 # What makes a value of a constant, and what it takes.
 _CONVERSIONS = {
     "timestamp": 'takes a time in RFC 3339 with Z or an offset, such as timestamp("2026-12-24T00:00:00Z")',

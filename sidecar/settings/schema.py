@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 from sidecar import __version__
+from sidecar.core.host import BRACKETED, NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -44,7 +45,7 @@ ADDRESS = WithJsonSchema(_text(_HOST + _PORT, "unix:.*[^/]"))
 OWN_ADDRESS = WithJsonSchema(_text(_LOOPBACK + _PORT, "unix:.*[^/]"))
 UPSTREAM_URL = WithJsonSchema(_text(f"{_HTTP}{_HOST}({_PORT})?/?", _SOCKET))
 COLLECTOR_URL = WithJsonSchema(_text(_HTTP + r"[^/?#@]+([/?#].*)?", nullable=True))
-ALLOWED_HOST = WithJsonSchema(_text(r"[A-Za-z0-9._~-]+", r"\[[0-9A-Fa-f:.]+\]"))
+ALLOWED_HOST = WithJsonSchema(_text(NAME, BRACKETED))
 HOST_NAME = WithJsonSchema(_text(_HOST, nullable=True))
 STORE_URL = WithJsonSchema(_text("memory://", r"sqlite:///[^?#]*[^?#/]"))
 FOLDER = WithJsonSchema(_text())

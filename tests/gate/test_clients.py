@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,25 @@ async def test_a_client_that_half_closed_and_then_left_ends_the_exchange(
     await eventually(lambda: patient.sidecar.passing.under_way == 1)
     reset(writer)
     await eventually(lambda: patient.sidecar.passing.under_way == 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the options have other names elsewhere")
+async def test_the_system_asks_whether_a_half_closed_client_is_still_there(
+    patient: House, backend: Backend
+) -> None:
+    """Whether its answer shows that it left takes a minute; this is what makes it ask."""
+    backend.script = sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", then="hang")
+    reader, writer = await connect(patient.sidecar.data_address)
+    writer.write(request_bytes("GET", "/agents"))
+    writer.write_eof()
+    await reader.readuntil(b"hello")
+    (connection,) = patient.sidecar._data_server.connections
+    assert connection.transport is not None
+    asked = connection.transport.get_extra_info("socket").getsockopt
+    assert asked(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert asked(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+    assert asked(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) <= 60
+    reset(writer)
 
 
 async def test_a_unix_client_that_left_altogether_ends_the_exchange(

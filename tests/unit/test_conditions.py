@@ -423,6 +423,8 @@ def test_a_time_and_a_duration_are_read(text: str) -> None:
         ('[1].all(x, now - now < duration(["1d"][0]))', "duration"),
         ('attempts_used < int("1O")', "int"),
         ('0u < uint("-1")', "uint"),
+        ("attempts_used < int(1e300)", "int"),
+        ("now < timestamp(0xffffffffffff)", "timestamp"),
         ('0.5 < double("half")', "double"),
         ('bool("yes")', "bool"),
     ],

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from sidecar.core.bounds import Case, judge
-from sidecar.core.facts import FactSources, Request, read
+from sidecar.core.facts import Claims, FactSources, Request, read
 from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify, read_as
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate import deadlines
@@ -36,7 +36,7 @@ from sidecar.web.data import passthrough
 from sidecar.web.data.annotate import annotated
 from sidecar.web.data.answers import RawAnswer
 from sidecar.web.serving.accesslog import AccessLog, visit_of
-from sidecar.web.serving.body import Taken, read_json
+from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_json
 from sidecar.web.serving.connections import DataConnection, broken_body
 from sidecar.web.serving.hosts import Guard, malformed
 from sidecar.web.wire.asked import request_id_of, tenant_of
@@ -158,11 +158,10 @@ class DataPlane:
     def _given_up(self, request: web.BaseRequest, terms: Terms) -> web.StreamResponse:
         """The outer deadline passed, which is not the request's fault. Nothing of it was forwarded: the gate
         ends what it has begun before that."""
-        asked, cause = _asked(request, terms), "it was not decided in time"
+        asked = _asked(request, terms)
         logger.error("a gated request was not decided in time", extra={"request_id": asked.request_id})
-        refusal = Refusal("store_unavailable", f"Nothing was let through: {cause}.", {"cause": cause})
-        self._gate.refusals.unrecorded(refusal, asked, cause)
-        return refused_problem(Refused(refusal=refusal, retry_after=1), asked.request_id or "")
+        refused = self._gate.refusals.undecided("it was not decided in time", asked)
+        return refused_problem(refused, asked.request_id or "")
 
     async def _refuse(
         self,
@@ -250,6 +249,9 @@ class DataPlane:
         assert isinstance(course.verdict, Gated)
         assert course.route is not None
         gated, sources, bounds = course.verdict, course.route.sources, terms.settings.gate
+        uncarried = passthrough.uncarried(request)
+        if uncarried is not None:
+            return uncarried
         body = await read_json(
             request,
             max_bytes=bounds.max_body_bytes,
@@ -276,7 +278,12 @@ class DataPlane:
         except UnicodeDecodeError:
             return Refusal("invalid_request", "The query is not UTF-8.", {"member": "query"})
         judged_headers = _judged_headers(sources, bounds.tenant_header)
-        claims = _twin_of_a_judged_header(request, judged_headers) or read(facts, sources)
+        claims: Claims | Refusal | None = _twin_of_a_judged_header(request, judged_headers)
+        if claims is None and len(raw) > PARSED_AT_ONCE:
+            # Each key is looked at, which takes long where there are many.
+            claims = await asyncio.to_thread(read, facts, sources)
+        elif claims is None:
+            claims = read(facts, sources)
         if isinstance(claims, Refusal):
             return claims
         if course.shadow and (claims.incident_id is None or claims.action is None):

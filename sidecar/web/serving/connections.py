@@ -11,8 +11,9 @@ nothing more to ask (`shutdown`, as `nc -N` does it). The moment tells them apar
 - Within a request, or once an answer has begun: it left.
 
 asyncio stops reading at a FIN and so does not see a reset that comes later. While a half-closed connection
-waits it is looked at every second. TLS ends both directions at once: there a FIN always means that the
-client left.
+waits it is looked at every second. A client that first ends its side, then reads all that has come, and then
+leaves sends nothing at that; so the system is told to ask whether it is still there. TLS ends both directions
+at once: there a FIN always means that the client left.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -52,6 +54,7 @@ CONNECTION_BYTES = 256 * 1024 * 1024
 FREE_BYTES = 16 * 1024
 RECOUNT_SECONDS = 0.05
 LOOK_SECONDS = 1.0  # between two looks at a client that has ended its side
+PROBE_SECONDS = 15  # between two questions of the system whether it is still there; Linux forgets it after 60
 
 # What is said in place of aiohttp's words, which quote the request. The first class that fits holds.
 FAULTS: tuple[tuple[type[Exception], str], ...] = (
@@ -196,6 +199,7 @@ class Connection(RequestHandler):
             self._half_closed = True
         else:
             return None
+        self._probe()
         self._look()
         return True
 
@@ -276,6 +280,15 @@ class Connection(RequestHandler):
             return False  # aiohttp's loop has nothing to do
         request = self._current_request
         return request is None or request.writer.output_size == 0
+
+    def _probe(self) -> None:
+        """Have the system ask whether a client that has ended its side is still there."""
+        assert self.transport is not None
+        raw = self.transport.get_extra_info("socket")
+        if sys.platform == "linux" and raw.family != socket.AF_UNIX:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
 
     def _look(self) -> None:
         """Whether a client that has ended its side is still there. Only Linux tells without reading."""
