@@ -52,7 +52,7 @@ def wall_clock() -> int:
 
 
 def elapsed_clock() -> int:
-    """Microseconds that passed since some moment, whatever becomes of the wall clock."""
+    """Microseconds that passed since some moment. Setting the wall clock does not change them."""
     return time.clock_gettime_ns(_COUNTER) // 1_000
 
 

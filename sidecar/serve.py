@@ -335,9 +335,9 @@ def _towards(upstream: UpstreamSection) -> Secured | None:
 async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
     """Start, unless told to stop before that is done; then close what is open. Raises ScopegateError."""
     starting = asyncio.create_task(sidecar.__aenter__())
-    told = asyncio.create_task(stopping.wait())
-    await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
+    stop_requested = asyncio.create_task(stopping.wait())
+    await asyncio.wait([starting, stop_requested], return_when=asyncio.FIRST_COMPLETED)
+    stop_requested.cancel()
     if not starting.done():
         logger.info("stopping before the start was complete")
         starting.cancel()

@@ -44,7 +44,7 @@ Example:
   scopegate store backup /backup/scopegate.db --config config/scopegate.yaml"""
 )
 def store() -> None:
-    """The store: back it up, and set its time right."""
+    """The store: back it up, and accept the clock where its log disagrees."""
 
 
 @store.command(
@@ -130,12 +130,14 @@ def accept_clock(sidecar: Access, *, as_json: bool) -> None:
     Look at it first (`date`): what is granted from now on expires by it. It is recorded.
     """
     look = "scopegate status"
-    told = sidecar.listener.ask("POST", "/api/v1/store/accept-clock", shapes.ACCEPTED_CLOCK, look=look).body
+    path = "/api/v1/store/accept-clock"
+    accepted = sidecar.listener.ask("POST", path, shapes.ACCEPTED_CLOCK, look=look).body
     if as_json:
-        tell(told)
+        tell(accepted)
     else:
-        click.echo(f"accepted: it is {told['now']}, {told['step_seconds']:+.3f} s from the time that counted")
-        click.echo(f"recorded as {told['decision_id']}")
+        step = f"{accepted['step_seconds']:+.3f} s"
+        click.echo(f"accepted: it is {accepted['now']}, {step} from the time that counted before")
+        click.echo(f"recorded as {accepted['decision_id']}")
 
 
 def _end_as_by_ctrl_c() -> None:

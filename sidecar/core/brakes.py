@@ -5,7 +5,7 @@ What was executed is read from the same rows that admissions write, so a brake a
 before somebody thought of it.
 
 A brake holds for its own window and no longer: what was admitted by a clock that ran ahead counts as admitted
-just now, so that no answer tells anybody to wait for longer than the rule says.
+just now, so that `Retry-After` is never longer than the rule says.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 1. The empty text points at the whole document. Any other text begins with `/`, and each `/` begins a step.
 2. In a step `~1` stands for `/` and `~0` for `~`; any other `~` is a mistake. The empty step names the
    member "".
-3. In an object a step is the name of a member, whatever it looks like: `/0` finds the member "0".
+3. In an object a step is the name of a member, even one of digits: `/0` finds the member "0".
 4. In an array a step is an index: `0`, or digits that do not begin with 0. `01`, `+1`, `-1`, other scripts'
    digits, and an index at or beyond the end find nothing, and neither does `-`, the item after the last.
 5. Nothing else has members: a step into text, a number or null finds nothing.

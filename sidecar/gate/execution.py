@@ -3,10 +3,10 @@
 The execution runs in a task of its own, so that a client that hangs up loses nothing (G9). A refusal is a
 value (`Refused`), as is an answer (`Forwarded`); nothing that can happen in between escapes as an exception.
 
-Each execution has one `Life`, and each life ends in `Gate._end`: when its task is done, however that came
-about, or when its outer deadline has passed, whatever the task still waits for. Three things are owed then,
-and what the task has not done is done there: its place in flight is free, its client has an answer, and its
-execution is settled. What is settled `not_sent` never began to be sent: a life that has ended sends nothing.
+Each execution has one `Life`, and each life ends in `Gate._end`: when its task is done, or when its outer
+deadline has passed and the task still waits for something. `Gate._end` does what the task has not done: it
+frees the place in flight, answers the client and settles the execution. A life that has ended sends nothing,
+so that an execution settled as `not_sent` was never sent.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Gate:
     async def execute(self, judged: Judged) -> Outcome:
         """Decide on a request and carry it through if it is admitted, even if the caller is cancelled.
 
-        Its place is left once it has ended, whatever becomes of it.
+        Its place is left once it has ended, in every case.
         """
         unready = self.unready(judged.terms)
         if unready is not None:
@@ -145,7 +145,7 @@ class Gate:
         self._end(life, SHUT_DOWN if self.draining else FAILED)
 
     def _end(self, life: Life, cause: str) -> None:
-        """Whatever became of it: free its place, answer its client, settle its execution. Never waits."""
+        """Free its place, answer its client and settle its execution, unless its task did. Never waits."""
         if life.ended:
             self._lingering.discard(life)
             return
@@ -166,7 +166,7 @@ class Gate:
                 self._metrics.executions.labels(outcome).inc()
             self._settlements.later(life.decision_id, outcome, cause)
         if life.rest is not None:
-            life.rest.break_off()  # whoever reads it must not wait for ever
+            life.rest.break_off()  # its reader must not wait for ever
         if life.answer.done():
             return
         if life.admitted is None:
@@ -212,7 +212,7 @@ class Gate:
                 self.refusals.unrecorded(draining, self._asked(judged), "the drain is over")
                 _set(answer, Refused(refusal=draining, retry_after=RETRY_AFTER_SECONDS))
         except Exception as exc:
-            # Whoever waits must not hang, whatever went wrong.
+            # The client must have an answer after every fault.
             logger.exception("a gated request failed", extra={"request_id": judged.request_id})
             if not answer.done():
                 answer.set_exception(exc)

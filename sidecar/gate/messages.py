@@ -146,7 +146,7 @@ class Remainder:
 
 
 def admission_headers(admitted: Admitted) -> Headers:
-    """What the upstream is told of the admission (gate.md, step 5), of a scope only if it was consumed."""
+    """What the upstream is told of the admission, and of a scope only if it was consumed."""
     told = [(b"Scopegate-Decision-Id", admitted.execution.decision_id.encode("ascii"))]
     if admitted.scope is not None:
         told += [

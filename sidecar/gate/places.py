@@ -2,7 +2,7 @@
 
 A request takes a place before its body is read and has it to the end of its execution, so that slow bodies
 count like slow backends. Its memory is counted as it comes, and is free once nothing refers to the request
-any more: a flood that waits to be summed up takes nobody's place, but it holds what it has sent.
+any more. A refusal that waits for the summary of a flood has left its place, but still holds what it sent.
 
 A body is held as its bytes and as the values that were parsed from it, which take up to thirty times as
 much: `[],` becomes a list of 56 bytes and a pointer to it. What they will take is estimated from the bytes,
@@ -35,8 +35,8 @@ def parsed_bytes(body: bytes) -> int:
 class Memory:
     """How much memory bodies hold together, in bytes, and how much they may."""
 
-    def __init__(self, most: int = BODY_BYTES) -> None:
-        self.most = most
+    def __init__(self, max_bytes: int = BODY_BYTES) -> None:
+        self.max_bytes = max_bytes
         self.taken = 0
 
 
@@ -51,7 +51,7 @@ class Held:
     def grow(self, size: int) -> bool:
         """Hold so many bytes more, if there is room. A request that holds all that is held always has it."""
         memory = self._memory
-        if memory.taken + size > memory.most and memory.taken > self._size:
+        if memory.taken + size > memory.max_bytes and memory.taken > self._size:
             return False
         memory.taken += size
         self._size += size
@@ -79,7 +79,7 @@ class Place(Held):
             places.change(-1)
 
     def __del__(self) -> None:
-        """A request that failed where nobody expected it to leaves its place, too."""
+        """A request leaves its place even after a fault for which there is no handler."""
         self.leave()
         super().__del__()
 
@@ -92,9 +92,9 @@ class Places:
         self.taken = 0
         self._changed = changed
 
-    def take(self, most: int) -> Place | None:
+    def take(self, max_places: int) -> Place | None:
         """A place, unless so many are taken."""
-        return Place(self) if self.taken < most else None
+        return Place(self) if self.taken < max_places else None
 
     def change(self, by: int) -> None:
         """A place was taken (1) or left (-1)."""

@@ -1,11 +1,10 @@
-"""How executions ended gets written down, if not at once then later. The client's answer never waits long.
+"""Writes down how executions ended, at once or later. The client's answer never waits long for it.
 
 What was committed only after its caller had been told that it was not is taken back here, too: an admission
 ends as not sent, and a scope is revoked, since its caller does not know its name and would ask for another.
 
-Whatever a store does with a settlement (refuse it, fail in a way that is not its own, never answer), the
-settlement is not lost by it: it is kept and submitted again. One that gets through twice finds its execution
-ended, and changes nothing.
+A settlement that the store refuses, or does not answer, is not lost: it is kept and submitted again. One that
+gets through twice finds its execution ended, and changes nothing.
 """
 
 from __future__ import annotations
@@ -179,7 +178,7 @@ class Settlements:
             self._writer = asyncio.create_task(self._write_kept(), name="scopegate-settlements")
 
     async def _write_kept(self) -> None:
-        """Write in order, patiently. One that gets through twice finds its execution ended: no harm."""
+        """Write one after the other. One that fails is tried again behind the others."""
         pause = FIRST_PAUSE_SECONDS
         while self._kept:
             try:

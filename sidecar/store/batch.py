@@ -1,13 +1,13 @@
-"""Group commit: whatever waits when a transaction ends goes into the next one. One writer decides.
+"""Group commit: commands that arrive during a commit are applied in the next transaction. One writer decides.
 
 There is no timer window. One fsync pays for all requests that came in during the one before, and since
 the writer is serial there is no race to reason about: the commands of a batch are applied in order, each
 to the rows as the one before left them.
 
-Whether the store works is what the last commit said, and nothing less. A commit that fails, or that a command
-waited for in vain, is remembered in `last_error`, and only one that succeeds clears it. A small write proves
-little: on a full disk it still fits, and it meets no table that a decision needs. So without traffic the
-writer rehearses: it makes a whole decision and undoes it, writes as much as a large one takes, and commits.
+The last commit says whether the store works. `last_error` remembers a commit that fails, or that does not
+come before a command's deadline, and only a commit that succeeds clears it. A small write proves little: on
+a full disk it still fits, and it meets no table that a decision needs. So without traffic the writer
+rehearses: it makes a whole decision and undoes it, writes as much as a large one takes, and commits.
 
 A commit that reports a failure may have been carried out all the same. Its batch is refused, because nothing
 proves that it is durable; but as soon as the head of the log shows it, its replies are told as late ones, so
@@ -55,7 +55,7 @@ logger = logging.getLogger("scopegate.store")
 
 # A batch is bounded so that one transaction stays short for whoever waits behind it.
 MAX_BATCH = 512
-# Commands that may wait; beyond it nothing new is let in, so that what is in is done in time.
+# Commands that may wait. Beyond this limit commands are rejected, so that queued ones meet their deadline.
 MAX_QUEUE = 4096
 
 # How often a store that fails tries again by itself, and the clocks are read where nothing else reads them.
@@ -175,7 +175,7 @@ class Store:
         return self._time.read().trouble
 
     async def _keep(self) -> None:
-        """Read the clocks now and then, and try again while decisions fail, though nobody asks for either."""
+        """Read the clocks now and then, and try again while decisions fail, with or without requests."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self._time.read()
@@ -370,7 +370,7 @@ class Store:
         try:
             await self.engine.tidy()
         except Exception as exc:
-            # Whatever it is: the writer must not end with it, or nothing would be decided any more.
+            # The writer must outlive every fault, or nothing would be decided any more.
             logger.warning("housekeeping of the store failed", extra={"cause": str(exc) or repr(exc)})
 
     async def _rehearse(self, asked: asyncio.Future[None]) -> None:

@@ -6,7 +6,7 @@ in one step, and each told its reader that the other one had dealt with it. Henc
 1. An answer is in one `State` at a time, and `COMPLETE` and `FAILED` are two of them. A step leads to one
    state; the two that end it are never left.
 2. A head is judged when it is whole, and shown only once it is accepted. An answer that fails has no head
-   and no body any more: what of it was not taken yet is dropped.
+   and no body any more: its bytes that were not taken yet are dropped.
 3. Packets decide nothing. A head reaches llhttp cut off at its empty line, so that nothing behind it is read
    before it is judged. What bounds heads, chunk lines and trailers is counted by the byte.
 4. llhttp reads heads only; where the body ends is decided here, from headers that allow one reading:
@@ -246,7 +246,7 @@ class AnswerParser:
             return None
         bodyless = self._bodyless or status in (204, 304)
         if codings and not bodyless and (lengths or codings != [b"chunked"]):
-            # Nobody behind us could undo another coding, for this header goes no further.
+            # The client could not undo another coding, because this header goes no further.
             return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}" + " with a length" * bool(lengths))
         if status == 101 and (self._offer is None or upgrades != [self._offer.strip().lower()]):
             return self._fail("it switches protocols unasked")

@@ -131,7 +131,7 @@ async def test_a_refused_body_leaves_its_place(open_house: Open, sent: bytes) ->
 
 
 async def test_bodies_beyond_their_memory_are_refused_and_recorded(house: House, backend: Backend) -> None:
-    house.sidecar.gate._places.memory.most = 10_000_000
+    house.sidecar.gate._places.memory.max_bytes = 10_000_000
     scope = await house.issue(max_attempts=5)
     go_on = asyncio.Event()
     backend.script = replies(after=go_on)
@@ -158,7 +158,7 @@ async def test_connections_that_hold_too_much_are_refused_and_small_requests_pas
     monkeypatch.setattr(server, "RECOUNT_SECONDS", 0.0)
     house = await open_house(upstream={"max_connections": 4, "connect_timeout_seconds": 30})
     buffers = house.sidecar._data_server.buffers
-    buffers._most = 300_000
+    buffers._max_bytes = 300_000
     backend.script = replies(after=asyncio.Event())
     held = []
     for _ in range(3):  # as many as may pass through; then bodies wait for a connection to the backend
@@ -183,6 +183,6 @@ async def test_connections_that_hold_too_much_are_refused_and_small_requests_pas
 
 async def test_what_has_arrived_is_counted_only_when_it_may_be_too_much(house: House) -> None:
     buffers = house.sidecar._data_server.buffers
-    buffers._most = 50_000
+    buffers._max_bytes = 50_000
     for _ in range(20):  # far more in total
         assert (await house.data("POST", "/agents", [], b"x" * 10_000)).status == 200

@@ -46,7 +46,7 @@ EXECUTION_STATUSES = get_args(ExecutionStatus)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What `status` says that nobody else knows. `started_at` is by `elapsed`, in microseconds."""
+    """What only the start knows, for `status`. `started_at` is by `elapsed`, in microseconds."""
 
     started_at: int
     elapsed: Callable[[], int]

@@ -58,7 +58,7 @@ class Ops:
             self._checked_at = time.monotonic()  # before it is done: one look serves all that ask meanwhile
             with suppress(StoreUnavailable):  # the store remembers why
                 await self._store.check()
-        # However old the check is: what decisions have met since then counts, whatever a check found.
+        # The check may be old. A decision that failed since then counts all the same.
         failing = self._store.last_error
         return {
             "store": failing,

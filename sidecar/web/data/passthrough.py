@@ -101,7 +101,7 @@ class PassThrough:
         except asyncio.CancelledError:
             broken = broken_body(request)
             if request.transport is None:
-                outcome, answer = "client_left", nobody_waits()
+                outcome, answer = "client_left", client_left()
             elif broken is not None:
                 outcome, answer = broken.code, problem(broken, decision_id=decision_id)
             else:
@@ -301,7 +301,7 @@ def declared_length(headers: Headers) -> int | None:
     return int(value) if value is not None and value.isdigit() else None
 
 
-def nobody_waits() -> RawAnswer:
+def client_left() -> RawAnswer:
     """The end of a request whose client left before there was an answer. Nothing of it is sent."""
     answer = RawAnswer(CLIENT_LEFT, b"", (), content_length=None)
     answer.mark_ended()
@@ -310,7 +310,7 @@ def nobody_waits() -> RawAnswer:
 
 def broken_off(request: web.BaseRequest) -> RawAnswer:
     """The end of an answer that cannot go on: its client sees that it is not whole."""
-    answer = nobody_waits()
+    answer = client_left()
     answer.ends_with_connection = True
     cut(request, answer)
     return answer

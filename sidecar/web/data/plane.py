@@ -90,7 +90,7 @@ class DataPlane:
         except StoreUnavailable as exc:
             answer = self._failed(request, unavailable(exc))
         except ConnectionError:
-            answer = passthrough.nobody_waits()
+            answer = passthrough.client_left()
         except asyncio.CancelledError:
             self._access.ended(request, None)
             raise
@@ -213,7 +213,7 @@ class DataPlane:
         try:
             judged = await self._read(request, target, course, terms, taken, place)
         finally:
-            # A refusal may have to wait for its summary, and then takes nobody's place.
+            # A refusal may have to wait for its summary; it must not hold a place meanwhile.
             if not isinstance(judged, Judged):
                 place.leave()
         visit.trace.over("judge", visit.begun)
@@ -375,7 +375,7 @@ class DataPlane:
 
     @staticmethod
     def _told(outcome: Forwarded | Undelivered) -> list[tuple[bytes, bytes]]:
-        """What the answer says of the scope (gate.md, step 7)."""
+        """What the answer says of the scope."""
         told = [(b"Scopegate-Decision-Id", outcome.decision_id.encode())]
         if outcome.scope is not None and outcome.scope_status is not None:
             told += [

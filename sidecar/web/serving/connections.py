@@ -142,19 +142,19 @@ class Buffers:
     much.
     """
 
-    def __init__(self, connections: Callable[[], Iterable[Any]], most: int = CONNECTION_BYTES) -> None:
-        self._connections, self._most = connections, most
+    def __init__(self, connections: Callable[[], Iterable[Any]], max_bytes: int = CONNECTION_BYTES) -> None:
+        self._connections, self._max_bytes = connections, max_bytes
         self._held = 0  # at least as much as is held
         self._counted_at = float("-inf")
 
     def admit(self, connection: Connection, size: int) -> bool:
         """Whether a connection may hold so many bytes more."""
-        if self._held + size > self._most:
+        if self._held + size > self._max_bytes:
             now = time.monotonic()
             if now >= self._counted_at + RECOUNT_SECONDS:
                 self._counted_at = now
                 self._held = sum(each.held for each in self._connections() if isinstance(each, Connection))
-            if self._held + size > self._most and connection.held + size > FREE_BYTES:
+            if self._held + size > self._max_bytes and connection.held + size > FREE_BYTES:
                 return False
         self._held += size
         return True
@@ -241,7 +241,7 @@ class Connection(RequestHandler):
             logger.info("a request could not be parsed", extra={"cause": fault(quoted)})
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
-        """aiohttp tells this of every answer once it ended or broke off, whoever made it."""
+        """aiohttp calls this for every answer, its own included, once it ended or broke off."""
         if self._requests.answered():
             # A close amid what still comes would be a reset, which can take the answer with it.
             self.end_side()

@@ -62,8 +62,8 @@ class Guard:
         """Why a request is not answered; None where it is."""
         refusal = malformed(request) or self._foreign(request)
         if refusal is not None:
-            told = {"listener": self._listener, "method": request.method, "error": refusal.code}
-            logger.warning("refused by its host or its site", extra=told)
+            fields = {"listener": self._listener, "method": request.method, "error": refusal.code}
+            logger.warning("refused by its host or its site", extra=fields)
         return refusal
 
     def _foreign(self, request: web.BaseRequest) -> Refusal | None:
@@ -97,7 +97,7 @@ def _hosts(request: web.BaseRequest) -> tuple[Host, ...] | str:
 
 
 def _malformed(clause: str) -> Refusal:
-    return Refusal("invalid_request", f"The request names no host that all would read alike: {clause}.")
+    return Refusal("invalid_request", f"The request does not name exactly one valid host: {clause}.")
 
 
 def _misdirected(host: Host, key: str) -> Refusal:

@@ -7,7 +7,7 @@ request:
    request is never judged and leaves no record. A fault in a later packet is told to the connection, but
    not to the request whose body it spoils: that one waits for the rest until its deadline, which then
    blames the backend.
-2. What follows an `Upgrade` that nobody takes up is dropped, a whole request included.
+2. The bytes behind an `Upgrade` that is not accepted are dropped, a whole request included.
 3. Trailers of a chunked body stay in the parser and become headers of the connection's next request. Behind
    a proxy that shares connections, one client would set the headers of another.
 4. Chunk extensions, which carry nothing, may be as long as the client likes, and so may all headers together.

@@ -1,4 +1,16 @@
-"""Which headers go on and which end here (RFC 9110, section 7.6.1; gate.md, step 5)."""
+"""Which headers go on and which end here.
+
+1. Headers of one connection end here (RFC 9110, section 7.6.1), and so do those that `Connection` names. It
+   cannot name the headers that say where a message goes and where it ends: without them the backend would
+   see another request than the one that was judged.
+2. An offer to switch protocols is such a header. Java's HttpClient offers h2c with its first request, and
+   goes on in HTTP/1.1 where the offer is not accepted. So the offer is dropped and the request goes on.
+3. All other headers go on as the bytes that came, in their order. A value that is decoded and encoded again
+   may arrive as another one: aiohttp, for example, drops bytes that are not UTF-8 when it writes a header.
+4. Only the sidecar sends `Scopegate-*`. The names are compared as the most careless server reads them.
+5. An answer with the status 204 or 1xx has no body, so nothing may frame one: a client that believes a length
+   there would take the next answer for that body.
+"""
 
 from __future__ import annotations
 
