@@ -1,7 +1,7 @@
 """The decision: `apply(command, state, now)` returns what changes, what is recorded and what is answered.
 
-This module has no clock and does no I/O. Every change to the sidecar's state goes through `apply`, one command
-at a time. The order of the commands is therefore the only concurrency there is.
+This module has no clock and does no I/O. Every change to the sidecar's state goes through `apply`, one
+command at a time. The order of the commands is therefore the only concurrency there is.
 
 Two commands ask for a decision: granting a scope, and executing under one. Each is judged in the same order:
 the bounds of the request and its scope, then the catalogue, then the rules. If nothing refuses the command,
@@ -92,8 +92,8 @@ class Judgment:
     """The judgment on one execution. It may go on if `refusal` is None.
 
     `scope` is the scope that the execution consumes. It is None if the execution needs no scope, and then
-    `waived` gives the reason. `objections` holds every objection of the rules and the catalogue; `shadow` holds
-    the ones that are only recorded. `uses` gives the use of each brake.
+    `waived` gives the reason. `objections` holds every objection of the rules and the catalogue; `shadow`
+    holds the ones that are only recorded. `uses` gives the use of each brake.
     """
 
     case: Case
@@ -354,8 +354,8 @@ class State:
 
     `admissions` lists the ids of the executions that brakes count, by tally, oldest first. `executions` holds
     these executions. `found` caches what the brakes found in them while a batch is decided. `kept` holds the
-    keys whose record exists already. `on` holds the switches that are on. `unbound` maps each named request to
-    the sequence numbers of its pre-run records that have no run.
+    keys whose record exists already. `on` holds the switches that are on. `unbound` maps each named request
+    to the sequence numbers of its pre-run records that have no run.
     """
 
     scopes: Mapping[str, Scope] = field(default_factory=dict)
@@ -561,7 +561,7 @@ def _reconcile(command: Reconcile, state: State, now: int) -> Applied:
 
 
 def _final_cost(outcome: str, reported: int | None, hold: int) -> int | None:
-    """The final cost: 0 if nothing ran, None if the outcome is unknown, else the reported cost or the hold."""
+    """The final cost: 0 if nothing ran, None if the outcome is unknown, else the reported cost or hold."""
     if outcome in RELEASING:
         return 0
     if outcome == "unknown":

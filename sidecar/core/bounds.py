@@ -51,7 +51,7 @@ class Case:
 
     @property
     def hold(self) -> int:
-        """The amount to hold: the action's `max_cost_usd` in the catalogue, or the announced cost if higher."""
+        """The amount to hold: the catalogue's `max_cost_usd`, or the announced cost if it is higher."""
         return max(self.entry.hold if self.entry else 0, self.announced_cost)
 
 

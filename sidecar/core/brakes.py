@@ -3,8 +3,8 @@
 Every admission counts, except one that was provably not sent. Refusals do not count. A brake counts the rows
 that admissions write, so a new brake also counts the executions before its rule existed.
 
-A brake never holds for longer than its own window or cooldown. An admission with a time in the future, written
-by a clock that ran ahead, counts as admitted now.
+A brake never holds for longer than its own window or cooldown. An admission with a time in the future,
+written by a clock that ran ahead, counts as admitted now.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Use:
     """The use of a brake: the counted admissions in its window, and why and until when it holds.
 
     Counting stops as soon as the result is known, so `count` may be lower than the full number. `why` is None
-    if the brake does not hold. `until` is in microseconds since 1970 (UTC). If `why` is set and `until` is None,
-    the brake holds until the execution in flight ends.
+    if the brake does not hold. `until` is in microseconds since 1970 (UTC). If `why` is set and `until` is
+    None, the brake holds until the execution in flight ends.
     """
 
     count: int
@@ -80,9 +80,9 @@ def tallies_for(
     return wanted
 
 
-# A cache of the counted ids per brake: the policy set, the number of ids examined so far, and the ids that count.
-# The owner of the cache only appends ids to the tallies, so each admission examines only the new ones. The entry
-# keeps the policy set alive, because the key contains the id() of the set.
+# A cache of the counted ids per brake: the policy set, the number of ids examined so far, and the ids that
+# count. The owner of the cache only appends ids to the tallies, so each admission examines only the new ones.
+# The entry keeps the policy set alive, because the key contains the id() of the set.
 Found = dict[tuple[Any, ...], tuple[PolicySet, int, list[str]]]
 
 
@@ -118,7 +118,10 @@ def _counted(
     executions: Mapping[str, Execution],
     found: Found,
 ) -> list[str]:
-    """The executions that the rule counts for the subject, oldest first, except for the target agents."""
+    """The executions that the rule counts for the subject, oldest first.
+
+    Target agents are not compared here.
+    """
     assert rule.brake is not None
     names = admissions.get(tally_of(rule, subject.tenant_id, subject.incident_id, subject.action), ())
     kind = (

@@ -8,5 +8,8 @@ GENESIS = bytes(32)
 
 
 def link(previous: bytes, envelope: bytes) -> bytes:
-    """The hash of a record: `SHA-256(previous || envelope)`, where `previous` is the hash of the record before."""
+    """The hash of a record: `SHA-256(previous || envelope)`.
+
+    `previous` is the hash of the previous record.
+    """
     return sha256(previous + envelope).digest()

@@ -1,4 +1,4 @@
-"""A checkpoint: the holder of a key attests the length of a log at some time, and the end of its hash chain."""
+"""A checkpoint: the holder of a key attests the length and the last hash of a log at some time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _MEMBERS = {"count": int, "head": str, "key_id": str, "signature": str, "time": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """`count` is the number of records of a writer, `head` the hash of the last one (hex), `time` ISO 8601 in UTC.
+    """The signed state of a log at `time`, which is ISO 8601 in UTC.
 
+    `count` is the number of records of the writer. `head` is the hash of the last record, in hex.
     `signature` covers all other fields. It is empty until the checkpoint is signed.
     """
 

@@ -152,7 +152,7 @@ def _recovery_evaluation_outcome(given: Arguments) -> DecisionOutcome:
 
 
 def _care_optimization_emits(given: Arguments, min_confidence: float) -> bool:
-    """Signals are checked first, so that a forbidden signal raises an error even if nothing would be recorded."""
+    """Signals are checked first: a forbidden signal raises an error even if nothing would be recorded."""
     for signal in _listed(given["signals_used"]):
         check_signal(signal)
     return bool(
@@ -201,9 +201,9 @@ def _reason(given: Arguments) -> str | None:
 class Emitter:
     """One kind of decision: the content of its record, when it is emitted, and its deduplication key.
 
-    `causal_role` is the default. With `role_is_fixed`, no caller can change it. `emits` takes the arguments and
-    the minimum confidence. `key` returns the parts of the key under which a record is kept only once. If `key`
-    is None, every record is kept.
+    `causal_role` is the default. With `role_is_fixed`, no caller can change it. `emits` takes the arguments
+    and the minimum confidence. `key` returns the parts of the key under which a record is kept only once. If
+    `key` is None, every record is kept.
     """
 
     decision_type: DecisionType
@@ -357,8 +357,8 @@ EMITTERS: Mapping[Kind, Emitter] = MappingProxyType(
 def once_key(decision_type: DecisionType, *parts: str | None) -> bytes:
     """The key under which a record is kept once.
 
-    The key is a digest, so it has a fixed length and reveals nothing. The digested text is a JSON list, because
-    two different lists of parts never have the same JSON.
+    The key is a digest, so it has a fixed length and reveals nothing. The digested text is a JSON list,
+    because two different lists of parts never have the same JSON.
     """
     # Parts are compared as text, as the record shows them: run 7 and run "7" are the same run.
     texts = (part if part is None else str(part) for part in parts)

@@ -20,12 +20,12 @@ from sidecar.core.record import (
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
 
-# The log omits the parameters of a larger body, because any client could otherwise fill the disk. The digest of
-# the body (`body_sha256`) still identifies the judged body.
+# The log omits the parameters of a larger body, because any client could otherwise fill the disk. The digest
+# of the body (`body_sha256`) still identifies the judged body.
 MAX_RECORDED_BODY_BYTES = 16 * 1024
 
-# The outcome says who refused: a policy, or the lack of a decision. Every other code stands for a bound of the
-# scope or a malformed request, and has the outcome `blocked`.
+# The outcome says who refused: a policy, or the lack of a decision. Every other code stands for a bound of
+# the scope or a malformed request, and has the outcome `blocked`.
 OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
     {
         "policy_denied": DecisionOutcome.POLICY_BLOCKED,

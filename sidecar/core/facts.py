@@ -13,7 +13,8 @@ apply these rules to keys:
 
 Objects that hold facts are therefore checked for lookalikes: a key that equals a fact's key under any
 combination of these rules, but is not identical to it, is refused. The key `__proto__` is refused there, too.
-When JavaScript copies an object with this key, it reads the members of the key's value as members of the object.
+When JavaScript copies an object with this key, it reads the members of the key's value as members of the
+object.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The host that a request names, and whether a listener answers to it. No I/O.
 
 The authority of a request is untrusted input, like its path. Some backends rebuild the URL from the authority
-(`scheme://`, Host, target) and parse it again. Such a backend reads `Host: x/recovery/execute?` as a path, and
-`Host: u@x` as a user. Rules 1 to 3 prevent this:
+(`scheme://`, Host, target) and parse it again. Such a backend reads `Host: x/recovery/execute?` as a path,
+and `Host: u@x` as a user. Rules 1 to 3 prevent this:
 
 1. Every authority that a request names, in Host and in a target of the absolute form, is exactly one
    `name [":" port]`. A name has only characters at which no URL parser splits (the unreserved ones of
@@ -16,9 +16,9 @@ A well-formed name can still be forged. A web page whose name resolves to 127.0.
 listener on loopback, with the page's own name in Host. A listener that relies on loopback for authentication
 therefore answers only to loopback names and to its configured names:
 
-4. The loopback names are 127.0.0.0/8, ::1, `localhost` and names that end in `.localhost`, because no resolver
-   may assign these names to other addresses (RFC 6761, 6.3). 0.0.0.0 is not a loopback name, although systems
-   connect it to loopback.
+4. The loopback names are 127.0.0.0/8, ::1, `localhost` and names that end in `.localhost`, because no
+   resolver may assign these names to other addresses (RFC 6761, 6.3). 0.0.0.0 is not a loopback name,
+   although systems connect it to loopback.
 5. Names are compared without the port, in any case, and without the dot that ends a fully qualified name.
 
 An origin belongs to the listener itself if scheme, name and port are equal. A missing port is the default of
@@ -46,7 +46,7 @@ class Host:
 
     @classmethod
     def parse(cls, text: str) -> Host | None:
-        """The host that a Host header or the authority of a target names, or None if it is not well-formed."""
+        """The host that a Host header or the authority of a target names, None if it is not well-formed."""
         found = _HOST.fullmatch(text)
         if found is None:
             return None
@@ -90,8 +90,8 @@ class Host:
 def hosts_of(method: str, target: str, values: Sequence[str], *, needed: bool) -> tuple[Host, ...] | str:
     """The hosts that a request names, or a clause that says what is wrong.
 
-    `values` are the values of all Host headers. `needed` says whether the request must have one. The result is
-    empty for an HTTP/1.0 request without Host.
+    `values` are the values of all Host headers. `needed` says whether the request must have one. The result
+    is empty for an HTTP/1.0 request without Host.
     """
     if len(values) > 1:
         return "it has more than one Host"

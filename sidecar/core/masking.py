@@ -18,7 +18,8 @@ Tokens = tuple[str, ...]
 
 MASKED = "[masked]"
 
-# Members whose inner values may be masked, but not the member as a whole; and members that may be masked whole.
+# Members whose inner values may be masked, but not the member as a whole; and members that may be masked
+# whole.
 _BELOW = ("decision_inputs", "details")
 _WHOLE = ("decision_reason",)
 # The members that identify the subject of a record and the policies that decided it.
@@ -63,7 +64,8 @@ class Mask:
     key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        # Shorter pointers come first, because a mask must be computed from an original value, not a masked one.
+        # Shorter pointers come first, because a mask must be computed from an original value, not a masked
+        # one.
         object.__setattr__(self, "pointers", tuple(sorted(set(self.pointers), key=len)))
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +126,10 @@ def _text(value: str) -> str:
 
 
 def _number(value: int | float | Decimal) -> str:
-    """Sign, digits and power of ten. The number is exact: it is not rounded to a double or a decimal context."""
+    """Sign, digits and power of ten.
+
+    The number is exact: it is not rounded to a double or a decimal context.
+    """
     decimal = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
     if not decimal.is_finite():
         return _text(str(decimal))

@@ -41,7 +41,10 @@ def to_micros(dollars: Decimal | int | float | str) -> int:
 
 
 def is_whole_micros(dollars: Decimal) -> bool:
-    """Whether the amount has no fraction of a micro-dollar. Ceilings need this, because they are not rounded."""
+    """Whether the amount has no fraction of a micro-dollar.
+
+    Ceilings need this, because they are not rounded.
+    """
     return Decimal(to_micros(dollars)) == _UP.multiply(dollars, MICROS_PER_DOLLAR)
 
 

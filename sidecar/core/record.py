@@ -1,6 +1,7 @@
 """Decision records and their envelopes: who decided what, when and why. Values only.
 
-A caller may supply the fields of a record. The envelope around the record holds fields that no caller can set.
+A caller may supply the fields of a record. The envelope around the record holds fields that no caller can
+set.
 """
 
 from __future__ import annotations
@@ -132,10 +133,10 @@ class Record:
 class Entry:
     """A record before it is appended to the log: the whole envelope except its place in the chain.
 
-    `scope_id`, `incident_id` and `action` identify the subject. `admission_id` identifies the admission that a
-    settlement or reconciliation ends. The envelope holds these fields so that a caller's inputs cannot forge
-    them. `recorded_at` is set if the caller supplied the time of the decision, because that time may differ
-    from the time of the append.
+    `scope_id`, `incident_id` and `action` identify the subject. `admission_id` identifies the admission that
+    a settlement or reconciliation ends. The envelope holds these fields so that a caller's inputs cannot
+    forge them. `recorded_at` is set if the caller supplied the time of the decision, because that time may
+    differ from the time of the append.
     """
 
     event: Event

@@ -1,7 +1,7 @@
 """Counting the characters of a text that a reader can see.
 
-The record holds a scope's intent so that people can read why an action was allowed. `str.strip` does not treat
-a text of zero-width spaces as blank, although a reader sees nothing.
+The record holds a scope's intent so that people can read why an action was allowed. `str.strip` does not
+treat a text of zero-width spaces as blank, although a reader sees nothing.
 
 1. Characters without a glyph of their own do not count: controls (Cc, which includes tab and line break),
    format characters (Cf), nonspacing marks (Mn), line and paragraph separators (Zl, Zp), and the letters and

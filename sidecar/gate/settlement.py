@@ -1,11 +1,12 @@
-"""How executions ended gets written down, if not at once then later. The client's answer never waits long.
+"""Settlements: the endings of executions are recorded at once or, if the store fails, later.
 
-What was committed only after its caller had been told that it was not is taken back here, too: an admission
-ends as not sent, and a scope is revoked, since its caller does not know its name and would ask for another.
+The client's answer waits for a settlement only for a limited time. If the store refuses a settlement, fails
+or does not answer, the settlement is kept in memory and submitted again. A settlement that is committed twice
+changes nothing the second time, because its execution has ended already.
 
-Whatever a store does with a settlement (refuse it, fail in a way that is not its own, never answer), the
-settlement is not lost by it: it is kept and submitted again. One that gets through twice finds its execution
-ended, and changes nothing.
+This module also reverses commits that came too late, after their callers had been refused. Such an admission
+is settled as `not_sent`. Such a scope is revoked, because its caller does not know its id and would ask for
+another.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from sidecar.telemetry.metrics import Metrics
 
 logger = logging.getLogger("scopegate.gate")
 
-# Settlements that the store would not take yet. Beyond it one is lost, and its execution ends as `unknown`
-# at the next start, which is the safe side.
+# The most settlements that wait for the store. A further one is lost, and its execution ends as `unknown` at
+# the next start, which is the safe outcome.
 MAX_KEPT = 10_000
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
-# Beyond the store's own deadline, after which it is not waited for any more.
+# The time to wait for the store beyond its own deadline.
 GRACE_SECONDS = 0.5
 
 
 class Settlements:
-    """Writes settlements, and keeps in memory those that have to wait for the store."""
+    """Records settlements, and keeps those in memory that must wait for the store."""
 
     def __init__(self, store: Store, metrics: Metrics, origin: Origin = "gate") -> None:
         self._store = store
@@ -54,7 +55,7 @@ class Settlements:
         http_status: int | None = None,
         cause: str | None = None,
     ) -> Settled | None:
-        """Write down how an execution ended; None where that has to wait for the store."""
+        """Record how an execution ended. The result is None if the settlement must wait for the store."""
         command = Settle(
             decision_id=new_decision_id(),
             admission_id=admitted.execution.decision_id,
@@ -87,7 +88,7 @@ class Settlements:
         return settled
 
     def give_back(self, reply: Reply) -> None:
-        """Take back what was committed after its request had been given up."""
+        """Reverse an admission or a grant that was committed after its request had been given up."""
         if isinstance(reply, Issued):
             scope = reply.scope
             logger.warning(
@@ -114,7 +115,7 @@ class Settlements:
             self.later(reply.execution.decision_id, "not_sent", cause)
 
     def later(self, admission_id: str, outcome: Literal["not_sent", "unknown"], cause: str) -> None:
-        """Write down without waiting for it how an execution ended, if it was admitted at all."""
+        """Record later how an execution ended. It changes nothing if the execution was not admitted."""
         self._keep(
             Settle(
                 decision_id=new_decision_id(),
@@ -126,7 +127,10 @@ class Settlements:
         )
 
     async def close(self, seconds: float = 2.0) -> None:
-        """Give what is kept a last chance. What is lost then ends as `unknown` at the next start."""
+        """Wait for the kept settlements a last time.
+
+        Executions of lost ones are `unknown` after a restart.
+        """
         if self._writer is not None and not self._writer.done():
             await asyncio.wait([self._writer], timeout=seconds)
             self._writer.cancel()
@@ -137,7 +141,7 @@ class Settlements:
             )
 
     async def _submit(self, command: Settle) -> Settled | None:
-        """Settle now, or keep it for later. Cancellation waits: what must be written is written."""
+        """Settle now, or keep the settlement for later. Cancellation does not interrupt the write."""
         loop = asyncio.get_running_loop()
         submitting = asyncio.ensure_future(self._store.submit(command))
         until = loop.time() + self._store.deadline_seconds + GRACE_SECONDS
@@ -165,7 +169,7 @@ class Settlements:
         return None
 
     def count_overrun(self, reply: Reply | None) -> None:
-        """An execution may also be found to have cost too much when it is reconciled."""
+        """Count a cost overrun, which a settlement or a reconciliation may report."""
         if isinstance(reply, Settled) and reply.overrun:
             self._metrics.cost_overruns.inc()
 
@@ -179,19 +183,19 @@ class Settlements:
             self._writer = asyncio.create_task(self._write_kept(), name="scopegate-settlements")
 
     async def _write_kept(self) -> None:
-        """Write in order, patiently. One that gets through twice finds its execution ended: no harm."""
+        """Submit the kept commands with increasing pauses. Committing one twice is harmless."""
         pause = FIRST_PAUSE_SECONDS
         while self._kept:
             try:
                 async with asyncio.timeout(self._store.deadline_seconds + GRACE_SECONDS):
                     self.count_overrun(await self._store.submit(self._kept[0]))
             except CommandFailed as exc:
-                # It must not stand in the way of the others for ever.
+                # A retry would fail again and block the other commands.
                 _lost(self._kept[0], str(exc))
             except StoreClosed:
                 return
             except Exception:
-                # The storage does not work, or not with this one: then it must not hold up the others.
+                # The storage may fail for this command only, so the others go first.
                 self._kept.rotate(-1)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
