@@ -14,7 +14,7 @@ inner deadlines and a margin, so that it never passes before an inner one:
    the client is answered, the place in flight is freed, and the execution is settled. The outcome is
    `not_sent` if no byte was sent, and `unknown` otherwise. A long answer, which streams, has
    `streaming_seconds` from its head.
-3. `answering_seconds` limits the writing of an answer. The client is then disconnected.
+3. `answering_seconds` limits the writing of an answer. A client that exceeds it is disconnected.
 4. After a pause of the whole process (`docker pause`, a suspended machine), all deadlines pass in one
    iteration of the event loop. The execution's deadline then takes precedence. Only the gate knows whether a
    byte was sent, and the data listener must not report that nothing was sent.
@@ -50,7 +50,7 @@ def executing_seconds(judged: Judged) -> float:
 
 
 def streaming_seconds(settings: Settings, backend_seconds: float, client_seconds: float) -> float:
-    """The time for the rest of a long answer: the backend's remaining time, the client's time, and settlement."""
+    """The time for the rest of a long answer: the backend's remaining time, the client's, and settlement."""
     return backend_seconds + client_seconds + settings.store.deadline_seconds + MARGIN_SECONDS
 
 

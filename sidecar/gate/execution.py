@@ -408,9 +408,10 @@ class Gate:
     # Shutdown ----------------------------------------------------------------------------------
 
     async def drain(self, seconds: float) -> int:
-        """Stop admitting and wait for executions in flight. Those that do not end are settled as they stand.
+        """Stop admitting, and wait for the executions in flight.
 
-        Returns the number of executions that did not end within `seconds`.
+        An execution that does not end within `seconds` is settled as `unknown`, or as `not_sent` if nothing
+        was sent. Returns the number of these executions.
         """
         self.draining = True
         if self._in_flight:
@@ -422,8 +423,7 @@ class Gate:
             await asyncio.wait([life.task for life in unfinished], timeout=LAST_WRITES_SECONDS)
             for life in unfinished:
                 self._end(life, SHUT_DOWN)
-            await self._store.until_idle() # an admission that commits late is reported here, and then
-            reversed
+            await self._store.until_idle()  # late commits are reported here, and then reversed
         await self._settlements.close()
         return len(unfinished)
 

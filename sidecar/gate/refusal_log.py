@@ -137,7 +137,7 @@ class RefusalLog:
         return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
 
     async def pass_over(self, refusal: Refusal, asked: Asked) -> Refused | str:
-        """Record a refusal that is not enforced, because its route is in shadow mode. Returns the decision's id.
+        """Record a refusal that is not enforced, because its route is in shadow mode. Returns its id.
 
         Each one has a record of its own, even in a flood, because nothing is admitted unrecorded (G1).
         """

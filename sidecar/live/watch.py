@@ -102,7 +102,7 @@ def _places(files: Files) -> Places | None:
 
 
 async def _notices(places: Places) -> AsyncGenerator[bool, None]:
-    """Yield at the beginning, at each notification, and each second: whether a folder may have been replaced."""
+    """Yield at the beginning, at each notification and each second, whether a folder may be another one."""
     changes = awatch(
         *places.folders,
         watch_filter=lambda _, path: places.hold(path),
