@@ -1,26 +1,28 @@
-"""The time that decides: a wall clock that is believed only as far as a second clock bears it out.
+"""The sidecar's time: a wall clock that is trusted only as far as a second clock confirms it.
 
-A wall clock can be set. What is written in one moment with a wrong one outlives that moment: scopes that do
-not expire, brakes that hold for a day, a log whose end lies in the future. So the wall clock is held against
-a clock that only counts, and against the time of the last record.
+A wall clock can be set, and a wrong time has lasting effects: scopes that do not expire, brakes that hold for
+a day, a log that ends in the future. The wall clock is therefore compared with a clock that only counts, and
+with the time of the last record.
 
-1. At a start, any time that is not before the last record is believed: nothing is known of the time between.
-2. A wall clock that has moved more than `MAX_STEP_SECONDS` further than the time that passed since the last
-   reading has jumped ahead. Nothing is decided until it has run on steadily for the time to settle, or until
-   an operator accepts it. What must be written meanwhile (how executions ended, revocations, refusals) gets
-   the last time that was believed, and what passed since.
-3. A wall clock that is before the last record is not used. Time counts on from that record by the second
-   clock, so a brake or a scope ends when its own seconds are over, however far the wall clock was set back.
-   It goes on so until the wall clock has caught up, since going over to it earlier would be a step back.
-4. A wall clock that is more than `MAX_STEP_SECONDS` behind the time so counted is wrong, or the log is.
-   Nothing is decided until it is corrected, or until an operator accepts it: waiting does not help, because
-   the log's time goes on, too.
-5. Accepting makes the wall clock's time the log's, forward or back. It is a record, and the only one whose
-   time may be before that of the record before it.
+1. At a start, any time that is not before the last record is trusted, because nothing is known about the time
+   in between.
+2. A wall clock has jumped ahead if, since the last reading, it has advanced more than `MAX_STEP_SECONDS`
+   further than the second clock. Nothing is decided until it has run steadily for the settling time, or until
+   an operator accepts it. Records that must be written meanwhile (settlements, revocations, refusals) get the
+   last trusted time plus the time that has passed since.
+3. A wall clock that is before the last record is not used. Time continues from that record by the second
+   clock. A brake or a scope therefore ends when its own seconds have passed, however far the wall clock was
+   set back. This continues until the wall clock has caught up, because an earlier switch would be a step
+   back.
+4. If the wall clock is more than `MAX_STEP_SECONDS` behind this continued time, either the wall clock or the
+   log is wrong. Nothing is decided until the clock is corrected, or until an operator accepts it. Waiting
+   does not help, because the log's time advances, too.
+5. Accepting the wall clock sets the log's time to it, forward or back. The acceptance is recorded. Only this
+   record may have an earlier time than the record before it.
 
-The second clock is Linux's CLOCK_BOOTTIME, which goes on while the machine sleeps; elsewhere it is
-CLOCK_MONOTONIC, which on macOS does so, too. A virtual machine that its host suspends may see neither run on:
-then its wall clock has jumped ahead when it wakes, and has to settle.
+The second clock is CLOCK_BOOTTIME on Linux, which continues while the machine sleeps. Elsewhere it is
+CLOCK_MONOTONIC, which on macOS does so, too. In a virtual machine that its host suspends, neither may
+continue. The wall clock has then jumped ahead when the machine resumes, and must settle.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Microseconds, from a beginning of the clock's own.
+# A clock returns microseconds since a start of its own.
 Clock = Callable[[], int]
 
 SECOND = 1_000_000
-# How far a wall clock may be from the time that is expected before nothing is decided by it.
+# The most that a wall clock may differ from the expected time before decisions stop.
 MAX_STEP_SECONDS = 60
-# What a wall clock that settles may gain or lose from one reading to the next.
+# The most that a settling wall clock may gain or lose from one reading to the next.
 STEADY_SECONDS = 1
 # The default of `clock.settle_seconds`.
 SETTLE_SECONDS = 300.0
@@ -57,15 +59,20 @@ def elapsed_clock() -> int:
 
 
 def second_clock(wall: Clock, elapsed: Clock | None) -> Clock:
-    """The clock that bears a wall clock out: the one given, else the system's beside the system's wall clock;
-    a wall clock that is injected by itself bears itself out, and is never seen to jump."""
+    """The clock that confirms a wall clock: `elapsed` if given, else the system's second clock.
+
+    An injected wall clock without `elapsed` confirms itself, so it never appears to jump.
+    """
     return elapsed or (elapsed_clock if wall is wall_clock else wall)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One reading: the time that counts and the wall clock's, in microseconds since 1970, and the second
-    clock's. `trouble` is why nothing may be decided now, None: go ahead."""
+    """One reading of both clocks.
+
+    `now` is the sidecar's time and `wall` the wall clock's, both in microseconds since 1970. `elapsed` is the
+    second clock's. `trouble` is the reason why nothing may be decided now, or None.
+    """
 
     now: int
     wall: int
@@ -74,13 +81,15 @@ class Moment:
 
     @property
     def lag_seconds(self) -> float:
-        """How far the wall clock is behind the time that counts; 0 where it is not."""
+        """The seconds by which the wall clock is behind the sidecar's time, or 0 if it is not behind."""
         return max(0.0, (self.now - self.wall) / SECOND)
 
 
 class Timekeeper:
-    """Reads both clocks and says what time it is. It may be asked from any thread. `elapsed` None: see
-    `second_clock`."""
+    """Reads both clocks and determines the time.
+
+    It is thread-safe. For `elapsed` None, see `second_clock`.
+    """
 
     def __init__(
         self,
@@ -96,21 +105,21 @@ class Timekeeper:
         self.begin(0)
 
     def begin(self, last: int) -> None:
-        """Start from the time of the last record, 0 where there is none. Any later time is believed."""
+        """Start from the time of the last record, 0 if there is none. Any later time is trusted."""
         with self._lock:
             self._record, self._recorded_at = last, self._elapsed()
             self._believe(max(last, self._wall()), self._recorded_at)
 
     def _believe(self, now: int, elapsed: int) -> None:
-        """Go on from this reading, and forget that the wall clock was behind or ahead."""
+        """Continue from this reading, and forget that the wall clock was behind or ahead."""
         self._last, self._read_at = now, elapsed
         self._behind = False
-        # A wall clock that has jumped: its last reading, and since when it is steady.
+        # If the wall clock has jumped: its last reading, and the start of its steady run.
         self._jumped: tuple[int, int] | None = None
         self._steady_since = elapsed
 
     def read(self) -> Moment:
-        """What time it is now."""
+        """Read both clocks and return the moment."""
         with self._lock:
             wall, elapsed = self._wall(), self._elapsed()
             expected = self._last + max(0, elapsed - self._read_at)
@@ -127,7 +136,7 @@ class Timekeeper:
             return Moment(now, wall, elapsed, _behind(lag) if lag > MAX_STEP_SECONDS else None)
 
     def _has_settled(self, wall: int, elapsed: int) -> bool:
-        """Whether a clock that has jumped has run on steadily for long enough."""
+        """Whether a wall clock that has jumped has run steadily for long enough."""
         if self._jumped is None:
             steady = False
         else:
@@ -139,19 +148,19 @@ class Timekeeper:
         return elapsed - self._steady_since >= self._settle_seconds * SECOND
 
     def wrote(self, moment: Moment) -> None:
-        """The last record has the time of this reading."""
+        """Note that the last record has the time of this reading."""
         with self._lock:
             if moment.now >= self._record:
                 self._record, self._recorded_at = moment.now, moment.elapsed
 
     def found(self, last: int) -> None:
-        """The last record has this time, as the database says after a commit of which nothing is known."""
+        """Note the time of the last record, read from the database after a commit with an unknown result."""
         with self._lock:
             if last > self._record:
                 self._record, self._recorded_at = last, self._elapsed()
 
     def accept(self, moment: Moment) -> None:
-        """The wall clock of this reading is right, and the last record has its time."""
+        """Trust the wall clock of this reading, and note that the last record has its time."""
         with self._lock:
             self._record, self._recorded_at = moment.wall, moment.elapsed
             self._believe(moment.wall, moment.elapsed)

@@ -1,8 +1,7 @@
-"""Every error code and every exception. Imports nothing of ours.
+"""All error codes and exceptions. This module imports no other module of the package.
 
-A code has exactly one HTTP status, and this table is the only place that says which
-(source: gate.md, "Errors of the wire"). A refusal is a value; an exception means that
-something could not be decided or could not be delivered. Only the library raises refusals.
+Each code has exactly one HTTP status, and this table is its only source. A refusal is a value. An exception
+means that something could not be decided or delivered. Only the library raises refusals as exceptions.
 """
 
 from __future__ import annotations
@@ -62,10 +61,10 @@ ERRORS: Mapping[str, ErrorKind] = {row.code: row for row in _ROWS}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why something is refused: a code of the table, one sentence, and the code's own members.
+    """The reason for a refusal: a code of the table, one sentence, and the members of the code.
 
-    Who refuses wraps it: `core.target.Rejected` before anything is read, `core.command.Denied` when a
-    command is applied, and `refusals.Refused` once it is recorded and on its way to the answer.
+    Each stage wraps it in a type of its own: `core.target.Rejected` before the body is read,
+    `core.command.Denied` when a command is applied, and `gate.refusal_log.Refused` on its way to the answer.
     """
 
     code: str
@@ -74,34 +73,34 @@ class Refusal:
 
     @property
     def retry_after_seconds(self) -> int | None:
-        """When to try again, where the refusal itself says so."""
+        """The seconds to wait before a retry, or None if the refusal does not say so."""
         seconds: int | None = self.members.get("retry_after_seconds")
         return seconds
 
 
 class ScopegateError(Exception):
-    """The root of every exception that is ours."""
+    """The base class of all exceptions of this package."""
 
 
 class StoreUnavailable(ScopegateError):
-    """The store could not commit, or not before its deadline. The message names the cause."""
+    """The store could not commit, or did not before its deadline. The message names the cause."""
 
 
 class StoreOverloaded(StoreUnavailable):
-    """The store's queue is full; nothing of the command was begun."""
+    """The store's queue is full. The command was not started."""
 
 
 class ClockUnsettled(StoreUnavailable):
-    """The wall clock cannot be trusted now, so nothing is decided by it. The message names the way out."""
+    """The wall clock cannot be trusted now, so nothing is decided. The message names the remedy."""
 
 
 def clock_refusal(trouble: str) -> Refusal:
-    """What is refused because the wall clock cannot be trusted; `trouble` says why, and the way out."""
+    """The refusal if the wall clock cannot be trusted. `trouble` names the reason and the remedy."""
     return Refusal("store_unavailable", f"{trouble[:1].upper()}{trouble[1:]}.", {"cause": "clock"})
 
 
 def unavailable(exc: StoreUnavailable) -> Refusal:
-    """What a store that could not commit is called on the wire, with its cause."""
+    """The refusal if the store could not commit, with the cause."""
     if isinstance(exc, ClockUnsettled):
         return clock_refusal(str(exc))
     code = "overloaded" if isinstance(exc, StoreOverloaded) else "store_unavailable"
@@ -115,23 +114,23 @@ class ConditionFailed(ScopegateError):
 
 
 class CommandFailed(StoreUnavailable):
-    """The storage works, but this one command cannot be applied to it. Trying again would not help."""
+    """The storage works, but this command cannot be applied. A retry does not help."""
 
 
 class StoreClosed(StoreUnavailable):
-    """The store is closed, or was never opened."""
+    """The store is closed or was never opened."""
 
 
 class LogTampered(ScopegateError):
-    """The decision log does not verify. The message names the first record that is wrong."""
+    """The decision log does not verify. The message names the first invalid record."""
 
 
 class KeyFileUnusable(ScopegateError, ValueError):
-    """A file that should hold a key cannot be used. The message says why, and never what it holds."""
+    """A key file cannot be used. The message says why, and never shows the contents of the file."""
 
 
 class CARESignalAccessError(ScopegateError):
-    """The optimization of routing may not look at this signal: it is forbidden, or nobody knows it."""
+    """Routing optimization may not read this signal, because the signal is forbidden or unknown."""
 
     def __init__(self, message: str, signal: object = None) -> None:
         super().__init__(message)
@@ -140,10 +139,10 @@ class CARESignalAccessError(ScopegateError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One mistake in a file: where it stands and what to do about it.
+    """One mistake in a file: its place, its key, and what to do about it.
 
-    `place` is `file:line:column`, or the environment variable or flag that holds the value;
-    `key` is the dotted key, empty where the file as a whole is meant.
+    `place` is `file:line:column`, or the environment variable or flag that holds the value. `key` is the
+    dotted key, or empty if the fault concerns the file as a whole.
     """
 
     place: str
@@ -155,7 +154,7 @@ class Fault:
 
 
 class ConfigurationError(ScopegateError):
-    """Configuration or policies cannot be used. Carries every fault that was found."""
+    """The configuration or the policies cannot be used. `faults` holds every fault that was found."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
@@ -168,9 +167,9 @@ class ConfigurationError(ScopegateError):
 class ScopeRefused(ScopegateError):
     """A scope or an execution was refused: the library's form of a `Refusal`. Nothing was consumed.
 
-    `code` and `http_status` are what the wire says, `decision_id` names the record that the refusal left,
-    and `members` are what the code brings along; those below are attributes, too, None where absent.
-    Choose by class or by `code`, never by the message.
+    `code` and `http_status` are the same as on the wire. `decision_id` names the record of the refusal.
+    `members` holds the members of the code; the ones below are also attributes, None if absent. Distinguish
+    refusals by class or by `code`, never by the message.
     """
 
     code = "invalid_request"
@@ -200,7 +199,7 @@ class ScopeRefused(ScopegateError):
 
 
 class ScopedExecutionRequired(ScopeRefused):
-    """A recovery action was to be executed without a scope."""
+    """A recovery action needs a scope, and none was given."""
 
     code = "scoped_execution_required"
 
@@ -224,7 +223,7 @@ class ScopeActionMismatch(ScopeRefused):
 
 
 class ScopeTargetMismatch(ScopeRefused):
-    """The scope is for certain target agents, and others, or none, were named."""
+    """The scope is limited to certain target agents, and the request named others or none."""
 
     code = "target_outside_scope"
 
@@ -236,13 +235,13 @@ class ScopeRevoked(ScopeRefused):
 
 
 class ScopeExpired(ScopeRefused):
-    """The scope's time is over."""
+    """The scope has expired."""
 
     code = "scope_expired"
 
 
 class ScopeExhausted(ScopeRefused):
-    """The scope is used up; `bound` says of what: `max_attempts` or `max_cost_usd`."""
+    """The scope is exhausted. `bound` names the exhausted bound: `max_attempts` or `max_cost_usd`."""
 
     code = "scope_exhausted"
 
@@ -263,6 +262,6 @@ SCOPE_ERRORS: Mapping[str, type[ScopeRefused]] = {
 
 
 def scope_refused(refusal: Refusal, decision_id: str | None) -> ScopeRefused:
-    """The exception that a refusal raises in the library; ScopeRefused for a code without its own class."""
+    """The library's exception for a refusal: the class of its code, or ScopeRefused for other codes."""
     kind = SCOPE_ERRORS.get(refusal.code, ScopeRefused)
     return kind(refusal.message, code=refusal.code, decision_id=decision_id, members=refusal.members)

@@ -1,7 +1,7 @@
-"""New names. The only place that draws random numbers.
+"""New ids. This is the only module that draws random numbers.
 
-A scope's id lets its bearer act, so it comes from the system's CSPRNG. Ids of decisions and traces only
-have to differ: they come from a generator that the system seeded, which costs no system call each.
+A scope's id lets its bearer act, so it comes from the system's CSPRNG. Ids of decisions and traces only need
+to be unique. They come from a generator that the system seeded, because it needs no system call for each id.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import random
 import secrets
 import time
 
-# Not the generator that a host program may seed for its own ends; two processes must not share a state.
+# A generator of its own, because a host program may seed the global one. Each forked process seeds it again,
+# because two processes must not share a state.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 
 
 def new_decision_id() -> str:
-    """A UUIDv7 (RFC 9562, section 5.7): sorts by the time it was made, to the millisecond."""
+    """A UUIDv7 (RFC 9562, section 5.7). It sorts by its creation time, to the millisecond."""
     milliseconds = time.time_ns() // 1_000_000
     random_a, random_b = _random.getrandbits(12), _random.getrandbits(62)
     digits = f"{milliseconds << 80 | 0x7 << 76 | random_a << 64 | 0x2 << 62 | random_b:032x}"
@@ -25,7 +26,7 @@ def new_decision_id() -> str:
 
 
 def new_traceparent() -> str:
-    """A W3C `traceparent` header that begins a trace, sampled."""
+    """A W3C `traceparent` header that begins a sampled trace."""
     return f"00-{_random.getrandbits(128) or 1:032x}-{_random.getrandbits(64) or 1:016x}-01"
 
 

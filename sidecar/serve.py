@@ -1,4 +1,7 @@
-"""The only wiring: settings, store, gate, listeners; run, and drain. Nothing is decided here."""
+"""The wiring of the sidecar: settings, store, gate and listeners; running and draining.
+
+This is the only module that wires the parts together. It makes no decisions.
+"""
 
 from __future__ import annotations
 
@@ -56,24 +59,24 @@ from sidecar.web.serving.listener import Factory, Listener, connections, file_li
 
 logger = logging.getLogger("scopegate")
 
-# What a connection that idles through the drain is given before it is closed.
+# The time before an idle connection is closed in the drain.
 LAST_CALL_SECONDS = 0.5
 POLL_SECONDS = 0.02
-# What answers that are ready get to be written. aiohttp waits for this long twice.
+# The time to write answers that are ready. aiohttp waits for this time twice.
 FLUSH_SECONDS = 1.0
-# For a TLS handshake with us and for a request head, on the listeners that have no key for it.
+# The time for a TLS handshake and for a request head, on listeners without a setting for it.
 HANDSHAKE_SECONDS = 5.0
 HEAD_SECONDS = 10.0
-# Who may use a Unix socket: its group, too, or only its owner.
+# The mode of a Unix socket: its group may use the data and ops sockets, only its owner the admin socket.
 SOCKET_MODES = {"data": 0o660, "admin": 0o600, "ops": 0o660}
-# What the last spans get to be sent, as far as the drain limit leaves it.
+# The time to send the last spans, as far as the drain limit leaves it.
 SPANS_SECONDS = 2.0
 
 
 class Sidecar:
     """One running sidecar: `async with Sidecar(settings, policies) as sidecar`. Raises ScopegateError.
 
-    With the files that both were read from it can reload, and does so when they change.
+    With `files`, the sources of both arguments, it can reload, and reloads when the files change.
     """
 
     def __init__(
@@ -134,7 +137,10 @@ class Sidecar:
     # Starting ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the store, account for what a crash left behind, then listen. Raises ScopegateError."""
+        """Open the store, settle the executions that a crash left open, then listen.
+
+        Raises ScopegateError.
+        """
         self._wire()
         await self.store.open()
         await account_for_crash(self.store)
@@ -218,7 +224,7 @@ class Sidecar:
         self._ops = Ops(store=self.store, gate=self.gate, live=self.live, metrics=self.metrics)
 
     def _listeners(self) -> dict[str, str]:
-        """Where each listener really is, as `status` shows it."""
+        """The actual address of each listener, as `status` shows it."""
         settings = self.settings
         return {
             name: f"https://{address}" if section.tls.certificate_file else str(address)
@@ -258,9 +264,10 @@ class Sidecar:
     # Stopping ----------------------------------------------------------------------------------
 
     async def stop(self) -> None:
-        """Take nothing new in, let what is in flight end within the drain limit, then close everything."""
+        """Accept nothing new, wait for requests in flight within the drain limit, then close everything."""
         limit = self.live.terms.settings.shutdown.drain_seconds
-        # Closing takes a while, too; both together stay within the limit where that leaves room for it.
+        # Closing takes time, too. Draining and closing together stay within the limit unless it is very
+        # short.
         patience = max(limit * 0.8, limit - LAST_CALL_SECONDS - 2 * FLUSH_SECONDS)
         ends = time.monotonic() + limit
         until = time.monotonic() + patience
@@ -271,7 +278,7 @@ class Sidecar:
         if unfinished:
             logger.warning("the drain is over; executions end as unknown", extra={"count": unfinished})
         await self._until_quiet(until)
-        # What still goes on has no end of its own (events, WebSockets, uploads that stopped): cut it.
+        # The remaining requests may never end by themselves (event streams, WebSockets, stalled uploads).
         await self.upstream.close()
         self._data_server.pre_shutdown()
         await self._data_server.shutdown(FLUSH_SECONDS)
@@ -279,7 +286,7 @@ class Sidecar:
         logger.info("stopped")
 
     async def _until_quiet(self, until: float) -> None:
-        """Wait for pass-through requests to end, then give idle connections a last call."""
+        """Wait for pass-through requests to end, and for idle connections for a short time."""
         last_call = time.monotonic() + LAST_CALL_SECONDS
         while (self.passing.under_way and time.monotonic() < until) or (
             (self._data_server.connections or self._open["data"].tasks) and time.monotonic() < last_call
@@ -310,7 +317,7 @@ class Sidecar:
 def _tracing(telemetry: Telemetry) -> Tracing:
     if telemetry.otlp_endpoint is None:
         return Tracing()
-    from sidecar.telemetry.otel import OtelTracing  # of an extra, and slow to import
+    from sidecar.telemetry.otel import OtelTracing  # an optional extra, and slow to import
 
     return OtelTracing(telemetry.otlp_endpoint)
 
@@ -333,7 +340,10 @@ def _towards(upstream: UpstreamSection) -> Secured | None:
 
 
 async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
-    """Start, unless told to stop before that is done; then close what is open. Raises ScopegateError."""
+    """Start the sidecar and return True. If it must stop during the start, close it and return False.
+
+    Raises ScopegateError.
+    """
     starting = asyncio.create_task(sidecar.__aenter__())
     stop_requested = asyncio.create_task(stopping.wait())
     await asyncio.wait([starting, stop_requested], return_when=asyncio.FIRST_COMPLETED)
@@ -353,7 +363,7 @@ async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
 
 
 async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second one exits at once. SIGHUP reloads.
+    """Serve until SIGTERM or SIGINT, then drain. A second signal exits at once. SIGHUP reloads.
 
     Raises ScopegateError.
     """
@@ -390,11 +400,11 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
             await stopping.wait()
             await sidecar.stop()
     except ScopegateError:
-        flush_logs()  # what led to it stands before it
+        flush_logs()  # the lines that led to the error must precede its message
         raise
     if sidecar.hung:
         logging.shutdown()
-        os._exit(1)  # the interpreter would wait for the thread of a storage that hangs
+        os._exit(1)  # the interpreter would wait for the thread of a hanging storage
     if sidecar.reloader.is_reading() or sidecar.renewal.reading:
         logging.shutdown()
-        os._exit(0)  # and for one that reads files, which nobody needs any more
+        os._exit(0)  # the interpreter would wait for the thread that reads files

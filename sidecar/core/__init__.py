@@ -1,1 +1,1 @@
-"""The pure core: judging, and nothing else. No clock, no I/O, no framework."""
+"""The pure core judges requests. It has no clock, no I/O and no framework."""

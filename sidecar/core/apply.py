@@ -1,11 +1,11 @@
-"""The decision. `apply(command, state, now)` says what changes, what is recorded and what is answered.
+"""The decision: `apply(command, state, now)` returns what changes, what is recorded and what is answered.
 
-No clock, no I/O. Every change to what the sidecar knows goes through here, one command at a time, so the
-order of commands is the whole of its concurrency.
+This module has no clock and does no I/O. Every change to the sidecar's state goes through `apply`, one
+command at a time. The order of the commands is therefore the only concurrency there is.
 
-Two commands ask for a decision: to grant a scope, and to execute under one. Each is judged in the same
-order: what the request and its scope say (bounds), the catalogue, the rules. If nothing refuses, the
-decision says what changes and what is recorded.
+Two commands ask for a decision: granting a scope, and executing under one. Each is judged in the same order:
+the bounds of the request and its scope, then the catalogue, then the rules. If nothing refuses the command,
+the decision holds the rows that change and the record.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ SHADOW_ROUTE = "the route is in shadow mode"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """What a decision comes to: the reply, the rows that change, the entry for the log."""
+    """The result of a decision: the reply, the rows that change, the entry for the log."""
 
     reply: Admitted | Issued | Denied
     scope: Scope | None = None
@@ -89,11 +89,11 @@ class Decided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgment:
-    """What is to be said to one execution. `refusal` None: it may go on.
+    """The judgment on one execution. It may go on if `refusal` is None.
 
-    `scope` is the one that it consumes, None where it needs none, and `waived` says why; `shadow` is what
-    would have been refused, `objections` all that rules and catalogue have against it; `uses` says how far
-    each brake is used.
+    `scope` is the scope that the execution consumes. It is None if the execution needs no scope, and then
+    `waived` gives the reason. `objections` holds every objection of the rules and the catalogue; `shadow`
+    holds the ones that are only recorded. `uses` gives the use of each brake.
     """
 
     case: Case
@@ -107,9 +107,9 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What was executed lately: executions by name, and the names by tally, oldest first.
+    """Recent executions by decision id, and their ids by tally, oldest first.
 
-    With `found` each is looked at once while a batch is decided; without it all are counted to the last.
+    With `found`, a batch examines each execution only once. Without it, every decision counts all of them.
     """
 
     admissions: Mapping[Tally, Sequence[str]] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Past:
 
 
 def judgment(command: Admit, scope: Scope | None, past: Past, now: int) -> Judgment:
-    """What `admit` decides by; `explain` asks the same question."""
+    """Judge one execution. Both `admit` and `explain` use this judgment."""
     claims, policies = command.claims, command.policies
     case = Case.of(claims, command.tenant_id, scope, policies, now, command.announced_cost)
     waived = None
@@ -158,7 +158,7 @@ def judgment(command: Admit, scope: Scope | None, past: Past, now: int) -> Judgm
 def _objections(
     command: Admit, scope: Scope | None, past: Past, now: int, uses: list[tuple[Rule, Use]]
 ) -> Iterator[Objection]:
-    """What the rules have against it; how far each brake is used goes into `uses`."""
+    """The objections of the rules to an execution. The use of each brake is appended to `uses`."""
     policies = command.policies
     subject = subject_of(command.claims, command.tenant_id, command.principal, policies, now, scope)
     known = command.preview or preview(policies, "execute", subject)
@@ -176,7 +176,7 @@ def admit(command: Admit, scope: Scope | None, past: Past, now: int) -> Decided:
     found = judgment(command, scope, past, now)
     told = _told(found.shadow)
     if command.preview is not None and command.preview.conditional:
-        # Conditions on the time were judged then, and not when this was written down.
+        # The conditions were judged at this time, which is earlier than the time of the record.
         told["judged_at"] = iso_time(command.preview.judged_at)
     if command.shadow:
         told["route_mode"] = "shadow"
@@ -210,7 +210,7 @@ def admit(command: Admit, scope: Scope | None, past: Past, now: int) -> Decided:
         command,
         "admitted",
         None,
-        # A scope that was named and not consumed is not what this was executed under.
+        # The record names a scope only if the execution consumed it.
         claims if consumed is not None else replace(claims, scope_id=None),
         revision,
         now,
@@ -231,7 +231,7 @@ def admit(command: Admit, scope: Scope | None, past: Past, now: int) -> Decided:
 
 
 def _told(shadow: Iterable[Objection]) -> dict[str, Any]:
-    """What a record says of refusals that were none."""
+    """The details that a record holds about refusals in shadow mode."""
     would_refuse = [one.to_dict() for one in shadow]
     return {"would_refuse": would_refuse} if would_refuse else {}
 
@@ -240,7 +240,7 @@ def _told(shadow: Iterable[Objection]) -> dict[str, Any]:
 
 
 def issue(command: Issue, now: int) -> Decided:
-    """Grant a scope on the terms that policies leave, or refuse."""
+    """Grant a scope on the terms that the policies allow, or refuse it."""
     asked = _terms(command)
     found = command.judged or granted(command, now)
     refusal = _not_granted(command) or refusal_by(found.objections)
@@ -292,7 +292,7 @@ def issue(command: Issue, now: int) -> Decided:
 
 
 def granted(command: Issue, now: int) -> GrantJudgment:
-    """What the rules say to a grant. They look at nothing that only the writer knows."""
+    """Judge a grant by the rules. They read nothing that only the store's writer knows."""
     return granting(command.policies, _subjects(command, now), _terms(command), command.defaulted)
 
 
@@ -302,7 +302,7 @@ def _terms(command: Issue) -> ScopeTerms:
 
 
 def _subjects(command: Issue, now: int) -> list[Subject]:
-    """A grant as the rules see it: each of its actions by itself."""
+    """One subject for each action of a grant, because the rules judge each action separately."""
     scope = replace(command.scope, created_at=now)
     claims = replace(_claims(scope), scope_id=None)
     return [
@@ -317,7 +317,7 @@ def _subjects(command: Issue, now: int) -> list[Subject]:
 
 
 def _not_granted(command: Issue) -> Refusal | None:
-    """What the catalogue has against it."""
+    """The refusal of a grant by the catalogue, or None."""
     for action in command.scope.allowed_actions:
         entry = command.policies.action(action)
         if entry is None:
@@ -334,7 +334,7 @@ def _claims(scope: Scope) -> Claims:
 
 
 def _asked(command: Issue, terms: ScopeTerms) -> dict[str, Any]:
-    """The terms of a grant as its record has them: those granted, or those that were refused."""
+    """The terms of a grant for its record: the granted terms, or the refused ones."""
     scope = command.scope
     return {
         "allowed_actions": list(scope.allowed_actions),
@@ -350,12 +350,12 @@ def _asked(command: Issue, terms: ScopeTerms) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The rows that a batch of commands names, as they stand. A name without a row is not in it.
+    """The current rows that a batch of commands names. A name without a row is absent.
 
-    `admissions` names, by tally and oldest first, the executions that brakes count; they are among
-    `executions`, and `found` remembers what brakes saw in them while a batch is decided. `kept` holds
-    the keys under which a record is kept, `on` the switches that are on, and `unbound`, for each request
-    named, the sequence numbers of its pre-run records that have no run.
+    `admissions` lists the ids of the executions that brakes count, by tally, oldest first. `executions` holds
+    these executions. `found` caches what the brakes found in them while a batch is decided. `kept` holds the
+    keys whose record exists already. `on` holds the switches that are on. `unbound` maps each named request
+    to the sequence numbers of its pre-run records that have no run.
     """
 
     scopes: Mapping[str, Scope] = field(default_factory=dict)
@@ -369,7 +369,7 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
-    """What applying one command gives: the reply, what changed, the entry for the log."""
+    """The result of applying one command: the reply, the changes, the entry for the log."""
 
     reply: Reply
     scope: Scope | None = None
@@ -382,8 +382,10 @@ class Applied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """The rows that a command needs. An admission's row brings its scope along. `tallies`: how many seconds
-    back each is needed."""
+    """The rows that a command needs. Loading an admission also loads its scope.
+
+    `tallies` maps each tally to the number of seconds that the command looks back.
+    """
 
     scope_id: str | None = None
     admission_id: str | None = None
@@ -397,7 +399,7 @@ _NOTHING = Named()
 
 
 def names(command: Command) -> Named:
-    """What of the store a command has to see."""
+    """The rows of the store that a command needs."""
     match command:
         case Admit():
             claims = command.claims
@@ -504,7 +506,7 @@ def _revoke(command: Revoke, state: State, now: int) -> Applied:
 
 
 def _emit(command: Emit, state: State, now: int) -> Applied:
-    """The switch comes first: what it keeps out leaves no key behind either."""
+    """Append an emitted record. The switch is tested first, so that a suppressed record leaves no key."""
     if command.unless_switched in state.on:
         return Applied(reply=NotEmitted("switched_off"))
     if command.once in state.kept:
@@ -559,7 +561,7 @@ def _reconcile(command: Reconcile, state: State, now: int) -> Applied:
 
 
 def _final_cost(outcome: str, reported: int | None, hold: int) -> int | None:
-    """Nothing where nothing ran, unknown where nobody knows, else what was reported, else the hold."""
+    """The final cost: 0 if nothing ran, None if the outcome is unknown, else the reported cost or hold."""
     if outcome in RELEASING:
         return 0
     if outcome == "unknown":
@@ -570,7 +572,7 @@ def _final_cost(outcome: str, reported: int | None, hold: int) -> int | None:
 def _ended(
     command: Settle | Reconcile, event: Event, scope: Scope | None, execution: Execution, now: int
 ) -> Applied:
-    """End an execution: release, keep or replace its hold, and record it (G3, G8)."""
+    """End an execution: release, keep or replace its hold, and record the ending (G3, G8)."""
     overrun = execution.cost is not None and 0 < execution.hold < execution.cost
     if scope is not None and execution.status in RELEASING:
         scope = replace(scope, attempts_used=scope.attempts_used - 1, held=scope.held - execution.hold)

@@ -1,8 +1,8 @@
-"""What one admission must pass: an ordered table of bounds. The first that fails is the answer.
+"""The bounds of one admission, as an ordered table. The first bound that fails gives the answer.
 
-The order (seed-contract.md, "Scopes") makes a scope that is both used up and asked for another action
-answer `action_outside_scope`, as PIN-162's A5 wants, and one that is used up and revoked answer
-`scope_revoked`. The catalogue's bounds come after the scope's own, the rules after both. No clock, no I/O.
+The order has two visible effects. An exhausted scope that is used for an unlisted action answers
+`action_outside_scope`, and an exhausted scope that is revoked answers `scope_revoked`. The bounds of the
+catalogue follow those of the scope, and the rules follow both. No clock, no I/O.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sidecar.errors import Refusal
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Everything that a bound may look at. `entry` is the action's in the catalogue, None: not listed.
+    """The facts that a bound may read. `entry` is the action's catalogue entry, None if it is not listed.
 
-    `announced_cost` is what the caller knows that it will cost, 0 where nobody knows yet.
+    `announced_cost` is the cost that the caller expects, in micro-dollars, or 0 if it is not known yet.
     """
 
     claims: Claims
@@ -45,13 +45,13 @@ class Case:
 
     @property
     def granted(self) -> Scope:
-        """The scope, for the bounds behind `scope_exists`."""
+        """The scope, for the bounds after `_scope_exists`."""
         assert self.scope is not None
         return self.scope
 
     @property
     def hold(self) -> int:
-        """What the execution sets aside: the action's `max_cost_usd` in the catalogue, or more if told."""
+        """The amount to hold: the catalogue's `max_cost_usd`, or the announced cost if it is higher."""
         return max(self.entry.hold if self.entry else 0, self.announced_cost)
 
 
@@ -74,7 +74,7 @@ def _members_given(case: Case) -> Refusal | None:
 
 
 def _scope_exists(case: Case) -> Refusal | None:
-    # Another tenant's scope reads exactly like one that does not exist.
+    # The answer for another tenant's scope is the same as for a scope that does not exist.
     if case.scope is not None and case.scope.tenant_id == case.tenant_id:
         return None
     return Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": case.claims.scope_id})
@@ -187,13 +187,13 @@ SCOPE_BOUNDS: tuple[Bound, ...] = (
     _attempts_left,
     _cost_left,
 )
-# What an execution that needs no scope has to keep instead.
+# The bounds of an execution that needs no scope.
 UNSCOPED_BOUNDS: tuple[Bound, ...] = (_members_given,)
 CATALOGUE_BOUNDS: tuple[Bound, ...] = (_action_in_catalogue, _targets_named)
 
 
 def judge(case: Case, bounds: Sequence[Bound] = (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS)) -> Refusal | None:
-    """The first bound that fails, or None: all are kept."""
+    """The refusal of the first bound that fails, or None if all bounds hold."""
     for bound in bounds:
         refusal = bound(case)
         if refusal is not None:

@@ -1,8 +1,7 @@
-"""Brakes: how often something was executed lately, and when it may be again. No clock, no I/O.
+"""Brakes limit how often something is executed within a time window. No clock, no I/O.
 
-Every admission counts but one that was provably not sent; refusals do not (source: policies.md, `brake`).
-What was executed is read from the same rows that admissions write, so a brake also counts what happened
-before somebody thought of it.
+Every admission counts, except one that was provably not sent. Refusals do not count. A brake counts the rows
+that admissions write, so a new brake also counts the executions before its rule existed.
 
 A brake holds for its own window and no longer: what was admitted by a clock that ran ahead counts as admitted
 just now, so that `Retry-After` is never longer than the rule says.
@@ -23,9 +22,9 @@ from sidecar.core.scope import Execution
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """Admissions to be looked at together: those that agree with what is not None.
+    """A key for admissions that are counted together. A field that is None matches every admission.
 
-    An incident is a tenant's own: the same name with another tenant is another incident.
+    An incident belongs to one tenant: the same name with another tenant is another incident.
     """
 
     tenant_id: str | None = None
@@ -35,10 +34,11 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How far a brake is used: counted admissions in its window, at most as many as fill it; why and until
-    when it holds, if it does.
+    """The use of a brake: the counted admissions in its window, and why and until when it holds.
 
-    `until` None while it holds: until the execution that is under way has ended.
+    Counting stops as soon as the result is known, so `count` may be lower than the full number. `why` is None
+    if the brake does not hold. `until` is in microseconds since 1970 (UTC). If `why` is set and `until` is
+    None, the brake holds until the execution in flight ends.
     """
 
     count: int
@@ -47,7 +47,7 @@ class Use:
 
 
 def tally_of(rule: Rule, tenant_id: str, incident_id: str, action: str) -> Tally:
-    """The smallest tally in which all is that a brake counts for an execution."""
+    """The narrowest tally that contains every execution that the brake counts for this one."""
     assert rule.brake is not None
     per = rule.brake.per
     return Tally(
@@ -71,7 +71,7 @@ def tallies_with(execution: Execution) -> tuple[Tally, ...]:
 def tallies_for(
     policies: PolicySet, tenant_id: str, incident_id: str | None, action: str | None
 ) -> dict[Tally, int]:
-    """What has to be counted for an execution, with how many seconds back."""
+    """The tallies that an execution needs, each with the number of seconds that it must cover."""
     wanted: dict[Tally, int] = {}
     for rule in policies.brakes(action or ""):
         assert rule.brake is not None
@@ -80,9 +80,9 @@ def tallies_for(
     return wanted
 
 
-# What brakes have found in a tally so far: how many names of it were looked at, and those that count. Whoever
-# keeps it only adds names to the tallies; so each admission looks only at what is new. The set is held so
-# that its identity, which is part of the key, stays its own.
+# A cache of the counted ids per brake: the policy set, the number of ids examined so far, and the ids that
+# count. The owner of the cache only appends ids to the tallies, so each admission examines only the new ones.
+# The entry keeps the policy set alive, because the key contains the id() of the set.
 Found = dict[tuple[Any, ...], tuple[PolicySet, int, list[str]]]
 
 
@@ -94,14 +94,14 @@ def use(
     executions: Mapping[str, Execution],
     found: Found | None = None,
 ) -> Use:
-    """How far an applying brake is used by what the subject is about. `admissions` are oldest first."""
+    """The use of an applying brake for a subject. `admissions` are oldest first."""
     names = _counted(rule, subject, policies, admissions, executions, {} if found is None else found)
     newest_first = (executions[name] for name in reversed(names))
     assert rule.brake is not None
     if "target_agents" not in rule.brake.per:
         roomy = found is not None and _is_roomy(rule.brake, names, executions, subject.now)
         return _use(rule, newest_first, subject, roomy=roomy)
-    # Each agent has a count of its own, and the fullest decides; whoever names none shares one.
+    # Each agent has its own count, and the fullest decides. Executions without target agents share one count.
     by_agent: dict[str | None, list[Execution]] = {agent: [] for agent in subject.target_agents or (None,)}
     for execution in newest_first:
         for agent in by_agent.keys() & set(execution.target_agents or (None,)):
@@ -118,14 +118,17 @@ def _counted(
     executions: Mapping[str, Execution],
     found: Found,
 ) -> list[str]:
-    """The executions of the subject's kind that the rule is about, oldest first."""
+    """The executions that the rule counts for the subject, oldest first.
+
+    Target agents are not compared here.
+    """
     assert rule.brake is not None
     names = admissions.get(tally_of(rule, subject.tenant_id, subject.incident_id, subject.action), ())
     kind = (
         subject.tenant_id,
         *(getattr(subject, facet) for facet in rule.brake.per if facet != "target_agents"),
     )
-    # By identity: a rule of the same name in another set is another rule.
+    # The key uses identity, because a rule with the same id in another set is another rule.
     key = (id(policies), id(rule), *kind)
     _, seen, counted = found.get(key, (policies, 0, []))
     for index in range(seen, len(names)):
@@ -152,7 +155,7 @@ def _counts(rule: Rule, execution: Execution, subject: Subject, policies: Policy
 
 
 def _is_roomy(brake: Brake, names: Sequence[str], executions: Mapping[str, Execution], now: int) -> bool:
-    """Whether a brake cannot be full, seen without looking at each execution: a wide one is asked often."""
+    """Whether a brake cannot be full. A bisection answers this without a visit to each execution."""
     if brake.one_in_flight or brake.max_attempts is None:
         return False
     begins = now - brake.window_seconds * SECOND
@@ -161,7 +164,7 @@ def _is_roomy(brake: Brake, names: Sequence[str], executions: Mapping[str, Execu
 
 
 def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject, *, roomy: bool = False) -> Use:
-    """With `roomy` only the last one matters, and only it is counted."""
+    """The use of a brake for these executions. With `roomy`, only the newest one can matter for the brake."""
     brake, now = rule.brake, subject.now
     assert brake is not None
     window = brake.window_seconds * SECOND
@@ -180,14 +183,14 @@ def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject, *, roo
                     f"{brake.cooldown_seconds} s must lie between two executions.",
                 )
             )
-            cools = now  # only the last one counts
+            cools = now  # only the newest execution starts a cooldown
         count += within
         if within and count == brake.max_attempts:
-            # This one has to leave the window before there is room again.
+            # There is no room until this execution leaves the window.
             why = f"{brake.max_attempts} executions in {brake.window_seconds} s are the most."
             holding.append((admitted_at + window, why))
         if not brake.one_in_flight and (roomy or count == brake.max_attempts or not within):
-            break  # nothing that is older matters
+            break  # older executions do not matter
         if brake.one_in_flight and one.status == "unknown" and within:
             why = f"{_named(one, subject)} is unknown; reconcile it, or wait."
             holding.append((admitted_at + window, why))
@@ -200,13 +203,13 @@ def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject, *, roo
 
 
 def _named(execution: Execution, subject: Subject) -> str:
-    """An execution, to whoever asks: another tenant's is nobody else's business."""
+    """A description of an execution. It does not identify the execution of another tenant."""
     if execution.tenant_id == subject.tenant_id:
         return f"Execution {execution.decision_id}"
     return "An execution of another tenant"
 
 
 def objection(rule: Rule, used: Use, now: int) -> Iterator[Objection]:
-    """What a brake has against an execution, if it holds."""
+    """The objection of a brake to an execution, if the brake holds."""
     if used.why is not None:
         yield braked(rule, used.why, used.until, now, None if used.until is None else iso_time(used.until))

@@ -8,5 +8,8 @@ GENESIS = bytes(32)
 
 
 def link(previous: bytes, envelope: bytes) -> bytes:
-    """`SHA-256(previous || envelope)`: a record's hash, given the hash before it (gate.md, Decision log)."""
+    """The hash of a record: `SHA-256(previous || envelope)`.
+
+    `previous` is the hash of the previous record.
+    """
     return sha256(previous + envelope).digest()

@@ -1,4 +1,4 @@
-"""A checkpoint: somebody with a key says how long a log was at some time, and where its chain ended."""
+"""A checkpoint: the holder of a key attests the length and the last hash of a log at some time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 
-# Keeps the signature of a checkpoint from being taken for one of anything else.
+# This prefix keeps the signature of a checkpoint from being valid for any other message.
 DOMAIN = b"scopegate checkpoint v1\n"
 
 _HEAD = re.compile(r"[0-9a-f]{64}")
@@ -16,9 +16,10 @@ _MEMBERS = {"count": int, "head": str, "key_id": str, "signature": str, "time": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """`count` records of a writer, the last of which has the hash `head` (hex); `time` is ISO 8601 in UTC.
+    """The signed state of a log at `time`, which is ISO 8601 in UTC.
 
-    `signature` covers all the rest. It is empty as long as nobody has signed.
+    `count` is the number of records of the writer. `head` is the hash of the last record, in hex.
+    `signature` covers all other fields. It is empty until the checkpoint is signed.
     """
 
     key_id: str
@@ -33,7 +34,7 @@ class Checkpoint:
         return DOMAIN + _json(self._said())
 
     def line(self) -> bytes:
-        """The line of a checkpoint file, with its end."""
+        """The line of a checkpoint file, including the line feed."""
         return _json({**self._said(), "signature": b64encode(self.signature).decode("ascii")}) + b"\n"
 
     def _said(self) -> dict[str, str | int]:
@@ -47,7 +48,7 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, line: bytes) -> Checkpoint:
-        """The checkpoint of a line. Raises ValueError for any line that `line` would not write so."""
+        """The checkpoint of a line. Raises ValueError for a line that `line` would write differently."""
         told = json.loads(line)
         if not isinstance(told, dict) or {name: type(value) for name, value in told.items()} != _MEMBERS:
             raise ValueError("is no checkpoint")

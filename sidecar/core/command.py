@@ -1,7 +1,7 @@
-"""Commands: every change to what the sidecar knows is one of these values.
+"""Commands: every change to the sidecar's state is one of these values.
 
-A command carries the policy set under which its request began, so that a reload can never judge one
-request by a mixture of two sets. Ids come from outside: the core draws no random numbers.
+A command carries the policy set that was in force when its request began. A reload therefore never judges one
+request by a mixture of two sets. The caller supplies all ids, because the core draws no random numbers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Switch = Literal["care_kill_switch"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
-    """Grant a scope. `scope` holds the terms; its times are set when the command is applied.
+    """Grant a scope. `scope` holds the terms. Its times are set when the command is applied.
 
-    `defaulted` names the terms (of `rules.TERMS`) that nobody asked for: policies may lower them. `judged` is
-    what the rules have said already, None: they are asked when the command is applied.
+    `defaulted` names the terms (of `rules.TERMS`) that the request omitted. Policies may lower them. `judged`
+    is an earlier judgment by the rules. If it is None, the rules judge when the command is applied.
     """
 
     decision_id: str
@@ -44,13 +44,13 @@ class Issue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admit:
-    """Let one execution through if its scope and the policies allow it, and consume the scope.
+    """Admit one execution if its scope and the policies allow it, and consume an attempt of the scope.
 
-    With `record_denial` off, a denial leaves no record of its own: the caller is in a flood and will
-    record it in a counted summary. `announced_cost` is what the caller knows that it will cost; where it is
-    above the catalogue's hold, it is what is held. `preview` is what the rules have said already, None: they
-    are asked when the command is applied. An action of a risk below `scope_required_from` needs no scope. On
-    a `shadow` route what would be a refusal is only recorded.
+    If `record_denial` is false, a denial leaves no record of its own, because the caller is in a flood and
+    records it in a counted summary. `announced_cost` is the cost that the caller expects. If it exceeds the
+    catalogue's hold, it is the hold. `preview` is an earlier judgment by the rules. If it is None, the rules
+    judge when the command is applied. An action with a risk below `scope_required_from` needs no scope. On a
+    `shadow` route, a refusal is only recorded.
     """
 
     decision_id: str
@@ -70,9 +70,9 @@ class Admit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """Record a refusal that needed no scope to be decided, or, with `count` above 1, a flood of them.
+    """Record a refusal that was decided without the store. With `count` above 1, record a flood of refusals.
 
-    With `shadow` it only would have been one: the request is let through.
+    With `shadow`, the request is admitted, and the record says that it would have been refused.
     """
 
     decision_id: str
@@ -91,7 +91,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle:
-    """Say how an admitted execution ended. `cost` is what the upstream reported, None where it did not."""
+    """Record how an admitted execution ended. `cost` is the upstream's report, None if there was none."""
 
     decision_id: str
     admission_id: str
@@ -104,9 +104,9 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revoke:
-    """Withdraw a scope for good. Repeatable; each call is recorded.
+    """Revoke a scope permanently. The command is repeatable, and each call is recorded.
 
-    `cause`: why the sidecar does it of its own accord.
+    `cause` is set if the sidecar revokes the scope on its own, and says why.
     """
 
     decision_id: str
@@ -122,7 +122,7 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconcile:
-    """Say what became of an execution that ended `unknown`. `cost` None means: the hold."""
+    """Resolve an execution that ended `unknown`. If `cost` is None, the hold is the cost."""
 
     decision_id: str
     admission_id: str
@@ -136,10 +136,10 @@ class Reconcile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emit:
-    """Append a record that somebody else decided.
+    """Append a record of a decision made outside the gate.
 
-    `once` is a key under which a record is kept only once; `unless_switched` names a switch that, while it
-    is on, keeps the record out. Both are looked at in the transaction that appends.
+    `once` is a key under which a record is kept only once. While the switch `unless_switched` is on, the
+    record is not appended. Both are tested in the transaction that appends the record.
     """
 
     record: Record
@@ -150,7 +150,7 @@ class Emit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """Turn a switch on or off. Repeatable; each call is recorded."""
+    """Turn a switch on or off. The command is repeatable, and each call is recorded."""
 
     decision_id: str
     switch: Switch
@@ -162,7 +162,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bind:
-    """Bind a run to the records of a request that were made before there was one."""
+    """Bind a run to the records of a request that were made before the run existed."""
 
     request_id: str
     run_id: str
@@ -170,9 +170,9 @@ class Bind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptClock:
-    """Take the wall clock's time for right. It is applied by itself, and `now` is that time.
+    """Accept the wall clock's time. The command is applied on its own, with `now` as that time.
 
-    `before` is the time that counted until then, in microseconds since 1970: it may be after `now`.
+    `before` is the sidecar's time until then, in microseconds since 1970. It may be after `now`.
     """
 
     decision_id: str
@@ -187,7 +187,7 @@ Command = Issue | Admit | Refuse | Settle | Revoke | Reconcile | Emit | Turn | B
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """`shadow` holds what would have been refused, if it were not only recorded."""
+    """A scope was granted. `shadow` holds the objections that were only recorded."""
 
     scope: Scope
     decision_id: str
@@ -196,8 +196,11 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """`scope` is as it stands after this attempt was consumed, None where none was needed; `shadow` as in
-    Issued."""
+    """An execution was admitted.
+
+    `scope` is the scope after this attempt was consumed, or None if the execution needed no scope. `shadow`
+    holds the objections that were only recorded.
+    """
 
     scope: Scope | None
     execution: Execution
@@ -207,7 +210,10 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """`decision_id` is None where no record was to be left; `objections` are all that stood against it."""
+    """A command was refused.
+
+    `decision_id` is None if it left no record. `objections` holds all objections.
+    """
 
     refusal: Refusal
     decision_id: str | None
@@ -221,7 +227,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """`overrun`: the reported cost was above a hold that was not zero."""
+    """An execution ended. `overrun` is true if the reported cost exceeded a hold above zero."""
 
     scope: Scope | None
     execution: Execution
@@ -230,7 +236,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class NotInFlight:
-    """A settlement for an execution that has ended already, or never was: nothing changed."""
+    """The execution to settle has ended already or does not exist. Nothing changed."""
 
     execution: Execution | None
 
@@ -248,7 +254,7 @@ class Emitted:
 
 @dataclass(frozen=True, slots=True)
 class NotEmitted:
-    """Nothing was appended: a record is kept under that key already, or a switch is on."""
+    """Nothing was appended, because a record with that key exists already or a switch is on."""
 
     why: Literal["repeated", "switched_off"]
 
@@ -261,14 +267,14 @@ class Turned:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How many records have their run from now on."""
+    """A run was bound. `count` is the number of records that it was bound to."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class ClockAccepted:
-    """Both in microseconds since 1970: the time that counted before, and the one that counts from now on."""
+    """The sidecar's time `before` and after (`now`) the command, both in microseconds since 1970."""
 
     decision_id: str
     before: int

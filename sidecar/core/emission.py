@@ -1,7 +1,7 @@
-"""What is recorded of a decision that somebody else made, and when nothing is: one table, a row an emitter.
+"""Decision records for decisions made outside the gate: one table with one row per emitter.
 
-The values come from seed-contract.md, "Decision records"; the library and the admin interface both read
-them here. The emission rules are frozen. No clock, no I/O.
+A row says what its record holds, and when no record is emitted. The library and the admin interface both use
+this table. The emission rules are frozen. No clock, no I/O.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ MIN_CONFIDENCE = 0.50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emission:
-    """A record to append; under which key only once, and which switch keeps it out while it is on."""
+    """A record to append.
+
+    `once` is a key under which the record is kept only once. While the switch `unless_switched` is on, the
+    record is not appended.
+    """
 
     record: Record
     once: bytes | None
@@ -70,14 +74,14 @@ FORBIDDEN_SIGNALS = frozenset(
 
 
 def check_signal(name: object) -> None:
-    """Raises CARESignalAccessError unless the optimization of routing may look at this signal."""
+    """Raises CARESignalAccessError unless routing optimization may read this signal."""
     if isinstance(name, str) and name in ALLOWED_SIGNALS:
         return
     known = isinstance(name, str) and name in FORBIDDEN_SIGNALS
     raise CARESignalAccessError(f"the signal {name!r} is {'forbidden' if known else 'unknown'}", name)
 
 
-# Outcomes, rules and details that are more than one expression ---------------------------------------
+# Outcomes, rules and details that need more than one expression --------------------------------------
 
 
 def _routing_outcome(given: Arguments) -> DecisionOutcome:
@@ -87,7 +91,7 @@ def _routing_outcome(given: Arguments) -> DecisionOutcome:
 
 
 def _routing_reason(given: Arguments) -> str | None:
-    """The details are the caller's alone, so the reason is the one place that can name the agent."""
+    """The reason names the selected agent, because the details belong to the caller."""
     if _routing_outcome(given) is DecisionOutcome.SELECTED:
         return f"selected agent {given['selected_agent']}"
     reason: str | None = given["rejection_reason"]
@@ -148,14 +152,14 @@ def _recovery_evaluation_outcome(given: Arguments) -> DecisionOutcome:
 
 
 def _care_optimization_emits(given: Arguments, min_confidence: float) -> bool:
-    """Signals come first: a forbidden one is told even where nothing would be recorded."""
+    """Signals are checked first: a forbidden signal raises an error even if nothing would be recorded."""
     for signal in _listed(given["signals_used"]):
         check_signal(signal)
     return bool(
         given["optimization_enabled"]
         and not given["shadow_mode"]
         and given["optimized_agent"] != given["baseline_agent"]
-        and given["confidence_score"] >= min_confidence  # no, too, where it is NaN
+        and given["confidence_score"] >= min_confidence  # false for NaN
     )
 
 
@@ -169,14 +173,14 @@ def _care_optimization(given: Arguments) -> dict[str, Any]:
 
 
 def _listed(value: object) -> list[Any]:
-    """Nothing is an empty list; one value that is no collection stands alone in its list."""
+    """The value as a list. None becomes an empty list, a single value becomes a list of one."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
 
 
 def _given(given: Arguments, name: str) -> dict[str, Any]:
-    """The argument under its own name, where it was given at all."""
+    """A mapping from the argument's name to its value, empty if the argument was not given."""
     return {} if given[name] is None else {name: given[name]}
 
 
@@ -195,10 +199,11 @@ def _reason(given: Arguments) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emitter:
-    """One kind of decision: what its record says, when there is one, and under which key only once.
+    """One kind of decision: the content of its record, when it is emitted, and its deduplication key.
 
-    `causal_role` is the default, or, with `role_is_fixed`, what no caller can change. `emits` gets the
-    arguments and the least confidence. `key` gives what a record is kept once for; None: every one is kept.
+    `causal_role` is the default. With `role_is_fixed`, no caller can change it. `emits` takes the arguments
+    and the minimum confidence. `key` returns the parts of the key under which a record is kept only once. If
+    `key` is None, every record is kept.
     """
 
     decision_type: DecisionType
@@ -350,11 +355,12 @@ EMITTERS: Mapping[Kind, Emitter] = MappingProxyType(
 
 
 def once_key(decision_type: DecisionType, *parts: str | None) -> bytes:
-    """The key under which a record is kept once: a digest, so that it has one length and tells nothing.
+    """The key under which a record is kept once.
 
-    What is digested is a JSON list, which no two different lists of parts share.
+    The key is a digest, so it has a fixed length and reveals nothing. The digested text is a JSON list,
+    because two different lists of parts never have the same JSON.
     """
-    # As the record shows them: a run 7 and a run "7" are one.
+    # Parts are compared as text, as the record shows them: run 7 and run "7" are the same run.
     texts = (part if part is None else str(part) for part in parts)
     return sha256(json.dumps([decision_type.value, *texts]).encode("ascii")).digest()
 
@@ -367,11 +373,11 @@ def emission(
     now: int,
     min_confidence: float = MIN_CONFIDENCE,
 ) -> Emission | None:
-    """The record that an emitter leaves for its arguments, None where its rule says that there is none.
+    """The record that an emitter appends for its arguments, or None if its rule emits no record.
 
-    `arguments` holds every argument of the emitter under its name; `now` is in microseconds since 1970
-    (UTC). Raises CARESignalAccessError for a signal that is not allowed, ValueError for a causal role that
-    does not exist, TypeError for values that cannot be compared.
+    `arguments` holds every argument of the emitter by name. `now` is in microseconds since 1970 (UTC).
+    Raises CARESignalAccessError for a signal that is not allowed, ValueError for an unknown causal role, and
+    TypeError for values that cannot be compared.
     """
     row = EMITTERS[kind]
     if not row.emits(arguments, min_confidence):

@@ -1,7 +1,4 @@
-"""The records that the gate leaves: what was asked goes into inputs, what was found into details.
-
-Types, outcomes and reasons: gate.md, "Gate records".
-"""
+"""The decision records of the gate. The inputs hold the request, the details hold the findings."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ from sidecar.core.record import (
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
 
-# The parameters of a larger body stay out of the log, which anybody who may ask could fill otherwise; the
-# digest of the body (`body_sha256`) still says which one was judged.
+# The log omits the parameters of a larger body, because any client could otherwise fill the disk. The digest
+# of the body (`body_sha256`) still identifies the judged body.
 MAX_RECORDED_BODY_BYTES = 16 * 1024
 
-# What a refusal says about who refused (gate.md, "Gate records"): a rule, the lack of a decision, or,
-# for every other code, a bound of the scope or a malformed request.
+# The outcome says who refused: a policy, or the lack of a decision. Every other code stands for a bound of
+# the scope or a malformed request, and has the outcome `blocked`.
 OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
     {
         "policy_denied": DecisionOutcome.POLICY_BLOCKED,
@@ -56,7 +53,7 @@ def gate_entry(
     gatekept: str = "scoped_execution",
     **details: Any,
 ) -> Entry:
-    """The entry of a gate record: its inputs are what was asked, its details what was found."""
+    """The entry of a gate record. The inputs hold the request, the details hold the findings."""
     inputs: dict[str, Any] = {"policy_id": gatekept, "principal": command.principal}
     if claims.target_agents:
         inputs["target_agents"] = list(claims.target_agents)
@@ -98,7 +95,7 @@ def gate_entry(
 def ended_entry(
     command: Settle | Reconcile, event: Event, execution: Execution, overrun: bool, now: int
 ) -> Entry:
-    """The entry that ends an admission, as settled or as reconciled."""
+    """The entry that ends an admission by settlement or reconciliation."""
     inputs: dict[str, Any] = {"policy_id": "scoped_execution"}
     details: dict[str, Any] = {
         "admission_id": execution.decision_id,
@@ -138,7 +135,7 @@ def ended_entry(
 
 
 def switched_entry(command: Turn, *, was_on: bool, now: int) -> Entry:
-    """The entry of a switch that somebody turned, be it to where it stood already."""
+    """The entry of a switch command, recorded even if the switch had that position already."""
     return Entry(
         event="switched",
         origin=command.origin,
@@ -155,7 +152,7 @@ def switched_entry(command: Turn, *, was_on: bool, now: int) -> Entry:
 
 
 def clock_accepted_entry(command: AcceptClock, now: int) -> Entry:
-    """The entry of a wall clock that an operator accepted: how far it was from the time that counted."""
+    """The entry of a wall clock that an operator accepted, with its distance from the sidecar's time."""
     return Entry(
         event="clock_accepted",
         origin=command.origin,

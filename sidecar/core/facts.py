@@ -1,19 +1,20 @@
-"""What a request claims, read out of judged bytes. Exact types; what is unclear is refused.
+"""The claims of a request, read from the judged bytes. Types are exact, and unclear claims are refused.
 
-Default places: `/scope_id`, `/incident_id`, `/action`, `/parameters`, and the target agents at
-`/target_agents`, else `/parameters/target_agents`. A route may name other places.
+The default places are `/scope_id`, `/incident_id`, `/action`, `/parameters` and, for the target agents,
+`/target_agents` or `/parameters/target_agents`. A route may configure other places.
 
-A backend may find another member than the one that was judged, because it compares names less strictly.
-Each rule is one that real programs apply to keys:
+A backend may read another member than the judged one, because it compares names less strictly. Real programs
+apply these rules to keys:
 
-1. Case and Unicode compatibility forms are folded (Go's encoding/json, ASP.NET, Jackson when told so).
-2. A name ends at NUL, where it passes through C.
-3. Control and format characters are dropped, since input is cleaned.
-4. Blanks at both ends are trimmed.
+1. They fold case and Unicode compatibility forms (Go's encoding/json, ASP.NET, Jackson if configured so).
+2. They end a name at NUL, because the name passes through C.
+3. They drop control and format characters, because they clean their input.
+4. They trim blanks at both ends.
 
-So where facts are read, a key that is one of theirs under these rules, in any combination, and not to the
-letter is refused. There `__proto__` is refused, too: once JavaScript copies such an object, it reads the
-members of that one as if they were its own.
+Objects that hold facts are therefore checked for lookalikes: a key that equals a fact's key under any
+combination of these rules, but is not identical to it, is refused. The key `__proto__` is refused there, too.
+When JavaScript copies an object with this key, it reads the members of the key's value as members of the
+object.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ MAX_TARGET_AGENTS = 256
 
 
 def is_identifier(value: object) -> bool:
-    """1 to 256 printable characters, no controls: the rule for every id, action and agent name."""
+    """Whether a value is 1 to 256 printable characters. Every id, action and agent name obeys this rule."""
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARS and value.isprintable()
 
 
 def spellings(key: str) -> tuple[str, ...]:
-    """The forms under which a key is the same as another to a lenient parser: whole, and cut at NUL."""
+    """The forms in which a lenient parser compares a key: whole, and cut at NUL."""
     if key.isascii() and key.isprintable():
         return (key.strip().lower(),)
-    # NUL may be trimmed from the beginning before another one cuts.
+    # A parser may trim leading NULs before it cuts at a later NUL.
     cut = next(filter(None, map(_cleaned, key.split("\0"))), "")
     return (_cleaned(key), cut) if "\0" in key else (cut,)
 
@@ -54,7 +55,7 @@ def _cleaned(key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one fact stands: a JSON pointer (RFC 6901), a path parameter, a query or header name."""
+    """The place of one fact: a JSON pointer (RFC 6901), a path parameter, a query or header name."""
 
     kind: Literal["pointer", "path", "query", "header"]
     name: str
@@ -62,7 +63,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """`/json/pointer`, `path:name`, `query:name` or `header:Name`. Raises ValueError."""
+        """Parse `/json/pointer`, `path:name`, `query:name` or `header:Name`. Raises ValueError."""
         if text.startswith("/") and len(text) > 1:
             tokens = pointer.parse(text)
             if "" in tokens:
@@ -88,8 +89,11 @@ def _pointer(text: str) -> Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactSources:
-    """Where a route's facts stand. `target_agents` are places that must agree where several hold a value;
-    `cost` is read from the upstream's answer, not from the request."""
+    """The places of a route's facts.
+
+    If several of the `target_agents` places hold a value, the values must be equal. `cost` is read from the
+    upstream's answer, not from the request.
+    """
 
     scope_id: Source = field(default_factory=lambda: _pointer("/scope_id"))
     incident_id: Source = field(default_factory=lambda: _pointer("/incident_id"))
@@ -99,7 +103,7 @@ class FactSources:
         default_factory=lambda: (_pointer("/target_agents"), _pointer("/parameters/target_agents"))
     )
     cost: Source = field(default_factory=lambda: Source.parse("header:X-Recovery-Cost-USD"))
-    # For each object on the way to a fact: the keys that are read there, and their folded forms.
+    # For each object on the path to a fact: its pointer steps, the keys read there, and their folded forms.
     watched: tuple[tuple[tuple[str, ...], frozenset[str], frozenset[str]], ...] = field(init=False)
 
     @property
@@ -123,7 +127,7 @@ DEFAULT_SOURCES = FactSources()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Everything of one gated request that facts may be read from; names of headers in lower case."""
+    """The parts of one gated request that may hold facts. Header names are in lower case."""
 
     document: Mapping[str, Any]
     body_bytes: int = 0
@@ -134,9 +138,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """What a request claims. None where it says nothing; the bounds decide what may be missing.
+    """The claims of a request. A missing claim is None, and the bounds decide which claims may be missing.
 
-    `body_bytes` is the size of the body that says it: records keep the parameters of small ones only.
+    `body_bytes` is the size of the request body, because records hold the parameters of small bodies only.
     """
 
     scope_id: str | None = None
@@ -148,7 +152,7 @@ class Claims:
 
 
 def read(request: Request, sources: FactSources) -> Claims | Refusal:
-    """The claims of a request, or why they cannot be read (`invalid_request`, naming the member)."""
+    """The claims of a request, or a refusal `invalid_request` that names the unreadable member."""
     for prefix, exact, forms in sources.watched:
         holder = pointer.follow(request.document, prefix)
         if isinstance(holder, Mapping):
@@ -224,10 +228,10 @@ def _find(request: Request, source: Source) -> Any:
 
 
 def _may_be_read_as(name: str, judged: str) -> bool:
-    """Whether some server takes one query name for another.
+    """Whether some server may read one query name as another.
 
-    ASP.NET ignores case; a[b] and a.b may belong to a; PHP drops leading blanks, and writes `_` for blank,
-    dot and [.
+    ASP.NET ignores case. Some servers read a[b] and a.b as parts of a. PHP drops leading blanks, and replaces
+    blank, dot and [ by `_`.
     """
     return any(
         form in (found, re.split(r"[\[.\s;]", found)[0], re.sub(r"[ .\[]", "_", found))

@@ -1,26 +1,28 @@
-"""Which host a request names, and whether a listener answers to it. No I/O.
+"""The host that a request names, and whether a listener answers to it. No I/O.
 
-The authority of a request is input like its path. A backend that rebuilds the URL from it (`scheme://`, Host,
-target) and parses that again reads `Host: x/recovery/execute?` as a path, and `Host: u@x` as a user. So:
+The authority of a request is untrusted input, like its path. Some backends rebuild the URL from the authority
+(`scheme://`, Host, target) and parse it again. Such a backend reads `Host: x/recovery/execute?` as a path,
+and `Host: u@x` as a user. Rules 1 to 3 prevent this:
 
 1. Every authority that a request names, in Host and in a target of the absolute form, is exactly one
    `name [":" port]`. A name has only characters at which no URL parser splits (the unreserved ones of
    RFC 3986), or is an IPv6 address in brackets, without a zone. Percent-encoding is refused, because a second
-   parser would undo it.
-2. Both places are held to all rules. By RFC 9112 (3.2.2) the absolute form replaces Host, and many backends
-   look at Host all the same.
-3. HTTP/1.0 may come without Host. Every other version needs one.
+   parser would decode it.
+2. All rules apply to both places. By RFC 9112 (3.2.2) the absolute form replaces Host, but many backends
+   read Host all the same.
+3. An HTTP/1.0 request may omit Host. Every other version needs one.
 
-A well-formed name can still be a lie. A web page whose name resolves to 127.0.0.1 (DNS rebinding) reaches a
-listener on loopback, with the page's own name in Host. So a listener that takes loopback for authentication
-answers to loopback names, and to those that it is configured with, and to no others:
+A well-formed name can still be forged. A web page whose name resolves to 127.0.0.1 (DNS rebinding) reaches a
+listener on loopback, with the page's own name in Host. A listener that relies on loopback for authentication
+therefore answers only to loopback names and to its configured names:
 
-4. Loopback are 127.0.0.0/8, ::1, `localhost` and names that end in `.localhost`, which no resolver may give
-   to others (RFC 6761, 6.3). 0.0.0.0 is none of them, although systems connect it to loopback.
+4. The loopback names are 127.0.0.0/8, ::1, `localhost` and names that end in `.localhost`, because no
+   resolver may assign these names to other addresses (RFC 6761, 6.3). 0.0.0.0 is not a loopback name,
+   although systems connect it to loopback.
 5. Names are compared without the port, in any case, and without the dot that ends a fully qualified name.
 
-An origin is that of the listener itself if scheme, name and port are equal. A port that is left out is the
-default of the scheme (RFC 6454, 5). A dot at the end of the name counts here, as it does for browsers.
+An origin belongs to the listener itself if scheme, name and port are equal. A missing port is the default of
+the scheme (RFC 6454, 5). A dot at the end of the name counts here, as it does for browsers.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One well-formed authority. `name` is in lower case, an IPv6 address short and in brackets."""
+    """One well-formed authority. `name` is in lower case; an IPv6 address is compressed and in brackets."""
 
     name: str
     port: int | None
 
     @classmethod
     def parse(cls, text: str) -> Host | None:
-        """What a Host header or the authority of a target names; None where it is not well-formed."""
+        """The host that a Host header or the authority of a target names, None if it is not well-formed."""
         found = _HOST.fullmatch(text)
         if found is None:
             return None
@@ -62,11 +64,11 @@ class Host:
 
     @property
     def bare(self) -> str:
-        """The name as names are compared."""
+        """The name in the form that is compared."""
         return self.name.removesuffix(".")
 
     def is_loopback(self) -> bool:
-        """Whether only this machine can be meant."""
+        """Whether the name can only mean this machine."""
         bare = self.bare
         *labels, top = bare.split(".")
         if top == "localhost" and all(labels):
@@ -77,7 +79,7 @@ class Host:
             address = ipaddress.IPv6Address(bare[1:-1])
         except ValueError:
             return False
-        # Before 3.13 Python does not say so of ::ffff:127.0.0.1 itself.
+        # Before version 3.13, Python does not report ::ffff:127.0.0.1 as loopback.
         return address.is_loopback or (address.ipv4_mapped is not None and address.ipv4_mapped.is_loopback)
 
     def is_origin(self, origin: str, scheme: str) -> bool:
@@ -91,8 +93,11 @@ class Host:
 
 
 def hosts_of(method: str, target: str, values: Sequence[str], *, needed: bool) -> tuple[Host, ...] | str:
-    """The hosts that a request names, none for a request of HTTP/1.0 without Host, or a clause that says what
-    is wrong. `values` are those of all Host headers; `needed` is whether there must be one."""
+    """The hosts that a request names, or a clause that says what is wrong.
+
+    `values` are the values of all Host headers. `needed` says whether the request must have one. The result
+    is empty for an HTTP/1.0 request without Host.
+    """
     if len(values) > 1:
         return "it has more than one Host"
     if needed and not values:
@@ -111,7 +116,7 @@ def hosts_of(method: str, target: str, values: Sequence[str], *, needed: bool) -
 
 
 def _authorities(method: str, target: str) -> tuple[str, ...] | None:
-    """The authority that a target holds, if it holds one; None for a target of no known form."""
+    """The authority in a target, empty if it has none, or None if the target has no known form."""
     if method == "CONNECT":
         return (target,)
     if target.startswith("/") or target == "*":
@@ -121,5 +126,5 @@ def _authorities(method: str, target: str) -> tuple[str, ...] | None:
 
 
 def answers_to(host: Host, names: Collection[str]) -> bool:
-    """Whether a listener that is configured with these names, each as `Host.bare`, answers to a host."""
+    """Whether a listener with these configured names, each in the form of `Host.bare`, answers to a host."""
     return host.is_loopback() or host.bare in names

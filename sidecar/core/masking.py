@@ -1,6 +1,6 @@
-"""Masking: what a JSON pointer finds in a record is replaced before the record becomes bytes.
+"""Masking replaces the values that JSON pointers find in a record, before the record becomes bytes.
 
-Who a record is about cannot be masked, so that the log stays one that can be searched and verified.
+The identity of a record cannot be masked, so that the log can still be searched and verified.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ Tokens = tuple[str, ...]
 
 MASKED = "[masked]"
 
-# What may be masked, besides the places strictly below the first two.
+# Members whose inner values may be masked, but not the member as a whole; and members that may be masked
+# whole.
 _BELOW = ("decision_inputs", "details")
 _WHOLE = ("decision_reason",)
-# What says whom a record is about and what decided it.
+# The members that identify the subject of a record and the policies that decided it.
 IDENTITY: tuple[Tokens, ...] = (
     ("decision_inputs", "policy_id"),
     ("decision_inputs", "principal"),
@@ -33,7 +34,7 @@ IDENTITY: tuple[Tokens, ...] = (
 
 
 def pointer(text: str) -> Tokens:
-    """The steps of a JSON pointer (RFC 6901) into a record. Raises ValueError where it may not be masked."""
+    """The steps of a JSON pointer (RFC 6901) into a record. Raises ValueError if it may not be masked."""
     tokens = parse(text)
     if not tokens or "" in tokens:
         raise ValueError("names no member, or an empty one; write /member or /member/member")
@@ -52,17 +53,19 @@ def pointer(text: str) -> Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
-    """Pointers as `pointer` reads them. With a key equal values get equal masks, without it all values do.
+    """A mask with pointers as `pointer` parses them.
 
-    A mask takes the 14 fields of `Record.to_dict()` and gives them back with every value that a pointer
-    finds replaced, whatever it is. What it is given is never changed; what needs no change is not copied.
+    With a key, equal values get equal masks. Without a key, all values get the same mask. A mask takes the 14
+    fields of `Record.to_dict()` and returns them with every value that a pointer finds replaced. It never
+    changes its argument, and copies only the parts that change.
     """
 
     pointers: tuple[Tokens, ...]
     key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        # Each once and the shorter first: a mask stands for a value as it came, not for one masked before.
+        # Shorter pointers come first, because a mask must be computed from an original value, not a masked
+        # one.
         object.__setattr__(self, "pointers", tuple(sorted(set(self.pointers), key=len)))
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +76,7 @@ class Mask:
         return found
 
     def _replaced(self, value: Any, tokens: Tokens) -> Any:
-        """The value with a mask where the steps lead; the very same value where they lead nowhere."""
+        """The value with a mask at the place of the steps, or the identical object if they find nothing."""
         if not tokens:
             return self._mask(value)
         step, rest = tokens[0], tokens[1:]
@@ -93,9 +96,10 @@ class Mask:
 
 
 def canonical(value: Any) -> str:
-    """JSON that is the same for equal values: sorted keys, no white space, ASCII only.
+    """JSON that is identical for equal values: sorted keys, no white space, ASCII only.
 
-    A number is written by its value: 1, 1.0 and 1e0 are one. What JSON does not know is written as its text.
+    A number is written by its value, so 1, 1.0 and 1e0 are identical. A value that JSON cannot express is
+    written as a string.
     """
     match value:
         case None:
@@ -122,7 +126,10 @@ def _text(value: str) -> str:
 
 
 def _number(value: int | float | Decimal) -> str:
-    """Sign, digits and power of ten, exactly: neither rounded to a double nor to a decimal context."""
+    """Sign, digits and power of ten.
+
+    The number is exact: it is not rounded to a double or a decimal context.
+    """
     decimal = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
     if not decimal.is_finite():
         return _text(str(decimal))

@@ -1,7 +1,7 @@
-"""JSON pointers (RFC 6901): one reading for every key that takes one.
+"""JSON pointers (RFC 6901): one interpretation for every setting that takes a pointer.
 
 1. The empty text points at the whole document. Any other text begins with `/`, and each `/` begins a step.
-2. In a step `~1` stands for `/` and `~0` for `~`; any other `~` is a mistake. The empty step names the
+2. In a step, `~1` stands for `/` and `~0` for `~`. Any other `~` is an error. The empty step names the
    member "".
 3. In an object a step is the name of a member, even one of digits: `/0` finds the member "0".
 4. In an array a step is an index: `0`, or digits that do not begin with 0. `01`, `+1`, `-1`, other scripts'
@@ -15,23 +15,23 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-# What `follow` returns where a pointer finds nothing. JSON has null, so None is a value here.
+# `follow` returns this if a pointer finds nothing. None is a value here, because JSON has null.
 ABSENT: Final[Any] = object()
 
 _POINTER = re.compile(r"(?:/(?:[^/~]|~[01])*)*", re.DOTALL)
-# No list is as long as more digits say, and Python refuses to read a number of thousands of them.
+# No list needs an index with more digits, and Python refuses to parse a number with thousands of digits.
 _INDEX = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """The steps of a pointer, unescaped; none for the whole document. Raises ValueError."""
+    """The unescaped steps of a pointer, empty for the whole document. Raises ValueError."""
     if not _POINTER.fullmatch(text):
         raise ValueError("expects a JSON pointer: /member or /member/member, with ~ as ~0 and / as ~1")
     return tuple(step.replace("~1", "/").replace("~0", "~") for step in text.split("/")[1:])
 
 
 def follow(document: Any, steps: Iterable[str]) -> Any:
-    """What the steps find in a document of mappings, lists and tuples; `ABSENT` where they find nothing."""
+    """The value that the steps find in a document of mappings, lists and tuples, or `ABSENT`."""
     for step in steps:
         if isinstance(document, Mapping):
             if step not in document:
@@ -48,7 +48,7 @@ def follow(document: Any, steps: Iterable[str]) -> Any:
 
 
 def index(step: str, items: Sequence[Any]) -> int | None:
-    """The place in a list that a step names; None where it names none."""
+    """The index that a step names in a list, or None."""
     if not _INDEX.fullmatch(step):
         return None
     place = int(step)

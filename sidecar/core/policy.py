@@ -1,7 +1,7 @@
-"""The policy set: what operators allow, as one immutable value. No files here, only meaning.
+"""The policy set: the actions and rules of the operators, as one immutable value. This module reads no files.
 
-The rules of combination are few: a refusal by any rule refuses, of several limits the strictest holds, and so
-the order of rules never matters (source: policies.md). How a request is judged by them stands in rules.
+Rules combine in two ways: a refusal by any rule refuses, and of several limits the strictest holds. The order
+of rules therefore never matters. The module `rules` judges requests by a policy set.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-# Actions that the catalogue does not list, for which it is kept which rules are about them.
+# The most unlisted actions for which a policy set caches the matching rules.
 MOST_UNLISTED = 4_096
 
 Phase = Literal["issue", "execute"]
-# What a brake may count by.
+# The facets by which a brake may count.
 Facet = Literal["incident_id", "action", "tenant_id", "principal", "target_agents"]
 
 
 class RiskClass(str, Enum):
-    """How much harm a recovery action can do, in rising order."""
+    """The risk of a recovery action, in rising order."""
 
     LOW = "low"
     MEDIUM = "medium"
     HIGH = "high"
     CRITICAL = "critical"
 
-    # Text sorts by letter; risk does not.
+    # The comparisons of str would sort alphabetically.
     def __lt__(self, other: str) -> bool:
         return _rank(self) < _rank(other)
 
@@ -52,9 +52,9 @@ def _rank(risk: str) -> int:
 class ActionPolicy:
     """One entry of the catalogue.
 
-    `hold` is what an execution sets aside until its cost is known, in micro-dollars; `timeout_seconds`
-    replaces the upstream's response timeout where it is given; with `targets_required` whoever asks for it
-    names the target agents.
+    `hold` is the amount that an execution sets aside until its cost is known, in micro-dollars. If
+    `timeout_seconds` is set, it replaces the upstream's response timeout. With `targets_required`, a request
+    for the action must name target agents.
     """
 
     risk: RiskClass
@@ -65,11 +65,11 @@ class ActionPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What one request, or one action that a grant is asked for, is to the rules.
+    """The facts that the rules read of one execution, or of one action of a requested grant.
 
-    When a scope is asked for, its terms are those asked for, and nothing of it is used yet; an execution that
-    needs no scope has an empty intent and zeros. `max_cost` is the scope's ceiling in micro-dollars, `now` in
-    microseconds since 1970 (UTC).
+    For a grant, the terms are the requested ones and no attempt is used. For an execution that needs no
+    scope, the intent is empty and the numbers are zero. `max_cost` is the scope's ceiling in micro-dollars.
+    `now` is in microseconds since 1970 (UTC).
     """
 
     action: str
@@ -87,7 +87,7 @@ class Subject:
     now: int = 0
 
 
-# The facts that a condition may read, by name, in the order of policies.md; those that only the scope knows.
+# The facts that a condition may read. SCOPE_FACTS are the ones that only the scope holds.
 FACTS = (
     "action",
     "risk",
@@ -109,7 +109,7 @@ SCOPE_FACTS = frozenset(
 
 
 class Condition(Protocol):
-    """A rule's `when`. `reads` names the facts that it may look at (some more do no harm)."""
+    """A rule's `when`. `reads` names the facts that it may read; additional names are harmless."""
 
     @property
     def text(self) -> str: ...
@@ -118,7 +118,7 @@ class Condition(Protocol):
     def reads(self) -> frozenset[str]: ...
 
     def __call__(self, subject: Subject) -> bool:
-        """Whether it holds. Raises ConditionFailed where it cannot be said, or is neither true nor false."""
+        """Whether the condition holds. Raises ConditionFailed if it cannot be judged or is not a boolean."""
 
 
 @lru_cache(maxsize=65_536)
@@ -127,13 +127,19 @@ def _regex(glob: str) -> re.Pattern[str]:
 
 
 def globbed(globs: Sequence[str], value: str) -> bool:
-    """Whether a value is meant by any of the globs (`*`, `?`, `[...]`, case counts); none: every value is."""
+    """Whether a value matches any of the globs (`*`, `?`, `[...]`, case-sensitive).
+
+    No globs match every value.
+    """
     return not globs or any(glob == value or _regex(glob).match(value) is not None for glob in globs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """Whom a rule is about. An empty member is about everybody; of target agents one is enough."""
+    """The requests that a rule matches. An empty member matches every request.
+
+    `target_agents` matches if it matches one target agent of the request.
+    """
 
     risk: frozenset[RiskClass] = frozenset()
     action: tuple[str, ...] = ()
@@ -143,13 +149,13 @@ class Match:
     target_agents: tuple[str, ...] = ()
 
     def action_matches(self, action: str, risk: RiskClass | None) -> bool:
-        """The part that the action alone decides."""
+        """Whether the members that depend on the action alone match."""
         return (not self.risk or risk in self.risk) and globbed(self.action, action)
 
     def rest_matches(
         self, incident_id: str, tenant_id: str, principal: str, target_agents: Sequence[str]
     ) -> bool:
-        """The part that the action does not decide."""
+        """Whether the members that do not depend on the action match."""
         return (
             globbed(self.incident_id, incident_id)
             and globbed(self.tenant_id, tenant_id)
@@ -160,7 +166,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The most that a scope may grant; None: no limit. `max_cost` in micro-dollars."""
+    """The maximum of each term of a scope, None for no limit. `max_cost` is in micro-dollars."""
 
     max_attempts: int | None = None
     ttl_seconds: int | None = None
@@ -169,7 +175,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Require:
-    """What must be said. `intent_min_chars` counts the intent as `visible_chars` does."""
+    """The facts that a request must supply. `intent_min_chars` counts characters as `visible_chars` does."""
 
     intent_min_chars: int = 0
     target_agents: bool = False
@@ -177,11 +183,15 @@ class Require:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brake:
-    """How often something may be executed. Counted are the admissions that the rule's `match` is about, apart
-    for each value of the facets in `per` (none: all together).
+    """A limit on how often something is executed.
 
-    At most `max_attempts` in any `window_seconds`; `cooldown_seconds` from each to the next; with
-    `one_in_flight` none while another is under way, or is unknown and was admitted in the window.
+    A brake counts the admissions that the rule's `match` matches, separately for each value of the facets in
+    `per`. Without facets it counts all of them together.
+
+    1. At most `max_attempts` executions are admitted in any `window_seconds`.
+    2. At least `cooldown_seconds` lie between two admissions.
+    3. With `one_in_flight`, an execution waits until no other is in flight. An execution with an unknown
+       outcome that was admitted in the window counts as in flight.
     """
 
     per: tuple[Facet, ...] = ()
@@ -192,7 +202,7 @@ class Brake:
 
     @property
     def horizon_seconds(self) -> int:
-        """How far back it looks."""
+        """The number of seconds that the brake looks back."""
         return max(self.window_seconds, self.cooldown_seconds)
 
 
@@ -200,7 +210,7 @@ class Brake:
 class Rule:
     """One rule. A rule with `deny` refuses what it matches; `shadow` only records what it would do.
 
-    It applies where `match` matches and the condition `when`, if it has one, holds.
+    A rule applies if `match` matches and the condition `when`, if present, holds.
     """
 
     id: str
@@ -216,16 +226,16 @@ class Rule:
 
     @property
     def reads_scope(self) -> bool:
-        """Whether its condition may look at what only the scope knows."""
+        """Whether the condition may read facts that only the scope holds."""
         return self.when is not None and not self.when.reads.isdisjoint(SCOPE_FACTS)
 
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """The rules of one phase, found by the action without looking at the others."""
+    """The rules of one phase, indexed by action."""
 
-    named: Mapping[str, tuple[Rule, ...]]  # by each action that a rule names without a wildcard
-    patterned: tuple[Rule, ...]  # those that name actions with wildcards, or none at all
+    named: Mapping[str, tuple[Rule, ...]]  # rules without wildcards, by each action that they name
+    patterned: tuple[Rule, ...]  # rules that name actions with wildcards, or no action at all
 
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> _Index:
@@ -246,7 +256,7 @@ def _is_pattern(glob: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySet:
-    """All policies at one moment. `revision` is a hash of the files' content."""
+    """All policies at one moment. `revision` is a hash of the contents of the policy files."""
 
     revision: str
     actions: Mapping[str, ActionPolicy]
@@ -265,15 +275,18 @@ class PolicySet:
         object.__setattr__(self, "_brakes", any(rule.brake is not None for rule in self.rules))
 
     def action(self, name: str) -> ActionPolicy | None:
-        """The entry for an action, the `"*"` entry for one that is not listed, or None: refused."""
+        """The entry for an action, or the `"*"` entry for an unlisted one. None means that it is refused."""
         return self.actions.get(name, self.unlisted)
 
     def label(self, name: str) -> str:
-        """The action as a metric label: only names of the catalogue, so labels stay bounded."""
+        """The action as a metric label.
+
+        Unlisted actions share one label, so the number of labels is bounded.
+        """
         return name if name in self.actions else "other"
 
     def about(self, phase: Phase, action: str) -> tuple[Rule, ...]:
-        """The rules of a phase that the action and its risk do not rule out."""
+        """The rules of a phase whose `match` on action and risk accepts the action."""
         found = self._found.get((phase, action))
         if found is None:
             entry = self.action(action)
@@ -285,11 +298,11 @@ class PolicySet:
                 if rule.match.action_matches(action, risk)
             )
             if action in self.actions or len(self._found) < MOST_UNLISTED:
-                self._found[(phase, action)] = found  # bounded, whatever clients ask for
+                self._found[(phase, action)] = found  # bounded, because clients choose the actions
         return found
 
     def brakes(self, action: str) -> tuple[Rule, ...]:
-        """Those of them that count executions."""
+        """The rules for an action that have a brake."""
         if not self._brakes:
             return ()
         return tuple(rule for rule in self.about("execute", action) if rule.brake is not None)

@@ -1,23 +1,23 @@
-"""Which texts may a parser read in a request target? A bounded search, on values only.
+"""The texts that a parser may read in a request target: a bounded search, on values only.
 
-Backends disagree about what a target says. Each rule below is something that a real server, framework or
-handler does to a path; a `Step` is one of them, and the search composes the steps in any order.
+Backends disagree about the meaning of a target. Each rule below is something that a real server, framework or
+handler does to a path. A `Step` applies one of these rules, and the search composes the steps in any order.
 
-1. A percent escape is decoded once by every framework and twice behind a careless proxy or handler. IIS also
-   decodes `%u0065`. Lenient UTF-8 decoders accept overlong forms.
-2. Characters disappear. Bottle drops bytes that are not UTF-8, URL parsers drop tab, line feed and carriage
-   return, and handlers that clean their input drop control and format characters (zero width space, soft
-   hyphen, byte order mark). What is dropped may stand anywhere: in a name, within an escape, between the
-   bytes of one character. So each kind is dropped by a step of its own, and decoding may follow.
-3. Characters become others. Case and Unicode compatibility forms are folded, backslashes are slashes, a plus
-   sign is a space, and bytes that are not UTF-8 are Latin-1.
-4. Paths are resolved and cut: dot segments, empty segments, `;parameters`, `#`, `?`, NUL, an extension,
+1. Every framework decodes a percent escape once; behind a careless proxy or handler it is decoded twice. IIS
+   also decodes `%u0065`. Lenient UTF-8 decoders accept overlong forms.
+2. Parsers drop characters. Bottle drops bytes that are not UTF-8. URL parsers drop tab, line feed and
+   carriage return. Handlers that clean their input drop control and format characters (zero width space, soft
+   hyphen, byte order mark). A dropped character may stand anywhere: in a name, within an escape, between the
+   bytes of one character. Each kind therefore has a step of its own, and decoding may follow it.
+3. Parsers replace characters. They fold case and Unicode compatibility forms, read backslashes as slashes, a
+   plus sign as a space, and bytes that are not UTF-8 as Latin-1.
+4. Parsers resolve and cut paths: dot segments, empty segments, `;parameters`, `#`, `?`, NUL, an extension,
    blanks around a segment, dots at its end, and slashes at the end.
 5. A target may be an absolute URL or a reference to another host (`//host/path`), and an application may
-   build one from headers. Then a prefix named by a header is also put before the path, or taken off.
+   build a URL from headers. The application may then add a prefix from a header to the path, or remove it.
 
-A reading is a text without capital ASCII letters. Bytes that are not UTF-8 are lone surrogates in it, as
-Python's surrogateescape writes them.
+A reading is a text without capital ASCII letters. It represents bytes that are not UTF-8 as lone surrogates,
+as Python's surrogateescape does.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"//+")
 _BLANKS = "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
 _BLANK = rf"[{re.escape(_BLANKS)}]"
-# A run of blanks is tried from its beginning only: from each of its characters it would take seconds.
+# A match starts only at the beginning of a run of blanks. Starting at each blank would take seconds.
 _BLANK_ENDS = re.compile(rf"(?<!{_BLANK}){_BLANK}++(?=/|\Z)|(?<=/){_BLANK}++")
 _TRIMMED = rf"[.{re.escape(_BLANKS)}]"
-# A dot segment is none that ends in dots; with a blank behind its dots it is one.
+# A dot segment is not trimmed. With a blank after its dots it is no dot segment, and its end is trimmed.
 _SEGMENT_ENDS = re.compile(rf"(?:(?<=[^/.{re.escape(_BLANKS)}])|(?<=/)(?!\.\.?/)){_TRIMMED}+(?=/)")
 _EXTENSIONS = (".json", ".xml", ".do", ".action", ".html")
 
-# Characters without a shape of their own that are not of category Cf (Unicode: Default_Ignorable_Code_Point).
+# Default-ignorable characters that are not of category Cf (Unicode: Default_Ignorable_Code_Point).
 _IGNORABLE = frozenset(
     FILLERS
     + "\u034f\u17b4\u17b5\u180b\u180c\u180d\u180f\u2065"
@@ -69,7 +69,7 @@ _IGNORABLE = frozenset(
 
 
 def decoded(text: str) -> str:
-    """Each `%XX` as the byte that it names."""
+    """The text with each `%XX` decoded to its byte."""
     return _characters(unquote_to_bytes(text.encode("utf-8", "surrogateescape")))
 
 
@@ -82,9 +82,12 @@ def _decoded_but_for_slashes(text: str) -> str:
 
 
 def decoded_as_by_iis(text: str) -> str:
-    """Each `%uXXXX` as the UTF-16 unit, and each `%XX` as the byte that it names. `text` is in lower case."""
+    """The text with each `%uXXXX` decoded to its UTF-16 unit and each `%XX` to its byte.
+
+    `text` is in lower case. A text without `%u` is returned unchanged.
+    """
     if "%u" not in text:
-        return text  # then it is percent-decoding
+        return text  # `decoded` covers this case
     return "".join(
         _utf16(part) if _UTF16_ESCAPES.fullmatch(part) else decoded(part)
         for part in _UTF16_ESCAPES.split(text)
@@ -97,29 +100,29 @@ def _utf16(escapes: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Each overlong form of UTF-8 as the character that a lenient decoder takes it for."""
+    """The text with each overlong form of UTF-8 replaced by the character that a lenient decoder reads."""
     return text if text.isascii() else _OVERLONG.sub(_shortened, text)
 
 
 def _shortened(match: re.Match[str]) -> str:
-    code = ord(match[0][0]) & 1  # of all these lead bytes only C1 carries a bit
+    code = ord(match[0][0]) & 1  # among these lead bytes only C1 carries a bit
     for continuation in match[0][1:]:
         code = code << 6 | ord(continuation) & 0x3F
     return "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
 
 
 def folded(text: str) -> str:
-    """The text without differences of case and compatibility forms."""
-    # Each character by itself: what composes with a neighbour is not ASCII, as patterns are, and long runs
-    # of accents need no sorting.
+    """The text with case and compatibility forms folded."""
+    # Each character is folded by itself. A character composed with its neighbour is never ASCII, and patterns
+    # are ASCII. This also avoids sorting long runs of accents.
     return text.lower() if text.isascii() else text.translate({ord(each): _fold(each) for each in set(text)})
 
 
 @lru_cache(maxsize=4096)
 def _fold(character: str) -> str:
     if character == "\u0130":
-        return "i"  # for Java, which folds it to its first character only
-    # Upper case first: the dotless i meets the ASCII i only there.
+        return "i"  # because Java folds it to its first character only
+    # Upper case comes first, because the dotless i equals the ASCII i only in upper case.
     changed = unicodedata.normalize("NFKC", character).upper().casefold()
     return unicodedata.normalize("NFKC", changed)
 
@@ -139,18 +142,18 @@ def _without_format_characters(text: str) -> str:
 
 
 def _rejoined(before: str, after: str) -> str:
-    """Bytes between which something was dropped may be one character now."""
+    """The text decoded again, because dropping may have joined the bytes of one character."""
     if after == before or after.isascii():
         return after
     return _characters(after.encode("utf-8", "surrogateescape"))
 
 
 def is_format(character: str) -> bool:
-    """Whether a character only directs how its neighbours are shown, and has no shape of its own."""
+    """Whether a character only formats its neighbours and has no glyph of its own."""
     return unicodedata.category(character) == "Cf" or character in _IGNORABLE
 
 
-# What a parser may drop, one after the other; "nothing" comes first.
+# The characters that a parser may drop, as cumulative choices; the first drops nothing.
 DROPPING: tuple[Callable[[str], str], ...] = (
     lambda text: text,
     _without_controls,
@@ -184,54 +187,54 @@ def _without_extension(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that a parser may do to a path; `decodings` of MAX_DECODINGS are spent by it."""
+    """One thing that a parser may do to a path. The step uses up `decodings` of MAX_DECODINGS."""
 
     name: str
     read: Callable[[str], str]
     decodings: int = 0
 
 
-# Each step may follow each; the order only decides which way is found, and named, first.
+# Any step may follow any other. The order only decides which sequence is found, and named, first.
 STEPS: tuple[Step, ...] = (
-    # Every framework decodes once; a proxy before it, or a careless handler, makes it twice.
+    # Every framework decodes once. A proxy before it, or a careless handler, decodes a second time.
     Step("percent-decoding", decoded, 1),
-    # URL libraries see %2e%2e as dots, and many servers decode all else, but leave %2f as it is.
+    # Many servers decode everything except %2f, and URL libraries read %2e%2e as dots.
     Step("percent-decoding all but slashes", _decoded_but_for_slashes, 1),
     Step("percent-decoding with %u escapes", decoded_as_by_iis, 1),
-    # Lenient UTF-8 decoders take C0 AF, E0 80 AF, ... for a slash.
+    # Lenient UTF-8 decoders read C0 AF, E0 80 AF, ... as a slash.
     Step("overlong UTF-8", shortened),
-    # Case-blind routers; frameworks that normalize, for which U+FF0F is a slash and U+2025 two dots.
+    # Case-insensitive routers; frameworks that normalize, for which U+FF0F is a slash and U+2025 is two dots.
     Step("Unicode folding", folded),
-    # decode("utf-8", "ignore"), and PATH_INFO in WSGI, which is Latin-1.
+    # Programs that use decode("utf-8", "ignore"), and WSGI, where PATH_INFO is Latin-1.
     Step("dropping bytes that are not UTF-8", _without_invalid_bytes),
     Step("Latin-1", _latin1),
-    # URL libraries drop tab, CR and LF; input filters drop the others, too.
+    # URL libraries drop tab, CR and LF; input filters drop the other control characters, too.
     Step("dropping control characters", _without_controls),
     Step("dropping format characters", _without_format_characters),
     # Windows servers and URL libraries of browsers.
     Step("backslashes as slashes", lambda text: text.replace("\\", "/")),
-    # unquote_plus and its kin, which are made for queries.
+    # unquote_plus and similar functions, which are meant for queries.
     Step("plus signs as spaces", lambda text: text.replace("+", " ")),
-    # RFC 3986, 5.2.4; composed with the others it also works on what they have made.
+    # RFC 3986, 5.2.4. Composed with other steps, it also resolves the dots that they produce.
     Step("resolving dot segments", _without_dot_segments),
     # nginx, and most routers that split at slashes.
     Step("merging slashes", lambda text: _SLASHES.sub("/", text)),
     # Old servlet containers cut at ";jsessionid"; newer ones drop parameters segment by segment.
     Step("cutting at a semicolon", lambda text: text.partition(";")[0]),
     Step("dropping parameters", lambda text: _PARAMETERS.sub("", text)),
-    # A parser that decodes before it splits a URL finds a fragment or a query where %23 or %3F was.
+    # A parser that decodes a URL before splitting it finds a fragment or a query at %23 or %3F.
     Step("cutting at a #", lambda text: text.partition("#")[0]),
     Step("cutting at a ?", lambda text: text.partition("?")[0]),
-    # C strings end there.
+    # C strings end at a NUL.
     Step("cutting at a NUL", lambda text: text.partition("\0")[0]),
     # Windows, and routers that trim each segment.
     Step("trimming segments", lambda text: _BLANK_ENDS.sub("", text)),
     Step("stripping the ends of segments", lambda text: _SEGMENT_ENDS.sub("", text)),
     # Routers with optional slashes; file systems that drop dots and spaces.
     Step("stripping its end", lambda text: text.rstrip("/." + _BLANKS)),
-    # Rails, Spring and Struts take an extension for the format that is wanted.
+    # Rails, Spring and Struts read an extension as the requested format.
     Step("dropping an extension", _without_extension),
-    # RFC 9112, 3.2.2 obliges every server to take the absolute form.
+    # RFC 9112, 3.2.2 obliges every server to accept the absolute form.
     Step("dropping the scheme", lambda text: _SCHEME.sub("//", text)),
     # "//host/path" is a reference to another host for every URL library.
     Step("dropping the authority", lambda text: _AUTHORITY.sub("", text)),
@@ -241,36 +244,41 @@ STEPS: tuple[Step, ...] = (
 
 
 def taking_off(prefix: str) -> Step:
-    """What an application does that is told by a header where it is mounted."""
+    """The step of an application that reads its mount point from a header and removes it from the path."""
     wanted = prefix.lower()
     return Step(f"taking off {prefix}", lambda text: text.removeprefix(wanted))
 
 
 # ---- the quick test ----------------------------------------------------------------------------------
 
-# Characters that one escape, or one character beyond ASCII, can turn into.
+# The most characters that one escape, or one character beyond ASCII, can become.
 _MAX_MADE = 4
 _PLAIN = re.compile(r"[ -$&-~]*")
 
 
 def could_reach(path: str, names: Collection[str]) -> bool:
-    """A cheap test that every path with a reading that has one of `names` as a segment passes.
+    """A cheap test for paths that may reach one of `names`. It has false positives, but no false negatives.
 
-    It holds a plain path against the names as it is. For any other path it follows what a reading could have
-    made of each character, with all escapes decoded. A name stands in the reading in one piece, and the steps
-    that split, cut, resolve and drop segments never join two parts of a segment. So each of its characters
-    stood in the path, in this order, and what stood between two of them and is gone was not printable ASCII.
-    A character beyond ASCII may as well have been folded to a part of the name. Only a percent sign that is
-    left, and a byte that is not UTF-8, may be the beginning of anything (`soft`), and then the digits of an
-    escape may be gone, too. `hard` and `soft` are sets of positions in the name, one bit each, after a
-    character that was kept and after one that may still swallow digits.
+    The test passes every path that has a reading with one of `names` as a segment. A plain path is searched
+    for the names directly. For any other path, the test decodes all escapes and follows what a reading could
+    make of each character:
+
+    1. A reading holds a name in one piece. The steps that split, cut, resolve and drop segments never join
+       two parts of a segment. The path therefore holds all characters of the name, in this order, and only
+       characters that are not printable ASCII can have been dropped between them.
+    2. A character beyond ASCII may also have been folded to a part of the name.
+    3. A remaining percent sign, or a byte that is not UTF-8, may be the beginning of any characters (`soft`).
+       The digits of an escape may then be gone, too.
+
+    `hard` and `soft` are sets of positions in the name, one bit each. `hard` holds the positions after a
+    character that was kept, `soft` those after one that may still consume digits.
     """
     if _PLAIN.fullmatch(path):
         lowered = path.lower()
         return any(name in lowered for name in names)
     text = path.lower()
     for _ in range(MAX_DECODINGS if "%" in text else 0):
-        # A byte that is there before may be dropped before, so it is not of one character with an escape.
+        # A raw byte may be dropped before decoding, so it is never joined with an escape into one character.
         text = "".join(map(decoded, _NOT_UTF8_EITHER.split(text))).lower()
     return any(_could_hold(text, name) for name in names)
 
@@ -310,14 +318,14 @@ def _could_hold(text: str, name: str) -> bool:
 
 
 def other_reading(path: str, matched: Callable[[str], str | None], more: Sequence[Step] = ()) -> str | None:
-    """A clause that says how some reading of the path is matched; None if none is.
+    """A clause that says which steps lead to a reading that matches, or None if no reading matches.
 
-    `matched` is given each reading in its folded form and names what it matches. Readings that are too many
-    to try are a clause, too.
+    `matched` takes a reading in its folded form and returns the name of its match, or None. If a path has too
+    many readings to try, the result is a clause that says so.
     """
     steps = (*STEPS, *more)
     start = path.lower()
-    fewest = {start: 0}  # each reading, and the fewest decodings that lead to it
+    fewest = {start: 0}  # the smallest number of decodings that leads to each reading
     waiting: deque[tuple[str, int, tuple[str, ...]]] = deque([(start, 0, ())])
     characters = 0
     while waiting:

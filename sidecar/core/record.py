@@ -1,7 +1,7 @@
 """Decision records and their envelopes: who decided what, when and why. Values only.
 
-Enumerations, fields and defaults come from seed-contract.md ("Enumerations", "Decision records").
-A record is what a caller may say; the envelope around it is what no caller can set.
+A caller may supply the fields of a record. The envelope around the record holds fields that no caller can
+set.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DecisionType(str, Enum):
 
 
 class DecisionSource(str, Enum):
-    """Who had the authority to decide."""
+    """The authority that made the decision."""
 
     HUMAN = "human"
     SYSTEM = "system"
@@ -49,7 +49,7 @@ class DecisionSource(str, Enum):
 
 
 class DecisionTrigger(str, Enum):
-    """Why the decision came about."""
+    """The reason why the decision was made."""
 
     EXPLICIT = "explicit"
     AUTONOMOUS = "autonomous"
@@ -57,7 +57,7 @@ class DecisionTrigger(str, Enum):
 
 
 class DecisionOutcome(str, Enum):
-    """What was decided."""
+    """The result of the decision."""
 
     SELECTED = "selected"
     REJECTED = "rejected"
@@ -75,7 +75,7 @@ class DecisionOutcome(str, Enum):
 
 
 class CausalRole(str, Enum):
-    """When, in the life of a run, the decision was made."""
+    """The phase of a run in which the decision was made."""
 
     PRE_RUN = "pre_run"
     IN_RUN = "in_run"
@@ -92,7 +92,7 @@ def iso_time(instant: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The 14 fields of a decision record; `decided_at` in microseconds since 1970 (UTC)."""
+    """The 14 fields of a decision record. `decided_at` is in microseconds since 1970 (UTC)."""
 
     decision_id: str
     decision_type: DecisionType
@@ -110,7 +110,7 @@ class Record:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The 14 fields in the contract's order, enums as values, the time as ISO 8601."""
+        """The 14 fields in the order of the wire, enums as values, the time as ISO 8601."""
         return {
             "decision_id": self.decision_id,
             "decision_type": self.decision_type.value,
@@ -131,11 +131,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A record on its way into the log: everything of the envelope but the place in the chain.
+    """A record before it is appended to the log: the whole envelope except its place in the chain.
 
-    `scope_id`, `incident_id` and `action` name the subject, `admission_id` the admission that a
-    settlement or reconciliation ends. They stand in the envelope so that no caller's inputs can pose
-    as them. `recorded_at` is given where the caller says when it was decided, which need not be now.
+    `scope_id`, `incident_id` and `action` identify the subject. `admission_id` identifies the admission that
+    a settlement or reconciliation ends. The envelope holds these fields so that a caller's inputs cannot
+    forge them. `recorded_at` is set if the caller supplied the time of the decision, because that time may
+    differ from the time of the append.
     """
 
     event: Event
@@ -148,7 +149,7 @@ class Entry:
     recorded_at: int | None = None
 
     def envelope(self, writer: str, seq: int) -> dict[str, Any]:
-        """The whole envelope, ready to be put into canonical bytes."""
+        """The whole envelope, ready for serialization into canonical bytes."""
         recorded = {} if self.recorded_at is None else {"recorded_at": iso_time(self.recorded_at)}
         return {
             **recorded,

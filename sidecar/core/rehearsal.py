@@ -1,7 +1,7 @@
-"""Scoped pre-execution: what a recovery action would do, found out on a part of it or on nothing at all.
+"""Scoped pre-execution: a rehearsal of a recovery action on a sample, or without running it.
 
-Rules and results are those of seed-contract.md, "Scoped pre-execution". Values only: the caller runs what is
-to be run, measures how long it took and puts that into `duration_ms`, which is 0 here.
+This module handles values only. The caller runs the action, measures its duration, and sets `duration_ms`,
+which is 0 here.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ MICROS_PER_CENT = 10_000
 DEFAULT_TIMEOUT_MS = 30_000
 MAX_TIMEOUT_MS = 24 * 3_600 * 1_000
 MIN_FRACTION, MAX_FRACTION = 0.01, 1.0
-# What a simulated rehearsal counts as the whole.
+# The number of samples that a simulated rehearsal assumes in total.
 SIMULATED_SAMPLES = 100
 
-# What one execution is estimated to cost, in cents, by the type of the action.
+# The estimated cost of one execution in cents, by the type of the action.
 COST_CENTS: Mapping[str, int] = MappingProxyType(
     {"retry": 10, "fallback": 5, "circuit_break": 0, "scale": 100}
 )
 OTHER_COST_CENTS = 20
 
-# The parameters that hold a budget, in whatever unit.
+# The parameters that hold a budget. Units do not matter, because a budget is only scaled.
 BUDGETS = ("budget", "budget_cents", "budget_usd", "max_cost_usd")
 
 
 class ExecutionScope(str, Enum):
-    """Type of scoped execution: what the sample is a sample of."""
+    """The type of a scoped execution. It says what the sample is taken from."""
 
     AGENT_SUBSET = "agent_subset"
     REQUEST_SAMPLE = "request_sample"
@@ -52,7 +52,7 @@ class ExecutionScope(str, Enum):
 class RecoveryAction:
     """A recovery action to be tested in scoped execution. `name` is the action that a scope lists.
 
-    Raises ValueError for an unknown risk class, a timeout that is none, or names that are not text.
+    Raises ValueError for an unknown risk class, an invalid timeout, or names that are not text.
     """
 
     id: str
@@ -73,7 +73,7 @@ class RecoveryAction:
 
 @dataclass(frozen=True, slots=True)
 class ScopedExecutionResult:
-    """Result of a scoped execution test. `scope_coverage` is the part that was tried, from 0.0 to 1.0."""
+    """Result of a scoped execution test. `scope_coverage` is the tested part, from 0.0 to 1.0."""
 
     success: bool
     cost_delta_cents: int
@@ -88,18 +88,18 @@ class ScopedExecutionResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What a rehearsal runs on: `size` of `total` things, both None where they cannot be counted."""
+    """The input of a rehearsal: `size` of `total` items. Both are None if the items cannot be counted."""
 
     parameters: dict[str, Any]
     size: int | None = None
     total: int | None = None
 
 
-# What is asked for --------------------------------------------------------------------------------------
+# Requests -----------------------------------------------------------------------------------------------
 
 
 def checked_timeout(milliseconds: object) -> float:
-    """The timeout itself. Raises ValueError for what is not a number above 0 and up to a day."""
+    """The timeout, unchanged. Raises ValueError unless it is a number above 0 and at most one day."""
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float):
         raise ValueError("timeout_ms must be a number of milliseconds")
     if not 0 < milliseconds <= MAX_TIMEOUT_MS:
@@ -108,7 +108,10 @@ def checked_timeout(milliseconds: object) -> float:
 
 
 def clamped(fraction: object) -> float:
-    """A fraction between 0.01 and 1.0. Raises ValueError for what is not a number, NaN included."""
+    """The fraction, limited to 0.01 to 1.0.
+
+    Raises ValueError for NaN and for a value that is not a number.
+    """
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or fraction != fraction:
         raise ValueError("scope_fraction must be a number")
     return float(min(max(fraction, MIN_FRACTION), MAX_FRACTION))
@@ -121,9 +124,9 @@ def action_asked_for(
     risk_class: str,
     parameters: Mapping[str, Any] | None,
 ) -> RecoveryAction:
-    """The action that plain values describe; its target agents are those in its parameters.
+    """The action that plain values describe. Its target agents are taken from its parameters.
 
-    Raises ValueError, whose message begins with the name of the member that is wrong.
+    Raises ValueError for an invalid member.
     """
     if parameters is not None and not isinstance(parameters, Mapping):
         raise ValueError("parameters must be a dict")
@@ -149,12 +152,12 @@ def action_asked_for(
 
 
 def without_running(action: RecoveryAction, scope: ExecutionScope, fraction: float) -> ScopedExecutionResult:
-    """What can be said without running anything: the dry run, or a simulation."""
+    """The result of a dry run or a simulation, neither of which runs the action."""
     return dry_run(action) if scope is ExecutionScope.DRY_RUN else simulated(action, scope, fraction)
 
 
 def dry_run(action: RecoveryAction) -> ScopedExecutionResult:
-    """Whether the action is well formed, and what it is estimated to cost."""
+    """The result of a dry run: whether the action is well formed, and its estimated cost."""
     violations = [problem for problem, is_so in _VIOLATIONS if is_so(action)]
     cents = estimated_cents(action)
     return ScopedExecutionResult(
@@ -209,7 +212,7 @@ def simulated(action: RecoveryAction, scope: ExecutionScope, fraction: float) ->
 
 
 def sample_of(action: RecoveryAction, scope: ExecutionScope, fraction: float) -> Sample:
-    """The parameters of the action, cut down to the fraction. The action's own stay as they are."""
+    """The parameters of the action, reduced to the fraction. The action itself is not changed."""
     parameters = {**action.parameters, "scope_fraction": fraction}
     if scope is ExecutionScope.AGENT_SUBSET:
         return _cut(parameters, "target_agents", action.target_agents or parameters.get("target_agents"))
@@ -223,7 +226,7 @@ def sample_of(action: RecoveryAction, scope: ExecutionScope, fraction: float) ->
 
 
 def _cut(parameters: dict[str, Any], name: str, whole: object) -> Sample:
-    """The first of a list, at least one; where there is no list, nothing is cut."""
+    """The first items of a list, at least one. Without a list, the parameters stay as they are."""
     if not isinstance(whole, list) or not whole:
         return Sample(parameters=parameters)
     size = max(1, round(len(whole) * parameters["scope_fraction"]))
@@ -231,7 +234,10 @@ def _cut(parameters: dict[str, Any], name: str, whole: object) -> Sample:
 
 
 def _part(budget: int | float | Decimal, fraction: float) -> float | Decimal:
-    """A tenth of 0.7 is 0.07, not 0.06999999999999999. Raises ValueError where it would become infinite."""
+    """A part of a budget, computed in decimal: a tenth of 0.7 is 0.07, not 0.06999999999999999.
+
+    Raises ValueError if a finite budget would become infinite.
+    """
     part = _decimal(budget) * _decimal(fraction)
     if isinstance(budget, Decimal):
         return part
@@ -243,7 +249,7 @@ def _part(budget: int | float | Decimal, fraction: float) -> float | Decimal:
 def observed(
     action: RecoveryAction, scope: ExecutionScope, fraction: float, sample: Sample, returned: object
 ) -> ScopedExecutionResult:
-    """What a callable that ran on the sample says of it. A member that cannot be read is a violation."""
+    """The result that a callable returned for its sample. A member that cannot be read is a violation."""
     told: Mapping[str, Any] = returned if isinstance(returned, Mapping) else {}
     found: dict[str, Any] = {}
     violations: list[str] = []
@@ -258,7 +264,7 @@ def observed(
     failures: int = found["failure_count"] or 0
     samples: int = found["samples_tested"] if found["samples_tested"] is not None else sample.size or 1
     details = _scoped_details(scope, samples)
-    # Where it is not JSON, what was read of it stands in the result all the same.
+    # The result keeps the members that were read, even if the returned value is not JSON.
     with suppress(TypeError, ValueError, RecursionError):
         details["result"] = json.loads(json.dumps(returned, allow_nan=False))
     return ScopedExecutionResult(
@@ -275,7 +281,7 @@ def observed(
 
 
 def failed(problem: str) -> ScopedExecutionResult:
-    """The result where something went wrong inside."""
+    """The result of a rehearsal that failed internally."""
     return ScopedExecutionResult(
         success=False,
         cost_delta_cents=0,
@@ -298,25 +304,25 @@ def _scoped_details(scope: ExecutionScope, samples: int) -> dict[str, Any]:
 
 
 def execution_hash(of: Mapping[str, Any]) -> str:
-    """The first 16 hex digits of the SHA-256 of key-sorted JSON, as `json.dumps` spaces it."""
+    """The first 16 hex digits of the SHA-256 of key-sorted JSON, with the spacing of `json.dumps`."""
     return sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def shown(result: ScopedExecutionResult, action: RecoveryAction, scope: ExecutionScope) -> dict[str, Any]:
-    """The result's fields, with the risk class and the type of the scope as strings."""
+    """The fields of the result, with the risk class and the type of the scope as strings."""
     return {**asdict(result), "risk_class": action.risk_class.value, "scope_type": scope.value}
 
 
-# What a callable returned -------------------------------------------------------------------------------
+# Returned values ----------------------------------------------------------------------------------------
 
 
 def reported_cost(returned: object) -> int | None:
-    """The `cost_usd` of what a callable returned, in micro-dollars; None where it is absent or unreadable."""
+    """The `cost_usd` in a callable's returned value, in micro-dollars, or None if absent or unreadable."""
     try:
         amount = _dollars(returned.get("cost_usd") if isinstance(returned, Mapping) else None)
     except ValueError:
         return None
-    # More than money can say is certainly more than was held: it must not pass for a small amount.
+    # An amount above the limit certainly exceeds the hold, so it becomes the limit.
     return MAX_MICROS if amount.adjusted() > 8 else to_micros(amount)
 
 
@@ -326,7 +332,7 @@ def _dollars(value: object) -> Decimal:
     amount = _decimal(value)
     if not amount.is_finite() or amount < 0:
         raise ValueError("an amount of dollars is finite and not below 0")
-    return amount or Decimal(0)  # zero may have an exponent, too
+    return amount or Decimal(0)  # normalizes a zero that has an exponent
 
 
 def _decimal(number: int | float | Decimal) -> Decimal:
@@ -350,7 +356,7 @@ def _texts(value: object) -> Sequence[str]:
     return value
 
 
-# What a rehearsal reads of what its callable returned.
+# The members of a callable's returned value that a rehearsal reads.
 _TOLD: Mapping[str, Callable[[object], Any]] = MappingProxyType(
     {
         "cost_usd": _cents,

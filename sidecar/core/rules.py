@@ -1,8 +1,8 @@
-"""What the rules of a policy set say to one request. No clock, no I/O.
+"""How the rules of a policy set judge one request. No clock, no I/O.
 
-Judging has two halves. `preview` looks at what the request itself says, before the store's writer; what only
-the writer knows (the scope, and what was executed before) is judged in the second half, inside the
-transaction. Whoever calls only the second half gets the same answer, later.
+A request is judged in two steps. `preview` judges the facts of the request itself, before the store's writer
+takes it. The second step runs inside the transaction, because only the writer knows the scope and the earlier
+executions. A caller that skips `preview` gets the same answer from the second step alone.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from sidecar.core.wording import visible_chars
 from sidecar.errors import ConditionFailed, Refusal
 
 SECOND = 1_000_000
-# Rules that a message names; the member `rules` has them all.
+# The number of further rules that a message names. The member `rules` lists all of them.
 SHOWN_RULES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Applying:
-    """A rule that is about the request. `waits`: its condition is still to be judged; `failure`: it could not
-    be, and so the rule refuses."""
+    """A rule that matches the request.
+
+    With `waits`, its condition is still to be judged. `failure` says why its condition could not be judged; a
+    rule with a failure refuses the request.
+    """
 
     rule: Rule
     waits: bool = False
@@ -35,9 +38,9 @@ class Applying:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The rules that a request has to do with, as far as that was known at `judged_at`.
+    """The rules that may apply to a request, as known at `judged_at`.
 
-    `conditional`: a condition was judged then, be it that it did not hold.
+    `conditional` is true if a condition was judged at that time, whether or not it held.
     """
 
     judged_at: int
@@ -47,9 +50,9 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """A refusal by one rule, or, without a `rule_id`, by a bound that a shadow route lets pass.
+    """A refusal by one rule. Without a `rule_id`, it comes from the catalogue or a bound.
 
-    `shadow`: it is only recorded. `until` is when a brake ends (microseconds since 1970).
+    An objection with `shadow` is only recorded. `until` is the end of a brake (microseconds since 1970).
     """
 
     refusal: Refusal
@@ -58,7 +61,7 @@ class Objection:
     until: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in records and explanations."""
+        """The objection as records and explanations show it."""
         members = {name: value for name, value in self.refusal.members.items() if name != "rules"}
         return {
             "rule": self.rule_id,
@@ -71,7 +74,7 @@ class Objection:
 def subject_of(
     claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int, scope: Scope | None = None
 ) -> Subject:
-    """An execution as the rules see it; without its scope, as far as the request tells."""
+    """The facts of an execution that the rules read. Without `scope`, only those of the request are set."""
     entry = policies.action(claims.action or "")
     subject = Subject(
         action=claims.action or "",
@@ -100,9 +103,10 @@ def with_scope(subject: Subject, scope: Scope) -> Subject:
 def preview(
     policies: PolicySet, phase: Phase, subject: Subject, asked_once: dict[str, Applying | None] | None = None
 ) -> Preview:
-    """The rules that are about a request. Conditions on the scope of an execution wait.
+    """The rules that match a request. Conditions that read the scope of an execution are deferred.
 
-    `asked_once` keeps what conditions said that do not look at the action: a grant of many is asked once.
+    `asked_once` caches the results of conditions that do not read the action or its risk. A grant of several
+    actions therefore judges such a condition once.
     """
     asked_once = {} if asked_once is None else asked_once
     applying, conditional = [], False
@@ -128,7 +132,7 @@ def preview(
 
 
 def _judged(rule: Rule, subject: Subject) -> Applying | None:
-    """A rule after its condition; None where that does not hold."""
+    """The rule with its condition judged, or None if the condition does not hold."""
     try:
         holds = rule.when is None or rule.when(subject)
     except ConditionFailed as exc:
@@ -137,18 +141,18 @@ def _judged(rule: Rule, subject: Subject) -> Applying | None:
 
 
 def applying(known: Preview, subject: Subject) -> Iterator[Applying]:
-    """The rules that apply, now that all of the subject is known."""
+    """The rules that apply to a subject whose facts are all known."""
     for each in known.applying:
         found = _judged(each.rule, subject) if each.waits else each
         if found is not None:
             yield found
 
 
-# What a rule objects to ---------------------------------------------------------------------------------
+# Objections ---------------------------------------------------------------------------------------------
 
 
 def objections(each: Applying, subject: Subject) -> Iterator[Objection]:
-    """What one applying rule has against a request, but for its limits and brakes."""
+    """The objections of one applying rule to a request, except those of its limits and brakes."""
     rule = each.rule
     if each.failure is not None:
         yield _denied(
@@ -179,17 +183,17 @@ def _because(rule: Rule, what: str) -> str:
 
 
 def braked(rule: Rule, why: str, until: int | None, now: int, ends_at: str | None) -> Objection:
-    """The objection of a brake, with the seconds after which to try again."""
+    """The objection of a brake, with the number of seconds to wait before a retry."""
     seconds = 1 if until is None else max(1, -((now - until) // SECOND))
     members = {"rules": [rule.id], "retry_after_seconds": seconds, "ends_at": ends_at}
     return Objection(Refusal("braked", _because(rule, why), members), rule.id, rule.shadow, until)
 
 
 def refusal_by(found: Iterable[Objection]) -> Refusal | None:
-    """What all objections that count come to: any of them refuses, whatever their order.
+    """The refusal that all enforced objections lead to. Any of them refuses, and their order does not matter.
 
-    A denial goes before a brake, for it would not help to wait; of several brakes the longest counts, of
-    several limits the strictest.
+    A denial precedes a brake, because waiting does not help against a denial. Of several brakes the longest
+    counts, of several limits the strictest.
     """
     counting = in_order(one for one in found if not one.shadow)
     if not counting:
@@ -203,7 +207,7 @@ def refusal_by(found: Iterable[Objection]) -> Refusal | None:
 
 
 def in_order(found: Iterable[Objection]) -> list[Objection]:
-    """Objections by what they say, whatever the order of the rules; what says the most comes first."""
+    """The objections in order of importance, independent of the order of the rules."""
 
     def rank(one: Objection) -> tuple[bool, bool, int, int, float, str]:
         limit = one.refusal.members.get("limit")
@@ -221,13 +225,13 @@ def in_order(found: Iterable[Objection]) -> list[Objection]:
 
 # Grants -------------------------------------------------------------------------------------------------
 
-# The terms of a scope that a rule may limit, and what they are called on the wire.
+# The wire names of the scope terms that a rule may limit.
 TERMS = ("max_attempts", "ttl_seconds", "max_cost_usd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScopeTerms:
-    """One value for each term of a scope. Money in micro-dollars."""
+    """One value for each term of a scope. Money is in micro-dollars."""
 
     max_attempts: int
     ttl_seconds: int
@@ -243,9 +247,9 @@ class ScopeTerms:
 
 @dataclass(frozen=True, slots=True)
 class GrantJudgment:
-    """The terms that policies leave, the rules that lowered one, and every objection, as judged at a time.
+    """The terms that the policies allow, the rules that lowered a term, and every objection.
 
-    `conditional` as in Preview.
+    `judged_at` is the time of the judgment. `conditional` has the same meaning as in `Preview`.
     """
 
     terms: ScopeTerms
@@ -258,9 +262,9 @@ class GrantJudgment:
 def granting(
     policies: PolicySet, subjects: Sequence[Subject], asked: ScopeTerms, defaulted: frozenset[str]
 ) -> GrantJudgment:
-    """What policies say to a grant, with one subject for each of its actions.
+    """Judge a grant by the policies. `subjects` holds one subject for each action of the grant.
 
-    A default above a limit is lowered to it, a term that was asked for is refused (policies.md, `limit`).
+    A default term above a limit is lowered to the limit. A requested term above a limit is refused.
     """
     found: dict[tuple[str, str], Objection] = {}
     conditional = False

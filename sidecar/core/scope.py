@@ -1,4 +1,4 @@
-"""An execution scope: a small permission, and what is left of it. Values only."""
+"""An execution scope: a limited permission and its remaining attempts and budget. Values only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sidecar.core.record import iso_time
 ScopeStatus = Literal["active", "exhausted", "expired", "revoked"]
 ExecutionStatus = Literal["in_flight", "answered", "not_sent", "unknown", "executed", "not_executed"]
 
-# Endings that prove that nothing was executed give the attempt and the hold back (G2, G8).
+# These endings prove that nothing was executed, so they return the attempt and the hold (G2, G8).
 RELEASING: frozenset[str] = frozenset({"not_sent", "not_executed"})
 
 MAX_INTENT_CHARS = 2_000
@@ -19,10 +19,10 @@ MAX_INTENT_CHARS = 2_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """Terms that never change, then the counters that admission and settlement move.
+    """The terms of a scope, which never change, and the counters that admission and settlement update.
 
-    Times are microseconds since 1970 (UTC), money is micro-dollars. `held` is the sum of the holds of
-    executions without a known cost; `overrun` remembers that a cost came in above its hold.
+    Times are in microseconds since 1970 (UTC), money is in micro-dollars. `held` is the sum of the holds of
+    executions without a known cost. `overrun` is true once a reported cost exceeded its hold.
     """
 
     scope_id: str
@@ -48,16 +48,16 @@ class Scope:
 
     @property
     def spent(self) -> int:
-        """What counts against the ceiling: settled cost and open holds, in micro-dollars."""
+        """The amount that counts against the ceiling: settled cost and open holds, in micro-dollars."""
         return self.settled + self.held
 
     @property
     def cost_exhausted(self) -> bool:
-        """G3: an overrun exhausts the scope, and so does spending all of a ceiling above zero."""
+        """G3: an overrun exhausts the scope. Spending all of a ceiling above zero exhausts it, too."""
         return self.overrun or 0 < self.max_cost <= self.spent
 
     def status(self, now: int) -> ScopeStatus:
-        """The status to show. A revocation does not hide that the scope was used up or had lapsed before."""
+        """The status to show. A scope that was exhausted or expired before its revocation stays so."""
         if self.attempts_remaining == 0 or self.cost_exhausted:
             return "exhausted"
         if self.revoked_at is not None:
@@ -65,7 +65,7 @@ class Scope:
         return "expired" if now >= self.expires_at else "active"
 
     def to_dict(self, now: int) -> dict[str, Any]:
-        """The scope as seed 000's `to_dict()` shows it, with `attempts_remaining`."""
+        """The scope as a JSON object, with the attempts that remain and the status at `now`."""
         return {
             "scope_id": self.scope_id,
             "incident_id": self.incident_id,
@@ -86,9 +86,9 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """One admitted execution, named by the decision that admitted it, and how it ended.
+    """One admitted execution and its ending. The id of the admitting decision identifies it.
 
-    Where no scope was asked for (a low risk, a shadow route) it has neither scope nor attempt number.
+    An execution that needs no scope (a low risk, a shadow route) has neither scope nor attempt number.
     """
 
     decision_id: str

@@ -1,17 +1,20 @@
-"""Is this request gated? What any parser could read as a gated path is judged or refused. No I/O.
+"""Classification of requests: pass-through, gated or rejected. No I/O.
 
-A request target is *gated* if one of its readings (readings.py) matches a route. It is *judged* only if it
-spells the route out, so that every parser behind the sidecar agrees on it. In between, it is refused as
-ambiguous; so is a target with more readings than can be tried.
+A request that any parser could read as a request for a gated path is judged or refused:
 
-Headers can name another target, too. Some are known to replace the target, its method or its beginning
-(`OVERRIDES`). From others (`REBUILDING`) applications build a URL and parse it again: with
-`X-Forwarded-Host: x/recovery/execute?` a request for any path executes. A Host like that is refused on every
-listener (host.py). Of the other headers a plain value can lead nowhere else; where one is not plain, the
-URL is built here in the same way, and classified.
+1. A request target is *gated* if one of its readings (readings.py) matches a route.
+2. It is *judged* only if it spells the route out, so that every parser behind the sidecar agrees on it.
+3. A gated target that is not spelled out is refused as ambiguous. A target with more readings than can be
+   tried is refused, too.
 
-A reading takes milliseconds, and headers can hold thousands of values. At most `MAX_VALUES` of them are read,
-and more are refused. What is applied to a text takes time in proportion to its length.
+Headers can name another target. Some are known to replace the target, its method or its beginning
+(`OVERRIDES`). Applications build a URL from others (`REBUILDING`) and parse it again: with
+`X-Forwarded-Host: x/recovery/execute?`, a request for any path executes. Such a value in Host is refused on
+every listener (host.py). In the other headers a plain value cannot lead to another path. A value that is not
+plain is refused if it could lead to a gated path.
+
+A reading takes milliseconds, and headers can hold thousands of values. At most `MAX_VALUES` values are read,
+and a request with more is refused. Every operation on a text takes time proportional to its length.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ from sidecar.errors import Refusal
 
 LOOKING = ("GET", "HEAD", "OPTIONS")
 
-# Compared as `read_as` gives them. All begin with X or S.
+# The keys are in the form that `read_as` returns. All begin with X or S.
 TARGET_OVERRIDES = {"x-original-url": "X-Original-URL", "x-rewrite-url": "X-Rewrite-URL"}
-# What a WSGI server takes off the path's beginning: gunicorn believes it from loopback, unless told not to.
+# A WSGI server removes this value from the beginning of the path. By default gunicorn trusts it from
+# loopback.
 PREFIX_OVERRIDES = {"script-name": "SCRIPT_NAME", "x-script-name": "X-Script-Name"}
 METHOD_OVERRIDES = {
     "x-http-method-override": "X-HTTP-Method-Override",
@@ -38,7 +42,8 @@ METHOD_OVERRIDES = {
     "x-method-override": "X-Method-Override",
 }
 OVERRIDES = TARGET_OVERRIDES | PREFIX_OVERRIDES | METHOD_OVERRIDES
-# In these a proxy says how the target read before the proxy changed it, and some applications believe it.
+# A proxy puts the original target into these headers before it rewrites the target. Some applications trust
+# them.
 ORIGINALS = {
     "x-original-uri": "X-Original-URI",
     "x-original-path": "X-Original-Path",
@@ -53,10 +58,11 @@ ORIGINALS = {
     "x-request-url": "X-Request-URL",
     "x-rewrite-path": "X-Rewrite-Path",
     "x-http-destinationurl": "X-HTTP-DestinationURL",
-    "x-waws-unencoded-url": "X-Waws-Unencoded-Url",  # of Azure
+    "x-waws-unencoded-url": "X-Waws-Unencoded-Url",  # Azure
 }
 
-# Which part of a rebuilt URL a header gives. Proxies send these in good faith, so a plain value passes.
+# The part of a rebuilt URL that each header supplies. Ordinary proxies send these headers, so a plain value
+# passes.
 REBUILDING = {
     "x-forwarded-host": ("X-Forwarded-Host", "host"),
     "x-original-host": ("X-Original-Host", "host"),
@@ -74,7 +80,7 @@ REBUILDING = {
     "x-forwarded-prefix": ("X-Forwarded-Prefix", "prefix"),
     "x-forwarded-pathbase": ("X-Forwarded-PathBase", "prefix"),
     "x-forwarded-context": ("X-Forwarded-Context", "prefix"),
-    "x-ingress-path": ("X-Ingress-Path", "prefix"),  # of Home Assistant
+    "x-ingress-path": ("X-Ingress-Path", "prefix"),  # Home Assistant
     "forwarded": ("Forwarded", "forwarded"),
 }
 _HARMLESS = "(?:[A-Za-z0-9._~-]|%(?!2[35EF]|3[BF]|5C|7F)[2-7][0-9A-F])"
@@ -86,7 +92,7 @@ _PLAIN_PARTS = {
 }
 _FORWARDED_PAIR = re.compile(r'(host|proto)\s*=\s*("(?:[^"\\]|\\.)*"?|[^;,]*)', re.IGNORECASE)
 
-# Of values that are read like a target: proxies send one or two, and each may cost milliseconds.
+# The most header values that are read like a target. Proxies send one or two, and each may take milliseconds.
 MAX_VALUES = 8
 
 LONGEST_SHOWN = 200
@@ -94,9 +100,10 @@ LONGEST_SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class RoutePattern:
-    """A gated path: `/v1/run` is that path, `**/run` any path that ends so, `{name}` any one segment.
+    """The pattern of a gated path, made by `parse`.
 
-    Make one with `parse`. `folded` is `segments` in lower case.
+    `/v1/run` matches exactly that path, `**/run` any path that ends in it, and `{name}` any one segment.
+    `folded` is `segments` in lower case.
     """
 
     text: str
@@ -107,7 +114,7 @@ class RoutePattern:
 
     @classmethod
     def parse(cls, text: str) -> RoutePattern:
-        """The pattern that a configured path means. ValueError is one sentence that says what to write."""
+        """The pattern of a configured path. Raises ValueError with one sentence that says what to write."""
         path = text.removeprefix("**")
         if not path.startswith("/"):
             raise ValueError('a route path begins with "/", or with "**/" for any prefix')
@@ -130,12 +137,12 @@ class RoutePattern:
 
 @dataclass(frozen=True, slots=True)
 class PassThrough:
-    """Not gated in any reading, or a GET, HEAD or OPTIONS that only looks."""
+    """A request that no reading makes gated, or a GET, HEAD or OPTIONS that only reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """A request to judge: which pattern it spells, and the decoded values of its {name} segments."""
+    """A request to judge: the index of its pattern, and the decoded values of its {name} segments."""
 
     index: int
     path_params: Mapping[str, str]
@@ -143,7 +150,7 @@ class Gated:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A request for a gated path that is turned away unjudged. `allow` fills the Allow header of a 405."""
+    """A request that is refused without being judged. `allow` fills the Allow header of a 405."""
 
     refusal: Refusal
     allow: tuple[str, ...] = ()
@@ -156,9 +163,9 @@ def classify(
     has_body: bool,
     patterns: Sequence[RoutePattern],
 ) -> PassThrough | Gated | Rejected:
-    """What is to be done with a request. `target` is raw, its bytes as UTF-8 with surrogateescape.
+    """Classify a request. `target` is the raw target, decoded as UTF-8 with surrogateescape.
 
-    `headers` are read more than once. Never raises.
+    `headers` are iterated more than once. Never raises.
     """
     place = _place(target, patterns)
     if place is None:
@@ -187,10 +194,10 @@ def classify(
 
 
 def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
-    """Whether the headers ask for a WebSocket, and for nothing else.
+    """Whether the headers ask for a WebSocket and no other protocol.
 
-    Any other offer to switch protocols is optional (RFC 9110, section 7.8): it ends here, like every
-    hop-by-hop header, and the request goes on in HTTP/1.1.
+    Any other offer to switch protocols is optional (RFC 9110, section 7.8). The sidecar drops it like every
+    hop-by-hop header, and the request continues in HTTP/1.1.
     """
     offers = [value.strip().lower() for name, value in headers if name.lower() == "upgrade"]
     return offers == ["websocket"]
@@ -199,7 +206,7 @@ def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
 def _passing(
     target: str, headers: Collection[tuple[str, str]], patterns: Sequence[RoutePattern]
 ) -> PassThrough | Rejected:
-    """A target that is not gated passes, unless a header would put a gated one in its place."""
+    """Pass a target that is not gated, unless a header could replace it by a gated one."""
     paths = [_path_of(target)]
     names = _last_segments(patterns)
     values = 0
@@ -210,7 +217,7 @@ def _passing(
             return _refused("override_refused", f"With {name} there are more targets than are read.", target)
         if _place(value, patterns) is not None:
             return _refused("override_refused", f"The header {name} names a gated path.", target)
-    # Whatever is taken off the beginning, before decoding or after, a gated path's last segment remains.
+    # Removing a prefix, before decoding or after, leaves the last segment of a gated path.
     if any(could_reach(path, names) for path in paths):
         for name, _ in _overrides(headers, PREFIX_OVERRIDES):
             return _refused("override_refused", f"Without what {name} takes off it could be gated.", target)
@@ -218,18 +225,18 @@ def _passing(
     return PassThrough() if detour is None else _refused("override_refused", detour, target)
 
 
-# CGI, and WSGI after it, writes a header's name in letters, digits and `_`; Apache and lighttpd write `_` for
-# each other character.
+# CGI and WSGI write a header's name in letters, digits and `_`. Apache and lighttpd replace every other
+# character by `_`.
 _AS_DASH = str.maketrans(dict.fromkeys("!#$%&'*+.^_`|~", "-"))
 
 
 def read_as(name: str) -> str:
-    """The name of a header as the most careless server reads it: in lower case, all punctuation as `-`."""
+    """A header name as the most lenient server reads it: in lower case, with all punctuation as `-`."""
     return name.lower().translate(_AS_DASH)
 
 
 def _overrides(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    """The headers that are in `known`, under the name that it gives them."""
+    """The values of the headers in `known`, each with the canonical name from `known`."""
     for name, value in headers:
         if name[:1] in "xXsS":
             canonical = known.get(read_as(name))
@@ -238,8 +245,11 @@ def _overrides(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> 
 
 
 def _targets_in(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    """Each target that these headers name: a proxy may have appended its own behind a comma, which is a
-    character of a path as well."""
+    """Each target that these headers name.
+
+    A proxy may have appended its own target after a comma. A comma may also belong to a path, so both the
+    whole value and its parts are yielded.
+    """
     for name, text in _overrides(headers, known):
         yield name, text.strip()
         if "," in text:
@@ -247,14 +257,14 @@ def _targets_in(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) ->
 
 
 def _refused(code: str, message: str, target: str) -> Rejected:
-    """A refusal that shows the path, without its query, where that is short and fit for JSON."""
+    """A refusal. It shows the path without its query if the path is short and ASCII."""
     path = target.partition("?")[0]
     shown = path.isascii() and len(path) <= LONGEST_SHOWN
     return Rejected(Refusal(code, message, {"path": path} if shown else {}))
 
 
 def _path_of(target: str) -> str:
-    path = target.partition("?")[0]  # for every parser a raw ? begins the query
+    path = target.partition("?")[0]  # every parser begins the query at a raw ?
     return path if path.isascii() else _NOT_FROM_BYTES.sub("\ufffd", path)
 
 
@@ -263,14 +273,14 @@ def _last_segments(patterns: Iterable[RoutePattern]) -> frozenset[str]:
 
 
 def _place(target: str, patterns: Sequence[RoutePattern]) -> Gated | str | None:
-    """Gated where the target spells a pattern out; a clause that says why it is ambiguous; or None."""
+    """Gated if the target spells a pattern out, a clause if it is ambiguous, else None."""
     path = _path_of(target)
     if not could_reach(path, _last_segments(patterns)):
         return None
     spelled = [index for index, pattern in enumerate(patterns) if _standing(pattern, pattern.segments, path)]
     if not spelled:
         return _other_reading(path, patterns)
-    # Another pattern could match in another reading, and ask for other facts: /run;x/recovery/execute.
+    # Another pattern could match in another reading and read other facts: /run;x/recovery/execute.
     others = [pattern for index, pattern in enumerate(patterns) if index not in spelled]
     return _doubt(path) or _other_reading(path, others) or _judged(spelled[0], patterns[spelled[0]], path)
 
@@ -278,8 +288,10 @@ def _place(target: str, patterns: Sequence[RoutePattern]) -> Gated | str | None:
 def _other_reading(
     path: str, patterns: Sequence[RoutePattern], *, before: str = "", more: Sequence[readings.Step] = ()
 ) -> str | None:
-    """A clause that says how some reading of the path matches a pattern, also with `before` put before it;
-    None if none does."""
+    """A clause that says how some reading of the path matches a pattern, or None if no reading does.
+
+    Each reading is also tried with the prefix `before`. `more` are additional steps.
+    """
     if not could_reach(path, _last_segments(patterns)):
         return None
 
@@ -295,7 +307,7 @@ def _other_reading(
 
 
 def _standing(pattern: RoutePattern, wanted: Sequence[str], path: str) -> list[str]:
-    """The segments of a path that stand for the wanted ones of a pattern; empty if it does not match."""
+    """The segments of a path that correspond to the wanted ones of a pattern, empty if it does not match."""
     if not path.endswith(wanted[-1]):
         return []
     segments = path.split("/")
@@ -303,7 +315,7 @@ def _standing(pattern: RoutePattern, wanted: Sequence[str], path: str) -> list[s
     if before < 1 or (not pattern.anywhere and (before > 1 or segments[0])):
         return []
     found = segments[before:]
-    # An empty {name} matches, too: /incidents//run is nothing that should pass. _doubt refuses it.
+    # An empty {name} matches, too, because /incidents//run must not pass. _doubt refuses it.
     if any(name != segment and name[0] != "{" for name, segment in zip(wanted, found, strict=True)):
         return []
     return found
@@ -319,15 +331,15 @@ _NOT_FROM_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def _doubt(path: str) -> str | None:
-    """Why parsers could disagree about a path that spells a pattern; None if they cannot."""
+    """The reason why parsers could disagree about a path that spells a pattern, or None."""
     if not path.startswith("/"):
         return "it does not begin with a slash"
-    # ";x" and "..;x" are an empty and a dot segment for who drops parameters.
+    # A parser that drops parameters reads ";x" as an empty segment and "..;x" as a dot segment.
     if any(segment.partition(";")[0] in ("", ".", "..") for segment in path[1:].split("/")):
         return "it has an empty segment or a dot segment"
     if _RAW_DOUBT.search(path):
         return "it has a #, a backslash, or a character that is not printable ASCII"
-    # The separators that stand there raw are plain to all; only those that decoding makes are not.
+    # All parsers agree on raw separators. Only separators that decoding produces are ambiguous.
     texts = {_RAW_SEPARATOR.sub("x", path)}
     for _ in range(readings.MAX_DECODINGS if "%" in path else 0):
         texts = {opened for text in texts for opened in _opened(text)}
@@ -337,7 +349,7 @@ def _doubt(path: str) -> str | None:
 
 
 def _opened(text: str) -> Iterator[str]:
-    """The text decoded once, as it is and without the characters that parsers drop."""
+    """The text decoded once, with and without the characters that parsers drop."""
     for decoder in (decoded, readings.decoded_as_by_iis):
         plain = decoder(text.lower())
         for dropping in readings.DROPPING:
@@ -345,7 +357,7 @@ def _opened(text: str) -> Iterator[str]:
 
 
 def _judged(index: int, pattern: RoutePattern, path: str) -> Gated | str:
-    """The values of the {name} segments of a path without doubt, or why one of them is ambiguous."""
+    """Gated with the values of the {name} segments, or a clause that says why a segment is ambiguous."""
     if pattern.names and ";" in path:
         return "a ; may cut off or change a segment that names something"
     values = {}
@@ -365,10 +377,11 @@ def _judged(index: int, pattern: RoutePattern, path: str) -> Gated | str:
 
 
 def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[RoutePattern]) -> str | None:
-    """A sentence on the header by which a rebuilt target matches one of `patterns`; None if none does.
+    """A sentence that names the header through which a rebuilt target could match a pattern, or None.
 
-    A value that is not plain is not read as closely as a target: it is refused where the name of a gated path
-    is in sight, and where two parts of the URL are not plain, of which a name could be put together.
+    A value that is not plain is examined less closely than a target. It is refused if it could hold the last
+    segment of a gated path. It is also refused if two parts of the URL are not plain, because both together
+    could hold the segment.
     """
     names, path = _last_segments(patterns), _path_of(target)
     strange: set[str] = set()
@@ -391,7 +404,7 @@ def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[
 
 
 def _with_prefix(prefix: str, path: str, patterns: Sequence[RoutePattern]) -> bool:
-    """Whether a path matches with a plain prefix before it or taken off it, before it is read or after."""
+    """Whether a path matches with a plain prefix added or removed, before or after it is decoded."""
     before = decoded(prefix).lower()
     return bool(prefix) and (
         _other_reading(prefix + path, patterns) is not None
@@ -401,7 +414,7 @@ def _with_prefix(prefix: str, path: str, patterns: Sequence[RoutePattern]) -> bo
 
 
 def _not_plain(headers: Iterable[tuple[str, str]]) -> str | None:
-    """A sentence on a header by which a gated path could be rebuilt with other facts in it."""
+    """A sentence that names a header which could rebuild a gated path with other facts, or None."""
     for name, part, value in _rebuilding(headers):
         if not _is_plain(part, value):
             return f"On a gated path {name} must be a plain {part}."
@@ -413,7 +426,7 @@ def _is_plain(part: str, value: str) -> bool:
 
 
 def _rebuilding(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """Each value of these headers, with the header's name and the part of a URL that it gives."""
+    """Each value of the rebuilding headers, with the header's name and the part of a URL that it supplies."""
     for key, text in headers:
         if key[:1] not in "xXfF":
             continue
@@ -427,6 +440,6 @@ def _rebuilding(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, 
         elif part:
             parts = [each.strip() for each in text.split(",")]
             if len(parts) > 1 and not all(_is_plain(part, value) for value in parts):
-                yield name, part, text.strip()  # a comma is a character of a path as well
+                yield name, part, text.strip()  # a comma may also belong to a path
             for value in parts:
                 yield name, part, value

@@ -1,16 +1,16 @@
-"""Whether a text says something that a reader can see.
+"""Counting the characters of a text that a reader can see.
 
-A scope's intent stands in the record so that people can read why an action was allowed. A text of zero-width
-spaces is not blank to `str.strip`, yet a reader sees nothing.
+The record holds a scope's intent so that people can read why an action was allowed. `str.strip` does not
+treat a text of zero-width spaces as blank, although a reader sees nothing.
 
-1. Characters that show no glyph of their own do not count: controls (Cc, so tab and line break as well),
+1. Characters without a glyph of their own do not count: controls (Cc, which includes tab and line break),
    format characters (Cf), nonspacing marks (Mn), line and paragraph separators (Zl, Zp), and the letters and
-   symbols among them that Unicode says are to be ignored in display or whose glyph is empty.
-2. What is unassigned (Cn), private (Co) or half of a pair (Cs) does not count either. What a font shows for
-   it depends on the reader's machine, and the same record must be readable on all of them.
-3. A space counts where it stands between characters that count. Spaces at either end do not, even if
+   symbols that Unicode ignores in display or whose glyph is empty.
+2. Unassigned (Cn), private (Co) and surrogate (Cs) characters do not count either. Their glyph depends on the
+   fonts of the reader's machine, and a record must be readable on every machine.
+3. A space counts if it stands between characters that count. Spaces at either end do not count, even if
    invisible characters stand outside of them.
-4. Nothing is changed: the record keeps the text as it was given.
+4. The text itself is not changed: the record keeps it as it was given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNSEEN_LETTERS = frozenset(FILLERS + "\u2800\U0001d159")
 
 
 def visible_chars(text: str) -> int:
-    """How many characters of a text count as said: those that are seen, and the spaces between them."""
+    """The number of visible characters of a text, and of the spaces between them."""
     if text.isascii() and text.isprintable():
         return len(text.strip(" "))
     seen = spaces = 0

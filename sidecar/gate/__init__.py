@@ -1,1 +1,1 @@
-"""One gated request from top to bottom: admit, forward, settle; and the grants that it spends."""
+"""The path of a gated request: admission, forwarding and settlement, and the grants that it consumes."""

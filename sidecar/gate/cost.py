@@ -1,7 +1,7 @@
-"""What an execution cost, as the backend's answer says it.
+"""The cost of an execution, as the backend's answer reports it.
 
-An answer is any JSON value, not only an object: `/0/cost` reads the first item of a list. Where a pointer
-finds nothing or an amount cannot be read, the cost is what was held.
+An answer may be any JSON value, not only an object: `/0/cost` reads the first item of a list. If a pointer
+finds nothing or the amount is unreadable, the hold is the cost.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from sidecar.core.pointer import follow
 from sidecar.files.strictjson import MAX_EXPONENT, NotJson, parse_value
 from sidecar.upstream import Head
 
-# An amount in a header is spelled as JSON spells a number that is not negative; Decimal takes much more.
+# An amount in a header has the syntax of a non-negative JSON number. Decimal alone would accept more.
 _AMOUNT = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 
 
 def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
-    """The cost that the answer reports, in micro-dollars; None where it is absent or unreadable."""
+    """The cost that the answer reports, in micro-dollars, or None if it is absent or unreadable."""
     value: object = None
     if source.kind == "header":
         values = [text for name, text in head.headers if name.lower() == source.name.encode("ascii")]
@@ -34,8 +34,8 @@ def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
         return None
     if not isinstance(value, str | int | Decimal) or isinstance(value, bool):
         return None
-    amount = Decimal(value) or Decimal(0)  # zero may have an exponent, too
+    amount = Decimal(value) or Decimal(0)  # normalizes a zero that has an exponent
     if amount < 0 or amount.adjusted() > MAX_EXPONENT:
         return None
-    # More than money can say is certainly more than was held: it must not pass for a small amount.
+    # An amount above the limit certainly exceeds the hold, so it becomes the limit.
     return MAX_MICROS if amount.adjusted() > 8 else to_micros(amount)

@@ -1,7 +1,7 @@
-"""One gated request, top to bottom: admit and commit, forward, settle. Nothing is forwarded unrecorded.
+"""The path of one gated request: admit and commit, forward, settle. Nothing is forwarded unrecorded.
 
-The execution runs in a task of its own, so that a client that hangs up loses nothing (G9). A refusal is a
-value (`Refused`), as is an answer (`Forwarded`); nothing that can happen in between escapes as an exception.
+The execution runs in a task of its own, so that it survives a client that hangs up (G9). A refusal
+(`Refused`) and an answer (`Forwarded`) are values. Failures of the store and the backend become values, too.
 
 Each execution has one `Life`, and each life ends in `Gate._end`: when its task is done, or when its outer
 deadline has passed and the task still waits for something. `Gate._end` does what the task has not done: it
@@ -43,22 +43,22 @@ SHUT_DOWN = "the sidecar shut down"
 
 @dataclass(slots=True, eq=False)
 class Life:
-    """One request on its way through the gate, and how far it came."""
+    """The state of one request on its way through the gate."""
 
     judged: Judged
-    answer: asyncio.Future[Outcome | Denied]  # set once there is one; a long answer goes on behind it
+    answer: asyncio.Future[Outcome | Denied]  # a long answer goes on streaming after this is set
     task: asyncio.Task[None] = field(init=False)
-    timer: asyncio.TimerHandle = field(init=False)  # of the outer deadline
-    decision_id: str | None = None  # of an admission that was submitted
+    timer: asyncio.TimerHandle = field(init=False)  # the outer deadline
+    decision_id: str | None = None  # the id of the submitted admission
     admitted: Admitted | None = None
-    sent: bool = False  # a byte of it may have left
+    sent: bool = False  # a byte of the request may have been sent
     settled: bool = False
-    rest: Remainder | None = None  # of a long answer
+    rest: Remainder | None = None  # the rest of a long answer
     ended: bool = False
 
 
 class Gate:
-    """Admits, forwards and settles. A request keeps the terms that it began with."""
+    """Admits, forwards and settles gated requests. A request keeps the terms that it began with."""
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class Gate:
         self._metrics = metrics
         self._places = Places(metrics.in_flight.set)
         self._in_flight: set[Life] = set()
-        self._lingering: set[Life] = set()  # ended, though their tasks did not
+        self._lingering: set[Life] = set()  # lives that ended while their tasks still run
         self._settlements = Settlements(store, metrics)
 
     # The way of one request --------------------------------------------------------------------
 
     def unready(self, terms: Terms) -> tuple[Refusal, int] | None:
-        """Why nothing can be admitted now, with the seconds after which to try again; None: go ahead."""
+        """The reason why nothing can be admitted now, with the seconds to wait before a retry, or None."""
         if self.draining:
             return Refusal("draining", "The sidecar is shutting down; send the request to another one."), 5
         if terms.policies is None:
@@ -92,7 +92,7 @@ class Gate:
         return None
 
     def enter(self, terms: Terms) -> Place | tuple[Refusal, int]:
-        """A place in flight for a request whose body is to be read now, or what `unready` says."""
+        """Take a place in flight before the request's body is read, or return a refusal."""
         unready = self.unready(terms)
         if unready is not None:
             return unready
@@ -101,7 +101,7 @@ class Gate:
         return self._places.take(most) or (refusal, RETRY_AFTER_SECONDS)
 
     async def execute(self, judged: Judged) -> Outcome:
-        """Decide on a request and carry it through if it is admitted, even if the caller is cancelled.
+        """Decide on a request and, if it is admitted, execute it even if the caller is cancelled.
 
         Its place is left once it has ended, in every case.
         """
@@ -114,18 +114,19 @@ class Gate:
         try:
             outcome = await asyncio.shield(life.answer)
         except asyncio.CancelledError:
-            # After a pause of the whole process every deadline passes in one turn of the loop. That of the
-            # execution passed first, and its answer says what became of it.
+            # After a pause of the whole process, all deadlines pass in one iteration of the event loop. If
+            # the execution's deadline passed first, its answer says how the execution ended.
             if not life.answer.done():
                 raise
             outcome = life.answer.result()
         if isinstance(outcome, Denied):
-            # Here, not in the task: a flood that waits for its summary takes nobody's place in flight.
+            # The denial is handled here, not in the task. A refusal that waits for its summary must not
+            # occupy a place in flight.
             return await self.refusals.denied(outcome, self._asked(judged))
         return outcome
 
     def give_back(self, reply: Reply) -> None:
-        """Take back what was committed after its request had been given up."""
+        """Reverse an admission or a grant that was committed after its request had been given up."""
         self._settlements.give_back(reply)
 
     def _begin(self, judged: Judged) -> Life:
@@ -179,7 +180,7 @@ class Gate:
             _set(life.answer, Undelivered(admitted=life.admitted, **shown, refusal=refusal))
 
     async def reconcile(self, command: Reconcile) -> Settled | Denied:
-        """Say what became of an `unknown` execution. Raises StoreUnavailable."""
+        """Resolve an `unknown` execution. Raises StoreUnavailable."""
         reply = await self._store.submit(command)
         if isinstance(reply, Settled):
             self._settlements.count_overrun(reply)
@@ -197,7 +198,7 @@ class Gate:
         )
 
     async def _execute(self, life: Life) -> None:
-        """The whole life of one request."""
+        """Admit and forward one request. This is the body of its task."""
         judged, answer = life.judged, life.answer
         try:
             admitted = await self._admit(life)
@@ -206,7 +207,7 @@ class Gate:
             else:
                 _set(answer, admitted)
         except asyncio.CancelledError:
-            # The drain is over and nothing was admitted; an admission under way is given back.
+            # The drain ended before an admission was confirmed. An admission that commits later is reversed.
             if not answer.done():
                 draining = Refusal("draining", "The sidecar shut down before the request was judged.")
                 self.refusals.unrecorded(draining, self._asked(judged), "the drain is over")
@@ -240,7 +241,7 @@ class Gate:
         try:
             reply = await self.refusals.submit(command, late=self._settlements.give_back)
         except StoreUnavailable as exc:
-            life.decision_id = None  # not committed, or given back by the store's own word
+            life.decision_id = None  # not committed, or reversed through `late`
             return self.refusals.unconfirmed(exc, asked)
         finally:
             judged.trace.over("commit", begun)
@@ -255,7 +256,7 @@ class Gate:
         return reply
 
     async def _forward(self, life: Life, admitted: Admitted) -> None:
-        """Send, read and settle. Ends in exactly one settlement, whatever happens (G8)."""
+        """Send, read and settle. Every path ends in exactly one settlement (G8)."""
         judged, answer = life.judged, life.answer
         settings = judged.terms.settings
         seconds = admitted.timeout_seconds or settings.upstream.response_timeout_seconds
@@ -318,7 +319,7 @@ class Gate:
                 judged.method, judged.target, headers, judged.body, head_deadline=seconds
             )
         except ValueError as exc:
-            # The client refuses to write such a request at all.
+            # The upstream client refuses to write such a request.
             raise NotSent(f"the request cannot be forwarded as it came: {exc}") from exc
 
     async def _stream(
@@ -329,7 +330,7 @@ class Gate:
         body: bytes,
         deadline: float,
     ) -> None:
-        """A long answer: its head goes to the client now, its settlement waits for its end.
+        """Answer with a long answer. Its head goes to the client now, and it is settled when it ends.
 
         `deadline` is in the loop's time and counts the backend's time only.
         """
@@ -360,7 +361,7 @@ class Gate:
                     break
                 handed = loop.time()
                 await rest.feed(piece)
-                deadline += loop.time() - handed  # the backend is not to blame for a slow client
+                deadline += loop.time() - handed  # a slow client does not use up the backend's time
         except (Unanswered, TimeoutError, asyncio.CancelledError) as exc:
             cause = str(exc) or "the answer did not end in time"
             judged.trace.came_back(status, "unknown")
@@ -384,7 +385,7 @@ class Gate:
         http_status: int | None = None,
         cause: str | None = None,
     ) -> Settled | None:
-        """Settle; None where that has to wait, or was done when the life ended."""
+        """Settle. The result is None if the settlement must wait, or was made when the life ended."""
         if life.ended:
             return None
         judged = life.judged
@@ -397,14 +398,18 @@ class Gate:
         return settled
 
     def _shown(self, last: Settled | Admitted) -> dict[str, Any]:
-        """The scope, if one was consumed, as it stands after the last thing that is known to be written."""
+        """The consumed scope, if any, and its status after the last confirmed write."""
         status = None if last.scope is None else last.scope.status(self._store.now())
         return {"scope": last.scope, "scope_status": status}
 
-    # The end -----------------------------------------------------------------------------------
+    # Shutdown ----------------------------------------------------------------------------------
 
     async def drain(self, seconds: float) -> int:
-        """Admit nothing more, let what is in flight end; the rest, which is counted, ends as `unknown`."""
+        """Stop admitting, and wait for the executions in flight.
+
+        An execution that does not end within `seconds` is settled as `unknown`, or as `not_sent` if nothing
+        was sent. Returns the number of these executions.
+        """
         self.draining = True
         if self._in_flight:
             await asyncio.wait([life.task for life in self._in_flight], timeout=seconds)
@@ -415,7 +420,7 @@ class Gate:
             await asyncio.wait([life.task for life in unfinished], timeout=LAST_WRITES_SECONDS)
             for life in unfinished:
                 self._end(life, SHUT_DOWN)
-            await self._store.until_idle()  # an admission under way is told, and then given back
+            await self._store.until_idle()  # late commits are reported here, and then reversed
         await self._settlements.close()
         return len(unfinished)
 

@@ -1,4 +1,4 @@
-"""Scopes are granted and withdrawn, and executions explained. What is decided is decided by the core."""
+"""Granting and revoking scopes, and explaining executions. The core makes all decisions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sidecar.telemetry.metrics import Metrics
 
 
 class Grants:
-    """What the scope endpoints and `explain` ask for."""
+    """The operations of the scope endpoints and of `explain`."""
 
     def __init__(self, *, store: Store, gate: Gate, metrics: Metrics) -> None:
         self._store = store
@@ -32,7 +32,7 @@ class Grants:
     async def issue(
         self, scope: Scope, ttl_seconds: int, defaulted: frozenset[str], asked: Asked
     ) -> Issued | Refused:
-        """Grant a scope, if the policies allow it. `defaulted` names the terms that nobody asked for."""
+        """Grant a scope if the policies allow it. `defaulted` names the terms that the request omitted."""
         assert asked.policies is not None
         command = Issue(
             decision_id=new_decision_id(),
@@ -44,7 +44,7 @@ class Grants:
             principal=asked.principal,
             record_denial=self._gate.refusals.reserve(),
         )
-        # Before the writer, which everybody waits for.
+        # The rules judge here and not in the writer, because all commands wait for the writer.
         command = replace(command, judged=granted(command, self._store.now()))
         reply = await self._submit(command, asked)
         assert isinstance(reply, Issued | Refused)
@@ -53,7 +53,7 @@ class Grants:
         return reply
 
     async def revoke(self, scope_id: str, asked: Asked) -> Revoked | Refused:
-        """Withdraw a scope."""
+        """Revoke a scope."""
         command = Revoke(
             decision_id=new_decision_id(),
             scope_id=scope_id,
@@ -79,9 +79,9 @@ class Grants:
         return reply
 
     async def explain(self, claims: Claims, tenant_id: str, terms: Terms, *, shadow: bool) -> Explanation:
-        """What an execution would be answered now, by the same judgment; `shadow`: on a shadow route.
+        """Predict the decision on an execution with the same judgment. `shadow` is true on a shadow route.
 
-        Consumes and records nothing (G10). Raises StoreUnavailable.
+        It consumes and records nothing (G10). Raises StoreUnavailable.
         """
         unready = self._gate.unready(terms)
         if unready is not None or terms.policies is None:
@@ -112,7 +112,7 @@ class Grants:
         )
 
     def unread(self, refusal: Refusal, terms: Terms, *, shadow: bool) -> Explanation:
-        """What becomes of a request that cannot be judged: refused, or, in shadow, let through as it is."""
+        """Explain a request that cannot be judged. It is refused, or passed through on a shadow route."""
         if not shadow:
             return Explanation(refusal=refusal)
         unready = self._gate.unready(terms)

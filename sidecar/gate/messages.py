@@ -1,4 +1,4 @@
-"""What goes into the gate and what comes out of it. Values only, but for the rest of a long answer."""
+"""The inputs and outputs of the gate. All are plain values, except the rest of a long answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """A gated request that could be read: what it claims, and the bytes that will be forwarded."""
+    """A readable gated request: its claims, and the bytes to forward."""
 
     claims: Claims
     tenant_id: str
@@ -46,8 +46,11 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forwarded:
-    """The upstream's answer. `body` is whole, or, for one beyond `max_answer_bytes`, the part that `rest`
-    goes on from; then the execution is settled when the rest has been read."""
+    """The upstream's answer.
+
+    `body` is the whole body, or the first part of a body above `max_answer_bytes`. `rest` then holds the
+    other part, and the execution is settled when the rest has been read.
+    """
 
     admitted: Admitted
     scope: Scope | None
@@ -63,7 +66,7 @@ class Forwarded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undelivered:
-    """Admitted, but without an answer: why, and whether the attempt came back."""
+    """An admitted execution without an answer: the reason, and the scope after settlement."""
 
     admitted: Admitted
     scope: Scope | None
@@ -80,9 +83,10 @@ Outcome = Forwarded | Undelivered | Refused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """The refusal that an execution would meet, None: it would be admitted. `hold` in micro-dollars.
+    """The predicted decision on an execution. If `refusal` is None, the execution would be admitted.
 
-    `shadow` is what would be refused but is only recorded, `uses` how far each brake is used at `now`.
+    `hold` is in micro-dollars. `shadow` holds the objections that are only recorded. `uses` gives the use of
+    each brake at `now`.
     """
 
     refusal: Refusal | None
@@ -95,10 +99,10 @@ class Explanation:
 
 
 class Remainder:
-    """The rest of a long answer. The gate reads it to its end, whether the client stays or not.
+    """The rest of a long answer. The gate reads it to its end, even if the client hangs up.
 
-    A client that reads slowly holds it up for at most `patience` seconds in all. Counted for each piece, that
-    had no end: a client that took one now and then kept its execution in flight for as long as it liked.
+    A slow client may delay the rest for at most `patience` seconds in total. A limit for each piece would not
+    be enough, because a client that takes a piece now and then could keep its execution in flight for ever.
     """
 
     def __init__(self, patience: float) -> None:
@@ -109,16 +113,16 @@ class Remainder:
         self.cut = False
 
     async def read(self) -> bytes:
-        """The next piece, b"" at the end; then `cut` tells whether it was the true one."""
+        """The next piece, or b"" at the end. `cut` then says whether the answer ended too early."""
         return await self._pieces.get() or b""
 
     def abandon(self) -> None:
-        """The client is gone: what comes is read and dropped."""
+        """Drop all further pieces, because the client is gone."""
         self._abandoned = True
         self._drop()
 
     async def feed(self, piece: bytes | None) -> None:
-        """Hand on a piece, None for the true end; waits while the client is slow, but not for ever."""
+        """Pass on a piece, or None for the complete end. Waits for a slow client within `patience`."""
         if self._abandoned or self._ended:
             return
         begun = asyncio.get_running_loop().time()
@@ -132,8 +136,10 @@ class Remainder:
         self._ended = self._ended or piece is None
 
     def break_off(self) -> None:
-        """The end came too early; what the client has not taken yet is worth nothing any more. It comes
-        once, and not behind the true one."""
+        """End the rest too early and drop the pieces that the client has not taken yet.
+
+        It does nothing if the rest has ended already.
+        """
         if self._ended:
             return
         self._ended = self.cut = True

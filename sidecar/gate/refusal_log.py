@@ -1,8 +1,8 @@
-"""Every refusal is recorded: singly, or in a flood as one counted summary that all of it shares.
+"""Every refusal is recorded: one by one, or in a flood as part of one counted summary.
 
-A flood must not fill the disk, and still nothing may be refused without a trace. Above the limit a refusal
-waits for its summary to be committed (at most a quarter of a second) and answers with that record's id;
-the wait also slows down whoever floods.
+A flood must not fill the disk, but every refusal must leave a trace. Above the limit, a refusal is added to
+the summary that closes within a quarter of a second. It waits for the summary's commit and answers with the
+id of that record. The wait also slows down the clients of the flood.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from sidecar.telemetry.metrics import Metrics
 
 logger = logging.getLogger("scopegate.gate")
 
-# 1,000 refusals at once are recorded one by one; after that, 100 a second.
+# A burst of 1,000 refusals is recorded one by one; after that, 100 a second.
 BURST = 1_000
 PER_SECOND = 100.0
 SUMMARY_SECONDS = 0.25
 SHOWN_SUBJECTS = 10
-# What all refusals of a summary have in common.
+# The members that all refusals of a summary share.
 SHARED_MEMBERS = ("bound", "rules", "limit", "value")
-# What a request that the store did not confirm is told to wait.
+# The Retry-After of a request that the store did not confirm.
 RETRY_AFTER_SECONDS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A refusal on its way to the answer; `decision_id` is None where no record could be made."""
+    """A refusal on its way to the answer. `decision_id` is None if no record could be made."""
 
     refusal: Refusal
     decision_id: str | None = None
@@ -46,7 +46,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Who asked for what, as far as it could be read."""
+    """The principal and the claims of a request, as far as they could be read."""
 
     gatekept: Gatekept = "scoped_execution"
     claims: Claims = field(default_factory=Claims)
@@ -57,7 +57,7 @@ class Asked:
 
     @property
     def action_label(self) -> str:
-        """The action for a metric: only names of the catalogue."""
+        """The action as a metric label. Only names of the catalogue are used."""
         if self.claims.action is None or self.policies is None:
             return "none"
         return self.policies.label(self.claims.action)
@@ -73,7 +73,7 @@ class _Summary:
 
 
 class RefusalLog:
-    """Records refusals and knows when there are too many to record one by one."""
+    """Records refusals, one by one or in summaries if there are too many."""
 
     def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] | None = None) -> None:
         self._store = store
@@ -85,7 +85,7 @@ class RefusalLog:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def reserve(self) -> bool:
-        """Whether the next refusal is recorded by itself; if so, its place is taken until `release`."""
+        """Whether the next refusal has a record of its own. If so, a token is taken until `release`."""
         now = self._time()
         self._tokens = min(float(BURST), self._tokens + (now - self._refilled) * PER_SECOND)
         self._refilled = now
@@ -95,11 +95,11 @@ class RefusalLog:
         return True
 
     def release(self, reserved: bool) -> None:
-        """There was no refusal after all."""
+        """Return the token of `reserve`, because there was no refusal."""
         self._tokens += reserved
 
     async def refuse(self, refusal: Refusal, asked: Asked, *, retry_after: int | None = None) -> Refused:
-        """Refuse what no command has decided: record, count and log it. Never raises."""
+        """Refuse a request without a command: record, count and log the refusal. Never raises."""
         if self.reserve():
             decision_id = await self._submit(refusal, asked, 1, None)
         else:
@@ -107,7 +107,7 @@ class RefusalLog:
         return self._told(refusal, asked, decision_id, retry_after)
 
     async def denied(self, denied: Denied, asked: Asked) -> Refused:
-        """Pass on the denial of a command, which is recorded already unless a flood is on."""
+        """Refuse a request that a command denied. The denial has a record already, except in a flood."""
         self._count_conditions(denied.objections)
         decision_id, retry_after = denied.decision_id, denied.refusal.retry_after_seconds
         if decision_id is None:
@@ -115,7 +115,7 @@ class RefusalLog:
         return self._told(denied.refusal, asked, decision_id, retry_after)
 
     async def submit(self, command: Admit | Issue | Revoke, *, late: LateReply | None = None) -> Reply:
-        """Submit what may be denied; its place among the refusals is free again where it is not.
+        """Submit a command that may be denied. If it is not denied, its token is returned.
 
         Raises StoreUnavailable.
         """
@@ -128,7 +128,10 @@ class RefusalLog:
                 self.release(command.record_denial)
 
     def unconfirmed(self, exc: StoreUnavailable, asked: Asked) -> Refused:
-        """What the store did not confirm is refused, and counted, since there is no record."""
+        """Refuse a request that the store did not confirm.
+
+        The refusal is counted, because it has no record.
+        """
         refusal = unavailable(exc)
         self.unrecorded(refusal, asked, str(exc))
         return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
@@ -140,9 +143,9 @@ class RefusalLog:
         return Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
 
     async def pass_over(self, refusal: Refusal, asked: Asked) -> Refused | str:
-        """Record what would be a refusal, if its route were not in shadow mode: the decision's id.
+        """Record a refusal that is not enforced, because its route is in shadow mode. Returns its id.
 
-        Each one by itself, even in a flood: nothing is let through unrecorded (G1).
+        Each one has a record of its own, even in a flood, because nothing is admitted unrecorded (G1).
         """
         command = self._command(refusal, asked, 1, None, shadow=True)
         try:
@@ -154,7 +157,7 @@ class RefusalLog:
         return command.decision_id
 
     def _take_back(self, command: Refuse, asked: Asked) -> None:
-        """A request whose record was committed only after it had been refused: nothing went through."""
+        """Record that a request was refused, because its shadow record was committed too late."""
         refusal = Refusal(
             "store_unavailable",
             "Its record was committed too late; the request was refused.",
@@ -168,7 +171,7 @@ class RefusalLog:
         await self._submit(refusal, asked, 1, None)
 
     def let_through(self, objections: Sequence[Objection], asked: Asked) -> None:
-        """Count what shadow rules and routes would have refused."""
+        """Count and log the objections of shadow rules and routes."""
         self._count_conditions(objections)
         for objection in objections:
             self._metrics.shadow_refusals.labels(objection.refusal.code, objection.rule_id or "").inc()
@@ -185,13 +188,13 @@ class RefusalLog:
             )
 
     def _count_conditions(self, objections: Iterable[Objection]) -> None:
-        """Each condition that failed, whatever else refused."""
+        """Count each condition that failed."""
         for objection in objections:
             if "condition_error" in objection.refusal.members:
                 self._metrics.condition_errors.labels(objection.rule_id or "").inc()
 
     def unrecorded(self, refusal: Refusal, asked: Asked, cause: str) -> None:
-        """Count and log a refusal for which there can be no record."""
+        """Count and log a refusal that cannot be recorded."""
         self._count_unrecorded(refusal, asked, cause, 1)
         self._count(refusal, asked)
 
@@ -219,7 +222,7 @@ class RefusalLog:
         self._metrics.decisions.labels(outcome, refusal.code, asked.action_label).inc()
 
     async def _summarize(self, refusal: Refusal, asked: Asked) -> str | None:
-        """Count a refusal into the summary of its kind, and wait until that is committed."""
+        """Add a refusal to the summary of its kind, and wait until the summary is committed."""
         bound = refusal.members.get("bound") or ",".join(refusal.members.get("rules", ()))
         bound += refusal.members.get("limit", "")
         kind = (asked.gatekept, refusal.code, str(bound), asked.tenant_id)

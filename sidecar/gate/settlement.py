@@ -1,7 +1,8 @@
 """Writes down how executions ended, at once or later. The client's answer never waits long for it.
 
-What was committed only after its caller had been told that it was not is taken back here, too: an admission
-ends as not sent, and a scope is revoked, since its caller does not know its name and would ask for another.
+The client's answer waits for a settlement only for a limited time. If the store refuses a settlement, fails
+or does not answer, the settlement is kept in memory and submitted again. A settlement that is committed twice
+changes nothing the second time, because its execution has ended already.
 
 A settlement that the store refuses, or does not answer, is not lost: it is kept and submitted again. One that
 gets through twice finds its execution ended, and changes nothing.
@@ -25,17 +26,17 @@ from sidecar.telemetry.metrics import Metrics
 
 logger = logging.getLogger("scopegate.gate")
 
-# Settlements that the store would not take yet. Beyond it one is lost, and its execution ends as `unknown`
-# at the next start, which is the safe side.
+# The most settlements that wait for the store. A further one is lost, and its execution ends as `unknown` at
+# the next start, which is the safe outcome.
 MAX_KEPT = 10_000
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
-# Beyond the store's own deadline, after which it is not waited for any more.
+# The time to wait for the store beyond its own deadline.
 GRACE_SECONDS = 0.5
 
 
 class Settlements:
-    """Writes settlements, and keeps in memory those that have to wait for the store."""
+    """Records settlements, and keeps those in memory that must wait for the store."""
 
     def __init__(self, store: Store, metrics: Metrics, origin: Origin = "gate") -> None:
         self._store = store
@@ -53,7 +54,7 @@ class Settlements:
         http_status: int | None = None,
         cause: str | None = None,
     ) -> Settled | None:
-        """Write down how an execution ended; None where that has to wait for the store."""
+        """Record how an execution ended. The result is None if the settlement must wait for the store."""
         command = Settle(
             decision_id=new_decision_id(),
             admission_id=admitted.execution.decision_id,
@@ -86,7 +87,7 @@ class Settlements:
         return settled
 
     def give_back(self, reply: Reply) -> None:
-        """Take back what was committed after its request had been given up."""
+        """Reverse an admission or a grant that was committed after its request had been given up."""
         if isinstance(reply, Issued):
             scope = reply.scope
             logger.warning(
@@ -113,7 +114,7 @@ class Settlements:
             self.later(reply.execution.decision_id, "not_sent", cause)
 
     def later(self, admission_id: str, outcome: Literal["not_sent", "unknown"], cause: str) -> None:
-        """Write down without waiting for it how an execution ended, if it was admitted at all."""
+        """Record later how an execution ended. It changes nothing if the execution was not admitted."""
         self._keep(
             Settle(
                 decision_id=new_decision_id(),
@@ -125,7 +126,10 @@ class Settlements:
         )
 
     async def close(self, seconds: float = 2.0) -> None:
-        """Give what is kept a last chance. What is lost then ends as `unknown` at the next start."""
+        """Wait for the kept settlements a last time.
+
+        Executions of lost ones are `unknown` after a restart.
+        """
         if self._writer is not None and not self._writer.done():
             await asyncio.wait([self._writer], timeout=seconds)
             self._writer.cancel()
@@ -136,7 +140,7 @@ class Settlements:
             )
 
     async def _submit(self, command: Settle) -> Settled | None:
-        """Settle now, or keep it for later. Cancellation waits: what must be written is written."""
+        """Settle now, or keep the settlement for later. Cancellation does not interrupt the write."""
         loop = asyncio.get_running_loop()
         submitting = asyncio.ensure_future(self._store.submit(command))
         until = loop.time() + self._store.deadline_seconds + GRACE_SECONDS
@@ -164,7 +168,7 @@ class Settlements:
         return None
 
     def count_overrun(self, reply: Reply | None) -> None:
-        """An execution may also be found to have cost too much when it is reconciled."""
+        """Count a cost overrun, which a settlement or a reconciliation may report."""
         if isinstance(reply, Settled) and reply.overrun:
             self._metrics.cost_overruns.inc()
 
@@ -185,12 +189,12 @@ class Settlements:
                 async with asyncio.timeout(self._store.deadline_seconds + GRACE_SECONDS):
                     self.count_overrun(await self._store.submit(self._kept[0]))
             except CommandFailed as exc:
-                # It must not stand in the way of the others for ever.
+                # A retry would fail again and block the other commands.
                 _lost(self._kept[0], str(exc))
             except StoreClosed:
                 return
             except Exception:
-                # The storage does not work, or not with this one: then it must not hold up the others.
+                # The storage may fail for this command only, so the others go first.
                 self._kept.rotate(-1)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

@@ -1,7 +1,8 @@
-"""Reloading: the files are read anew, checked as a whole, and put in force in one assignment.
+"""Reloading: the files are read again, checked as a whole, and put in force in one assignment.
 
-What cannot be used, or cannot change while the sidecar runs, changes nothing: the old terms stay in force.
-What is taken up without being asked for has rested first: the beginning of a file may be valid, and say less.
+If the files are invalid, or change a key that is fixed at the start, the old terms stay in force. An
+automatic reload waits until the files stop changing, because a partly written file may be valid and hold
+fewer rules.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from sidecar.telemetry.metrics import Metrics
 
 logger = logging.getLogger("scopegate.reload")
 
-# How often files are read that change while they are read, before that is an error.
+# The number of times that changing files are read before that is an error.
 TRIES = 3
-# How long files that changed must hold the same before they are taken up without being asked for.
+# The time that changed files must stay the same before an automatic reload.
 SETTLE_SECONDS = 0.4
 
 Cause = Literal["start", "signal", "call", "files changed"]
@@ -40,9 +41,9 @@ T = TypeVar("T")
 
 
 class Files:
-    """The files that the terms are read from, and what they held when they were last read.
+    """The files of the terms, and a hash of their contents at the last read.
 
-    What overrides them stays as it was at the start, whatever becomes of the environment.
+    The overrides are fixed at the start, so later changes of the environment have no effect.
     """
 
     def __init__(
@@ -56,11 +57,11 @@ class Files:
         self._digest = b""
 
     def read(self) -> tuple[Loaded, PolicySet]:
-        """What stands in them, all of it at one moment. Blocks. Raises ConfigurationError."""
+        """The contents of all files at one moment. Blocks. Raises ConfigurationError."""
         for _ in range(TRIES):
             found = self._once()
             if self.changed():
-                continue  # what was read may be a mixture
+                continue  # the read contents may be a mixture of two versions
             if isinstance(found, ConfigurationError):
                 raise found
             return found
@@ -68,10 +69,13 @@ class Files:
         raise ConfigurationError([Fault(str(self.config), "", message)])
 
     def read_if_still(self, seen: bytes) -> tuple[Loaded, PolicySet] | None:
-        """As `read`, where they hold what `unread` gave; None, and they stay unread, where they do not."""
+        """Read the files as `read` does, if their hash is still `seen`.
+
+        Otherwise the result is None, and the files still count as unread.
+        """
         before = self._digest
         found = self._once()
-        # Where the configuration names another folder now, what that one holds was not seen either.
+        # If the configuration now names another folder, `seen` does not cover that folder's contents.
         if self._digest != seen or self.changed():
             self._digest = before
             return None
@@ -80,12 +84,12 @@ class Files:
         return found
 
     def unread(self) -> bytes | None:
-        """A hash of what they hold, None where that is what was last read. Blocks."""
+        """A hash of the contents, or None if they are the same as at the last read. Blocks."""
         now = _digest([self.config]) + _digest(_policy_files(self.policies))
         return None if now == self._digest else now
 
     def changed(self) -> bool:
-        """Whether they hold anything else than when they were last read. Blocks."""
+        """Whether the contents differ from those at the last read. Blocks."""
         return self.unread() is not None
 
     def _once(self) -> tuple[Loaded, PolicySet] | ConfigurationError:
@@ -104,7 +108,7 @@ class Files:
 
 
 def _policy_files(folder: Path | None) -> Iterable[Path]:
-    """What the folder holds of YAML; the folder itself where it cannot be read."""
+    """The YAML files of the folder, or the folder itself if it cannot be read."""
     if folder is None:
         return ()
     try:
@@ -115,7 +119,7 @@ def _policy_files(folder: Path | None) -> Iterable[Path]:
 
 
 def _digest(files: Iterable[Path]) -> bytes:
-    """A hash of names and contents, or of why there are none."""
+    """A hash of the names and contents of files. For an unreadable file, the error is hashed instead."""
     whole = sha256()
     for file in files:
         try:
@@ -129,10 +133,10 @@ def _digest(files: Iterable[Path]) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """One reload: the terms in force after it, and either what it changed in them or why it changed nothing.
+    """One reload: the terms in force after it, and the changed keys or the errors.
 
-    `changed` are keys of the configuration, `policies` among them where the set is another one. `shadowed`
-    are the keys of the file that the environment or a flag overrides.
+    `changed` holds keys of the configuration, including `policies` if the policy set differs. `shadowed`
+    holds the keys of the file that the environment or a flag overrides.
     """
 
     time: int
@@ -143,12 +147,12 @@ class Reload:
     shadowed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As `status` shows the last one."""
+        """The reload as `status` shows it."""
         return {"time": iso_time(self.time), "ok": not self.errors, "errors": list(self.errors)}
 
 
 class Reloader:
-    """Puts new terms in force, one reload after another. Without files there is nothing to read anew."""
+    """Puts new terms in force, one reload after another. Without files, every reload is refused."""
 
     def __init__(
         self, files: Files | None, *, live: Live, metrics: Metrics, clock: Callable[[], int]
@@ -160,12 +164,12 @@ class Reloader:
         self._turn = asyncio.Lock()
         self._reads: set[object] = set()
         self.draining = False
-        self.renew: Callable[[], Awaitable[None]] | None = None  # certificates, which are files, too
+        self.renew: Callable[[], Awaitable[None]] | None = None  # renews the certificates
         self.last = Reload(time=clock(), cause="start", terms=live.terms)
         self._show_last()
 
     async def reload(self, cause: Cause) -> Reload:
-        """Read everything anew, in turn. What is wrong with it stands in `errors`."""
+        """Reload everything, one call at a time. `errors` of the result holds the faults."""
         if self.renew is not None:
             await self.renew()
         async with self._turn:
@@ -174,7 +178,7 @@ class Reloader:
             return await self._reload(cause, self._files, self._files.read)
 
     async def catch_up(self) -> None:
-        """If the files were changed since they were last read, reload once they rest."""
+        """If the files changed since the last read, reload once they stop changing."""
         seen = None
         while self._files is not None:
             now = await self._aside(self._files.unread)
@@ -182,7 +186,7 @@ class Reloader:
                 return
             if now == seen:
                 async with self._turn:
-                    if await self._aside(self._files.changed):  # no call was faster
+                    if await self._aside(self._files.changed):  # no other reload came first
                         still = partial(self._files.read_if_still, now)
                         await self._reload("files changed", self._files, still)
                 seen = None
@@ -191,11 +195,11 @@ class Reloader:
                 await asyncio.sleep(SETTLE_SECONDS)
 
     def is_reading(self) -> bool:
-        """Whether a thread still reads files, even one that nobody waits for any more."""
+        """Whether a thread still reads files. The thread may outlive the task that waited for it."""
         return bool(self._reads)
 
     async def _aside(self, work: Callable[[], T]) -> T:
-        """What takes long, in a thread. That goes on where the waiting for it is cancelled."""
+        """Run blocking work in a thread. The thread continues if the waiting task is cancelled."""
 
         def counted() -> T:
             token = object()
@@ -219,7 +223,7 @@ class Reloader:
             faults = tuple(in_order(unchangeable(before.settings, loaded)))
         except ConfigurationError as exc:
             faults = exc.faults
-        except Exception as exc:  # our own mistake must not end the watching
+        except Exception as exc:  # a defect of the sidecar must not end the watching
             logger.exception("reading configuration and policies failed")
             message = f"the sidecar failed to read it ({type(exc).__name__}); see the log"
             faults = (Fault(str(files.config), "", message),)
@@ -274,7 +278,7 @@ class Reloader:
         return self.last
 
     def _impossible(self, cause: Cause, why: str) -> Reload:
-        """Nothing can come of it whatever the files hold, so it is not remembered either."""
+        """Refuse a reload that is impossible with any files. `last` does not record it."""
         logger.warning("reload refused", extra={"cause": cause, "errors": (why,)})
         return Reload(time=self._clock(), cause=cause, terms=self._live.terms, errors=(why,))
 
@@ -284,7 +288,7 @@ class Reloader:
 
 
 def unchangeable(before: Settings, loaded: Loaded) -> Iterator[Fault]:
-    """A fault for each key that differs and cannot change while the sidecar runs."""
+    """A fault for each changed key that cannot change while the sidecar runs."""
     values = values_of(before)
     for key in differing(before, loaded.settings):
         if key not in LIVE:
@@ -300,7 +304,7 @@ def _changed(before: Terms, after: Terms) -> tuple[str, ...]:
 
 
 def _numbers(terms: Terms) -> dict[str, int]:
-    """How much there is that refuses, so that it shows where a file was cut short."""
+    """The numbers of actions, rules and gated routes. A drop in them reveals a truncated file."""
     policies = terms.policies
     return {
         "actions": len(policies.actions) if policies else 0,
@@ -310,7 +314,7 @@ def _numbers(terms: Terms) -> dict[str, int]:
 
 
 def warn_of_openings(in_force: Settings) -> None:
-    """Say aloud what lets actions through without a scope."""
+    """Log a warning for each setting that admits actions without a scope."""
     least = in_force.gate.scope_required_from
     if least > RiskClass.LOW:
         logger.warning("actions below %s risk need no scope", least.value)

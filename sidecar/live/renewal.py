@@ -1,5 +1,8 @@
-"""Certificates are renewed while the sidecar runs: what their files hold by now is taken up, or else the old
-stays in force. Connections that are open keep what they began with."""
+"""Renewal of certificates while the sidecar runs.
+
+The sidecar loads changed certificate files. If they are unusable, the old certificate stays in force. Open
+connections keep the certificate that they began with.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ LOOK_SECONDS = 60.0
 
 
 class Renewal:
-    """Looks at the files of all credentials every so often, and whenever it is asked to."""
+    """Checks the files of all credentials periodically and on request."""
 
     def __init__(
         self,
@@ -33,18 +36,18 @@ class Renewal:
         self._clock = clock
         self._every = every
         self._turn = asyncio.Lock()
-        self.reading = False  # a thread does, even one that nobody waits for any more
+        self.reading = False  # whether a thread reads files; it may outlive the task that waited for it
         for each in credentials:
             self._show(each)
 
     async def watch(self) -> None:
-        """Look, until cancelled."""
+        """Check the files periodically until cancelled."""
         while self._credentials:
             await asyncio.sleep(self._every)
             await self.look()
 
     async def look(self) -> None:
-        """Take up what is new."""
+        """Check all files now and load the changed ones."""
         async with self._turn:
             for each in self._credentials:
                 try:
@@ -54,7 +57,7 @@ class Renewal:
                         "certificate not renewed; the old one stays in force",
                         extra={"listener": each.name, "cause": str(exc)},
                     )
-                except Exception:  # our own mistake must not end the looking
+                except Exception:  # a defect of the sidecar must not end the checks
                     logger.exception("looking for a renewed certificate failed")
                 else:
                     if renewed:

@@ -1,6 +1,7 @@
-"""What requests are judged and carried by, as one value that never changes; a reload makes another one.
+"""The terms: the configuration and policies that apply to a request, as one immutable value.
 
-A request takes the terms once, when it begins, and keeps them to its end; so none is judged by a mixture.
+A reload creates new terms. A request reads the terms once, when it begins, and keeps them to its end. No
+request is therefore judged by a mixture of two versions.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from sidecar.settings.sections import Route, Settings
 
 @dataclass(frozen=True)
 class Terms:
-    """The configuration and the policies of one moment. Without policies everything gated is refused."""
+    """The configuration and policies of one moment. Without policies, every gated request is refused."""
 
     settings: Settings
     policies: PolicySet | None
 
     @cached_property
     def revision(self) -> str:
-        """Of the configuration: the beginning of a SHA-256 over all its values."""
+        """The revision of the configuration: the first 16 hex digits of a SHA-256 over all its values."""
         return sha256(self.settings.model_dump_json().encode()).hexdigest()[:16]
 
     @cached_property
     def patterns(self) -> tuple[RoutePattern, ...]:
-        """What is gated, route by route."""
+        """The path pattern of each route."""
         return tuple(route.path for route in self.settings.gate.routes)
 
     @cached_property
     def enforced(self) -> tuple[Route, ...]:
-        """The routes that refuse; on the others it is only recorded what would have been refused."""
+        """The routes in enforce mode. On the other routes, refusals are only recorded."""
         return tuple(route for route in self.settings.gate.routes if route.mode == "enforce")
 
     @cached_property
@@ -42,7 +43,7 @@ class Terms:
 
     @cached_property
     def shadow_routes(self) -> tuple[Route, ...]:
-        """The routes that refuse nothing: in shadow mode, and no enforced one matches what they match."""
+        """The routes that refuse nothing: routes in shadow mode that no enforced route overlaps."""
         return tuple(
             route
             for route in self.settings.gate.routes
@@ -53,7 +54,7 @@ class Terms:
         )
 
     def judging(self, route: Route) -> Route:
-        """The route that judges what spells this one: the enforced go first, then the first that matches."""
+        """The route that judges paths of this route: the first enforced match, else the first match."""
         for routes in (self.enforced, self.settings.gate.routes):
             patterns = tuple(one.path for one in routes)
             verdict = classify("POST", _spelled(route.path), (), True, patterns)
@@ -63,7 +64,10 @@ class Terms:
 
 
 def _spelled(pattern: RoutePattern) -> str:
-    """A path that a pattern matches. No pattern has an asterisk, so what fills its names is no other's."""
+    """A path that the pattern matches.
+
+    An asterisk fills its names, because no other pattern can spell one.
+    """
     return "/" + "/".join("*" if segment[0] == "{" else segment for segment in pattern.segments)
 
 

@@ -1,9 +1,9 @@
-"""Watching the files that the terms are read from, so that a change is taken up without being asked for.
+"""Watching the configuration and policy files, so that changes cause an automatic reload.
 
-What stirs in a folder only wakes somebody who looks; whether anything changed is for the contents to say. The
-system's notices (inotify) come at once. Some changes come without one: on network file systems, behind a link
-further up the path, or while a folder is gone. So there is a look every second, too, and where there are no
-notices at all, two a second.
+A notification for a folder only triggers a check. The contents of the files decide whether anything changed.
+The system's notifications (inotify) arrive at once, but some changes cause none: on network file systems,
+behind a link further up the path, or while a folder is missing. The files are therefore also checked every
+second, or twice a second if there are no notifications at all.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ logger = logging.getLogger("scopegate.reload")
 
 LOOK_SECONDS = 1.0
 POLL_SECONDS = 0.5
-# An editor and a ConfigMap leave several notices at a time: wait until there is none for a step.
+# An editor or a ConfigMap update causes several notifications at once. They are gathered until one step has
+# none.
 STEP_SECONDS = 0.05
 GATHER_SECONDS = 0.5
 
 
 async def watch(files: Files, look: Callable[[], Awaitable[None]]) -> None:
-    """Call `look` whenever the files may hold something else, until cancelled."""
+    """Call `look` whenever the files may have changed, until cancelled."""
     polling = _polling_is_wanted()
     while True:
         places = await asyncio.to_thread(_places, files)
@@ -44,7 +45,7 @@ async def watch(files: Files, look: Callable[[], Awaitable[None]]) -> None:
                     if moved or await asyncio.to_thread(_places, files) != places:
                         break
         except FileNotFoundError:
-            await asyncio.sleep(POLL_SECONDS)  # a folder went a moment ago
+            await asyncio.sleep(POLL_SECONDS)  # a folder disappeared a moment ago
         except (OSError, RuntimeError, ExceptionGroup) as exc:
             polling = True
             logger.warning(
@@ -54,23 +55,24 @@ async def watch(files: Files, look: Callable[[], Awaitable[None]]) -> None:
 
 
 def _polling_is_wanted() -> bool:
-    """What watchfiles' own variable says, read as it reads it."""
+    """Whether the variable of watchfiles asks for polling, parsed as watchfiles parses it."""
     text = os.environ.get("WATCHFILES_FORCE_POLLING", "")
     return text.lower() not in ("", "false", "disable", "disabled")
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a change of the files is noticed.
+    """The folders and names where a change of the files is noticed.
 
-    `folders` are free of links, each with its device and number: one of the same name may take its place.
+    `folders` maps resolved paths to device and inode, because another folder may replace one of the same
+    name.
     """
 
     folders: Mapping[str, tuple[int, int]]
     names: frozenset[str]
 
     def hold(self, path: str) -> bool:
-        """Whether a notice can be about the files. Kubernetes swaps `..data`, whatever the files' names."""
+        """Whether a notification may concern the files. Kubernetes replaces only the link `..data`."""
         name = os.path.basename(path)
         return (
             name in self.names
@@ -81,7 +83,7 @@ class Places:
 
 
 def _places(files: Files) -> Places | None:
-    """None as long as one of the folders is not there."""
+    """The places to watch, or None if one of the folders is missing."""
     config = os.path.abspath(files.config)
     behind = os.path.realpath(config)
     folders = [os.path.dirname(config), os.path.dirname(behind)]
@@ -100,7 +102,7 @@ def _places(files: Files) -> Places | None:
 
 
 async def _notices(places: Places) -> AsyncGenerator[bool, None]:
-    """Whether a folder may be another one now: at the beginning, when something stirred, and each second."""
+    """Yield at the beginning, at each notification and each second, whether a folder may be another one."""
     changes = awatch(
         *places.folders,
         watch_filter=lambda _, path: places.hold(path),
@@ -109,12 +111,12 @@ async def _notices(places: Places) -> AsyncGenerator[bool, None]:
         rust_timeout=round(LOOK_SECONDS * 1000),
         yield_on_timeout=True,
         recursive=False,
-        force_polling=False,  # its polling compares times; a look compares contents
+        force_polling=False,  # watchfiles' polling compares times; a check compares contents
         ignore_permission_denied=True,
     )
     coming = asyncio.ensure_future(anext(changes))
     try:
-        await asyncio.sleep(0)  # it has begun: what is changed from here on is noticed
+        await asyncio.sleep(0)  # the watch has begun, so changes from now on are noticed
         yield False
         while True:
             stirred = await coming

@@ -1,1 +1,1 @@
-"""Policy files: reading them, compiling conditions, testing them, and replaying the log under others."""
+"""Policy files: reading them, compiling conditions, testing them, and replaying the log under another set."""

@@ -1,18 +1,20 @@
-"""A rule's `when`: CEL, checked when it is read, never allowed to guess when it is judged.
+"""A rule's `when`: a CEL condition, checked when it is read. If it cannot be judged, it raises an error.
 
-The engine is compiled code that holds the whole process while it runs. It stops after 10,000 steps, but a
-step may touch all that a client sent; so a condition is handed only what it reads, and that is bounded. What
-still fails is said in our words: the engine's may quote values, and a value may be a secret.
+The engine is compiled code that blocks the whole process while it runs. It stops after 10,000 steps, but a
+step may touch everything that a client sent. A condition therefore gets only the facts that it reads, in a
+limited amount. Failures are described in the sidecar's own words, because the engine's messages may quote
+values, and a value may be a secret.
 
-The engine checks types when it compiles, but not the texts in quotes: a mistake in one would refuse every
-request that the condition is asked about. So they are tried when a condition is read, by the engine itself:
+The engine checks types when it compiles, but it does not check quoted texts. A mistake in one would refuse
+every request that the condition judges. The engine therefore evaluates these texts when the condition is
+read:
 
-1. A call that makes a value of constants alone, such as timestamp("2026-13-01"), is evaluated.
-2. The pattern of `matches` and the zone of `getHours` and its like must be constants. The engine reads a zone
-   as a file, and keeps it for good: a zone that a request could choose would open any file, a pipe for
-   example, which blocks the process.
-3. A zone is tried in this process, because the database in use depends on it: its TZDIR, and the files there.
-   The engine also takes offsets such as "+99:99" and counts on with them; they must be ones of a clock.
+1. A conversion of constants alone, such as timestamp("2026-13-01"), is evaluated.
+2. The pattern of `matches` and the zone of `getHours` and similar functions must be constants. The engine
+   reads a zone from a file and keeps it for the life of the process. A zone chosen by a request could open
+   any file, for example a pipe, which blocks the process.
+3. A zone is evaluated in this process, because its environment (TZDIR and the files there) selects the zone
+   database. The engine also accepts offsets such as "+99:99", so offsets must be at most 23:59.
 """
 
 from __future__ import annotations
@@ -30,14 +32,15 @@ from sidecar.errors import ConditionFailed
 from sidecar.files.yamlfile import did_you_mean, shown
 
 MAX_CHARS = 4096
-# Of the parameters that a condition reads: values at all depths, characters of text and keys. With as many, a
-# loop in a loop over 256 target agents, comparing all of them each time, is stopped after about 0.1 s.
+# Limits on the parameters that a condition reads: values at all depths, and characters of texts and keys.
+# Within these limits, a nested loop over 256 target agents that compares all of them is stopped after about
+# 0.1 s.
 MAX_VALUES = 128
 MAX_VALUE_CHARS = 4096
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Comments and quoted text: nothing in them is a name.
+# Comments and quoted texts, which contain no names.
 _NO_NAMES = re.compile(
     r"""//[^\n]*
     |[rR](?:\"{3}.*?\"{3}|'{3}.*?'{3}|"[^"\n]*"|'[^'\n]*')
@@ -54,18 +57,19 @@ _CONVERSIONS = {
     "double": 'takes a number, such as double("0.5")',
     "bool": 'takes "true" or "false"',
 }
-# What may be told a time zone.
+# The functions that take a time zone.
 _IN_A_ZONE = (
     *("getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours", "getMinutes"),
     *("getMonth", "getSeconds", "getMilliseconds"),
 )
 _CALL = re.compile(rf"\b({'|'.join((*_CONVERSIONS, *_IN_A_ZONE))})\s*(?=\()")
 _OFFSET = re.compile(r"[+-]?(?:[01]?[0-9]|2[0-3]):[0-5][0-9]")
-# Every time zone database has it, and the engine does not know it by itself.
+# A zone that every time zone database has, and that is not built into the engine.
 _A_ZONE = "Etc/GMT"
-# A call of matches, behind a dot or not, and whether one text is all that stands in its brackets.
+# A call of matches, with or without a dot before it. The second group is set if its only argument is one
+# text.
 _MATCHES = re.compile(r"""(\.\s*)?\bmatches\s*\((["\s]+\))?""")
-# `parameters`, and the one member of it that is read; a call, such as parameters.all(...), reads them all.
+# `parameters` and the member that is read. A call, such as parameters.all(...), reads all members.
 _MEMBER = re.compile(r"\bparameters\b(?:\s*\.\s*([A-Za-z_][A-Za-z0-9_]*)\b(?!\s*\())?")
 
 _ERROR = re.compile(r"ERROR: <input>:(-?[0-9]+):(-?[0-9]+): (.*)")
@@ -75,7 +79,7 @@ _FUNCTIONS = (
     *_IN_A_ZONE,
 )
 
-# What the engine says of a condition that it judged, and what that means. First match wins.
+# The engine's error messages for a judged condition, and their meanings. The first match wins.
 _FAILURES: tuple[tuple[str, str], ...] = (
     ("Iteration budget", "it takes more than 10,000 steps; loop over fewer values."),
     ("Key not found", "it reads a member that is not there{name}; ask for it with has(...) first."),
@@ -88,7 +92,7 @@ _FAILURES: tuple[tuple[str, str], ...] = (
 
 
 class NoCondition(ValueError):
-    """A text cannot be used as a condition. `position`: line and column in it, from 1, where known."""
+    """A text cannot be used as a condition. `position` is the line and column in it, from 1, or None."""
 
     def __init__(self, message: str, position: tuple[int, int] | None = None) -> None:
         super().__init__(message)
@@ -97,7 +101,7 @@ class NoCondition(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CelCondition:
-    """A condition that was checked. `members`: the only parameters that it reads, None for any of them."""
+    """A checked condition. `members` names the parameters that it reads, or is None if it may read any."""
 
     text: str
     reads: frozenset[str]
@@ -105,7 +109,7 @@ class CelCondition:
     compiled: Any = field(default=None, compare=False, repr=False)
 
     def __call__(self, subject: Subject) -> bool:
-        """Whether it holds. Raises ConditionFailed."""
+        """Whether the condition holds. Raises ConditionFailed."""
         try:
             known = {name: _FACT[name](subject) for name in self.reads if name != "parameters"}
             if "parameters" in self.reads:
@@ -114,7 +118,7 @@ class CelCondition:
             value = found.value()
         except ConditionFailed:
             raise
-        except Exception as exc:  # RuntimeError is the usual one, but the engine promises nothing
+        except Exception as exc:  # usually RuntimeError, but the engine does not document its exceptions
             raise ConditionFailed(self._failure(str(exc))) from exc
         if isinstance(value, bool):
             return value
@@ -124,14 +128,14 @@ class CelCondition:
 
     def _failure(self, said: str) -> str:
         words = next((words for pattern, words in _FAILURES if re.search(pattern, said)), None)
-        # A key that the condition itself does not name may come from a request.
+        # A key is shown only if the condition names it, because other keys may come from a request.
         key = re.search(r'Key not found in map : "(.*)"', said)
         name = f" ({shown(key[1])})" if key and key[1] in self.text else ""
         return (words or "the engine cannot judge it for these values.").format(name=name)
 
 
 def condition(text: str) -> CelCondition:
-    """The condition that a text is. Raises NoCondition."""
+    """Compile and check a condition. Raises NoCondition."""
     if not text.strip():
         raise NoCondition("is empty; write a condition, or remove the key")
     if len(text) > MAX_CHARS:
@@ -164,7 +168,7 @@ def condition(text: str) -> CelCondition:
 
 @lru_cache(maxsize=1)
 def _environment(cel: Any) -> Any:
-    """The engine with our facts declared: one for the process, it takes long to set up."""
+    """The engine with the facts declared. The process shares one, because setting it up takes long."""
     kinds = cel.Type
     declared = dict.fromkeys(FACTS, kinds.STRING)
     declared["target_agents"] = kinds.List(kinds.STRING)
@@ -176,12 +180,12 @@ def _environment(cel: Any) -> Any:
 
 
 def _blotted(found: re.Match[str]) -> str:
-    """Quotes for a text and blanks for a comment, so that everything else stays where it is."""
+    """Quotes in place of a text, and blanks in place of a comment. All other positions stay the same."""
     return re.sub(r"[^\n]", " " if found[0].startswith("//") else '"', found[0])
 
 
 def _check_patterns(text: str, names: str, environment: Any) -> None:
-    """A regular expression can take long to prepare, so it is the condition's own, never one that is sent."""
+    """Check that regular expressions are constants, because compiling one from a request can take long."""
     for found in _MATCHES.finditer(names):
         message = ""
         if not (found[1] and found[2]):
@@ -194,7 +198,7 @@ def _check_patterns(text: str, names: str, environment: Any) -> None:
 
 
 def _check_constants(text: str, names: str) -> None:
-    """A constant that is none would refuse every request that it is asked about, and only then."""
+    """Check constant arguments, because an invalid one would fail only when a request is judged."""
     for found in _CALL.finditer(names):
         name, inside = found[1], _brackets(names, found.end())
         constant = not set(_NAME.findall(names[inside])) - {"true", "false"}
@@ -215,7 +219,7 @@ def _check_constants(text: str, names: str) -> None:
 
 
 def _brackets(names: str, opening: int) -> slice:
-    """What stands between a bracket and the one that closes it."""
+    """The slice between an opening bracket and its closing bracket."""
     depth = 0
     for place in range(opening, len(names)):
         depth += {"(": 1, ")": -1}.get(names[place], 0)
@@ -240,16 +244,16 @@ def _is_on_a_clock(zone: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_value(text: str) -> bool:
-    """Whether the engine makes a value of a text without any facts. Many conditions name the same time."""
+    """Whether the engine evaluates a text without any facts. Results are cached, because constants recur."""
     from cel_expr_python import cel
 
     try:
         return str(_environment(cel).compile(text).eval().type()) != "ERROR"
-    except Exception:  # as in judging, the engine promises nothing
+    except Exception:  # the engine does not document its exceptions
         return False
 
 
-# Facts to the engine ------------------------------------------------------------------------------------
+# Facts for the engine -----------------------------------------------------------------------------------
 
 _FACT: Mapping[str, Callable[[Subject], Any]] = {
     "action": lambda subject: subject.action,
@@ -268,14 +272,17 @@ _FACT: Mapping[str, Callable[[Subject], Any]] = {
 
 
 def _bounded(parameters: Mapping[str, Any], members: frozenset[str] | None) -> dict[str, Any]:
-    """What the engine gets of the parameters. Raises ConditionFailed where that is too much to be judged."""
+    """The parameters that the engine gets. Raises ConditionFailed if they exceed the limits."""
     if members is not None:
         parameters = {name: parameters[name] for name in members if name in parameters}
     return dict(_Handover().mapping(parameters))
 
 
 class _Handover:
-    """Copies values for the engine, counting them. It knows no Decimal; a double is the nearest it has."""
+    """Copies values for the engine and counts them.
+
+    A Decimal becomes a double, as the engine has no Decimal.
+    """
 
     def __init__(self) -> None:
         self.values = 0
@@ -313,20 +320,20 @@ class _Handover:
 
 
 def _mistake(text: str, said: str) -> NoCondition:
-    """The first mistake that the engine names, in our words and at its place."""
+    """The first mistake that the engine reports, in the sidecar's own words, with its position."""
     found = _ERROR.search(said)
     if found is None or found[1].startswith("-"):
         if "recursion" in said:
             return NoCondition("is nested too deeply; write several rules, or combine fewer values")
         return NoCondition("is no condition that the engine can read; write it in CEL")
     lines = text.rstrip().split("\n")
-    # Where the text ends too early, what is missing is missing behind its last word.
+    # If the text ends too early, the position is after its last word.
     line, column = min((int(found[1]), int(found[2])), (len(lines), len(lines[-1]) + 1))
     here = lines[line - 1]
     problem = found[3].removesuffix(" [INVALID_ARGUMENT]")
     unknown = re.match(r"undeclared reference to '(.*?)' ", problem)
     if unknown:
-        # The engine points behind the name of a function, and at the last dot of a longer name.
+        # The engine points after the name of a function, and at the last dot of a qualified name.
         begins = here.rfind(unknown[1], 0, column - 1 + len(unknown[1]))
         called = here[column - 1 : column] == "("
         return NoCondition(_unknown(unknown[1], called), (line, column if begins < 0 else begins + 1))
@@ -347,7 +354,7 @@ def _unknown(name: str, called: bool) -> str:
 
 
 def _words(problem: str, before: str, rest: str) -> str:
-    """What the engine says of a text, in our words. `before` and `rest`: the line up to the place and on."""
+    """The engine's problem in the sidecar's own words. `before` and `rest` split the line at its position."""
     overload = re.match(r"found no matching overload for '(.*)' applied to '(.*)'", problem)
     if overload:
         sign = overload[1] if overload[1].isalpha() else re.sub("[_@]", "", overload[1])

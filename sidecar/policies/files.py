@@ -1,6 +1,7 @@
-"""Policies from files: read as a whole or not at all. A mistake in one file leaves no set, never half a set.
+"""Reading policies from files. A mistake in one file makes the whole folder unusable.
 
-`policies/*.yaml`, in name order, become one immutable `PolicySet`: the actions and the rules of all files.
+The files `policies/*.yaml`, in name order, become one immutable `PolicySet` with the actions and rules of all
+files.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def load(folder: Path) -> PolicySet:
             faults += exc.faults
             complete = False
             continue
-        # Length-prefixed, so that no two different folders feed the same bytes to the hash.
+        # The parts are length-prefixed, so that no two different folders feed the same bytes to the hash.
         for part in (path.name.encode("utf-8", "surrogateescape"), raw):
             digest.update(len(part).to_bytes(8, "big") + part)
         if not raw.strip():
-            # A full disk leaves one, and so does a writer that has only begun.
+            # A full disk leaves an empty file, and so does a writer that has just begun.
             faults.append(Fault(str(path), "", "holds nothing; remove the file if that is meant"))
             complete = False
             continue
@@ -57,7 +58,7 @@ def load(folder: Path) -> PolicySet:
     if not faults and not catalogue.places:
         message = "no file here names an action, so everything would be refused; list some under actions:"
         faults.append(Fault(str(folder), "actions", message))
-    # What an unreadable file lists is not known, and "*" lists everything.
+    # The actions of an unreadable file are unknown, and "*" lists all actions. Neither allows the check.
     if complete and catalogue.places and UNLISTED not in catalogue.places:
         rules.check_actions(catalogue.places)
     if faults:
@@ -72,7 +73,7 @@ def load(folder: Path) -> PolicySet:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The folder's YAML files in name order; hidden ones (a ConfigMap's `..data`) and folders are not."""
+    """The folder's YAML files in name order, without folders and hidden files (a ConfigMap's `..data`)."""
     try:
         files = [
             path
@@ -92,7 +93,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(document: Document, catalogue: _Catalogue, rules: Rules) -> None:
-    """Adds what one file says."""
+    """Add the actions and rules of one file."""
     top = document.value
     if top is None:
         return
@@ -111,7 +112,7 @@ def _read(document: Document, catalogue: _Catalogue, rules: Rules) -> None:
 
 
 def _with_variables(value: Any, path: KeyPath) -> Iterator[KeyPath]:
-    """Where a key or a text names a variable, as it could in the configuration."""
+    """The paths of keys and texts that name a variable, which only the configuration may do."""
     if isinstance(value, dict):
         for key, below in value.items():
             if _VARIABLE.search(key):
@@ -127,14 +128,14 @@ def _with_variables(value: Any, path: KeyPath) -> Iterator[KeyPath]:
 
 @dataclass(slots=True)
 class _Catalogue:
-    """The actions of all files as they are read. Mistakes go to `faults`."""
+    """Collects the actions of all files. Mistakes go to `faults`."""
 
     faults: list[Fault]
     actions: dict[str, ActionPolicy] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
 
     def add(self, file: Entry, actions: Any) -> None:
-        """What stands under `actions:` in one file."""
+        """Add the actions under `actions:` in one file."""
         if not isinstance(actions, dict):
             file.fault(("actions",), f"expects a map of actions, found {kind(actions)}")
             return

@@ -1,6 +1,6 @@
-"""The gate's records, read back: what was asked and what was said, and of each fact that is gone, why.
+"""Reading the gate's records: the requests, the verdicts, and the reasons for missing facts.
 
-Anything in a record's inputs and details may be masked. A fact that was is missing; it is never guessed.
+Any member of a record's inputs and details may be masked. A masked fact is missing and is never guessed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sidecar.core.rules import TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
 
 MASKED = "masked"
-# The fact that is missing where no member of the parameters is known.
+# The fact that is missing if no member of the parameters is known.
 ALL_PARAMETERS = "the parameters"
 NOT_SAID = "not in the record"
 
-# Facts that are missing, by name, and why.
+# The missing facts by name, each with the reason.
 Missing = dict[str, str]
-# What another set would have made of a record.
+# The result of replaying a record.
 Kind = Literal["unchanged", "refused", "allowed", "otherwise", "lowered", "shadow", "undecidable"]
 
 _MASK = re.compile(r"\[masked(:[0-9a-f]{16})?\]")
@@ -41,10 +41,10 @@ _STATUSES: Mapping[str, ExecutionStatus] = {status: status for status in get_arg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What was, or would be, decided. `error` None: it goes on.
+    """A recorded or replayed verdict. If `error` is None, the request is allowed.
 
-    `would_refuse` names what only records that it would refuse, None where a record does not say; `lowered`
-    has the terms of a grant that are below those recorded, as on the wire.
+    `would_refuse` names the shadow objections, or is None if the record does not say. `lowered` holds the
+    terms of a grant that are below the recorded ones, by their wire names.
     """
 
     error: str | None = None
@@ -71,14 +71,16 @@ class Verdict:
 
 
 def objecting(told: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Of what would be refused, the rules; and the error, where it is the catalogue that objects."""
+    """The rules of the shadow objections by policy, and the error code for an objection of the catalogue."""
     return tuple(sorted({one["rule"] or one["error"] for one in told if one["error"] in _BY_POLICY}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The scope that a grant was asked for, its time to live and its default terms. Where a term is missing,
-    the least stands for it; `recorded` has those that are not."""
+    """The requested scope of a grant, its time to live and its default terms.
+
+    The lowest value replaces a missing term. `recorded` holds the terms that the record has.
+    """
 
     scope: Scope
     ttl_seconds: int
@@ -88,7 +90,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateRecord:
-    """One record of the gate. `now` is when it was decided, in microseconds since 1970."""
+    """One record of the gate. `now` is the time of the decision, in microseconds since 1970."""
 
     event: str
     decision_id: str
@@ -106,9 +108,9 @@ class GateRecord:
 
     @classmethod
     def of(cls, envelope: bytes) -> GateRecord | None:
-        """The record in an envelope, None where it is not of the gate.
+        """The record in an envelope, or None if it is not a record of the gate.
 
-        Raises KeyError, TypeError or ValueError for what no sidecar wrote.
+        Raises KeyError, TypeError or ValueError if no sidecar wrote the envelope.
         """
         read = orjson.loads(envelope)
         if read["event"] in ("emitted", "switched"):
@@ -140,15 +142,15 @@ class GateRecord:
 
     @property
     def count(self) -> int:
-        """How many requests it stands for: more than one in the summary of a flood."""
+        """The number of requests that the record covers, which is above one for the summary of a flood."""
         return int(self.details.get("count", 1))
 
     @property
     def depends_on_policies(self) -> bool:
-        """Whether other policies could have decided otherwise."""
+        """Whether another policy set could have decided differently."""
         if self.event == "refused":
             return self.outcome == DecisionOutcome.POLICY_BLOCKED.value
-        # What a shadow route let through unread was no execution to any policy, and has no hold.
+        # An admission without a hold passed a shadow route unread, so no policy judged it.
         return self.event == "issued" or (self.event == "admitted" and "hold_usd" in self.details)
 
     @property
@@ -162,19 +164,19 @@ class GateRecord:
 
     @property
     def ended(self) -> ExecutionStatus | None:
-        """How an execution ended, None where that is masked."""
+        """The ending of an execution, or None if it is masked."""
         return _STATUSES.get(str(self.details.get("outcome")))
 
     @property
     def judged_at(self) -> int | None:
-        """When its conditions were judged, None where that is not told apart."""
+        """The time when the conditions were judged, or None if the record has no separate time."""
         told = self.details.get("judged_at")
         return None if told is None or masked(told) else instant(told)
 
     def claims(self) -> tuple[Claims, Missing]:
-        """What was claimed. Target agents that are masked are named all the same, by their mask.
+        """The claims of the request. For masked target agents, the mask itself stands in the claims.
 
-        Where only some parameters are masked, each of them is missing, as `parameters.name`.
+        If only some parameters are masked, each of them is missing as `parameters.name`.
         """
         missing: Missing = {}
         agents, parameters = self.inputs.get("target_agents", []), self.inputs.get("parameters", {})
@@ -198,7 +200,7 @@ class GateRecord:
         return claims, missing
 
     def execution(self, status: ExecutionStatus) -> Execution:
-        """The execution that it is about, as far as brakes look at it."""
+        """The execution of the record, with the fields that brakes read."""
         claims, _ = self.claims()
         return Execution(
             decision_id=self.decision_id,
@@ -216,7 +218,7 @@ class GateRecord:
         )
 
     def asked(self) -> tuple[Asked, Missing]:
-        """What a grant was asked for."""
+        """The requested grant, and its missing facts."""
         claims, missing = self.claims()
         details = self.details
         actions, intent, defaulted = (
@@ -266,9 +268,9 @@ class GateRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One record that was decided again. `now` None: that cannot be done, and `why` says what is missing.
+    """One record that was decided again. If `now` is None, it is undecidable, and `why` gives the reason.
 
-    The summary of a flood stands for `count` requests.
+    The summary of a flood covers `count` requests.
     """
 
     record: GateRecord
@@ -286,7 +288,7 @@ class Finding:
 
     @property
     def action(self) -> str | None:
-        """Of a grant, all of its actions."""
+        """The action of an execution, or all actions of a grant."""
         allowed = self.record.details.get("allowed_actions")
         return ",".join(map(str, allowed)) if isinstance(allowed, list) else self.record.action
 
@@ -302,7 +304,7 @@ class Finding:
             by_another = (was.error != now.error and not masked(was.error)) or set(was.rules) != set(
                 now.rules
             )
-            # Where a rule could not be asked, it may have refused as well.
+            # A rule that could not be judged may have refused as well.
             return "otherwise" if by_another and now.would_refuse is not None else "unchanged"
         if now.lowered:
             return "lowered"
@@ -325,7 +327,7 @@ class Finding:
 
 
 def instant(text: str) -> int:
-    """Microseconds since 1970 of a time in ISO 8601. Raises ValueError, also for one without its offset."""
+    """A time in ISO 8601 as microseconds since 1970. Raises ValueError, also if the offset is missing."""
     try:
         return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
     except TypeError as exc:
@@ -333,7 +335,7 @@ def instant(text: str) -> int:
 
 
 def masked(value: Any) -> bool:
-    """Whether a mask stands anywhere in a value."""
+    """Whether a value contains a mask at any depth."""
     match value:
         case str():
             return _MASK.fullmatch(value) is not None
@@ -346,5 +348,5 @@ def masked(value: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """A number of a record, None where it is masked or not there."""
+    """A number of a record, or None if it is masked or absent."""
     return None if isinstance(value, bool) or not isinstance(value, int | float) else value

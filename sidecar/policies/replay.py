@@ -1,17 +1,19 @@
-"""What another policy set would have said: the recorded decisions, decided again in the order of the log.
+"""Replay: the recorded decisions, decided again by another policy set in the order of the log.
 
-Decided again are admissions, refusals by policies, and grants. What a scope's own bounds refuse does not
-depend on policies and stays; so do the attempts that the log says were used, and how executions ended. Brakes
-are counted anew: what the new set admits counts, what it refuses does not. What was refused then and would be
-admitted now counts as answered at once, for nobody knows how it would have ended. Grants are decided by
-themselves: what was executed under one that would be refused is still judged.
-
-An execution that needed no scope is judged without one, and needs one now if the new set gives its action a
-risk above the recorded one and not below `gate.scope_required_from`. What a shadow route let through is never
-refused: there, as with shadow rules, what differs is what would be refused.
-
-A rule that looks at a fact which the record does not have leaves the verdict undecidable, unless something
-else refuses anyway. For the brakes, what is undecidable went on as it is recorded.
+1. Replay decides admissions, refusals by policies, and grants again. It keeps refusals by a scope's own
+   bounds, the recorded attempts, and the recorded endings of executions, because these do not depend on
+   policies.
+2. Brakes are counted again: executions that the new set admits count, and those that it refuses do not. An
+   execution that was refused and would now be admitted counts as answered at once, because its real ending is
+   unknown.
+3. Grants are decided independently of executions. An execution under a scope is still judged if the new set
+   would refuse the grant of the scope.
+4. An execution that needed no scope is judged without one. It needs a scope now if the new set gives its
+   action a risk that is above the recorded one and not below `gate.scope_required_from`.
+5. An admission on a shadow route is never refused. On shadow routes and for shadow rules, only the objections
+   that would be recorded can differ.
+6. If a rule reads a fact that the record lacks, the verdict is undecidable, unless something else refuses
+   anyway. Brakes then count the execution as recorded.
 """
 
 from __future__ import annotations
@@ -45,16 +47,16 @@ from sidecar.policies.gaterecords import (
 )
 from sidecar.store.logfile import START, opened
 
-# Not a fact of a request, but brakes look at it.
+# This is not a fact of a request, but brakes read it.
 EARLIER_AGENTS = "the target agents of earlier executions"
 FLOOD = "the summary of a flood says only how many there were"
 
 
 def replayed(path: Path, replay: Replay, progress: Callable[[int, int], None]) -> Iterator[Finding]:
-    """What comes of each record of a log that is decided again; `progress` is told (done, in all).
+    """The findings for the records of a log that are decided again. `progress` is called with (done, total).
 
-    Raises StoreUnavailable where the log cannot be read, LogTampered where it is damaged. Whether it is true
-    is for verify to say.
+    Raises StoreUnavailable if the log cannot be read, and LogTampered if it is damaged. It does not verify
+    the hash chain; `verify` does.
     """
     with opened(path) as log:
         last = log.last()
@@ -71,7 +73,7 @@ def replayed(path: Path, replay: Replay, progress: Callable[[int, int], None]) -
 
 
 class Replay:
-    """Decides the records of a log again, in their order. Those before `since` only say what is under way."""
+    """Decides the records of a log again, in order. Records before `since` only supply the earlier state."""
 
     def __init__(
         self, policies: PolicySet, *, since: int = 0, scope_required_from: RiskClass = RiskClass.LOW
@@ -84,7 +86,7 @@ class Replay:
         self._executions = _Executions(policies)
 
     def read(self, record: GateRecord) -> Finding | None:
-        """The next record; what comes of it, if it is decided again."""
+        """Process the next record. The result is its finding, or None if it is not decided again."""
         self._lapse(record.now)
         self._executions.forget(record.now)
         if record.event in ("settled", "reconciled"):
@@ -108,11 +110,11 @@ class Replay:
             return None, FLOOD
         return self._granting(record) if record.of_grant else self._execution(record)
 
-    # What is under way ---------------------------------------------------------------------------------
+    # State ---------------------------------------------------------------------------------------------
 
     def _granted(self, record: GateRecord) -> None:
         asked, missing = record.asked()
-        # These were asked for otherwise, perhaps, but this is what was granted.
+        # The requested terms may be missing, but the record holds the granted ones.
         for fact, term in (("attempts_remaining", "max_attempts"), ("max_cost_micros", "max_cost_usd")):
             if term in asked.recorded:
                 missing.pop(fact, None)
@@ -123,7 +125,7 @@ class Replay:
         self._scopes[asked.scope.scope_id] = _Granted(asked.scope, known)
 
     def _lapse(self, now: int) -> None:
-        """Forget scopes under which nothing can be admitted any more."""
+        """Forget expired scopes, because nothing can be admitted under them."""
         while self._lapsing and self._lapsing[0][0] <= now:
             self._scopes.pop(heapq.heappop(self._lapsing)[1], None)
 
@@ -136,7 +138,7 @@ class Replay:
         self._executions.end(record.admission_id, status or "unknown")
 
     def _go_on(self, record: GateRecord, finding: Finding | None) -> None:
-        """Count an execution that goes on, for the brakes by the new set, for its scope by the log."""
+        """Count an execution: for the brakes by the new verdict, for its scope by the recorded one."""
         admitted = record.event == "admitted"
         granted = self._scopes.get(record.scope_id or "")
         if granted is not None:
@@ -185,7 +187,7 @@ class Replay:
         )
 
     def _threshold(self, record: GateRecord, entry: ActionPolicy | None) -> RiskClass:
-        """From which risk on a scope is needed. What needed none then needs none now for the same risk."""
+        """The lowest risk that needs a scope. It is above the recorded risk, which needed none."""
         risks, told = list(RiskClass), record.details.get("risk")
         risk = RiskClass(told) if told in risks else entry.risk if entry else RiskClass.LOW
         above = risks[min(risks.index(risk) + 1, len(risks) - 1)]
@@ -222,7 +224,7 @@ class Replay:
 
 @dataclass(slots=True)
 class _Granted:
-    """A scope as it was granted, which of its facts are missing, and how many attempts it used by the log."""
+    """A scope as it was granted, its missing facts, and the number of its recorded attempts."""
 
     scope: Scope
     missing: Missing
@@ -236,7 +238,7 @@ def _subject(record: GateRecord, claims: Claims, policies: PolicySet) -> Subject
 def _kept_to(
     record: GateRecord, claims: Claims, granted: _Granted | None, entry: ActionPolicy | None
 ) -> Scope:
-    """The scope as the rules are to see it. Its own bounds are not judged again, so it keeps all of them."""
+    """A scope for the rules that satisfies all of its own bounds, because they are not judged again."""
     used = granted.used if granted else 0
     return Scope(
         scope_id=claims.scope_id or "",
@@ -251,7 +253,7 @@ def _kept_to(
         target_agents=(),
         created_by="",
         attempts_used=used,
-        held=-(entry.hold if entry else 0),  # so that there is room, whatever the action holds
+        held=-(entry.hold if entry else 0),  # leaves room for the hold of any action
     )
 
 
@@ -261,7 +263,7 @@ def _verdict(
     left_out: list[tuple[Rule, str]],
     lowered: Mapping[str, float] | None = None,
 ) -> tuple[Verdict | None, str | None]:
-    """The verdict, or why there is none: a rule that was left out might refuse what nothing else does."""
+    """The verdict, or the reason why it is undecidable: a rule that was left out might have refused."""
     would_refuse = None if left_out else objecting(told)
     if refusal is not None:
         rules = tuple(refusal.members.get("rules", ()))
@@ -272,11 +274,11 @@ def _verdict(
     return Verdict(would_refuse=would_refuse, lowered=lowered or {}), None
 
 
-# What it is decided by ----------------------------------------------------------------------------------
+# Rules and executions -----------------------------------------------------------------------------------
 
 
 class _Rules:
-    """A policy set that can do without the rules that look at what a record lacks."""
+    """A policy set, and its subsets without the rules that read missing facts."""
 
     def __init__(self, policies: PolicySet) -> None:
         self._whole = policies
@@ -285,7 +287,7 @@ class _Rules:
         self._parts: dict[frozenset[str], PolicySet] = {frozenset(): policies}
 
     def without(self, missing: Missing) -> PolicySet:
-        """The set without the rules that look at any of these facts."""
+        """The set without the rules that read any of these facts."""
         facts = self._facts.intersection(missing)
         if facts not in self._parts:
             kept = tuple(rule for rule in self._whole.rules if self._looks_at[rule.id].isdisjoint(facts))
@@ -293,7 +295,7 @@ class _Rules:
         return self._parts[facts]
 
     def left_out(self, phase: Phase, subject: Subject, missing: Missing) -> Iterator[tuple[Rule, str]]:
-        """Of the others those that may be about a subject, and why each cannot be asked."""
+        """The rules left out of the set that may match a subject, each with the reason."""
         for rule in self._whole.about(phase, subject.action) if missing else ():
             lacking = sorted(self._looks_at[rule.id] & missing.keys())
             match = replace(rule.match, target_agents=()) if "target_agents" in missing else rule.match
@@ -304,7 +306,10 @@ class _Rules:
 
 
 def _looks_at(rule: Rule) -> frozenset[str]:
-    """What a rule looks at, as far as a record may lack it. Whether agents were named it always has."""
+    """The facts that a rule reads and that a record may lack.
+
+    A record always shows whether target agents were named, so `require.target_agents` needs no fact.
+    """
     facts = set(() if rule.when is None else rule.when.reads)
     if isinstance(rule.when, CelCondition) and rule.when.members is not None and "parameters" in facts:
         facts.remove("parameters")
@@ -320,7 +325,7 @@ def _looks_at(rule: Rule) -> frozenset[str]:
 
 
 class _Executions:
-    """What the new set lets through: as far back as its brakes look, and whatever is still in flight."""
+    """The executions that the new set admits, as far back as its brakes look, and all those in flight."""
 
     def __init__(self, policies: PolicySet) -> None:
         self._policies = policies
@@ -329,12 +334,12 @@ class _Executions:
         self._kept: dict[str, Execution] = {}
         self._by_tally: dict[Tally, dict[str, None]] = {}
         self._ageing: deque[str] = deque()
-        self._late: set[str] = set()  # in flight for longer than any brake looks back
+        self._late: set[str] = set()  # executions in flight for longer than any brake looks back
         self._masked: set[str] = set()
 
     @property
     def agents_masked(self) -> bool:
-        """Whether the target agents of one of them are masked."""
+        """Whether the target agents of any execution are masked."""
         return bool(self._masked)
 
     def add(self, execution: Execution) -> None:
@@ -355,12 +360,12 @@ class _Executions:
                 self._drop(name)
 
     def before(self, subject: Subject) -> Past:
-        """Those that brakes may count for a subject."""
+        """The executions that brakes may count for a subject."""
         tallies = self._tallies(subject)
         return Past({tally: tuple(self._by_tally.get(tally, ())) for tally in tallies}, self._kept)
 
     def forget(self, now: int) -> None:
-        """Let go of what no brake can count any more."""
+        """Drop the executions that no brake can count any more."""
         while self._ageing and self._kept[self._ageing[0]].admitted_at + self._horizon <= now:
             name = self._ageing.popleft()
             if self._kept[name].status == "in_flight":
@@ -369,7 +374,7 @@ class _Executions:
                 self._drop(name)
 
     def _tallies(self, about: Subject | Execution) -> Collection[Tally]:
-        """Where the brakes that are about it look; no tally, where none is."""
+        """The tallies of the brakes that may apply, empty if there are none."""
         return tallies_for(self._policies, about.tenant_id, about.incident_id, about.action)
 
     def _drop(self, name: str) -> None:

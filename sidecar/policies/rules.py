@@ -1,10 +1,10 @@
-"""The rules of policy files. A rule that could not do what it says is refused when it is read, never skipped.
+"""The rules of policy files. A rule that cannot take effect is refused when it is read, never skipped.
 
-Ids are unique over all files. A rule for actions that no scope can name is a mistake: a brake with a
-misspelled action would look as if it braked.
+Ids are unique over all files. A rule for actions that no scope can name is a mistake, because a brake with a
+misspelled action would look effective.
 
-A map of a policy file is read key by key. A mistake is recorded with its place, and the reader goes on to
-the other keys, so that one load of a folder reports every mistake in it.
+A map of a policy file is read key by key. The reader records a mistake with its place and continues with the
+other keys, so that one load of a folder reports every mistake in it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ IDENTIFIER = f"1 to {MAX_ID_CHARS} printable characters"
 
 
 class Entry:
-    """A map at a path of a document, and the list that its mistakes go to."""
+    """A map at a path of a document, with the list that collects its mistakes."""
 
     __slots__ = ("document", "faults", "path", "values")
 
@@ -63,7 +63,7 @@ class Entry:
         keys: Sequence[str],
         example: str,
     ) -> Entry | None:
-        """The map with these keys that a value is. Other keys are mistakes; None: it is no map at all."""
+        """The value as a map with these keys, or None if it is not a map. Other keys are mistakes."""
         entry = cls(document, path, value, faults)
         if not isinstance(value, dict):
             entry.fault((), f"expects a map such as {example}, found {kind(value)}")
@@ -77,7 +77,7 @@ class Entry:
                 self.fault((key,), f"is not a known key{did_you_mean(key, keys)}")
 
     def inner(self, key: str, *, keys: Sequence[str], example: str) -> Entry | None:
-        """The map below a key; None, too, where there is none."""
+        """The map below a key, or None if the key is absent or its value is not a map."""
         if key not in self.values:
             return None
         path = (*self.path, key)
@@ -87,17 +87,17 @@ class Entry:
         return key in self.values
 
     def where(self, below: KeyPath) -> tuple[str, str]:
-        """The place of a path below the map, and the path with dots."""
+        """The place of a path below the map, and the dotted path."""
         path = (*self.path, *below)
         return self.document.place(path), dotted(path)
 
     def fault(self, below: KeyPath, message: str) -> None:
-        """Records a mistake at a path below the map, unless the place was found faulty as YAML already."""
+        """Record a mistake at a path below the map, unless the place is already known as faulty YAML."""
         if not self.document.is_broken((*self.path, *below)):
             self.faults.append(Fault(*self.where(below), message))
 
     def fault_within(self, key: str, text: str, position: tuple[int, int], message: str) -> None:
-        """Records a mistake at a line and column of the text that stands behind a key."""
+        """Record a mistake at a line and column of the text value of a key."""
         path = (*self.path, key)
         if not self.document.is_broken(path):
             place, where = self.document.place_within(path, text, *position)
@@ -158,7 +158,7 @@ class Entry:
         return tuple(word for word in found if word is not None)
 
     def identifiers(self, key: str) -> tuple[str, ...]:
-        """One text, or a list of texts, each as ids are."""
+        """One text, or a list of texts, each a valid identifier."""
         found = []
         for below, value in self.items(key):
             if is_identifier(value):
@@ -170,7 +170,7 @@ class Entry:
         return tuple(found)
 
     def items(self, key: str) -> list[tuple[KeyPath, Any]]:
-        """What a list holds, or the one value that stands for it, each with its place."""
+        """The items of a list, each with its path. A single value counts as a list of one."""
         value = self.values.get(key)
         if isinstance(value, list):
             return [((key, number), item) for number, item in enumerate(value)]
@@ -190,11 +190,12 @@ MAX_TTL_SECONDS = 366 * MAX_SECONDS
 MAX_BRAKE_SECONDS = 30 * MAX_SECONDS
 MAX_INTENT_CHARS = 2000
 MAX_REASON_CHARS = 1000
-# To find the nearest of thousands of actions takes long; whoever has more mistakes than this has another one.
+# Finding the nearest of thousands of actions takes long. With more mistakes than this, spelling is not the
+# cause.
 MAX_SUGGESTIONS = 20
 
-# A large set is read beside requests, in one process: after so many rules those get a turn. To prepare a
-# condition takes as long as to read several rules without one.
+# A large set is read while the same process serves requests, so the reader pauses after this number of rules.
+# Compiling a condition takes as long as reading several rules without one.
 RULES_IN_A_ROW = 50
 CONDITION_IN_RULES = 5
 TURN_SECONDS = 0.0002
@@ -213,17 +214,17 @@ _DOES = ("limit", "require", "brake")
 
 @dataclass(slots=True)
 class Rules:
-    """The rules of all files as they are read. Mistakes go to `faults`."""
+    """Collects the rules of all files. Mistakes go to `faults`."""
 
     faults: list[Fault]
     found: list[Rule] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
-    # The globs on actions with place and key. They can only be judged once the catalogue is complete.
+    # The globs on actions, each with its place and key. They are checked once the catalogue is complete.
     _globs: list[tuple[str, str, str]] = field(default_factory=list)
     _in_a_row: int = 0
 
     def add(self, file: Entry, rules: Any) -> None:
-        """What stands under `rules:` in one file."""
+        """Add the rules under `rules:` in one file."""
         if not isinstance(rules, list):
             file.fault(("rules",), f"expects a list of rules, found {kind(rules)}")
             return
@@ -235,7 +236,10 @@ class Rules:
                 self._give_way(CONDITION_IN_RULES if "when" in entry else 1)
 
     def check_actions(self, names: Collection[str]) -> None:
-        """Finds the globs that mean none of the actions, which are all that can be asked for."""
+        """Report the globs that match none of the actions.
+
+        `names` holds all actions that can be requested.
+        """
         ordered = sorted(names)
         suggestions = 0
         for place, key, glob in self._globs:
@@ -359,7 +363,10 @@ def _brake(entry: Entry, on: Phase | None) -> Brake | None:
 
 
 def _any_of(entry: Entry, keys: tuple[str, ...]) -> bool:
-    """Whether one of the keys asks for something. A value that is wrong was meant to."""
+    """Whether one of the keys has an effect.
+
+    An invalid value counts, because its mistake is reported already.
+    """
     return any(entry.values.get(key, False) is not False for key in keys)
 
 
@@ -396,7 +403,7 @@ def _when(entry: Entry) -> Condition | None:
 
 
 def _reason(entry: Entry) -> str:
-    """On one line, however it is broken in the file."""
+    """The reason on one line, even if the file breaks it into several."""
     reason = entry.values.get("reason", "")
     if not isinstance(reason, str):
         entry.fault(("reason",), f"expects text, found {kind(reason)}; write it in quotes")
@@ -410,7 +417,7 @@ def _reason(entry: Entry) -> str:
 
 
 def _means_any(glob: str, ordered: list[str]) -> bool:
-    """Whether a glob means one of the names, which are in order. Few of them begin as it does."""
+    """Whether a glob matches one of the sorted names. Only names with its literal prefix are tested."""
     plain = re.split(r"[*?\[]", glob, maxsplit=1)[0]
     return any(
         name == glob or glob == plain + "*" or (glob != plain and globbed((glob,), name))

@@ -1,8 +1,8 @@
-"""`policies/tests/*.yaml`: what the gate must say, as cases beside the policies that make it say so.
+"""Policy tests: cases in `policies/tests/*.yaml` that state the expected decisions of the gate.
 
-A case is decided by the core that decides requests: its facts become a command and the rows that the command
-needs, and `apply` does the rest. A mistake in one file leaves no case to run, since a case that is skipped in
-silence looks like one that holds.
+The core decides a case as it decides a request: the facts of the case become a command and its rows, and
+`apply` decides. If one file has a mistake, no case runs, because a silently skipped case looks like a passing
+one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sidecar.settings.values import Dollars, kind, sentence, text_of
 
 FOLDER = "tests"
 
-# What a case that does not say otherwise is about; money in micro-dollars.
+# The defaults of a case. Money is in micro-dollars.
 NOW = "2026-01-01T12:00:00Z"
 INTENT = "A policy test that does not say why it asks, in words enough for most rules."
 TTL_SECONDS, CEILING = 300, 500_000
@@ -37,7 +37,7 @@ TTL_SECONDS, CEILING = 300, 500_000
 _SCOPE_ID, _DECISION_ID = "scope_test", "the decision of this test"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# What stands in a file ----------------------------------------------------------------------------------
+# The file format ----------------------------------------------------------------------------------------
 
 
 def _identifier(value: object) -> str:
@@ -82,7 +82,7 @@ Some = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class ScopeFacts(Section):
-    """The scope of an execution. What is not said fits."""
+    """The scope of an execution. An omitted member gets a value that allows the execution."""
 
     intent: Intent = INTENT
     max_attempts: Some | None = None
@@ -99,7 +99,7 @@ class Who(Section):
 
 
 class GrantFacts(Who):
-    """What is asked for. Terms that are left out are the defaults, which policies may lower."""
+    """A requested grant. Omitted terms are the defaults, which policies may lower."""
 
     action: Identifiers = ()
     actions: Identifiers = ()
@@ -122,7 +122,7 @@ class ExecutionFacts(Who):
 
 
 class Before(Who):
-    """An execution of the past. What is not said is as in the facts."""
+    """An earlier execution. An omitted member has the value of the facts."""
 
     seconds_ago: Whole
     status: ExecutionStatus = "answered"
@@ -130,7 +130,7 @@ class Before(Who):
 
 
 class Wanted(Section):
-    """What is compared: what stands here."""
+    """The expected decision. Only the members that are given are compared."""
 
     verdict: Literal["allowed", "refused"]
     error: Annotated[str | None, PlainValidator(_code)] = None
@@ -262,7 +262,7 @@ class ExecutionCase(Case):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyTest:
-    """One case, and where it stands."""
+    """One case and its place in a file."""
 
     case: GrantCase | ExecutionCase
     document: Document
@@ -271,7 +271,7 @@ class PolicyTest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What the gate said: its words where it refuses, and every difference from what is wanted."""
+    """The gate's answer: the message of a refusal, and every difference from the expected decision."""
 
     message: str | None
     differences: tuple[Fault, ...]
@@ -305,7 +305,7 @@ def run(test: PolicyTest, policies: PolicySet) -> Outcome:
 
 
 def _shown(value: Any) -> str:
-    """A value as text. The order of rules says nothing."""
+    """A value as text. Rules are sorted, because their order has no meaning."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(sorted(set(value)))}]"
     return "none" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)
@@ -337,7 +337,7 @@ def read(folder: Path) -> list[PolicyTest]:
 
 def _tests(document: Document, faults: list[Fault]) -> Iterator[PolicyTest]:
     def fault(path: KeyPath, message: str) -> None:
-        if not document.is_broken(path):  # that was said already
+        if not document.is_broken(path):  # faulty YAML is reported already
             faults.append(Fault(document.place(path), dotted(path), message))
 
     top = {} if document.value is None else document.value
@@ -366,7 +366,7 @@ def _tests(document: Document, faults: list[Fault]) -> Iterator[PolicyTest]:
 
 
 def _case(entry: Any) -> tuple[GrantCase | ExecutionCase | None, list[tuple[KeyPath, str]]]:
-    """One case, or what is wrong with it: paths from the case on, and messages."""
+    """One case, or its mistakes as paths below the case and messages."""
     if not isinstance(entry, dict):
         return None, [((), f"expects a map with name, on, facts and want, found {kind(entry)}")]
     kinds: dict[object, type[GrantCase | ExecutionCase]] = {"issue": GrantCase, "execute": ExecutionCase}
@@ -391,7 +391,7 @@ def _case(entry: Any) -> tuple[GrantCase | ExecutionCase | None, list[tuple[KeyP
 
 
 def _keys(model: type[Section], path: KeyPath) -> tuple[str, ...]:
-    """The keys that are known where a path leads to."""
+    """The known keys of the section that a path leads to."""
     for step in path:
         if isinstance(step, str):
             annotation = model.model_fields[step].annotation
