@@ -86,7 +86,7 @@ class Exchange:
 
     @property
     def complete(self) -> bool:
-        """Whether the answer has arrived to its proper end; in a tunnel, whether the upstream has ended it."""
+        """Whether the answer has arrived to its proper end. A tunnel ends when the upstream ends its side."""
         return self._parser.complete
 
     @property

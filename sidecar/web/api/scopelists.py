@@ -1,4 +1,4 @@
-"""Scopes as operators look at them: of all incidents and tenants. Looking consumes nothing (G10)."""
+"""Scopes for operators: the scopes of all incidents and tenants. Reading a scope consumes nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The data listener: every request is judged, served by the sidecar itself, or passed through untouched.
+"""The data listener: it judges a request, answers it itself, or passes it through unchanged.
 
-The raw request target decides, before any router could normalise it.
+The raw request target decides which, because a router would normalise it first.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from sidecar.web.wire.problem import problem, refused_problem
 logger = logging.getLogger("scopegate.web")
 
 
-# What says how a body is to be read.
+# The headers that determine how a body is read.
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """The way of a gated request: its verdict, the route that it spells, and whether that is in shadow."""
+    """The classification of a gated request: its verdict, its route, and whether that is in shadow mode."""
 
     verdict: Gated | Rejected
     route: Route | None
@@ -83,7 +83,7 @@ class DataPlane:
         self._tracing = tracing
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request. Whatever fails inside is answered 500 and logged, never forwarded."""
+        """Answer one request. An unexpected error is logged and answered with 500, and forwards nothing."""
         self._access.begin(request)
         try:
             answer = await self._route(request)
@@ -104,11 +104,14 @@ class DataPlane:
 
     @staticmethod
     def _failed(request: web.BaseRequest, refusal: Refusal) -> web.StreamResponse:
-        """What a fault is answered. Behind a head that is gone a second one would stand in its body."""
+        """The answer after a fault: a problem, or a cut if the head of another answer has already been sent.
+
+        A second head would become part of the first answer's body.
+        """
         return passthrough.broken_off(request) if request.writer.output_size > 0 else problem(refusal)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
-        target = request._message.path  # raw: every public form has been through yarl
+        target = request._message.path  # the raw target, because yarl has changed every public form
         visit = visit_of(request)
         if self._scopes is not None and self._scopes.owns(target):
             visit.route = "scopes"
@@ -139,7 +142,8 @@ class DataPlane:
         try:
             async with asyncio.timeout(deadlines.judging_seconds(terms.settings)) as visit.deadline:
                 if unnamed is not None:
-                    # On a shadow route, too: where such a request would go is up to the backend.
+                    # This applies to shadow routes too, because the backend would choose where such a request
+                    # goes.
                     visit.trace.over("judge", visit.begun)
                     asked = _asked(request, terms)
                     refused = await self._gate.refusals.refuse(unnamed, asked)
@@ -156,8 +160,8 @@ class DataPlane:
     # A gated request ---------------------------------------------------------------------------
 
     def _given_up(self, request: web.BaseRequest, terms: Terms) -> web.StreamResponse:
-        """The outer deadline passed, which is not the request's fault. Nothing of it was forwarded: the gate
-        ends what it has begun before that."""
+        """The answer to a request whose outer deadline has passed. Nothing was forwarded, because the
+        deadlines of the gate end an execution before the outer deadline."""
         asked, cause = _asked(request, terms), "it was not decided in time"
         logger.error("a gated request was not decided in time", extra={"request_id": asked.request_id})
         refusal = Refusal("store_unavailable", f"Nothing was let through: {cause}.", {"cause": cause})
@@ -173,7 +177,7 @@ class DataPlane:
         terms: Terms,
         taken: Taken,
     ) -> web.StreamResponse:
-        """Refuse what cannot be judged; on a shadow route record that, and let it through as it is."""
+        """Refuse a request that cannot be judged. On a shadow route, record that and pass it through."""
         asked = _asked(request, terms)
         request_id = asked.request_id or ""
         retry_after = None
@@ -205,7 +209,7 @@ class DataPlane:
         taken, visit = Taken(), visit_of(request)
         place = self._gate.enter(terms)
         if not isinstance(place, Place):
-            # Not worth reading a body for.
+            # The gate has no place for the request, so its body is not read.
             visit.trace.over("judge", visit.begun)
             asked = _asked(request, terms)
             refused = await self._gate.refusals.refuse(place[0], asked, retry_after=place[1])
@@ -214,7 +218,7 @@ class DataPlane:
         try:
             judged = await self._read(request, target, course, terms, taken, place)
         finally:
-            # A refusal may have to wait for its summary, and then takes nobody's place.
+            # Free the place before the refusal, because recording a refusal may wait for a summary.
             if not isinstance(judged, Judged):
                 place.leave()
         visit.trace.over("judge", visit.begun)
@@ -222,7 +226,7 @@ class DataPlane:
         if isinstance(judged, Refusal):
             if not course.shadow:
                 taken.pieces.clear()
-                del place  # with all that it holds
+                del place  # gives back the memory that it counts
             return await self._refuse(request, target, course, judged, terms, taken)
         visit.request_id, visit.scope_id = judged.request_id, judged.claims.scope_id
         visit.trace_id = judged.log_fields.get("trace_id")
@@ -280,7 +284,7 @@ class DataPlane:
         if isinstance(claims, Refusal):
             return claims
         if course.shadow and (claims.incident_id is None or claims.action is None):
-            # Too little to be held to a scope or to count by: it goes through as it is.
+            # A scope or a brake cannot judge a request without these claims, so it passes through unchanged.
             too_little = judge(Case(claims, tenant, None, None, now=0))
             assert too_little is not None
             return too_little
@@ -355,7 +359,7 @@ class DataPlane:
                 await answer.write_eof()
         except (ConnectionError, TimeoutError) as exc:
             if isinstance(exc, TimeoutError) and request.transport is not None:
-                request.transport.abort()  # a client that does not read holds nothing for ever
+                request.transport.abort()  # a client that does not read must not hold the connection for ever
             answer.mark_ended()
             if rest is not None:
                 visit.outcome = "client_left"
@@ -368,7 +372,7 @@ class DataPlane:
 
     @staticmethod
     def _told(outcome: Forwarded | Undelivered) -> list[tuple[bytes, bytes]]:
-        """What the answer says of the scope (gate.md, step 7)."""
+        """The headers that tell the client the decision and the state of the scope."""
         told = [(b"Scopegate-Decision-Id", outcome.decision_id.encode())]
         if outcome.scope is not None and outcome.scope_status is not None:
             told += [
@@ -379,9 +383,10 @@ class DataPlane:
 
 
 def _course(request: web.BaseRequest, target: str, terms: Terms) -> Course | None:
-    """Where a request goes; None: it is not gated, or only looks.
+    """The classification of a request. None: it is not gated, or only reads.
 
-    What an enforced route matches in any reading is enforced, whatever other route matches it.
+    A request that an enforced route matches in any reading is enforced, even if a shadow route matches it
+    too.
     """
 
     def verdict_by(patterns: Sequence[RoutePattern]) -> PassThrough | Gated | Rejected:
@@ -400,7 +405,7 @@ def _course(request: web.BaseRequest, target: str, terms: Terms) -> Course | Non
 
 
 def _asked(request: web.BaseRequest, terms: Terms) -> Asked:
-    """Who asks, as far as that is known without the body."""
+    """Tenant and request id for a record, without the body of the request."""
     return Asked(
         tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
         request_id=request_id_of(request),
@@ -418,7 +423,7 @@ def _judged_headers(sources: FactSources, tenant_header: str | None) -> set[str]
 
 
 def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str]) -> Refusal | None:
-    """A header that only becomes a judged one where punctuation is read alike, as in CGI, is refused."""
+    """Refuse a header that differs from a judged one only in punctuation, because CGI reads both alike."""
     judged = {read_as(name): name for name in judged_headers | FRAMING}
     for name in request.headers:
         twin = judged.get(read_as(name))
@@ -431,7 +436,7 @@ def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str])
 def _upstream_headers(
     request: web.BaseRequest, judged_headers: set[str], body: bytes, request_id: str, bounds: GateSettings
 ) -> list[tuple[bytes, bytes]]:
-    # A header that was judged must arrive, whatever Connection says of it.
+    # A header that was judged must reach the backend, even if Connection names it as hop-by-hop.
     headers = without_our_own(
         end_to_end(request.raw_headers, kept={name.encode() for name in judged_headers})
     )
