@@ -1,4 +1,4 @@
-"""Models of the sidecar's own answers. A test checks the answers against them; the handlers do not use them."""
+"""Models of the sidecar's own answers. A test checks the answers against them; no handler uses them."""
 
 from __future__ import annotations
 
