@@ -105,8 +105,7 @@ LOG_FIELDS: Mapping[str, str] = {
 
 
 def _measured(name: str, meaning: str, registry: CollectorRegistry) -> Gauge:
-    """A gauge of a value that comes from the store. It is NaN until the first value, so that alerts on zero
-    stay silent."""
+    """A gauge of a value from the store. It is NaN until measured, because a zero would set off alerts."""
     gauge = Gauge(name, f"{meaning} NaN: not measured since the start.", registry=registry)
     gauge.set(float("nan"))
     return gauge
@@ -115,7 +114,7 @@ def _measured(name: str, meaning: str, registry: CollectorRegistry) -> Gauge:
 def without_created_series() -> None:
     """Disable the `_created` series of all metrics, because the sidecar does not use them.
 
-    This applies to the whole process. The sidecar's command calls it; a program that embeds the library
+    Only `serve` calls this, because it applies to the whole process. A program that embeds the library
     decides for itself.
     """
     disable: Callable[[], None] = disable_created_metrics

@@ -1,5 +1,4 @@
-"""Traces through OpenTelemetry. Imported only if `telemetry.otlp_endpoint` is set: it needs the `[otel]`
-extra.
+"""Traces through OpenTelemetry. Imported only if `telemetry.otlp_endpoint` is set. Needs the `[otel]` extra.
 
 A thread sends the spans in batches. A collector that is down, slow or silent costs spans and nothing else.
 The sidecar uses a tracer provider of its own and leaves the global one of the program unchanged.

@@ -1,8 +1,8 @@
 """The tracing interface of the gate. Only the module `otel` depends on OpenTelemetry.
 
-The base classes `Tracing` and `Trace` trace nothing. Callers pass a trace along with its request explicitly,
-not through a context variable, because the execution runs in a task of its own and can outlive the request's
-task.
+The base classes `Tracing` and `Trace` trace nothing. Callers pass a trace along with its request explicitly.
+A context variable would not do, because the execution runs in a task of its own and can outlive the task of
+the request.
 """
 
 from __future__ import annotations

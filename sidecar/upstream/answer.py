@@ -7,8 +7,7 @@ its reader assume that the other one had been handled. The rules below exclude t
 2. The parser judges a head when the head is whole, and shows it only after accepting it. An answer that fails
    loses its head and the part of its body that the caller has not taken.
 3. Packet boundaries have no effect. llhttp gets each head cut off at its empty line, so that the parser
-   judges the head before it reads any byte behind it. The limits on heads, chunk lines and trailers count
-   bytes.
+   judges the head before it reads any byte behind it. The limits on heads and framing lines count bytes.
 4. llhttp reads heads only. This module decides where the body ends, and accepts only headers that allow one
    reading: at most one Content-Length, or `chunked` alone, or the end of the connection. It refuses a body
    that two parsers could end in two places.

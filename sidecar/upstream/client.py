@@ -53,7 +53,7 @@ class Upstream:
         self._closed = False
         self._connections: set[Connection] = set()
         self._opening = 0
-        self._idle: OrderedDict[Connection, None] = OrderedDict()  # longest idle first
+        self._idle: OrderedDict[Connection, None] = OrderedDict()  # the longest idle one first
         self._waiters: OrderedDict[asyncio.Future[Connection | None], None] = OrderedDict()
 
     @property

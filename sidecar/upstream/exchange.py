@@ -21,9 +21,8 @@ class Exchange:
     """One request that was sent, and its answer while it arrives.
 
     An exchange ends once: its parser is complete, or the exchange has failed. A failed exchange feeds nothing
-    more to its parser. The connection returns to the pool as soon as the whole answer has arrived, even if
-    the caller is still reading. Leaving the `with` block or calling `abort` before that closes the
-    connection.
+    more to its parser. The connection returns to the pool once the whole answer has arrived, even if the
+    caller is still reading. Leaving the `with` block or calling `abort` before that closes the connection.
     """
 
     __slots__ = (
@@ -53,7 +52,7 @@ class Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not (self._write_ended and self.complete):  # else the tunnel flushes its last bytes
+        if not (self._write_ended and self.complete):  # an ended tunnel still flushes its last bytes
             self.abort()
 
     async def begin(

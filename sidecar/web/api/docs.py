@@ -25,8 +25,7 @@ FILES: Mapping[str, str] = MappingProxyType(
         "favicon-32x32.png": "image/png",
     }
 )
-# The page may load scripts and styles from these files only, and call its own listener only. It may not be
-# framed.
+# The page loads scripts and styles from these files only, and calls only its own listener. No page frames it.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -51,7 +50,7 @@ HEADERS: Mapping[str, str] = MappingProxyType(
 
 
 class Docs:
-    """Serves the page and the document. `make` builds the document at the first request after a reload."""
+    """Serves the page and the document. `make` builds the document once for each configuration in force."""
 
     def __init__(self, make: Callable[[Settings], dict[str, Any]], live: Live) -> None:
         self._make = make

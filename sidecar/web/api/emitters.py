@@ -42,7 +42,7 @@ class EmitterApi:
         ]
 
     async def _emit(self, request: web.Request) -> web.Response:
-        """Answer 201 with the record, or 200 with null if the emission rule or an earlier record excludes it."""
+        """Answer 201 with the record, or 200 with null if the emission rule or a prior record forbids it."""
         kind = cast(Kind, request.match_info["kind"])
         if kind not in EMITTER_MODELS:
             known = ", ".join(EMITTER_MODELS)

@@ -74,18 +74,17 @@ def explained(
 
 
 def _next(refusal: Refusal, explanation: Explanation) -> str:
-    """What to do about a refusal."""
+    """The advice for a refusal."""
     scope, hold = explanation.scope, explanation.hold
     if scope is not None and refusal.members.get("bound") == "max_cost_usd":
-        # A ceiling below the hold could never cover it. A higher one could, until the scope had spent too
-        # much.
+        # A ceiling below the hold could never cover it. A higher one could until the scope was spent.
         needed = hold if scope.max_cost < hold else scope.spent + hold
         return f"Ask for a scope with max_cost_usd of at least {to_dollars(needed):.12g}."
     return NEXT.get(refusal.code, refusal.message)
 
 
 def _left(scope: Scope, now: int) -> dict[str, Any]:
-    """What the scope still allows."""
+    """The rest of the scope: attempts, cost and time."""
     usable = scope.status(now) == "active"
     return {
         "attempts": scope.attempts_remaining if usable else 0,

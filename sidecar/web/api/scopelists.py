@@ -18,7 +18,7 @@ SCOPE_STATUSES = get_args(ScopeStatus)
 
 
 class ScopeLists:
-    """Two calls of the admin listener."""
+    """Handlers of the admin listener for the list of scopes and for one scope."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -27,14 +27,13 @@ from sidecar.web.wire.problem import problem
 logger = logging.getLogger("scopegate.passthrough")
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
-# Pass-through leaves one connection to the upstream in so many to gated requests.
+# One in so many connections to the upstream is reserved for gated requests.
 RESERVED_ONE_IN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A gated request that shadow mode passes through unjudged: its decision, and the part of its body that
-    was read."""
+    """A gated request that shadow mode passes through unjudged: its decision, and the body read so far."""
 
     decision_id: str
     taken: Taken
@@ -54,8 +53,7 @@ class PassThrough:
         max_connections = settings.max_connections
         self._upstream = upstream
         self._metrics = metrics
-        # Some connections are reserved for the gate, because a stream or a WebSocket can hold one without
-        # limit.
+        # Some connections are reserved for the gate, because a stream can hold one for an unlimited time.
         self._slots = asyncio.Semaphore(max(1, max_connections - max(1, max_connections // RESERVED_ONE_IN)))
         self._slot_timeout = settings.connect_timeout_seconds
         self._live = live

@@ -83,7 +83,7 @@ class DataPlane:
         self._tracing = tracing
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request. An unexpected error is logged and answered with 500, and forwards nothing."""
+        """Answer one request. An unexpected error is logged and answered with 500, never forwarded."""
         self._access.begin(request)
         try:
             answer = await self._route(request)
@@ -142,8 +142,7 @@ class DataPlane:
         try:
             async with asyncio.timeout(deadlines.judging_seconds(terms.settings)) as visit.deadline:
                 if unnamed is not None:
-                    # This applies to shadow routes too, because the backend would choose where such a request
-                    # goes.
+                    # Shadow routes refuse it too, because the backend would choose where it goes.
                     visit.trace.over("judge", visit.begun)
                     asked = _asked(request, terms)
                     refused = await self._gate.refusals.refuse(unnamed, asked)
@@ -385,8 +384,7 @@ class DataPlane:
 def _course(request: web.BaseRequest, target: str, terms: Terms) -> Course | None:
     """The classification of a request. None: it is not gated, or only reads.
 
-    A request that an enforced route matches in any reading is enforced, even if a shadow route matches it
-    too.
+    A request that an enforced route matches in any reading is enforced, even if other routes match it.
     """
 
     def verdict_by(patterns: Sequence[RoutePattern]) -> PassThrough | Gated | Rejected:

@@ -26,8 +26,7 @@ logger = logging.getLogger("scopegate.access")
 MAX_PATH_CHARS = 512
 # A target that is not a path begins with a host. So does a target that begins with two slashes.
 _AUTHORITY = re.compile(r"(?P<before>(?:[^/?#]*:)?//+|(?!/))(?:[^/?#]*@)?")
-# A question mark or a hash that is encoded any number of times, because a backend that decodes it reads a
-# query behind it.
+# The pattern matches any number of encodings, because a backend that decodes all of them reads a query there.
 _QUERY = re.compile(r"[?#]|%(?:25)*(?:3f|23)", re.IGNORECASE)
 CLIENT_LEFT = 499  # the status that web servers log for a client that left before an answer began
 
@@ -48,7 +47,7 @@ class Visit:
     head_sent: bool = False
     sent: int = 0  # bytes of the answer's body
     trace: Trace = NO_TRACE
-    deadline: asyncio.Timeout | None = None  # the outer one of a gated request, until its answer begins
+    deadline: asyncio.Timeout | None = None  # the outer deadline of a gated request
 
     def extend(self, seconds: float | None) -> None:
         """Move the outer deadline to `seconds` from now; None removes it. A passed deadline stays."""

@@ -87,12 +87,11 @@ async def read_json(
     except Exception as exc:
         return Refusal("invalid_request", f"The body did not arrive whole ({type(exc).__name__}).")
     body = b"".join(pieces)
-    pieces[:] = [body]  # not held twice until the request ends
+    pieces[:] = [body]  # drops the pieces, so that the body is not held twice
     if not held.grow(parsed_bytes(body)):
         return _NO_ROOM
     try:
-        # A large body is parsed in a thread, because strict parsing takes long and would block other
-        # requests.
+        # A large body is parsed in a thread, because parsing it here would block other requests.
         document = parse(body) if len(body) <= PARSED_AT_ONCE else await asyncio.to_thread(parse, body)
         return body, document
     except NotJson as exc:

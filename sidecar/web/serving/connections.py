@@ -52,8 +52,7 @@ FREE_BYTES = 16 * 1024  # one connection may always hold this much
 RECOUNT_SECONDS = 0.05
 LOOK_SECONDS = 1.0  # between two polls of a half-closed connection
 
-# The descriptions that replace aiohttp's messages, which quote the request. The first class that matches
-# counts.
+# The descriptions that replace aiohttp's messages, which quote the request. The first matching class counts.
 FAULTS: tuple[tuple[type[Exception], str], ...] = (
     (faults.LineTooLong, "the request line or a header is too long"),
     (TooLong, "its head, or what surrounds its chunks, is too long"),

@@ -4,8 +4,8 @@ Every listener refuses a request that names no well-formed host (400). The sidec
 authentication, so they refuse two more kinds of requests, which a web page can make an operator's browser
 send:
 
-- a request to a host that is not one of the listener's (421). This is DNS rebinding. The page could read the
-  answer.
+- a request to a host that is not one of the listener's (421). This is DNS rebinding, and the page could read
+  the answer.
 - a change from another site (403), according to the browser's Origin and Sec-Fetch-Site headers. The page
   cannot read the answer, but the change would be made. GET, HEAD and OPTIONS change nothing.
 
@@ -32,7 +32,7 @@ logger = logging.getLogger("scopegate.web")
 UNCHANGING = frozenset({"GET", "HEAD", "OPTIONS"})
 # The values of Sec-Fetch-Site for a request that no other site has caused.
 OWN_SITE = frozenset({"same-origin", "none"})
-MAX_SHOWN_CHARS = 253  # as long as a name of the DNS can be
+MAX_SHOWN_CHARS = 253  # the maximum length of a DNS name
 
 
 def malformed(request: web.BaseRequest) -> Refusal | None:

@@ -55,9 +55,8 @@ def connections(files: int, upstream_connections: int) -> dict[str, int]:
     """How many connections each listener may hold if the process may have this many files open.
 
     Admin gets a quarter of the files, within its bounds. Data gets the rest, after the share that must work
-    during a flood: the connections to the backend, those of admin and ops, and OTHER_FILES. If hardly
-    anything is left, each listener still gets its minimum, because not serving at all is worse than running
-    out.
+    during a flood: the connections to the backend, those of admin and ops, and OTHER_FILES. If hardly any are
+    left, each listener still gets its minimum, because not serving is worse than running out of files.
     """
     admin = _within(ADMIN_CONNECTIONS, files // 4)
     left = files - upstream_connections - admin - OPS_CONNECTIONS - OTHER_FILES
@@ -170,7 +169,7 @@ class Listener:
             reason = exc.strerror or exc
             raise ScopegateError(f"{self.name}.listen: cannot listen on {address}: {reason}") from exc
         if isinstance(address, Listen):
-            address = Listen(*sockets[0].getsockname()[:2])  # with the port that the system chose for port 0
+            address = Listen(*sockets[0].getsockname()[:2])  # port 0 becomes the port that the system chose
         self._listening = sockets
         for listening in sockets:
             self._accept_from(listening)

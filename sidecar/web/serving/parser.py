@@ -12,7 +12,7 @@ aiohttp 3.14 parses a packet whole. Four things go wrong if a packet holds more 
 4. The length of chunk extensions, which carry no data, is not limited. Neither is the length of all headers
    together.
 
-So this parser feeds aiohttp's in pieces that end where a head or a body ends:
+This parser therefore feeds aiohttp's parser in pieces that end where a head or a body ends:
 
 - A head ends with an empty line, and so does a chunked body, with or without trailers. Each piece ends there
   at the latest. An empty line elsewhere only makes a piece shorter.
@@ -186,8 +186,9 @@ class RequestParser:
             self._failed(fault, self._due)
 
     def answered(self) -> bool:
-        """The request that the handler took has its answer. Return whether its body was broken: more may
-        arrive.
+        """The request that the handler took has its answer. Return whether its body was broken.
+
+        The rest of a broken body may still arrive.
 
         The exception is removed from the body, because aiohttp reads the rest of a body for a while before it
         closes, unless the body raises.
@@ -196,7 +197,7 @@ class RequestParser:
         self._answered = 0, EMPTY_PAYLOAD
         if not isinstance(body.exception(), BrokenBody):
             return False
-        body.set_exception(None)  # type: ignore[arg-type]  # as new
+        body.set_exception(None)  # type: ignore[arg-type]  # removes it
         return True
 
     # Pieces ------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ class RequestParser:
         except faults.HttpProcessingError as exc:
             self._failed(exc, messages)
             return False, b""
-        for message, payload in found:  # one at most
+        for message, payload in found:  # at most one
             self._found(message, payload, messages)
         if in_body and not counted:
             self._check_chunks(body, messages)

@@ -1,7 +1,6 @@
 """Models of the request bodies of the sidecar's own endpoints. The core does not use Pydantic.
 
-Each type states its rule twice: as code that checks it, and as JSON Schema for the OpenAPI document. Tests
-compare the two.
+Each type states its rule twice: as code, and as JSON Schema for the OpenAPI document. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ class NoNulls(WireModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """The schema of the wire: without null, and without the defaults of None."""
+        """The JSON schema without null and without the defaults of None."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         schema["properties"] = {
             name: _never_null(member) for name, member in schema.get("properties", {}).items()
@@ -166,7 +165,7 @@ class ScopeRequest(NoNulls):
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """The actions asked for, each once, in order."""
+        """The requested actions, each once, in order."""
         named = [*([self.action] if self.action else []), *(self.allowed_actions or [])]
         return tuple(dict.fromkeys(named))
 
