@@ -75,7 +75,7 @@ def file_limit() -> int:
 
 
 def raise_file_limit() -> None:
-    """Raise the file limit to the maximum for this process. A limit that cannot be raised stays; no error."""
+    """Raise the file limit to the maximum for this process. Leave it, without an error, if that fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (hard, MACOS_FILES):
         try:
@@ -125,7 +125,7 @@ class Listener:
     """Accepts connections and creates a protocol for each.
 
     `mode` is the mode of a Unix socket's file. With `credentials` the listener speaks TLS. A connection that
-    does not finish its handshake within `handshake_seconds` is closed, and no protocol is created for it.
+    does not finish its handshake within `handshake_seconds` is closed before `protocol` is called for it.
     Beyond `most` connections, handshakes included, a new one is reset at once.
     """
 
