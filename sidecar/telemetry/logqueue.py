@@ -1,7 +1,7 @@
-"""Nobody waits for whoever reads the log: a pipe that nobody reads would stop the event loop and the gate.
+"""Logging never blocks a request: a thread writes the log lines, which reach it through a bounded queue.
 
-A thread writes the lines. What it cannot get rid of waits, up to a bound; beyond it lines are dropped and
-counted.
+Without it, a log pipe that is not read would block the event loop and the gate. Lines that do not fit into
+the queue are dropped and counted.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from prometheus_client.registry import Collector
 
 MAX_WAITING_LINES = 10_000
 LINES_A_WRITE = 256
-# To wake the thread for each line would cost the event loop more than to make the line.
+# The thread gathers lines for this long, because waking it for each line costs the event loop more than
+# formatting the line.
 GATHER_SECONDS = 0.02
 FLUSH_SECONDS = 1.0
 
 
 class LogQueue(logging.Handler):
-    """Stands where a StreamHandler stood.
+    """Replaces a StreamHandler.
 
-    It writes to the descriptor itself: a thread that hangs in there then holds no lock of a handler or of a
-    file, for which the end of the process would wait.
+    Its thread writes to the file descriptor directly. A blocked write therefore holds no lock of a handler or
+    a file, for which the end of the process would wait.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -45,11 +46,11 @@ class LogQueue(logging.Handler):
             return
         try:
             self._lines.put(self.format(record) + "\n")
-        except Exception:  # as in the handlers of logging: what logs must not fail for it
+        except Exception:  # as in the handlers of `logging`: a logging error must not reach the caller
             self.handleError(record)
 
     def flush(self) -> None:
-        """Wait until what was logged is written, but not for ever: this is called at the very end, too."""
+        """Wait until all logged lines are written, for at most FLUSH_SECONDS, so that the process can end."""
         written = threading.Event()
         self._lines.put(written)
         written.wait(FLUSH_SECONDS)
@@ -74,7 +75,7 @@ class LogQueue(logging.Handler):
                 time.sleep(GATHER_SECONDS)
 
     def _confession(self) -> list[str]:
-        """What there is to say of lines that are missing, once there is room again."""
+        """A log line that counts the lines dropped since the last such line; empty if none were dropped."""
         count = self.dropped - self._told
         if not count:
             return []
@@ -87,12 +88,12 @@ class LogQueue(logging.Handler):
         while lines:
             try:
                 lines = lines[os.write(self._descriptor, lines) :]
-            except BlockingIOError:  # another process that has it, too, made it so
+            except BlockingIOError:  # another process that shares the descriptor made it non-blocking
                 select.select([], [self._descriptor], [])
 
 
 def never_wait_for_logs() -> None:
-    """From now on a thread writes what the root logger's handlers wrote to streams."""
+    """Replace each StreamHandler of the root logger by a LogQueue on the same descriptor."""
     root = logging.getLogger()
     for index, handler in enumerate(root.handlers):
         if type(handler) is logging.StreamHandler:
@@ -103,13 +104,13 @@ def never_wait_for_logs() -> None:
 
 
 def flush_logs() -> None:
-    """Wait, but not for ever, until what was logged is written."""
+    """Wait until all logged lines are written, for at most FLUSH_SECONDS a handler."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
 
 class DroppedLines(Collector):
-    """The metric, read where the number is: a log belongs to the process, not to one sidecar in it."""
+    """Collects the metric from the log handlers, because they belong to the process, not to one sidecar."""
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         queues = [one for one in logging.getLogger().handlers if isinstance(one, LogQueue)]

@@ -1,4 +1,4 @@
-"""What the sidecar says about itself: metrics and logs. No label and no log line carries a secret or a body.
+"""The sidecar's metrics and logs. No label and no log line carries a secret or a body.
 
 Labels are bounded: outcomes and error codes come from fixed tables, actions from the catalogue.
 """
@@ -48,8 +48,8 @@ PASSED_OUTCOMES = (
     "upstream_timeout",
 )
 
-# What a log line can carry beside time, level, logger and message, and what it means. A test holds this table
-# to what the code logs; config/cookbook/logs.md is made from it.
+# The fields that a log line can carry beside time, level, logger and message, with their meanings. A test
+# compares this table with the fields that the code logs. config/cookbook/logs.md is generated from it.
 LOG_FIELDS: Mapping[str, str] = {
     "action": "the action that was asked for, as the request named it; null: none could be read",
     "actions": "how many actions the catalogue in force lists",
@@ -105,21 +105,24 @@ LOG_FIELDS: Mapping[str, str] = {
 
 
 def _measured(name: str, meaning: str, registry: CollectorRegistry) -> Gauge:
-    """A gauge of what the store has to be asked for. Until it answers NaN: a zero would set off alerts."""
+    """A gauge of a value from the store. It is NaN until measured, because a zero would set off alerts."""
     gauge = Gauge(name, f"{meaning} NaN: not measured since the start.", registry=registry)
     gauge.set(float("nan"))
     return gauge
 
 
 def without_created_series() -> None:
-    """No second series for each metric, which nobody here reads. This holds for the whole process, so it is
-    for a sidecar to say, and not for a program that embeds the library."""
+    """Disable the `_created` series of all metrics, because the sidecar does not use them.
+
+    Only `serve` calls this, because it applies to the whole process. A program that embeds the library
+    decides for itself.
+    """
     disable: Callable[[], None] = disable_created_metrics
     disable()
 
 
 class Metrics:
-    """Every metric, in a registry of its own. The names are promises (README, "Metrics")."""
+    """Every metric, in a registry of its own. The metric names are a stable interface."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -137,8 +140,8 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
-        # A series that begins with its first event hides that one from Prometheus' increase(): what alerts
-        # look at begins with zero.
+        # Prometheus' increase() does not see the first event of a series that begins with it. Series that
+        # alerts use therefore begin with zero.
         for reason in ("store_unavailable", "overloaded", "draining"):
             self.unrecorded.labels(reason)
         self.executions = Counter(
@@ -305,7 +308,7 @@ class Metrics:
         self.store_failures.inc()
 
     def page(self) -> bytes:
-        """The page that Prometheus reads (text format 0.0.4)."""
+        """The metrics in the Prometheus text format 0.0.4."""
         return generate_latest(self.registry)
 
 
@@ -329,7 +332,7 @@ class _TextFormatter(logging.Formatter):
 def set_up_logging(
     format: Literal["json", "text"], level: str = "INFO", stream: TextIO | None = None
 ) -> None:
-    """Send all logs to `stream` (standard error by default), one line each."""
+    """Send all logs to `stream` (standard error by default), one line for each record."""
     handler = logging.StreamHandler(stream or sys.stderr)
     if format == "text":
         handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
@@ -344,15 +347,15 @@ def set_up_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # These libraries report at INFO what our own records say better.
+    # The sidecar's own log lines cover what these libraries report at INFO.
     for noisy in ("aiosqlite", "asyncio", "watchfiles"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def trace_ids(traceparent: str | None) -> dict[str, Any]:
-    """`trace_id` and `span_id` of a W3C traceparent header; empty where there is no valid one."""
+    """`trace_id` and `span_id` of a W3C traceparent header; empty if it is absent or not valid."""
     found = _TRACEPARENT.fullmatch(traceparent or "")
-    # Only a version to come may have more than the first one has.
+    # Only a version above 00 may append fields.
     if found is None or (found["version"] == "00" and found["more"] is not None):
         return {}
     return {"trace_id": found["trace"], "span_id": found["span"]}

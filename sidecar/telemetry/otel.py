@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry. Imported only where `telemetry.otlp_endpoint` is set: it needs the `[otel]` extra.
+"""Traces through OpenTelemetry. Imported only if `telemetry.otlp_endpoint` is set. Needs the `[otel]` extra.
 
-Spans are handed to a thread that sends them in batches. A collector that is down, slow or silent costs spans
-and nothing else. The provider is ours alone: a program's global one is left as it is.
+A thread sends the spans in batches. A collector that is down, slow or silent costs spans and nothing else.
+The sidecar uses a tracer provider of its own and leaves the global one of the program unchanged.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TRACES_PATH = "/v1/traces"
 
 _W3C = TraceContextTextMapPropagator()
 _PROPAGATED = (b"traceparent", b"tracestate")
-_QUERY = re.compile(r"\?\S+")  # of the collector's URL, which may hold a key
+_QUERY = re.compile(r"\?\S+")  # the query of the collector's URL, which may hold a key
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,8 +55,10 @@ S = TypeVar("S")
 def _or_else(
     untraced: Callable[Concatenate[Any, P], R],
 ) -> Callable[[Callable[Concatenate[S, P], R]], Callable[Concatenate[S, P], R]]:
-    """What fails in the SDK, or in what somebody plugged into it, costs a span and never an execution: it is
-    complained about, and all is as `untraced` has it."""
+    """Wrap a tracing method so that an exception in it is logged, and `untraced` is called instead.
+
+    An error in the SDK or in one of its plug-ins therefore costs a span and never an execution.
+    """
 
     def guard(traced: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
         @wraps(traced)
@@ -73,10 +75,10 @@ def _or_else(
 
 
 class OtelTracing(Tracing):
-    """Sends spans to a collector by OTLP over HTTP. The OTEL_* variables of the environment apply to it."""
+    """Sends spans to a collector by OTLP over HTTP. The OTEL_* environment variables apply to it."""
 
     def __init__(self, endpoint: str) -> None:
-        """Raises ScopegateError where those variables hold what cannot work."""
+        """Raises ScopegateError if the OTEL_* variables hold values that cannot work."""
         _hear_complaints()
         named = OTELResourceDetector().detect().attributes.get("service.name", "scopegate")
         try:
@@ -113,7 +115,7 @@ class OtelTracing(Tracing):
         return _OtelTrace(self._tracer, span, offset)
 
     async def close(self, seconds: float) -> None:
-        # The SDK would wait for its exporter for much longer, and not let the loop go on meanwhile.
+        # A thread of its own, because the SDK's shutdown blocks, and can wait much longer for its exporter.
         closing = threading.Thread(target=self._shut_down, name="scopegate-spans", daemon=True)
         until = time.monotonic() + seconds
         closing.start()
@@ -128,16 +130,17 @@ class OtelTracing(Tracing):
 
 
 class _OtelTrace(Trace):
-    """One request, as a span of kind server. Where the sampler left it out, only that is passed on."""
+    """One request, as a span of kind server. If the sampler drops it, only that decision is propagated."""
 
     __slots__ = ("_ids", "_inside", "_offset", "_recorded", "_server", "_tracer", "_upstream")
 
     def __init__(self, tracer: Tracer, server: Span, offset: int) -> None:
         self._tracer = tracer
         self._server = server
-        self._recorded = server.is_recording()  # asked once: an execution may outlive its server span
+        self._recorded = server.is_recording()  # read once, because an execution may outlive its server span
         self._inside = set_span_in_context(server, Context())
-        # From perf_counter to the time of day: one for all spans, so that a clock that is set misplaces none.
+        # Converts perf_counter to the time of day. All spans use the same offset, so that a change of the
+        # wall clock misplaces none of them.
         self._offset = offset
         self._upstream: Span | None = None
         context = server.get_span_context()
@@ -203,7 +206,7 @@ class _OtelTrace(Trace):
 
 
 def _close(span: Span, status: int | None, failure: str | None, now: int) -> None:
-    """End a span; a refusal is no error of the sidecar's, a 5xx and what nobody knows are."""
+    """End a span. A 5xx status and a `failure` mark it as an error; a refusal below 500 does not."""
     if status is not None:
         span.set_attribute("http.response.status_code", status)
     if failure is None and status is not None and status >= 500:
@@ -215,7 +218,7 @@ def _close(span: Span, status: int | None, failure: str | None, now: int) -> Non
 
 
 def _given(headers: Headers) -> dict[str, list[str]]:
-    """What the client sent of its trace. Of two traceparents neither can be trusted (W3C, section 3.2)."""
+    """The client's trace headers; empty unless exactly one is a traceparent (W3C Trace Context, 3.2)."""
     given: dict[str, list[str]] = {}
     for name, value in headers:
         lower = name.lower()
@@ -225,19 +228,19 @@ def _given(headers: Headers) -> dict[str, list[str]]:
 
 
 def _text(value: str) -> str:
-    """As protobuf can hold it: one lone surrogate would cost the whole batch."""
+    """The value in a form that protobuf can hold, because one lone surrogate would lose the whole batch."""
     return value.encode("utf-8", "backslashreplace").decode()
 
 
 class _Complaints(logging.Handler):
-    """What the SDK logs or raises, in a line of ours, at most one a minute, whatever the collector does."""
+    """Turns errors and warnings of the SDK into log lines of the sidecar, at most one a minute."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.silent_until = float("-inf")
 
     def emit(self, record: logging.LogRecord) -> None:
-        # What it reads with this one are headers for the collector, which may hold a token.
+        # This logger quotes the headers for the collector, which may hold a token.
         hidden = record.name == "opentelemetry.util.re"
         self.complain(str(record.msg).replace("%s", "***") if hidden else record.getMessage())
 
@@ -255,5 +258,5 @@ def _hear_complaints() -> None:
     sdk = logging.getLogger("opentelemetry")
     sdk.handlers[:] = [_COMPLAINTS]
     sdk.propagate = False
-    # What this one says is about clients' headers, which would let them write into the log.
+    # This logger quotes headers of clients, and so would let clients write into the log.
     logging.getLogger("opentelemetry.trace").setLevel(logging.CRITICAL)

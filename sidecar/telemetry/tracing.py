@@ -1,7 +1,8 @@
-"""What the gate tells of a request to whoever traces it. Only otel knows OpenTelemetry.
+"""The tracing interface of the gate. Only the module `otel` depends on OpenTelemetry.
 
-`Tracing` and `Trace` themselves are the ones that trace nothing. A trace goes with its request by hand, never
-by context: the execution runs in a task of its own and outlives the one that asked for it.
+The base classes `Tracing` and `Trace` trace nothing. Callers pass a trace along with its request explicitly.
+A context variable would not do, because the execution runs in a task of its own and can outlive the task of
+the request.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ _NO_IDS: Mapping[str, str] = MappingProxyType({})
 
 
 class Trace:
-    """One gated request. Times are those of `time.perf_counter`."""
+    """The trace of one gated request. Times are values of `time.perf_counter`, in seconds."""
 
     __slots__ = ()
 
     @property
     def ids(self) -> Mapping[str, str]:
-        """`trace_id` and `span_id` for log lines; empty where there is no trace."""
+        """`trace_id` and `span_id` for log lines; empty without a trace."""
         return _NO_IDS
 
     def claimed(self, claims: Claims) -> None:
-        """What the request says that it wants."""
+        """The gate has read the claims of the request."""
 
     def over(self, stage: Stage, begun: float, outcome: str | None = None) -> None:
-        """A stage ended just now."""
+        """A stage that started at `begun` ends now."""
 
     def sent_on(self, headers: Headers) -> Headers:
-        """The headers that let the backend go on with this trace. The stage `upstream` begins."""
+        """Begin the stage `upstream`. Return the headers with which the backend continues this trace."""
         return headers
 
     def came_back(self, status: int | None = None, failure: str | None = None) -> None:
-        """The stage `upstream` ended: with a status, without an answer, or with one that was cut."""
+        """The stage `upstream` ends: with a status, without an answer, or with an answer that was cut off."""
 
     def ended(self, status: int | None, outcome: str | None, decision_id: str | None) -> None:
-        """The answer ended or broke off. The stages of an execution that outlives it may still come."""
+        """The answer has ended or broken off. Stages of an execution that outlives it may still follow."""
 
 
 NO_TRACE = Trace()
@@ -52,9 +53,9 @@ class Tracing:
     """Begins traces."""
 
     def begin(self, *, method: str, path: str, route: str | None, headers: Headers, begun: float) -> Trace:
-        """The trace of a gated request: the client's, where its headers name one, or a new one."""
+        """Begin the trace of a gated request. It continues the client's trace if the headers name one."""
         del method, path, route, headers, begun
         return NO_TRACE
 
     async def close(self, seconds: float) -> None:
-        """Hand over what is left, within this time. Nothing is traced any more."""
+        """Stop tracing, and hand over the remaining spans within this time."""

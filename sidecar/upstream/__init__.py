@@ -1,10 +1,11 @@
-"""Nothing is sent twice, and nothing that may have left is ever called unsent.
+"""The HTTP/1.1 client for the upstream. It sends a request at most once, and reports no sent byte as unsent.
 
-HTTP/1.1 towards the one upstream: an asyncio Protocol, with llhttp as its parser (httptools). Target,
-header names, values and their order go out and come back byte for byte; no redirect is followed and
-nothing is retried. The errors say what can be proven: `NotSent` until the one write that begins a
-request, `Unanswered` from then on, whatever goes wrong. Over TCP, TLS or a Unix socket. No pipelining;
-trailers and interim answers are dropped.
+The client is an asyncio Protocol with llhttp (httptools) as its parser. It connects over TCP, TLS or a Unix
+socket. It passes the target and the header names, values and order on byte for byte, in both directions. It
+follows no redirects, retries nothing and does not pipeline. It drops trailers and interim answers.
+
+The errors say what can be proven. A failure before the one write that begins a request raises `NotSent`.
+Every failure from that write on raises `Unanswered`.
 """
 
 from sidecar.upstream.answer import Failed, Head, NotSent, TimedOut, Unanswered

@@ -1,7 +1,7 @@
-"""Bytes in, one answer out. No I/O. And what can be said of a request that got none.
+"""The parser of answers, which does no I/O, and the errors for a request without an answer.
 
-An answer that looked complete and was refused in the same breath once ended as neither: two flags were set
-in one step, and each told its reader that the other one had dealt with it. Hence these rules.
+An earlier parser kept two flags, "complete" and "failed". One step could set both, and each flag then made
+its reader assume that the other one had been handled. The rules below exclude that.
 
 1. An answer is in one `State` at a time, and `COMPLETE` and `FAILED` are two of them. A step leads to one
    state; the two that end it are never left.
@@ -27,8 +27,9 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from sidecar.errors import ScopegateError
 
-MAX_HEAD_BYTES = 64 * 1024  # of all heads of one answer; of chunk lines and trailers without a byte of body
-_PIECE = 64  # about what Python itself needs for one piece, so that tiny chunks are not free
+# The limit for all heads of one answer together, and for framing (chunk lines, trailers) between body bytes.
+MAX_HEAD_BYTES = 64 * 1024
+_PIECE = 64  # about Python's own overhead for one piece; counting it keeps tiny chunks from being free
 
 _EMPTY_LINE = b"\r\n\r\n"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
@@ -36,8 +37,8 @@ _REASON = re.compile(_TEXT)
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _TEXT + rb")?")
 _CHUNK_END = re.compile(rb"")
 _TRAILER = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:" + _TEXT + rb")?")
-# What a line of the body's framing may have begun with; looked at in its first bytes, so that garbage without
-# an end is not waited for.
+# The valid beginnings of an unfinished framing line. The parser checks the first bytes of a line, so that it
+# refuses garbage at once instead of waiting for a line end that may never come.
 _BEGUN = 32
 _CHUNK_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;" + _TEXT + rb")?\r?")
 _CHUNK_END_BEGUN = re.compile(rb"\r?")
@@ -45,24 +46,24 @@ _TRAILER_BEGUN = re.compile(rb"\r|[!#$%&'*+.^_`|~0-9A-Za-z-]+(?::" + _TEXT + rb"
 
 
 class NotSent(ScopegateError):
-    """No byte of the request left: refused, unreachable, no connection in time, or found closed."""
+    """No byte of the request was sent: the connection was refused, impossible, too late or already closed."""
 
 
 class Unanswered(ScopegateError):
-    """Bytes may have left, and there is no whole answer."""
+    """Bytes of the request may have been sent, and no whole answer arrived."""
 
 
 class TimedOut(Unanswered):
-    """The head of the answer did not come before its deadline."""
+    """The head of the answer did not arrive before its deadline."""
 
 
 class Failed(Unanswered):
-    """Reset, cut, malformed, or given up."""
+    """The exchange was reset, cut off, malformed or given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """The head of an answer, with the bytes of reason and headers as they came."""
+    """The head of an answer, with the reason and the headers as the bytes that arrived."""
 
     status: int
     reason: bytes
@@ -71,7 +72,7 @@ class Head:
 
 
 class State(Enum):
-    """Where an answer stands."""
+    """The state of an answer."""
 
     HEAD = "its head is not whole yet, or was an interim one"
     COUNTED = "so many bytes of its body are to come"
@@ -89,7 +90,7 @@ _ENDED = (State.COMPLETE, State.FAILED)
 
 
 class AnswerParser:
-    """Bytes in, one answer out; no I/O. The `on_` methods are those that httptools calls."""
+    """Parses one answer from the bytes of its connection, without I/O. httptools calls the `on_` methods."""
 
     __slots__ = (
         "_bodyless",
@@ -115,24 +116,24 @@ class AnswerParser:
     )
 
     def __init__(self, bodyless: bool, offer: bytes | None) -> None:
-        """`bodyless`: it answers a HEAD. `offer`: the protocol that the upstream may switch to."""
+        """`bodyless`: the request was a HEAD. `offer`: the protocol that the upstream may switch to."""
         self.state = State.HEAD
         self.fault = ""
         self.cause: BaseException | None = None
         self.head: Head | None = None
         self.pieces: list[bytes] = []
-        self.waiting = 0  # what the pieces weigh
-        self.tunnel = False  # bytes go both ways, or went until it was complete
+        self.waiting = 0  # size of the pieces, with an overhead for each
+        self.tunnel = False  # the upstream switched protocols; stays set after the end
         self.reusable = False  # the connection can carry another exchange
         self._bodyless, self._offer = bodyless, offer
-        self._http: HttpResponseParser | None = None  # of the head that has begun
-        self._seam = b""  # the last of what came of it, in which its empty line may have begun
-        self._status: int | None = None  # of a head that llhttp has read
+        self._http: HttpResponseParser | None = None  # parses the head that has begun
+        self._seam = b""  # the last bytes of that head so far; its empty line may have begun in them
+        self._status: int | None = None  # status of a head that llhttp has read
         self._version, self._reason, self._keep_alive = "", b"", False
         self._headers: list[tuple[bytes, bytes]] = []
-        self._overhead = 0  # bytes of heads, or of framing since the last of the body
-        self._left = 0  # bytes of the body or the chunk to come
-        self._line = bytearray()  # of the framing, as far as it came
+        self._overhead = 0  # bytes of heads, or of framing since the last body byte
+        self._left = 0  # bytes that remain of the body or the chunk
+        self._line = bytearray()  # the unfinished framing line
 
     @property
     def complete(self) -> bool:
@@ -140,11 +141,11 @@ class AnswerParser:
 
     @property
     def until_eof(self) -> bool:
-        """The end of the connection would be the true end of the answer."""
+        """Whether the end of the connection is the proper end of the answer."""
         return self.state in (State.UNTIL_EOF, State.TUNNEL)
 
     def feed(self, data: bytes) -> State:
-        """Take in what arrived, and tell where the answer stands now."""
+        """Parse bytes that arrived, and return the new state of the answer."""
         at, size = 0, len(data)
         while at < size and self.state not in _ENDED:
             if self.state is State.HEAD:
@@ -156,11 +157,11 @@ class AnswerParser:
             else:
                 at = self._take_line(data, at)
         if at < size:
-            self.reusable = False  # this answer is whole; what came behind it is not one
+            self.reusable = False  # rule 6: bytes follow a complete answer
         return self.state
 
     def end(self) -> State:
-        """The upstream says nothing more, and is trusted in that."""
+        """Handle the end of the connection, which the caller trusts to be the upstream's own."""
         if self.until_eof:
             self.state = State.COMPLETE
         elif self.state not in _ENDED:
@@ -176,7 +177,7 @@ class AnswerParser:
     # The head ----------------------------------------------------------------------------------
 
     def _take_head(self, data: bytes, at: int) -> int:
-        """Take in a head up to its empty line; a whole one is judged."""
+        """Parse a head up to its empty line. Judge it once it is whole."""
         if self._http is None:
             if data[at] != ord("H"):
                 return self._fail("it does not begin with HTTP")  # llhttp would skip empty lines
@@ -195,21 +196,22 @@ class AnswerParser:
         try:
             self._http.feed_data(piece)
         except HttpParserUpgrade:
-            pass  # it is read; whether it may switch is decided below
+            pass  # llhttp has read the head; `_judge` decides whether the upstream may switch
         except HttpParserError as exc:
             return self._fail(str(exc), exc)
         if (self._status is None) == (found >= 0):
             return self._fail("its head does not end in an empty line")
         self._seam = b"" if found >= 0 else (self._seam + piece[-3:])[-3:]
         if self._status is not None:
-            # It refers back to us: an exchange must not wait for the cycle collector.
+            # llhttp's parser refers back to this one. Dropping it breaks the cycle, so that an exchange is
+            # freed without the cycle collector.
             self._http = None
             self._judge(self._status)
             self._status, self._reason, self._headers = None, b"", []
         return end
 
     def on_status(self, reason: bytes) -> None:
-        self._reason += reason  # in parts, if packets split it
+        self._reason += reason  # httptools calls this once for each part if packets split the reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
@@ -220,7 +222,7 @@ class AnswerParser:
         self._keep_alive = self._http.should_keep_alive()
 
     def _judge(self, status: int) -> int | None:
-        """Accept a whole head or fail; what it says of the body decides what comes next."""
+        """Accept a whole head or fail. The next state follows from its framing headers."""
         version = self._version
         if not 100 <= status <= 599 or version not in ("1.0", "1.1"):
             return self._fail(f"HTTP version {version}, status {status}")
@@ -230,7 +232,7 @@ class AnswerParser:
         for index, (name, value) in enumerate(self._headers):
             size = len(name)
             if size == 14 and name.lower() == b"content-length":
-                # Without white space, which others might not take for a number.
+                # Strip white space, because other parsers may not read a value with it as a number.
                 self._headers[index] = name, value.strip(b" \t")
                 lengths.append(value.strip(b" \t"))
             elif size == 17 and name.lower() == b"transfer-encoding":
@@ -284,7 +286,7 @@ class AnswerParser:
         return end
 
     def _take_line(self, data: bytes, at: int) -> int:
-        """Take in a line of the framing; a whole one decides what comes next."""
+        """Parse a framing line. The next state follows once the line is whole."""
         found = data.find(b"\n", at)
         end = found + 1 if found >= 0 else len(data)
         self._overhead += end - at
@@ -311,7 +313,7 @@ class AnswerParser:
         return end
 
     def _fail(self, fault: str, cause: BaseException | None = None) -> int:
-        """It cannot be trusted: nothing of it is shown any more. 0: nothing more is taken in."""
+        """Fail the answer and drop its head and body. Return 0, because `feed` parses nothing more."""
         self.state, self.fault, self.cause = State.FAILED, fault, cause
         self.head = self._http = None
         self.reusable = False

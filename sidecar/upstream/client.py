@@ -1,4 +1,7 @@
-"""The pool of connections, and the one place where a request begins. Until then it is `NotSent`."""
+"""The connection pool and `Upstream.send`, the one place where a request begins.
+
+A failure before `send` writes the request raises `NotSent`.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,21 @@ from sidecar.upstream.exchange import Connection, Exchange
 _WITH_BODY = (b"POST", b"PUT", b"PATCH")
 _STEP_SECONDS = 0.001
 _VERDICT_SECONDS = 0.1
-_TURNS_TO_LOSE = 3  # in which the loop tells a connection of its loss, through TLS in the last of them
+_TURNS_TO_LOSE = 3  # turns until the loop has called `connection_lost`; over TLS it does so in the last one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secured:
-    """TLS towards the upstream: what is shown and trusted, and the name that its certificate must have."""
+    """TLS settings for the upstream: the credentials, and the name that its certificate must have."""
 
     credentials: Credentials
     server_name: str
 
 
 class Upstream:
-    """The upstream and the connections to it. Whoever waits longest for one gets the next.
+    """The upstream and its connection pool. A free connection goes to the caller that has waited longest.
 
-    A slot is a connection, or the right to open one; a connection holds its slot until it is lost.
+    A slot is a connection or the right to open one. A connection holds its slot until it is lost.
     """
 
     def __init__(
@@ -50,12 +53,12 @@ class Upstream:
         self._closed = False
         self._connections: set[Connection] = set()
         self._opening = 0
-        self._idle: OrderedDict[Connection, None] = OrderedDict()  # longest idle first
+        self._idle: OrderedDict[Connection, None] = OrderedDict()  # the longest idle one first
         self._waiters: OrderedDict[asyncio.Future[Connection | None], None] = OrderedDict()
 
     @property
     def in_use(self) -> int:
-        """Connections that carry an exchange, are being opened, or are just being closed."""
+        """The number of connections that carry an exchange, are being opened or are being closed."""
         return len(self._connections) + self._opening - len(self._idle)
 
     @property
@@ -72,16 +75,17 @@ class Upstream:
         chunked: bool = False,
         head_deadline: float | None = None,
     ) -> Exchange:
-        """Send one request; return with the head of its answer. Cancelled, it closes the connection.
+        """Send one request, and return once the head of its answer has arrived.
 
-        `headers` are end-to-end ones and go out as they are; framing is added here. `head_deadline`
-        is in seconds, from the last write of the request to the head. Raises ValueError (nothing sent,
-        the caller's fault), NotSent, Unanswered.
+        `send` sends `headers`, which are end-to-end ones, unchanged, and adds the framing. `head_deadline` is
+        in seconds, from the last write of the request to the head. Cancelling `send` closes the connection.
+        Raises NotSent, Unanswered, and ValueError for a request that the caller built wrongly. A ValueError
+        means that nothing was sent.
         """
         method = method.encode("ascii") if isinstance(method, str) else method
         request, promised, offer = request_head(method, target, headers, body, chunked)
         connection = self._pooled() or await self._obtain()
-        # Nothing is awaited from here to the write: up to it the request provably has not left.
+        # There is no await from here to the write, so that the request provably has not been sent before it.
         exchange = connection.exchange = Exchange(connection, AnswerParser(method == b"HEAD", offer))
         try:
             await exchange.begin(request, body, promised, head_deadline)
@@ -91,7 +95,7 @@ class Upstream:
         return exchange
 
     async def close(self) -> None:
-        """Close every connection: what is under way fails, what waits is not sent."""
+        """Close every connection. Running exchanges fail, and waiting requests raise `NotSent`."""
         self._closed = True
         for waiter in self._waiters:
             if not waiter.done():
@@ -104,7 +108,7 @@ class Upstream:
             await asyncio.sleep(0)
 
     async def _open(self) -> Connection:
-        """The one place that knows how to get there."""
+        """Connect to the upstream over TCP, TLS or a Unix socket."""
         loop = asyncio.get_running_loop()
         address, secured = self._address, self._secured
         if isinstance(address, SocketFile):
@@ -133,7 +137,7 @@ class Upstream:
                 del idle[oldest]
                 oldest.transport.abort()
         while idle:
-            connection, _ = idle.popitem()  # the warmest
+            connection, _ = idle.popitem()  # the one used last
             if connection.fit():
                 return connection
             connection.transport.abort()
@@ -151,7 +155,7 @@ class Upstream:
                         break
                     if connection.fit():
                         return connection
-                    connection.transport.abort()  # it died on its way to us
+                    connection.transport.abort()  # the connection was closed while it was handed over
                 else:
                     self._opening += 1
                 late = f"no connection to {self._where} within {self._connect_timeout:g} s"
@@ -160,7 +164,7 @@ class Upstream:
                     connection = await self._dial()
                 finally:
                     if connection is None:
-                        self.offer(None)  # whatever went wrong, the slot is free again
+                        self.offer(None)  # opening failed, so the slot is free again
         except TimeoutError as exc:
             raise NotSent(late) from exc
         self._opening -= 1
@@ -169,14 +173,14 @@ class Upstream:
         return connection
 
     async def _turn(self) -> Connection | None:
-        """Wait in line for a connection, or for None: the right, counted as opening, to open one."""
+        """Wait in line for a slot: a connection, or None for the right, counted as opening, to open one."""
         waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.offer(waiter.result())  # it came in the moment of giving up: to the next
+                self.offer(waiter.result())  # the slot arrived with the cancellation; pass it on
             raise
         finally:
             self._waiters.pop(waiter, None)
@@ -201,7 +205,7 @@ class Upstream:
             raise NotSent(f"cannot connect to {self._where}: {why}") from exc
 
     def offer(self, free: Connection | None) -> None:
-        """A free connection, or None for a slot counted as opening, goes to whoever waits longest."""
+        """Give a free slot to the caller that has waited longest. None: a slot that is counted as opening."""
         while self._waiters:
             waiter, _ = self._waiters.popitem(last=False)
             if not waiter.done():
@@ -223,7 +227,7 @@ class Upstream:
 
 
 async def _to_socket_file(address: SocketFile) -> socket.socket:
-    """Connected. asyncio's own way takes a queue that is full for a connection that is made."""
+    """Return a connected socket. asyncio's own `sock_connect` mistakes a full queue for a made connection."""
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         opened.setblocking(False)
@@ -241,10 +245,11 @@ async def _to_socket_file(address: SocketFile) -> socket.socket:
 
 
 async def _settle(connection: Connection, *, shown: bool) -> None:
-    """Take in what TLS sends of itself behind its handshake, lest it is taken for an answer unasked for.
+    """Read what TLS sends after its handshake, so that `fit` does not mistake it for a stale answer.
 
-    In TLS 1.3 we are through before the upstream has looked at the certificate that we have shown. Its
-    session ticket tells that it did: wait for it, within reason, so that a refusal is still `NotSent`.
+    In TLS 1.3 the client ends its handshake before the upstream has verified the client's certificate. The
+    upstream's session ticket proves that it accepted the certificate. If a certificate was `shown`, wait for
+    the ticket for at most `_VERDICT_SECONDS`, so that a refused certificate raises `NotSent`.
     """
     loop = asyncio.get_running_loop()
     tls: ssl.SSLObject = connection.transport.get_extra_info("ssl_object")
@@ -257,7 +262,7 @@ async def _settle(connection: Connection, *, shown: bool) -> None:
     while connection.readable() and not connection.transport.is_closing():
         await asyncio.sleep(0)
     if connection.transport.is_closing():
-        await asyncio.sleep(0)  # in which the loop tells why
+        await asyncio.sleep(0)  # one turn, in which the loop reports the reason to the connection
 
 
 def request_head(
@@ -267,7 +272,10 @@ def request_head(
     body: bytes | AsyncIterable[bytes] | None,
     chunked: bool,
 ) -> tuple[bytes, int | None, bytes | None]:
-    """The head as it goes out, the length that it promises, and the protocol that it offers to switch to."""
+    """Return the head as bytes, the length that it declares, and the protocol that it offers to switch to.
+
+    Raises ValueError if the head or the framing is not valid.
+    """
     if not method or not target or b" " in method or b" " in target:
         raise ValueError(f"not a method and a target: {method!r} {target!r}")
     lines = [method + b" " + target + b" HTTP/1.1"]

@@ -1,4 +1,4 @@
-"""One request and its answer on one connection. From the first write on, what goes wrong is `Unanswered`."""
+"""One request and its answer on one connection. Every failure after the first write is `Unanswered`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Protocol, cast
 from sidecar.files.tls import told
 from sidecar.upstream.answer import AnswerParser, Failed, Head, State, TimedOut, Unanswered
 
-_ONE_WRITE = 64 * 1024  # a longer body is not copied behind its head
-_PAUSE_ABOVE = 256 * 1024  # what waits for the caller; a read takes all of it and so resumes
-_LINGER_SECONDS = 5.0  # for the last bytes of a tunnel when both sides are through
+_ONE_WRITE = 64 * 1024  # a longer body is written on its own, because joining it to the head would copy it
+_PAUSE_ABOVE = 256 * 1024  # bytes that wait for the caller; `read` takes all of them and resumes reading
+_LINGER_SECONDS = 5.0  # time to flush the last bytes of a tunnel after both sides have ended
 
 
 class Exchange:
-    """One request that has gone out, and its answer as it comes in.
+    """One request that was sent, and its answer while it arrives.
 
-    It ends once: either its parser is complete, or it has failed, and then nothing more is fed to the parser.
-    Once the answer has arrived whole, the connection returns to the pool by itself, though the caller
-    may still be reading. Leaving the `with` block, or `abort`, closes it if that has not happened.
+    An exchange ends once: its parser is complete, or the exchange has failed. A failed exchange feeds nothing
+    more to its parser. The connection returns to the pool once the whole answer has arrived, even if the
+    caller is still reading. Leaving the `with` block or calling `abort` before that closes the connection.
     """
 
     __slots__ = (
@@ -45,14 +45,14 @@ class Exchange:
         self._sender: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._sent_at = 0.0  # when the last of the request went out so far
+        self._sent_at = 0.0  # time of the last write of the request so far
         self._write_ended = False
 
     def __enter__(self) -> Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not (self._write_ended and self.complete):  # else the tunnel flushes its last bytes
+        if not (self._write_ended and self.complete):  # an ended tunnel still flushes its last bytes
             self.abort()
 
     async def begin(
@@ -62,8 +62,10 @@ class Exchange:
         promised: int | None,
         head_deadline: float | None,
     ) -> None:
-        """Write the request, and return when the head of its answer is there. See `Upstream.send`, which
-        aborts an exchange that does not begin."""
+        """Write the request, and return when the head of its answer has arrived.
+
+        `Upstream.send` aborts the exchange if this raises.
+        """
         connection = self._connection
         try:
             if isinstance(body, bytes) and len(body) <= _ONE_WRITE:
@@ -83,16 +85,16 @@ class Exchange:
 
     @property
     def complete(self) -> bool:
-        """The answer arrived to its true end; a tunnel: the upstream has said all that it will say."""
+        """Whether the answer has arrived to its proper end. A tunnel ends when the upstream ends its side."""
         return self._parser.complete
 
     @property
     def upgraded(self) -> bool:
-        """The upstream switched protocols (101): `read` gives raw bytes, and `write` sends them."""
+        """Whether the upstream switched protocols (101). Then `read` returns and `write` sends raw bytes."""
         return self._parser.tunnel
 
     async def read(self) -> bytes:
-        """What has arrived of the body, b"" at its true end. Safe to cancel and call again."""
+        """Return the body bytes that have arrived, b"" at the proper end. Safe to cancel and call again."""
         parser = self._parser
         while not parser.pieces:
             if parser.complete:
@@ -103,7 +105,7 @@ class Exchange:
         return parser.take()
 
     async def read_up_to(self, limit: int) -> tuple[bytes, bool]:
-        """The whole body and True, or, once more than `limit` bytes have come, what came and False."""
+        """Return the whole body and True, or the bytes so far and False once they exceed `limit`."""
         pieces: list[bytes] = []
         size = 0
         while piece := await self.read():
@@ -114,19 +116,19 @@ class Exchange:
         return b"".join(pieces), True
 
     async def write(self, piece: bytes) -> None:
-        """Send raw bytes into the tunnel; returns when there is room for more."""
+        """Send raw bytes into the tunnel. Return when there is room for more."""
         self._must_be_open()
         self._connection.write(piece)
         await self._connection.drain()
         self._must_be_open()
 
     def write_eof(self) -> None:
-        """Nothing more will be written into the tunnel. Reading goes on, but over TLS, which ends as one."""
+        """End the client's side of the tunnel. Reading goes on, except over TLS, which ends both sides."""
         self._must_be_open()
         self._write_ended = True
         transport = self._connection.transport
         if transport.can_write_eof():
-            with suppress(OSError):  # the upstream has reset the connection, of which asyncio tells later
+            with suppress(OSError):  # the upstream has reset the connection; asyncio reports that later
                 transport.write_eof()
         else:
             self._parser.end()
@@ -136,9 +138,9 @@ class Exchange:
             asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.abort)
 
     def abort(self) -> None:
-        """Give up: unless the answer is complete, close the connection at once."""
+        """Give the exchange up. Close the connection at once, unless it has returned to the pool."""
         self._fail(Failed(f"the exchange with {self._connection.where} was given up"))
-        if self._connection.exchange is self:  # a tunnel is complete and open
+        if self._connection.exchange is self:  # a tunnel can be complete while its connection is open
             self._connection.transport.abort()
 
     def _must_be_open(self) -> None:
@@ -167,7 +169,7 @@ class Exchange:
     def _feed(self, data: bytes) -> None:
         parser = self._parser
         if self._failure is not None or parser.complete:
-            return  # it is being closed, and must not come back to the pool by ending now
+            return  # the connection is being closed; an end that arrives now must not return it to the pool
         state = parser.feed(data)
         if state is State.FAILED:
             fault = f"malformed answer from {self._connection.where}: {parser.fault}"
@@ -179,10 +181,10 @@ class Exchange:
         self._wake()
 
     def _eof(self) -> bool:
-        """The upstream ends its side. True keeps ours open."""
+        """Handle the end of the upstream's side. Return True to keep the client's side open."""
         parser = self._parser
-        # Whoever is between us could end a connection, but not in the name of TLS. A tunnel's own protocol
-        # says where it ends.
+        # A third party on the network can end a TCP connection but cannot forge TLS's own end, so an answer
+        # over TLS must end with `ended_well`. A tunnel need not, because its own protocol marks its end.
         if self._failure is not None or parser.complete:
             return False
         if not parser.until_eof or not (parser.tunnel or self._connection.ended_well()):
@@ -197,7 +199,7 @@ class Exchange:
     def _finish(self) -> None:
         unsent = self._sender is not None and not self._sender.done()
         if self._sender is not None:
-            self._sender.cancel()  # the answer did not wait for the rest of the request
+            self._sender.cancel()  # the answer ended before the request was sent whole
         self._connection.release(self._parser.reusable and not unsent)
 
     def _fail(self, failure: Unanswered, cause: BaseException | None = None) -> None:
@@ -210,7 +212,7 @@ class Exchange:
             self._wake()
 
     def _watch(self, seconds: float) -> None:
-        """Fail unless the head comes in time. A body that is still on its way puts that off."""
+        """Fail unless the head arrives in time. Each write of a streamed body extends the deadline."""
         loop = asyncio.get_running_loop()
         self._sent_at = loop.time()
         self._timer = loop.call_later(seconds, self._late, seconds)
@@ -224,19 +226,19 @@ class Exchange:
             self._fail(TimedOut(f"no answer from {self._connection.where} within {seconds:g} s"))
 
     async def _stream(self, body: AsyncIterable[bytes], promised: int | None) -> None:
-        """Send the body while the answer is awaited, which may come before the body's end."""
+        """Send the body while `begin` waits for the answer, which may arrive before the body ends."""
         connection, left = self._connection, promised or 0
         loop = asyncio.get_running_loop()
         try:
             async for piece in body:
                 if not piece:
-                    continue  # as a chunk it would end the body
+                    continue  # an empty chunk would end the body
                 left -= len(piece)
                 if promised is not None and left < 0:
                     raise ValueError("it is longer than its Content-Length")
-                if connection.readable():  # take an early answer in before a failing write loses it:
-                    await asyncio.sleep(0)  # in this turn the loop finds it readable,
-                    await asyncio.sleep(0)  # by the end of this one it has read it
+                if connection.readable():  # read an early answer now, because a failing write would lose it
+                    await asyncio.sleep(0)  # in this turn the loop finds the socket readable
+                    await asyncio.sleep(0)  # by the end of this turn it has read the socket
                 connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if promised is None else piece)
                 await connection.drain()
                 self._sent_at = loop.time()
@@ -245,34 +247,34 @@ class Exchange:
             elif left:
                 raise ValueError("it is shorter than its Content-Length")
         except BaseException as exc:
-            self._sender = None  # lest it cancels itself
+            self._sender = None  # so that `_fail` does not cancel this task
             self._fail(Failed(f"the request body broke off on its way to {connection.where}: {exc!r}"), exc)
             if not isinstance(exc, Exception):
                 raise
 
 
 class Pool(Protocol):
-    """What a connection tells of itself."""
+    """The reports that a connection makes to its pool."""
 
     def lost(self, connection: Connection, /) -> None:
-        """It is closed, and its slot is free."""
+        """The connection is closed, and its slot is free."""
 
     def offer(self, free: Connection, /) -> None:
-        """It can carry another exchange."""
+        """The connection can carry another exchange."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection: it carries one exchange at a time, and nobody speaks on it unasked."""
+    """One connection. It carries one exchange at a time. Bytes outside an exchange make it close."""
 
     transport: asyncio.Transport
 
     def __init__(self, where: str) -> None:
         self.where = where
         self.exchange: Exchange | None = None
-        self.pool: Pool | None = None  # once it holds a slot
+        self.pool: Pool | None = None  # set once the connection holds a slot
         self.idle_since = 0.0
         self.lost_by: Exception | None = None
-        self.spoiled = False  # something came on it unasked
+        self.spoiled = False  # bytes or an end arrived outside an exchange
         self._tls: ssl.SSLObject | None = None
         self._poll = select.poll()
         self._full = False
@@ -325,26 +327,26 @@ class Connection(asyncio.Protocol):
             await self._room
 
     def readable(self) -> bool:
-        """Bytes, an end or an error lie in the socket. One system call."""
+        """Whether the socket holds bytes, an end or an error. Costs one system call."""
         return bool(self._poll.poll(0))
 
     def ended_well(self) -> bool:
-        """Whether an end that came is the upstream's own; without TLS nobody can tell."""
+        """Whether the end of the connection is the upstream's own. Without TLS this cannot be told: True."""
         if self._tls is None:
             return True
         try:
             return not self._tls.read(1)
         except ssl.SSLZeroReturnError:
             return True
-        except ssl.SSLError:  # it still wants to read
+        except ssl.SSLError:  # TLS wants to read more: its own end has not arrived
             return False
 
     def fit(self) -> bool:
-        """Open and silent. A request begins on no other, lest a stale answer is taken for its own."""
+        """Whether the connection is open and silent. On any other, a request could get a stale answer."""
         return not self.spoiled and not self.transport.is_closing() and not self.readable()
 
     def _unsent(self) -> bool:
-        """Whether bytes wait for the upstream to read. What lies beneath TLS only the socket tells."""
+        """Whether bytes wait for the upstream to read. Under TLS only the socket knows its own backlog."""
         if self._tls is None or self.transport.get_write_buffer_size():
             return self.transport.get_write_buffer_size() > 0
         room = select.poll()
@@ -352,8 +354,11 @@ class Connection(asyncio.Protocol):
         return not room.poll(0)
 
     def abort(self) -> None:
-        """Close it at once. asyncio's TLS, which may be calling us with what came last, fails if it is torn
-        down under its feet: it is given to the end of this turn."""
+        """Close the connection at once, over TLS at the end of this turn.
+
+        asyncio's TLS may be in the middle of a call into this connection, and fails if the transport is
+        aborted during that call.
+        """
         if self._tls is None:
             self.transport.abort()
         else:

@@ -1,1 +1,1 @@
-"""The HTTP faces: the data listener (gate, scopes, pass-through), admin and ops. Thin adapters."""
+"""The HTTP adapters: the data listener (gate, scopes, pass-through), the admin and the ops listener."""

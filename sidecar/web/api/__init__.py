@@ -1,1 +1,1 @@
-"""The sidecar's own calls: scopes, decisions, executions, status, health; and their OpenAPI document."""
+"""The sidecar's own calls (scopes, decisions, executions, status, health) and their OpenAPI document."""

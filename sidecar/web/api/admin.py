@@ -1,4 +1,4 @@
-"""The admin listener: what was decided, how executions ended, why something would be refused."""
+"""The admin listener: decisions, executions and their outcomes, `explain`, and the status of the sidecar."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class Admin:
         return answer(reply.execution.to_dict())
 
     async def _explain(self, request: web.Request) -> web.Response:
-        """200 whatever the body is: a request that would be refused is explained, not refused."""
+        """Explain a request. The answer is 200 for any body, because a refusal is explained, not returned."""
         terms = self._live.terms
         header = terms.settings.gate.tenant_header
         routes = {route.path.text: route for route in terms.settings.gate.routes}
@@ -264,12 +264,14 @@ class Admin:
 
 
 def rendered(stored: StoredDecision) -> dict[str, Any]:
-    """A record as it is shown: its 14 fields, then its envelope's, all read from the stored bytes; a run that
-    it was bound to later stands where it had none."""
+    """A record as JSON: its 14 fields, then the fields of its envelope, all read from the stored bytes.
+
+    A record without a run shows the run that it was bound to later.
+    """
     envelope: dict[str, Any] = orjson.loads(stored.envelope)
     record: dict[str, Any] = envelope.pop("record")
     for beside in ("kept_once", "run_bindings"):
-        envelope.pop(beside, None)  # evidence for verify
+        envelope.pop(beside, None)  # only `verify` uses these
     if record["run_id"] is None:
         record["run_id"] = stored.bound_run_id
     return {**record, **envelope}

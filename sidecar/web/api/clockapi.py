@@ -1,4 +1,4 @@
-"""Accepting the wall clock over HTTP, on the admin listener, where it and the log disagree."""
+"""The call of the admin listener that accepts the wall clock when the clock and the log disagree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("scopegate.web")
 
 
 class ClockApi:
-    """A handler of the admin listener. What was accepted is on disk before it is answered; otherwise 503."""
+    """A handler of the admin listener. It answers once the acceptance is on disk; otherwise 503."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

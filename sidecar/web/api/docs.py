@@ -1,4 +1,4 @@
-"""The OpenAPI document and the page that shows it, on the admin listener. Nothing comes from elsewhere."""
+"""The OpenAPI document and its page, on the admin listener. The page loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sidecar.live.terms import Live
 from sidecar.settings.reading import Settings
 from sidecar.web.wire.problem import SERVER
 
-# What the page is made of, and as what each file is served; `swagger/README.md` beside it says where from.
+# The files of the page with their media types. `swagger/README.md` says where the files come from.
 PAGE = "index.html"
 FILES: Mapping[str, str] = MappingProxyType(
     {
@@ -25,7 +25,7 @@ FILES: Mapping[str, str] = MappingProxyType(
         "favicon-32x32.png": "image/png",
     }
 )
-# No script and no style but those files, no call but to the listener that the page came from, in no frame.
+# The page loads scripts and styles from these files only, and calls only its own listener. No page frames it.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -50,8 +50,7 @@ HEADERS: Mapping[str, str] = MappingProxyType(
 
 
 class Docs:
-    """Serves the page, and the document, which `make` makes when somebody first asks for it under the
-    configuration in force."""
+    """Serves the page and the document. `make` builds the document once for each configuration in force."""
 
     def __init__(self, make: Callable[[Settings], dict[str, Any]], live: Live) -> None:
         self._make = make

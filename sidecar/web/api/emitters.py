@@ -1,4 +1,4 @@
-"""Seed 004 over HTTP: decisions that other services tell, runs bound to them, the kill switch."""
+"""Decision records of other services over HTTP, the runs bound to them, and the kill switch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KILL_SWITCH: Switch = "care_kill_switch"
 
 
 class EmitterApi:
-    """Handlers of the admin listener. A record is stored before it is answered; otherwise 503."""
+    """Handlers of the admin listener. They answer once the record is stored; otherwise 503."""
 
     def __init__(self, *, store: Store, metrics: Metrics, live: Live) -> None:
         self._store = store
@@ -33,7 +33,7 @@ class EmitterApi:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            # Spelled so that no decision_id is taken for a kind.
+            # The pattern of `kind` matches no decision_id.
             web.post("/api/v1/decisions/{kind:[a-z_]+}", self._emit),
             web.post("/api/v1/runs/{run_id}/backfill", self._backfill),
             web.get("/api/v1/care/kill-switch", self._switch),
@@ -42,7 +42,7 @@ class EmitterApi:
         ]
 
     async def _emit(self, request: web.Request) -> web.Response:
-        """201 with the record; 200 with null where the emission rule or an earlier record says none."""
+        """Answer 201 with the record, or 200 with null if the emission rule or a prior record forbids it."""
         kind = cast(Kind, request.match_info["kind"])
         if kind not in EMITTER_MODELS:
             known = ", ".join(EMITTER_MODELS)

@@ -1,4 +1,4 @@
-"""Why something would be refused, what is left, and what to do next: `explain` in the words of a person."""
+"""The answer of `explain`: the refusal that a request would get, the rest of its scope, and the next step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sidecar.gate.messages import Explanation
 from sidecar.live.terms import Terms
 from sidecar.settings.sections import Route
 
-# What to do about each code that an execution can be refused with.
+# Advice for each error code with which an execution can be refused.
 NEXT: Mapping[str, str] = {
     "scoped_execution_required": "Ask for a scope (POST /api/v1/recovery/scope) and send its scope_id.",
     "scope_not_found": "Check the scope_id and the tenant; scopes are listed by incident.",
@@ -44,10 +44,10 @@ def explained(
     claims: Claims | None = None,
     tenant_id: str = "default",
 ) -> dict[str, Any]:
-    """The answer of `explain`: judged by a route, and, where it could be read, by what was claimed."""
+    """The answer of `explain` for a route. It includes the claims if they could be read."""
     refusal, scope = explanation.refusal, explanation.scope
     members = dict(refusal.members) if refusal else {}
-    facets: dict[str, Any] = {"tenant_id": tenant_id, "principal": "anonymous"}  # as the gate has it
+    facets: dict[str, Any] = {"tenant_id": tenant_id, "principal": "anonymous"}  # the gate's only principal
     if claims is not None:
         facets |= {
             "incident_id": claims.incident_id,
@@ -74,17 +74,17 @@ def explained(
 
 
 def _next(refusal: Refusal, explanation: Explanation) -> str:
-    """What to do about a refusal."""
+    """The advice for a refusal."""
     scope, hold = explanation.scope, explanation.hold
     if scope is not None and refusal.members.get("bound") == "max_cost_usd":
-        # A ceiling below the hold never had room for it; another one had, before it was spent.
+        # A ceiling below the hold could never cover it. A higher one could until the scope was spent.
         needed = hold if scope.max_cost < hold else scope.spent + hold
         return f"Ask for a scope with max_cost_usd of at least {to_dollars(needed):.12g}."
     return NEXT.get(refusal.code, refusal.message)
 
 
 def _left(scope: Scope, now: int) -> dict[str, Any]:
-    """What the scope still allows."""
+    """The rest of the scope: attempts, cost and time."""
     usable = scope.status(now) == "active"
     return {
         "attempts": scope.attempts_remaining if usable else 0,
@@ -94,7 +94,7 @@ def _left(scope: Scope, now: int) -> dict[str, Any]:
 
 
 def _brake(rule: Rule, use: Use, facets: Mapping[str, Any]) -> dict[str, Any]:
-    """How far a brake is used by what the request is about."""
+    """The use of a brake by earlier executions with the same facets as the request."""
     assert rule.brake is not None
     return {
         "rule": rule.id,

@@ -1,4 +1,4 @@
-"""The ops listener: is it alive, is it ready, how is it faring. Nothing else is served here."""
+"""The ops listener: liveness, readiness and metrics. It serves nothing else."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sidecar.web.wire.problem import SERVER, answer, problems
 
 T = TypeVar("T")
 
-# How old a check of the store may be for a scrape. The check writes to the disk, in the turn of the one
-# writer, so scraping often, or by many, must not mean writing often. Asking for readiness checks anew.
+# The maximum age of a store check for a scrape. The check writes to the disk and occupies the one writer, so
+# frequent scrapes must not cause frequent writes. A readiness request always checks anew.
 FRESH_SECONDS = 10.0
 
 
 class Ops:
-    """Readiness says what is wrong, in JSON; it does not depend on the upstream."""
+    """Handlers of the ops listener. Readiness reports problems in JSON, and ignores the upstream."""
 
     def __init__(self, *, store: Store, gate: Gate, live: Live, metrics: Metrics) -> None:
         self._store = store
@@ -53,10 +53,10 @@ class Ops:
         return answer({"alive": True})
 
     async def checks(self, *, fresh_seconds: float = 0.0) -> dict[str, str | None]:
-        """Each check with its problem; None: well. The store's may be as old as `fresh_seconds`."""
+        """Each check with its problem, or None if it passes. The store's check may be `fresh_seconds` old."""
         if time.monotonic() - self._checked_at >= fresh_seconds:
-            self._checked_at = time.monotonic()  # before it is done: one look serves all that ask meanwhile
-            with suppress(StoreUnavailable):  # the store remembers why
+            self._checked_at = time.monotonic()  # set before the check, so that concurrent requests share it
+            with suppress(StoreUnavailable):  # the store keeps the error in `last_error`
                 await self._store.check()
         # The check may be old. A decision that failed since then counts all the same.
         failing = self._store.last_error
@@ -95,7 +95,7 @@ class Ops:
             age = 0.0 if oldest is None else max(0.0, (self._store.now() - oldest) / 1_000_000)
             found += [(metrics.unknown, count), (metrics.oldest_unknown, age)]
         for gauge, value in found:
-            if value is not None:  # else the last known value stands
+            if value is not None:  # otherwise the last known value stays
                 gauge.set(value)
         return web.Response(
             body=self._metrics.page(),
@@ -104,8 +104,11 @@ class Ops:
 
 
 async def looked_at(store: Store) -> tuple[tuple[int, int | None] | None, Footprint]:
-    """How many executions are unknown and since when, and the store's footprint, as far as it can be told. A
-    store that fails or hangs takes neither the metrics nor the status with it."""
+    """The count of unknown executions with the oldest one's time, and the store's footprint.
+
+    A value that cannot be read in time is None. A store that fails or hangs therefore does not block the
+    metrics or the status.
+    """
     until = asyncio.get_running_loop().time() + store.deadline_seconds
     unknown = await _until(until, store.engine.unknown_executions())
     return unknown, await _until(until, store.engine.footprint(store.now())) or Footprint()
@@ -116,4 +119,4 @@ async def _until(moment: float, reading: Awaitable[T]) -> T | None:
         async with asyncio.timeout_at(moment):
             return await reading
     except (StoreUnavailable, TimeoutError):
-        return None  # readiness says why
+        return None  # readiness reports the reason

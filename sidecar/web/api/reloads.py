@@ -1,4 +1,4 @@
-"""Reloading over HTTP, on the admin listener. The answer tells what changed, or everything that is wrong."""
+"""The reload call of the admin listener. The answer lists the changes, or every error in the files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sidecar.web.wire.problem import answer, problem
 
 
 class ReloadApi:
-    """A handler of the admin listener. It does as SIGHUP does, and waits for the end of it."""
+    """A handler of the admin listener. It reloads as SIGHUP does, and waits until the reload has ended."""
 
     def __init__(self, reloader: Reloader) -> None:
         self._reloader = reloader
@@ -21,7 +21,7 @@ class ReloadApi:
         return [web.post("/api/v1/reload", self._reload)]
 
     def last(self) -> dict[str, Any]:
-        """The last reload, else the start, as `status` shows it."""
+        """The last reload, or the start if there was none, as `status` shows it."""
         return self._reloader.last.to_dict()
 
     async def _reload(self, request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Scopes as operators look at them: of all incidents and tenants. Looking consumes nothing (G10)."""
+"""Scopes for operators: the scopes of all incidents and tenants. Reading a scope consumes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCOPE_STATUSES = get_args(ScopeStatus)
 
 
 class ScopeLists:
-    """Two calls of the admin listener."""
+    """Handlers of the admin listener for the list of scopes and for one scope."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""PIN-162's scope endpoints: ask for a scope, list an incident's scopes, revoke one; and the scope test."""
+"""The scope endpoints of the recovery API: request, list and revoke scopes, and the scope test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MIN_TTL_SECONDS = 60
 
 
 class ScopeApi:
-    """Serves exactly the raw paths of PIN-162 and the scope test, for every method, and no other spelling."""
+    """Serves the raw paths of the scope endpoints, for every method, and no other spelling of these paths."""
 
     def __init__(self, *, store: Store, gate: Gate, grants: Grants, live: Live) -> None:
         self._store = store
@@ -42,7 +42,7 @@ class ScopeApi:
         self._live = live
 
     def owns(self, target: str) -> bool:
-        """Whether a raw target is one of the sidecar's own."""
+        """Whether a raw target is the path of a scope endpoint."""
         path = target.partition("?")[0]
         if path == SCOPE_PATH:
             return True
@@ -50,8 +50,8 @@ class ScopeApi:
         return (name != path and bool(name) and "/" not in name) or scopetest.candidate_of(path) is not None
 
     async def handle(self, request: web.BaseRequest, target: str, request_id: str) -> web.Response:
-        """Answer a request to one of them."""
-        if not self.owns(target):  # a router read it so
+        """Answer a request to a scope endpoint."""
+        if not self.owns(target):  # the router accepted another spelling of the path
             return problem(Refusal("not_found", "Nothing is served under this path."), request_id=request_id)
         try:
             return await self._serve(request, target, request_id)
@@ -61,7 +61,7 @@ class ScopeApi:
     async def refuse(
         self, request: web.BaseRequest, target: str, request_id: str, refusal: Refusal
     ) -> web.Response:
-        """Refuse a request to one of them unread. What asked for a scope, or to revoke one, is recorded."""
+        """Refuse a request to a scope endpoint unread. Record it if it asked to issue or revoke a scope."""
         path, terms = target.partition("?")[0], self._live.terms
         name = scopetest.named(path.removeprefix(SCOPES_PREFIX)) if path.startswith(SCOPES_PREFIX) else None
         if (request.method, path) != ("POST", SCOPE_PATH) and (request.method != "DELETE" or name is None):
@@ -220,7 +220,7 @@ def _no_tenant(terms: Terms) -> Refusal:
 
 
 def _scope_terms(wanted: ScopeRequest, terms: Terms) -> ScopeTerms | Refusal:
-    """The terms with defaults filled in, or the first that is out of bounds."""
+    """The terms with defaults filled in, or a refusal that names the first term out of bounds."""
     if not wanted.actions:
         return wrong("invalid_scope", "action", "is required (or allowed_actions)")
     if wanted.action and wanted.allowed_actions and wanted.action not in wanted.allowed_actions:

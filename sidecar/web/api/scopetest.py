@@ -1,7 +1,7 @@
-"""`POST /api/v1/recovery/candidates/{id}/scope-test`: what a recovery action would do. Executes nothing.
+"""`POST /api/v1/recovery/candidates/{id}/scope-test`: describes what a recovery action would do.
 
-A sidecar has no callables to try out, so this is the dry run or the simulation. Nothing is consumed or
-recorded, and the store is not asked.
+A sidecar has no callables to try out, so the test is a dry run or a simulation. It executes, consumes and
+records nothing, and does not use the store.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SUFFIX = "/scope-test"
 
 
 def candidate_of(path: str) -> str | None:
-    """The id in a raw path of the scope test, as it is spelled; None for any other path."""
+    """The undecoded id in a raw path of the scope test; None for any other path."""
     segment = path.removeprefix(PREFIX).removesuffix(SUFFIX)
     return segment if segment and "/" not in segment and path == f"{PREFIX}{segment}{SUFFIX}" else None
 
 
 def named(segment: str) -> str | None:
-    """The name that a raw path segment spells; None where it is not 1 to 256 printable characters."""
+    """The decoded name in a raw path segment; None if it is not 1 to 256 printable characters."""
     try:
         name = unquote_to_bytes(segment).decode("utf-8")
     except UnicodeDecodeError:
@@ -73,6 +73,6 @@ def _action(segment: str, asked: ScopeTestRequest) -> RecoveryAction | Refusal:
             asked.parameters,
         )
     except ValueError as exc:
-        # All that the model leaves for the core to find wrong.
+        # The model has checked everything else, so the core can only object to the target agents.
         member = "parameters/target_agents"
         return wrong("invalid_request", member, str(exc).removeprefix(f"{member} "))

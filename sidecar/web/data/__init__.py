@@ -1,1 +1,1 @@
-"""The data listener: what is gated, what passes through, and the answers to both."""
+"""The data listener: gated requests, pass-through requests, and the answers to both."""

@@ -1,6 +1,7 @@
-"""`gate.annotate_response`: what the seed's result has and the backend's answer lacks is added to its body.
+"""`gate.annotate_response`: adds the scope members of the recovery API that the backend's answer lacks.
 
-Only to a whole JSON object that is not encoded, digested or signed; its own bytes stay as they are.
+It annotates only a body that is one whole JSON object and is not encoded, digested or signed. The bytes of
+the backend's own members stay unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _ABOUT_THE_BYTES = (b"etag", b"content-length")
 def annotated(
     forwarded: Forwarded, headers: Headers, body: bytes, *, now: int
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """The headers and body with the missing members added, or both as they are."""
+    """The headers and the body with the missing members added, or both unchanged."""
     unchanged = list(headers), body
     media_type = (value_of(headers, b"content-type") or b"").split(b";")[0].strip().lower()
     if media_type != b"application/json" or any(value_of(headers, name) for name in _BOUND_TO_THE_BYTES):
@@ -53,7 +54,7 @@ def annotated(
     missing = {name: value for name, value in members.items() if name not in document}
     if not missing:
         return unchanged
-    # Spliced in before the closing brace: numbers and spacing of the backend's own members stay untouched.
+    # The new members go before the closing brace, so that numbers and spacing of the others stay unchanged.
     kept = body.rstrip()[:-1]
     joined = kept + (b"," if document else b"") + orjson.dumps(missing)[1:]
     return [(name, value) for name, value in headers if name.lower() not in _ABOUT_THE_BYTES], joined

@@ -1,8 +1,8 @@
-"""The upstream's answer, written to the client byte for byte: nothing is added, renamed or re-encoded.
+"""Writes the upstream's answer to the client byte for byte, and adds, renames and re-encodes nothing.
 
-aiohttp's own responses add Date, Server and Content-Type and drop header bytes that are not UTF-8. This one
-writes its head itself. It relies on two semi-internals of aiohttp 3.14 (`StreamResponse._start` and the
-header buffer of `StreamWriter`); tests/gate hold them.
+aiohttp's own responses add Date, Server and Content-Type, and drop header bytes that are not UTF-8. This
+response writes its head itself. It relies on two internals of aiohttp 3.14: `StreamResponse._start` and the
+header buffer of `StreamWriter`. Tests in tests/gate fail if they change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BODILESS = frozenset({204, 304})
 
 
 class RawAnswer(web.StreamResponse):
-    """An answer with a head of bytes. `content_length` None means that the body's length is not known."""
+    """An answer whose head is given as bytes. `content_length` None: the length of the body is not known."""
 
     def __init__(
         self, status: int, reason: bytes, headers: Headers, *, content_length: int | None, close: bool = False
@@ -29,7 +29,7 @@ class RawAnswer(web.StreamResponse):
         self._raw_headers = unframed(status, headers)
         self._raw_length = content_length
         self._close_after = close
-        self.ends_with_connection = False  # nothing else tells the client where the body ends
+        self.ends_with_connection = False  # the body is delimited by connection close
 
     async def _start(self, request: web.BaseRequest) -> AbstractStreamWriter:
         self._req = request
@@ -53,17 +53,17 @@ class RawAnswer(web.StreamResponse):
         elif not keep_alive and version == (1, 1):
             lines.append(b"Connection: close")
         self._keep_alive = keep_alive
-        # Kept in the writer's buffer, so that a small body leaves in the same packet.
+        # The head stays in the writer's buffer, so that a small body leaves in the same packet.
         stream._headers_buf = b"\r\n".join(lines) + b"\r\n\r\n"
         stream._headers_written = False
         return writer
 
     def send_head(self) -> None:
-        """Send the head now, before any of the body has come."""
+        """Send the head now, before any byte of the body has arrived."""
         if self._payload_writer is not None:
             self._payload_writer.send_headers()
 
     def mark_ended(self) -> None:
-        """Nothing more is to be written: the connection was taken over, or is being cut."""
+        """Write nothing more, because a tunnel took the connection over, or because it is being cut."""
         self._eof_sent = True
         self._keep_alive = False

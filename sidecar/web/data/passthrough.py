@@ -1,4 +1,4 @@
-"""What is not gated passes untouched: target, body bytes and end-to-end headers, in constant memory."""
+"""Pass-through: forwards target, body bytes and end-to-end headers unchanged, in constant memory."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ from sidecar.web.wire.problem import problem
 logger = logging.getLogger("scopegate.passthrough")
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
-# One in so many connections to the upstream is never used for passing through.
+# One in so many connections to the upstream is reserved for gated requests.
 RESERVED_ONE_IN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A gated request that its route's shadow mode lets through unjudged: its decision, and what was read of
-    its body already."""
+    """A gated request that shadow mode passes through unjudged: its decision, and the body read so far."""
 
     decision_id: str
     taken: Taken
 
 
 class PassThrough:
-    """Carries requests to the upstream and answers back. Records nothing, and adds nothing of its own."""
+    """Carries requests to the upstream and answers back to the client. Records no decision."""
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class PassThrough:
         max_connections = settings.max_connections
         self._upstream = upstream
         self._metrics = metrics
-        # Streams and WebSockets hold a connection for as long as they like: some are kept for the gate.
+        # Some connections are reserved for the gate, because a stream can hold one for an unlimited time.
         self._slots = asyncio.Semaphore(max(1, max_connections - max(1, max_connections // RESERVED_ONE_IN)))
         self._slot_timeout = settings.connect_timeout_seconds
         self._live = live
@@ -64,7 +63,7 @@ class PassThrough:
     async def carry(
         self, request: web.BaseRequest, target: bytes, recorded: Recorded | None = None
     ) -> web.StreamResponse:
-        """One request, to the end of its answer; a gated one only once it is `recorded`."""
+        """Forward one request and relay its answer to the end. A gated request must be `recorded` before."""
         unfit = uncarried(request)
         if unfit is not None:
             return problem(unfit)
@@ -80,7 +79,7 @@ class PassThrough:
         self._metrics.passing.set(self.under_way)
         try:
             if request.transport is None or broken_body(request) is not None:
-                raise asyncio.CancelledError  # the client left, or broke its word, while it waited
+                raise asyncio.CancelledError  # the client left, or its body broke, during the wait for a slot
             answer, outcome = await self._carry(request, target, recorded)
         except ValueError as exc:
             outcome = "invalid_request"
@@ -128,7 +127,7 @@ class PassThrough:
         connection = cast(DataConnection, request.protocol)
         task = asyncio.current_task()
         assert task is not None
-        connection.on_lost = task.cancel  # there is nothing to wait for any more; `carry` takes it from there
+        connection.on_lost = task.cancel  # if the client leaves or breaks its body; `carry` handles it
         try:
             exchange = await self._upstream.send(
                 request.method,
@@ -157,7 +156,7 @@ class PassThrough:
             close=self.draining or cast(DataConnection, request.protocol).ending,
         )
         connection, visit = cast(DataConnection, request.protocol), visit_of(request)
-        connection.on_lost = exchange.abort  # else an answer that is silent for long would outlive its client
+        connection.on_lost = exchange.abort  # else a silent answer would go on after its client has left
         try:
             await answer.prepare(request)
             if not exchange.complete:
@@ -182,7 +181,7 @@ class PassThrough:
         return answer, "answered"
 
     async def _tunnel(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
-        """Raw bytes both ways after a 101, until both sides are through or either one breaks."""
+        """Relay raw bytes in both directions after a 101, until both sides have ended or one breaks."""
         answer = RawAnswer(
             exchange.head.status, exchange.head.reason, exchange.head.headers, content_length=None
         )
@@ -230,7 +229,7 @@ class PassThrough:
 
 
 class _Inbound:
-    """What the client sends into a tunnel. Stands where aiohttp puts its own WebSocket reader."""
+    """Buffers the client's bytes of a tunnel. Takes the place of aiohttp's own WebSocket reader."""
 
     def __init__(self, protocol: DataConnection) -> None:
         self._protocol = protocol
@@ -254,7 +253,7 @@ class _Inbound:
         self._arrived.set()
 
     async def read(self) -> bytes:
-        """What has come, b"" at the end."""
+        """Return the bytes that have arrived, b"" at the end."""
         while not self._pieces and not self._ended:
             self._arrived.clear()
             await self._arrived.wait()
@@ -266,10 +265,10 @@ class _Inbound:
 
 
 def uncarried(request: web.BaseRequest) -> Refusal | None:
-    """Why a request cannot be carried at all, which its framing decides."""
+    """Why the framing of a request makes it impossible to forward; None if it can be forwarded."""
     codings = [value for name, value in request.raw_headers if name.lower() == b"transfer-encoding"]
     if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
-        # Another coding could not be undone behind us, for this header goes no further.
+        # The backend could not undo another coding, because the sidecar does not forward this header.
         return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
     return None
 
@@ -286,7 +285,7 @@ def is_websocket(request: web.BaseRequest) -> bool:
 
 
 def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
-    """Only a WebSocket may switch protocols. CONNECT would carry requests past the gate."""
+    """Refuse every protocol switch but a WebSocket. CONNECT would carry requests past the gate."""
     if request.method == "CONNECT":
         return Refusal("upgrade_refused", "CONNECT is refused.")
     if wants_websocket(request.headers.items()) and not is_websocket(request):
@@ -296,7 +295,7 @@ def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
 
 
 def declared_length(headers: Headers) -> int | None:
-    """The Content-Length of an answer, None where it has none."""
+    """The Content-Length of an answer, None if it has none."""
     value = value_of(headers, b"content-length")
     return int(value) if value is not None and value.isdigit() else None
 
@@ -323,8 +322,8 @@ def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
     if transport is None:
         return
     if answer.ends_with_connection:
-        # An orderly end would be the end of the body; only a reset tells, and TLS without its farewell. A
-        # Unix socket knows neither: there an answer of which nothing else tells the end looks whole.
+        # An orderly close would be the end of the body. A TCP reset, or TLS without close_notify, shows the
+        # cut. A Unix socket has neither, so an answer delimited by connection close looks whole there.
         raw = transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
@@ -333,7 +332,7 @@ def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
 
 
 def _marked(headers: list[tuple[bytes, bytes]], recorded: Recorded | None) -> list[tuple[bytes, bytes]]:
-    """The headers of what was gated name its decision, and nobody else can."""
+    """Replace the `Scopegate-*` headers of a recorded request by its decision id, which is thus genuine."""
     if recorded is None:
         return headers
     return [*without_our_own(headers), (b"Scopegate-Decision-Id", recorded.decision_id.encode("ascii"))]

@@ -1,6 +1,6 @@
-"""The data listener: every request is judged, served by the sidecar itself, or passed through untouched.
+"""The data listener: it judges a request, answers it itself, or passes it through unchanged.
 
-The raw request target decides, before any router could normalise it.
+The raw request target decides which, because a router would normalise it first.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from sidecar.web.wire.problem import problem, refused_problem
 logger = logging.getLogger("scopegate.web")
 
 
-# What says how a body is to be read.
+# The headers that determine how a body is read.
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """The way of a gated request: its verdict, the route that it spells, and whether that is in shadow."""
+    """The classification of a gated request: its verdict, its route, and whether that is in shadow mode."""
 
     verdict: Gated | Rejected
     route: Route | None
@@ -83,7 +83,7 @@ class DataPlane:
         self._tracing = tracing
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request. Whatever fails inside is answered 500 and logged, never forwarded."""
+        """Answer one request. An unexpected error is logged and answered with 500, never forwarded."""
         self._access.begin(request)
         try:
             answer = await self._route(request)
@@ -104,11 +104,14 @@ class DataPlane:
 
     @staticmethod
     def _failed(request: web.BaseRequest, refusal: Refusal) -> web.StreamResponse:
-        """What a fault is answered. Behind a head that is gone a second one would stand in its body."""
+        """The answer after a fault: a problem, or a cut if the head of another answer has already been sent.
+
+        A second head would become part of the first answer's body.
+        """
         return passthrough.broken_off(request) if request.writer.output_size > 0 else problem(refusal)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
-        target = request._message.path  # raw: every public form has been through yarl
+        target = request._message.path  # the raw target, because yarl has changed every public form
         visit = visit_of(request)
         if self._scopes is not None and self._scopes.owns(target):
             visit.route = "scopes"
@@ -139,7 +142,7 @@ class DataPlane:
         try:
             async with asyncio.timeout(deadlines.judging_seconds(terms.settings)) as visit.deadline:
                 if unnamed is not None:
-                    # On a shadow route, too: where such a request would go is up to the backend.
+                    # Shadow routes refuse it too, because the backend would choose where it goes.
                     visit.trace.over("judge", visit.begun)
                     asked = _asked(request, terms)
                     refused = await self._gate.refusals.refuse(unnamed, asked)
@@ -172,7 +175,7 @@ class DataPlane:
         terms: Terms,
         taken: Taken,
     ) -> web.StreamResponse:
-        """Refuse what cannot be judged; on a shadow route record that, and let it through as it is."""
+        """Refuse a request that cannot be judged. On a shadow route, record that and pass it through."""
         asked = _asked(request, terms)
         request_id = asked.request_id or ""
         retry_after = None
@@ -204,7 +207,7 @@ class DataPlane:
         taken, visit = Taken(), visit_of(request)
         place = self._gate.enter(terms)
         if not isinstance(place, Place):
-            # Not worth reading a body for.
+            # The gate has no place for the request, so its body is not read.
             visit.trace.over("judge", visit.begun)
             asked = _asked(request, terms)
             refused = await self._gate.refusals.refuse(place[0], asked, retry_after=place[1])
@@ -221,7 +224,7 @@ class DataPlane:
         if isinstance(judged, Refusal):
             if not course.shadow:
                 taken.pieces.clear()
-                del place  # with all that it holds
+                del place  # gives back the memory that it counts
             return await self._refuse(request, target, course, judged, terms, taken)
         visit.request_id, visit.scope_id = judged.request_id, judged.claims.scope_id
         visit.trace_id = judged.log_fields.get("trace_id")
@@ -287,7 +290,7 @@ class DataPlane:
         if isinstance(claims, Refusal):
             return claims
         if course.shadow and (claims.incident_id is None or claims.action is None):
-            # Too little to be held to a scope or to count by: it goes through as it is.
+            # A scope or a brake cannot judge a request without these claims, so it passes through unchanged.
             too_little = judge(Case(claims, tenant, None, None, now=0))
             assert too_little is not None
             return too_little
@@ -362,7 +365,7 @@ class DataPlane:
                 await answer.write_eof()
         except (ConnectionError, TimeoutError) as exc:
             if isinstance(exc, TimeoutError) and request.transport is not None:
-                request.transport.abort()  # a client that does not read holds nothing for ever
+                request.transport.abort()  # a client that does not read must not hold the connection for ever
             answer.mark_ended()
             if rest is not None:
                 visit.outcome = "client_left"
@@ -386,9 +389,9 @@ class DataPlane:
 
 
 def _course(request: web.BaseRequest, target: str, terms: Terms) -> Course | None:
-    """Where a request goes; None: it is not gated, or only looks.
+    """The classification of a request. None: it is not gated, or only reads.
 
-    What an enforced route matches in any reading is enforced, whatever other route matches it.
+    A request that an enforced route matches in any reading is enforced, even if other routes match it.
     """
 
     def verdict_by(patterns: Sequence[RoutePattern]) -> PassThrough | Gated | Rejected:
@@ -407,7 +410,7 @@ def _course(request: web.BaseRequest, target: str, terms: Terms) -> Course | Non
 
 
 def _asked(request: web.BaseRequest, terms: Terms) -> Asked:
-    """Who asks, as far as that is known without the body."""
+    """Tenant and request id for a record, without the body of the request."""
     return Asked(
         tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
         request_id=request_id_of(request),
@@ -425,7 +428,7 @@ def _judged_headers(sources: FactSources, tenant_header: str | None) -> set[str]
 
 
 def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str]) -> Refusal | None:
-    """A header that only becomes a judged one where punctuation is read alike, as in CGI, is refused."""
+    """Refuse a header that differs from a judged one only in punctuation, because CGI reads both alike."""
     judged = {read_as(name): name for name in judged_headers | FRAMING}
     for name in request.headers:
         twin = judged.get(read_as(name))
@@ -438,7 +441,7 @@ def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str])
 def _upstream_headers(
     request: web.BaseRequest, judged_headers: set[str], body: bytes, request_id: str, bounds: GateSettings
 ) -> list[tuple[bytes, bytes]]:
-    # A header that was judged must arrive, whatever Connection says of it.
+    # A header that was judged must reach the backend, even if Connection names it as hop-by-hop.
     headers = without_our_own(
         end_to_end(request.raw_headers, kept={name.encode() for name in judged_headers})
     )

@@ -1,7 +1,7 @@
 """The access log: one line for each request on the data listener, once its answer has ended or broken off.
 
-A line says where a request went and what came of it, never what it carried: no query, no body, no header but
-the ids. A trace ends here, too.
+A line says where a request went and how it ended. It holds no query, no body and no header except the ids.
+The trace of a request ends here, too.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from sidecar.web.wire.asked import MAX_REQUEST_ID_CHARS
 logger = logging.getLogger("scopegate.access")
 
 MAX_PATH_CHARS = 512
-# A target that is no path begins with a host, and so does one that begins with two slashes.
+# A target that is not a path begins with a host. So does a target that begins with two slashes.
 _AUTHORITY = re.compile(r"(?P<before>(?:[^/?#]*:)?//+|(?!/))(?:[^/?#]*@)?")
-# However often it is encoded: whoever decodes it takes what follows for a query.
+# The pattern matches any number of encodings, because a backend that decodes all of them reads a query there.
 _QUERY = re.compile(r"[?#]|%(?:25)*(?:3f|23)", re.IGNORECASE)
-CLIENT_LEFT = 499  # as web servers write it for a client that left before anything could be answered
+CLIENT_LEFT = 499  # the status that web servers log for a client that left before an answer began
 
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """One request, and what is known of it so far."""
+    """One request, with the facts for its log line that are known so far."""
 
     path: str
     begun: float
@@ -47,10 +47,10 @@ class Visit:
     head_sent: bool = False
     sent: int = 0  # bytes of the answer's body
     trace: Trace = NO_TRACE
-    deadline: asyncio.Timeout | None = None  # the outer one of a gated request, until its answer begins
+    deadline: asyncio.Timeout | None = None  # the outer deadline of a gated request
 
     def extend(self, seconds: float | None) -> None:
-        """Move the outer deadline to so many seconds from now; None: away. One that has passed stays."""
+        """Move the outer deadline to `seconds` from now; None removes it. A passed deadline stays."""
         if self.deadline is not None and not self.deadline.expired():
             loop = asyncio.get_running_loop()
             self.deadline.reschedule(None if seconds is None else loop.time() + seconds)
@@ -60,13 +60,13 @@ _VISIT = web.RequestKey("scopegate.visit", Visit)
 
 
 class AccessLog:
-    """Knows of each request from its first moment to its last."""
+    """Writes the access log. It is called at the beginning and at the end of each request."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
 
     def begin(self, request: web.BaseRequest) -> Visit:
-        """A request came."""
+        """Start the log entry of a request that has arrived."""
         given = request.headers.get("X-Request-Id")
         visit = Visit(
             path=shown_path(request._message.path),
@@ -79,7 +79,7 @@ class AccessLog:
         return visit
 
     def ended(self, request: web.BaseRequest, answer: web.StreamResponse | None) -> None:
-        """Its answer ended or broke off; None: it was given up before there was one."""
+        """Log a request whose answer has ended or broken off. None: it was given up without an answer."""
         visit = request.get(_VISIT)
         if visit is None:
             self._unparsed(request, answer)
@@ -94,7 +94,7 @@ class AccessLog:
             _write(request, visit, status, method=request.method, path=visit.path, route=visit.route)
 
     def _unparsed(self, request: web.BaseRequest, answer: web.StreamResponse | None) -> None:
-        """What could not be read as HTTP might have been meant for any route."""
+        """Log a request that could not be parsed, unless the log is off: it may have meant any route."""
         visit = Visit(path="", begun=0.0, wanted=self._live.terms.settings.telemetry.access_log)
         if isinstance(answer, web.Response):
             _told(visit, request, answer)
@@ -104,20 +104,20 @@ class AccessLog:
 
 
 def visit_of(request: web.BaseRequest) -> Visit:
-    """What is known of a request that is being answered."""
+    """The log entry of a request that is being answered."""
     visit: Visit = request[_VISIT]
     return visit
 
 
 def names_scope(request: web.BaseRequest, scope_id: str) -> None:
-    """A scope endpoint knows which scope it is about; on the admin listener nobody logs that."""
+    """Note the scope of a call to a scope endpoint. Does nothing on the admin listener, which has no log."""
     visit = request.get(_VISIT)
     if visit is not None:
         visit.scope_id = scope_id
 
 
 def shown_path(target: str) -> str:
-    """A raw target without its query, fragment and user, which may be secrets; cut where it is long."""
+    """A raw target without its query, fragment and user, which may be secrets, cut to MAX_PATH_CHARS."""
     authority = _AUTHORITY.match(target)
     if authority is not None:
         target = authority["before"] + target[authority.end() :]
@@ -125,13 +125,13 @@ def shown_path(target: str) -> str:
 
 
 def _shown_remote(address: str) -> str:
-    """A socket for both kinds of addresses calls 192.0.2.1 ::ffff:192.0.2.1."""
+    """The client's address. A socket for IPv4 and IPv6 shows 192.0.2.1 as ::ffff:192.0.2.1."""
     mapped = address.removeprefix("::ffff:")
     return mapped if "." in mapped else address
 
 
 def _told(visit: Visit, request: web.BaseRequest, answer: web.Response) -> None:
-    """What an answer of our own says: a problem holds its code, a header the decision."""
+    """Read the facts from an answer of the sidecar: the code from a problem, the ids from the headers."""
     body = answer.body if isinstance(answer.body, bytes) else b""
     if request.transport is not None and request.method != "HEAD":
         visit.sent = len(body)

@@ -1,4 +1,4 @@
-"""Reading a body that will be judged: whole, in time, within bounds, and in one way only."""
+"""Reads a body to be judged: whole, within its deadline and size limits, and with one possible reading."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sidecar.web.serving.parser import BrokenBody
 
 PARSED_AT_ONCE = 64 * 1024
 
-# Of the admin listener's own calls.
+# Limits for the admin listener's own calls.
 MAX_DOCUMENT_BYTES = 1_048_576
 DOCUMENT_TIMEOUT_SECONDS = 10.0
-# Of all that is read for the sidecar's own calls, on all listeners.
+# Counts the bodies of all the sidecar's own calls, on all listeners.
 _documents = Memory()
 _NO_ROOM = Refusal("overloaded", "Request bodies hold as much memory as they may.", {"cause": "memory"})
 
 
 def media_type_refusal(request: web.BaseRequest) -> Refusal | None:
-    """Exactly one `application/json` content type, with no charset but utf-8, and no content encoding."""
+    """Require exactly one content type `application/json`, no charset but utf-8, and no content encoding."""
     if "Content-Encoding" in request.headers:
         return Refusal("unsupported_media_type", "A body with a Content-Encoding cannot be judged.")
     types = request.headers.getall("Content-Type", [])
@@ -40,7 +40,7 @@ def media_type_refusal(request: web.BaseRequest) -> Refusal | None:
 
 @dataclass(slots=True)
 class Taken:
-    """What was taken of a body, whatever came of it; `begun`: its client was told to send it."""
+    """The part of a body that was read, even if reading failed. `begun`: the client was asked to send it."""
 
     pieces: list[bytes] = field(default_factory=list)
     begun: bool = False
@@ -54,9 +54,9 @@ async def read_json(
     taken: Taken | None = None,
     held: Held | None = None,
 ) -> tuple[bytes, dict[str, Any]] | Refusal:
-    """The body's bytes and the object that they hold, or why they cannot be judged.
+    """Return the bytes of the body and the object in them, or why they cannot be judged.
 
-    What is read on the way is left in `taken`, and is counted in `held`.
+    `taken` gets the bytes that were read, and `held` counts them.
     """
     taken = Taken() if taken is None else taken
     held = Held(_documents) if held is None else held
@@ -87,11 +87,11 @@ async def read_json(
     except Exception as exc:
         return Refusal("invalid_request", f"The body did not arrive whole ({type(exc).__name__}).")
     body = b"".join(pieces)
-    pieces[:] = [body]  # not held twice until the request ends
+    pieces[:] = [body]  # drops the pieces, so that the body is not held twice
     if not held.grow(parsed_bytes(body)):
         return _NO_ROOM
     try:
-        # A large body takes long to read strictly; nobody else is to wait for it.
+        # A large body is parsed in a thread, because parsing it here would block other requests.
         document = parse(body) if len(body) <= PARSED_AT_ONCE else await asyncio.to_thread(parse, body)
         return body, document
     except NotJson as exc:
@@ -99,13 +99,13 @@ async def read_json(
 
 
 async def read_document(request: web.BaseRequest) -> dict[str, Any] | Refusal:
-    """The object that a call of the admin listener brings, or why it cannot be read."""
+    """Return the object in the body of a call to the admin listener, or why it cannot be read."""
     body = await read_json(request, max_bytes=MAX_DOCUMENT_BYTES, timeout_seconds=DOCUMENT_TIMEOUT_SECONDS)
     return body if isinstance(body, Refusal) else body[1]
 
 
 async def expect_continue(request: web.BaseRequest) -> None:
-    """Tell a client that waits for it (RFC 9110, section 10.1.1) to send its body."""
+    """Send `100 Continue` to a client that waits for it before its body (RFC 9110, section 10.1.1)."""
     if request.version >= (1, 1) and request.headers.get("Expect", "").lower() == "100-continue":
         transport = request.transport
         if transport is not None and not transport.is_closing():

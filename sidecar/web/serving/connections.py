@@ -1,14 +1,14 @@
-"""aiohttp's connections: with a deadline for unfinished request heads, and never quoting a request.
+"""Connections of aiohttp, with a deadline for unfinished request heads. They never quote a request.
 
-What cannot be parsed may hold secrets like any other request. Neither the answer nor a log line has a byte of
-it, but for the name of a method that is not known; both say in words of our own what is wrong.
+Bytes that cannot be parsed may hold secrets, like any other request. Neither the answer nor a log line quotes
+them, except for the name of an unknown method. Both describe the fault in the sidecar's own words.
 
-A client ends its side of a connection in two ways, and TCP shows both as one FIN: it left, or it only has
-nothing more to ask (`shutdown`, as `nc -N` does it). The moment tells them apart:
+A FIN on a TCP connection means one of two things: the client left, or it only has nothing more to ask
+(`shutdown`, as `nc -N` does). The moment of the FIN tells which:
 
-- Behind a whole request and before its answer: it waits for the answer, and gets it. Then the connection
-  closes.
-- Within a request, or once an answer has begun: it left.
+- After a whole request and before its answer, the client waits for the answer. It gets the answer, and then
+  the connection closes.
+- Within a request, or after an answer has begun, the client left.
 
 asyncio stops reading at a FIN and so does not see a reset that comes later. While a half-closed connection
 waits it is looked at every second. A client that first ends its side, then reads all that has come, and then
@@ -48,15 +48,15 @@ from sidecar.web.wire.problem import problem
 logger = logging.getLogger("scopegate.web")
 
 KEEP_ALIVE_SECONDS = 75.0
-LINGERING_SECONDS = 1.0  # for the rest of a body that nobody wants
-# What has arrived and was not taken, on all connections of the data listener; what one may always hold.
+LINGERING_SECONDS = 1.0  # time to read the rest of a body that no handler reads
+# The limit for bytes that no request has taken, on all connections of the data listener together.
 CONNECTION_BYTES = 256 * 1024 * 1024
-FREE_BYTES = 16 * 1024
+FREE_BYTES = 16 * 1024  # one connection may always hold this much
 RECOUNT_SECONDS = 0.05
 LOOK_SECONDS = 1.0  # between two looks at a client that has ended its side
 PROBE_SECONDS = 15  # between two questions of the system whether it is still there; Linux forgets it after 60
 
-# What is said in place of aiohttp's words, which quote the request. The first class that fits holds.
+# The descriptions that replace aiohttp's messages, which quote the request. The first matching class counts.
 FAULTS: tuple[tuple[type[Exception], str], ...] = (
     (faults.LineTooLong, "the request line or a header is too long"),
     (TooLong, "its head, or what surrounds its chunks, is too long"),
@@ -76,7 +76,7 @@ Ended = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 
 def require_fast_parser() -> None:
-    """Raises ScopegateError on aiohttp's pure-Python parser, which reads some requests otherwise."""
+    """Raises ScopegateError for aiohttp's pure-Python parser, because it parses some requests differently."""
     from aiohttp import http_parser
 
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
@@ -87,7 +87,7 @@ def require_fast_parser() -> None:
 
 
 def refusal_of(exc: BaseException | None) -> Refusal:
-    """What a request is answered that cannot be read."""
+    """The refusal of a request that cannot be parsed."""
     if isinstance(exc, Overloaded):
         message = "The connections of this listener hold too much at the moment."
         return Refusal("overloaded", message, {"cause": "memory"})
@@ -97,13 +97,13 @@ def refusal_of(exc: BaseException | None) -> Refusal:
 
 
 def broken_body(request: web.BaseRequest) -> Refusal | None:
-    """Why the body of a request cannot be read to its end, None as long as it may."""
+    """Why the body of a request cannot be read to its end; None if no fault was found so far."""
     exc = request.content.exception()
     return exc.refusal if isinstance(exc, BrokenBody) else None
 
 
 def quoting(exc: BaseException | None) -> BaseException | None:
-    """Of an exception and what led to it, the one whose words may hold bytes of the request."""
+    """The first exception in the chain of causes whose message may quote the request."""
     while exc is not None:
         if isinstance(exc, faults.HttpProcessingError | web.RequestPayloadError):
             return exc
@@ -112,12 +112,12 @@ def quoting(exc: BaseException | None) -> BaseException | None:
 
 
 def fault(exc: BaseException | None) -> str:
-    """What is wrong with a request, without a byte of it."""
+    """A description of the fault that does not quote the request."""
     return next((words for kind, words in FAULTS if isinstance(exc, kind)), UNKNOWN_FAULT)
 
 
 class _NoRequests(logging.Filter):
-    """Takes the traceback from a line where it would quote a request."""
+    """Removes the traceback from a log record if it would quote a request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and quoting(record.exc_info[1]) is not None:
@@ -129,17 +129,17 @@ _no_requests = _NoRequests()
 
 
 def keep_requests_out_of_logs() -> None:
-    """A net below `Connection`, for what aiohttp logs without asking it. It holds for the whole process."""
+    """Filter the log lines that aiohttp writes without calling `Connection`. Applies to the whole process."""
     logging.getLogger("aiohttp.server").addFilter(_no_requests)
 
 
 class Buffers:
-    """How many bytes the connections of a listener hold that no request has taken yet. There is a limit.
+    """Limits the bytes that the connections of a listener hold and no request has taken yet.
 
-    Each connection holds little: a head, as much of a body as is read ahead, a few requests that wait. All
-    of them together may hold a lot. What arrives is added up, which is more than what is held; only where
-    that sum is too large are the connections counted. A connection that holds next to nothing is never too
-    much.
+    One connection holds little: a head, the part of a body that is read ahead, a few requests that wait. All
+    connections together may hold a lot. The sum of all arriving bytes is an upper bound of the bytes held.
+    Only if that sum exceeds the limit are the bytes of each connection counted anew. A connection that holds
+    at most FREE_BYTES is never refused.
     """
 
     def __init__(self, connections: Callable[[], Iterable[Any]], max_bytes: int = CONNECTION_BYTES) -> None:
@@ -161,7 +161,7 @@ class Buffers:
 
 
 class Connection(RequestHandler):
-    """One connection. A request head that is not finished in time closes it (slow senders hold no place)."""
+    """One connection. It closes if a request head is late, so that slow senders hold no place."""
 
     def __init__(self, server: web.Server, *, head_seconds: float, **options: Any) -> None:
         ours: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEP_ALIVE_SECONDS}
@@ -171,7 +171,7 @@ class Connection(RequestHandler):
         self._requests = RequestParser(self, self._loop, broke=self._body_broke, refusal_of=refusal_of)
         self._parser = cast(Any, self._requests)
         self._max_msg_queue_size, self._msg_queue_resume_size = PIPELINED, PIPELINED // 2
-        self._half_closed = False  # the client has asked all that it will ask
+        self._half_closed = False  # the client sends no further request, and waits for its answer
         self._look_timer: asyncio.TimerHandle | None = None
         self._head_seconds = head_seconds
         self._head_timer: asyncio.TimerHandle | None = None
@@ -190,11 +190,11 @@ class Connection(RequestHandler):
             self._watch_head()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]  # aiohttp's own always closes
-        """The client has ended its side. True keeps ours open."""
+        """The client has ended its side. Return True to keep the sidecar's side open."""
         if self.ssl_context is not None:
             return None
         if self._payload_parser is not None:
-            self._payload_parser.feed_eof()  # a tunnel half-closes, too
+            self._payload_parser.feed_eof()  # a tunnel can be half-closed, too
         elif self._waits_for_an_answer():
             self._half_closed = True
         else:
@@ -218,7 +218,7 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What aiohttp answers without asking us, above all to a request that cannot be parsed."""
+        """The answer that aiohttp gives on its own, mostly to a request that cannot be parsed."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is under way already")
         quoted = quoting(exc)
@@ -232,7 +232,7 @@ class Connection(RequestHandler):
         return answer
 
     def log_exception(self, *args: Any, **options: Any) -> None:
-        """What aiohttp has to say beyond that, above all of a body that nobody wanted."""
+        """Log the other errors of aiohttp, mostly about a body that no handler read."""
         exc = options.get("exc_info")
         quoted = quoting(exc if isinstance(exc, BaseException) else None)
         if quoted is None:
@@ -243,27 +243,27 @@ class Connection(RequestHandler):
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
         """aiohttp calls this for every answer, its own included, once it ended or broke off."""
         if self._requests.answered():
-            # A close amid what still comes would be a reset, which can take the answer with it.
+            # Closing while the client still sends would cause a reset, which can destroy the answer.
             self.end_side()
         if self._half_closed and not self._messages:
             self.close()
 
     @property
     def held(self) -> int:
-        """Bytes that have arrived and were not taken by a request."""
+        """The number of bytes that have arrived and that no request has taken."""
         return self._requests.held + len(self._message_tail)
 
     @property
     def ending(self) -> bool:
-        """No further request is read from this connection once the present one is answered."""
+        """Whether the connection closes after the present request, without reading another one."""
         over = self._half_closed or self._upgraded or self._requests.dead
         return over and not self._messages
 
     def end_side(self) -> bool:
-        """Tell the client that nothing more is sent. False over TLS, which would end both directions."""
+        """End the sidecar's side. Return False over TLS, because that would end both directions."""
         if self.transport is None or not self.transport.can_write_eof():
             return False
-        with suppress(OSError):  # it has reset the connection meanwhile, of which asyncio tells later
+        with suppress(OSError):  # the client has reset the connection meanwhile; asyncio reports that later
             self.transport.write_eof()
         return True
 
@@ -273,11 +273,11 @@ class Connection(RequestHandler):
             self.on_lost()
 
     def _waits_for_an_answer(self) -> bool:
-        """Requests have come whole, and no answer is under way."""
+        """Whether all requests have arrived whole, at least one is unanswered, and no answer has begun."""
         if self._requests.within_body or not self._request_count or self._close or self._force_close:
             return False
         if self._waiter is not None and not self._waiter.done():
-            return False  # aiohttp's loop has nothing to do
+            return False  # aiohttp's loop is idle: every request has its answer
         request = self._current_request
         return request is None or request.writer.output_size == 0
 
@@ -291,12 +291,12 @@ class Connection(RequestHandler):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
 
     def _look(self) -> None:
-        """Whether a client that has ended its side is still there. Only Linux tells without reading."""
+        """Abort a half-closed connection if its client has gone. Only Linux shows that without reading."""
         transport = self.transport
         if transport is None or sys.platform != "linux":
             return
         poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), 0)  # reset, or closed both ways
+        poll.register(transport.get_extra_info("socket").fileno(), 0)  # reports a reset or a full close
         if poll.poll(0):
             transport.abort()
         else:
@@ -317,7 +317,7 @@ class Connection(RequestHandler):
 
 
 class DataConnection(Connection):
-    """A connection of the data listener, whose requests are logged."""
+    """A connection of the data listener. It limits the bytes held, and reports each answer when it ends."""
 
     def __init__(self, server: DataServer, **options: Any) -> None:
         super().__init__(server, **options)
@@ -336,7 +336,7 @@ class DataConnection(Connection):
 
 
 class DataServer(web.Server):
-    """Makes one `DataConnection` a connection. Bodies are never decompressed, handlers never cancelled."""
+    """Creates a `DataConnection` for each connection. It decompresses no body and cancels no handler."""
 
     def __init__(self, handler: Handler, *, on_ended: Ended, head_timeout_seconds: float) -> None:
         super().__init__(handler)

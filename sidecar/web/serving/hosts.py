@@ -1,15 +1,17 @@
-"""Which requests a listener answers, by the host that they name and the site that they come from.
+"""The checks of the host that a request names and of the site that it comes from.
 
-Every listener refuses a request that names no well-formed host (400). The sidecar's own calls ask for no
-authentication, so they refuse two more kinds, which a web page can make the browser of an operator send:
+Every listener refuses a request that names no well-formed host (400). The sidecar's own calls need no
+authentication, so they refuse two more kinds of requests, which a web page can make an operator's browser
+send:
 
-- a host that is not one of the listener's (421). That is DNS rebinding; the page could read the answer;
-- a change that comes from another site (403), by what the browser says in Origin and Sec-Fetch-Site. The page
+- a request to a host that is not one of the listener's (421). This is DNS rebinding, and the page could read
+  the answer.
+- a change from another site (403), according to the browser's Origin and Sec-Fetch-Site headers. The page
   cannot read the answer, but the change would be made. GET, HEAD and OPTIONS change nothing.
 
-A program that sends none of these headers is no browser, and is served. On a Unix socket a host means
-nothing: no browser connects to one, and the mode of its file says who may. So any host is answered there,
-unless the configuration lists some.
+A program that sends none of these headers is not a browser, and is served. On a Unix socket a host means
+nothing, because no browser connects to one and the mode of its file says who may. Any host is therefore
+accepted there, unless the configuration lists hosts.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from sidecar.web.wire.problem import problem
 logger = logging.getLogger("scopegate.web")
 
 UNCHANGING = frozenset({"GET", "HEAD", "OPTIONS"})
-# What browsers say of a request that no other site has caused.
+# The values of Sec-Fetch-Site for a request that no other site has caused.
 OWN_SITE = frozenset({"same-origin", "none"})
-MAX_SHOWN_CHARS = 253  # as long as a name of the DNS can be
+MAX_SHOWN_CHARS = 253  # the maximum length of a DNS name
 
 
 def malformed(request: web.BaseRequest) -> Refusal | None:
-    """Why a request names no well-formed host, or is of another HTTP; None where it can be answered."""
+    """The refusal of a request without a well-formed host or of another HTTP version; None if it is fine."""
     if request.version not in (HttpVersion10, HttpVersion11):
-        # The parser also takes a request of 0.9 and one that says 2.0, and both would go on as 1.1.
+        # The parser also accepts HTTP/0.9 and 2.0, and both would be forwarded as 1.1.
         return Refusal("invalid_request", "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
     hosts = _hosts(request)
     return _malformed(hosts) if isinstance(hosts, str) else None
@@ -46,20 +48,20 @@ def malformed(request: web.BaseRequest) -> Refusal | None:
 async def well_formed_hosts(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """For a listener that asks for no more than that."""
+    """The middleware of a listener that only checks for a well-formed host."""
     refusal = malformed(request)
     return await handler(request) if refusal is None else problem(refusal)
 
 
 class Guard:
-    """What the sidecar's own calls on one listener refuse before they look at anything else."""
+    """The checks that the sidecar's own calls on one listener make before anything else."""
 
     def __init__(self, listener: Literal["data", "admin"], live: Live) -> None:
         self._listener = listener
         self._live = live
 
     def refusal(self, request: web.BaseRequest) -> Refusal | None:
-        """Why a request is not answered; None where it is."""
+        """The refusal of a request; None if it may be answered."""
         refusal = malformed(request) or self._foreign(request)
         if refusal is not None:
             fields = {"listener": self._listener, "method": request.method, "error": refusal.code}
@@ -90,7 +92,7 @@ class Guard:
 def _hosts(request: web.BaseRequest) -> tuple[Host, ...] | str:
     return hosts_of(
         request.method,
-        request._message.path,  # raw: every public form has been through yarl
+        request._message.path,  # the raw target, because yarl has changed every public form
         request.headers.getall("Host", ()),
         needed=request.version != HttpVersion10,
     )

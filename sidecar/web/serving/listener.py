@@ -1,8 +1,8 @@
-"""One listener: where it listens, by TLS or not, until it closes. Nothing that is not ours is removed.
+"""One listener on TCP or a Unix socket, with or without TLS. It removes only its own or a dead socket file.
 
 It holds a bounded number of connections, so that a flood on one listener leaves descriptors to the others and
-to the rest of the sidecar. It accepts by itself, because asyncio's servers can neither turn anybody away nor
-stop complaining once descriptors run out.
+to the rest of the sidecar. It accepts connections itself, because asyncio's servers cannot refuse a
+connection, and they log without limit once descriptors run out.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ from sidecar.settings.addresses import Address, Listen, SocketFile
 
 logger = logging.getLogger("scopegate.web")
 
-BACKLOG = 2048  # who may wait in the kernel
-IN_A_ROW = 64  # accepted before the loop sees to others
+BACKLOG = 2048  # connections that may wait in the kernel
+IN_A_ROW = 64  # connections accepted in one turn of the event loop
 
-# How many connections at least and at most. Services tell the admin listener of their decisions, each on a
-# connection of its own if need be; ops hears from probes and Prometheus only.
+# The minimum and maximum of connections. Services report their decisions to the admin listener, possibly each
+# on a connection of its own. The ops listener serves only probes and Prometheus.
 OPS_CONNECTIONS = 128
 ADMIN_CONNECTIONS = (128, 1_024)
 DATA_CONNECTIONS = (64, 65_536)
-# The database with its readers, the listening sockets, log, checkpoints, configuration, traces, event loop.
+# Descriptors for the database with its readers, the listening sockets, log, checkpoints, configuration,
+# traces and event loop.
 OTHER_FILES = 64
 
-# macOS says that it allows any number, and then no more than this (OPEN_MAX).
+# macOS reports no limit, but allows no more than this (OPEN_MAX).
 MACOS_FILES = 10_240
 
-TURNED_AWAY_SECONDS = 60.0  # between two lines about it
+TURNED_AWAY_SECONDS = 60.0  # between two log lines about refused connections
 STARVED_SECONDS = 1.0
-RETRY_SECONDS = 0.1  # after descriptors ran out
+RETRY_SECONDS = 0.1  # pause in accepting after descriptors ran out
 _STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Factory = Callable[[], asyncio.Protocol]
 
 
 def connections(files: int, upstream_connections: int) -> dict[str, int]:
-    """How many connections each listener may hold where the process may have this many files open.
+    """How many connections each listener may hold if the process may have this many files open.
 
-    Admin has a quarter of them, within its bounds. Data has what is left after all that must work during a
-    flood: the connections to the backend, those of admin and ops, and OTHER_FILES. Where hardly anything is
-    left each still serves its least: not to serve at all would be worse than to run out.
+    Admin gets a quarter of the files, within its bounds. Data gets the rest, after the share that must work
+    during a flood: the connections to the backend, those of admin and ops, and OTHER_FILES. If hardly any are
+    left, each listener still gets its minimum, because not serving is worse than running out of files.
     """
     admin = _within(ADMIN_CONNECTIONS, files // 4)
     left = files - upstream_connections - admin - OPS_CONNECTIONS - OTHER_FILES
@@ -74,7 +75,7 @@ def file_limit() -> int:
 
 
 def raise_file_limit() -> None:
-    """As many files as this process may allow itself. Raises nothing: what cannot be raised stays."""
+    """Raise the file limit to the maximum for this process. Leave it, without an error, if that fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (hard, MACOS_FILES):
         try:
@@ -87,7 +88,7 @@ def raise_file_limit() -> None:
 
 
 class _Connection(socket.socket):
-    """Gives its place back once its descriptor is closed, whoever closes it and in whatever state."""
+    """A socket that gives its place back when its descriptor is closed, no matter where it is closed."""
 
     __slots__ = ("_places",)
 
@@ -102,7 +103,7 @@ class _Connection(socket.socket):
 
 
 class _Seldom:
-    """Whether to say now what happens often: at most once in so many seconds."""
+    """Limits the log lines about a frequent event to one in so many seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -110,7 +111,7 @@ class _Seldom:
         self._count = 0
 
     def due(self) -> int:
-        """How often it has happened since it was last said, with this time; 0: not now."""
+        """Count an event. Return the number of events since the last line if a line is due, else 0."""
         self._count += 1
         now = time.monotonic()
         if now < self._next:
@@ -121,11 +122,11 @@ class _Seldom:
 
 
 class Listener:
-    """Serves each connection by a protocol of its own.
+    """Accepts connections and creates a protocol for each.
 
-    A Unix socket has `mode`. With `credentials` it speaks TLS; a connection that does not come through its
-    handshake within `handshake_seconds` is closed, and the protocol never hears of it. Whoever comes when
-    `most` are connected, handshakes included, is turned away at once.
+    `mode` is the mode of a Unix socket's file. With `credentials` the listener speaks TLS. A connection that
+    does not finish its handshake within `handshake_seconds` is closed before `protocol` is called for it.
+    Beyond `most` connections, handshakes included, a new one is reset at once.
     """
 
     def __init__(
@@ -145,16 +146,16 @@ class Listener:
         self.protocol = protocol
         self._factory: Factory = protocol if credentials is None else lambda: _Handshake(self)
         self._most = most
-        self._places: set[int] = set()  # the descriptors of its connections
+        self._places: set[int] = set()  # the descriptors of the open connections
         self._turned_away = _Seldom(TURNED_AWAY_SECONDS)
         self._starved = _Seldom(STARVED_SECONDS)
         self._listening: list[socket.socket] = []
         self._file: tuple[SocketFile, tuple[int, int]] | None = None
-        self.tasks: set[asyncio.Task[Any]] = set()  # handshakes, and connections that just came
+        self.tasks: set[asyncio.Task[Any]] = set()  # handshakes, and connections just accepted
         self.secured: WeakSet[asyncio.Transport] = WeakSet()
 
     async def open(self, address: Address) -> Address:
-        """Listen, and tell the address that it really has. Raises ScopegateError."""
+        """Listen, and return the actual address. Raises ScopegateError."""
         try:
             with ExitStack() as unless_all_is_well:
                 sockets = [self._bind(address)] if isinstance(address, SocketFile) else await _bound(address)
@@ -168,7 +169,7 @@ class Listener:
             reason = exc.strerror or exc
             raise ScopegateError(f"{self.name}.listen: cannot listen on {address}: {reason}") from exc
         if isinstance(address, Listen):
-            address = Listen(*sockets[0].getsockname()[:2])  # with the port that the system chose for port 0
+            address = Listen(*sockets[0].getsockname()[:2])  # port 0 becomes the port that the system chose
         self._listening = sockets
         for listening in sockets:
             self._accept_from(listening)
@@ -176,23 +177,23 @@ class Listener:
         return address
 
     def close(self) -> None:
-        """Take nobody new in, but serve whoever has connected already."""
+        """Stop listening. Clients that have connected already are still served."""
         loop = asyncio.get_running_loop()
         listening_until_now, self._listening = self._listening, []
         for listening in listening_until_now:
             loop.remove_reader(listening)
-            with listening, suppress(OSError):  # descriptors ran out: whoever still waits is reset
+            with listening, suppress(OSError):  # descriptors ran out: connections that still wait are reset
                 while self._take(listening):
                     pass
         if self._file is not None:
             address, ours = self._file
-            with suppress(OSError):  # then it is gone, or its folder is
+            with suppress(OSError):  # the file or its folder is gone
                 found = os.lstat(address.path)
                 if (found.st_dev, found.st_ino) == ours:
                     os.unlink(address.path)
 
     def abort(self) -> None:
-        """End what TLS still does: handshakes, and connections that wait for the other side's farewell."""
+        """Abort the remaining TLS work: handshakes, and connections that wait for a close_notify."""
         for task in self.tasks:
             task.cancel()
         for transport in self.secured:
@@ -203,11 +204,11 @@ class Listener:
         task.add_done_callback(self.tasks.discard)
 
     def _accept_from(self, listening: socket.socket) -> None:
-        if listening in self._listening:  # else it was closed meanwhile
+        if listening in self._listening:  # otherwise it was closed meanwhile
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _accept(self, listening: socket.socket) -> None:
-        """Somebody is waiting."""
+        """Accept the connections that wait, at most IN_A_ROW of them."""
         try:
             for _ in range(IN_A_ROW):
                 if not self._take(listening):
@@ -216,7 +217,7 @@ class Listener:
             if exc.errno not in _STARVED:
                 logger.debug("a connection broke off", extra={"listener": self.name, "cause": str(exc)})
                 return
-            # The system would go on saying that somebody is waiting.
+            # Pause, because the loop would call this again at once: the connection still waits.
             loop = asyncio.get_running_loop()
             loop.remove_reader(listening)
             loop.call_later(RETRY_SECONDS, self._accept_from, listening)
@@ -225,7 +226,7 @@ class Listener:
                 logger.error("cannot accept connections", extra={"listener": self.name, "cause": cause})
 
     def _take(self, listening: socket.socket) -> bool:
-        """The next connection that waits, if any; beyond the limit it is reset. Raises OSError."""
+        """Accept one connection, or reset it beyond the limit. Return False if none waits. Raises OSError."""
         try:
             accepted, _ = listening.accept()
         except BlockingIOError:
@@ -234,7 +235,7 @@ class Listener:
             return True
         if len(self._places) >= self._most:
             with accepted:
-                # A reset leaves nothing behind, and the client knows at once.
+                # A reset leaves no state in the kernel, and tells the client at once.
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if count := self._turned_away.due():
                 told_of = {"listener": self.name, "limit": self._most, "count": count}
@@ -256,10 +257,10 @@ class Listener:
             raise
 
     def _bind(self, address: SocketFile) -> socket.socket:
-        """A socket in the file system, in place of one on which nobody listens any more."""
+        """Bind a socket in the file system. It replaces a dead one."""
         _make_room(self.name, address)
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Made under the mask, the file has its mode from the first moment on.
+        # The umask gives the file its mode from the first moment on.
         before = os.umask(0o777 & ~self._mode)
         try:
             bound.bind(str(address.path))
@@ -274,22 +275,22 @@ class Listener:
 
 
 async def _bound(address: Listen) -> list[socket.socket]:
-    """A socket for each address that the host has. Raises OSError."""
+    """Bind a socket for each address of the host. Raises OSError."""
     if not address.host.strip("0:") and socket.has_dualstack_ipv6():
         where = (address.host, address.port)
-        # asyncio would leave IPv4 out.
+        # asyncio would bind IPv6 only.
         return [socket.create_server(where, family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)]
     loop = asyncio.get_running_loop()
     server = await loop.create_server(asyncio.Protocol, address.host, address.port, start_serving=False)
     try:
-        # asyncio's sockets cannot be accepted on; a duplicate of the descriptor can.
+        # asyncio's socket objects do not allow `accept`, so duplicate their descriptors.
         return [socket.socket(fileno=os.dup(bound.fileno())) for bound in server.sockets]
     finally:
         server.close()
 
 
 def _make_room(name: str, address: SocketFile) -> None:
-    """Remove a socket on which nobody answers. Raises ScopegateError, OSError."""
+    """Remove a socket file on which no process listens. Raises ScopegateError, OSError."""
     try:
         found = os.lstat(address.path)
     except FileNotFoundError:
@@ -315,7 +316,7 @@ def _make_room(name: str, address: SocketFile) -> None:
 
 
 class _Handshake(asyncio.Protocol):
-    """A connection until its TLS handshake is done. Then the listener's own protocol takes over."""
+    """Holds a connection until its TLS handshake is done. Then the listener's own protocol takes over."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -324,11 +325,11 @@ class _Handshake(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         plain = transport
         assert isinstance(plain, asyncio.Transport)
-        plain.pause_reading()  # until TLS reads
+        plain.pause_reading()  # until TLS takes over reading
         self._listener.keep(asyncio.get_running_loop().create_task(self._secure(plain)))
 
     def data_received(self, data: bytes) -> None:
-        self._early += data  # it came together with the end of the handshake
+        self._early += data  # arrived together with the end of the handshake
 
     async def _secure(self, plain: asyncio.Transport) -> None:
         listener = self._listener
@@ -344,11 +345,11 @@ class _Handshake(asyncio.Protocol):
         except ssl.SSLError as exc:
             logger.info("a TLS handshake failed", extra={"listener": listener.name, "cause": told(exc)})
             return
-        except OSError as exc:  # it left, or took too long
+        except OSError as exc:  # the client left, or took too long
             logger.debug("a TLS handshake broke off", extra={"listener": listener.name, "cause": told(exc)})
             return
         if secured is None:
-            return  # lost as soon as it was there
+            return  # the connection was lost right after the handshake
         listener.secured.add(secured)
         protocol = listener.protocol()
         secured.set_protocol(protocol)

@@ -1,33 +1,33 @@
-"""Requests from the bytes of one connection: aiohttp's parser, fed so that it loses none and blends no two.
+"""Parses the requests of one connection. It feeds aiohttp's parser so that no request is lost or mixed up.
 
-aiohttp 3.14 parses a packet whole, and four things go wrong where a packet holds more than one part of a
-request:
+aiohttp 3.14 parses a packet whole. Four things go wrong if a packet holds more than one part of a request:
 
-1. A fault behind a head, in the same packet, raises an exception that takes the parsed head with it. The
-   request is never judged and leaves no record. A fault in a later packet is told to the connection, but
-   not to the request whose body it spoils: that one waits for the rest until its deadline, which then
+1. A fault behind a head, in the same packet, raises an exception, and the parsed head is lost with it. The
+   request is never judged and leaves no record. A fault in a later packet reaches the connection, but not the
+   request whose body it breaks. That request waits for the rest of its body until its deadline, which then
    blames the backend.
 2. The bytes behind an `Upgrade` that is not accepted are dropped, a whole request included.
 3. Trailers of a chunked body stay in the parser and become headers of the connection's next request. Behind
    a proxy that shares connections, one client would set the headers of another.
-4. Chunk extensions, which carry nothing, may be as long as the client likes, and so may all headers together.
+4. The length of chunk extensions, which carry no data, is not limited. Neither is the length of all headers
+   together.
 
-So this parser feeds aiohttp's in pieces that end where a head or a body ends:
+This parser therefore feeds aiohttp's parser in pieces that end where a head or a body ends:
 
-- A head ends with an empty line, and so does a chunked body, in its trailers or without. Each piece ends
-  there at the latest. An empty line elsewhere only makes a piece shorter.
-- The end of a body with a Content-Length is counted.
-- A fault inside a body is set on that body. The request gets its answer from its own handler: 400.
-- Any other fault becomes an answer of its own, behind those of the requests before it.
-- Nothing is parsed behind a fault.
-- A chunked body that ends in trailers is followed by a new parser.
+- A head ends with an empty line, and so does a chunked body, with or without trailers. Each piece ends there
+  at the latest. An empty line elsewhere only makes a piece shorter.
+- This parser counts the bytes of a body with a Content-Length to find its end.
+- A fault inside a body is set on that body. The request gets a 400 from its own handler.
+- Any other fault gets an answer of its own, behind the answers to the requests before it.
+- This parser parses nothing behind a fault.
+- After a chunked body that ends in trailers, it uses a new aiohttp parser.
 
-A method that the parser does not know is refused, and the refusal names it, since a method is no secret:
-only once all of it is there, and only if it is a short token. The request line is never changed to suit the
-parser.
+A method that the parser does not know is refused. The refusal names the method, because a method is no
+secret, but only once the whole method has arrived, and only if it is a short token. The request line is never
+changed to suit the parser.
 
-All that relies on internals of aiohttp lies in this file and in `server`; tests/gate/test_parser.py fails
-where they change.
+This file and `connections` rely on internals of aiohttp's parser and its request handler.
+tests/gate/test_parser.py fails if they change.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ MAX_LINE_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
-# aiohttp stops reading above twice as much of a body that its request has not taken.
+# aiohttp stops reading once a request has left twice as many bytes of its body untaken.
 READ_AHEAD_BYTES = 64 * 1024
-# Requests that may wait behind the one that is answered. Few clients send any before they have their answer.
+# Requests that may wait behind the one being answered. Few clients send a request before the last answer.
 PIPELINED = 2
-# What chunks may carry beside the body: extensions, trailers, sizes. A chunk of one byte needs five more.
+# The limit for chunk bytes beside the body: sizes, extensions, trailers. A chunk of one byte needs five more.
 MAX_CHUNK_EXTRA_BYTES = 16 * 1024
 CHUNK_EXTRA_PER_BYTE = 16
 
@@ -77,15 +77,15 @@ class UnknownMethod(faults.BadHttpMethod):
 
 
 class TooLong(faults.BadHttpMessage):
-    """A head, or what surrounds the chunks of a body, is too long."""
+    """A head, or the framing around the chunks of a body, is too long."""
 
 
 class Overloaded(faults.HttpProcessingError):
-    """The connections of a listener hold too much that is not read."""
+    """The connections of a listener hold too many bytes that no request has taken."""
 
 
 class BrokenBody(web.RequestPayloadError):
-    """The body of a request cannot be read to its end; `refusal` says why, without a byte of it."""
+    """The body of a request cannot be read to its end. `refusal` says why, without quoting it."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
@@ -93,10 +93,10 @@ class BrokenBody(web.RequestPayloadError):
 
 
 class RequestParser:
-    """Stands where `RequestHandler` has its parser, and has those of its methods that are called there.
+    """Replaces the parser of `RequestHandler`, with the methods that `RequestHandler` calls.
 
-    `broke` is called with a body that was spoiled, after its reader was told; `refusal_of` makes of a fault
-    what its request is answered.
+    The parser calls `broke` with a broken body, after it has set the exception on that body. `refusal_of`
+    translates a fault into the refusal that answers the request.
     """
 
     def __init__(
@@ -110,28 +110,29 @@ class RequestParser:
         self._protocol, self._loop = protocol, loop
         self._broke, self._refusal_of = broke, refusal_of
         self._parser = self._new()
-        self._fault: faults.HttpProcessingError | None = None  # waits for the rest of a method
-        self._due: list[Message] = []  # what `fail` left for the next call
+        self._fault: faults.HttpProcessingError | None = None  # a fault that waits for the rest of a method
+        self._due: list[Message] = []  # messages from `fail` for the next call of `feed_data`
         self.dead = False  # nothing more is parsed
-        self._paused = False  # by a body that is not read; aiohttp's parser may keep a rest of the last piece
-        self._backlog = b""  # behind a pause, or behind requests that wait
-        # The requests that wait, and the one that is answered: the bytes of the head, and the body.
+        # A body that is not read pauses parsing. aiohttp's parser may then keep a rest of the last piece.
+        self._paused = False
+        self._backlog = b""  # unparsed bytes behind a pause, or behind requests that wait
+        # The size of the head and the body, for each request that waits and for the one being answered.
         self._waiting: deque[tuple[int, StreamReader]] = deque()
         self._answered: tuple[int, StreamReader] = 0, EMPTY_PAYLOAD
-        self._payload: StreamReader = EMPTY_PAYLOAD  # of the last request
-        self._left = 0  # of a body with a Content-Length
-        self._chunked = 0  # bytes of a chunked body as they came
+        self._payload: StreamReader = EMPTY_PAYLOAD  # body of the last request
+        self._left = 0  # bytes that remain of a body with a Content-Length
+        self._chunked = 0  # bytes of a chunked body, with its framing
         self._head = 0  # bytes of an unfinished head
-        self._begin = b""  # of that head
+        self._begin = b""  # the first bytes of that head
         self._last = b""  # the last bytes of the last piece
 
     # What aiohttp calls ------------------------------------------------------------------------
 
     def feed_data(self, data: bytes) -> tuple[list[Message], bool, bytes]:
-        """The requests that begin in the data, whether the last one asks for another protocol, and what
-        follows it.
+        """Return the requests that begin in the data, whether the last one asks for another protocol, and the
+        bytes behind it.
 
-        A fault is among them as aiohttp's `_ErrInfo`. Never raises.
+        A fault is one of the requests, as aiohttp's `_ErrInfo`. Never raises.
         """
         messages, self._due = self._due, []
         if self.dead:
@@ -156,50 +157,53 @@ class RequestParser:
         self._answered = self._waiting.popleft() if self._waiting else (0, EMPTY_PAYLOAD)
 
     def pause_reading(self) -> None:
-        """A body has more than its reader takes."""
+        """Pause, because a body has more bytes than its reader takes."""
         self._paused = True
         self._parser.pause_reading()
 
     def set_upgraded(self, upgraded: bool) -> None:
-        """The last request asked for another protocol and did not get it."""
+        """The last request asked for another protocol. aiohttp calls this with False if it did not get it."""
         self._parser.set_upgraded(upgraded)
 
     # What a connection asks --------------------------------------------------------------------
 
     @property
     def within_body(self) -> bool:
-        """The last request has not come to its end."""
+        """Whether the body of the last request is unfinished."""
         return not self._payload.is_eof()
 
     @property
     def held(self) -> int:
-        """Bytes that were received and not taken by a handler, and those of the heads in use."""
+        """The number of bytes that no handler has taken, plus the bytes of the heads in use."""
         held = len(self._backlog) + self._head
         for head, body in (self._answered, *self._waiting):
             held += head if body is EMPTY_PAYLOAD else head + body._size
         return held
 
     def fail(self, fault: faults.HttpProcessingError) -> None:
-        """Parse nothing more, for this reason; without a body to set it on, `feed_data` gives a message."""
+        """Stop parsing because of `fault`. Without an open body, the next `feed_data` returns the fault."""
         if not self.dead:
             self._failed(fault, self._due)
 
     def answered(self) -> bool:
-        """The request that the handler took has its answer. True: its body was spoiled, and more may come.
+        """The request that the handler took has its answer. Return whether its body was broken.
 
-        aiohttp reads the rest of a body before it closes, for a while, unless the body raises.
+        The rest of a broken body may still arrive.
+
+        The exception is removed from the body, because aiohttp reads the rest of a body for a while before it
+        closes, unless the body raises.
         """
         _, body = self._answered
         self._answered = 0, EMPTY_PAYLOAD
         if not isinstance(body.exception(), BrokenBody):
             return False
-        body.set_exception(None)  # type: ignore[arg-type]  # as new
+        body.set_exception(None)  # type: ignore[arg-type]  # removes it
         return True
 
     # Pieces ------------------------------------------------------------------------------------
 
     def _new(self) -> Any:
-        # Without a queue of its own: requests that wait are counted here.
+        # The parser gets no limit for its own queue, because this class counts the requests that wait.
         return HttpRequestParser(
             self._protocol,
             self._loop,
@@ -212,11 +216,11 @@ class RequestParser:
         )
 
     def _piece(self, data: bytes, at: int) -> int:
-        """Where the piece that begins at `at` ends: at the end of a head or a body, if not before."""
+        """The end of the piece that begins at `at`: at the latest, the end of a head or a body."""
         if self._left:
             return min(len(data), at + self._left)
         before = self._last[-3:]
-        found = (before + data[at : at + 3]).find(_END)  # it may have begun in an earlier piece
+        found = (before + data[at : at + 3]).find(_END)  # the empty line may have begun in an earlier piece
         if found >= 0:
             return at + found + len(_END) - len(before)
         found = data.find(_END, at)
@@ -243,7 +247,7 @@ class RequestParser:
         except faults.HttpProcessingError as exc:
             self._failed(exc, messages)
             return False, b""
-        for message, payload in found:  # one at most
+        for message, payload in found:  # at most one
             self._found(message, payload, messages)
         if in_body and not counted:
             self._check_chunks(body, messages)
@@ -255,7 +259,7 @@ class RequestParser:
         if tuple(message.version) not in ((1, 0), (1, 1)):
             return self._failed(faults.BadStatusLine("version"), messages)
         if self._head > MAX_HEAD_BYTES:
-            return None  # which `_feed` sees
+            return None  # `_feed` refuses it
         head, self._head, self._begin = self._head, 0, b""
         self._payload, self._chunked = payload, 0
         if not payload.is_eof() and not message.chunked:
@@ -269,7 +273,7 @@ class RequestParser:
             if not self._last.endswith(_NO_TRAILERS):
                 self._parser = self._new()
         elif (
-            not self._paused  # else the parser has not seen all of it
+            not self._paused  # while paused, the parser has not seen all of the body
             and self._chunked > MAX_CHUNK_EXTRA_BYTES + (1 + CHUNK_EXTRA_PER_BYTE) * body.total_bytes
         ):
             self._failed(TooLong("chunks"), messages)
@@ -290,8 +294,8 @@ class RequestParser:
         messages.append((_ErrInfo(status=400, exc=named, message=""), EMPTY_PAYLOAD))
 
     def _named(self, fault: faults.HttpProcessingError) -> faults.HttpProcessingError | None:
-        """The fault, with the name of the method if that is what is wrong; None while it is not all there."""
-        # llhttp knows methods of RTSP, and refuses them once it sees that the request is one of HTTP.
+        """The fault, with the method's name if the method is unknown; None until the method has arrived."""
+        # llhttp knows the methods of RTSP, and refuses them once it sees that the request is HTTP.
         foreign = isinstance(fault, faults.BadStatusLine) and "Invalid method" in fault.message[:80]
         if not (foreign or isinstance(fault, faults.BadHttpMethod)):
             return fault

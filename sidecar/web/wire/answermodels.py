@@ -1,4 +1,4 @@
-"""Models of the sidecar's own answers. They do not make the answers; a test holds the answers to them."""
+"""Models of the sidecar's own answers. A test checks the answers against them; no handler uses them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DecisionId = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
 Bound = Literal["max_attempts", "max_cost_usd"]
 Term = Literal["max_attempts", "ttl_seconds", "max_cost_usd"]
 Code = Annotated[str, Field(json_schema_extra={"enum": list(ERRORS)})]
-# A member that an answer has or has not, and that is never null for want of a value.
+# A member that an answer leaves out if it has no value. It is never null instead.
 ABSENT: Any = Field(default=None)
 
 
@@ -46,7 +46,7 @@ class AnswerModel(BaseModel):
     ) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
         for member in schema.get("properties", {}).values():
-            member.pop("default", None)  # it would stand for a member that is absent
+            member.pop("default", None)  # the default only marks a member that may be absent
         return schema
 
 
@@ -259,7 +259,7 @@ class KillSwitch(AnswerModel):
     active: bool
 
 
-# Looking after it -----------------------------------------------------------------------------------
+# Operations -----------------------------------------------------------------------------------------
 
 
 class Left(AnswerModel):

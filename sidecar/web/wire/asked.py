@@ -1,4 +1,4 @@
-"""What every listener reads from a request in the same way: its id, its tenant, the page it asks for."""
+"""Reads the values that every listener reads alike: request id, tenant, paging and query parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_PAGE = 1_000
 
 
 def request_id_of(request: web.BaseRequest) -> str:
-    """The client's X-Request-Id, cut to what a record holds, or a new one."""
+    """The client's X-Request-Id, cut to the length that a record holds, or a new id."""
     given = request.headers.get("X-Request-Id", "")
     if given and given.isprintable():
         return given[:MAX_REQUEST_ID_CHARS]
@@ -33,7 +33,7 @@ def paging_of(query: dict[str, str]) -> tuple[int, str | None] | Refusal:
 
 
 def tenant_of(request: web.BaseRequest, header: str | None) -> str | None:
-    """`default` without a tenant header; None where the header does not name exactly one tenant."""
+    """The tenant: `default` without a configured header, None if the header does not name exactly one."""
     if header is None:
         return "default"
     values = request.headers.getall(header, [])
@@ -43,8 +43,8 @@ def tenant_of(request: web.BaseRequest, header: str | None) -> str | None:
 
 
 def query_of(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | Refusal:
-    """The query as a dict. A parameter that is not known is refused: a filter that is misspelt and
-    ignored would show what nobody asked for."""
+    """The query as a dict. An unknown parameter is refused, because ignoring a misspelt filter would show the
+    wrong rows."""
     for name in request.query:
         if name not in known:
             return wrong("invalid_request", name, f"is not known here; known are {', '.join(known)}")
@@ -54,5 +54,5 @@ def query_of(request: web.Request, known: tuple[str, ...]) -> dict[str, str] | R
 
 
 def unknown(name: str, known: tuple[str, ...]) -> Refusal:
-    """A parameter that takes certain values only, and has another."""
+    """The refusal of a parameter whose value is not one of the known values."""
     return wrong("invalid_request", name, f"must be one of {', '.join(known)}")

@@ -1,6 +1,6 @@
 """The arguments of the emitters, as the bodies of `POST /api/v1/decisions/{kind}`; one model a kind.
 
-Names, order and defaults are those of seed 004's functions, which `sidecar.decisions` keeps as well.
+Names, order and defaults are those of the emitter functions in `sidecar.decisions`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sidecar.web.wire.models import PRINTABLE, Identifier, WireModel
 
 
 def _fraction(value: object) -> object:
-    """JSON has one kind of number; strict JSON came in as int or Decimal."""
+    """Convert a number to float, because the strict JSON parser returns int or Decimal."""
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return float(value)
     return value
@@ -32,10 +32,10 @@ def _identifier_or_empty(value: object) -> object:
 
 Reason = Annotated[str, Field(max_length=MAX_INTENT_CHARS)]
 Number = Annotated[float, BeforeValidator(_fraction), WithJsonSchema({"type": "number"})]
-# Cents, steps and counts: what a signed 64-bit integer holds.
+# Cents, steps and counts, within the range of a signed 64-bit integer.
 Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Role = Literal["pre_run", "in_run", "post_run"]
-# Which signals are allowed is the core's to say; what is not is refused by name.
+# The core decides which signals are allowed, and names a forbidden one in its refusal.
 Signal = Annotated[Identifier, WithJsonSchema({"type": "string", "enum": sorted(ALLOWED_SIGNALS)})]
 
 

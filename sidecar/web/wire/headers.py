@@ -20,7 +20,7 @@ from sidecar.core.target import read_as
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-# Transfer-Encoding is hop-by-hop as well: each side frames anew. Trailers are not forwarded.
+# Transfer-Encoding is hop-by-hop too, because each side frames the message anew. Trailers are not forwarded.
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -34,12 +34,12 @@ HOP_BY_HOP = frozenset(
     }
 )
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-# What Connection may name without effect: without these nobody could say where a message goes and ends.
+# Headers that Connection cannot remove, because they say where a message goes and how its body is read.
 _NEVER_STRIPPED = frozenset({b"host", b"content-length", b"content-type"})
 
 
 def end_to_end(headers: Headers, *, kept: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
-    """The headers that go on, byte for byte and in order. `kept` (lower case) are not stripped either."""
+    """The headers to forward, byte for byte and in order. Connection cannot remove `kept` (lower case)."""
     ending = HOP_BY_HOP
     named = [
         name.strip().lower()
@@ -53,8 +53,8 @@ def end_to_end(headers: Headers, *, kept: Collection[bytes] = ()) -> list[tuple[
 
 
 def without_our_own(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers but for `Scopegate-*`, which only the sidecar may send, however a careless server reads
-    their names."""
+    """The headers without `Scopegate-*`, which only the sidecar may send. This also drops every name that a
+    careless server could read as one of them."""
     return [
         (name, value)
         for name, value in headers
@@ -63,10 +63,10 @@ def without_our_own(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def unframed(status: int, headers: Headers) -> Headers:
-    """The headers but for those that must not frame an answer without a body (RFC 9110, section 8.6).
+    """The headers without the framing headers of a status that has no body (RFC 9110, section 8.6).
 
-    204 and 1xx have no body in any reading, and a length there makes one for a client that believes it. 304
-    and the answer to HEAD keep theirs: it is the length of what a GET would bring.
+    A 204 and a 1xx have no body, and a client that believes a length there would wait for one. A 304 and the
+    answer to HEAD keep their length, because it is the length that a GET would return.
     """
     if status != 204 and status >= 200:
         return headers
@@ -74,7 +74,7 @@ def unframed(status: int, headers: Headers) -> Headers:
 
 
 def value_of(headers: Headers, name: bytes) -> bytes | None:
-    """The first value of a header, None where it is absent. `name` in lower case."""
+    """The first value of a header, or None if it is absent. `name` is in lower case."""
     for key, value in headers:
         if key.lower() == name:
             return value

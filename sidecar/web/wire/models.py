@@ -1,7 +1,6 @@
-"""What may stand in the bodies of the sidecar's own endpoints. Pydantic stops here.
+"""Models of the request bodies of the sidecar's own endpoints. The core does not use Pydantic.
 
-Each type says its rule twice, as code that checks and as JSON Schema for the OpenAPI document; tests hold the
-two to each other.
+Each type states its rule twice: as code, and as JSON Schema for the OpenAPI document. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ MAX_ACTIONS = 100
 
 # As JSON Schema -------------------------------------------------------------------------------------
 
-# What Python calls printable: letters, marks, numbers, punctuation, symbols and the space. ASCII is spelled
-# out for readers that know no \p, such as the page under /docs.
+# The characters that Python calls printable: letters, marks, numbers, punctuation, symbols and the space.
+# ASCII is listed for readers without \p, such as the page under /docs.
 PRINTABLE = r"^[ -~\p{L}\p{M}\p{N}\p{P}\p{S}]*$"
-# One character that `visible_chars` counts. Marks that stand alone are left out: readers that know \p{M} but
-# not \p{Mc}, as Schemathesis does, could not tell those that are seen from those that are not.
+# One character that `visible_chars` counts. Marks that stand alone are left out, because a reader with \p{M}
+# but without \p{Mc}, such as Schemathesis, cannot tell visible marks from invisible ones.
 _NOT_BLANK = r"[!-~]|(?![" + "".join(sorted(UNSEEN_LETTERS)) + r"])[\p{L}\p{N}\p{P}\p{S}]"
 
 IDENTIFIER: JsonSchemaValue = {
@@ -46,7 +45,7 @@ IDENTIFIER: JsonSchemaValue = {
     "maxLength": MAX_ID_CHARS,
     "pattern": PRINTABLE,
 }
-# An identifier that stands in a header, where only ASCII arrives as it was sent, without blanks around it.
+# An identifier in a header. A header carries only ASCII unchanged, and loses surrounding blanks.
 IN_A_HEADER: JsonSchemaValue = {
     "type": "string",
     "maxLength": MAX_ID_CHARS,
@@ -119,7 +118,7 @@ class NoNulls(WireModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """The schema of the wire: without null, and without the defaults of None."""
+        """The JSON schema without null and without the defaults of None."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         schema["properties"] = {
             name: _never_null(member) for name, member in schema.get("properties", {}).items()
@@ -166,7 +165,7 @@ class ScopeRequest(NoNulls):
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """The actions asked for, each once, in order."""
+        """The requested actions, each once, in order."""
         named = [*([self.action] if self.action else []), *(self.allowed_actions or [])]
         return tuple(dict.fromkeys(named))
 
@@ -216,12 +215,12 @@ class ScopeTestRequest(NoNulls):
 
 
 class _Null:
-    """A null that no field takes."""
+    """Stands for a null. No field accepts it."""
 
 
 Model = TypeVar("Model", bound=WireModel)
 
-# Pydantic's words for what its own checks find, in ours.
+# The sidecar's messages for the error types of Pydantic's own checks.
 _WORDS = {
     "missing": "is required",
     "extra_forbidden": "is not known here",
@@ -237,7 +236,7 @@ _WORDS = {
 
 
 def validated(model: type[Model], document: Mapping[str, Any], code: str) -> Model | Refusal:
-    """The model, or a refusal under `code` that names the first wrong member and lists all of them."""
+    """The model, or a refusal with `code` that names the first wrong member and lists all wrong members."""
     try:
         return model.model_validate(document)
     except ValidationError as exc:
@@ -249,7 +248,7 @@ def validated(model: type[Model], document: Mapping[str, Any], code: str) -> Mod
 
 
 def wrong(code: str, member: str, problem: str, errors: list[dict[str, str]] | None = None) -> Refusal:
-    """A refusal that is about one member."""
+    """A refusal because of one member."""
     listed = errors or [{"member": f"/{member}", "problem": problem}]
     return Refusal(code, f"{member} {problem}.", {"member": member, "errors": listed})
 

@@ -1,4 +1,4 @@
-"""From a refusal to `application/problem+json` (RFC 9457). No handler writes a status; the table does."""
+"""Turns a refusal into `application/problem+json` (RFC 9457). The table of errors gives the status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def problem(
     allow: tuple[str, ...] = (),
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
-    """RFC 9457's members, the flat `error` and `message`, and the members that the code brings along."""
+    """The problem of a refusal: RFC 9457's members, `error`, `message`, and the members of its code."""
     kind = ERRORS[refusal.code]
     body = members_of(refusal)
     answer_headers = dict(headers or {})
@@ -47,7 +47,7 @@ def problem(
 
 
 def refused_problem(refused: Refused, request_id: str, *, allow: tuple[str, ...] = ()) -> web.Response:
-    """The problem of a refusal that is recorded, as far as it could be."""
+    """The problem of a refusal that was recorded, if the store allowed it."""
     return problem(
         refused.refusal,
         request_id=request_id,
@@ -58,7 +58,7 @@ def refused_problem(refused: Refused, request_id: str, *, allow: tuple[str, ...]
 
 
 def members_of(refusal: Refusal) -> dict[str, Any]:
-    """The members of its problem."""
+    """The members of the problem of a refusal."""
     kind = ERRORS[refusal.code]
     return {
         "error": kind.code,
@@ -74,7 +74,7 @@ def members_of(refusal: Refusal) -> dict[str, Any]:
 def answer(
     body: Mapping[str, Any] | None, *, status: int = 200, request_id: str | None = None
 ) -> web.Response:
-    """A JSON answer of the sidecar's own."""
+    """A JSON answer of the sidecar."""
     return _response(
         status, body, "application/json", {} if request_id is None else {"X-Request-Id": request_id}
     )
@@ -95,7 +95,7 @@ def _response(
 async def problems(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Every error of a listener as problem+json."""
+    """The middleware that turns every error of a listener into a problem."""
     try:
         return await handler(request)
     except StoreUnavailable as exc:

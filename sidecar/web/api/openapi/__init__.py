@@ -1,1 +1,1 @@
-"""The OpenAPI document: the calls as rows of tables, and the document made from them."""
+"""The OpenAPI document, and the tables of calls that it is built from."""

@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document of a sidecar, made from the models, the tables of calls and the configuration.
+"""Builds the OpenAPI 3.1 document of a sidecar from the models, the tables of calls and the configuration.
 
-It is the same bytes for the same version and settings. The listeners' addresses are the caller's to know.
+The document has the same bytes for the same version and settings. The caller passes the listeners' addresses.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from sidecar.web.api.scopes import MIN_TTL_SECONDS
 from sidecar.web.wire import answermodels
 from sidecar.web.wire.models import IN_A_HEADER
 
-# Links from a scope to what asks for its tenant.
+# The links from a scope to calls that need its tenant.
 OF_A_TENANT = ("Execute", "Listed", "Revoke")
 
 _DESCRIPTION = """\
@@ -57,7 +57,7 @@ The schemas of answers are closed, because this document belongs to exactly the 
 
 
 def document(settings: Settings, *, data: Address, ops: Address) -> dict[str, Any]:
-    """The document of a sidecar with these settings, whose data and ops listeners are there.
+    """The document of a sidecar with these settings, and with its data and ops listeners at these addresses.
 
     The admin listener serves the document, so its own address is `/`.
     """
@@ -97,8 +97,8 @@ def document(settings: Settings, *, data: Address, ops: Address) -> dict[str, An
 def operations_of(settings: Settings) -> Iterator[Operation]:
     """Every call of a sidecar with these settings, in the order of the document.
 
-    The document can show a path once. Of a gated path that is also one of the sidecar's own, on whatever
-    listener, it shows the sidecar's.
+    The document can show a path only once. If a gated path is also a path of the sidecar's own calls, on any
+    listener, the document shows the sidecar's call.
     """
     routes = settings.gate.routes
     own = (*DECISIONS, explain(routes), *EMITTERS, *STATUS, *OPS)
@@ -117,7 +117,7 @@ def operations_of(settings: Settings) -> Iterator[Operation]:
 
 
 def _linked(operation: Operation, links: Mapping[str, Any], tenant: str | None) -> Operation:
-    """The call with further links; where tenants are named, a scope's tenant goes along."""
+    """The call with further links. If a tenant header is configured, the links pass the scope's tenant on."""
     (answer,) = operation.answers
     links = {**links, **answer.links}
     if tenant is not None:
@@ -132,12 +132,12 @@ def _linked(operation: Operation, links: Mapping[str, Any], tenant: str | None) 
 
 
 def _unnamed(path: str) -> str:
-    """The path as OpenAPI compares it: whatever the names in it, it is the same."""
+    """The path without its parameter names, because OpenAPI ignores them when it compares paths."""
     return re.sub(r"\{\w+\}", "{}", path)
 
 
 def _server(address: Address, tls: ListenTls, description: str) -> dict[str, str]:
-    """Where a client reaches a listener; one that listens everywhere is reached on this machine, too."""
+    """The server entry of a listener. A wildcard address is shown as localhost."""
     scheme = "http" if tls.certificate_file is None else "https"
     if isinstance(address, SocketFile):
         return {"url": f"{scheme}://localhost", "description": f"{description}, on {address}"}
@@ -193,7 +193,7 @@ def _body(body: Body) -> dict[str, Any]:
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
-    """The answers by status, with `default`, where there is one, behind the others."""
+    """The answers by status. `default` comes last."""
     errors = problems.responses(
         (*operation.errors, *guarded_errors(operation)), operation.told, relayed=operation.relayed
     )
@@ -218,7 +218,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
 
 
 class _Untitled(GenerateJsonSchema):
-    """A member's name is title enough."""
+    """Generates schemas whose members have no title, because the member's name suffices."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         del schema
@@ -241,7 +241,7 @@ def _models_of(operations: Iterable[Operation]) -> Iterator[type[BaseModel]]:
 
 
 def _schemas(operations: Iterable[Operation], settings: Settings) -> dict[str, Any]:
-    """Every schema that has a name, by it."""
+    """The named schemas, by name."""
     models = dict.fromkeys(_models_of(operations))
     _, made = models_json_schema(
         [(model, "validation") for model in models],
@@ -256,7 +256,7 @@ def _schemas(operations: Iterable[Operation], settings: Settings) -> dict[str, A
 
 
 def _bound(terms: dict[str, Any], settings: Settings) -> None:
-    """The terms of a scope as they are configured: what may be asked for, and what is granted unasked."""
+    """Add the configured limits and defaults to the terms of a scope."""
     limits, defaults = settings.scopes.limits, settings.scopes.defaults
     for name, least, most, default in (
         ("max_attempts", 1, limits.max_attempts, defaults.max_attempts),

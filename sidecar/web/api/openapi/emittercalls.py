@@ -1,4 +1,4 @@
-"""Seed 004's calls of the admin listener as rows of the document."""
+"""The calls of the admin listener for decision records of other services, as rows of the document."""
 
 from __future__ import annotations
 

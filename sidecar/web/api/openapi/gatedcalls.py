@@ -1,4 +1,4 @@
-"""What is gated, as the configuration has it, as rows of the document; and `explain`, which asks the same."""
+"""The rows of the document for the gated routes, and for `explain`, which takes the same bodies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sidecar.web.api.openapi.operation import (
 from sidecar.web.wire import answermodels
 from sidecar.web.wire.models import IDENTIFIER, IN_A_HEADER, TARGET_AGENTS
 
-# PIN-162's path, shown for every pattern that covers it.
+# The path of the recovery API, shown for every pattern that matches it.
 EXECUTE_PATH = "/api/v1/recovery/execute"
 OF_THE_SCOPE = ("Scopegate-Scope-Status", "Scopegate-Attempts-Remaining")
 
@@ -37,7 +37,8 @@ _GIVEN = {
 }
 _MISSING: Schema = {"type": "null"}
 _EMPTY: Schema = {"const": ""}
-# Of a {name} in a gated path: what all parsers read alike. Most of what is beyond it is refused as ambiguous.
+# The schema of a {name} in a gated path: characters that all parsers read alike. Most other characters are
+# refused as ambiguous.
 _NAME: Schema = {
     "type": "string",
     "maxLength": MAX_ID_CHARS,
@@ -61,7 +62,7 @@ _BOUND_ERRORS = (
 
 
 def gated_operations(routes: Sequence[Route]) -> Iterator[Operation]:
-    """The calls of every gated route; where two are shown under one path, the first that would match."""
+    """The calls of every gated route. If two routes have the same path, the first route is shown."""
     shown: set[str] = set()
     for number, route in enumerate(routes, start=1):
         path = path_of(route.path)
@@ -74,13 +75,13 @@ def gated_operations(routes: Sequence[Route]) -> Iterator[Operation]:
 
 
 def path_of(pattern: RoutePattern) -> str:
-    """The path under which a pattern is shown: PIN-162's where it is covered, else the shortest."""
+    """The path shown for a pattern: the recovery API's path if the pattern matches it, else the shortest."""
     path = "/" + "/".join(pattern.segments)
     return EXECUTE_PATH if pattern.anywhere and EXECUTE_PATH.endswith(path) else path
 
 
 def body_name(number: int = 1) -> str:
-    """The name, among the document's schemas, of the body of a route."""
+    """The name of the schema of a route's body."""
     return "ExecuteRequest" if number == 1 else f"ExecuteRequest{number}"
 
 
@@ -148,7 +149,7 @@ def _look(route: Route, path: str, method: Literal["get", "head", "options"], su
 
 
 def spending(route: Route) -> Mapping[str, Any]:
-    """The link from a scope that was granted to the call of a route that spends it."""
+    """The link from a granted scope to the call of the route that spends it."""
     found = {
         "scope_id": "$response.body#/scope_id",
         "incident_id": "$response.body#/incident_id",
@@ -167,7 +168,7 @@ def spending(route: Route) -> Mapping[str, Any]:
 
 
 def explain(routes: Sequence[Route]) -> Operation:
-    """The call of the admin listener that takes the body of a route, or anything else."""
+    """The row of `explain`, a call of the admin listener that accepts a route's body or any other body."""
     return Operation(
         listener="admin",
         method="post",
@@ -203,7 +204,7 @@ def explain(routes: Sequence[Route]) -> Operation:
     )
 
 
-# What goes in ---------------------------------------------------------------------------------------
+# Parameters and bodies ------------------------------------------------------------------------------
 
 
 def _parameters(route: Route) -> tuple[Parameter, ...]:
@@ -240,7 +241,7 @@ def _in_path(name: str, description: str = "") -> Parameter:
 
 @dataclass(slots=True)
 class _Place:
-    """One member on the way to the facts of a body: what it must be itself, and the members below it."""
+    """One member on the path to a fact in a body: its own schema, and the members below it."""
 
     below: dict[str, _Place] = field(default_factory=dict)
     schema: Schema | None = None
@@ -267,11 +268,11 @@ class _Place:
             return {"anyOf": [{"type": "object", **members}, _MISSING, _EMPTY]}
         if needed:
             return {"type": "object", **members, "required": needed}
-        return members  # what holds only what may be absent may be anything
+        return members  # a member with only optional members may have any type
 
 
 def body_schema(sources: FactSources) -> dict[str, Any]:
-    """What a gated body must be, so that its facts can be read. What else stands in it is the backend's."""
+    """The schema of a gated body. It constrains only the members from which the gate reads facts."""
     body = _Place()
     for name in _GIVEN:
         _put(body, _source(sources, name), IDENTIFIER)
@@ -292,7 +293,7 @@ def _put(body: _Place, source: Source, schema: Schema) -> None:
 
 
 def _filled(sources: FactSources, values: Mapping[str, str]) -> dict[str, Any]:
-    """The body that holds these values where the route has them."""
+    """A body with these values at the places where the route reads them."""
     body: dict[str, Any] = {}
     for name, value in values.items():
         tokens = _source(sources, name).tokens

@@ -1,4 +1,4 @@
-"""What a row of the OpenAPI document says of one call, and the parts that recur in them."""
+"""The row types of the OpenAPI document, and the parts that several calls share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sidecar.web.wire.asked import DEFAULT_PAGE, MAX_PAGE
 
 Schema = Mapping[str, Any]
-# Who answers: the scope endpoints are on the listener that `scopes.serve_on` names.
+# The listener of a call. `scopes` is the listener that `scopes.serve_on` names.
 Listener = Literal["data", "scopes", "admin", "ops"]
 
 DECISION_ID_HEADER = "Scopegate-Decision-Id"
@@ -21,7 +21,7 @@ REQUEST_ID_HEADER = "X-Request-Id"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """One parameter of a path, a query or the head."""
+    """One parameter in a path, a query or a header."""
 
     name: str
     place: Literal["path", "query", "header"]
@@ -32,7 +32,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """A body of JSON: its schema or the model that has it, and examples that work, by name."""
+    """A JSON body: its schema or model, and working examples by name."""
 
     schema: Schema | type[BaseModel]
     examples: Mapping[str, Any] = field(default_factory=dict)
@@ -41,8 +41,8 @@ class Body:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer: its status, `default` for any; `contents` maps media types to what is in them; `headers`
-    are always there; `links` map a name to an OpenAPI link."""
+    """One answer. `status` is `default` for any status. `contents` maps media types to schemas. `headers` are
+    always present. `links` maps names to OpenAPI links."""
 
     status: str
     description: str
@@ -53,9 +53,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One call. `errors` are the codes of its problems; `told` are headers that a problem may have;
-    `relayed`: the backend may answer with any of the same statuses; `tenant`: what the header that names the
-    tenant is here, where one is configured."""
+    """One call.
+
+    `errors` are the codes of its problems. `told` are headers that a problem may have. `relayed` says that
+    the backend may answer with the same statuses. `tenant` says whether the call needs the tenant header, if
+    one is configured.
+    """
 
     listener: Listener
     method: Literal["get", "head", "options", "post", "put", "delete"]
@@ -74,7 +77,7 @@ class Operation:
 
 
 def guarded_errors(operation: Operation) -> tuple[str, ...]:
-    """The codes by which the sidecar's own calls refuse another host or, for a change, another site."""
+    """The codes with which the sidecar's own calls refuse a foreign host and, for a change, another site."""
     if operation.listener not in ("admin", "scopes"):
         return ()
     changes = operation.method not in ("get", "head", "options")
@@ -94,7 +97,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# Every header that an answer is said to have.
+# Every header that the document shows for an answer.
 HEADERS: Mapping[str, Schema] = {
     DECISION_ID_HEADER: {
         "description": "The decision under which this is recorded.",
@@ -124,7 +127,7 @@ HEADERS: Mapping[str, Schema] = {
     },
 }
 
-# Parts that recur -----------------------------------------------------------------------------------
+# Shared parts ---------------------------------------------------------------------------------------
 
 BODY_ERRORS = ("invalid_request", "body_timeout", "body_too_large", "unsupported_media_type")
 STORE_ERRORS = ("store_unavailable",)

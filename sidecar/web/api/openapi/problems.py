@@ -1,4 +1,4 @@
-"""The errors of a call in the document: one schema, the codes that can occur, an example of each."""
+"""The errors of a call in the document: one schema, the possible codes, and an example of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sidecar.web.api.openapi.operation import HEADERS, REQUEST_ID_HEADER
 from sidecar.web.wire.problem import members_of
 
 PROBLEM = "application/problem+json"
-# What any call may meet: a host that is not well-formed is refused everywhere.
+# The errors of every call. `invalid_request` is one, because every listener refuses a malformed host.
 ALWAYS = ("invalid_request", "internal_error")
 
 _SCOPE_ID = "scope_0123456789abcdef0123456789abcdef"
@@ -20,7 +20,7 @@ _WRONG: Mapping[str, Any] = {
     "errors": [{"member": "/intent", "problem": "is required and must say why; it cannot be blank"}],
 }
 
-# What a code brings along, as in an answer; a code that is not here brings nothing.
+# Examples of the additional members of each error code. A code that is not listed has none.
 BROUGHT: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "scoped_execution_required": {"incident_id": "inc_123", "action": "retry_agent"},
@@ -53,7 +53,7 @@ BROUGHT: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def responses(codes: Iterable[str], told: tuple[str, ...], *, relayed: bool) -> dict[str, Any]:
-    """The problems of a call, by status; `told` are headers that they may have."""
+    """The problems of a call, by status. `told` are headers that they may have."""
     by_status: dict[int, tuple[str, ...]] = {}
     for code in dict.fromkeys((*codes, *ALWAYS)):
         status = ERRORS[code].status
@@ -67,7 +67,7 @@ def responses(codes: Iterable[str], told: tuple[str, ...], *, relayed: bool) -> 
 def response(
     status: int, codes: tuple[str, ...], told: tuple[str, ...] = (), *, relayed: bool = False
 ) -> dict[str, Any]:
-    """The problems under one status; `relayed`: the backend may answer with that status, too."""
+    """The problems under one status. `relayed`: the backend may answer with that status, too."""
     problem = {
         "schema": {
             "allOf": [{"$ref": "#/components/schemas/Problem"}],
@@ -91,7 +91,7 @@ def response(
 
 
 def shared() -> dict[str, Any]:
-    """What is answered where there is no such call."""
+    """The answers to a request that matches no call."""
     return {
         "NotFound": response(404, ("not_found",)),
         "MethodNotAllowed": response(405, ("method_not_allowed",), (REQUEST_ID_HEADER,)),
