@@ -62,9 +62,9 @@ def back_up(
     """Copy a database, verify the copy, and move it to `target`. `progress` gets (done, total).
 
     The caller reads the attestation before the copy starts. Raises LogTampered if the database is not as a
-    sidecar leaves it, and StoreUnavailable if it cannot be read or the copy cannot be made. No copy is left in
-    either case. If the copy should give up but a disk does not answer, another thread calls `hung`; then only
-    the end of the process releases the WAL.
+    sidecar leaves it, and StoreUnavailable if it cannot be read or the copy cannot be made. No copy is left
+    in either case. If the copy should give up but a disk does not answer, another thread calls `hung`; then
+    only the end of the process releases the WAL.
     """
     _check_place(target, replace=replace)
     with opened(source):

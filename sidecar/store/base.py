@@ -165,13 +165,15 @@ class Engine(Protocol):
         """
 
     async def rehearse(self, names: Names, decide: Callable[[State], Changes]) -> None:
-        """Make the same changes as `transact` and undo them. Then write and commit as much as a large decision.
+        """Make the same changes as `transact` and undo them. Then write and commit as much as a large
+        decision.
 
         Raises the same exceptions as `transact`.
         """
 
     async def look(self, names: Names, view: Callable[[State], T]) -> T:
-        """Load the rows that a transaction would load now, and pass them to `view`. Runs off the event loop."""
+        """Load the rows that a transaction would load now, and pass them to `view`. Runs off the event
+        loop."""
 
     async def tidy(self) -> None:
         """Housekeeping between batches."""

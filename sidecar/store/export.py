@@ -1,4 +1,5 @@
-"""Exports the log as JSON lines that hold the exact hashed bytes. It reads in short pages, in constant memory."""
+"""Exports the log as JSON lines that hold the exact hashed bytes. It reads in short pages, in constant
+memory."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ FILTERS: Mapping[str, str] = {
     "tenant_id": "tenant_id",
 }
 
-# The most selective first. One of them alone leads to few records, and the other filters are checked on those.
+# The most selective first. One of them alone leads to few records, and the other filters are checked on
+# those.
 _SUBJECTS = ("scope_id", "request_id", "run_id", "incident_id")
 KINDS: Mapping[str, tuple[str, ...]] = {
     "event": get_args(Event),

@@ -27,8 +27,8 @@ _SCHEMA = """
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_ERROR")
 
 
-# The exceptions that a read may raise. UnicodeDecodeError is one of them because the message of an SQLite error
-# may quote bytes of a damaged file.
+# The exceptions that a read may raise. UnicodeDecodeError is one of them because the message of an SQLite
+# error may quote bytes of a damaged file.
 READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 

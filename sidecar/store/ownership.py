@@ -1,13 +1,13 @@
 """One owner per database: locks that keep a second process, or a second store, out of the file.
 
-SQLite before 3.51.3 can corrupt a WAL database that two connections write or checkpoint. The writer also caches
-state (the end of the chain, the counts of brakes) that is true only while nothing else writes.
+SQLite before 3.51.3 can corrupt a WAL database that two connections write or checkpoint. The writer also
+caches state (the end of the chain, the counts of brakes) that is true only while nothing else writes.
 
-1. A lock on a file beside the database works against every release of Scopegate. But that file can be removed,
-   and a hard link or another mount of the database has a different file beside it.
-2. So `flock` also locks the database's own inode, which is the same under every name of the database. On Linux
-   `flock` and the `fcntl` locks of SQLite do not see each other. On systems where they do (the BSDs, macOS)
-   the lock would keep SQLite itself out, so only the file beside the database is locked there.
+1. A lock on a file beside the database works against every release of Scopegate. But that file can be
+   removed, and a hard link or another mount of the database has a different file beside it.
+2. So `flock` also locks the database's own inode, which is the same under every name of the database. On
+   Linux `flock` and the `fcntl` locks of SQLite do not see each other. On systems where they do (the BSDs,
+   macOS) the lock would keep SQLite itself out, so only the file beside the database is locked there.
 3. POSIX drops all `fcntl` locks that a process holds on a file as soon as the process closes *any* descriptor
    of that file. So the descriptor with the lock is closed only after SQLite's connections. Only SQLite, which
    handles this rule, opens the database otherwise; sizes and identities come from `stat`. A second store in

@@ -1,7 +1,7 @@
 """Caches the executions that brakes count, so that a batch reads only the tallies that are not cached yet.
 
-The cache stays true because only its writer changes the database, and the writer adds every commit to it. When
-a transaction fails, the whole cache is dropped and read again.
+The cache stays true because only its writer changes the database, and the writer adds every commit to it.
+When a transaction fails, the whole cache is dropped and read again.
 """
 
 from __future__ import annotations

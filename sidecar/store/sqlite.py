@@ -197,8 +197,8 @@ _UNSAY = "INSERT INTO meta (key, value) VALUES ('bound:' || ?, ?)"
 _SAY = "DELETE FROM meta WHERE key = 'bound:' || ?"
 # Brakes count by age. When a clock that was ahead is corrected, executions admitted by it keep their age.
 _STEP = "UPDATE executions SET admitted_at = admitted_at - ? WHERE admitted_at > ?"
-# The room that a rehearsal takes: four times the largest body that a record holds. This is more than a decision
-# takes with its rows and indexes. The row is deleted again, so its pages are free for decisions.
+# The room that a rehearsal takes: four times the largest body that a record holds. This is more than a
+# decision takes with its rows and indexes. The row is deleted again, so its pages are free for decisions.
 _ROOM = "INSERT OR REPLACE INTO meta (key, value) VALUES ('rehearsal', ?)"
 ROOM_BYTES = 65_536
 _MAKE_ROOM = "DELETE FROM meta WHERE key = 'rehearsal'"
@@ -331,7 +331,8 @@ class SqliteEngine:
                     f"the database file {name} was moved, deleted or replaced while in use; "
                     "put it back, or restart the sidecar to begin with what is there"
                 )
-        # A checkpoint of another program may empty the WAL. Otherwise only a commit of this writer shortens it.
+        # A checkpoint of another program may empty the WAL. Otherwise only a commit of this writer shortens
+        # it.
         if self._wal is not None and 0 < os.fstat(self._wal).st_size < self._wal_size:
             raise StoreUnavailable(_CUT_OFF)
 
@@ -580,7 +581,8 @@ def _save(connection: sqlite3.Connection, changes: Changes) -> None:
 
 
 def _write_all(connection: sqlite3.Connection, sql: str, wanted: Sequence[tuple[Any, ...]]) -> None:
-    """Write every row, or raise StoreUnavailable: a foreign trigger can drop a row silently (RAISE(IGNORE))."""
+    """Write every row, or raise StoreUnavailable: a foreign trigger can drop a row silently
+    (RAISE(IGNORE))."""
     written = connection.executemany(sql, wanted).rowcount if wanted else 0
     if written != len(wanted):
         raise StoreUnavailable(f"the database took {written} of {len(wanted)} rows; look for triggers in it")

@@ -1,5 +1,5 @@
-"""Verifies a log: recomputes its hash chain and compares it with signed checkpoints. Then checks the data beside
-the chain: the schema with its triggers, the switches, and the rows that refer to records.
+"""Verifies a log: recomputes its hash chain and compares it with signed checkpoints. Then checks the data
+beside the chain: the schema with its triggers, the switches, and the rows that refer to records.
 
 Records are compared as they are stored: the bytes with the hash, the columns with the bytes. Nothing is
 serialized again. The loop over the records is written to be fast, so it only detects that a record is wrong.
@@ -44,7 +44,8 @@ _TOKEN = re.compile(
 )
 _SAYS_NOTHING = ("--", "/*", " ", "\t", "\n", "\f", "\r")
 
-# Finds a switch that is not as its last record left it. If a mask hides the position, only the time is compared.
+# Finds a switch that is not as its last record left it. If a mask hides the position, only the time is
+# compared.
 _STRAY_SWITCH = """
     WITH turned AS (
         SELECT json_extract(CAST(envelope AS TEXT), '$.record.decision_inputs.policy_id') AS name,
@@ -172,8 +173,8 @@ def _wrong_binding(log: LogFile, bound: int, run_id: str, source: str) -> str | 
 
 
 def _check_schema(rows: Sequence[Any]) -> None:
-    """Compare the schema with that of its version. A missing trigger allows records to be changed, and an added
-    one may change them itself."""
+    """Compare the schema with that of its version. A missing trigger allows records to be changed, and an
+    added one may change them itself."""
     version = max((row[0] for row in rows), default=0)
     made, found = _made(version), [_meaning(row) for row in rows]
     for one in (*made, *found):
