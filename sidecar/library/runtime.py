@@ -140,7 +140,8 @@ class Library:
 
     def abandon(self) -> None:
         """In a forked child, detach from the parent's store. The store's thread does not exist in the child.
-        The child keeps references to the parent's objects, because destroying them would close its files."""
+        The child keeps references to the objects it was using, because garbage collection would tear them
+        down."""
         if self._engine is not None:
             self._engine.abandon()
         _of_parents.append((self._loop, self._store, self._settlements))
