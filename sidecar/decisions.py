@@ -1,5 +1,4 @@
-"""Decision records for Python programs: they append what was decided, by whom, when and why to Scopegate's
-log.
+"""Decision records for Python programs: Scopegate's log keeps each decision with its source, time and reason.
 
     from sidecar.decisions import backfill_run_id_for_request, configure
     from sidecar.decisions import emit_policy_decision, emit_routing_decision

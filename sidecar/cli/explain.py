@@ -101,7 +101,7 @@ def _ask(listener: Listener, body: bytes, route: str | None, tenant: dict[str, b
     except ProblemError as exc:
         if route is not None and exc.body["error"] == "invalid_request":
             misconfigured(f"--route: {listener.place} answers: {shown(exc.body['message'], 2_000)}")
-        raise listener.stranger(exc.status, exc.body) from exc  # a sidecar never answers explain with this
+        raise listener.stranger(exc.status, exc.body) from exc  # a sidecar explains every request
 
 
 # Telling ------------------------------------------------------------------------------------------------

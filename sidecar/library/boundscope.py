@@ -266,7 +266,7 @@ class ScopeStore:
                 return count
 
 
-# What is asked of the store ------------------------------------------------------------------------------
+# Queries on the store ------------------------------------------------------------------------------------
 
 
 def _agents(scope: Scope | None) -> list[str]:

@@ -51,10 +51,10 @@ Members = Annotated[dict[str, Any], BeforeValidator(plain)]
 
 
 class DecisionRecord(BaseModel):
-    """Who decided what, when and why: the 14 fields of the contract. It does not change once it is made.
+    """A decision with its source, time and reason, in the 14 fields of a decision record. It is immutable.
 
-    What is put into `decision_inputs` and `details` is copied, and becomes JSON at once: times, enumerations,
-    ids, sets, bytes and whatever else JSON does not know become text, lists and objects.
+    Values in `decision_inputs` and `details` are copied and become JSON at once. Times, enumerations, ids,
+    sets, bytes and all other types that JSON lacks become text, lists and objects.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 from sidecar.errors import ConfigurationError, Fault
 from sidecar.files.yamlfile import KeyPath, dotted, plain, survey
 
-# LIVE holds the keys that a reload may change. Other keys need a restart, because open sockets, connections,
-# files and threads were made from them. Every key is in exactly one of the two sets.
+# A reload may change the keys in LIVE. The keys in AT_START need a restart, because open sockets,
+# connections, files and threads were made from them. Every key is in exactly one of the two sets.
 LIVE = frozenset(
     {
         "data.allowed_hosts",

@@ -3,7 +3,7 @@
 The copy is a snapshot: one read transaction is open from its first page to its last. Without it, every commit
 of another process would restart the copy. The open transaction also keeps the WAL of the source from being
 reset, so the backup watches how far the WAL grows and gives up at a limit. Until the copy is complete and
-verified it stands in a folder of its own. That folder is removed in any case; if the process is killed, the
+verified it is in a folder of its own. That folder is removed in any case; if the process is killed, the
 next backup removes it.
 """
 
@@ -116,7 +116,7 @@ def _folder_in(place: Path) -> Iterator[Path]:
         folder = Path(name)
         lock = _locked(folder / "new")
         try:
-            # It has this name only once it is locked, so that nobody finds it free.
+            # The file gets its name after it is locked, so that another backup never finds it unlocked.
             os.rename(folder / "new", folder / _HELD)
             yield folder
         finally:

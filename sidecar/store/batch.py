@@ -483,7 +483,8 @@ def apply_all(
     replies: list[Reply],
     mask: Masking | None = None,
 ) -> tuple[Changes, Head]:
-    """Apply commands in order, each to what the one before left; link their records to the chain."""
+    """Apply commands in order, each to the state that the one before left. Link their records to the
+    chain."""
     scopes = dict(state.scopes)
     executions = dict(state.executions)
     admissions = {tally: list(found) for tally, found in state.admissions.items()}

@@ -228,7 +228,7 @@ class SqliteEngine:
     """One SQLite file. Without a path, a database in memory that lives as long as this object."""
 
     def __init__(self, path: Path | None) -> None:
-        # SQLite keeps the WAL beside what a symbolic link points to, not beside the link.
+        # SQLite keeps the WAL beside the target of a symbolic link, not beside the link.
         self._path = path.resolve() if path is not None else None
         self._ownership = Ownership(self._path) if self._path is not None else None
         self._writer: aiosqlite.Connection | None = None
