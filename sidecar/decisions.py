@@ -1,4 +1,4 @@
-"""Decision records for Python programs: what was decided, by whom, when and why, in Scopegate's log.
+"""Decision records for Python programs: Scopegate's log keeps each decision with its source, time and reason.
 
     from sidecar.decisions import backfill_run_id_for_request, configure
     from sidecar.decisions import emit_policy_decision, emit_routing_decision
@@ -10,33 +10,33 @@
     backfill_run_id_for_request("req-1", "run-1")
     emit_policy_decision("run-1", "no-pii", evaluated=True, violated=True, severity="error")
 
-No sidecar process is needed: `configure` names the store, memory or a SQLite file that one process owns at a
-time, and opens it. The log, its hash chain and its rules are those of the HTTP gate; `scopegate log verify`
-recomputes the chain. Every function works from any thread, inside and outside a running loop; those that are
-not async wait until the record is on disk.
+No sidecar process is needed. `configure` chooses and opens the store: memory, or a SQLite file that one
+process at a time owns. The log, its hash chain and its rules are those of the HTTP gate; `scopegate log
+verify` recomputes the chain. Every function works from any thread, inside and outside a running loop. The
+functions that are not async wait until the record is on disk.
 
-When a record is left
+When a call appends a record
     routing, recovery,     at every call
     memory, policy, budget
     budget_enforcement     once for each run_id
-    policy_precheck        only where the posture is "strict" and the check failed or could not be made; once
+    policy_precheck        only if the posture is "strict" and the check failed or could not be made; once
                            for each request_id and outcome
-    recovery_evaluation    whatever was applied, suggested or skipped, once for each run_id and failure_type
-    care_optimization      only where optimization is enabled and not in shadow mode, the optimized agent is
-                           another than the baseline, the confidence reaches `min_confidence` of `configure`,
-                           and the kill switch is off; once for each request_id
-A function returns its record, or None where there is none. "Once" is kept in the store, so it holds under
-concurrency and over restarts. The kill switch does, too: it stays as it was turned.
+    recovery_evaluation    for every outcome (applied, suggested, skipped), once for each run_id and
+                           failure_type
+    care_optimization      only if optimization is enabled and not in shadow mode, the optimized agent is not
+                           the baseline, the confidence reaches `min_confidence` of `configure`, and the kill
+                           switch is off; once for each request_id
+A function returns its record, or None if it appends none. The store enforces "once", so it holds under
+concurrency and across restarts. The position of the kill switch is stored as well.
 
-When the store fails
-    A decision record never stops its caller. What the store does not confirm in time is logged by the logger
-    `scopegate.decisions` and counted, in `get_decision_service().failures` and in the Prometheus counter
-    `scopegate_library_emissions_failed_total`. Then `emit` and `emit_sync` return False, the `emit_*`
-    functions still return their record, a backfill returns 0, turning the kill switch False, and the switch
-    counts as on. A record that was given up while it was being written may still turn up in the log. A
-    record of more than 1 MiB is refused in the same way.
+When the store fails A decision record never stops its caller. If the store does not confirm a call in time,
+the logger `scopegate.decisions` logs it, and `get_decision_service().failures` and the Prometheus counter
+`scopegate_library_emissions_failed_total` count it. Then `emit` and `emit_sync` return False, the `emit_*`
+functions still return their record, a backfill returns 0, turning the kill switch returns False, and the
+switch counts as on. A record whose call timed out while it was being written may still appear in the log. A
+record of more than 1 MiB is refused in the same way.
 
-What is put into a record becomes JSON at once, and is copied: it may be anything (see `DecisionRecord`).
+Values in a record are copied and become JSON at once. They may have any type (see `DecisionRecord`).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ logger = logging.getLogger("scopegate.decisions")
 
 _KILL_SWITCH: Switch = "care_kill_switch"
 
-# What only has to be true or false; as text every value would be true.
+# Arguments that are converted to booleans. As text, every value would count as true.
 _FLAGS = frozenset(
     {
         "evaluated",
@@ -111,7 +111,7 @@ _FLAGS = frozenset(
 )
 
 
-# Every call leaves a record ------------------------------------------------------------------------
+# Every call appends a record -----------------------------------------------------------------------
 
 
 def emit_routing_decision(
@@ -125,11 +125,11 @@ def emit_routing_decision(
     request_id: str | None = None,
     causal_role: CausalRole = CausalRole.PRE_RUN,
 ) -> DecisionRecord:
-    """Record which agent a request was routed to, or why to none.
+    """Record which agent a request was routed to, or why it was routed to none.
 
-    Selected where it was routed and an agent is named, which the reason repeats; rejected where it was not
-    and a reason is given; else none. Routing mostly comes before there is a run: see
-    `backfill_run_id_for_request`.
+    The outcome is "selected" if the request was routed and an agent is named, and the reason then names the
+    agent. It is "rejected" if the request was not routed and a reason is given, and otherwise "none". Routing
+    usually happens before the run exists: see `backfill_run_id_for_request`.
     """
     return _always_recorded("routing", locals())
 
@@ -145,7 +145,10 @@ def emit_recovery_decision(
     request_id: str | None = None,
     causal_role: CausalRole = CausalRole.IN_RUN,
 ) -> DecisionRecord:
-    """Record whether a recovery was considered (skipped where not) and triggered (selected, else none)."""
+    """Record whether a recovery was evaluated and triggered.
+
+    The outcome is "skipped" if it was not evaluated, "selected" if it was triggered, and otherwise "none".
+    """
     return _always_recorded("recovery", locals())
 
 
@@ -160,8 +163,11 @@ def emit_memory_decision(
     request_id: str | None = None,
     causal_role: CausalRole = CausalRole.IN_RUN,
 ) -> DecisionRecord:
-    """Record what became of a look into memory: not queried skipped, nothing matched none, injected selected,
-    matched but not injected blocked."""
+    """Record the result of a memory query.
+
+    The outcome is "skipped" if memory was not queried, "none" if nothing matched, "selected" if the match was
+    injected, and "blocked" if it was not injected.
+    """
     return _always_recorded("memory", locals())
 
 
@@ -176,8 +182,11 @@ def emit_policy_decision(
     request_id: str | None = None,
     causal_role: CausalRole = CausalRole.IN_RUN,
 ) -> DecisionRecord:
-    """Record a policy check: not evaluated skipped, kept selected, violated blocked at the severity "error"
-    and rejected at any other."""
+    """Record a policy check.
+
+    The outcome is "skipped" if the policy was not evaluated and "selected" if it was met. A violation is
+    "blocked" at the severity "error" and "rejected" at any other.
+    """
     return _always_recorded("policy", locals())
 
 
@@ -193,12 +202,15 @@ def emit_budget_decision(
     request_id: str | None = None,
     causal_role: CausalRole = CausalRole.PRE_RUN,
 ) -> DecisionRecord:
-    """Record a budget check: selected where it suffices; where it does not, blocked under "hard" enforcement,
-    else rejected or, where it proceeded all the same, selected."""
+    """Record a budget check.
+
+    The outcome is "selected" if the budget suffices. If it does not, the outcome is "blocked" under "hard"
+    enforcement; otherwise "selected" if the request proceeded anyway, and "rejected" if not.
+    """
     return _always_recorded("budget", locals())
 
 
-# Some calls leave a record -------------------------------------------------------------------------
+# Some calls append a record ------------------------------------------------------------------------
 
 
 def emit_budget_enforcement_decision(
@@ -210,7 +222,7 @@ def emit_budget_enforcement_decision(
     total_steps: int,
     tenant_id: str = "default",
 ) -> DecisionRecord | None:
-    """Record that a hard budget limit halted a run. None: that is recorded of this run already."""
+    """Record that a hard budget limit halted a run. None: a halt of this run is already recorded."""
     return _recorded("budget_enforcement", locals())
 
 
@@ -222,10 +234,11 @@ def emit_policy_precheck_decision(
     violations: Sequence[Any] | None = None,
     tenant_id: str = "default",
 ) -> DecisionRecord | None:
-    """Record that policy kept a request from becoming a run: blocked, or unavailable, which wins.
+    """Record that a policy pre-check kept a request from becoming a run.
 
-    None where the posture is not "strict", where the check passed, or where this outcome is recorded of this
-    request already.
+    The outcome is "unavailable" if the policy service was not available, even if the check failed, and
+    otherwise "blocked". Returns None if the posture is not "strict", if the check passed, or if this outcome
+    is already recorded for this request.
     """
     return _recorded("policy_precheck", locals())
 
@@ -239,8 +252,11 @@ def emit_recovery_evaluation_decision(
     failure_context: Mapping[str, Any] | None = None,
     tenant_id: str = "default",
 ) -> DecisionRecord | None:
-    """Record, after every halt or failure, what recovery there was: a recovery action of class "R1" applied,
-    of class "R2" suggested, else skipped. None: this failure of this run is recorded already."""
+    """Record the recovery after a halt or failure. Call it after each of them.
+
+    A recovery action of class "R1" counts as applied, one of class "R2" as suggested, anything else as
+    skipped. Returns None if this failure of this run is already recorded.
+    """
     return _recorded("recovery_evaluation", locals())
 
 
@@ -254,11 +270,11 @@ def emit_care_optimization_decision(
     shadow_mode: bool,
     tenant_id: str = "default",
 ) -> DecisionRecord | None:
-    """Record that optimization chose another agent than the baseline.
+    """Record that the optimization chose another agent than the baseline.
 
-    None where it is not enabled, in shadow mode, chose the baseline, was not confident enough, where the kill
-    switch is on, or where it is recorded of this request already. Raises CARESignalAccessError, before all
-    else, for a signal that is forbidden or unknown.
+    Returns None if the optimization is not enabled, is in shadow mode, chose the baseline or was not
+    confident enough, if the kill switch is on, or if an optimization is already recorded for this request.
+    Raises CARESignalAccessError for a forbidden or unknown signal, before any other check.
     """
     return _recorded("care_optimization", locals())
 
@@ -270,7 +286,7 @@ def _always_recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord
 
 
 def _recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord | None:
-    """The record of a call, submitted; None where a rule or the store's word says that there is none."""
+    """Make and submit the record of a call; None if a rule or the store decides that there is none."""
     store = library()
     made = emission(
         kind,
@@ -290,7 +306,7 @@ def _recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord | None
 
 
 def _argument(name: str, value: object) -> Any:
-    """An argument as the rules take it: flags as booleans, numbers and text as they are, the rest as JSON."""
+    """Convert an argument for the rules: flags to booleans, numbers and text unchanged, the rest to JSON."""
     if name in _FLAGS:
         return bool(value)
     return value if type(value) is str or isinstance(value, Number) else plain(value)
@@ -300,22 +316,22 @@ def _argument(name: str, value: object) -> Any:
 
 
 def _check_budget_enforcement_exists(run_id: str) -> bool:
-    """Whether a halt of this run is recorded. False, too, where the store cannot be read."""
+    """Whether a halt of this run is recorded. False if the store cannot be read."""
     return _is_kept(DecisionType.BUDGET_ENFORCEMENT, run_id)
 
 
 def _check_policy_precheck_exists(request_id: str, outcome: str) -> bool:
-    """Whether this outcome is recorded of this request. False, too, where the store cannot be read."""
+    """Whether this outcome is recorded for this request. False if the store cannot be read."""
     return _is_kept(DecisionType.POLICY_PRE_CHECK, request_id, outcome)
 
 
 def _check_recovery_evaluation_exists(run_id: str, failure_type: str) -> bool:
-    """Whether this failure of this run is recorded. False, too, where the store cannot be read."""
+    """Whether this failure of this run is recorded. False if the store cannot be read."""
     return _is_kept(DecisionType.RECOVERY_EVALUATION, run_id, failure_type)
 
 
 def _check_care_optimization_exists(request_id: str) -> bool:
-    """Whether an optimization is recorded of this request. False, too, where the store cannot be read."""
+    """Whether an optimization is recorded for this request. False if the store cannot be read."""
     return _is_kept(DecisionType.CARE_ROUTING_OPTIMIZED, request_id)
 
 
@@ -324,7 +340,7 @@ def _is_kept(decision_type: DecisionType, *parts: str) -> bool:
     try:
         return library().read_sync(lambda engine: engine.is_kept(key))
     except Exception as exc:
-        # Not the last word: who then emits meets the unique key in the store.
+        # False is safe, because a later emit still meets the unique key in the store.
         logger.warning("the store cannot say whether a decision is recorded: %s", exc)
         return False
 
@@ -333,10 +349,10 @@ def _is_kept(decision_type: DecisionType, *parts: str) -> bool:
 
 
 def backfill_run_id_for_request(request_id: str, run_id: str) -> int:
-    """Bind a run to the records that were left of its request before it existed; returns how many.
+    """Bind a run to the records of its request that were made before the run existed; returns how many.
 
-    Only records that are pre_run and have no run yet. The records themselves do not change: the binding is
-    kept beside them. 0 for empty ids, and, logged and counted, where the store fails.
+    Only records that are pre_run and have no run yet are bound. The records do not change, because the
+    binding is stored beside them. Returns 0 for empty ids, and, logged and counted, if the store fails.
     """
     request, run = as_text(request_id), as_text(run_id)
     if not request or not run:
@@ -346,23 +362,22 @@ def backfill_run_id_for_request(request_id: str, run_id: str) -> int:
 
 
 def check_signal_access(signal_name: str) -> bool:
-    """True for a signal that the optimization of routing may look at.
+    """True for a signal that the routing optimization may use.
 
-    Raises CARESignalAccessError, with the name as `signal`, for one that is forbidden or unknown.
+    Raises CARESignalAccessError, with the name as `signal`, for a forbidden or unknown signal.
     """
     check_signal(plain(signal_name))
     return True
 
 
 def activate_care_kill_switch() -> bool:
-    """Stop the optimization of routing: nothing more of it is recorded, by anybody on this store, until the
-    switch is turned back. True once that is on disk; False, logged, where the store fails."""
+    """Stop the routing optimization: no caller on this store can record one until the switch is off again.
+    True once that is on disk; False, logged, if the store fails."""
     return _turned(on=True)
 
 
 def deactivate_care_kill_switch() -> bool:
-    """Allow the optimization of routing again. True once that is on disk; False, logged, where the store
-    fails."""
+    """Allow the routing optimization again. True once that is on disk; False, logged, if the store fails."""
     return _turned(on=False)
 
 
@@ -372,7 +387,7 @@ def _turned(*, on: bool) -> bool:
 
 
 def is_care_kill_switch_active() -> bool:
-    """Whether the kill switch is on. True, too, where the store cannot be read: then restraint is right."""
+    """Whether the kill switch is on. True if the store cannot be read, because that is the safe answer."""
     try:
         return library().read_sync(lambda engine: engine.is_on(_KILL_SWITCH))
     except Exception as exc:

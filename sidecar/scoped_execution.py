@@ -18,20 +18,21 @@
     except ScopeRefused as refused:
         print(refused.code, refused.decision_id)
 
-The HTTP gate and these functions are faces of the same core, the same store and the same decision log: every
-grant, admission, refusal, end and revocation is a record there, with the origin `library`.
+The HTTP gate and these functions use the same core, the same store and the same decision log. Every grant,
+admission, refusal, settlement and revocation is a record in the log, with the origin `library`.
 
 What executing costs
-    An execution consumes one attempt and sets aside what the catalogue's `max_cost_usd` says before the
-    callable begins. When that has returned, its `cost_usd` takes the place of what was set aside. An
-    exception is an end like any other: the attempt stays spent, and the exception comes through. A callable
-    that takes longer than the catalogue's `timeout_seconds` (TimeoutError), or whose caller is cancelled, has
-    ended `unknown`: attempt and cost stay until somebody reconciles it (admin interface of a sidecar). A sync
-    callable that was given up so is left behind in its thread, which cannot be stopped.
+    Before the callable begins, an execution consumes one attempt and holds the catalogue's `max_cost_usd`.
+    When the callable returns, its `cost_usd` replaces the hold. An exception is an answer, too: the attempt
+    stays consumed, and the exception propagates. If a callable takes longer than the catalogue's
+    `timeout_seconds` (TimeoutError), or its caller is cancelled, the execution ends `unknown`. Then attempt
+    and hold stay until an operator reconciles the execution (admin interface of a sidecar). The thread of a
+    sync callable keeps running after that, because a thread cannot be stopped.
 
 What is refused
     Every refusal is a ScopeRefused, an Exception with `code`, `http_status`, `message`, `decision_id` and
-    `members`, which are attributes, too. Wrong types come first, then the first check that fails decides:
+    `members`; each member is also an attribute. Wrong types are checked first, then the first check that
+    fails decides:
 
     ======================= ==== =========================== ============================================
     exception               HTTP code                        attributes
@@ -48,16 +49,16 @@ What is refused
     ScopeRefused            400  invalid_request             member: what has a wrong type or is missing
     ======================= ==== =========================== ============================================
 
-    Terms of a scope that are none (a blank intent, a cost below 0) raise ValueError.
+    Invalid terms of a scope (a blank intent, a cost below 0) raise ValueError.
 
-When the store fails
-    Nothing is executed unrecorded: where the store cannot commit, or not within `deadline_seconds`,
-    StoreUnavailable comes through, naming the cause, and nothing has run. `BoundExecutionScope.is_valid` and
-    `can_execute` then say no. An end that cannot be written down is kept in memory and written later, and
-    the caller gets its result. What was in flight when the program died is `unknown` when the store is opened
-    next. Refusals consume nothing; calls that only look consume and record nothing.
+When the store fails Nothing is executed without a record. If the store cannot commit within
+`deadline_seconds`, the call raises StoreUnavailable, naming the cause, and nothing has run.
+`BoundExecutionScope.is_valid` and `can_execute` then answer no. A settlement that cannot be committed is kept
+in memory and written later, and the caller gets its result. Executions in flight when the program died become
+`unknown` when the store is opened again. Refusals consume nothing. Calls that only read consume and record
+nothing.
 
-The functions are async, `BoundExecutionScope` and `ScopeStore` are sync; all of it works from any thread.
+The functions are async; `BoundExecutionScope` and `ScopeStore` are sync. All of them work from any thread.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ async def create_recovery_scope(
 ) -> dict[str, Any]:
     """Create a bound execution scope for recovery action: the gate step.
 
-    Returns the scope as `BoundExecutionScope.to_dict` does. Raises ValueError, naming the term that is wrong,
+    Returns the scope as `BoundExecutionScope.to_dict` does. Raises ValueError, naming the wrong term,
     ScopeRefused (`policy_denied`) for an action that the configured catalogue does not list, and
     StoreUnavailable.
     """
@@ -169,13 +170,13 @@ async def execute_with_scope(
 ) -> dict[str, Any]:
     """Execute a recovery action within a valid scope: consume and record, then run the registered callable.
 
-    Target agents are those of `parameters["target_agents"]`. Returns success, scope_id, action, incident_id,
-    attempt_number, scope_status, attempts_remaining, cost_used_usd and executed_at; where a callable is
-    registered, `result` is what it returned. Raises ScopeRefused (its subclasses say why), StoreUnavailable,
-    TimeoutError, and whatever the callable raises.
+    The target agents are `parameters["target_agents"]`. Returns success, scope_id, action, incident_id,
+    attempt_number, scope_status, attempts_remaining, cost_used_usd and executed_at. If a callable is
+    registered, `result` is its return value. Raises ScopeRefused (its subclasses say why), StoreUnavailable,
+    TimeoutError, and the exceptions of the callable.
     """
     asked = library()
-    # A copy, so that what is judged is what the callable gets.
+    # A copy, so that the callable gets the parameters that were judged.
     given = copied(dict(parameters)) if isinstance(parameters, Mapping) else parameters
     command = admission(
         asked.policies, scope_id=scope_id, incident_id=incident_id, action=action, parameters=given
@@ -208,10 +209,10 @@ async def execute_with_scope(
 
 
 async def validate_scope_required(incident_id: str, action: str) -> None:
-    """Validate that execution without scope should fail: record the refusal and raise it.
+    """Refuse an execution without a scope: record the refusal and raise it.
 
-    Called by /recovery/execute when no scope_id provided. Always raises: ScopedExecutionRequired, or
-    ScopeRefused for names of a wrong type, or StoreUnavailable.
+    Call it when a request carries no scope_id. Always raises ScopedExecutionRequired, ScopeRefused for names
+    of a wrong type, or StoreUnavailable.
     """
     asked = library()
     await admit(asked, admission(asked.policies, scope_id=None, incident_id=incident_id, action=action))

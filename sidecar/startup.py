@@ -1,24 +1,25 @@
-"""The first lines that run: what must hold before anything else is imported.
+"""Prepares signals and standard descriptors before anything else is imported.
 
 Importing the program takes about half a second, and Python installs no handler for SIGTERM in that time.
 
-1. A process with the number 1, as in a container, ignores every signal that it has no handler for. A SIGTERM
-   during the imports would be lost, and the container would be killed at the end of its grace period. So
-   `run` stops from its first line on: until the event loop takes the signals over nothing is listening and
-   nothing is open, there is nothing to drain, and the process ends at once with code 0.
-2. No moment is without a handler. Python calls the old handler for what arrives before `signal.signal`
-   replaces it, and the event loop opens its wake-up pipe before it does that, so it hears what arrives after.
-3. SIGHUP asks for a reload. Before the program can reload, the request is kept: the files may have been read
-   just before they were changed.
-4. Other commands keep what users know: Ctrl-C says "Aborted!", and SIGTERM ends them. Only as process 1 they
-   need a handler for that.
-5. A descriptor 0, 1 or 2 that is closed (`2>&-`) is given to the next file that is opened, which may be the
-   database, and then what is printed goes there. Each closed one becomes /dev/null first.
-6. What standard error does not take (a full disk, a pipe without a reader) is dropped. The exit code still
-   says how a command ended, and an exception on the way to a message would change it.
+1. Process 1, as in a container, ignores every signal without a handler. A SIGTERM during the imports would be
+   lost, and the container would be killed at the end of its grace period. So `run` handles SIGTERM from its
+   first line on. Until the event loop takes over the signals, nothing is listening or open and there is
+   nothing to drain, so the process ends at once with code 0.
+2. A handler is installed at every moment. Python calls the old handler for a signal that arrives before
+   `signal.signal` replaces it. The event loop opens its wake-up pipe before it replaces the handler, so it
+   receives every later signal.
+3. SIGHUP asks for a reload. The request is remembered until the program can reload, because the files may
+   have been read just before they were changed.
+4. Other commands behave as usual: Ctrl-C prints "Aborted!", and SIGTERM ends them. They need a handler for
+   SIGTERM only as process 1.
+5. The system gives a closed descriptor 0, 1 or 2 (`2>&-`) to the next file that is opened. If that is the
+   database, printed text would go into it. So each closed descriptor is opened as /dev/null first.
+6. Text that standard error does not accept (a full disk, a pipe without a reader) is dropped. The exit code
+   reports how a command ended, and an exception while a message is printed would change it.
 
-Signals that arrive before these lines, while Python itself starts, are out of reach, unless what starts the
-program blocks them: then they wait, and the last line of the preparation for `run` lets them in.
+Signals that arrive earlier, while Python itself starts, cannot be handled here. If the parent process blocks
+them, they wait, and the last line of the preparation for `run` unblocks them.
 """
 
 import io
@@ -26,7 +27,7 @@ import os
 import signal
 import sys
 
-# What a shell reports for a program that SIGTERM ended.
+# The exit code that a shell reports for a program that SIGTERM ended.
 _TERMINATED = 128 + signal.SIGTERM
 
 _reload_requested = False
@@ -46,13 +47,13 @@ def prepare(*, serving: bool) -> None:
 
 
 def reload_requested() -> bool:
-    """Whether SIGHUP came before there was anything that could reload."""
+    """Whether SIGHUP arrived before the program could reload."""
     return _reload_requested
 
 
 # Signals ------------------------------------------------------------------------------------------------
 
-# The process ends in the handlers themselves: an exception could be lost in an import or a destructor.
+# The handlers end the process themselves, because an exception could be lost in an import or a destructor.
 
 
 def _end_well(number: int, frame: object) -> None:
@@ -72,7 +73,7 @@ def _request_reload(number: int, frame: object) -> None:
 
 
 class _Forgiving(io.FileIO):
-    """Counts as written what cannot be written."""
+    """A file that drops bytes which it cannot write, and reports them as written."""
 
     def write(self, data: object) -> int:
         whole = memoryview(data)  # type: ignore[arg-type]  # before Python 3.12 a buffer's type has no name
@@ -87,7 +88,7 @@ def _open_closed_descriptors() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # The system gives the lowest free number, and those below this one are taken by now.
+            # The system gives the lowest free number, and all lower numbers are in use by now.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))

@@ -1,7 +1,7 @@
-"""How commands reach a running sidecar: one connection a call, one answer, or a sentence that says why not.
+"""Calls a running sidecar: one connection per call, and one answer or an error that says why there is none.
 
-What answers is believed only where it answers as a sidecar does. This module ends no program and prints
-nothing, and it imports little, because health checks run it every few seconds.
+An answer is accepted only if it has the form of a sidecar's answer. This module neither prints nor exits. It
+imports little, because health checks run it every few seconds.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from sidecar.cli.shapes import Shape, misfit
 from sidecar.settings.addresses import Address, Listen, SocketFile
 
 TIMEOUT_SECONDS = 5.0
-# Above the longest page of decisions; what is longer is of something else.
+# Larger than the longest page of decisions. A longer answer does not come from a sidecar.
 MAX_ANSWER_BYTES = 1 << 26
 # A sidecar reads 8,190 bytes of a request's first line.
 MAX_TARGET_BYTES = 8_000
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-# Where a listener is open to every interface, this host reaches it here.
+# The addresses at which this host reaches a listener that is bound to every interface.
 _OWN = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class UnreachableError(Exception):
-    """Nothing answers there, or no sidecar does. The message says where, why, and what to do."""
+    """No answer came, or the answer is not a sidecar's. The message says where, why, and what to do."""
 
 
 class UncertainError(Exception):
-    """What was to be changed may have been: the request left, and no answer came."""
+    """The change may have been made: the request was sent, and no answer came."""
 
 
 class UnusableError(Exception):
-    """What was given cannot be used: a file that TLS needs, or more than a request can say."""
+    """An argument cannot be used: a TLS file, or values too long for a request."""
 
 
 class ProblemError(Exception):
-    """The sidecar answers with an error: its status, and its body."""
+    """The sidecar answered with an error. Holds its status and its body."""
 
     def __init__(self, status: int, body: dict[str, Any]) -> None:
         super().__init__(f"{body['error']}: {body['message']}")
@@ -56,10 +56,10 @@ class ProblemError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """With TLS: what the other side's certificate is held against, and what this side shows of itself.
+    """The TLS settings of a call: how the server's certificate is verified, and the client's own certificate.
 
-    `pinned` is the very certificate that is expected, whatever name it is for; `ca` signs the expected one,
-    which must then be for the host that is asked. Without either the system's list decides.
+    `pinned` is the exact certificate expected, for any name. `ca` must have signed the server's certificate,
+    which must then name the called host. Without either, the trust store of the system decides.
     """
 
     pinned: Path | None = None
@@ -82,7 +82,7 @@ class Trust:
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             if self.certificate is not None:
                 named = self.certificate
-                # Without a password at hand OpenSSL would ask the terminal for one.
+                # Without this password, OpenSSL would ask for one on the terminal.
                 context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
         except (OSError, ValueError) as exc:
             reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or exc
@@ -91,7 +91,8 @@ class Trust:
 
 
 def _first_certificate(file: Path) -> str:
-    """A listener's own certificate comes first in its file; those behind it are not to be trusted here."""
+    """The listener's own certificate, which is the first in its file. The others in it must not be
+    trusted."""
     found = _CERTIFICATE.search(file.read_text("ascii", "replace"))
     if found is None:
         raise ValueError("has no certificate")
@@ -100,7 +101,7 @@ def _first_certificate(file: Path) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a listener is, and whether it speaks TLS."""
+    """The address of a listener, and whether it uses TLS."""
 
     address: Address
     tls: bool = False
@@ -121,7 +122,7 @@ class Place:
         return cls(address=address, tls=tls)
 
     def reachable(self) -> Place:
-        """A listener that is open to every interface, as this host reaches it."""
+        """The place at which this host reaches a listener that is bound to every interface."""
         if isinstance(self.address, Listen) and self.address.host in _OWN:
             return replace(self, address=replace(self.address, host=_OWN[self.address.host]))
         return self
@@ -132,7 +133,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a sidecar answered: a JSON object, the decision that it recorded, if it did, and its date."""
+    """The answer of a sidecar: a JSON object, its Date header, and the id of the recorded decision, if
+    any."""
 
     status: int
     body: dict[str, Any]
@@ -150,7 +152,7 @@ class Listener:
     timeout: float = TIMEOUT_SECONDS
 
     def get(self, path: str, shape: Shape, **query: str | int | None) -> Answer:
-        """What it shows under a path. Members of the query that are None are left out."""
+        """GET a path. Members of the query that are None are left out."""
         wanted = {name: value for name, value in query.items() if value is not None}
         target = path + (f"?{urlencode(wanted, errors='surrogateescape')}" if wanted else "")
         return self.ask("GET", target, shape)
@@ -166,11 +168,11 @@ class Listener:
         also: int = 200,
         look: str | None = None,
     ) -> Answer:
-        """One request and its answer, which must be of the shape. Bytes are sent as they are, anything else
-        as JSON; `also` is a status that is an answer and no error here. What changes something names with
-        `look` the command that shows whether it was done.
+        """Send one request and return its answer, which must match the shape.
 
-        Raises UnreachableError, ProblemError, UnusableError, and with `look` UncertainError.
+        A body of bytes is sent unchanged, any other body as JSON. `also` is a second status that counts as
+        success. A request that changes something gives `look`: the command that shows whether the change was
+        made. Raises UnreachableError, ProblemError, UnusableError, and with `look` UncertainError.
         """
         content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         kind = {} if content is None else {"Content-Type": "application/json"}
@@ -195,8 +197,9 @@ class Listener:
         headers: Mapping[str, str | bytes] = {},
         look: str | None = None,
     ) -> tuple[int, Mapping[str, str], str]:
-        """Status, head and text of whatever answers, in `timeout` seconds from the connection to the last
-        byte. Raises UnreachableError, UnusableError and UncertainError."""
+        """Exchange one request for status, headers and text of any HTTP server. All of it, from the
+        connection to the last byte, takes at most `timeout` seconds. Raises UnreachableError, UnusableError
+        and UncertainError."""
         if len(target) > MAX_TARGET_BYTES:
             raise UnusableError(
                 f"what is asked takes {len(target):,} bytes, and {MAX_TARGET_BYTES:,} can be sent; "
@@ -225,7 +228,8 @@ class Listener:
     def stranger(
         self, status: int, problem: Mapping[str, Any] | None = None, odd: str | None = None
     ) -> UnreachableError:
-        """What answers is no sidecar's listener of this name; `odd` is what looks otherwise."""
+        """The error for an answer that is not from this listener of a sidecar. `odd` is the member that does
+        not fit."""
         said = f"{status}, and not as a sidecar would"
         if problem is not None:
             said = f"{status}: {problem['message'].rstrip('.')}"
@@ -247,13 +251,13 @@ class Listener:
         return getattr(exc, "strerror", None) or str(exc)
 
 
-# An answer that does not come, or ends before its end.
+# The exceptions for an answer that is missing or incomplete.
 _CUT = (http.client.RemoteDisconnected, http.client.IncompleteRead)
 
 
 class _Connection(http.client.HTTPConnection):
-    """The one way to a sidecar: HTTP/1.1 over TCP or a Unix socket, in the clear or within TLS, and all of a
-    call until one deadline, however often a byte comes. It connects with the first request."""
+    """A connection to a sidecar: HTTP/1.1 over TCP or a Unix socket, with or without TLS. One deadline covers
+    the whole call, also if bytes keep arriving. The first request connects."""
 
     def __init__(self, place: Place, context: ssl.SSLContext | None, timeout: float) -> None:
         address = place.address
@@ -286,7 +290,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock = _Timed(connected, self)
 
     def _dialled(self, host: str, port: int) -> socket.socket:
-        """A host may have several addresses; they share the time."""
+        """Connect to the first address of the host that works. All addresses share the deadline."""
         failure = OSError("it has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
             connected = socket.socket(family, kind, protocol)
@@ -308,7 +312,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _Timed:
-    """What http.client needs of a socket; each step gets the time that is left."""
+    """The part of a socket that http.client uses. Each operation gets the time that is left."""
 
     def __init__(self, connected: socket.socket, call: _Connection) -> None:
         self._connected = connected
@@ -328,12 +332,12 @@ class _Timed:
 
 
 class _TimedReads(io.RawIOBase):
-    """The answer as it comes, until the deadline."""
+    """The raw stream of the answer, read until the deadline."""
 
     def __init__(self, connected: socket.socket, call: _Connection) -> None:
         self._connected = connected
         self._call = call
-        # It keeps the connection open for as long as the answer is read.
+        # The file object keeps the connection open while the answer is read.
         self._raw = connected.makefile("rb", buffering=0)
 
     def readable(self) -> bool:
@@ -349,7 +353,7 @@ class _TimedReads(io.RawIOBase):
 
 
 def within(name: str) -> str:
-    """A name as one segment of a path."""
+    """Escape a name as one segment of a path."""
     return quote(name, safe="", errors="surrogateescape")
 
 

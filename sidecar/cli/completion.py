@@ -1,4 +1,5 @@
-"""`scopegate completion`: what makes a shell complete commands, options and their values."""
+"""`scopegate completion`: prints the script that makes a shell complete commands, options and their
+values."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`scopegate config`: what is in force and who said so, and the schema by which editors know the file.
+"""`scopegate config`: shows the values in force and their sources, and the schema of the file for editors.
 
-A value that may hold a password is never shown whole, and no file but the configuration is read: whoever
-looks need not be able to read keys.
+A value that may hold a password is never shown in full. No file but the configuration is read, so the command
+does not need access to the keys.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from sidecar.settings.reading import Loaded, Settings
 
 MASKED = "***"
 
-# The password of a URL, up to the last @, since one that is not escaped may hold any character.
+# The password of a URL, up to the last @, because an unescaped password may hold any character.
 _PASSWORD = re.compile(r"([^:/?#]+://[^:@/]*):.*@", re.DOTALL)
-# An @ behind a question mark: of a password, or of a member of the query. Nobody can tell.
+# An @ after a question mark. It may belong to a password or to the query; the two cannot be told apart.
 _EITHER = re.compile(r"(?<=://).*[?#].*@.*", re.DOTALL)
-# What any member of a query may hold; one without a name is all value, and so is a fragment.
+# The value of a member of the query. A member without a name, and a fragment, count as a value.
 _MEMBER = re.compile(r"(?<=[?&;])(?:([^=&;#]+=)[^&;#]*|[^&;#]+)|(?<=#).+", re.DOTALL)
-# A variable holds a secret where a part of its name ends like this, unless it names the place of a file.
+# The names of variables that hold a secret: a part of the name ends like this, unless it names a file.
 _SECRET_NAME = re.compile(
     r"(?!.*_(?:file|path|dir|folder)$).*"
     r"(?:pass|passw(?:or)?d|passphrase|pwd|pw|secret|token|key|cred(?:ential)?|auth)s?[0-9]*(?:_|$)",
@@ -94,7 +94,7 @@ def show(config: Path, overrides: tuple[str, ...], keys: tuple[str, ...], *, as_
 
 
 def _wanted(words: Sequence[str]) -> list[str]:
-    """The keys that are asked for, in the order of the file."""
+    """The requested keys, in the order of the file."""
     known = {dotted(path): field for path, field in keys_of(Settings)}
     for word in words:
         if word not in known:
@@ -106,7 +106,7 @@ def _wanted(words: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Told:
-    """One key: its value as it may be shown, and where it was given; what is in force comes first."""
+    """One key: its value without secrets, and the places that set it. The place in force comes first."""
 
     key: str
     value: Any
@@ -123,7 +123,7 @@ class _Told:
         }
 
     def lines(self) -> Iterator[str]:
-        """The value as the file would have it; a list that is not empty in several lines."""
+        """The value as the file would hold it. A list that is not empty takes several lines."""
         if isinstance(self.value, list) and self.value:
             text = yaml.safe_dump(self.value, sort_keys=False, allow_unicode=True, default_flow_style=None)
             yield from map(cell, text.splitlines())
@@ -163,7 +163,7 @@ def _told(loaded: Loaded, keys: Sequence[str]) -> list[_Told]:
 
 
 def _variables(written: Document | None, path: tuple[str, ...]) -> dict[str, bool]:
-    """The variables that a value of the file, as it is written there, is made of."""
+    """The variables that the text of a value in the file names."""
     value = written.value if written is not None else None
     for step in path:
         value = value.get(step) if isinstance(value, dict) else None
@@ -172,7 +172,7 @@ def _variables(written: Document | None, path: tuple[str, ...]) -> dict[str, boo
 
 
 def without_secrets(key: str, value: Any, variables: Mapping[str, bool]) -> Any:
-    """The value without what is secret in it."""
+    """The value with its secrets masked."""
     if any(map(_SECRET_NAME.match, variables)):
         return MASKED
     if key not in SECRET or value is None:

@@ -1,4 +1,4 @@
-"""`scopegate decisions`: the records of what was decided; list them, show one, follow them as they come."""
+"""`scopegate decisions`: lists decision records, shows one, and follows new ones."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ PATH = "/api/v1/decisions"
 
 
 def filters(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which decisions."""
+    """Add the options that filter decisions."""
     for option in (
         tenant_option,
-        # What callers of the library name their runs and requests is bounded by nothing but the request.
+        # These two are not validated, because callers of the library may choose any run and request ids.
         click.option("--run-id", metavar="ID", help="Only those of this run."),
         click.option("--request-id", metavar="ID", help="Only those of this request."),
         click.option(
@@ -56,7 +56,7 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _named(wanted: dict[str, Any]) -> dict[str, str | None]:
-    """The filters by the names that the admin interface has for them."""
+    """The filters under their names in the admin interface."""
     return {("tenant_id" if name == "tenant" else name): value for name, value in wanted.items()}
 
 
@@ -164,11 +164,11 @@ def tail(sidecar: Access, last: int, interval: float, *, as_json: bool, **wanted
             time.sleep(interval)
             found = following.new()
     except KeyboardInterrupt:
-        pass  # that is how it ends
+        pass  # Ctrl-C is the normal end of this command
 
 
 class Following:
-    """Each decision once: by writer and number in its log, whatever was restarted in between."""
+    """Yields each decision once, also across restarts, by the writer and the record number."""
 
     def __init__(self, listener: Listener, wanted: dict[str, str | None]) -> None:
         self._listener = listener
@@ -177,13 +177,14 @@ class Following:
         self._lost = False
 
     def first(self, count: int) -> list[dict[str, Any]]:
-        """The newest ones, oldest first; what comes behind them is new."""
+        """The newest decisions, oldest first. `new` returns those after them."""
         found = self._page(max(1, count), None)["decisions"]
         self._remember(found)
         return list(reversed(found[:count]))
 
     def new(self) -> list[dict[str, Any]]:
-        """What came since, oldest first; nothing while the sidecar is away, which is said once."""
+        """The decisions since the last call, oldest first; none while the sidecar is away, which is reported
+        once."""
         try:
             found = self._since()
         except (UnreachableError, ProblemError) as exc:
@@ -223,7 +224,8 @@ class Following:
 
 
 def _row(decision: dict[str, Any]) -> dict[str, str]:
-    """A decision in a table. What a program told has its type; the gate's own events say enough."""
+    """A decision as a row of the table. Only emitted records show their type, because the event of the others
+    says enough."""
     event: str = decision["event"]
     return {
         "time": moment(decision["decided_at"]),
@@ -237,8 +239,8 @@ def _row(decision: dict[str, Any]) -> dict[str, str]:
     }
 
 
-# Why: what a record of each event says besides its columns. Any member of `details` may be masked; then the
-# mask is shown that stands for it.
+# The "why" of a record: what each event says besides its columns. Any member of `details` may be masked; then
+# the mask is shown.
 
 
 def _reason(decision: dict[str, Any]) -> str | None:
@@ -252,7 +254,7 @@ def _rules(decision: dict[str, Any]) -> str | None:
 
 
 def _would_refuse(decision: dict[str, Any]) -> str | None:
-    """The rules that only record, and where no rule but the gate itself would refuse, its error."""
+    """The shadow rules that would refuse; if the gate itself would refuse, its error."""
     told = decision["details"].get("would_refuse")
     if not isinstance(told, list):
         return f"would refuse: {plain(told)}" if told else None
@@ -278,7 +280,7 @@ def _cause(decision: dict[str, Any]) -> str | None:
 
 
 def _count(decision: dict[str, Any]) -> str | None:
-    """How many requests the summary of a flood stands for."""
+    """The number of requests that the summary of a flood represents."""
     count = decision["details"].get("count")
     return f"{plain(count)} requests" if count is not None else None
 
@@ -320,7 +322,7 @@ def _line(row: dict[str, str]) -> str:
 
 
 def _told(decision: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    """A decision in lines for people."""
+    """The labelled lines of a decision."""
     yield "decision", decision["decision_id"]
     yield "time", when(decision["decided_at"])
     yield "recorded", when(decision.get("recorded_at"))

@@ -1,7 +1,8 @@
-"""`scopegate demo`: an example recovery backend, the sidecar before it, and PIN-162's steps A1 to A5.
+"""`scopegate demo`: an example recovery backend, the sidecar before it, and steps A1 to A5 of the recovery
+API.
 
-All of it is real: HTTP servers on free loopback ports, a store on disk, requests over sockets. Only the
-backend is invented. It executes whatever it is told to, as most recovery services do.
+HTTP servers on free loopback ports, the store on disk and the requests over sockets are real. Only the
+backend is an example. It executes every request, as most recovery services do.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sidecar.serve import Sidecar
 from sidecar.settings import reading as settings
 from sidecar.store.verify import verify_sqlite
 
-# Two entries of policies/actions.yaml: an installed wheel has no such folder, and the demo runs there, too.
+# Two entries of policies/actions.yaml. They are repeated here, because an installed wheel has no such folder.
 # An execution holds 100,000 micro-dollars (0.10 USD) of its scope until its real cost is known.
 POLICIES = PolicySet(
     revision="demo",
@@ -46,7 +47,7 @@ RECORDS_LEFT = ("refused", "issued", "admitted", "settled", "refused", "refused"
 
 
 class ExampleBackend:
-    """Three agents, one of them with an open incident. Nothing here knows of scopes."""
+    """A backend with three agents, one of them with an open incident. It does not know about scopes."""
 
     def __init__(self) -> None:
         self.executions: list[str] = []
@@ -74,7 +75,7 @@ class ExampleBackend:
             return web.json_response({"success": False, "error": "no such incident or action"}, status=404)
         self.agents[agent]["status"] = "running"
         answer = {"success": True, "action": action, "agent": agent, **self.agents[agent]}
-        # What the execution really cost. The gate settles its hold with it.
+        # The real cost of the execution. The gate settles the hold with it.
         return web.json_response(answer, headers={"X-Recovery-Cost-USD": "0.04"})
 
 
@@ -91,7 +92,7 @@ class Running(NamedTuple):
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Running]:
-    """The example backend with the sidecar before it; gone without a trace at the end."""
+    """Run the example backend with the sidecar before it, and remove their files at the end."""
     with tempfile.TemporaryDirectory(prefix="scopegate-demo-") as folder:
         store = Path(folder, "scopegate.db")
         example = ExampleBackend()
@@ -135,7 +136,7 @@ async def demonstrate(*, once: bool) -> bool:
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """The answer to one step."""
 
     status: int
     headers: Mapping[str, str]
@@ -143,7 +144,7 @@ class Answer(NamedTuple):
 
 
 class Walk:
-    """PIN-162's steps, one after the other, each with what it must answer."""
+    """The steps A1 to A5 in order, each with its expected answer."""
 
     def __init__(self, gate: str) -> None:
         self._gate = gate
@@ -190,7 +191,7 @@ class Walk:
         return answer
 
     def _expect(self, answer: Answer, status: int, what: str, holds: bool | None = None) -> None:
-        """One line that says whether the step held. `what` is the error code, unless `holds` is given."""
+        """Print whether the step passed. `what` is the expected error code, unless `holds` is given."""
         error = answer.body.get("error")
         held = answer.status == status and (error == what if holds is None else holds)
         found = "" if held else f", but it answered {answer.status} {error or 'otherwise'}"
@@ -199,7 +200,7 @@ class Walk:
 
 
 async def _what_is_left(demo: Running) -> bool:
-    """The records of the walk, as the admin listener shows them, and what reached the backend."""
+    """Print the records of the walk as the admin listener shows them, and the requests at the backend."""
     async with ClientSession() as session, session.get(f"{demo.admin}/api/v1/decisions") as response:
         records = (await response.json())["decisions"][::-1]
     click.secho("\nThe decision records that this left, oldest first", bold=True)
@@ -210,7 +211,7 @@ async def _what_is_left(demo: Running) -> bool:
         click.echo(f"  {record['seq']:<3}{event:<10}{outcome:<10}{action:<15}{reason}".rstrip())
     events = tuple(record["event"] for record in records)
     _verdict(events == RECORDS_LEFT, f"expected {len(RECORDS_LEFT)} records: {', '.join(RECORDS_LEFT)}")
-    verified = await asyncio.to_thread(verify_sqlite, demo.store)  # raises where the log was tampered with
+    verified = await asyncio.to_thread(verify_sqlite, demo.store)  # raises if the log was tampered with
     _verdict(True, f"their hash chain verifies, up to {verified.head.hex()[:16]}...")
     seen = demo.example.executions
     _verdict(len(seen) == 1, f"expected one call of the backend: {', '.join(seen) or 'none'}")
@@ -221,7 +222,7 @@ async def _what_is_left(demo: Running) -> bool:
 
 
 async def serve() -> None:
-    """Print what can be tried, then serve until somebody stops it."""
+    """Print commands to try, then serve until SIGINT or SIGTERM."""
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -235,12 +236,12 @@ async def serve() -> None:
 
 
 def commands(demo: Running) -> str:
-    """PIN-162's steps, and where to look, as shell commands with the real addresses in them."""
+    """The steps A1 to A5, and commands that show the results, as shell commands with the real addresses."""
     get = "curl -s -w '\\n'"
     scopes = f"{demo.gate}/api/v1/recovery/scopes"
 
     def post(path: str, body: dict[str, Any]) -> str:
-        # Quotes close before $SCOPE and open again after it, so that the shell fills it in.
+        # The quotes close before $SCOPE and open again after it, so that the shell expands it.
         text = json.dumps(body).replace("$SCOPE", "'$SCOPE'")
         return f"{get} -i {demo.gate}{path} -H 'Content-Type: application/json' \\\n  -d '{text}'"
 

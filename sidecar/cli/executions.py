@@ -1,4 +1,4 @@
-"""`scopegate executions`: how executions ended, and what became of those that nobody knows about."""
+"""`scopegate executions`: lists executions with their outcomes, and reconciles those with unknown outcome."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def reconcile(
 
 
 def told(execution: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    """An execution in lines for people."""
+    """The labelled lines of an execution."""
     attempt = execution["attempt_number"]
     yield "execution", execution["decision_id"]
     yield "status", execution["status"]
@@ -109,7 +109,7 @@ def told(execution: dict[str, Any]) -> Iterator[tuple[str, object]]:
 
 
 def row(execution: dict[str, Any]) -> dict[str, str]:
-    """An execution in a table."""
+    """An execution as a row of the table."""
     status = execution["http_status"]
     return {
         "decision": execution["decision_id"],

@@ -1,4 +1,5 @@
-"""`scopegate explain`: would this be let through, and if not, why, and what to do. Asks; changes nothing."""
+"""`scopegate explain`: says whether a request would be admitted, and if not, why and what to do. It changes
+nothing."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def explain(
 
 
 def _body(given: str | None, members: dict[str, str]) -> bytes:
-    """What is asked about, as bytes: the sidecar judges them as they are."""
+    """The request body as bytes. The sidecar judges them unchanged."""
     if (given is None) == (not members):
         raise click.UsageError("give a body, or --action, --incident-id and --scope-id instead of one")
     if given is None:
@@ -100,14 +101,14 @@ def _ask(listener: Listener, body: bytes, route: str | None, tenant: dict[str, b
     except ProblemError as exc:
         if route is not None and exc.body["error"] == "invalid_request":
             misconfigured(f"--route: {listener.place} answers: {shown(exc.body['message'], 2_000)}")
-        raise listener.stranger(exc.status, exc.body) from exc  # whatever is asked, a sidecar explains it
+        raise listener.stranger(exc.status, exc.body) from exc  # a sidecar explains every request
 
 
 # Telling ------------------------------------------------------------------------------------------------
 
 
 def _told(answer: dict[str, Any]) -> Iterator[str]:
-    """The answer in lines for people."""
+    """The lines of the answer."""
     said = answer["message"] if answer["error"] is None else f"{answer['error']}: {answer['message']}"
     yield line("allowed" if answer["allowed"] else "refused", said)
     yield line("next", answer["next"])
@@ -134,7 +135,7 @@ def _told(answer: dict[str, Any]) -> Iterator[str]:
 
 
 def _brake(brake: dict[str, Any]) -> str:
-    """How far it is used, and until when it holds."""
+    """How much of a brake is used, and until when it holds."""
     counted = ", ".join(f"{facet} {_value(value)}" for facet, value in brake["per"].items()) or "all together"
     most = "" if brake["max_attempts"] is None else f" of {brake['max_attempts']}"
     window = f" in {brake['window_seconds']} s" if brake["window_seconds"] else ""

@@ -1,4 +1,4 @@
-"""What commands that list have in common: their options, what those may be, and pages."""
+"""Shared parts of the list commands: their options, the validation of these, and paging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_PAGE = 1_000
 
 
 def name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """An id, as it may stand in a path."""
+    """Validate an id that is put into a path."""
     del ctx, param
     if not is_identifier(value) or set(value) & set("/{}") or value in (".", ".."):
         raise click.BadParameter("must be 1 to 256 printable characters, none of them a slash or a brace")
@@ -23,7 +23,7 @@ def name(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def identifier(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """An id, as a filter."""
+    """Validate an id that is used as a filter."""
     del ctx, param
     if value is not None and not is_identifier(value):
         raise click.BadParameter("must be 1 to 256 printable characters")
@@ -31,7 +31,7 @@ def identifier(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def usd(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """An amount of dollars."""
+    """Validate an amount of dollars."""
     del ctx, param
     if value is None:
         return None
@@ -68,7 +68,7 @@ def pages(
     **filters: str | None,
 ) -> dict[str, Any]:
     """Up to `limit` members of a list, or all, as one document with the `next` of the last page. A page may
-    be shorter than what was asked for, and still have a next one."""
+    be shorter than requested and still have a next page."""
     found: list[Any] = []
     cursors = Cursors(listener)
     while True:
@@ -82,7 +82,7 @@ def pages(
 
 
 class Cursors:
-    """A list ends: what names a page again would be followed for ever."""
+    """Checks the cursors of a list. A cursor that repeats would make the list endless."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -97,6 +97,6 @@ class Cursors:
 
 
 def tell_of_more(found: dict[str, Any]) -> None:
-    """A list that was cut says so, so that nobody takes it for all."""
+    """Say on standard error that a list is incomplete."""
     if found["next"] is not None:
         click.echo(f"There are more; go on with --before {found['next']}", err=True)

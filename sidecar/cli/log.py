@@ -80,7 +80,7 @@ def verify(config: Path, overrides: tuple[str, ...], public_keys: tuple[Path, ..
 
 
 def _attested(file: Path | None, attestation: Attestation, verified: Verified) -> Iterator[str]:
-    """How far the log is attested, in sentences."""
+    """Sentences that say how far the log is attested."""
     if verified.attested is not None:
         checkpoint = verified.attested.checkpoint
         yield f"Attested up to record {checkpoint.count}, by key {checkpoint.key_id} at {checkpoint.time}."
@@ -118,7 +118,7 @@ def keygen(file: Path) -> None:
         except OSError as exc:
             if path == public:
                 with suppress(OSError):
-                    os.unlink(file)  # made a moment ago, for nothing
+                    os.unlink(file)  # this call created it, and a key without its other half is useless
             failed(f"cannot make {path}: {exc.strerror or exc}; nothing was changed")
     click.echo(f"key id   {key.public.id}")
     click.echo(f"private  {file}, which signs: keep it secret")
@@ -166,7 +166,7 @@ def export(config: Path, overrides: tuple[str, ...], output: Path | None, after:
                 stream.write(line)
                 progress(seq - after, last - after)
     except BrokenPipeError:
-        give_output_up()  # whoever read has had enough
+        give_output_up()  # the reader of the pipe has closed it
     except LogTampered as exc:
         tampered(exc)
     except StoreUnavailable as exc:
@@ -179,7 +179,7 @@ def export(config: Path, overrides: tuple[str, ...], output: Path | None, after:
 
 @contextmanager
 def _written(output: Path | None) -> Iterator[BinaryIO]:
-    """What is to be written to: standard output, or a file that takes its name once it is whole."""
+    """The stream to write to: standard output, or a file that gets its final name when it is complete."""
     if output is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

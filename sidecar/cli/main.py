@@ -1,6 +1,7 @@
-"""Commands and their options; what they do is done elsewhere.
+"""The main command and its options. Other modules do the work.
 
-What a command needs is imported when it runs: a health check is run every few seconds, and pays for no other.
+A command imports its modules when it runs, because a health check runs every few seconds and must not load
+the others.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from sidecar.live.reload import Files
     from sidecar.settings.reading import Settings
 
-# The commands of modules of their own, by the module that has each under its name.
+# The commands that are in their own modules, by command name. The module holds the command under its name.
 ELSEWHERE = {
     "completion": "completion",
     "config": "config",
@@ -58,7 +59,7 @@ log_format_option = click.option(
 
 
 class Commands(click.Group):
-    """Imports the module of a command when somebody asks for it; ends well where nobody can be told."""
+    """Imports the module of a command on first use, and exits cleanly if the output cannot be written."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -99,7 +100,7 @@ def main() -> None:
     """A sidecar that lets a recovery action through only if it consumes an execution scope."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show ends no command
+            stream.reconfigure(errors="backslashreplace")  # an unencodable character must not end a command
 
 
 @main.command(
@@ -181,7 +182,7 @@ def demo(once: bool) -> None:
 
 
 def _is_of_output(exc: OSError) -> bool:
-    """Whether what failed was telling somebody: all that commands say goes through `echo`."""
+    """Whether writing output failed. All output of commands goes through `echo`."""
     last = exc.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

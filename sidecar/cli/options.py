@@ -1,6 +1,6 @@
-"""What commands share: their options, their exit codes, how they ask a running sidecar, and how they end.
+"""Shared parts of the commands: options, exit codes, access to a running sidecar, and the ways to end.
 
-Only what reads a configuration imports what that takes: a health check is run every few seconds.
+The modules that read a configuration are imported on use, because a health check runs every few seconds.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="The answer a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """A running sidecar, as the options of a command lead to it."""
+    """A running sidecar, found by the options of a command."""
 
     listener: Listener
     settings: Settings | None
 
     def beside(self, name: Literal["data"], address: str | None) -> Listener:
-        """Another listener of the same sidecar, where the command's options or the configuration say that it
-        is. Not where the status says: that is how its own host reaches it, and this may be another one."""
+        """Another listener of the same sidecar, at the address of the options or of the configuration. The
+        address in the sidecar's status is not used, because it may be valid only on the sidecar's host."""
         if address is None and self.settings is None:
             raise click.UsageError(
                 f"this sidecar serves scopes on {name}; give its address with --{name}, as this host reaches "
@@ -91,7 +91,7 @@ class Access:
         )
 
     def tenant_header(self, tenant: str | None) -> dict[str, bytes]:
-        """The header that names the tenant, where the configuration has one."""
+        """The header that names the tenant, if the configuration has one."""
         from sidecar.core.facts import is_identifier
 
         if tenant is not None and not is_identifier(tenant):
@@ -113,10 +113,10 @@ class Access:
 
 
 def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """For a command that asks a listener of a running sidecar: the options that say which, as an `Access`.
+    """Decorate a command that calls a listener: adds the options that locate it, and passes an `Access`.
 
-    Where nobody answers, the command ends with exit code 3 and a sentence that says so; where the sidecar
-    answers with an error, with 1 and the error; with 1, too, where what was to be changed may have been.
+    If no sidecar answers, the command ends with exit code 3 and a message. If the sidecar answers with an
+    error, or a change may or may not have been made, it ends with exit code 1 and a message.
     """
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
@@ -206,7 +206,8 @@ def _place(name: Literal["data", "admin", "ops"], settings: Settings | None, tex
 
 
 def _certificate_of(settings: Settings, name: str) -> Path | None:
-    """The certificate that a listener shows: on its own host it is known, so no other is accepted."""
+    """The certificate of a listener. It is known on the listener's own host, so no other is accepted
+    there."""
     certificate: Path | None = getattr(settings, name).tls.certificate_file
     return certificate
 
@@ -215,7 +216,7 @@ def _certificate_of(settings: Settings, name: str) -> Path | None:
 
 
 def load_settings(config: Path, overrides: tuple[str, ...], *, read_keys: bool = True) -> Settings:
-    """The settings, or the end of the program with every mistake in them."""
+    """Load the settings. Ends the program with a message about every mistake in them."""
     from sidecar.errors import ConfigurationError
     from sidecar.settings import reading as settings
 
@@ -230,7 +231,7 @@ def load_settings(config: Path, overrides: tuple[str, ...], *, read_keys: bool =
 
 
 def files_of(config: Path, overrides: tuple[str, ...]) -> Files:
-    """The files to run with, and what overrides them from now on."""
+    """The files of the configuration, and the values that override them now and at every reload."""
     from sidecar.live.reload import Files
 
     return Files(config, environment=os.environ, overrides=pairs(overrides))
@@ -253,7 +254,7 @@ def warn(warnings: tuple[str, ...]) -> None:
 
 # Reading the log ------------------------------------------------------------------------------------
 
-# How often a progress bar is drawn anew, at most.
+# The most redraws of a progress bar.
 STEPS = 200
 
 public_key_option = click.option(
@@ -267,14 +268,14 @@ public_key_option = click.option(
 
 
 def database(config: Path, loaded: Settings) -> Path:
-    """The file that the log is in."""
+    """The database file. Ends the program if the store is in memory."""
     if loaded.store.file is None:
         misconfigured(f"{config}: store.url: a store in memory has no log that could be read")
     return loaded.store.file
 
 
 def attestation_of(loaded: Settings, public_keys: tuple[Path, ...]) -> Attestation:
-    """What the checkpoints attest. Raises LogTampered and StoreUnavailable."""
+    """Read the checkpoint file. Raises LogTampered and StoreUnavailable."""
     from sidecar.store.attestation import NONE, read_checkpoints
 
     keys = _keys(loaded, public_keys)
@@ -284,7 +285,7 @@ def attestation_of(loaded: Settings, public_keys: tuple[Path, ...]) -> Attestati
 
 
 def check_known(attestation: Attestation) -> None:
-    """The end of the program where a checkpoint is of a key that nobody knows."""
+    """End the program if an unknown key signed a checkpoint."""
     for key_id, count in attestation.unknown.items():
         failed(
             f"not verified whole: {count} checkpoints are of the key {key_id}, which is not known; "
@@ -293,7 +294,7 @@ def check_known(attestation: Attestation) -> None:
 
 
 def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
-    """The keys whose checkpoints count."""
+    """The public keys whose checkpoints are accepted."""
     from sidecar.errors import KeyFileUnusable
     from sidecar.files.signing import load_public_key, load_signing_key
 
@@ -317,7 +318,7 @@ def _named(file: Path, load: Callable[[Path], T]) -> T:
 
 @contextmanager
 def progress_bar(label: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    """Draws a bar on standard error; gives the function that is told (done, in all)."""
+    """Draw a bar on standard error. Yields the function that takes (done, total)."""
     drawn = 0
     with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as bar:
 
@@ -341,17 +342,17 @@ def tampered(exc: LogTampered) -> NoReturn:
 
 
 def tell(document: object) -> None:
-    """A JSON document on a line of its own, in ASCII: nothing in it can move a cursor."""
+    """Print a JSON document on one line, in ASCII, so that it contains no control characters."""
     click.echo(json.dumps(document).replace("\x7f", "\\u007f"))
 
 
 def give_output_up() -> None:
-    """What standard output did not take must not be tried again at exit."""
+    """Redirect standard output to /dev/null, so that Python does not write the rest again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def refused(problem: ProblemError, *, as_json: bool = False) -> NoReturn:
-    """The end, with the sidecar's error: its name and its words, then what it brings along."""
+    """End the program with the sidecar's error: its code and message, then its other members."""
     from sidecar.cli.tables import cell, lines_of
 
     if as_json:
@@ -375,7 +376,7 @@ def misconfigured(message: str) -> NoReturn:
 
 
 def ended(code: int, message: str) -> NoReturn:
-    """The end, with a sentence on one line in which nothing is left that a terminal would obey."""
+    """End the program with a message on one line, without control characters."""
     from sidecar.files.yamlfile import shown
 
     click.echo(f"scopegate: {shown(message, 4_000)}", err=True)

@@ -1,4 +1,4 @@
-"""`scopegate policy`: what policies say to cases beside them, and what another set would have said so far."""
+"""`scopegate policy`: tests policies with the cases beside them, and replays the log against another set."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from sidecar.policies import testing as policytests
 from sidecar.policies.gaterecords import Finding, Kind, instant
 from sidecar.policies.replay import Replay, replayed
 
-# How many records a step of the progress bar is, at least; a shorter log is read in one.
+# The least number of records per step of the progress bar. A shorter log is read in one step.
 LONG = 20_000
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d|w)")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
-# What becomes of a record, in the order of the summary.
+# The kinds of findings, in the order of the summary.
 _KINDS: dict[Kind, str] = {
     "unchanged": "unchanged",
     "refused": "would be refused",
@@ -166,7 +166,7 @@ def replay(
         with _progress() as (progress, clear):
             for finding in replayed(loaded.store.file, again, progress):
                 summary.add(finding)
-                # In the table they would bury the changes; the summary has how many, and why.
+                # These rows would hide the changes in the table. The summary counts them and says why.
                 if finding.kind == "unchanged" or (finding.kind == "undecidable" and not as_json):
                     continue
                 clear()
@@ -197,7 +197,8 @@ def _since(text: str) -> int:
 
 @dataclass
 class _Summary:
-    """What all findings come to. Requests are counted, so the summary of a flood counts as many."""
+    """The totals of all findings. Requests are counted, so a record that sums up a flood counts many
+    times."""
 
     revision: str
     kinds: Counter[Kind] = field(default_factory=Counter)
@@ -251,8 +252,8 @@ def _told_as_row(finding: Finding, *, first: bool) -> None:
 
 @contextmanager
 def _progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[], None]]]:
-    """Draws a bar on a terminal; gives the function that is told (done, in all), and the one that clears the
-    line for what is printed in between."""
+    """Draw a bar on a terminal. Yields the function that takes (done, total), and the function that clears
+    the line before other output."""
     shown_up_to = 0
     hidden = not sys.stderr.isatty()
     with click.progressbar(length=1, label="Replaying", file=sys.stderr, hidden=hidden) as bar:

@@ -1,7 +1,7 @@
-"""`scopegate scopes`: ask for an execution scope, look at scopes, revoke one or all of them.
+"""`scopegate scopes`: request an execution scope, show scopes, revoke one or all of them.
 
-A scope counts as revoked once the log of the admin listener says so. Its status does not tell, because an
-exhausted scope is still shown as exhausted after it is revoked.
+A scope counts as revoked when the log of the admin listener has its revocation. The status is not enough,
+because an exhausted scope is still shown as exhausted after it is revoked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600}
 
 
 def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Seconds, or minutes and hours with their unit."""
+    """Parse a duration: a number of seconds, or a number with the unit s, m or h."""
     del ctx, param
     if value is None:
         return None
@@ -159,7 +159,8 @@ def _login() -> str:
 
 
 def _issuer(sidecar: Access, data: str | None) -> Listener:
-    """The listener that issues and revokes scopes: which, the sidecar says; where, whoever asks."""
+    """The listener that issues and revokes scopes. The sidecar says which one it is; `data` or the
+    configuration gives its address."""
     told = sidecar.listener.get("/api/v1/status", shapes.SERVED)
     on = told.body["scopes_served_on"]
     if on == "admin":
@@ -170,7 +171,8 @@ def _issuer(sidecar: Access, data: str | None) -> Listener:
 
 
 def _check_known(admin: Listener, issuer: Listener, granted: Answer, header: dict[str, bytes]) -> None:
-    """A scope that the admin listener does not know is another sidecar's: it is revoked where it was made."""
+    """Check that the admin listener knows the new scope. If not, the scope belongs to another sidecar, so it
+    is revoked at its issuer."""
     scope_id = granted.body["scope_id"]
     try:
         admin.get(f"{SCOPES}/{within(scope_id)}", shapes.SCOPE_WHOLE)
@@ -321,7 +323,7 @@ def _revoke_one(
 ) -> None:
     header = sidecar.tenant_header(tenant)
     path = f"{SCOPES}/{within(scope_id)}"
-    # Whoever does not know it does not revoke it either.
+    # This read ends the command for an unknown scope, before anything is revoked.
     sidecar.listener.get(path, shapes.SCOPE_WHOLE)
     try:
         answer = withdraw(sidecar.listener, _issuer(sidecar, data), scope_id, header)
@@ -335,7 +337,7 @@ def _revoke_one(
 
 
 def _told(scope: dict[str, Any], what: str = "scope") -> Iterator[tuple[str, object]]:
-    """A scope in lines for people."""
+    """The labelled lines of a scope."""
     yield what, scope["scope_id"]
     yield "status", scope["status"]
     yield "incident", scope["incident_id"]
@@ -370,16 +372,16 @@ def _row(scope: dict[str, Any]) -> dict[str, str]:
 
 
 REVOKE = "/api/v1/recovery/scopes/"
-# While somebody goes on asking for scopes, no pass finds none.
+# The passes are limited, because clients that keep requesting scopes would make the sweep endless.
 PASSES = 20
-# Below this many a bar would only flicker.
+# A progress bar is shown from this many scopes on, because it would only flicker for fewer.
 MANY = 20
-# A pass looks twice at active ones: an exhausted scope may come to life between the first two looks.
+# A pass lists active scopes twice, because an exhausted scope may become active between the first two lists.
 LOOKS = ("active", "exhausted", "active")
 
 
 class DifferentSidecarsError(Exception):
-    """The listener that issues scopes is not of the sidecar whose admin listener is asked."""
+    """The listener that issues scopes and the admin listener belong to different sidecars."""
 
     def __init__(self, admin: Listener, issuer: Listener, found: str) -> None:
         super().__init__(
@@ -389,7 +391,7 @@ class DifferentSidecarsError(Exception):
 
 
 def withdraw(admin: Listener, issuer: Listener, scope_id: str, header: dict[str, bytes]) -> Answer:
-    """Revoke one. Raises what asking raises, and DifferentSidecarsError."""
+    """Revoke one scope. Raises the errors of `Listener.ask`, and DifferentSidecarsError."""
     look = f"scopegate decisions list --scope-id {shlex.quote(scope_id)} --event revoked"
     try:
         answer = issuer.ask("DELETE", REVOKE + within(scope_id), shapes.REVOKED, headers=header, look=look)
@@ -405,7 +407,7 @@ def withdraw(admin: Listener, issuer: Listener, scope_id: str, header: dict[str,
 
 
 def is_revoked(admin: Listener, scope_id: str) -> bool:
-    """Whether the log has its revocation, whatever its status says."""
+    """Whether the log holds the revocation of a scope. The status of the scope does not matter."""
     return bool(
         pages(admin, DECISIONS, "decisions", shapes.DECISION, 1, None, scope_id=scope_id, event="revoked")[
             "decisions"
@@ -418,18 +420,18 @@ def is_revoked(admin: Listener, scope_id: str) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class Sweep:
-    """Revokes what stands, pass after pass, until nothing does."""
+    """Revokes all valid scopes in repeated passes, until none is left."""
 
     sidecar: Access
     issuer: Listener
     filters: dict[str, str | None]
     revoked: list[str] = field(default_factory=list)
-    # Why not, by scope.
+    # The reason of each failure, by scope id.
     failures: dict[str, str] = field(default_factory=dict)
     _over: set[str] = field(default_factory=set)
 
     def standing(self) -> dict[str, dict[str, Any]]:
-        """What has neither expired nor been revoked, by id."""
+        """The scopes that have neither expired nor been revoked, by id."""
         admin = self.sidecar.listener
         now = _date(admin.get("/api/v1/status", shapes.SERVED))
         found: dict[str, dict[str, Any]] = {}
@@ -454,7 +456,7 @@ class Sweep:
         return True
 
     def run(self, left: dict[str, dict[str, Any]]) -> dict[str, str]:
-        """Gives those that still stand at the end, and why."""
+        """Run the passes. Returns the scopes that are left at the end, each with the reason."""
         try:
             for _ in range(PASSES):
                 before = len(self.revoked)
@@ -482,20 +484,20 @@ class Sweep:
                 progress(number, len(left))
 
     def _settle_doubts(self, left: dict[str, dict[str, Any]]) -> None:
-        """What failed and does not stand any more was revoked after all, or has expired."""
+        """Recheck failed scopes that are no longer listed: they were revoked after all, or have expired."""
         for scope_id in self.failures.keys() - left.keys() - set(self.revoked):
             if is_revoked(self.sidecar.listener, scope_id):
                 self.revoked.append(scope_id)
 
     def _header(self, tenant: str) -> dict[str, bytes]:
-        """Each scope is revoked in the name of its own tenant, where there are tenants."""
+        """The header that names the tenant of a scope. It is empty if no tenant header is configured."""
         settings = self.sidecar.settings
         header = None if settings is None else settings.gate.tenant_header
         return {} if header is None else {header: tenant.encode()}
 
 
 def revoke_all(sweep: Sweep, *, sure: bool, as_json: bool) -> None:
-    """Ask whether, revoke them, say how many, and name those that could not be."""
+    """Ask for confirmation, revoke the scopes, print their number, and name the failures."""
     found = sweep.standing()
     if found and not sure:
         incidents = len({scope["incident_id"] for scope in found.values()})
@@ -520,7 +522,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _date(answer: Answer) -> datetime:
-    """The time by the clock of the sidecar's host: the one here may be another."""
+    """The time on the sidecar's host, because the local clock may differ."""
     try:
         return parsedate_to_datetime(answer.date or "")
     except ValueError:

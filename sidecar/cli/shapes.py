@@ -1,4 +1,4 @@
-"""What a sidecar's answers look like, as far as commands read them; what looks otherwise is no sidecar's.
+"""The shapes of a sidecar's answers, as far as commands read them. An answer that does not match is rejected.
 
 A shape is a test of one value, a dict of members (there may be others), or a list with the shape of every
 entry. Health checks use it, so it imports next to nothing.
@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 Shape: TypeAlias = "Callable[[Any], bool] | Mapping[str, Shape] | list[Shape]"
 
 _ABSENT = object()
-# Above every amount, count and size that a sidecar tells; within what can be printed and calculated with.
+# Larger than every amount, count and size in an answer, and small enough to print and to calculate with.
 _MOST = 1e18
 _LONGEST_SECONDS = 1e10
 
 
 def misfit(value: Any, shape: Shape, place: str = "the answer") -> str | None:
-    """The place of the first value that is not of its shape."""
+    """The place of the first value that does not match its shape; None if all match."""
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
             return place
@@ -65,7 +65,7 @@ def seconds(value: Any) -> bool:
 
 
 def instant(value: Any) -> bool:
-    """A time with its offset, in years that can be calculated with."""
+    """A time with its offset, within the years that date arithmetic supports."""
     try:
         then = datetime.fromisoformat(value)
     except (TypeError, ValueError):
@@ -78,17 +78,17 @@ def members(value: Any) -> bool:
 
 
 def nullable(shape: Shape) -> Shape:
-    """Or null."""
+    """The shape, or null."""
     return lambda value: value is None or (value is not _ABSENT and misfit(value, shape) is None)
 
 
 def optional(shape: Shape) -> Shape:
-    """Or null, or not there: sidecars of other versions."""
+    """The shape, or null, or a missing member, because sidecars of other versions leave it out."""
     return lambda value: value is None or value is _ABSENT or misfit(value, shape) is None
 
 
 def each(shape: Shape) -> Shape:
-    """An object whose members, whatever their names, have this shape."""
+    """An object whose members all have this shape, under any name."""
     return lambda value: isinstance(value, dict) and all(misfit(one, shape) is None for one in value.values())
 
 
@@ -111,7 +111,7 @@ STATUS: Shape = {
     "in_flight": count,
     "oldest_unknown_admitted_at": nullable(instant),
     "unknown_executions": nullable(count),
-    # What was not measured is null.
+    # A value that was not measured is null.
     "store": {
         "url": text,
         "size": nullable(number),

@@ -1,4 +1,5 @@
-"""`scopegate status` and `scopegate health`: how a running sidecar is, for operators and for the platform."""
+"""`scopegate status` and `scopegate health`: the state of a running sidecar, for operators and the
+platform."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def status(sidecar: Access, *, as_json: bool) -> None:
 
 
 def _told(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    """What the answer says, for people; an older sidecar says less."""
+    """The labelled lines of the answer. An older sidecar sends fewer members."""
     from datetime import UTC, datetime, timedelta
 
     from sidecar.cli.tables import age, plain, size, when

@@ -1,4 +1,4 @@
-"""`scopegate store`: back the store up while it is used, and accept a clock with which the log disagrees."""
+"""`scopegate store`: backs up the store while it is in use, and accepts a clock that is behind the log."""
 
 from __future__ import annotations
 
@@ -141,16 +141,17 @@ def accept_clock(sidecar: Access, *, as_json: bool) -> None:
 
 
 def _end_as_by_ctrl_c() -> None:
-    """Whoever stops it, with a time limit or by closing the terminal, too, finds nothing left behind."""
+    """Handle SIGTERM (a time limit) and SIGHUP (a closed terminal) like Ctrl-C, so that the backup cleans
+    up."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants it ignored
             signal.signal(number, signal.default_int_handler)
 
 
 def _end_while_it_hangs(exc: StoreUnavailable) -> None:
-    """The copying waits for a disk and hears nothing; the end of the process lets the store go all the same.
+    """End the process while the copy hangs on a disk, because that releases the WAL of the store.
 
-    Where standard error does not take the sentence either, it ends without.
+    If standard error hangs as well, the process ends without its message.
     """
     message = f"scopegate: cannot back up: {exc}"
     said = threading.Thread(target=click.echo, args=(message,), kwargs={"err": True}, daemon=True)
@@ -168,8 +169,8 @@ def _is_text(path: Path) -> bool:
 
 
 def _in_use(config: Path, loaded: Settings, source: Path) -> Iterator[tuple[Path, str]]:
-    """Files that no backup may replace, and what each is."""
-    # SQLite keeps the others beside what a symbolic link points to.
+    """The files that a backup may not replace, each with its description."""
+    # SQLite keeps its other files beside the target of a symbolic link.
     database = source.resolve()
     yield database, "the store itself"
     for suffix in ("-wal", "-shm", "-journal", ".lock"):
@@ -204,7 +205,8 @@ def _as_json(target: Path, made: Backup, seconds: float) -> dict[str, str | int 
 
 
 def _verification(config: Path, loaded: Settings, overrides: tuple[str, ...], target: Path) -> str:
-    """The command that verifies the backup. The checkpoint file goes on without it, so it is left out."""
+    """The command that verifies the backup. It leaves out the checkpoint file, which soon covers records that
+    the backup lacks."""
     sets = [*overrides, f"store.url=sqlite:///{target}"]
     if loaded.log.checkpoint_file is not None:
         sets += ["log.signing_key_file=null", "log.checkpoint_file=null"]

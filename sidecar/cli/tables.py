@@ -1,7 +1,7 @@
-"""How answers look to people: tables, aligned lines, times and amounts.
+"""Formats answers for people: tables, aligned lines, times and amounts.
 
-Whatever stands in an answer came from somebody else, so every cell is escaped. Ids are never cut, because
-people copy them; free text is, at the width of a terminal, where it is the last column.
+The contents of an answer are foreign input, so every cell is escaped. Ids are never cut, because people copy
+them. Free text in the last column is cut at the width of the terminal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import click
 
 from sidecar.files.yamlfile import shown
 
-# Above the longest id, intent and reason: a cell is escaped, not cut.
+# Longer than every id, intent and reason, because a cell is escaped but not cut.
 _WHOLE = 1 << 16
 _LABEL = 10
 
@@ -28,7 +28,7 @@ Rows = Sequence[Mapping[str, str]]
 
 
 def table(rows: Rows, none: str) -> None:
-    """Rows under their heads, without columns that are empty; where there is none, a sentence says so."""
+    """Print rows under their heads, without empty columns. Without rows, print the sentence `none`."""
     if not rows:
         click.echo(none, err=True)
         return
@@ -42,7 +42,8 @@ def table(rows: Rows, none: str) -> None:
 
 
 def fitted(line: str, least: int) -> str:
-    """A line cut to the width of the terminal, if standard output is one, but not before a column."""
+    """A line cut to the width of the terminal, but to no less than `least` characters. It is whole if
+    standard output is not a terminal."""
     if not sys.stdout.isatty():
         return line
     width = max(shutil.get_terminal_size().columns, least + 1)
@@ -55,7 +56,7 @@ def _begin_of_last(text: str) -> int:
 
 
 def cell(value: object) -> str:
-    """Text that a terminal shows and does not obey, on one line."""
+    """Text on one line, without control characters."""
     return shown(value if isinstance(value, str) else str(value), _WHOLE)
 
 
@@ -68,7 +69,7 @@ def line(label: str, value: object, width: int = _LABEL) -> str:
 
 
 def lines(labelled: Iterable[tuple[str, object]]) -> None:
-    """Print those that have a value, aligned."""
+    """Print the labels that have a value, aligned."""
     kept = [(label, value) for label, value in labelled if value not in (None, "")]
     width = max((len(label) for label, _ in kept), default=0)
     for label, value in kept:
@@ -83,7 +84,7 @@ def lines_of(members: Mapping[str, Any]) -> Iterator[str]:
 
 
 def plain(value: Any) -> str:
-    """A value of JSON on one line; text without quotes."""
+    """A JSON value on one line. Text has no quotes."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
@@ -95,12 +96,12 @@ def plain(value: Any) -> str:
 
 
 def moment(text: str | None) -> str:
-    """A time of an answer in UTC, in seconds."""
+    """A time of an answer, in UTC, to the second."""
     return "" if text is None else datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def age(text: str | None) -> str:
-    """How long ago that is, or how long until then."""
+    """The time since, or until, a time of an answer."""
     if text is None:
         return ""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()
@@ -108,12 +109,12 @@ def age(text: str | None) -> str:
 
 
 def when(text: str | None) -> str:
-    """Both."""
+    """A time of an answer, and the time since or until it."""
     return "" if text is None else f"{moment(text)} ({age(text)})"
 
 
 def span(seconds: float) -> str:
-    """A length of time, in the unit that fits it."""
+    """A duration in a fitting unit."""
     for size, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size or (size == 60 and seconds >= size):
             return f"{seconds / size:.0f} {name}"
@@ -121,7 +122,7 @@ def span(seconds: float) -> str:
 
 
 def dollars(amount: float | None) -> str:
-    """An amount, to the millionth that money is counted in."""
+    """An amount of dollars with at most six decimals."""
     return "" if amount is None else f"{amount:.6f}".rstrip("0").rstrip(".")
 
 

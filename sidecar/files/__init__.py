@@ -1,1 +1,1 @@
-"""What is read from files and bytes: YAML, strict JSON, keys, certificates and signatures."""
+"""Readers for files and bytes: YAML, strict JSON, keys, certificates and signatures."""

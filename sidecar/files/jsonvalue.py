@@ -1,7 +1,7 @@
-"""Whatever a program puts into a record becomes JSON, at once and as a copy. `plain` never raises.
+"""Converts any Python value of a record to JSON, as an immediate copy. `plain` never raises.
 
-A decision record is evidence, and whoever writes one down must not fail over it: what JSON cannot hold is
-kept as text, and what cannot be read at all leaves a marker in its place.
+A decision record is evidence, so no value may keep it from being written. A value that JSON cannot hold
+becomes text. A value that cannot be read is replaced by a marker.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import orjson
 
 MAX_DEPTH = 64
-# Whatever is larger stops here: a few lists that hold each other's copies would otherwise grow for ever.
-# What was read until then is at least as many bytes of JSON, so it is too large for a record in any case.
+# The copy stops at this size. Without the limit, a few lists that contain each other would grow
+# exponentially. The part copied so far is at least as many bytes of JSON, so it is too large for a record in
+# any case.
 MAX_SIZE = 1 << 20
 
 CYCLE = "<contains itself>"
@@ -40,13 +41,13 @@ def plain(value: object) -> Any:
 
 
 def as_text(value: object) -> str | None:
-    """The value as text: what `plain` makes text of, as it does; anything else as JSON; None stays None."""
+    """The value as text. If `plain` returns text, that text; otherwise its JSON. None stays None."""
     copied = plain(value)
     return copied if copied is None or isinstance(copied, str) else _as_json(copied)
 
 
 class _Copy:
-    """One copy under way: what of its size is left, and what it is inside of just now."""
+    """The state of one copy: the size that is left, and the containers that enclose the current value."""
 
     def __init__(self) -> None:
         self._left = MAX_SIZE
@@ -56,7 +57,7 @@ class _Copy:
         try:
             return self._of(value, depth)
         except Exception:
-            # A __str__, a property or an iterator of the caller's own.
+            # A __str__, a property or an iterator of the caller's class raised.
             return UNREADABLE
 
     def _of(self, value: object, depth: int) -> Any:
@@ -84,7 +85,7 @@ class _Copy:
                 return self._text(str(value))
 
     def _text(self, value: str) -> str:
-        # The methods of str itself, because a subclass may have others.
+        # Call the method of str itself, because a subclass may override it.
         text = str.encode(value, "utf-8", "backslashreplace").decode("utf-8")
         self._left -= 2 + len(text)
         return text
@@ -96,13 +97,13 @@ class _Copy:
         elif not _SMALLEST <= number <= _LARGEST:
             try:
                 return self._text(str(number))
-            except ValueError:  # Python writes only so many decimal digits
+            except ValueError:  # Python limits the number of decimal digits that it writes
                 return self._text(hex(number))
         self._left -= 2
         return number
 
     def _within(self, value: Any, depth: int) -> Any:
-        """The copy of what has members."""
+        """The copy of a container."""
         if id(value) in self._around:
             return CYCLE
         if depth >= MAX_DEPTH:
@@ -118,7 +119,7 @@ class _Copy:
             members = [self.of(member, depth + 1) for member in self._bounded(iter(list(value)))]
             if self._left <= 0:
                 members.append(TOO_LARGE)
-            # A set has no order; the same set makes the same record.
+            # A set has no order. Sorting it makes the record of equal sets equal.
             return sorted(members, key=_as_json) if isinstance(value, Set) else members
         finally:
             self._around.discard(id(value))
@@ -142,7 +143,7 @@ class _Copy:
         return copied if isinstance(copied, str) else _as_json(copied)
 
     def _bounded(self, members: Iterator[Any]) -> Iterator[Any]:
-        """The members, until there is no room for more."""
+        """The members, until the size is used up."""
         for member in members:
             if self._left <= 0:
                 return
@@ -154,8 +155,8 @@ def _as_json(value: object) -> str:
 
 
 def dumps(value: object, *, sort_keys: bool = False) -> bytes:
-    """JSON without white space. Decimals become numbers; an integer beyond 64 bits, which JSON has but orjson
-    has not, is kept as its digits. Raises TypeError for what is not JSON."""
+    """JSON without white space. Decimals become numbers. An integer beyond 64 bits keeps its digits, although
+    orjson does not support it. Raises TypeError for a value that is not JSON."""
     option = orjson.OPT_SORT_KEYS if sort_keys else 0
     try:
         return orjson.dumps(value, default=float, option=option)

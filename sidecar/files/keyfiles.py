@@ -1,4 +1,4 @@
-"""Files that hold keys: who may read them, and how a new one is made. No message repeats what one holds."""
+"""Key files: checks their permissions, reads them and creates new ones. No message repeats their contents."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ MIN_MASK_KEY_BYTES = 16
 
 
 def secret(path: Path) -> bytes:
-    """What a file holds that nobody but its owner may read. Raises KeyFileUnusable."""
+    """The contents of a file that only its owner may read. Raises KeyFileUnusable."""
     return _contents(path, private=True)
 
 
 def public(path: Path) -> bytes:
-    """What a file holds that anybody may read. Raises KeyFileUnusable."""
+    """The contents of a file that everyone may read. Raises KeyFileUnusable."""
     return _contents(path, private=False)
 
 
 def mask_key(path: Path) -> bytes:
-    """The key for masks: the bytes of the file, less line ends behind them. Raises KeyFileUnusable."""
+    """The key for masks: the bytes of the file without trailing line ends. Raises KeyFileUnusable."""
     key = secret(path).rstrip(b"\r\n")
     if len(key) < MIN_MASK_KEY_BYTES:
         raise KeyFileUnusable(f"holds less than {MIN_MASK_KEY_BYTES} bytes, so few that they can be guessed")
@@ -32,7 +32,7 @@ def mask_key(path: Path) -> bytes:
 
 
 def create(path: Path, contents: bytes, mode: int) -> None:
-    """Write a file that was not there before, onto the disk. Raises OSError and leaves nothing then."""
+    """Create a file and sync it to the disk. Raises OSError, and leaves no file then."""
     number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(number, "wb") as stream:
@@ -59,9 +59,9 @@ def _contents(path: Path, *, private: bool) -> bytes:
 
 
 def _check_private(status: os.stat_result) -> None:
-    """Only the owner may read it; where that is root, who handed it to us by our group, that group may, too.
+    """Check that only the owner may read the file. If root owns it, the group of the file may read it, too.
 
-    So come the files of a Kubernetes Secret. PostgreSQL takes the key of a server by the same rule.
+    The files of a Kubernetes Secret have such permissions. PostgreSQL has the same rule for its server key.
     """
     mode = stat.S_IMODE(status.st_mode)
     handed = status.st_uid == 0 and os.geteuid() != 0
@@ -73,5 +73,5 @@ def _check_private(status: os.stat_result) -> None:
 
 
 def _at_once(name: str, flags: int) -> int:
-    """Opens a file; a pipe in its place is not waited for."""
+    """Open a file without blocking, because opening a pipe would wait for its writer."""
     return os.open(name, flags | os.O_NONBLOCK)

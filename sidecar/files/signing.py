@@ -1,4 +1,4 @@
-"""Ed25519: a key pair, and checkpoints that are signed with one half and verified with the other."""
+"""Ed25519 keys: the private key signs checkpoints, and the public key verifies them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from sidecar.files import keyfiles
 
 
 class PublicKey:
-    """Verifies checkpoints. `id` tells keys apart: 16 hex digits, from the SHA-256 of the raw key."""
+    """Verifies checkpoints. `id` identifies the key: the first 16 hex digits of the SHA-256 of the raw
+    key."""
 
     def __init__(self, key: Ed25519PublicKey) -> None:
         self._key = key
         self.id = hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
     def has_signed(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint is of this key, and as it was when it was signed."""
+        """Whether this key signed the checkpoint, and the checkpoint is unchanged since."""
         try:
             self._key.verify(checkpoint.signature, checkpoint.message())
         except InvalidSignature:
@@ -48,7 +49,7 @@ class SigningKey:
         return cls(Ed25519PrivateKey.generate())
 
     def checkpoint(self, *, writer: str, count: int, head: bytes, time: str) -> Checkpoint:
-        """A checkpoint over the first `count` records of a writer, signed."""
+        """A signed checkpoint over the first `count` records of a writer."""
         said = Checkpoint(key_id=self.public.id, writer=writer, count=count, head=head.hex(), time=time)
         return replace(said, signature=self._key.sign(said.message()))
 
@@ -59,20 +60,20 @@ class SigningKey:
 
 
 def load_signing_key(path: Path) -> SigningKey:
-    """The private key of a file that only its owner may read. Raises KeyFileUnusable."""
+    """Read the private key from a file that only its owner may read. Raises KeyFileUnusable."""
     contents = keyfiles.secret(path)
     try:
         key = serialization.load_pem_private_key(contents, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        # Not raised from the cause: what a library says of a key may repeat some of it.
+        # Not raised from the cause, because the message of a library may repeat parts of the key.
         raise KeyFileUnusable("holds no Ed25519 private key (PEM, PKCS8, without a passphrase)")
     return SigningKey(key)
 
 
 def load_public_key(path: Path) -> PublicKey:
-    """The public key of a file. Raises KeyFileUnusable."""
+    """Read the public key from a file. Raises KeyFileUnusable."""
     contents = keyfiles.public(path)
     try:
         key = serialization.load_pem_public_key(contents)

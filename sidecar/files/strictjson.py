@@ -1,4 +1,4 @@
-"""JSON that can be read in one way only. What two parsers could read in two ways is refused (G4).
+"""Parses JSON strictly: a text that two parsers could read differently is refused (G4).
 
 jiter refuses duplicate keys (after unescaping), lone surrogates, NaN and Infinity, bytes that are not
 UTF-8, a byte order mark, trailing bytes, and more than 200 levels. Numbers are bounded here.
@@ -12,17 +12,18 @@ from typing import Any
 
 import jiter
 
-# A double holds 17 significant digits and exponents from -324 to 308; more is a trap for somebody's parser.
+# A double holds 17 significant digits and exponents from -324 to 308. Other parsers may misread larger
+# numbers.
 MAX_DIGITS = 64
 MIN_EXPONENT, MAX_EXPONENT = -324, 308
 
 
 class NotJson(ValueError):
-    """The bytes are not strict JSON. The message says why and, where known, at which line and column."""
+    """The bytes are not strict JSON. The message says why, and gives line and column if known."""
 
 
 def parse(text: bytes) -> dict[str, Any]:
-    """The one JSON object that the bytes hold; numbers with a fraction or exponent as Decimal."""
+    """Parse one JSON object. Numbers with a fraction or exponent become Decimal."""
     document = parse_value(text)
     if not isinstance(document, dict):
         raise NotJson("the body must be one JSON object")
@@ -30,7 +31,7 @@ def parse(text: bytes) -> dict[str, Any]:
 
 
 def parse_value(text: bytes) -> Any:
-    """The one JSON value that the bytes hold, which may be a list, text or number as well."""
+    """Parse one JSON value of any type."""
     try:
         document = jiter.from_json(
             text, allow_inf_nan=False, catch_duplicate_keys=True, float_mode="decimal", cache_mode="keys"
@@ -58,6 +59,6 @@ def _bound_numbers(document: Any) -> None:
 
 
 def _is_lost(number: Decimal) -> bool:
-    """Whether whoever reads it as a double reads an infinity, or a zero that it is not."""
+    """Whether the number, read as a double, becomes an infinity or a false zero."""
     double = float(number)
     return isinf(double) or (double == 0 and number != 0)

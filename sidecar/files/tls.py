@@ -1,7 +1,8 @@
-"""TLS as Python's ssl speaks it: contexts made from files in PEM, and a sentence where one cannot be made.
+"""Makes TLS contexts of Python's ssl from PEM files, and explains why a file cannot be used.
 
-TLS 1.2 at least, HTTP/1.1 only. Whom we connect to is always verified, its name included; nothing switches
-that off. A context is replaced as a whole and never changed, so that no connection meets half of a renewal.
+Contexts accept TLS 1.2 or newer and HTTP/1.1 only. The certificate and the name of a server are always
+verified; no setting disables that. A renewal replaces the whole context and never changes one, so that no
+connection sees half of a renewal.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from cryptography import x509
 
 from sidecar.errors import ScopegateError
 
-MAX_BYTES = 16 << 20  # the bundle of a whole system has less than one of them
-# How often files are read that change while they are read, before that is an error.
+MAX_BYTES = 16 << 20  # the CA bundle of a system is smaller than 1 MiB
+# How often the files are read again if they change while they are read.
 TRIES = 3
 
 _NO_PEM = "holds no {what} in PEM; name a file that does"
 
 
 class TlsFileUnusable(ScopegateError, ValueError):
-    """A file of a certificate, a key or an authority cannot be used. Never says what it holds.
+    """A file of a certificate, a key or an authority cannot be used. The message never repeats its contents.
 
     `key` is the last part of the configuration key that names it.
     """
@@ -37,13 +38,13 @@ class TlsFileUnusable(ScopegateError, ValueError):
 
 
 class _PassphraseWanted(Exception):
-    """Raised where OpenSSL would ask on the terminal."""
+    """Raised when OpenSSL would ask for a passphrase on the terminal."""
 
 
 def server_context(
     certificate_file: Path, key_file: Path, client_ca_file: Path | None = None
 ) -> ssl.SSLContext:
-    """What a listener speaks TLS with; given `client_ca_file`, only to those whom it signed.
+    """The context of a listener. With `client_ca_file`, clients must show a certificate that it signed.
 
     Raises TlsFileUnusable.
     """
@@ -58,11 +59,11 @@ def server_context(
 def client_context(
     ca_file: Path | None = None, certificate_file: Path | None = None, key_file: Path | None = None
 ) -> ssl.SSLContext:
-    """What speaks TLS with the backend; without `ca_file` it trusts whom this system trusts.
+    """The context of connections to the backend. Without `ca_file` it uses the trust store of the system.
 
     Raises TlsFileUnusable.
     """
-    context = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # which verifies certificate and name
+    context = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # this protocol verifies certificate and name
     if ca_file is None:
         context.load_default_certs()
     else:
@@ -73,7 +74,8 @@ def client_context(
 
 
 def valid_until(certificate_file: Path) -> datetime:
-    """The end of the first certificate in a file, which is the one that is shown. Raises TlsFileUnusable."""
+    """When the first certificate in a file expires, which is the one that peers see. Raises
+    TlsFileUnusable."""
     text = _contents("certificate_file", certificate_file)
     try:
         return x509.load_pem_x509_certificates(text)[0].not_valid_after_utc
@@ -83,7 +85,7 @@ def valid_until(certificate_file: Path) -> datetime:
 
 
 def told(exc: BaseException | None) -> str:
-    """What went wrong on a connection, TLS or not, for a message and without a full stop."""
+    """Describe the failure of a connection, TLS or not, for a message and without a full stop."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return exc.verify_message.rstrip(".")
     if isinstance(exc, ssl.SSLError) and exc.reason:
@@ -92,16 +94,16 @@ def told(exc: BaseException | None) -> str:
 
 
 class Credentials:
-    """The context of one listener, or towards the upstream, and the files that it was made from."""
+    """The context of one listener, or of the connections to the upstream, and its source files."""
 
     def __init__(
         self, name: str, files: Mapping[str, Path | None], make: Callable[..., ssl.SSLContext]
     ) -> None:
-        """`files` by their keys are the arguments of `make`. Blocks. Raises ScopegateError."""
+        """`files` maps keyword arguments of `make` to paths. Blocks. Raises ScopegateError."""
         self.name = name
         self._files = dict(files)
         self._make = make
-        # Read before the context is made: what changes meanwhile is a change to come.
+        # Taken before the context is made, so that `renew` notices a change in the meantime.
         self._held = self._looked_at = self._digest()
         try:
             self.context, self.ends = self._made()
@@ -109,9 +111,10 @@ class Credentials:
             raise ScopegateError(f"{name}.tls.{exc}") from exc
 
     def renew(self) -> bool:
-        """Whether the files hold something new, which is in force from now on. Blocks.
+        """Make a new context if the files have changed; True if a new one is in force. Blocks.
 
-        Raises TlsFileUnusable where it cannot be used, once for each change; the old context stays in force.
+        Raises TlsFileUnusable if the new files cannot be used, once for each change. The old context then
+        stays in force.
         """
         found = self._digest()
         for _ in range(TRIES):
@@ -124,15 +127,15 @@ class Credentials:
                 unusable = exc
             before, found = found, self._digest()
             if found != before:
-                continue  # certificate and key may be of two pairs
+                continue  # the files changed meanwhile, so certificate and key may not belong together
             self._looked_at = found
             if unusable is not None:
                 raise unusable
             if made is None or found == self._held:
-                return False  # what is in force is back
+                return False  # the files are again those of the context in force
             (self.context, self.ends), self._held = made, found
             return True
-        return False  # they still change: the next look is not far
+        return False  # the files still change, and the next call tries again
 
     def _made(self) -> tuple[ssl.SSLContext, datetime | None]:
         certificate = self._files.get("certificate_file")
@@ -157,7 +160,7 @@ def _strict(context: ssl.SSLContext) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    # Whoever is named as an authority is one, also where somebody else signed it.
+    # Trust every certificate in the file as an authority, even if another authority has signed it.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
 
@@ -199,7 +202,7 @@ def _load_authority(context: ssl.SSLContext, key: str, path: Path) -> None:
 
 def _contents(key: str, path: Path) -> bytes:
     try:
-        # A pipe in its place is not waited for.
+        # O_NONBLOCK, because opening a pipe would wait for its writer.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
             if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 return stream.read(MAX_BYTES)

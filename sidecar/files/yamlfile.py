@@ -1,13 +1,13 @@
-"""YAML without surprises: what two YAML versions would read differently is refused, never guessed.
+"""Reads YAML strictly: text that two YAML versions read differently is an error.
 
 YAML 1.1 reads `no` as false, `017` as 15 and `12:30` as 750; YAML 1.2 reads text, 17 and text. Anchors,
-tags, merge keys and duplicate keys let a file say something else than what the eye sees. All of that is an
-error with `file:line:column`.
+tags, merge keys and duplicate keys can give a file a meaning that its reader does not see. All of these are
+errors with `file:line:column`.
 
-PyYAML's own parser decides what is refused, and its messages and places are the ones shown. libyaml splits a
-text into events fifteen times as fast, so it reads first wherever both parsers are known to agree. Where
-libyaml stops, or shows something that is refused, PyYAML's parser reads the text again. So nothing passes
-that one of them refuses.
+PyYAML's own parser decides about every error, and its messages and places are shown. libyaml parses events
+fifteen times as fast, so it reads first if both parsers are known to agree on the text. If libyaml stops, or
+the text contains an error, PyYAML's parser reads the text again. So a text that either parser refuses is
+refused.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from sidecar.errors import ConfigurationError, Fault
 
 MAX_BYTES = 1_048_576
 
-# YAML's printable characters less those that only YAML 1.1 takes for line ends: behind one of them a
-# comment could hide a key.
+# Every character that is not printable in YAML, and the line ends that only YAML 1.1 knows. A comment that
+# contains such a line end could hide a key.
 _FORBIDDEN = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 LINE_END = re.compile("\r\n|\r|\n")
 
-# What only libyaml takes for a comment, right behind the sign of a block of text.
+# A comment right behind the indicator of a block scalar. Only libyaml accepts it.
 _COMMENTED_BLOCK = re.compile(r"[|>][-+0-9]*#")
 
-# What PyYAML says (its context and problem), and what to do about it. First match wins.
+# Patterns for PyYAML's errors (context and problem), and the message for each. The first match wins.
 _SYNTAX: tuple[tuple[str, str], ...] = (
     (r"character '\\t'", "a tab stands where YAML allows only spaces; replace it by spaces"),
     (r"cannot start any token", "text cannot begin with this character; put the text in quotes"),
@@ -60,7 +60,7 @@ _SYNTAX: tuple[tuple[str, str], ...] = (
 
 
 class Unreadable(Exception):
-    """The rest of the text cannot be read: at which line and column, from 1, and why."""
+    """The rest of the text cannot be read. `position` is line and column, from 1."""
 
     def __init__(self, position: tuple[int, int], message: str) -> None:
         super().__init__(message)
@@ -69,11 +69,11 @@ class Unreadable(Exception):
 
 
 class Undecided(Exception):
-    """The fast parser is not the one to say what this text means."""
+    """The fast parser cannot be trusted with this text."""
 
 
 def decoded(raw: str | bytes) -> str:
-    """The text of a file, bounded, without what could not be seen in it. Raises Unreadable."""
+    """Decode a file. Raises Unreadable if it is too large or contains invisible characters."""
     if len(raw) > MAX_BYTES:
         raise Unreadable((1, 1), f"is larger than {MAX_BYTES} bytes; split it or make it shorter")
     if isinstance(raw, str):
@@ -93,16 +93,16 @@ def decoded(raw: str | bytes) -> str:
 
 
 def fast(text: str) -> Iterator[Any]:
-    """libyaml's events. Raises Undecided where it is not installed, or might see something else."""
+    """libyaml's events. Raises Undecided if it is not installed, or may read the text differently."""
     loader = getattr(yaml, "CSafeLoader", None)
-    # A tab between tokens is nothing to libyaml.
+    # libyaml accepts a tab between tokens, and PyYAML does not.
     if loader is None or "\t" in text or _COMMENTED_BLOCK.search(text):
         raise Undecided
     parser = loader(text)
     asked = "?" in text
     try:
         for event in iter(parser.get_event, None):
-            # Inside [] and {}, a question mark in plain text is the sign of a key to PyYAML.
+            # Inside [] and {}, PyYAML reads a question mark in plain text as the indicator of a key.
             if asked and type(event) is yaml.ScalarEvent and not event.style and "?" in event.value:
                 raise Undecided
             yield event
@@ -113,7 +113,7 @@ def fast(text: str) -> Iterator[Any]:
 
 
 def careful(text: str) -> Iterator[Any]:
-    """PyYAML's events, its errors translated. It lets some numbers through to int() and chr()."""
+    """PyYAML's events, with its errors translated. PyYAML passes some bad numbers on to int() and chr()."""
     last: Any = None
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -122,7 +122,7 @@ def careful(text: str) -> Iterator[Any]:
     except yaml.MarkedYAMLError as exc:
         cause = f"{exc.context or ''}: {exc.problem or ''}"
         message = next((words for pattern, words in _SYNTAX if re.search(pattern, cause)), None)
-        # An open quote is noticed at the end of the file; where it began is what helps.
+        # PyYAML notices an open quote at the end of the file. The message names the place where it opens.
         opened = "found unexpected" in cause and "quoted scalar" in cause
         mark = exc.context_mark if opened else exc.problem_mark
         raise Unreadable(of(mark), message or f"is not YAML ({exc.problem or 'unreadable'})") from exc
@@ -132,12 +132,12 @@ def careful(text: str) -> Iterator[Any]:
 
 
 def of(mark: Any) -> tuple[int, int]:
-    """Line and column, from 1, of one of PyYAML's marks."""
+    """Line and column, from 1, of a mark of PyYAML."""
     return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
 
 
 def _position(before: str) -> tuple[int, int]:
-    """Line and column, from 1, of what follows the given text."""
+    """Line and column, from 1, of the character after the given text."""
     lines = LINE_END.split(before)
     return len(lines), len(lines[-1]) + 1
 
@@ -158,8 +158,8 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 _QUOTES = ", or put it in quotes if text is meant"
 
-# Plain text that YAML 1.1 and 1.2 type differently, and what it is. All but the words, of three letters at
-# most, begin with one of these, as numbers do.
+# The first characters of numbers, and of plain text that YAML 1.1 and 1.2 type differently. The only other
+# such text are the words below, of at most three letters.
 _TELLING = "-+.0123456789=<"
 _WORD = re.compile(r"(?i:yes|no|on|off|y|n)")
 _SURPRISES: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -183,10 +183,10 @@ _SURPRISES: tuple[tuple[re.Pattern[str], str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Plain values (dict, list, str, int, float, bool, None) and where each of them stands.
+    """Plain values (dict, list, str, int, float, bool, None) and the place of each.
 
-    `marks` hold line and column of each key and item, `starts` those of the texts behind keys. `broken` holds
-    the paths at which a fault was found and the value is only a stand-in. `source` is what was read.
+    `marks` holds line and column of each key and item, `starts` those of the texts after keys. `broken` holds
+    the paths of faults, at which the value is only a placeholder. `source` is the text that was read.
     """
 
     file: str
@@ -197,16 +197,16 @@ class Document:
     source: str = ""
 
     def place(self, path: KeyPath) -> str:
-        """`file:line:column` of a key or item, or of the nearest one above it that is known."""
+        """`file:line:column` of a key or item, or of the nearest known one above it."""
         while path and path not in self.marks:
             path = path[:-1]
         return self._at(*self.marks.get(path, (1, 1)))
 
     def place_within(self, path: KeyPath, text: str, line: int, column: int) -> tuple[str, str]:
-        """The place of a character of the text at a path, given its line and column there.
+        """The place of a character of the text at a path, given its line and column in that text.
 
-        Where the file does not show the text as it is (folded, on several lines, with escapes): the place
-        where the text begins, and words that say which character of it is meant.
+        If the file does not show the text literally (folded, on several lines, with escapes), the result is
+        the place where the text begins, and words that identify the character.
         """
         lines = LINE_END.split(self.source)
         first, start = self.starts.get(path) or self.marks[path]
@@ -225,7 +225,7 @@ class Document:
         return self._at(first, start), f" (line {line}, column {column} of this text)"
 
     def is_broken(self, path: KeyPath) -> bool:
-        """Whether a fault at the path or above it was reported already."""
+        """Whether a fault at the path or above it is already reported."""
         return bool(self.broken) and any(path[:length] in self.broken for length in range(len(path) + 1))
 
     def _at(self, line: int, column: int) -> str:
@@ -233,7 +233,7 @@ class Document:
 
 
 def parse(text: str | bytes, file: str, *, environment: Mapping[str, str] | None = None) -> Document:
-    """One document, or ConfigurationError with every fault that was found."""
+    """Parse one document. Raises ConfigurationError with every fault found."""
     document, faults = survey(text, file, environment=environment)
     if document is None or faults:
         raise ConfigurationError(faults)
@@ -243,7 +243,7 @@ def parse(text: str | bytes, file: str, *, environment: Mapping[str, str] | None
 def survey(
     text: str | bytes, file: str, *, environment: Mapping[str, str] | None = None
 ) -> tuple[Document | None, tuple[Fault, ...]]:
-    """As `parse`, but gives the faults beside what could be read: no document, if not to its end."""
+    """Like `parse`, but returns the faults. The document is None if the text cannot be read to its end."""
     try:
         source = decoded(text)
     except Unreadable as exc:
@@ -262,7 +262,7 @@ def survey(
 
 
 def contents(path: Path) -> bytes:
-    """A file's bytes, bounded; ConfigurationError where it cannot be read."""
+    """Read at most MAX_BYTES + 1 bytes of a file. Raises ConfigurationError if it cannot be read."""
     try:
         with open(path, "rb", opener=_at_once) as stream:
             if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -275,7 +275,7 @@ def contents(path: Path) -> bytes:
 
 
 def _at_once(name: str, flags: int) -> int:
-    """Opens a file; a pipe in its place is not waited for."""
+    """Open a file without blocking, because opening a pipe would wait for its writer."""
     return os.open(name, flags | os.O_NONBLOCK)
 
 
@@ -286,7 +286,7 @@ def plain(text: str) -> Any:
     if text in _TRUTH:
         return _TRUTH[text]
     if text[0] not in _TELLING and (len(text) > 3 or not _WORD.fullmatch(text)):
-        return text  # most of what is written; the patterns would say the same, later
+        return text  # most values end here; the patterns would give the same result, more slowly
     for pattern, message in _SURPRISES:
         if pattern.fullmatch(text):
             raise ValueError(message + _QUOTES)
@@ -304,7 +304,7 @@ def plain(text: str) -> Any:
 
 
 def shown(text: str, limit: int = 60) -> str:
-    """Text for a message: one line, bounded, nothing that a terminal would obey."""
+    """Text for a message: one line, bounded, without control characters."""
     cut = text if len(text) <= limit else text[:limit] + "..."
     return cut if cut.isprintable() else ascii(cut)[1:-1]
 
@@ -318,7 +318,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean "..."?`, or nothing where no known word is near."""
+    """`; did you mean "..."?`, or an empty text if no known word is similar."""
     near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f'; did you mean "{near[0]}"?' if near else ""
 
@@ -334,7 +334,7 @@ def in_order(faults: Iterable[Fault]) -> tuple[Fault, ...]:
 
 
 class _Reading:
-    """One pass over the events of one text. Raises Unreadable where it cannot go on."""
+    """One pass over the events of one text. Raises Unreadable if it cannot continue."""
 
     def __init__(self, file: str, environment: Mapping[str, str] | None) -> None:
         self.file = file
@@ -407,7 +407,7 @@ class _Reading:
                 self._fault(event, here, f"stands in line {line} too; remove one of them")
                 key = None
             if key is None:
-                # The value of a key that cannot be used is read for its faults only, and leaves no marks.
+                # The value of an unusable key is read only to find its faults, and leaves no marks.
                 kept = self.marks, self.starts, self.broken
                 self.marks, self.starts, self.broken = {}, {}, set()
                 self._value(next(events), events, here)
@@ -454,13 +454,13 @@ class _Reading:
         try:
             return plain(filled)
         except ValueError as exc:
-            # What came from the environment may be a secret, and is not repeated.
+            # Text from the environment may be a secret, so the message does not repeat it.
             said = shown(filled) if "${" not in text else f"{shown(text)}, once filled in,"
             self._fault(event, path, f"{said} {exc}")
             return None
 
     def _characters(self, event: Any, text: str, path: KeyPath) -> str | None:
-        """Joins surrogate pairs as JSON writes them; a half of one, or NUL, is no text."""
+        """Join surrogate pairs as JSON writes them. Half a pair, and NUL, are faults."""
         if text.isascii() and "\0" not in text:
             return text
         try:
@@ -473,7 +473,7 @@ class _Reading:
         return joined
 
     def _substituted(self, event: Any, text: str, path: KeyPath) -> str | None:
-        """`${VAR}` and `${VAR:default}` filled in. The result is only ever text, never structure."""
+        """Fill in `${VAR}` and `${VAR:default}`. The result is always text, never structure."""
         environment = self.environment or {}
         problems: list[str] = []
 

@@ -1,1 +1,1 @@
-"""What stands behind `sidecar.scoped_execution` and `sidecar.decisions`: Scopegate in a Python program."""
+"""The implementation of `sidecar.scoped_execution` and `sidecar.decisions`: Scopegate in a Python program."""

@@ -1,8 +1,8 @@
-"""The callables that run recovery actions in a program of its own, by the name of the action.
+"""The callables that run recovery actions in the embedding program, by the name of the action.
 
-A sync callable runs in a thread of its own, an async one in the caller's loop. A thread cannot be stopped: a
-sync callable that is given up, because it took too long or its caller was cancelled, is left behind and may
-still act. That is why such an execution ends `unknown`.
+A sync callable runs in its own thread, an async one in the caller's loop. A thread cannot be stopped. If a
+sync callable takes too long or its caller is cancelled, its thread keeps running and may still act. Therefore
+such an execution ends `unknown`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any, Literal, TypeVar, overload
 
 from sidecar.core.facts import is_identifier
 
-# Takes the parameters; what it returns may be a mapping with `cost_usd`, or something to await.
+# Takes the parameters. Returns any value: a mapping with `cost_usd` sets the cost, an awaitable is awaited.
 Action = Callable[[dict[str, Any]], Any]
 AnyAction = TypeVar("AnyAction", bound=Action)
 
 MAX_CAUSE_CHARS = 300
 
 _registered: dict[str, Action] = {}
-# The loop holds its tasks weakly; one that was given up is held here until it ends.
+# The event loop holds tasks weakly, so this set keeps an abandoned task alive until it ends.
 _under_way: set[asyncio.Task[Any]] = set()
 
 
 class Unfinished(TimeoutError):
-    """A callable did not end in time. It was cancelled, or, in a thread, left behind."""
+    """A callable did not end in time. A task was cancelled; a thread keeps running."""
 
 
 class NotBegun(RuntimeError):
@@ -42,10 +42,10 @@ def register_action(name: str, callable: AnyAction) -> AnyAction: ...
 @overload
 def register_action(name: str) -> Callable[[AnyAction], AnyAction]: ...
 def register_action(name: str, callable: Any = None) -> Any:
-    """Name the callable that runs an action, in place of the one before; returns it.
+    """Register the callable that runs an action, and return it. It replaces an earlier one.
 
     Also a decorator: `@register_action("retry_agent")`. Raises ValueError for a name that is not 1 to 256
-    printable characters, TypeError for what cannot be called.
+    printable characters, and TypeError for an object that cannot be called.
     """
     if not is_identifier(name):
         raise ValueError("the name of an action is 1 to 256 printable characters")
@@ -58,15 +58,15 @@ def register_action(name: str, callable: Any = None) -> Any:
 
 
 def registered(name: str) -> Action | None:
-    """The callable for an action, None where none is registered."""
+    """The callable for an action; None if none is registered."""
     return _registered.get(name)
 
 
 def begin(action: Action, parameters: dict[str, Any], seconds: float | None) -> Coroutine[Any, Any, Any]:
-    """Start a callable. To await what is returned gives what it returns; what it raises comes through.
+    """Start a callable, and return a coroutine that returns its result or raises its exception.
 
-    Raises NotBegun where it could not be started; when awaited, Unfinished where it takes longer than
-    `seconds`, at once even if it does not heed its cancellation.
+    Raises NotBegun if the callable could not be started. The coroutine raises Unfinished if the callable
+    takes longer than `seconds`; it does not wait for a callable that ignores its cancellation.
     """
     task = asyncio.create_task(_started(action, parameters), name="scopegate-action")
     _under_way.add(task)
@@ -87,7 +87,8 @@ async def _within(task: asyncio.Task[Any], seconds: float | None) -> Any:
 
 
 def ending(exc: BaseException) -> tuple[Literal["answered", "unknown"], str]:
-    """How an action ended that has begun and raised, and why: an exception is an answer, a cut is not."""
+    """The outcome and the cause for an action that raised. An exception is an answer; an interruption is
+    not."""
     if isinstance(exc, Unfinished):
         return "unknown", str(exc)
     if isinstance(exc, Exception):
@@ -126,7 +127,8 @@ async def _from_thread(ended: asyncio.Future[tuple[Any, BaseException | None]]) 
 def _start_thread(
     action: Action, parameters: dict[str, Any]
 ) -> asyncio.Future[tuple[Any, BaseException | None]]:
-    """Run it in a daemon thread: one that hangs blocks no pool, and not the end of the program either."""
+    """Run a callable in a daemon thread, so that a hanging one blocks neither a pool nor the program's
+    exit."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
@@ -140,7 +142,7 @@ def _start_thread(
             outcome = action(parameters), None
         except BaseException as exc:
             outcome = None, exc
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, so no caller waits
             loop.call_soon_threadsafe(deliver, outcome)
 
     context = contextvars.copy_context()
@@ -154,4 +156,4 @@ def _start_thread(
 def _ended(task: asyncio.Task[Any]) -> None:
     _under_way.discard(task)
     if not task.cancelled():
-        task.exception()  # it was told to whoever waited; a callable that was given up has nobody to tell
+        task.exception()  # mark it as retrieved: a waiting caller has it, an abandoned task has no caller

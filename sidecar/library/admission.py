@@ -1,6 +1,6 @@
-"""What a program that embeds Scopegate asks for, as commands; and the replies, as values or exceptions.
+"""Translates the calls of an embedding program to commands, and the replies to values or exceptions.
 
-Nothing is judged here: facts are read by the rules of the wire, and the core decides.
+Nothing is judged here. Facts are read by the same rules as HTTP requests, and the core decides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger("scopegate.library")
 
 TENANT = "default"
 
-# What a scope gets where a call does not say (seed-contract.md, "Scopes"); money in micro-dollars.
+# The terms of a scope that a call leaves out. Money is in micro-dollars.
 DEFAULTS = {"max_attempts": 1, "ttl_seconds": 300, "max_cost_usd": 500_000}
 MAX_ATTEMPTS = 1_000_000_000
 MAX_TTL_SECONDS = 100 * 365 * 24 * 3_600
@@ -52,7 +52,7 @@ def grant(
     target_agents: object,
     created_by: object,
 ) -> Issue:
-    """The command that grants a scope. Raises ValueError, naming the term that is wrong."""
+    """The command that grants a scope. Raises ValueError, naming the wrong term."""
     scope = Scope(
         scope_id=new_scope_id(),
         tenant_id=TENANT,
@@ -74,7 +74,7 @@ def grant(
         decision_id=new_decision_id(),
         scope=scope,
         ttl=ttl,
-        # A call does not tell a default from the same value written out.
+        # A call that gives the default value explicitly cannot be told from one that leaves it out.
         defaulted=frozenset(term for term, value in asked.items() if value == DEFAULTS[term]),
         policies=policies,
         origin="library",
@@ -142,7 +142,8 @@ def admission(
     target_agents: object = None,
     announced_cost: int = 0,
 ) -> Admit | Refuse:
-    """The command that asks for one execution; the one that refuses it where what is asked cannot be read."""
+    """The command that asks for one execution, or, if its facts cannot be read, the command that refuses
+    it."""
     judged = parameters
     if isinstance(parameters, Mapping):
         judged = {name: value for name, value in parameters.items() if isinstance(name, str)}
@@ -170,7 +171,7 @@ def admission(
 
 
 def copied(value: Any, seen: dict[int, Any] | None = None) -> Any:
-    """The same in dicts and lists of its own: nobody can change what was judged before it is carried out."""
+    """A deep copy of dicts and lists, so that the judged value cannot change before it is executed."""
     seen = {} if seen is None else seen
     if id(value) in seen:
         return seen[id(value)]
@@ -190,7 +191,7 @@ def copied(value: Any, seen: dict[int, Any] | None = None) -> Any:
 
 
 def known(scope_id: object, incident_id: object, action: object) -> Claims:
-    """As much of what is claimed as can stand in a record."""
+    """The claims that are valid identifiers. The others are None."""
     return Claims(scope_id=_readable(scope_id), incident_id=_readable(incident_id), action=_readable(action))
 
 
@@ -201,7 +202,7 @@ def _readable(value: object) -> str | None:
 def refusal_of(
     policies: PolicySet, refusal: Refusal, claims: Claims, gatekept: Gatekept = "scoped_execution"
 ) -> Refuse:
-    """The command that records a refusal for which no scope had to be asked."""
+    """The command that records a refusal that was decided without a scope."""
     return Refuse(
         decision_id=new_decision_id(),
         refusal=refusal,
@@ -214,7 +215,7 @@ def refusal_of(
 
 
 def allowed(command: Admit | Issue | Refuse, reply: Reply) -> Reply:
-    """The reply, unless it says no: then the exception that the refusal is in the library."""
+    """Return the reply, or raise ScopeRefused if the reply is a refusal."""
     if isinstance(reply, Denied):
         raise scope_refused(reply.refusal, reply.decision_id)
     if isinstance(command, Refuse):
@@ -224,9 +225,9 @@ def allowed(command: Admit | Issue | Refuse, reply: Reply) -> Reply:
 
 
 async def admit(library: Library, command: Admit | Refuse) -> Admitted:
-    """Admit an execution. Raises ScopeRefused, or StoreUnavailable: then nothing is to be executed.
+    """Admit an execution. Raises ScopeRefused or StoreUnavailable; nothing may be executed then.
 
-    The library gives back the admission of a caller that is cancelled before it is told.
+    If the caller is cancelled before it gets the reply, the library gives the admission back.
     """
     admitted = allowed(command, await library.submit(command))
     assert isinstance(admitted, Admitted)
@@ -243,8 +244,8 @@ def admit_sync(library: Library, command: Admit | Refuse) -> Admitted:
 async def settle(
     library: Library, admitted: Admitted, outcome: Ending, cost: int | None = None, cause: str | None = None
 ) -> Scope:
-    """Write down how an execution ended; the scope as it is known to stand then. Never raises for the store:
-    what was executed has been executed."""
+    """Settle an execution, and return the last known state of its scope. Never raises for a failing store,
+    because the execution has already happened."""
     settled: Settled | None = None
     try:
         settled = await library.settle(admitted, outcome, cost=cost, cause=cause)
@@ -271,14 +272,14 @@ def _consumed(last: Settled | Admitted) -> Scope:
 
 
 async def to_its_end(library: Library, admitted: Admitted, running: Awaitable[Any]) -> tuple[Any, Scope]:
-    """Wait for what has been admitted to end, and write down how: what it returned, and the scope then.
+    """Await an admitted execution and settle it. Returns its result and the scope after the settlement.
 
-    What it raises comes through.
+    Exceptions of the execution propagate.
     """
     try:
         returned = await running
     except GeneratorExit:
-        # Its loop is gone, so nothing can be awaited any more.
+        # The event loop has ended, so the settlement cannot be awaited.
         with suppress(StoreUnavailable):
             library.begin_settling(
                 admitted, "unknown", cause="the loop of the program ended before the action"

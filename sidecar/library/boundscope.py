@@ -1,7 +1,8 @@
-"""Scopes as objects: `BoundExecutionScope`, a snapshot of a stored scope, and `ScopeStore`, where they are.
+"""Scopes as objects: `BoundExecutionScope` is a snapshot of a stored scope, and `ScopeStore` grants and finds
+scopes.
 
-Both are sync and may be used from any thread, inside a running loop and outside. Whatever they answer, they
-ask the store; a snapshot permits nothing by itself.
+Both are sync and work from any thread, inside and outside a running loop. Every check asks the store; a
+snapshot permits nothing by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sidecar.library.runtime import library
 from sidecar.store.base import Engine, Page
 from sidecar.store.foresight import foreseen
 
-# Scopes read at once; every one brings its executions along.
+# Scopes per read. The executions of each scope are read with it.
 PAGE = 200
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,10 +37,10 @@ def _instant(microseconds: int) -> datetime:
 
 @dataclass
 class BoundExecutionScope:
-    """A bound execution scope that gates recovery actions: what the store knew of it when it was asked last.
+    """A bound execution scope that gates recovery actions: a snapshot of the stored scope at the last read.
 
     Times are aware and in UTC, money is in dollars. `status` is active, exhausted, expired or revoked. An
-    object that was built by hand, with a `scope_id` that the store does not know, permits nothing.
+    object built by hand, with a `scope_id` that the store does not know, permits nothing.
     """
 
     scope_id: str
@@ -58,7 +59,7 @@ class BoundExecutionScope:
     execution_log: list[dict[str, Any]] = field(default_factory=list)
 
     def is_valid(self) -> bool:
-        """Whether the stored scope is active now. False where the store does not answer."""
+        """Whether the stored scope is active now. False if the store does not answer."""
         try:
             scope = library().read_sync(scope_of(self.scope_id))
         except StoreUnavailable:
@@ -66,7 +67,7 @@ class BoundExecutionScope:
         return scope is not None and scope.status(library().now()) == "active"
 
     def can_execute(self, action: str, incident_id: str) -> tuple[bool, str | None]:
-        """Whether the stored scope would admit this now, on behalf of its own target agents; if not, the code
+        """Whether the stored scope would admit this action now, for its own target agents; if not, the code
         of the refusal. Consumes and records nothing."""
         asked = library()
         try:
@@ -89,10 +90,10 @@ class BoundExecutionScope:
         return found.refusal is None, None if found.refusal is None else found.refusal.code
 
     def consume(self, action: str, cost_usd: float = 0.0) -> None:
-        """Consume one attempt for an action that costs this much, and refresh this object.
+        """Consume one attempt for an action that costs `cost_usd`, and refresh this object.
 
-        Raises ScopeRefused (its subclasses say why), ValueError for a cost that is none, and
-        StoreUnavailable; nothing is consumed then.
+        Raises ScopeRefused (its subclasses say why), ValueError for an invalid cost, and StoreUnavailable.
+        Nothing is consumed then.
         """
         cost = micros_of("cost_usd", cost_usd)
         asked = library()
@@ -109,14 +110,14 @@ class BoundExecutionScope:
         try:
             executions = asked.read_sync(lambda engine: engine.executions_of(self.scope_id))
         except StoreUnavailable:
-            executions = [admitted.execution]  # it has been consumed all the same
+            executions = [admitted.execution]  # the attempt is consumed even though the read failed
         self._refresh(snapshot(scope, executions, asked.now()))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field but `execution_log`, with `attempts_remaining`; times in ISO 8601.
 
-        Refreshed first; where the store does not know the scope or does not answer, the fields as they are,
-        but never active past its time.
+        The object is refreshed first. If the store does not know the scope or does not answer, the fields are
+        returned as they are, but the status is never active after the expiry.
         """
         asked = library()
         try:
@@ -144,7 +145,7 @@ class BoundExecutionScope:
 
 
 def snapshot(scope: Scope, executions: Sequence[Execution], now: int) -> BoundExecutionScope:
-    """A stored scope as an object. Its log shows the executions that count: not those given back."""
+    """A stored scope as an object. Its `execution_log` leaves out executions that were given back."""
     return BoundExecutionScope(
         scope_id=scope.scope_id,
         incident_id=scope.incident_id,
@@ -173,9 +174,9 @@ def snapshot(scope: Scope, executions: Sequence[Execution], now: int) -> BoundEx
 
 
 class ScopeStore:
-    """The scopes of the configured store. There is one object of it; it holds nothing itself.
+    """The scopes of the configured store. This class is a singleton without state.
 
-    Every method raises StoreUnavailable where the store does not answer.
+    Every method raises StoreUnavailable if the store does not answer.
     """
 
     _instance: ClassVar[ScopeStore | None] = None
@@ -198,7 +199,7 @@ class ScopeStore:
         target_agents: list[str] | None = None,
         created_by: str = "system",
     ) -> BoundExecutionScope:
-        """Grant a scope. Raises ValueError, naming the term that is wrong, and ScopeRefused with the code
+        """Grant a scope. Raises ValueError, naming the wrong term, and ScopeRefused with the code
         `policy_denied` for an action that the configured catalogue does not list."""
         asked = library()
         command = grant(
@@ -217,7 +218,7 @@ class ScopeStore:
         return snapshot(issued.scope, (), asked.now())
 
     def get_scope(self, scope_id: str) -> BoundExecutionScope | None:
-        """The scope, None where there is none."""
+        """The scope; None if it does not exist."""
         asked = library()
         found = asked.read_sync(_with_executions(scope_id))
         return None if found is None else snapshot(*found, asked.now())
@@ -236,7 +237,7 @@ class ScopeStore:
                 return found
 
     def revoke_scope(self, scope_id: str) -> bool:
-        """Withdraw a scope for good; False where there is none. Repeatable, and recorded each time."""
+        """Revoke a scope; False if it does not exist. The call is repeatable, and each call is recorded."""
         if not is_identifier(scope_id):
             return False
         asked = library()
@@ -250,7 +251,8 @@ class ScopeStore:
         return isinstance(asked.submit_sync(command), Revoked)
 
     def cleanup_expired(self) -> int:
-        """How many scopes lapsed before they were used up or revoked. Deletes nothing: they are evidence."""
+        """Count the scopes that expired before they were used up or revoked. Deletes none, because scopes are
+        evidence."""
         asked = library()
         now = asked.now()
         count = 0
@@ -264,7 +266,7 @@ class ScopeStore:
                 return count
 
 
-# What is asked of the store ------------------------------------------------------------------------------
+# Queries on the store ------------------------------------------------------------------------------------
 
 
 def _agents(scope: Scope | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""`requires_scoped_execution`: a function that carries out risky recovery actions runs only within scopes."""
+"""The decorator `requires_scoped_execution`: a function runs risky recovery actions only within a scope."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sidecar.library.runtime import Library, library
 
 R = TypeVar("R")
 
-# Keywords that are the guard's; the function gets those that its signature takes.
+# Keywords of the guard. The function also gets those of them that its signature accepts.
 OURS = ("scope_id", "incident_id", "skip_scope")
 
 
@@ -39,16 +39,18 @@ def requires_scoped_execution(
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorator to enforce scoped pre-execution for risky recovery actions.
 
-    The function, sync or async, takes exactly one RecoveryAction among its arguments. An action of a lower
-    risk just runs. At or above the threshold the call must carry a `scope_id`, naming a scope that allows the
-    action's `name` and target agents, for the incident of an `incident_id` keyword, else for its own. An
-    attempt is consumed before the function begins, and settled when it has ended: what it returns may be a
-    mapping with `cost_usd`. Where a catalogue is configured, the higher of its risk and the action's counts,
-    and an action that it does not list is never below the threshold.
+    The function, sync or async, takes exactly one RecoveryAction among its arguments. An action below the
+    threshold runs without a scope. At or above the threshold the call must carry a `scope_id`. The scope must
+    allow the action's `name` and target agents. It must belong to the incident of the `incident_id` keyword,
+    or, without one, to the incident of the action. An attempt is consumed before the function begins, and
+    settled when the function ends. The function may return a mapping with `cost_usd`. If a catalogue is
+    configured, the higher of its risk and the action's risk counts, and an unlisted action is never below the
+    threshold.
 
-    Calls raise ScopedExecutionRequired without a scope, with `skip_scope=True`, or without a RecoveryAction;
-    the other subclasses of ScopeRefused; and StoreUnavailable. Nothing ran then. Decorating raises ValueError
-    for a threshold that is none, and TypeError for a generator function, which has no one end.
+    Calls raise ScopedExecutionRequired without a scope, with `skip_scope=True`, or without a RecoveryAction.
+    They also raise the other subclasses of ScopeRefused, and StoreUnavailable. In all these cases nothing has
+    run. Decorating raises ValueError for an invalid threshold, and TypeError for a generator function,
+    because it has no single end.
     """
     threshold = RiskClass(risk_threshold)
 
@@ -67,9 +69,9 @@ def _guarded(function: Callable[..., Any], threshold: RiskClass) -> Callable[...
     kept_back = [name for name in OURS if not _takes(signature, name)]
 
     def look_at(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The keywords that the function gets, and those of ours that the call carries, wherever it does."""
+        """The keywords for the function, and the guard's keywords of the call, also if given by position."""
         arguments = {name: value for name, value in kwargs.items() if name not in kept_back}
-        # A call that the function itself would refuse consumes nothing.
+        # `bind` raises for arguments that the function does not accept, before anything is consumed.
         named = {**signature.bind(*args, **arguments).arguments, **kwargs}
         return arguments, {name: named.get(name) for name in OURS}
 
@@ -115,7 +117,7 @@ def _guarded(function: Callable[..., Any], threshold: RiskClass) -> Callable[...
 
 
 def _snapshots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with a copy of each action, so that what is judged is what the function gets."""
+    """The arguments with a copy of each action, so that the function gets the action that was judged."""
     return tuple(map(_snapshot, args)), {name: _snapshot(value) for name, value in kwargs.items()}
 
 
@@ -126,7 +128,7 @@ def _snapshot(value: Any) -> Any:
 
 
 def _takes(signature: inspect.Signature, name: str) -> bool:
-    """Whether a function can be given a keyword."""
+    """Whether a function accepts a keyword."""
     if any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
         return True
     found = signature.parameters.get(name)
@@ -136,7 +138,7 @@ def _takes(signature: inspect.Signature, name: str) -> bool:
 def _risky_action(
     policies: PolicySet, threshold: RiskClass, values: list[Any], ours: Mapping[str, Any]
 ) -> RecoveryAction | Refuse | None:
-    """The one action, the refusal where no scope could help, or None: below the threshold."""
+    """The action that needs a scope, a refusal if no scope could help, or None below the threshold."""
     actions = [value for value in values if isinstance(value, RecoveryAction)]
     if len(actions) != 1:
         message = f"A guarded function takes exactly one RecoveryAction; this call carried {len(actions)}."
@@ -180,6 +182,6 @@ def _command(
 
 
 async def _rest(store: Library, admitted: Admitted, running: Awaitable[Any]) -> Any:
-    """The rest of a sync function that has only begun something: what it returned is to be awaited."""
+    """Await the awaitable that a sync function returned, because the execution ends with it."""
     returned, _ = await to_its_end(store, admitted, running)
     return returned

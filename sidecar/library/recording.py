@@ -1,7 +1,7 @@
-"""A decision record as its callers see it, and the service that keeps it without ever standing in their way.
+"""The public decision record, and the service that appends records without ever failing its callers.
 
-A decision was made already when its record is written. So a store that fails is logged and counted, and
-whoever decided goes on.
+A decision is already made when its record is written. So a failure of the store is logged and counted, and
+the caller continues.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger("scopegate.decisions")
 
 MAX_RECORD_BYTES = 1 << 20
 
-# In the registry of the embedding program, which knows how to publish it.
+# In the default registry, because the embedding program publishes its metrics itself.
 FAILED = Counter(
     "scopegate_library_emissions_failed",
     "Decision records, bindings of runs and turns of switches that the store did not confirm.",
@@ -45,16 +45,16 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-# Ids and reasons are text, whatever they came as.
+# Ids and reasons become text, whatever their type.
 Text = Annotated[str, BeforeValidator(as_text)]
 Members = Annotated[dict[str, Any], BeforeValidator(plain)]
 
 
 class DecisionRecord(BaseModel):
-    """Who decided what, when and why: the 14 fields of the contract. It does not change once it is made.
+    """A decision with its source, time and reason, in the 14 fields of a decision record. It is immutable.
 
-    What is put into `decision_inputs` and `details` is copied, and becomes JSON at once: times, enumerations,
-    ids, sets, bytes and whatever else JSON does not know become text, lists and objects.
+    Values in `decision_inputs` and `details` are copied and become JSON at once. Times, enumerations, ids,
+    sets, bytes and all other types that JSON lacks become text, lists and objects.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,15 +83,15 @@ class DecisionRecord(BaseModel):
             raise ValueError("is outside the years 1 to 9999 in UTC") from exc
 
     def to_dict(self) -> dict[str, Any]:
-        """The 14 fields as JSON has them: enumerations as their values, the time as ISO 8601 in UTC with six
-        decimals. The dict and all in it are the caller's own."""
+        """The 14 fields as JSON values: enumerations as their values, the time as ISO 8601 in UTC with six
+        decimals. The dict is a deep copy."""
         return core_record(self).to_dict()
 
 
 def core_record(record: DecisionRecord) -> Record:
-    """The record as the core has it, and a copy: what becomes of the one that was given does not matter.
+    """Convert a record to the core's type. The result is a copy, so later changes to `record` have no effect.
 
-    Raises TypeError for what is no DecisionRecord: that is a mistake of the caller, not of the store.
+    Raises TypeError for any other type, because that is an error of the caller and not of the store.
     """
     if not isinstance(record, DecisionRecord):
         raise TypeError(f"record must be a DecisionRecord, not {type(record).__name__}")
@@ -107,21 +107,21 @@ def core_record(record: DecisionRecord) -> Record:
 
 
 def decision_record(record: Record) -> DecisionRecord:
-    """A record of the core as callers see it. Raises ValueError for what is no record."""
+    """Convert a record of the core to the public type. Raises ValueError for invalid values."""
     values = {field.name: getattr(record, field.name) for field in fields(Record)}
     return DecisionRecord(**{**values, "decided_at": _EPOCH + record.decided_at * _MICROSECOND})
 
 
 class DecisionRecordService:
-    """Appends decision records to the log. It never raises for a store that fails, and never waits for long.
-    What is no DecisionRecord raises TypeError.
+    """Appends decision records to the log. It never raises for a failing store, and waits at most for its
+    deadline. An argument that is not a DecisionRecord raises TypeError.
 
     `db_url` names a store as `configure` does (`sqlite:///file.db`); None means the configured one. Raises
-    ValueError for a URL that names no store. `failures` counts what could not be kept.
+    ValueError for a URL that names no store. `failures` counts the calls that the store did not confirm.
     """
 
     def __init__(self, db_url: str | None = None) -> None:
-        # A relative file stays where it was, though the program may change its working folder.
+        # The URL is made absolute now, because the program may change its working folder later.
         self._url = None if db_url is None else opened(db_url).url
         self._in_use: Library | None = None
         self._counting = threading.Lock()
@@ -133,9 +133,9 @@ class DecisionRecordService:
         return self._failures
 
     async def emit(self, record: DecisionRecord) -> bool:
-        """Append a record. True once it is on disk; False, logged and counted, where it could not be kept.
+        """Append a record. True once it is on disk; False, logged and counted, if it could not be written.
 
-        Once it was called, a caller that is cancelled does not keep the record from being written.
+        Cancelling the caller does not cancel the record.
         """
         emit = Emit(record=core_record(record), origin="library")
         try:
@@ -144,7 +144,8 @@ class DecisionRecordService:
                 _check_size(emit)
                 await chosen.submit(emit)
                 return True
-            # The first use opens the store, on a thread: there no cancellation ends it, and no loop's end.
+            # The first use opens the store on a thread, so that neither a cancellation nor the end of the
+            # loop interrupts it.
             first = asyncio.get_running_loop().run_in_executor(None, self.submit, emit)
             return await asyncio.shield(first) is not None
         except Exception as exc:
@@ -152,11 +153,11 @@ class DecisionRecordService:
             return False
 
     def emit_sync(self, record: DecisionRecord) -> bool:
-        """As `emit`, for callers that do not await; inside a running loop, too."""
+        """As `emit`, but synchronous. It also works inside a running loop."""
         return self.submit(Emit(record=core_record(record), origin="library")) is not None
 
     def submit(self, command: Emit | Bind | Turn) -> Reply | None:
-        """Apply a command; None, logged and counted, where the store did not confirm it."""
+        """Apply a command; None, logged and counted, if the store did not confirm it."""
         try:
             if isinstance(command, Emit):
                 _check_size(command)
@@ -172,7 +173,7 @@ class DecisionRecordService:
         return library() if self._url is None else opened(self._url)
 
     def _failed(self, command: Emit | Bind | Turn, exc: Exception) -> None:
-        # What is not the store's own word for its trouble is a mistake: then it matters where it came from.
+        # Any exception but StoreUnavailable is a programming error, so its traceback is logged.
         trace = None if isinstance(exc, StoreUnavailable) else exc
         logger.error("the store did not confirm %s: %s", _called(command), exc, exc_info=trace)
         with self._counting:
@@ -203,7 +204,7 @@ _service: DecisionRecordService | None = None
 
 
 def get_decision_service() -> DecisionRecordService:
-    """The one service of this process. It records in the configured store."""
+    """The service of this process. It appends to the configured store."""
     global _service
     with _choosing:
         if _service is None:

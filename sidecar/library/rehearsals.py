@@ -1,6 +1,6 @@
-"""Scoped pre-execution in a program that has registered its callables: rules in `sidecar.core.rehearsal`.
+"""Scoped pre-execution of registered callables. The rules are in `sidecar.core.rehearsal`.
 
-A rehearsal that runs something is recorded first, and runs nothing where that cannot be committed. A dry run
+A rehearsal that runs a callable is recorded first. If the record cannot be committed, nothing runs. A dry run
 or a simulation executes nothing and records nothing.
 """
 
@@ -25,10 +25,10 @@ from sidecar.library.runtime import library
 class ScopedExecutionContext:
     """M6 Scoped Execution primitive: one rehearsal of one action.
 
-    `scope_fraction` is clamped to 0.01..1.0. The callable that is registered for the action's name gets the
-    shorter of `timeout_ms` and the action's own; a sync one that takes longer is left behind in its thread,
-    which cannot be stopped. Raises ValueError for an unknown scope, a fraction that is not a number, and a
-    timeout that is not above 0.
+    `scope_fraction` is clamped to 0.01..1.0. The callable registered for the action's name gets the shorter
+    of `timeout_ms` and the action's own timeout. If a sync callable takes longer, its thread keeps running,
+    because a thread cannot be stopped. Raises ValueError for an unknown scope, a fraction that is not a
+    number, and a timeout that is not above 0.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ScopedExecutionContext:
         self._begun = time.monotonic()
 
     async def execute(self) -> ScopedExecutionResult:
-        """Rehearse the action. Raises nothing: what goes wrong inside is the result."""
+        """Rehearse the action. Never raises; a failure is part of the result."""
         self._begun = time.monotonic()
         try:
             if self.scope is ExecutionScope.DRY_RUN:
@@ -75,7 +75,7 @@ class ScopedExecutionContext:
         return rehearsal.observed(self.action, self.scope, self.scope_fraction, sample, returned)
 
     async def _record(self) -> None:
-        """Say that something is about to be run. Raises StoreUnavailable."""
+        """Record that a callable is about to run. Raises StoreUnavailable."""
         store = library()
         record = Record(
             decision_id=new_decision_id(),
@@ -118,13 +118,13 @@ async def test_recovery_scope(
     """Test a recovery action in scoped execution. Returns the fields of ScopedExecutionResult, with
     `risk_class` and `scope_type` as strings.
 
-    Target agents are those of `parameters["target_agents"]`. Raises ValueError for an unknown risk class or
-    scope type, and for values of a wrong type.
+    The target agents are `parameters["target_agents"]`. Raises ValueError for an unknown risk class or scope
+    type, and for values of a wrong type.
     """
     action = rehearsal.action_asked_for(action_id, action_name, action_type, risk_class, parameters)
     context = ScopedExecutionContext(action, ExecutionScope(scope_type), scope_fraction)
     return rehearsal.shown(await context.execute(), action, context.scope)
 
 
-# It is named as the contract wants it; pytest is not to take it for a test of whoever imports it.
+# The name is part of the recovery API. Pytest must not collect the function as a test where it is imported.
 test_recovery_scope.__dict__["__test__"] = False

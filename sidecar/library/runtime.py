@@ -1,8 +1,8 @@
-"""The store and the policies of a program that embeds Scopegate: no sidecar process, the same store, log and
-core.
+"""The store and the policies of a program that embeds Scopegate. It needs no sidecar process, and uses the
+same store, log and core.
 
-The store runs on a daemon thread with an event loop of its own. So it works from any thread, and from inside
-or outside a running loop. A caller waits for it with a deadline.
+The store runs on a daemon thread with its own event loop. So it works from any thread, inside and outside a
+running loop. Callers wait for it with a deadline.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from sidecar.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
-# What the thread gets beyond the store's own deadline before it counts as hanging.
+# How long the thread may take beyond the store's own deadline before it counts as hanging.
 GRACE_SECONDS = 1.0
-# For closing, and for opening where a large database may have to be brought up to date first.
+# The time limit of closing, and of opening, which may have to migrate a large database.
 OPEN_SECONDS = 30.0
 
 Ending = Literal["answered", "not_sent", "unknown"]
 
-# What forked children keep of their parents.
+# References to the parent's objects in a forked child, which keep them from being destroyed there.
 _of_parents: list[object] = []
 
 
 class Library:
-    """One store, opened on first use. Every call raises StoreUnavailable, naming the cause, or succeeds."""
+    """One store, opened on first use. A call that fails raises StoreUnavailable, naming the cause."""
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class Library:
     # Opening and closing ---------------------------------------------------------------------------
 
     def open(self, seconds: float | None = None) -> None:
-        """Open the store, if it is not open yet. A failure is raised, and tried again at the next use.
+        """Open the store if it is not open yet. Raises the failure; the next use tries again.
 
-        Whoever has waited for so many seconds (None: as long as any call) waits no more; opening goes on.
+        The caller waits at most `seconds` (None: as long as any call). After that the opening goes on.
         """
         if self._store is not None:
             return
@@ -112,7 +112,7 @@ class Library:
         self._engine, self._settlements, self._store = engine, Settlements(store, metrics, "library"), store
 
     def close(self) -> None:
-        """Commit what waits, close the store and end its thread. What comes after raises StoreClosed."""
+        """Commit the waiting commands, close the store and end its thread. Later calls raise StoreClosed."""
         with self._opening:
             self._closed = True
             loop, under_way = self._loop, self._under_way
@@ -128,7 +128,7 @@ class Library:
             if store is not None and settlements is not None:
                 await settlements.close()
                 await store.close()
-            # Whoever still waits for a reply is told before the loop ends.
+            # Callers that still wait get a reply, or an exception, before the loop ends.
             waiting = asyncio.all_tasks() - {asyncio.current_task()}
             for late in (await asyncio.wait(waiting, timeout=GRACE_SECONDS))[1] if waiting else ():
                 late.cancel()
@@ -139,8 +139,9 @@ class Library:
             loop.call_soon_threadsafe(loop.stop)
 
     def abandon(self) -> None:
-        """In a forked child: leave the parent's store alone. Its thread is not here, but what it was in the
-        middle of is kept, or the child would tear it down."""
+        """In a forked child, detach from the parent's store. The store's thread does not exist in the child.
+        The child keeps references to the objects it was using, because garbage collection would tear them
+        down."""
         if self._engine is not None:
             self._engine.abandon()
         _of_parents.append((self._loop, self._store, self._settlements))
@@ -149,7 +150,7 @@ class Library:
         self._loop = self._engine = self._store = self._settlements = None
 
     def adjust(self, *, policies: PolicySet, deadline_seconds: float, min_confidence: float) -> None:
-        """Go on with the same open store under other terms."""
+        """Keep the open store and change its policies and limits."""
         self.policies, self.min_confidence, self._deadline = policies, min_confidence, deadline_seconds
         if self._store is not None:
             self._store.deadline_seconds = deadline_seconds
@@ -163,7 +164,8 @@ class Library:
     def submit_sync(self, command: Command) -> Reply:
         """Apply a command and return its reply once it is committed.
 
-        Who stops waiting withdraws nothing; an admission that nobody waits for any more is given back.
+        A caller that gives up does not withdraw its command. If that command admits an execution, the
+        admission is given back.
         """
         self.open()
         told = self._hand_over(command)
@@ -184,7 +186,7 @@ class Library:
             raise
 
     def read_sync(self, query: Callable[[Engine], Awaitable[T]]) -> T:
-        """What a query finds in the store."""
+        """Run a query on the store and return its result."""
         self.open()
         return self._wait(self._begin(self._read(query)), self._patience)
 
@@ -196,19 +198,19 @@ class Library:
     def settle_sync(
         self, admitted: Admitted, outcome: Ending, *, cost: int | None = None, cause: str | None = None
     ) -> Settled | None:
-        """Write down how an execution ended; None where that has to wait for the store (it is kept)."""
+        """Settle an execution. None: the store cannot commit now, and the settlement is kept for later."""
         return self._wait(self.begin_settling(admitted, outcome, cost=cost, cause=cause), self._patience)
 
     async def settle(
         self, admitted: Admitted, outcome: Ending, *, cost: int | None = None, cause: str | None = None
     ) -> Settled | None:
-        """As `settle_sync`. A cancelled caller does not keep it from being written."""
+        """As `settle_sync`. Cancelling the caller does not cancel the settlement."""
         return await self._await(self.begin_settling(admitted, outcome, cost=cost, cause=cause))
 
     def begin_settling(
         self, admitted: Admitted, outcome: Ending, *, cost: int | None = None, cause: str | None = None
     ) -> Future[Settled | None]:
-        """Have it written down without waiting for that."""
+        """Start a settlement without waiting for it."""
         return self._begin(self._settle(admitted, outcome, cost, cause))
 
     # On the store's thread -------------------------------------------------------------------------
@@ -257,8 +259,8 @@ class Library:
             raise StoreClosed(f"the store is closed: {exc}") from exc
 
     def _hand_over(self, command: Command) -> Future[Reply]:
-        """Submit a command. Either its reply is taken from the future, or, if that is cancelled first, an
-        admission is given back: the two exclude each other, whatever happens to the caller."""
+        """Submit a command. The caller takes its reply from the future; if the future is cancelled first, an
+        admission is given back. Exactly one of the two happens, also when the caller is cancelled."""
         told: Future[Reply] = Future()
 
         async def carry_out() -> None:
@@ -280,7 +282,7 @@ class Library:
         return told
 
     def _let_go(self, told: Future[Reply]) -> None:
-        """Nobody takes this reply: what it admitted, or will admit, is given back."""
+        """Abandon a reply. Its admission, now or later, is given back."""
         if told.cancel() or told.exception() is not None:
             return
         with suppress(StoreUnavailable):
@@ -318,7 +320,7 @@ MEMORY = "memory://"
 DEADLINE_SECONDS = 2.0
 MIN_CONFIDENCE = 0.50
 
-# Without policy files the scope alone decides, as in the system that the library stands in for.
+# Without policy files the scope alone decides, as in the system that the library replaces.
 UNRESTRICTED = PolicySet(revision="none", actions={}, unlisted=ActionPolicy(risk=RiskClass.LOW))
 
 _choosing = threading.RLock()
@@ -333,15 +335,17 @@ def configure(
     deadline_seconds: float = DEADLINE_SECONDS,
     min_confidence: float = MIN_CONFIDENCE,
 ) -> None:
-    """Name the store of this program, and open it; the one before is closed. The same file again stays open
-    and takes the new terms. Change to another only while no action runs, or its end finds its store closed.
+    """Choose the store of this program, and open it. The store chosen before is closed.
 
-    `store_url` is `memory://` (forgotten at exit), or `sqlite:///file.db` (relative to the working folder) or
-    `sqlite:////absolute/file.db`, which one process owns at a time. `policies` is a folder of policy files;
-    without one, scopes alone decide. `deadline_seconds` is how long a call may wait for the store.
+    If `store_url` names the same file again, its store stays open and takes the new values. Change to another
+    store only while no action runs, because a running action cannot settle in a closed store.
+
+    `store_url` is `memory://` (lost at exit), or `sqlite:///file.db` (relative to the working folder) or
+    `sqlite:////absolute/file.db`. One process at a time owns a file. `policies` is a folder of policy files;
+    without it, scopes alone decide. `deadline_seconds` is how long a call may wait for the store.
 
     Raises ValueError for a wrong value, ConfigurationError for policies that cannot be used, and
-    StoreUnavailable, naming the cause, where the store cannot be opened; later calls then try again.
+    StoreUnavailable, naming the cause, if the store cannot be opened; later calls then try again.
     """
     global _configured
     chosen = Library(
@@ -352,7 +356,7 @@ def configure(
     with _choosing:
         current = _libraries.get(chosen.url)
         if current is not None and chosen.url != MEMORY:
-            # What runs on it goes on; closing it would leave its executions without their end.
+            # The store stays open, because running executions must still be settled in it.
             current.adjust(
                 policies=chosen.policies, deadline_seconds=deadline_seconds, min_confidence=min_confidence
             )
@@ -371,7 +375,7 @@ def configure(
 
 
 def library() -> Library:
-    """The configured store; one in memory where none was configured."""
+    """The configured store; a store in memory if none was configured."""
     global _configured
     with _choosing:
         if _configured is None:
@@ -380,7 +384,7 @@ def library() -> Library:
 
 
 def opened(store_url: str) -> Library:
-    """The store of this URL, shared by everybody in this process who names it. Raises ValueError."""
+    """The store of this URL, shared by all callers in this process. Raises ValueError."""
     store = _store_settings(store_url, DEADLINE_SECONDS)
     with _choosing:
         return _libraries.setdefault(
@@ -407,7 +411,7 @@ def _confidence(value: float) -> float:
 
 
 def _close_all() -> None:
-    """At the end of the program. Its daemon threads still run then; nobody waits for them."""
+    """Close all stores at exit. The daemon threads of the stores still run then."""
     for each in list(_libraries.values()):
         with suppress(StoreUnavailable):
             each.close()

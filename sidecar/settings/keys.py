@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 from sidecar.errors import ConfigurationError, Fault
 from sidecar.files.yamlfile import KeyPath, dotted, plain, survey
 
-# The keys that a reload may change, and those that need a restart, because sockets, connections, files and
-# threads that are open already were made from them. Every key stands in exactly one of the two.
+# A reload may change the keys in LIVE. The keys in AT_START need a restart, because open sockets,
+# connections, files and threads were made from them. Every key is in exactly one of the two sets.
 LIVE = frozenset(
     {
         "data.allowed_hosts",
@@ -73,7 +73,7 @@ AT_START = frozenset(
         "telemetry.otlp_endpoint",
     }
 )
-# Values that no message repeats: a password may stand in them.
+# Values that no message repeats, because they may contain a password.
 SECRET = frozenset({"store.url", "telemetry.otlp_endpoint"})
 
 

@@ -21,7 +21,8 @@ from sidecar.core.host import BRACKETED, NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-# `${VAR}` and `${VAR:default}`, which may stand in any value. It becomes text or a number, never a list.
+# `${VAR}` and `${VAR:default}`, allowed in any scalar value. A variable becomes text or a number, never a
+# list.
 VARIABLE = {"type": "string", "pattern": r"\$\{[A-Za-z_][A-Za-z0-9_]*(:[^}]*)?\}"}
 
 _HOST = r"(\[[^\[\]]+\]|[A-Za-z0-9._-]+)"

@@ -302,7 +302,7 @@ class ScopeDefaults(Section):
     """what a scope gets where the request does not say"""
     ttl_seconds: Lifetime = 300
     """what a scope gets where the request does not say"""
-    # In micro-dollars; in the file in dollars.
+    # The value is in micro-dollars; the file gives dollars.
     max_cost: Dollars = Field(500_000, alias="max_cost_usd")
     """what a scope gets where the request does not say; at most six digits after the point"""
 
@@ -333,7 +333,7 @@ class Scopes(Section):
             key = field.alias or name
             if getattr(self.defaults, name) <= getattr(self.limits, name):
                 continue
-            # Of the two, the one that somebody wrote is the one to name: it has a place.
+            # Name the key that was given explicitly, because only such a key has a place.
             if name in self.defaults.model_fields_set:
                 over.append(
                     (("defaults", key), f"is above scopes.limits.{key}; lower it, or raise the limit")
@@ -438,7 +438,7 @@ class Settings(Section):
             ("ops", "listen", self.ops, self.ops.listen),
             ("upstream", "url", self.upstream, self.upstream.address),
         )
-        # Of two, the one that somebody wrote is the one to name: it has a place.
+        # Of two equal addresses, name the one given explicitly, because only such a key has a place.
         for name, key, _, address in sorted(addresses, key=lambda one: one[1] in one[2].model_fields_set):
             if address in taken:
                 twice.append(((name, key), f"is the address of {taken[address]}, too; use another one"))

@@ -33,7 +33,7 @@ LATER = "not yet known, it comes with a later release"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
-# What the kernel takes as a socket's name: 107 bytes on Linux, 103 on macOS.
+# The longest socket name that every kernel accepts: 107 bytes on Linux, 103 on macOS.
 MAX_SOCKET_NAME_BYTES = 103
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -184,7 +184,7 @@ def _collector_url(value: object) -> str | None:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of what it is in
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
@@ -238,7 +238,7 @@ def _file(value: object, info: ValidationInfo) -> Path | None:
         if stat.S_ISDIR(os.stat(path).st_mode):
             raise ValueError("names a folder; name a file in it")
     except PermissionError as exc:
-        # Whoever only reads the log need not reach what is written beside it.
+        # A command that only reads the log needs no access to the files that the sidecar writes beside it.
         if (info.context or {}).get("read_keys", True):
             raise ValueError("stands in a folder that is closed; let the sidecar enter that folder") from exc
     except OSError:
@@ -330,7 +330,7 @@ def _path_text(pattern: RoutePattern) -> str:
     return pattern.text
 
 
-# Dumped, a value is the text that stands for it in the file.
+# A value is serialized as its text in the file.
 AS_TEXT = PlainSerializer(str, return_type=str)
 
 ListenAddress = Annotated[Address, PlainValidator(_address), AS_TEXT, schema.ADDRESS]

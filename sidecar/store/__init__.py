@@ -1,1 +1,1 @@
-"""The store: loads the rows that commands name, saves what changed, appends the records; one transaction."""
+"""The store: one transaction loads the rows that commands name, saves the changes and appends the records."""

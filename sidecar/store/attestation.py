@@ -1,4 +1,4 @@
-"""What a checkpoint file attests: the checkpoints in it that were signed with a known key."""
+"""Reads a checkpoint file. Only checkpoints that a known key has signed attest anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sidecar.files.signing import PublicKey
 
 @dataclass(frozen=True, slots=True)
 class Attested:
-    """A checkpoint whose signature is valid, and the line on which it stands."""
+    """A checkpoint with a valid signature, and its line number in the file."""
 
     line: int
     checkpoint: Checkpoint
@@ -25,7 +25,7 @@ class Attested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attestation:
-    """`attested` in the order of the file; `unknown` has how many lines other keys have signed, by key id."""
+    """`attested` is in the order of the file. `unknown` counts the lines signed by other keys, by key id."""
 
     attested: Sequence[Attested] = ()
     unknown: Mapping[str, int] = field(default_factory=dict)
@@ -35,10 +35,11 @@ NONE = Attestation()
 
 
 def read_checkpoints(path: Path, keys: Sequence[PublicKey]) -> Attestation:
-    """What a checkpoint file says; nothing where it is not there.
+    """Read a checkpoint file. A file that does not exist attests nothing.
 
-    A last line without its end was never a checkpoint, and is passed over. Raises LogTampered at the first
-    whole line that is none or whose signature does not fit, StoreUnavailable where the file cannot be read.
+    A last line without a line end was never written completely, so it is skipped. Raises LogTampered at the
+    first complete line that is not a checkpoint or has a wrong signature, and StoreUnavailable if the file
+    cannot be read.
     """
     known = {key.id: key for key in keys}
     attested: list[Attested] = []

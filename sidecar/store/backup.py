@@ -1,9 +1,10 @@
-"""A copy of a database, made while a sidecar writes to it, and verified before it takes its name.
+"""Backs up a database while a sidecar writes to it, and verifies the copy before it gets its final name.
 
-The copy is of one moment: a read transaction is open from its first page to its last. Without that, every
-commit of another process would have the copying begin anew. But it keeps the WAL of the source from
-beginning anew, so whoever copies has an eye on how far that grows. Until the copy is whole and verified it is
-in a folder of its own, which is gone whatever happens; what a killed one leaves, the next one removes.
+The copy is a snapshot: one read transaction is open from its first page to its last. Without it, every commit
+of another process would restart the copy. The open transaction also keeps the WAL of the source from being
+reset, so the backup watches how far the WAL grows and gives up at a limit. Until the copy is complete and
+verified it is in a folder of its own. That folder is removed in any case; if the process is killed, the
+next backup removes it.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from sidecar.store.logfile import READ_ERRORS, damage_of, opened
 from sidecar.store.sqlite import read_only_uri, told
 from sidecar.store.verify import Progress, Verified, verify_sqlite
 
-# Pages copied at once, 4 MiB in all: between two such steps it can be interrupted.
+# Pages copied in one step, 4 MiB. The copy can be interrupted between two steps.
 PAGES = 1_024
-# As much progress as is told of the copying, again of the verifying, and again of looking at every page.
+# Units of progress for each of the three phases: copying, verifying the log, checking every page.
 THIRD = 1_000
-# What the WAL of the source may grow by, where as much is left on its disk.
+# The limit, in bytes, on the growth of the source's WAL. The limit is lower if the disk has less free space.
 WAL_GROWTH = 1 << 30
-# How often it is looked at, and how long a copying may stand still that should have given up.
+# How often another thread checks the WAL, and how long a copy over that limit may make no progress.
 LOOK_SECONDS = 1.0
 STANDSTILL_SECONDS = 10.0
 
 _FOLDER = ".scopegate-backup-"
-# Whoever is at work in such a folder holds a lock on this file in it.
+# A running backup holds a lock on this file in its folder.
 _HELD = "held"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backup:
-    """A backup that is in its place: what was verified of it, and its bytes."""
+    """A finished backup: the result of its verification, and its size in bytes."""
 
     verified: Verified
     size: int
@@ -58,16 +59,16 @@ def back_up(
     progress: Progress = lambda done, total: None,
     hung: Callable[[StoreUnavailable], None] = lambda exc: None,
 ) -> Backup:
-    """Copy a database, verify the copy, and give it its name. `progress` gets (done, in all), in no unit.
+    """Copy a database, verify the copy, and move it to `target`. `progress` gets (done, total).
 
-    The attestation has to be read before this begins. Raises LogTampered where the database is not as a
-    sidecar leaves it, StoreUnavailable where it cannot be read or the copy cannot be made; either way there
-    is no copy then. Where it should give up and cannot, because a disk does not answer, another thread calls
-    `hung`: only the end of the process lets the WAL go then.
+    The caller reads the attestation before the copy starts. Raises LogTampered if the database is not as a
+    sidecar leaves it, and StoreUnavailable if it cannot be read or the copy cannot be made. No copy is left
+    in either case. If the copy should give up but a disk does not answer, another thread calls `hung`; then
+    only the end of the process releases the WAL.
     """
     _check_place(target, replace=replace)
     with opened(source):
-        pass  # there is a database, and it can be read
+        pass  # opening it proves that the database exists and can be read
     try:
         with _folder_in(target.parent) as folder:
             copy = folder / "copy.db"
@@ -96,7 +97,7 @@ def _check_place(target: Path, *, replace: bool) -> None:
     if target.exists() and not target.is_file():
         raise StoreUnavailable(f"{target} is no file that could be replaced")
     for suffix in ("-wal", "-journal"):
-        # SQLite would take it for a part of the new file.
+        # SQLite would read this file as part of the new database.
         if os.path.lexists(f"{target}{suffix}"):
             raise StoreUnavailable(
                 f"{target}{suffix} is there, so a database {target.name} is in use or was not closed; "
@@ -106,16 +107,16 @@ def _check_place(target: Path, *, replace: bool) -> None:
 
 @contextmanager
 def _folder_in(place: Path) -> Iterator[Path]:
-    """A folder for the copy, with a lock in it that ends with this process, however that ends."""
+    """A folder for the copy. The lock in it is released when this process ends, even if it is killed."""
     for held in place.glob(f"{_FOLDER}*/{_HELD}"):
-        with suppress(OSError):  # somebody is at work in it, it is another user's, or it is gone by now
+        with suppress(OSError):  # another backup holds it, another user owns it, or it is gone by now
             os.close(_locked(held))
             shutil.rmtree(held.parent)
     with TemporaryDirectory(dir=place, prefix=_FOLDER) as name:
         folder = Path(name)
         lock = _locked(folder / "new")
         try:
-            # It has this name only once it is locked, so that nobody finds it free.
+            # The file gets its name after it is locked, so that another backup never finds it unlocked.
             os.rename(folder / "new", folder / _HELD)
             yield folder
         finally:
@@ -123,7 +124,7 @@ def _folder_in(place: Path) -> Iterator[Path]:
 
 
 def _locked(path: Path) -> int:
-    """An open file that nobody else has locked. Raises BlockingIOError where somebody has."""
+    """Open and lock a file, and return its descriptor. Raises BlockingIOError if it is locked already."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,16 +135,16 @@ def _locked(path: Path) -> int:
 
 
 def _copy(source: Path, copy: Path, progress: Progress, hung: Callable[[StoreUnavailable], None]) -> None:
-    """Copy a database of this moment into a file that needs no other beside it."""
+    """Copy a snapshot of a database into a single file, without a WAL beside it."""
     os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     with (
         _translated(source, copy.parent.parent),
         closing(sqlite3.connect(copy, isolation_level=None)) as made,
     ):
-        # What is cut off half-way is thrown away as a whole, and what is whole is put onto the disk at once.
+        # No journal is needed: an incomplete copy is deleted, and a complete one is synced once at the end.
         made.execute("PRAGMA journal_mode = OFF")
         made.execute("PRAGMA synchronous = OFF")
-        # The source is closed first, so that its WAL can begin anew, however long the other takes.
+        # The source is closed first, so that its WAL can be reset even if closing the copy takes long.
         with (
             closing(sqlite3.connect(read_only_uri(source), uri=True, isolation_level=None)) as live,
             _watched(source, hung) as check_wal,
@@ -163,9 +164,10 @@ def _copy(source: Path, copy: Path, progress: Progress, hung: Callable[[StoreUna
 
 @contextmanager
 def _watched(source: Path, hung: Callable[[StoreUnavailable], None]) -> Iterator[Callable[[], None]]:
-    """Gives what is to be called at every step: it raises StoreUnavailable once the WAL has grown too far.
+    """Yields a function to call at every step. It raises StoreUnavailable once the WAL has grown too far.
 
-    A full disk would close the gate, which is worse than no backup. Half of what is free is left to others.
+    A full disk would close the gate, which is worse than no backup. So the WAL may take at most half of the
+    free space.
     """
     wal = Path(f"{source.resolve()}-wal")
     before = _size(wal)
@@ -209,7 +211,7 @@ def _size(path: Path) -> int:
 
 
 def _check_room(live: sqlite3.Connection, folder: Path) -> None:
-    """A copy that fills the disk would stop the sidecar whose store is on it, too."""
+    """Raise StoreUnavailable if the copy would fill the disk, because a full disk stops a sidecar."""
     (pages,) = live.execute("PRAGMA page_count").fetchone()
     (page_size,) = live.execute("PRAGMA page_size").fetchone()
     free = shutil.disk_usage(folder).free
@@ -221,7 +223,7 @@ def _check_room(live: sqlite3.Connection, folder: Path) -> None:
 
 
 def _check_every_page(copy: Path) -> None:
-    """The log is not all that a store holds: what is damaged in the scopes, say, shows only here."""
+    """Check the pages and references of all tables. Damage outside the log, as in scopes, shows only here."""
     with opened(copy) as log:
         (found,) = log.first("PRAGMA integrity_check(1)")
         if found != "ok":
@@ -243,7 +245,7 @@ def _translated(source: Path, folder: Path) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    """Put a file, or what a folder lists, onto the disk."""
+    """Sync a file, or the entries of a folder, to the disk."""
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(number)

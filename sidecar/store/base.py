@@ -1,4 +1,4 @@
-"""What an engine must do, and nothing of how. All logic above this line is shared by every engine."""
+"""The interface of a storage engine. All logic above this interface is shared by every engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Bindings = Mapping[int, str]
 class Head:
     """The end of a writer's chain: its name, the last sequence number, hash and time (0 and zeros: empty).
 
-    `unsaid` are the bindings of which no record tells yet; the next one does.
+    `unsaid` holds the run bindings that no record names yet; the next record names them.
     """
 
     writer: str
@@ -34,7 +34,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class LogRow:
-    """One record of the log: the entry it was made from, its place, its exact bytes and their hash."""
+    """One record of the log: its source entry, its sequence number, its exact bytes and their hash."""
 
     seq: int
     entry: Entry
@@ -44,9 +44,13 @@ class LogRow:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The rows that a batch needs: scopes by id, executions by admission (which bring their scopes along),
-    admissions by tally, newer than a time (microseconds) or still in flight and all but those not sent, keys
-    under which a record is kept once, switches, and requests by the records that have no run."""
+    """The rows that a batch needs.
+
+    `scopes` are scope ids. `executions` are admission ids; the scope of each execution is loaded with it.
+    `tallies` maps each tally to a time in microseconds: its admissions after that time are loaded, and those
+    still in flight, but never executions that were not sent. `once` are keys under which a record is kept
+    once. `requests` are request ids; their records without a run are loaded.
+    """
 
     scopes: Sequence[str] = ()
     executions: Sequence[str] = ()
@@ -58,11 +62,13 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one transaction writes: new scopes, scopes and executions in their new state, new log rows; keys
-    with the decision that is kept under each; switches; and records, by sequence number, with their run.
+    """What one transaction writes.
 
-    `now` is when all of it is written. `said` are the records of whose binding the log tells now. `stepped`:
-    executions after `now` were admitted so many microseconds earlier than they say.
+    `issued` are new scopes. `scopes` and `executions` are rows in their new state. `log` are new log rows.
+    `kept` pairs each key with the decision that is kept under it. `bound` pairs the sequence number of a
+    record with its run. `said` are the records whose binding the log names from now on. `now` is the time of
+    the whole transaction. `stepped` is the number of microseconds to subtract from the admission time of
+    every execution that was admitted after `now`.
     """
 
     now: int
@@ -87,7 +93,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScopesWanted:
-    """Which scopes to list; None: any. A status is the one at `now`."""
+    """Which scopes to list. None matches any value. `status` is the status at `now`."""
 
     incident_id: str | None = None
     tenant_id: str | None = None
@@ -96,14 +102,17 @@ class ScopesWanted:
 
     @property
     def bounded(self) -> bool:
-        """Whether only a piece of the list is looked at, as no index leads to what is wanted."""
+        """Whether a page looks at a bounded part of the list only, because no index serves the filter."""
         return self.incident_id is None and not (self.tenant_id is None and self.status is None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDecision:
-    """A record as the log holds it. `previous` is the hash that its own hash builds on, `bound_run_id` the
-    run that the record was bound to after it was made."""
+    """A record as the log holds it.
+
+    `previous` is the hash of the record before it. `bound_run_id` is the run that the record was bound to
+    after it was written.
+    """
 
     seq: int
     envelope: bytes
@@ -114,8 +123,10 @@ class StoredDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Bytes: of the database, of its WAL, free on its disk, and what came in the last 24 hours. None: it
-    could not be measured, as in memory, where there is no file."""
+    """Sizes in bytes: the database, its WAL, the free space on its disk, and the growth in the last 24 hours.
+
+    None means that the value could not be measured. A database in memory has no file to measure.
+    """
 
     size: int | None = None
     wal_size: int | None = None
@@ -124,7 +135,7 @@ class Footprint:
 
 
 class StoreObserver(Protocol):
-    """Who wants to know how the writer fares."""
+    """Receives the outcome of every commit, for example to keep metrics."""
 
     def batch_committed(self, size: int, seconds: float) -> None: ...
 
@@ -138,29 +149,31 @@ class Engine(Protocol):
         """Take the database for this process and bring its schema up to date."""
 
     async def head(self) -> Head:
-        """The end of the chain as the database has it."""
+        """Return the end of the chain as the database holds it."""
 
     async def transact(self, names: Names, decide: Callable[[State], Changes], *, durable: bool) -> None:
-        """Load what is named, call `decide`, write what it returns and commit, all or nothing.
+        """Load the named rows, call `decide`, write the changes it returns and commit, all or nothing.
 
-        Raises StoreUnavailable where the storage failed; whatever else `decide` or a constraint raises
-        comes through as it is. `durable` False allows that a power failure loses the transaction.
+        Raises StoreUnavailable if the storage fails. Any other exception from `decide` or from a constraint
+        propagates unchanged. With `durable` False, a power failure may lose the transaction.
         """
 
     async def probe(self) -> None:
-        """Write something that means nothing; then all that was committed before is durable, too.
+        """Write a meaningless row durably, which makes every earlier commit durable as well.
 
-        Raises StoreUnavailable where that does not work.
+        Raises StoreUnavailable if the write fails.
         """
 
     async def rehearse(self, names: Names, decide: Callable[[State], Changes]) -> None:
-        """Do as `transact` does and undo it, then write and commit as much as a large decision takes.
+        """Make the same changes as `transact` and undo them. Then write and commit as much as a large
+        decision.
 
-        Raises what a transaction may raise.
+        Raises the same exceptions as `transact`.
         """
 
     async def look(self, names: Names, view: Callable[[State], T]) -> T:
-        """What a view makes of what a transaction would load now. It is made off the event loop."""
+        """Load the rows that a transaction would load now, and pass them to `view`. Runs off the event
+        loop."""
 
     async def tidy(self) -> None:
         """Housekeeping between batches."""
@@ -172,14 +185,17 @@ class Engine(Protocol):
     async def scopes(
         self, tenant_id: str, incident_id: str, *, before: str | None, limit: int
     ) -> tuple[Page, int]:
-        """A page of an incident's scopes, and how many there are in all."""
+        """A page of an incident's scopes, and the total number of them."""
 
     async def scopes_wanted(self, wanted: ScopesWanted, *, before: str | None, limit: int) -> Page:
-        """A page of scopes, of all tenants and incidents unless one is named. One that no index serves may
-        hold fewer than `limit`, or none, and still have a next one."""
+        """A page of scopes, of all tenants and incidents unless one is named.
+
+        If no index serves the filter, a page may hold fewer than `limit` scopes, or none, and still have a
+        next page.
+        """
 
     async def lapsed_scopes(self, now: int, *, before: str | None, limit: int) -> Page:
-        """A page of the scopes whose time was over at `now`, whatever else became of them."""
+        """A page of the scopes that were past their expiry at `now`, including revoked and exhausted ones."""
 
     async def decisions(self, filters: Mapping[str, str], *, before: str | None, limit: int) -> Page:
         """A page of StoredDecision; `filters` maps columns of the log to the value wanted."""
@@ -192,7 +208,7 @@ class Engine(Protocol):
         """All executions of a scope, oldest first."""
 
     async def is_kept(self, key: bytes) -> bool:
-        """Whether a record is kept under a key."""
+        """Whether a record is kept under this key."""
 
     async def is_on(self, switch: Switch) -> bool: ...
 
@@ -202,4 +218,4 @@ class Engine(Protocol):
         """How many executions are unknown, and when the oldest of them was admitted."""
 
     async def footprint(self, now: int) -> Footprint:
-        """What the database takes and leaves of its disk. It is measured off the event loop."""
+        """The size of the database and the free space on its disk. Measured off the event loop."""

@@ -53,25 +53,25 @@ from sidecar.store.rehearsal import rehearsed
 
 logger = logging.getLogger("scopegate.store")
 
-# A batch is bounded so that one transaction stays short for whoever waits behind it.
+# The size of a batch is bounded, because the commands behind it wait for the whole transaction.
 MAX_BATCH = 512
 # Commands that may wait. Beyond this limit commands are rejected, so that queued ones meet their deadline.
 MAX_QUEUE = 4096
 
-# How often a store that fails tries again by itself, and the clocks are read where nothing else reads them.
+# The interval at which a failing store retries, and at which the clocks are read even without traffic.
 LOOK_SECONDS = 0.5
-# How long a look at a store that fails waits for the next try.
+# How long `check` waits for the next rehearsal while the store fails.
 PATIENCE_SECONDS = 0.5
 
-# Bindings of which one record tells, so that none grows without bound.
+# The most bindings that one record names, because the size of a record must be bounded.
 MAX_BINDINGS = 1_000
 _NO_BINDINGS: Bindings = MappingProxyType({})
 
-# What closing may take beyond the deadline of what still waits.
+# How long closing may take beyond the deadline of the commands that still wait.
 CLOSE_SECONDS = 1.0
 
 LateReply = Callable[[Reply], None]
-# What becomes of a record, as `Record.to_dict()` gives it, before its bytes are made.
+# Masks a record, given as `Record.to_dict()`, before it is serialized.
 Masking = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -84,7 +84,7 @@ class _Waiting:
 
 
 class Store:
-    """The one door to what the sidecar remembers. Reads go to `engine`, changes through `submit`."""
+    """The only access to the stored state. Reads go to `engine`; changes go through `submit`."""
 
     def __init__(
         self,
@@ -111,11 +111,11 @@ class Store:
         self.durable = Head("", 0, GENESIS, 0)
         self._committing = False
         self._closing = False
-        # Of a batch that may be committed: the head that it leaves then, and its replies for who gave up.
+        # A batch that failed but may be committed: the head it would leave, and its late replies.
         self._doubted: tuple[Head, list[tuple[LateReply, Reply]]] | None = None
         self._rehearsal: asyncio.Future[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
-        # Why decisions fail: the last durable commit did. None: they do not, as far as is known.
+        # Why the last durable commit failed, and decisions with it. None: no failure is known.
         self.last_error: str | None = None
 
     async def open(self) -> None:
@@ -128,9 +128,9 @@ class Store:
         self._keeper = asyncio.create_task(self._keep(), name="scopegate-store-keeper")
 
     async def close(self) -> bool:
-        """Commit what waits, then close the engine; what comes after raises StoreClosed.
+        """Commit the waiting commands, then close the engine. Later commands raise StoreClosed.
 
-        False where the storage hangs: then its thread lives on, and only the end of the process ends it.
+        Returns False if the storage hangs. Then its thread keeps running until the process ends.
         """
         closing = asyncio.ensure_future(self._close())
         done, _ = await asyncio.wait([closing], timeout=self.deadline_seconds + CLOSE_SECONDS)
@@ -152,7 +152,7 @@ class Store:
         await self.engine.close()
 
     async def until_idle(self) -> None:
-        """Return once all that was submitted is committed or given up, at the latest at its deadline."""
+        """Wait until every submitted command is committed or given up, at most until their deadline."""
         last = asyncio.get_running_loop().time() + self.deadline_seconds
         while (self._queue or self._committing) and asyncio.get_running_loop().time() < last:
             await asyncio.sleep(0.005)
@@ -163,15 +163,15 @@ class Store:
         return len(self._queue)
 
     def now(self) -> int:
-        """The time that decides, in microseconds since 1970 (UTC); see `sidecar.clock`."""
+        """The decision time, in microseconds since 1970 (UTC); see `sidecar.clock`."""
         return self._time.read().now
 
     def clock_lag_seconds(self) -> float:
-        """How far the wall clock is behind the time that decides; 0 where it is not."""
+        """How far the wall clock is behind the decision time; 0 if it is not behind."""
         return self._time.read().lag_seconds
 
     def clock_trouble(self) -> str | None:
-        """Why nothing may be decided by the clock now, None: go ahead."""
+        """Why the clock cannot be used for decisions now; None if it can."""
         return self._time.read().trouble
 
     async def _keep(self) -> None:
@@ -183,16 +183,16 @@ class Store:
                 self._rehearse_soon()
 
     def _rehearse_soon(self) -> asyncio.Future[None]:
-        """Have the writer rehearse a decision when its turn comes; one rehearsal serves all that ask."""
+        """Ask the writer to rehearse a decision when it is idle. One rehearsal serves all callers."""
         if self._rehearsal is None:
             self._rehearsal = asyncio.get_running_loop().create_future()
             self._wake()
         return self._rehearsal
 
     async def check(self) -> None:
-        """Prove that the store can write, and make durable what is committed.
+        """Prove that the store can write, and make all commits durable.
 
-        While decisions fail, only a rehearsed one proves it. Raises StoreUnavailable, naming the cause.
+        While decisions fail, only a rehearsal proves that. Raises StoreUnavailable, naming the cause.
         """
         if self._closing or self._writer is None:
             raise StoreClosed("the store is closed")
@@ -217,14 +217,14 @@ class Store:
     async def submit(self, command: Command, *, late: LateReply | None = None) -> Reply:
         """Apply a command and return its reply once it is committed.
 
-        Raises StoreUnavailable where it could not be committed, or not before the deadline. A command that
-        was given up before it began is withdrawn. One that is given up (deadline or cancellation) while
-        its batch is being written may still be committed: then `late` is called with its reply.
+        Raises StoreUnavailable if it could not be committed before the deadline. A caller gives up at the
+        deadline or by cancellation. If the batch is not being written yet, the command is withdrawn.
+        Otherwise it may still be committed, and then `late` is called with its reply.
         """
         if self._closing or self._writer is None:
             raise StoreClosed("the store is closed")
         while self._queue and self._queue[0].reply.done():
-            self._queue.popleft()  # given up: it must not stand in the way of who still waits
+            self._queue.popleft()  # its caller gave up, so it must not take a place in the queue
         if isinstance(command, Admit | Issue | Refuse | Emit | Bind) and len(self._queue) >= MAX_QUEUE:
             raise StoreOverloaded(f"{MAX_QUEUE} commands are waiting for the store")
         loop = asyncio.get_running_loop()
@@ -239,13 +239,13 @@ class Store:
         try:
             return await waiting.reply
         except asyncio.CancelledError:
-            # Cancelled in the moment between the commit and its being told.
+            # The caller was cancelled after the commit, before it received the reply.
             if late is not None and _has_result(waiting.reply):
                 late(waiting.reply.result())
             raise
 
     def _expire(self) -> None:
-        """Give up on what is past its deadline. All deadlines are equally long, so the oldest is first."""
+        """Fail the commands past their deadline. All deadlines are equally long, so the oldest is first."""
         loop = asyncio.get_running_loop()
         outstanding = self._outstanding
         while outstanding and (outstanding[0].reply.done() or outstanding[0].deadline <= loop.time()):
@@ -262,12 +262,12 @@ class Store:
             self._wakeup.set_result(None)
 
     def _take(self) -> list[_Waiting]:
-        """The next batch. A command that nobody waits for any more is withdrawn: it never began."""
+        """The next batch. A command whose caller gave up is dropped before it begins."""
         batch: list[_Waiting] = []
         while self._queue and len(batch) < MAX_BATCH:
             alone = isinstance(self._queue[0].command, AcceptClock)
             if alone and batch:
-                break  # it has a time of its own
+                break  # AcceptClock is applied at its own time, so it is the only command of its batch
             waiting = self._queue.popleft()
             if not waiting.reply.done():
                 batch.append(waiting)
@@ -293,7 +293,7 @@ class Store:
                 await self._wakeup
 
     async def _commit(self, batch: Sequence[_Waiting]) -> None:
-        """Commit a batch and answer everyone in it. Never raises, or the writer would die."""
+        """Commit a batch and reply to every command. Never raises, because that would end the writer."""
         begun = time.perf_counter()
         moment = self._time.read()
         if moment.trouble is not None:
@@ -311,7 +311,7 @@ class Store:
             )
             await self._failed(batch, exc)
         except Exception as exc:
-            # Not the storage but one of the commands: the others must not suffer for it.
+            # One of the commands failed, not the storage. Apply each by itself, so that the others succeed.
             if len(batch) == 1:
                 logger.exception("a command could not be applied")
                 failed = CommandFailed(f"the command could not be applied: {exc!r}")
@@ -343,20 +343,23 @@ class Store:
         await self._read_head()
 
     async def _read_head(self) -> bool:
-        """After a failed commit only the database knows where the chain ends, and whether it failed."""
+        """Read the head after a failed commit; True if the head shows that the commit took effect.
+
+        Only the database knows where the chain ends now.
+        """
         try:
             self._head = await self.engine.head()
             self._time.found(self._head.time)
         except StoreUnavailable:
             self._head = None
         except Exception:
-            # A database that somebody took apart: nothing is decided until its head can be read.
+            # The database was altered. Nothing is decided until its head can be read.
             logger.exception("the head of the log cannot be read")
             self._head = None
         return self._resolve()
 
     def _resolve(self) -> bool:
-        """Tell the replies of a batch that was in doubt, if the head shows that it is committed."""
+        """Deliver the late replies of a batch in doubt if the head shows that it is committed."""
         if self._head is None or self._doubted is None:
             return False
         (expected, late), self._doubted = self._doubted, None
@@ -374,7 +377,7 @@ class Store:
             logger.warning("housekeeping of the store failed", extra={"cause": str(exc) or repr(exc)})
 
     async def _rehearse(self, asked: asyncio.Future[None]) -> None:
-        """See whether a decision could be written now. Never raises, or the writer would die."""
+        """Test whether a decision can be written now. Never raises, because that would end the writer."""
         commands = rehearsed()
         now = self.now()
         try:
@@ -436,12 +439,13 @@ class Store:
 
 
 def _is_durable(commands: Sequence[Command]) -> bool:
-    """Losing a settlement on power failure leaves its hold standing, which is the safe side."""
+    """Whether a batch needs a full sync. One of settlements only does not: if a power failure loses a
+    settlement, its hold stays, which is safe."""
     return not all(isinstance(command, Settle) for command in commands)
 
 
 def _let_wait_for_the_clock(batch: Sequence[_Waiting], trouble: str) -> list[_Waiting]:
-    """What can be written though the clock cannot be trusted; what would let something through is refused."""
+    """Refuse grants and admissions while the clock is not trusted, and return the other commands."""
     rest: list[_Waiting] = []
     for waiting in batch:
         if not isinstance(waiting.command, Issue | Admit):
@@ -452,7 +456,7 @@ def _let_wait_for_the_clock(batch: Sequence[_Waiting], trouble: str) -> list[_Wa
 
 
 def rows_of(named: Sequence[Named], now: int) -> Names:
-    """What a batch needs at a time, each row once."""
+    """The rows that a batch needs at a given time, each row once."""
     tallies: dict[Tally, int] = {}
     for one in named:
         for tally, seconds in one.tallies.items():
@@ -480,7 +484,8 @@ def apply_all(
     replies: list[Reply],
     mask: Masking | None = None,
 ) -> tuple[Changes, Head]:
-    """Apply commands in order, each to what the one before left; link their records to the chain."""
+    """Apply commands in order, each to the state that the one before left. Link their records to the
+    chain."""
     scopes = dict(state.scopes)
     executions = dict(state.executions)
     admissions = {tally: list(found) for tally, found in state.admissions.items()}
@@ -564,10 +569,11 @@ def canonical(
     kept: bytes | None = None,
     bindings: Bindings = _NO_BINDINGS,
 ) -> bytes:
-    """The bytes of an envelope: JSON with sorted keys and no white space. They are never made twice.
+    """The bytes of an envelope: JSON with sorted keys and no white space. They are serialized only once.
 
-    What the record does to tables beside the log stands in it, outside of what a mask covers: the key under
-    which it is kept once, and bindings that were made since the record before.
+    The envelope also names what the record changes in tables beside the log: the key under which the record
+    is kept once, and the bindings made since the record before. Both stand outside `record`, so a mask does
+    not touch them.
     """
     envelope = entry.envelope(writer, seq)
     if kept is not None:

@@ -1,6 +1,6 @@
-"""Signed checkpoints of the log, in a file beside it: what was cut off the log's end shows against them.
+"""Writes signed checkpoints of the log to a file beside it. They reveal records cut off the end of the log.
 
-A checkpoint says only what a full commit has covered, so that no power failure makes a true log look false.
+A checkpoint covers durable records only, so a power failure never makes an untouched log fail verification.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from sidecar.telemetry.metrics import Metrics
 
 logger = logging.getLogger("scopegate.checkpoints")
 
-# A new record is attested once there are this many, and in any case after this time.
+# A checkpoint is due after this many new records, or this many seconds after the first of them.
 RECORDS = 1_000
 SECONDS = 10.0
-# How every line begins; a file that begins otherwise is not ours to cut.
+# Every line begins like this. A file that begins otherwise is not a checkpoint file, so it is never cut.
 BEGINNING = b'{"count":'
-# What the last checkpoint may take while the sidecar stops.
+# How long the last checkpoint may take while the sidecar stops.
 CLOSE_SECONDS = 2.0
-# What is read of a file's beginning and of its end, to see whose checkpoints it holds: a few lines.
+# The bytes read at the beginning and at the end of a file, a few lines, to find the writers it names.
 GLANCE_BYTES = 4_096
 
 
 class Checkpointer:
-    """Writes a checkpoint whenever one is due. It never raises and never holds up the store.
+    """Writes a checkpoint whenever one is due. It never raises and never blocks the store.
 
-    It observes the store in the place of the metrics, to which it passes on what it hears.
+    It observes the store and passes every event on to the metrics.
     """
 
     def __init__(self, key: SigningKey, path: Path, metrics: Metrics) -> None:
@@ -57,9 +57,9 @@ class Checkpointer:
         self._metrics.batch_failed(size)
 
     def start(self, store: Store) -> None:
-        """Begin with what the store, which is open, holds already."""
+        """Start with a checkpoint of the records that the open store already holds."""
         self._store = store
-        # On a thread that nobody waits for: the file may hang.
+        # On a daemon thread, because reading the file may hang.
         threading.Thread(
             target=self._look, args=(store.durable.writer,), name="scopegate-checkpoint-file", daemon=True
         ).start()
@@ -67,9 +67,9 @@ class Checkpointer:
         self._task = asyncio.create_task(self._run(store), name="scopegate-checkpoints")
 
     async def close(self) -> bool:
-        """Write the last checkpoint. To be called after the last commit and before the store is closed.
+        """Write the last checkpoint. Call it after the last commit and before the store is closed.
 
-        False where the file hangs: then its thread lives on, and only the end of the process ends it.
+        Returns False if the file hangs. Then its thread keeps running until the process ends.
         """
         if self._task is None or self._store is None:
             return True
@@ -84,8 +84,8 @@ class Checkpointer:
         return bool(done)
 
     def _look(self, writer: str) -> None:
-        """Warn where the file is another log's: with its checkpoints in it this one never verifies."""
-        with suppress(OSError):  # not there yet; or it is told as soon as something is to be written
+        """Warn if the file holds checkpoints of another log, because this log then fails verification."""
+        with suppress(OSError):  # the file does not exist yet, or the first write reports the error
             others = writers(self._path) - {writer}
             if others:
                 logger.warning(
@@ -107,7 +107,7 @@ class Checkpointer:
                 await asyncio.sleep(SECONDS)
 
     async def _until_due(self, store: Store) -> None:
-        """Wait for enough new records, or until those that came first have waited long enough."""
+        """Wait for RECORDS new records, at most SECONDS."""
         due = asyncio.get_running_loop().time() + SECONDS
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
@@ -116,10 +116,10 @@ class Checkpointer:
                     await self._news.wait()
 
     async def _attest(self, store: Store) -> bool:
-        """Write a checkpoint over what is durable; False where that failed."""
+        """Write a checkpoint of the durable records; False if that failed."""
         try:
             if store.durable.seq - self._attested < RECORDS:
-                # What ended executions last is not durable by itself.
+                # A commit of settlements only is not durable by itself; this check makes it so.
                 with suppress(StoreUnavailable):
                     await store.check()
             head = store.durable
@@ -153,14 +153,14 @@ class Checkpointer:
 
 
 def writers(path: Path) -> set[str]:
-    """Whose checkpoints a file holds, as far as its first and its last whole line say. Raises OSError."""
+    """The writers named in the first and the last complete line of a file. Raises OSError."""
     _check_is_not_the_database(path)
     with path.open("rb") as file:
         beginning = file.read(GLANCE_BYTES)
         file.seek(max(0, os.fstat(file.fileno()).st_size - GLANCE_BYTES))
         end = file.read(GLANCE_BYTES)
     found = set()
-    # The very last line may be torn; then the one before it is whole.
+    # The very last line may be torn. Then the line before it is complete.
     for line in (*beginning.splitlines(keepends=True)[:1], *end.splitlines(keepends=True)[-2:]):
         with suppress(ValueError, RecursionError):
             found.add(Checkpoint.parse(line).writer)
@@ -168,9 +168,10 @@ def writers(path: Path) -> set[str]:
 
 
 def append(path: Path, line: bytes) -> None:
-    """Add one whole line to a file and put it onto the disk. Raises OSError.
+    """Append one complete line to a file and sync it to the disk. Raises OSError.
 
-    A last line without an end is what a crash or a full disk left of one: it never counted, and is cut away.
+    A last line without a line end is the rest of a write that a crash or a full disk cut short. It never
+    counted as a checkpoint, so it is removed.
     """
     _check_is_not_the_database(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +189,7 @@ def append(path: Path, line: bytes) -> None:
 
 
 def _check_is_not_the_database(path: Path) -> None:
-    """Closing it again would drop the locks that SQLite holds on it. Raises OSError."""
+    """Raise OSError for the database itself, because closing it would drop the locks that SQLite holds."""
     if is_owned(path):
         raise OSError("the file is the database itself; give log.checkpoint_file a name of its own")
 

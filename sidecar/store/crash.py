@@ -1,4 +1,4 @@
-"""What a crash leaves behind: admissions without an outcome, of which nobody knows how they ended (G8)."""
+"""Settles the admissions that a crash left without an outcome. Their outcome is unknown (G8)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CAUSE = "the process stopped before the outcome was written"
 
 
 async def account_for_crash(store: Store, origin: Origin = "gate") -> None:
-    """Settle as `unknown` what a process that is gone had in flight. To be called before the first admission.
+    """Settle as `unknown` every execution that an earlier process left in flight.
 
-    Raises StoreUnavailable.
+    Call it before the first admission. Raises StoreUnavailable.
     """
     count = 0
     while (page := await store.engine.executions("in_flight", before=None, limit=PAGE)).rows:

@@ -1,4 +1,5 @@
-"""The log as JSON lines, with the exact bytes that its hashes cover. In short pages and constant memory."""
+"""Exports the log as JSON lines that hold the exact hashed bytes. It reads in short pages, in constant
+memory."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from sidecar.store.logfile import START, opened
 
 
 def exported(path: Path, after: int = 0) -> Iterator[tuple[int, int, bytes]]:
-    """(number of the record, number of the last one, its line) for each behind `after`, up to the last now.
+    """Yield (record number, number of the last record, line) for each record after `after`.
 
-    Raises StoreUnavailable where the database cannot be read, LogTampered where it is damaged. Whether the
-    log is true is for verify to say.
+    The export ends at the record that is last when it starts. Raises StoreUnavailable if the database cannot
+    be read, and LogTampered if it is damaged. The export does not verify the chain; `log verify` does.
     """
     with opened(path) as log:
         last = log.last()

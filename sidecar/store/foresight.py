@@ -1,4 +1,4 @@
-"""What an execution would be told now, by the same judgment on the same rows. It changes nothing."""
+"""Predicts the judgment of an execution with the code and rows of a real admission. It changes nothing."""
 
 from __future__ import annotations
 

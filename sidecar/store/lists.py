@@ -1,11 +1,12 @@
-"""Lists, page by page: cursors, and the SQL of long lists, so that a page is fast however long they are.
+"""Paged lists: cursors, and SQL that reads a page in bounded time from a list of any length.
 
-Every index of the log ends in the sequence number. A filter that one of them serves is read newest first and
-stops at the end of the page. What happened (event, type, outcome) takes few values, so any combination of
-those filters is a handful of exact index ranges, each read up to one page long and merged.
+Every index of the log ends in the sequence number. A filter that an index serves is read newest first and
+stops at the end of the page. The columns event, type and outcome have few values, so any combination of
+filters on them is a handful of exact index ranges. Each range is read up to the length of one page, and the
+ranges are merged.
 
-Scopes have an index by incident only. Any other filter of theirs is checked on a bounded piece of the list,
-so that such a page may be short, or empty, and still have a next one.
+Scopes have an index by incident only. Any other filter is checked on a bounded part of the list. Such a page
+may be short, or empty, and still have a next page.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sidecar.core.record import DecisionOutcome, DecisionType, Event
 from sidecar.store import rows
 from sidecar.store.base import Page, ScopesWanted
 
-# The names of the admin interface, and the columns behind them.
+# The filter names of the admin interface, and the columns that they select on.
 FILTERS: Mapping[str, str] = {
     "type": "decision_type",
     "outcome": "decision_outcome",
@@ -31,7 +32,8 @@ FILTERS: Mapping[str, str] = {
     "tenant_id": "tenant_id",
 }
 
-# The most selective first: one of them alone leads to few records, the other filters are then checked there.
+# The most selective first. One of them alone leads to few records, and the other filters are checked on
+# those.
 _SUBJECTS = ("scope_id", "request_id", "run_id", "incident_id")
 KINDS: Mapping[str, tuple[str, ...]] = {
     "event": get_args(Event),
@@ -49,16 +51,16 @@ STORED_DECISION = """
 
 Query = tuple[str, tuple[Any, ...]]
 
-# How many scopes a page looks at where no index serves its filter: some 5 ms.
+# How many scopes a page looks at if no index serves its filter. This takes about 5 ms.
 SCOPES_LOOKED_AT = 20_000
-# What is true of every scope of a status, and cheap to see; the scope itself then says which status it has.
+# A cheap condition that every scope of a status meets. `Scope.status` then decides.
 _NECESSARY: Mapping[str, str] = {
     "active": "revoked_at IS NULL AND expires_at > ?",
     "exhausted": "attempts_used > 0 AND ? IS NOT NULL",
     "expired": "expires_at <= ?",
     "revoked": "revoked_at IS NOT NULL AND ? IS NOT NULL",
 }
-# Each tenant's name by one step in the index.
+# The names of all tenants, found with one index step for each.
 _TENANTS = """
     WITH RECURSIVE tenants (name) AS (
         SELECT MIN(tenant_id) FROM scopes
@@ -81,7 +83,7 @@ def decisions_query(filters: Mapping[str, str], below: int, limit: int) -> Query
 
 
 def _ranges(filters: Mapping[str, str]) -> list[Query]:
-    """Index ranges that hold all the records wanted, and no other, each with its parameters."""
+    """Index ranges that together hold exactly the wanted records, each with its parameters."""
     for subject in _SUBJECTS:
         if subject in filters:
             return _of_subject(subject, filters)
@@ -102,20 +104,20 @@ def _ranges(filters: Mapping[str, str]) -> list[Query]:
 
 def _of_subject(subject: str, filters: Mapping[str, str]) -> list[Query]:
     others = [name for name in filters if name != subject]
-    # The plus keeps SQLite from choosing another index for what is only to be checked.
+    # The plus keeps SQLite from choosing an index of a column that is only checked.
     columns = {**{name: f"+{column}" for name, column in FILTERS.items()}, "run_id": _RUN}
     checked = "".join(f" AND {columns[name]} = ?" for name in others)
     wanted = (filters[subject], *(filters[name] for name in others))
     log = "SELECT seq FROM decisions LEFT JOIN run_bindings b USING (seq) WHERE decisions"
     ranges: list[Query] = [(f"{log}.{subject} = ?{checked}", wanted)]
-    if subject == "run_id":  # in the record, or bound to it later
+    if subject == "run_id":  # the run is in the record, or was bound to the record later
         bound = "SELECT seq FROM run_bindings b JOIN decisions USING (seq) WHERE b.run_id = ?"
         ranges.append((bound + checked, wanted))
     return ranges
 
 
 def scopes_query(wanted: ScopesWanted, below: int, limit: int) -> Query:
-    """SQL and parameters for the newest `limit` scopes with a number under `below` that may be wanted."""
+    """SQL and parameters for the newest `limit` candidate scopes with a sequence number under `below`."""
     table, where = "scopes", ["seq < ?"]
     parameters: list[Any] = [below]
     if wanted.incident_id is not None:
@@ -128,7 +130,7 @@ def scopes_query(wanted: ScopesWanted, below: int, limit: int) -> Query:
         where.append("seq >= ?")
         parameters.append(below - SCOPES_LOOKED_AT)
     if wanted.tenant_id is not None:
-        # The plus keeps SQLite from an index that is not in the order of the list.
+        # The plus keeps SQLite from choosing an index that is not in the order of the list.
         where.append("tenant_id = ?" if wanted.incident_id is not None else "+tenant_id = ?")
         parameters.append(wanted.tenant_id)
     if wanted.status is not None:
@@ -139,7 +141,7 @@ def scopes_query(wanted: ScopesWanted, below: int, limit: int) -> Query:
 
 
 def scopes_page(found: list[Any], wanted: ScopesWanted, below: int, limit: int) -> Page:
-    """The page that begins under `below`, from what the query found, which was given one row more."""
+    """The page of scopes below `below`. `found` holds the rows of a query for `limit` + 1 rows."""
     shown = page(found, limit, rows.scope_from_row)
     scopes = [scope for scope in shown.rows if wanted.status in (None, scope.status(wanted.now))]
     rest = below - SCOPES_LOOKED_AT
@@ -147,7 +149,7 @@ def scopes_page(found: list[Any], wanted: ScopesWanted, below: int, limit: int) 
 
 
 def cursor(before: str | None) -> int:
-    """A cursor is the sequence number to go on below. Raises ValueError for anything else."""
+    """Parse a cursor: the sequence number below which the next page starts. Raises ValueError."""
     if before is None:
         return 2**63 - 1
     if not before.isascii() or not before.isdigit() or len(before) > 18:
@@ -156,15 +158,15 @@ def cursor(before: str | None) -> int:
 
 
 def decision_cursor(before: str | None) -> str:
-    """As `cursor`, for a list in the order of decision ids."""
+    """Parse a cursor of a list that is ordered by decision id. Raises ValueError."""
     if before is None:
-        return "~"  # behind every id
+        return "~"  # sorts after every id
     if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", before):
         raise ValueError("takes the value of next of the page before")
     return before
 
 
 def page(found: list[Any], limit: int, value: Callable[[Any], Any]) -> Page:
-    """One row more than wanted was read: it tells whether there is a next page."""
+    """Make a page. `found` holds up to `limit` + 1 rows; the extra row shows that there is a next page."""
     shown = found[:limit]
     return Page([value(row) for row in shown], str(shown[-1][-1]) if len(found) > limit else None)

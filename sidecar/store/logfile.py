@@ -1,4 +1,4 @@
-"""The log as a file: read only and in short pages, so beside a running sidecar, too."""
+"""Reads the log from its file, read only and in short pages, so that it works beside a running sidecar."""
 
 from __future__ import annotations
 
@@ -11,49 +11,50 @@ from typing import Any
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.store.sqlite import UNSAID, read_only_uri
 
-# What is read at once. Small enough to stay in the processor's cache while it is worked on.
+# Records per page. A page is small enough to stay in the processor's cache while it is checked.
 PAGE = 256
-# Before all records: what somebody put in front of record 1 is read, too.
+# The start of a full read. It is below 1, so that a forged record before record 1 is read, too.
 START = -(2**63)
 
-# Every object of a schema and the version of it. What SQLite makes by itself is left out: the indexes of
-# constraints, which have no sql, and the tables in which ANALYZE keeps what it found.
+# The schema version and every object of the schema. Objects that SQLite makes by itself are left out: the
+# indexes of constraints, which have no sql, and the statistics tables of ANALYZE.
 _SCHEMA = """
     SELECT (SELECT user_version FROM pragma_user_version), type, name, tbl_name, CAST(sql AS TEXT)
     FROM sqlite_master WHERE sql NOT GLOB 'CREATE TABLE sqlite_stat[0-9]*'"""
 
-# What SQLite calls a file that somebody has been at, by the beginning of its error's name. Our own SQL is
-# well formed, so that a plain SQLITE_ERROR speaks of a table or column that is gone.
+# The prefixes of SQLite's error names for a damaged or altered file. The SQL of this package is well formed,
+# so a plain SQLITE_ERROR means that a table or column is missing.
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_ERROR")
 
 
-# What reading may raise: where the words of an error quote a file that is damaged, they may be no text.
+# The exceptions that a read may raise. UnicodeDecodeError is one of them because the message of an SQLite
+# error may quote bytes of a damaged file.
 READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
 class LogFile:
-    """An open log. What reading raises is for `opened` to translate."""
+    """An open log. `opened` translates the exceptions that its reads raise."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        # A log that was not written to since an update has no such column yet.
+        # A log of an older release has no such column until a newer sidecar opens it.
         columns = connection.execute("SELECT name FROM pragma_table_info('decisions')").fetchall()
         self.recorded_at = "recorded_at" if ("recorded_at",) in columns else "NULL"
 
     def writer(self) -> str:
-        """The name of the log's writer. Raises LogTampered where it has none."""
+        """The name of the log's writer. Raises LogTampered if it is missing."""
         found = self._connection.execute("SELECT value FROM meta WHERE key = 'writer'").fetchone()
         if found is None:
             raise LogTampered("the name of the log's writer is missing")
         return str(found[0])
 
     def last(self) -> int:
-        """The number of the last record, 0 where there is none."""
+        """The number of the last record; 0 if the log is empty."""
         found = self._connection.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()
         return int(found[0])
 
     def next_after(self, seq: int | None) -> int | None:
-        """The number of the first record behind another one; None: of the first of all."""
+        """The number of the first record after `seq`; of the first record if `seq` is None."""
         behind = "WHERE seq > ?" if seq is not None else "WHERE ? IS NULL"
         found = self._connection.execute(f"SELECT MIN(seq) FROM decisions {behind}", (seq,)).fetchone()
         return None if found[0] is None else int(found[0])
@@ -63,7 +64,7 @@ class LogFile:
         return None if found is None else bytes(found[0])
 
     def kept_under(self, key: bytes) -> str | None:
-        """The decision that is kept under a key."""
+        """The decision that is kept under this key."""
         sql = "SELECT decision_id FROM kept_once WHERE key = ?"
         found = self._connection.execute(sql, (key,)).fetchone()
         return None if found is None else str(found[0])
@@ -74,7 +75,7 @@ class LogFile:
         return None if found is None else str(found[0])
 
     def unsaid(self) -> list[tuple[int, str]]:
-        """The bindings of which no record tells yet: numbers of records and their runs."""
+        """The bindings that no record names yet, as pairs of record number and run."""
         return self._connection.execute(UNSAID).fetchall()
 
     def schema(self) -> list[Any]:
@@ -82,14 +83,14 @@ class LogFile:
         return schema_of(self._connection)
 
     def first(self, sql: str) -> Any:
-        """The first row that a query finds, None where it finds none."""
+        """The first row of a query; None if it finds none."""
         return self._connection.execute(sql).fetchone()
 
     def pages(self, columns: str, after: int, last: int) -> Iterator[list[Any]]:
-        """The records behind `after` and up to `last` in order, in pages; the first column is their seq.
+        """Yield the records after `after` up to `last` in order, in pages. The first column is the seq.
 
-        No read is open while a page is out. Where one cannot be read, what stands before the damage comes
-        record by record, and then the error.
+        No read transaction is open between two pages. If a page cannot be read, the records before the
+        damage are yielded one by one, and then the error is raised.
         """
         sql = f"SELECT seq, {columns} FROM decisions WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
         size = PAGE
@@ -108,7 +109,7 @@ class LogFile:
 
 
 def schema_of(connection: sqlite3.Connection) -> list[Any]:
-    """(version, kind, name, table, sql) of every object in a schema that is ours to judge."""
+    """(version, kind, name, table, sql) of every object in a schema that SQLite did not make by itself."""
     return connection.execute(_SCHEMA).fetchall()
 
 
@@ -116,7 +117,7 @@ def schema_of(connection: sqlite3.Connection) -> list[Any]:
 def opened(path: Path) -> Iterator[LogFile]:
     """Open a log to read it.
 
-    Raises StoreUnavailable where there is none or it cannot be read, LogTampered where the file is damaged.
+    Raises StoreUnavailable if the file is missing or cannot be read, and LogTampered if it is damaged.
     """
     try:
         path.stat()
@@ -137,10 +138,10 @@ def opened(path: Path) -> Iterator[LogFile]:
 
 
 def damage_of(exc: sqlite3.Error | UnicodeDecodeError) -> str | None:
-    """What is wrong with the file, None where the error does not speak of damage."""
+    """Describe the damage that an error reports; None if the error does not mean damage."""
     if isinstance(exc, UnicodeDecodeError):
         return "it holds bytes that are no text"
     name: str | None = getattr(exc, "sqlite_errorname", None)
-    if name is None:  # SQLite itself found nothing wrong; Python does where a column should be text
+    if name is None:  # the error is not SQLite's: Python could not decode a text column
         return "a column holds bytes that are no text" if "decode" in str(exc) else None
     return f"{exc} ({name})" if name.startswith(_DAMAGED) else None

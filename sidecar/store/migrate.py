@@ -1,4 +1,4 @@
-"""Numbered .sql files bring a database up to date; `user_version` says how far it is."""
+"""Applies numbered .sql files to a database. `user_version` holds the number of the last one applied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sidecar.errors import StoreUnavailable
 
 
 def migrations(engine: str) -> list[tuple[int, str, str]]:
-    """(number, file name, SQL) of an engine's migrations, in order."""
+    """(number, file name, SQL) of each migration of an engine, in order."""
     folder = resources.files("sidecar.store") / "sql" / engine
     files = sorted(
         (entry.name, entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".sql")
@@ -18,7 +18,10 @@ def migrations(engine: str) -> list[tuple[int, str, str]]:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Apply what is missing, each file in a transaction of its own. A newer database is refused."""
+    """Apply the missing migrations, each in its own transaction.
+
+    Raises StoreUnavailable if the database is newer than this program.
+    """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     steps = migrations("sqlite")
     if version > steps[-1][0]:

@@ -1,21 +1,21 @@
-"""One owner per database: the locks that keep a second process, or a second store, out of its file.
+"""One owner per database: locks that keep a second process, or a second store, out of the file.
 
-SQLite before 3.51.3 can corrupt a WAL database that two connections write or checkpoint, and what the writer
-knows by heart (the end of the chain, what brakes count) is true only while nothing else writes.
+SQLite before 3.51.3 can corrupt a WAL database that two connections write or checkpoint. The writer also
+caches state (the end of the chain, the counts of brakes) that is true only while nothing else writes.
 
-1. A lock on a file beside the database keeps out every release of Scopegate that ever was. But that file can
-   be removed, and a hard link or another mount of the database has another file beside it.
-2. So the database's own inode is locked, too, with `flock`: it is the same by whatever name the database is
-   opened. On Linux `flock` and the `fcntl` locks of SQLite do not see each other. On systems where they do
-   (the BSDs, macOS) the lock would keep SQLite itself out, and only the file beside it is locked.
+1. A lock on a file beside the database works against every release of Scopegate. But that file can be
+   removed, and a hard link or another mount of the database has a different file beside it.
+2. So `flock` also locks the database's own inode, which is the same under every name of the database. On
+   Linux `flock` and the `fcntl` locks of SQLite do not see each other. On systems where they do (the BSDs,
+   macOS) the lock would keep SQLite itself out, so only the file beside the database is locked there.
 3. POSIX drops all `fcntl` locks that a process holds on a file as soon as the process closes *any* descriptor
-   of that file. So the descriptor that holds the lock is closed only after SQLite's connections, and nothing
-   else in this process opens the database but SQLite, which knows of this: sizes and identities are taken
-   with `stat`. A second store in the same process must be turned away before it opens the file, because
-   being turned away would mean to close it: hence the table of what this process owns.
-4. On NFS, Linux makes `flock` a lock of the server's, where it may collide with those of SQLite; the store
-   then does not open. A database belongs on a local disk.
-5. A fork shares the descriptors: a child lets go of its copies, which releases nothing of its parent's.
+   of that file. So the descriptor with the lock is closed only after SQLite's connections. Only SQLite, which
+   handles this rule, opens the database otherwise; sizes and identities come from `stat`. A second store in
+   the same process must be rejected before it opens the file, because a rejected store would close it. The
+   table of owned inodes serves this purpose.
+4. On NFS, Linux turns `flock` into a lock on the server, where it may collide with the locks of SQLite. Then
+   the store does not open. A database belongs on a local disk.
+5. A fork shares the descriptors. A child closes its copies, which does not release the locks of its parent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sidecar.errors import StoreUnavailable
 
 Inode = tuple[int, int]
 
-# What this process owns, and the lock without which nothing is looked up there or opened.
+# The inodes of the databases that this process owns. `_taking` guards both the set and the opening of a file.
 _owned: set[Inode] = set()
 _taking = threading.Lock()
 
@@ -45,7 +45,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 class Ownership:
-    """The claim of one store on one database file. The path is one without symbolic links."""
+    """The locks of one store on one database file. The path must not contain symbolic links."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -54,7 +54,7 @@ class Ownership:
         self.inode: Inode | None = None
 
     def take(self) -> None:
-        """Take the database, which is made where it is not there. Raises StoreUnavailable and OSError."""
+        """Lock the database, and create it if it does not exist. Raises StoreUnavailable and OSError."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with _taking:
             try:
@@ -78,12 +78,12 @@ class Ownership:
     def _lock_database(self) -> None:
         if _inode_at(self._path) in _owned:
             raise self._in_use("this process")
-        # Scopes are permissions: only the owner reads the file.
+        # Scopes are permissions, so only the owner may read the file.
         self._database = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         inode = _inode(os.fstat(self._database))
         if inode in _owned:
-            # Put there between the look and the opening. It stays open, because closing it would unlock what
-            # the owner has.
+            # The file was put there between the check and the opening. The descriptor stays open, because
+            # closing it would drop the locks of the owner.
             self._database = None
             raise self._in_use("this process")
         if sys.platform == "linux":
@@ -98,7 +98,7 @@ class Ownership:
         return StoreUnavailable(f"the database {self._path} is in use by {owner}; one owns it at a time")
 
     def release(self) -> None:
-        """Let go of the database. SQLite's connections to it must be closed, or be another process's."""
+        """Release the locks. SQLite's connections to it must be closed, or belong to another process."""
         with _taking:
             self._close()
 
@@ -112,7 +112,7 @@ class Ownership:
 
 
 def is_owned(path: Path) -> bool:
-    """Whether a path names a database that this process owns, which only SQLite may open and close here."""
+    """Whether this process owns the database at a path. Only SQLite may open and close such a file here."""
     return _inode_at(path) in _owned
 
 

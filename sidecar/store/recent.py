@@ -1,7 +1,7 @@
-"""What brakes count, kept by the one writer, so that a batch reads only what is not known yet.
+"""Caches the executions that brakes count, so that a batch reads only the tallies that are not cached yet.
 
-Nobody else writes, so what was read stays true but for what this writer commits itself; and whenever a
-transaction fails, all of it is forgotten and read again.
+The cache stays true because only its writer changes the database, and the writer adds every commit to it.
+When a transaction fails, the whole cache is dropped and read again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from sidecar.core.brakes import Found, Tally, tallies_with
 from sidecar.core.scope import Execution
 
-# Beyond these everything is forgotten: what is asked for again is read again.
+# Beyond these limits the whole cache is dropped and read again on demand.
 MAX_TALLIES = 5_000
 MAX_EXECUTIONS = 200_000
-# After so many asks it is seen whether a tally has grown stale. Brakes that look back differently far ask in
-# turn: what one needs no more another may still.
+# A tally is checked for staleness after this many requests. Brakes with different windows share a tally, so a
+# name that is too old for one brake may still count for another.
 ASKS_PER_LOOK = 256
 
 Reading = Callable[[sqlite3.Connection, Tally, int], Sequence[Execution]]
@@ -25,9 +25,9 @@ Reading = Callable[[sqlite3.Connection, Tally, int], Sequence[Execution]]
 
 @dataclass(slots=True)
 class _Kept:
-    """The names of a tally, oldest first: those admitted after `since`, and those that are in flight.
+    """The executions of a tally by name, oldest first: those admitted after `since`, and those in flight.
 
-    `asked` is the furthest back that anybody asked for in the last `asks`.
+    `asked` is the earliest time requested in the last `asks` requests.
     """
 
     since: int
@@ -37,7 +37,7 @@ class _Kept:
 
 
 class Recent:
-    """Executions by tally. `found` is what the core found in them; it stays true while names are added."""
+    """Executions by tally. `found` holds results of the core, which stay true while names are added."""
 
     def __init__(self, read: Reading) -> None:
         self._read = read
@@ -67,7 +67,7 @@ class Recent:
         return admissions, executions
 
     def learn(self, committed: Iterable[Execution]) -> None:
-        """What was committed is known from now on."""
+        """Add committed executions to the cache."""
         for execution in committed:
             name = execution.decision_id
             if name in self._executions:
@@ -91,7 +91,7 @@ class Recent:
         return kept
 
     def _is_stale(self, kept: _Kept, since: int) -> bool:
-        """Whether half of it is older than anybody wants."""
+        """Whether half of the names are too old for every brake."""
         return self._executions[kept.names[len(kept.names) // 2]].admitted_at <= since
 
     def _age(self, kept: _Kept, since: int) -> None:

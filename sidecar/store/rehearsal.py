@@ -1,4 +1,4 @@
-"""What the writer rehearses while decisions fail: the grant of a scope and an execution that spends it."""
+"""The commands of a rehearsal: the grant of a scope, and an execution that spends it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INCIDENT, _ACTION = "rehearsal", "rehearse"
 
 
 def rehearsed() -> list[Command]:
-    """Commands that touch all that a decision touches. They are never committed."""
+    """Commands that touch every table that a decision touches. They are never committed."""
     scope = Scope(
         scope_id=new_scope_id(),
         tenant_id="default",

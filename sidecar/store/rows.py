@@ -68,7 +68,7 @@ def scope_to_row(scope: Scope) -> Row:
 
 
 def scope_counters(scope: Scope) -> Row:
-    """What changes of a scope, and its id: the order of `_UPDATE_SCOPE` in sqlite.py."""
+    """The columns of a scope that change, then its id, in the order of `_UPDATE_SCOPE` in sqlite.py."""
     return (
         scope.attempts_used,
         scope.settled,

@@ -1,10 +1,10 @@
-"""SQLite: one connection writes and checkpoints, and nothing else writes.
+"""The SQLite engine: one connection writes and checkpoints, and nothing else writes.
 
-Locks keep a second store out (`sidecar.store.ownership`, which also says why nothing here opens the database
-but SQLite). Lists read through a connection of their own that cannot write.
+Locks keep a second store out. `sidecar.store.ownership` holds them and explains why only SQLite opens the
+database. Lists read through a second connection that cannot write.
 
-The growth of the database is read off the log, whose records are in the order of their times. So the figure
-is right from the first moment after a start, and a log of any length is read in a few places only.
+The growth of the database is computed from the log, whose records are in the order of their times. So the
+figure is right from the start of the process, and a binary search reads only a few records of the log.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from sidecar.store.recent import Recent
 _NAMED = "IN (SELECT value FROM json_each(?))"
 IS_KEPT = "SELECT 1 FROM kept_once WHERE key = ?"
 IS_ON = "SELECT 1 FROM switches WHERE name = ? AND is_on"
-# Within one request there are few records, so what is no column may be read from the bytes.
+# A request has few records, so a field without a column can be read from the envelope.
 _UNBOUND = """
     SELECT seq FROM decisions LEFT JOIN run_bindings b USING (seq)
     WHERE request_id = ? AND decisions.run_id IS NULL AND b.run_id IS NULL
@@ -58,7 +58,7 @@ _UNBOUND = """
 
 
 def load(connection: sqlite3.Connection, names: Names, recent: Recent | None = None) -> State:
-    """The rows that are named, as they stand. What the writer knows of `recent` ones is not read again."""
+    """Load the named rows. Executions that `recent` holds are not read again."""
     executions: dict[str, Execution] = {}
     wanted = list(names.scopes)
     if names.executions:
@@ -98,13 +98,14 @@ def load(connection: sqlite3.Connection, names: Names, recent: Recent | None = N
 
 
 def counted_query(tally: Tally, since: int) -> tuple[str, tuple[Any, ...]]:
-    """The admissions of a tally that a brake may count, oldest first.
+    """SQL and parameters for the admissions of a tally that a brake may count, oldest first.
 
-    Those still in flight are found whatever their age, by the partial index on what is not answered; the plus
-    signs keep SQLite from another index, under which it would read all of an incident's past.
+    The second SELECT finds those still in flight, of any age, by the partial index of executions that are not
+    answered. The plus signs keep SQLite from another index, with which it would read the whole history of an
+    incident.
     """
     agreeing = {name: value for name, value in asdict(tally).items() if value is not None}
-    # Of an incident's executions few are another action's; of an action's, most are another incident's.
+    # Few executions of an incident belong to another action, so the index by incident is the selective one.
     by_incident = tally.incident_id is not None
     alike = "".join(f" AND {'+' if by_incident and name == 'action' else ''}{name} = ?" for name in agreeing)
     flying = "".join(f" AND +{name} = ?" for name in agreeing)
@@ -118,7 +119,7 @@ def counted_query(tally: Tally, since: int) -> tuple[str, tuple[Any, ...]]:
 
 
 def counted(connection: sqlite3.Connection, tally: Tally, since: int) -> list[Execution]:
-    """What the query finds."""
+    """The executions that `counted_query` finds."""
     return [rows.execution_from_row(row) for row in connection.execute(*counted_query(tally, since))]
 
 
@@ -126,25 +127,25 @@ DAY = 24 * 60 * 60 * 1_000_000
 
 _IS_YOUNGER = """
     SELECT EXISTS (SELECT 1 FROM decisions WHERE seq = ? AND COALESCE(recorded_at, decided_at) > ?)"""
-# The pages that an empty database has, about: one for each table and index, and those of the schema's text.
+# About as many pages as an empty database has: one for each table and index, and those of the schema's text.
 _EMPTY = """
     SELECT COUNT(NULLIF(rootpage, 0)) + SUM(LENGTH(sql)) / (SELECT page_size FROM pragma_page_size) + 1
     FROM sqlite_master"""
 
 
 def measured(connection: sqlite3.Connection, path: Path, now: int) -> Footprint:
-    """The footprint of the database of a path, to which the connection is open."""
+    """The footprint of the database at `path`, to which `connection` is open."""
     return Footprint(
         size=_known(lambda: os.stat(path).st_size),
         wal_size=_known(lambda: os.stat(f"{path}-wal").st_size),
-        free=_known(lambda: shutil.disk_usage(path.parent).free),  # what is left to others than root
+        free=_known(lambda: shutil.disk_usage(path.parent).free),  # without the reserve of root
         growth_per_day=_known(lambda: _grown(connection, now - DAY)),
     )
 
 
 def _known(measure: Callable[[], int]) -> int | None:
-    """Each by itself: who looks after a broken disk needs what can still be told. Readiness says what
-    broke."""
+    """Measure one value; None if that fails. One failure must not hide the other values from an operator with
+    a broken disk. Readiness reports the failure itself."""
     try:
         return measure()
     except (OSError, sqlite3.Error):
@@ -152,7 +153,7 @@ def _known(measure: Callable[[], int]) -> int | None:
 
 
 def _grown(connection: sqlite3.Connection, since: int) -> int:
-    """The bytes that came since a time: the share that its records have in all that the database holds."""
+    """The bytes added since a time, estimated as the share of the younger records in the whole database."""
 
     def is_younger(seq: int) -> int:
         found: tuple[int] = connection.execute(_IS_YOUNGER, (seq, since)).fetchone()
@@ -162,7 +163,7 @@ def _grown(connection: sqlite3.Connection, since: int) -> int:
     if not last:
         return 0
     younger = last - bisect_left(range(1, last + 1), 1, key=is_younger)
-    # Its pages, and not its file, which lags behind by what the WAL holds.
+    # The page count, not the file size, because the file lacks the pages that are still in the WAL.
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (page_size,) = connection.execute("PRAGMA page_size").fetchone()
     (empty,) = connection.execute(_EMPTY).fetchone()
@@ -171,7 +172,7 @@ def _grown(connection: sqlite3.Connection, since: int) -> int:
 
 T = TypeVar("T")
 
-# Rows written between two checkpoints: small ones, so that none holds up the batches behind it.
+# Rows written between two checkpoints. Checkpoints are small, so that none delays the batches behind it.
 ROWS_PER_CHECKPOINT = 2_000
 
 _ISSUE_SCOPE = f"""
@@ -190,26 +191,26 @@ _TURN = """
     INSERT INTO switches (name, is_on, changed_at) VALUES (?, ?, ?)
     ON CONFLICT (name) DO UPDATE SET is_on = excluded.is_on, changed_at = excluded.changed_at"""
 _BIND = "INSERT INTO run_bindings (seq, run_id, bound_at) VALUES (?, ?, ?)"
-# A binding of which no record tells yet stands in `meta` under its record's number, too.
+# A binding that no record names yet is also in `meta`, under the number of its record.
 UNSAID = "SELECT CAST(SUBSTR(key, 7) AS INTEGER), value FROM meta WHERE key GLOB 'bound:*'"
 _UNSAY = "INSERT INTO meta (key, value) VALUES ('bound:' || ?, ?)"
 _SAY = "DELETE FROM meta WHERE key = 'bound:' || ?"
-# Brakes count by age, so what was admitted by a clock that was ahead keeps its age under the right one.
+# Brakes count by age. When a clock that was ahead is corrected, executions admitted by it keep their age.
 _STEP = "UPDATE executions SET admitted_at = admitted_at - ? WHERE admitted_at > ?"
-# Four times the largest body that a record holds: what a decision takes with its rows and indexes, and some
-# more. While it is there it takes pages that a decision could take, and then gives them back.
+# The room that a rehearsal takes: four times the largest body that a record holds. This is more than a
+# decision takes with its rows and indexes. The row is deleted again, so its pages are free for decisions.
 _ROOM = "INSERT OR REPLACE INTO meta (key, value) VALUES ('rehearsal', ?)"
 ROOM_BYTES = 65_536
 _MAKE_ROOM = "DELETE FROM meta WHERE key = 'rehearsal'"
 
-# The first bytes of a WAL, but for the one that tells the order of bytes in its checksums.
+# The first bytes of a WAL, without the byte that gives the byte order of its checksums.
 _WAL_BEGINS = b"\x37\x7f\x06"
 _CUT_OFF = (
     "the WAL of the database was cut off or overwritten while in use, so what is written to it may be lost; "
     "restart the sidecar to begin with what is there"
 )
 
-# What SQLite's words leave open, by the beginning of its error's name.
+# Advice that SQLite's messages do not give, by the prefix of the error's name.
 _ADVICE = {
     "SQLITE_FULL": ": free some disk space",
     "SQLITE_IOERR": ": look at the disk, its free space and the file-size limit",
@@ -219,15 +220,15 @@ _ADVICE = {
 
 
 def read_only_uri(path: Path) -> str:
-    """The URI under which SQLite opens a database without ever writing to it."""
+    """The URI with which SQLite opens a database and never writes to it."""
     return f"file:{quote(os.fsencode(path))}?mode=ro"  # a file name is bytes, and not always text
 
 
 class SqliteEngine:
-    """One SQLite file, or, without a path, a database in memory that lives as long as this object."""
+    """One SQLite file. Without a path, a database in memory that lives as long as this object."""
 
     def __init__(self, path: Path | None) -> None:
-        # SQLite keeps the WAL beside what a symbolic link points to, not beside the link.
+        # SQLite keeps the WAL beside the target of a symbolic link, not beside the link.
         self._path = path.resolve() if path is not None else None
         self._ownership = Ownership(self._path) if self._path is not None else None
         self._writer: aiosqlite.Connection | None = None
@@ -250,7 +251,7 @@ class SqliteEngine:
             )
             await _in_thread(self._writer, _prepare)
             if self._ownership is not None and self._ownership.inode is not None:
-                # The database is the file that is locked, and not what is there by now.
+                # The identity is that of the locked file, because the path may name another file by now.
                 self._identity = [(str(self._path), *self._ownership.inode), _identity(f"{self._path}-wal")]
                 self._wal = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
                 self._check_files()
@@ -318,7 +319,8 @@ class SqliteEngine:
             self._full_sync = full
 
     def _check_files(self) -> None:
-        """Before a commit: WAL hides a database that was moved or unlinked, and commits would be lost."""
+        """Check before a commit that the files are still in place. In WAL mode SQLite does not notice that a
+        file was moved or unlinked, and commits would be lost."""
         for name, device, inode in self._identity:
             try:
                 same = _identity(name) == (name, device, inode)
@@ -329,12 +331,13 @@ class SqliteEngine:
                     f"the database file {name} was moved, deleted or replaced while in use; "
                     "put it back, or restart the sidecar to begin with what is there"
                 )
-        # Another program's checkpoint may empty the WAL, and only a commit of ours makes it shorter else.
+        # A checkpoint of another program may empty the WAL. Otherwise only a commit of this writer shortens
+        # it.
         if self._wal is not None and 0 < os.fstat(self._wal).st_size < self._wal_size:
             raise StoreUnavailable(_CUT_OFF)
 
     def _check_wal(self) -> None:
-        """After a commit: the WAL begins as one, and its size is what the next commit finds at least."""
+        """Check after a commit that the WAL has its magic number, and remember its size as the minimum."""
         if self._wal is None:
             return
         if os.pread(self._wal, len(_WAL_BEGINS), 0) not in (b"", _WAL_BEGINS):
@@ -359,7 +362,8 @@ class SqliteEngine:
             self._rows_since_checkpoint = 0
 
     async def close(self) -> None:
-        """Close both connections (aiosqlite's threads are no daemons), and only then let the database go."""
+        """Close both connections, then release the locks. An open connection would keep the process alive,
+        because the threads of aiosqlite are not daemons."""
         for connection in (self._reader, self._writer):
             if connection is not None:
                 await connection.close()
@@ -370,7 +374,8 @@ class SqliteEngine:
         self.abandon()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's locks, so that the file is free when the parent ends."""
+        """In a forked child, close the copies of the parent's locks, so that the file is free when the parent
+        ends."""
         if self._ownership is not None:
             self._ownership.release()
 
@@ -394,7 +399,7 @@ class SqliteEngine:
 
     async def look(self, names: Names, view: Callable[[State], T]) -> T:
         def reading(connection: sqlite3.Connection) -> T:
-            connection.execute("BEGIN")  # one moment for all that is read
+            connection.execute("BEGIN")  # one snapshot for all reads
             try:
                 return view(load(connection, names))
             finally:
@@ -451,7 +456,7 @@ class SqliteEngine:
         return bool(await self._rows(IS_ON, (switch,)))
 
     async def executions_of(self, scope_id: str) -> Sequence[Execution]:
-        # By way of the log, which has an index for it; executions have none, so that settling stays cheap.
+        # The log has an index by scope. Executions have none, because it would make settlements slower.
         found = await self._rows(
             f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id IN "
             "(SELECT decision_id FROM decisions WHERE scope_id = ? AND event = 'admitted') "
@@ -469,7 +474,7 @@ class SqliteEngine:
     async def executions(self, status: str | None, *, before: str | None, limit: int) -> Page:
         wanted = "" if status is None else " AND status = ?"
         if status not in (None, "answered"):
-            wanted += " AND status <> 'answered'"  # spelled out, so that the partial index serves
+            wanted += " AND status <> 'answered'"  # redundant, but SQLite needs it to use the partial index
         found = await self._rows(
             f"SELECT {rows.EXECUTION_COLUMNS}, decision_id FROM executions WHERE decision_id < ?{wanted} "
             "ORDER BY decision_id DESC LIMIT ?",
@@ -495,18 +500,18 @@ class SqliteEngine:
 async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
     """Run a function with the raw connection in aiosqlite's thread: one hop for a whole transaction.
 
-    aiosqlite has no public call for this; this is the only place that knows.
+    aiosqlite has no public call for this. Only this function uses its private members.
     """
     execute: Callable[..., Coroutine[Any, Any, T]] = connection._execute
     hop = asyncio.ensure_future(execute(function, connection._conn))
-    # A cancelled caller must not leave a hop behind whose failure nobody ever reads.
+    # Read the exception even if the caller was cancelled. Otherwise asyncio logs it as never retrieved.
     hop.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await asyncio.shield(hop)
 
 
 def _forgetting_damage(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run a function. After one that met a damaged page the cache is emptied: it would keep that page, and
-    everything would go on failing once the file is whole again."""
+    """Run a function, and empty SQLite's cache if it met a damaged page. The cache would keep that page, and
+    reads would still fail after the file is repaired."""
     try:
         return function(connection)
     except sqlite3.DatabaseError as exc:
@@ -518,7 +523,7 @@ def _forgetting_damage(connection: sqlite3.Connection, function: Callable[[sqlit
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """SQLite's own failures become StoreUnavailable, once, here. A violated constraint is not one of them."""
+    """Translate the failures of SQLite to StoreUnavailable. A violated constraint is not translated."""
     try:
         yield
     except sqlite3.IntegrityError:
@@ -528,7 +533,7 @@ def _translated() -> Iterator[None]:
 
 
 def told(exc: Exception) -> str:
-    """A failure of SQLite by its name, and what to do about it."""
+    """Describe a failure of SQLite: its message, its name, and what to do about it."""
     name: str = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
     hint = next((advice for prefix, advice in _ADVICE.items() if name.startswith(prefix)), "")
     return f"{exc} ({name}{hint})"
@@ -560,7 +565,7 @@ def _head(connection: sqlite3.Connection) -> Head:
 
 
 def _save(connection: sqlite3.Connection, changes: Changes) -> None:
-    """Everything that a transaction writes."""
+    """Write all changes of a transaction."""
     now = changes.now
     if changes.stepped:
         connection.execute(_STEP, (changes.stepped, now))
@@ -576,7 +581,8 @@ def _save(connection: sqlite3.Connection, changes: Changes) -> None:
 
 
 def _write_all(connection: sqlite3.Connection, sql: str, wanted: Sequence[tuple[Any, ...]]) -> None:
-    """Write each row, or fail: somebody's trigger can drop a row without an error (RAISE(IGNORE))."""
+    """Write every row, or raise StoreUnavailable: a foreign trigger can drop a row silently
+    (RAISE(IGNORE))."""
     written = connection.executemany(sql, wanted).rowcount if wanted else 0
     if written != len(wanted):
         raise StoreUnavailable(f"the database took {written} of {len(wanted)} rows; look for triggers in it")

@@ -1,14 +1,14 @@
-"""Recomputes the hash chain of a log, and holds it against signed checkpoints; then looks at what is kept
-beside the chain: the schema with its triggers, the switches, and what refers to records.
+"""Verifies a log: recomputes its hash chain and compares it with signed checkpoints. Then checks the data
+beside the chain: the schema with its triggers, the switches, and the rows that refer to records.
 
-A record is compared as it stands: its bytes with its hash, its columns with its bytes. Nothing is ever
-serialized again. The loop over the records is written to be fast; what is wrong with one is looked into
-only once something is.
+Records are compared as they are stored: the bytes with the hash, the columns with the bytes. Nothing is
+serialized again. The loop over the records is written to be fast, so it only detects that a record is wrong.
+A second function then finds out what is wrong with it.
 
-Keys and bindings stand beside the log, and the log says which there must be: a record names the key under
-which it is kept once, and the first record after a binding names the records that were bound, and their run.
-A binding that no record has followed yet stands in a second row, which is no more than a copy. Records of
-releases that did not say so yet prove nothing of their keys and bindings.
+Keys and bindings are in tables beside the log, and the log says which of them must exist. A record names the
+key under which it is kept once. The first record after a binding names the bound records and their run. A
+binding that no record has followed yet is proved only by a copy of it in a second row. Records of releases
+that did not name keys and bindings prove nothing about them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _TOKEN = re.compile(
 )
 _SAYS_NOTHING = ("--", "/*", " ", "\t", "\n", "\f", "\r")
 
-# A switch that does not stand as its last record left it. Where a mask hides how that was, its time counts.
+# Finds a switch that is not as its last record left it. If a mask hides the position, only the time is
+# compared.
 _STRAY_SWITCH = """
     WITH turned AS (
         SELECT json_extract(CAST(envelope AS TEXT), '$.record.decision_inputs.policy_id') AS name,
@@ -72,8 +73,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was verified: how many records, the writer and the hash at the end of the chain, and the
-    checkpoint that attests most of them."""
+    """The result of a verification.
+
+    `records` counts the records, `head` is the hash at the end of the chain, and `attested` is the checkpoint
+    that attests most of them.
+    """
 
     writer: str
     records: int
@@ -84,13 +88,13 @@ class Verified:
 def verify_sqlite(
     path: Path, progress: Progress = lambda done, total: None, attestation: Attestation = NONE
 ) -> Verified:
-    """Check every record up to the one that is last now, and then what is kept beside them. `progress` gets
-    (records done, records in all).
+    """Check every record up to the one that is last now, then the data beside the records. `progress` gets
+    (records done, total).
 
-    The attestation has to be read before this begins: what it says is then in the log already. Raises
-    LogTampered at the first record that is altered, missing or out of order, where the log is not what was
-    attested, and where a table, trigger, switch, key or binding is not as the sidecar leaves it;
-    StoreUnavailable where the database cannot be read.
+    The caller reads the attestation before the verification starts, because the log then holds every attested
+    record. Raises LogTampered at the first record that is altered, missing or out of order, if the log is not
+    the attested one, and if a table, trigger, switch, key or binding is not as the sidecar leaves it. Raises
+    StoreUnavailable if the database cannot be read.
     """
     if attestation.attested and not path.exists():
         raise LogTampered(f"the database {path} is gone, of which {attestation.attested[-1]} attests records")
@@ -136,13 +140,13 @@ def _rewritten(agreed: Attested | None, attested: Attested) -> str:
 
 
 def _check_beside(log: LogFile, beside: str | None) -> None:
-    """Raises LogTampered where the schema is not what the migrations make, where a switch does not stand as
-    the log says, where something refers to a record that is not there, and with `beside`, which is what the
-    records have found wrong of keys and bindings."""
+    """Check the data beside the chain. Raises LogTampered if the schema is not the one that the migrations
+    make, if a switch is not as the log says, if a row refers to a missing record, and with the message
+    `beside`, the first fault that the records found in keys and bindings."""
     found = log.schema()
     _check_schema(found)
     if not any(row[1:3] == ("table", "switches") for row in found):
-        return  # a log that was not written to since an update has nothing of the rest yet
+        return  # a log of an older release has none of the following tables
     if stray := log.first(_STRAY_SWITCH):
         name, seq = stray
         wrong = "was never turned by a record" if seq is None else f"does not stand as record {seq} left it"
@@ -169,7 +173,8 @@ def _wrong_binding(log: LogFile, bound: int, run_id: str, source: str) -> str | 
 
 
 def _check_schema(rows: Sequence[Any]) -> None:
-    """A trigger that is missing lets records be changed, and one that was added may change them itself."""
+    """Compare the schema with that of its version. A missing trigger allows records to be changed, and an
+    added one may change them itself."""
     version = max((row[0] for row in rows), default=0)
     made, found = _made(version), [_meaning(row) for row in rows]
     for one in (*made, *found):
@@ -181,7 +186,7 @@ def _check_schema(rows: Sequence[Any]) -> None:
 
 
 def _made(version: int) -> list[tuple[Any, ...]]:
-    """The schema of a version, as the migrations make it."""
+    """The schema that the migrations make for a version."""
     steps = migrations("sqlite")
     if version > steps[-1][0]:
         raise StoreUnavailable(
@@ -196,7 +201,7 @@ def _made(version: int) -> list[tuple[Any, ...]]:
 
 
 def _meaning(row: Any) -> tuple[Any, ...]:
-    """What an object of a schema is, however its sql is spaced and commented."""
+    """A schema object in a form that does not depend on the spaces and comments of its SQL."""
     _, kind, name, table, sql = row
     return kind, name, table, [token for token in _TOKEN.findall(sql) if not token.startswith(_SAYS_NOTHING)]
 
@@ -205,7 +210,7 @@ def _meaning(row: Any) -> tuple[Any, ...]:
 
 
 class _Chain:
-    """The chain as far as it was followed: `seq` records, the last of which has the hash `head`."""
+    """The chain as far as it was followed: `seq` is the number of its last record, `head` the hash."""
 
     def __init__(self, log: LogFile, progress: Progress) -> None:
         self._log = log
@@ -214,13 +219,13 @@ class _Chain:
         self.total = log.last()
         self.seq = 0
         self.head = GENESIS
-        # What the first record says of the tables beside the log that is not so.
+        # The first fault that a record found in the tables beside the log.
         self.beside: str | None = None
         self._keys: list[tuple[int, bytes, str]] = []
         self._bindings: list[tuple[int, int, str]] = []
 
     def follow(self, last: int) -> None:
-        """Go on up to a record. Raises LogTampered at the first one that is wrong."""
+        """Check the records up to `last`. Raises LogTampered at the first wrong one."""
         columns = f"{_COLUMNS}, {self._log.recorded_at}, decision_id, envelope, hash"
         try:
             for page in self._log.pages(columns, self.seq or START, last):
@@ -236,7 +241,7 @@ class _Chain:
             self._is_missing(self._log.next_after(self.seq))
 
     def _check(self, page: Sequence[Any]) -> None:
-        """Every record of a page: its hash, its place, and its columns, all of them in one comparison."""
+        """Check the hash, the place and the columns of each record of a page. One comparison covers them."""
         seq, head, writer = self.seq, self.head, self.writer
         for row in page:
             seq += 1
@@ -258,7 +263,7 @@ class _Chain:
         self.seq, self.head = seq, head
 
     def _check_what_was_said(self) -> None:
-        """Look for every key and binding that a page names; the first that is not there is remembered."""
+        """Look up every key and binding that a page names, and remember the first missing one."""
         for seq, key, decision_id in self._keys if self.beside is None else ():
             found = self._log.kept_under(key)
             if found != decision_id:
@@ -271,7 +276,7 @@ class _Chain:
         self._bindings.clear()
 
     def _look_into(self, row: Any) -> None:
-        """Say what is wrong with the next record. Raises LogTampered, always."""
+        """Find out what is wrong with the next record. Always raises LogTampered."""
         seq, envelope = self.seq + 1, row[-2]
         if row[0] != seq:
             self._is_missing(row[0])
@@ -297,7 +302,7 @@ class _Chain:
 
 
 def _row(row: Any, seq: int, told: Any, head: bytes) -> tuple[Any, ...]:
-    """What the row of an envelope has to be, in the order of `_NAMES`."""
+    """The row that an envelope requires, in the order of `_NAMES`."""
     record = told["record"]
     return (
         seq,
@@ -320,7 +325,7 @@ def _row(row: Any, seq: int, told: Any, head: bytes) -> tuple[Any, ...]:
 
 
 def _bindings_in(told: Any) -> list[tuple[int, str]]:
-    """The bindings that an envelope names. Raises ValueError and TypeError where they are none of ours."""
+    """The bindings that an envelope names. Raises ValueError or TypeError if they are malformed."""
     named = told.get("run_bindings", [])
     if not all(0 < seq < told["seq"] and isinstance(run_id, str) for seq, run_id in named):
         raise ValueError("a binding of what is no record before this one")
@@ -328,11 +333,11 @@ def _bindings_in(told: Any) -> list[tuple[int, str]]:
 
 
 def _time(instant: int | None, text: str | None) -> int | str | None:
-    """The column itself where it is the time that the bytes say, else what they say."""
+    """The column itself if it equals the time in the envelope; otherwise the text of the envelope."""
     return instant if _iso(instant) == text else text
 
 
-# The records of one batch share their time.
+# The records of one batch share their time, so a small cache suffices.
 @lru_cache(maxsize=16)
 def _iso(instant: int | None) -> str | None:
     return None if instant is None else iso_time(instant)
