@@ -88,7 +88,7 @@ class Docs:
 
 
 def _contents(name: str) -> bytes:
-    return (files("sidecar.web") / "swagger" / name).read_bytes()
+    return (files("sidecar.web.api") / "swagger" / name).read_bytes()
 
 
 def _whole(body: bytes, content_type: str) -> web.Response:
