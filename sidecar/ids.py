@@ -11,8 +11,8 @@ import random
 import secrets
 import time
 
-# A generator of its own, because a host program may seed the global one. Each forked process seeds it again,
-# because two processes must not share a state.
+# This generator is separate, because a host program may seed the global one. Each forked process seeds it
+# again, because two processes must not share a state.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 

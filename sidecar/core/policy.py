@@ -208,7 +208,7 @@ class Brake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One rule. A rule with `deny` refuses what it matches; `shadow` only records what it would do.
+    """One rule. A rule with `deny` refuses matching requests. A rule with `shadow` is only recorded.
 
     A rule applies if `match` matches and the condition `when`, if present, holds.
     """

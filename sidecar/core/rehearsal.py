@@ -336,7 +336,7 @@ def _dollars(value: object) -> Decimal:
 
 
 def _decimal(number: int | float | Decimal) -> Decimal:
-    """A float counts as the decimal that it prints as."""
+    """A float counts as the decimal that Python prints for it."""
     return Decimal(float.__repr__(number)) if isinstance(number, float) else Decimal(number)
 
 

@@ -10,8 +10,8 @@ A request that any parser could read as a request for a gated path is judged or 
 Headers can name another target. Some are known to replace the target, its method or its beginning
 (`OVERRIDES`). Applications build a URL from others (`REBUILDING`) and parse it again: with
 `X-Forwarded-Host: x/recovery/execute?`, a request for any path executes. Such a value in Host is refused on
-every listener (host.py). In the other headers a plain value cannot lead to another path. A value that is not
-plain is refused if it could lead to a gated path.
+every listener (host.py). In the other headers, a plain host, port or scheme cannot lead to another path. A
+prefix, or a value that is not plain, is refused if it could lead to a gated path.
 
 A reading takes milliseconds, and headers can hold thousands of values. At most `MAX_VALUES` values are read,
 and a request with more is refused. Every operation on a text takes time proportional to its length.

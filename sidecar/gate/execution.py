@@ -282,7 +282,8 @@ class Gate:
             message = f"The answer was lost ({exc}); whether the backend acted is unknown."
             ending = "unknown", Refusal("upstream_failed", message, {"cause": str(exc)})
         except asyncio.CancelledError:
-            # Only the end of a drain cancels an execution.
+            # The end of a drain cancels an execution. The outer deadline does so, too, but has settled it
+            # before.
             cause = f"{SHUT_DOWN} before the answer came"
             message = f"{cause.capitalize()}; whether the backend acted is unknown."
             ending = "unknown", Refusal("upstream_timeout", message, {"cause": cause})
