@@ -119,7 +119,7 @@ def without_created_series() -> None:
 
 
 class Metrics:
-    """Every metric, in a registry of its own. The names are promises (README, "Metrics")."""
+    """Every metric, in a registry of its own. The names are promises (config/reference/)."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
