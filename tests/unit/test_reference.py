@@ -1,4 +1,4 @@
-"""The two generated pages of reference say what the code says, and the tables that help them leave nothing out."""
+"""The two pages of reference say what the code says, and the tables that help them leave nothing out."""
 
 from __future__ import annotations
 
