@@ -1,4 +1,4 @@
-"""Every command that the README and the help pages show is run as it stands there.
+"""Every command that the README, the reference and the help pages show is run as it stands there.
 
 It is run in a folder with the shipped `config/` and `policies/`, beside a running sidecar with a past. Only
 addresses (by free ports), folders of the system (by ones of the test) and ids that end in dots are replaced.
@@ -33,15 +33,24 @@ from tests.acceptance.conftest import (
     ask_json,
 )
 from tests.tools import tool
-from tests.unit.test_docs import ALL_COMMANDS, README
+from tests.unit.test_docs import ALL_COMMANDS, PAGES, README
+
+# The other pages of config/ and tests/ are held to what they show by tests of their own, or run by hand.
+READ = [
+    name
+    for name in PAGES
+    if name in ("README.md", "SECURITY.md", "policies/README.md", "config/deploy/README.md")
+    or name.startswith("config/reference/")
+]
 
 # What is not run here, and why.
 ELSEWHERE = {
     r"python3 -m venv ": "installs packages: .ci/run does it, from the same lines",
     r"\.venv/bin/": "what .ci/run does",
     r"docker ": "needs a container engine; tests/long/image.py takes the image's steps by hand",
-    r"kubectl ": "needs a cluster; tests/unit/test_deploy.py validates what is applied",
+    r"(until )?kubectl |CONFIG=": "needs a cluster; tests/unit/test_deploy.py validates what is applied",
     r"systemctl ": "needs systemd as the first process; tests/unit/test_deploy.py verifies the unit",
+    r"sudo -u scopegate ": "needs the unit's user; the same commands stand in config/reference/backup.md",
 }
 # These go on until somebody ends them.
 ENDLESS = re.compile(r"scopegate (run|demo(?! --once)|decisions tail)\b")
@@ -62,8 +71,8 @@ class Shown:
         return f"{self.place}: {self.text[:70]}"
 
 
-def of_readme() -> Iterator[Shown]:
-    for block in re.findall(r"^```sh\n(.+?)^```$", README, re.MULTILINE | re.DOTALL):
+def of_page(page: str) -> Iterator[Shown]:
+    for block in re.findall(r"^```sh\n(.+?)^```$", PAGES[page], re.MULTILINE | re.DOTALL):
         lines = re.sub(r"\\\n\s*", " ", block).splitlines()
         # An answer that is shown stands in a comment behind its request.
         answers = {
@@ -77,7 +86,7 @@ def of_readme() -> Iterator[Shown]:
             if line.lstrip().startswith("#") or not line.strip():
                 begun = ""
             elif is_whole(begun):
-                yield Shown("README", begun, before, answers.get(index + 1))
+                yield Shown(page, begun, before, answers.get(index + 1))
                 if re.match(r"\w+=\$\(", begun):
                     before += begun + "\n"
                 begun = ""
@@ -102,7 +111,8 @@ def of_help() -> Iterator[Shown]:
         yield from (Shown(name, re.split(r"\s{3,}", line.strip())[0]) for line in lines)
 
 
-ALL = {shown.before + shown.text: shown for shown in (*of_readme(), *of_help())}
+OF_PAGES = [shown for page in READ for shown in of_page(page)]
+ALL = {shown.before + shown.text: shown for shown in (*OF_PAGES, *of_help())}
 RUN = [shown for shown in ALL.values() if not re.match("|".join(ELSEWHERE), shown.text)]
 
 
@@ -304,6 +314,11 @@ def ended_by_hand(stage: Stage, text: str) -> None:
 def test_what_is_not_run_here_is_shown_somewhere() -> None:
     left = [shown.text for shown in ALL.values() if shown not in RUN]
     assert [pattern for pattern in ELSEWHERE if not any(re.match(pattern, text) for text in left)] == []
+
+
+def test_commands_are_found_on_every_page_that_shows_some() -> None:
+    assert {shown.place for shown in OF_PAGES} == {name for name in READ if "\n```sh\n" in PAGES[name]}
+    assert {"README.md", "policies/README.md", "config/deploy/README.md"} <= {one.place for one in OF_PAGES}
 
 
 def test_commands_of_the_readme_that_install_are_those_of_ci() -> None:

@@ -20,7 +20,7 @@ from sidecar.settings.reading import load
 from sidecar.settings.schema import schema_of
 from sidecar.settings.sections import Route, Settings
 from tests.described import STRANGE
-from tests.unit.test_docs import plain, rows, section
+from tests.unit.test_docs import CONFIGURATION, plain, rows, section, table_of_keys
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = schema_of(Settings, title="Scopegate configuration", description="A test's.")
@@ -212,15 +212,15 @@ def test_every_key_and_section_is_described_on_one_line() -> None:
     assert [key for key, words in said.items() if len(words) < 15 or not words.isprintable()] == []
 
 
-def test_a_key_is_described_in_the_words_of_the_readme() -> None:
-    """Where the README refers to the row above, or to another section, so that it need not repeat it, the
+def test_a_key_is_described_in_the_words_of_the_reference() -> None:
+    """Where the reference refers to the row above, or to another section, so that it need not repeat it, the
     schema repeats it."""
     words: dict[str, str] = {}
-    table = rows(section("Configuration").split("### ")[0])
-    routes = [(f"gate.routes[0].{plain(row[0])}", row[-1]) for row in rows(section("Routes"))]
+    table = table_of_keys()
+    routes = [(f"gate.routes[0].{plain(row[0])}", row[-1]) for row in rows(section(CONFIGURATION, "Routes"))]
     last = ""
     for key, cell in [*((plain(row[0]), row[-1]) for row in table), *routes]:
-        told = re.sub(r"\[([^]]+)\]\(#[^)]+\)", r"\1", cell)
+        told = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", cell)
         like = re.fullmatch(r"as `([a-z.]+)`", told)
         if like:
             told = words[f"{like[1]}.{key.rpartition('.')[2]}"]

@@ -176,7 +176,7 @@ def test_whoever_runs_the_image_by_hand_waits_for_the_drain_and_finds_the_backen
         if line.startswith("#")
     )
     commands = []
-    for text in (header, (ROOT / "README.md").read_text(encoding="utf-8")):
+    for text in (header, PAGE):
         (shown,) = re.findall(r"^docker run (.+)$", text.replace("\\\n", ""), re.MULTILINE)
         commands.append(shlex.split(shown, comments=True))
     assert commands[0] == commands[1]
@@ -568,8 +568,8 @@ def test_a_folder_for_checkpoints_can_be_opened_as_the_unit_says(installed: Path
 
 
 def test_cron_backs_up_by_the_program_the_user_and_the_configuration_of_the_unit() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^\d+ \* \* \* \* (.+)$", readme, re.MULTILINE)
+    page = (ROOT / "config/reference/backup.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^\d+ \* \* \* \* (.+)$", page, re.MULTILINE)
     (start,) = unit()["ExecStart"]
     program, _, option, config = shlex.split(start)
     assert line.startswith(f"{unit()['User'][0]} {program} store backup ")

@@ -1,4 +1,4 @@
-"""The README is held to the code: what exists stands in it, and what stands in it exists."""
+"""The pages are held to the code: what exists stands in them, and what stands in them exists."""
 
 from __future__ import annotations
 
@@ -29,14 +29,39 @@ from sidecar.web.api.admin import DECISION_FILTERS, EXECUTION_STATUSES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE = ROOT / "config/reference"
+CONFIGURATION = (REFERENCE / "configuration.md").read_text(encoding="utf-8")
+WIRE = (REFERENCE / "wire.md").read_text(encoding="utf-8")
+ADMIN_AND_OPS = (REFERENCE / "admin-and-ops.md").read_text(encoding="utf-8")
+COMMANDS = (REFERENCE / "commands.md").read_text(encoding="utf-8")
+LIBRARY = (REFERENCE / "library.md").read_text(encoding="utf-8")
+POLICY_PAGE = (ROOT / "policies/README.md").read_text(encoding="utf-8")
+# Every page of the repository, and no page of a package that is installed below it.
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in (
+        *ROOT.glob("*.md"),
+        *(
+            file
+            for folder in ("config", "policies", "sidecar", "tests")
+            for file in sorted((ROOT / folder).rglob("*.md"))
+            if "node_modules" not in file.parts
+        ),
+    )
+}
 # test_settings holds this file to the settings: every key, with its default.
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config/scopegate.yaml").read_text(encoding="utf-8"))
 
 
-def section(title: str) -> str:
-    """The text below a heading, down to the next one of its level or above."""
-    level, body = re.split(rf"^(#+) {re.escape(title)}$", README, maxsplit=1, flags=re.MULTILINE)[1:]
+def section(page: str, title: str) -> str:
+    """The text of a page below a heading, down to the next one of its level or above."""
+    level, body = re.split(rf"^(#+) {re.escape(title)}$", page, maxsplit=1, flags=re.MULTILINE)[1:]
     return re.split(rf"^#{{1,{len(level)}}} ", body, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table_of_keys() -> list[list[str]]:
+    """The rows of all keys: those before the first section of the page."""
+    return rows(CONFIGURATION.split("\n## ")[0])
 
 
 def rows(text: str) -> list[list[str]]:
@@ -76,8 +101,12 @@ def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Com
 ALL_COMMANDS = dict(commands(main, "scopegate"))
 
 
-def test_every_key_stands_in_the_readme_with_its_default() -> None:
-    shown = {plain(row[0]): row[1] for row in rows(section("Configuration").split("### ")[0])}
+def test_the_readme_is_one_page() -> None:
+    assert len(README.splitlines()) < 220
+
+
+def test_every_key_stands_in_the_reference_with_its_default() -> None:
+    shown = {plain(row[0]): row[1] for row in table_of_keys()}
     wanted = dict(flattened(SHIPPED))
     assert shown.keys() == wanted.keys()
     shown.pop("gate.routes")  # its entries have a table of their own
@@ -85,22 +114,21 @@ def test_every_key_stands_in_the_readme_with_its_default() -> None:
     assert [key for key, cell in shown.items() if not says(cell, wanted[key])] == []
 
 
-def test_every_key_of_a_route_stands_in_the_readme_with_its_default() -> None:
-    shown = {plain(row[0]): row[1] for row in rows(section("Routes"))}
+def test_every_key_of_a_route_stands_in_the_reference_with_its_default() -> None:
+    shown = {plain(row[0]): row[1] for row in rows(section(CONFIGURATION, "Routes"))}
     (route,) = SHIPPED["gate"]["routes"]
     assert shown.keys() == route.keys()
     assert [key for key, cell in shown.items() if not says(cell, route[key])] == []
 
 
-def test_every_key_that_can_change_while_it_runs_is_marked_so_in_the_readme() -> None:
-    shown = {plain(row[0]): row[2] for row in rows(section("Configuration").split("### ")[0])}
+def test_every_key_that_can_change_while_it_runs_is_marked_so_in_the_reference() -> None:
+    shown = {plain(row[0]): row[2] for row in table_of_keys()}
     assert {key for key, cell in shown.items() if cell == "yes"} == LIVE
     assert {cell for key, cell in shown.items() if key not in LIVE} == {""}
 
 
-def test_every_key_of_an_action_and_of_a_rule_stands_in_the_readme() -> None:
-    policies = section("Policies")
-    shown = [plain(row[0]) for row in rows(policies)]
+def test_every_key_of_an_action_and_of_a_rule_stands_in_the_page_of_policies() -> None:
+    shown = [plain(row[0]) for row in rows(POLICY_PAGE)]
     assert shown == [*policyfiles._ACTION_KEYS, *sorted(policyrules.RULE_KEYS, key=shown.index)]
     below = (
         *policyrules.MATCH_KEYS,
@@ -109,37 +137,39 @@ def test_every_key_of_an_action_and_of_a_rule_stands_in_the_readme() -> None:
         *policyrules.BRAKE_KEYS,
     )
     assert [
-        key for key in (*below, *FACTS) if f"`{key}`" not in policies and f"`{key}: true`" not in policies
+        key
+        for key in (*below, *FACTS)
+        if f"`{key}`" not in POLICY_PAGE and f"`{key}: true`" not in POLICY_PAGE
     ] == []
 
 
-def test_every_error_code_stands_in_the_readme_with_its_status() -> None:
-    shown = {(row[0], plain(row[1])) for row in rows(section("Errors"))}
+def test_every_error_code_stands_in_the_reference_with_its_status() -> None:
+    shown = {(row[0], plain(row[1])) for row in rows(section(WIRE, "Errors"))}
     assert shown == {(str(kind.status), kind.code) for kind in ERRORS.values()}
 
 
-def test_every_metric_stands_in_the_readme() -> None:
-    shown = {plain(row[0]) for row in rows(section("Ops"))}
+def test_every_metric_stands_in_the_reference() -> None:
+    shown = {plain(row[0]) for row in rows(section(ADMIN_AND_OPS, "Ops"))}
     families = Metrics().registry.collect()
     assert shown == {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 
 @pytest.mark.parametrize("face", ["admin", "emitters", "reloads", "scopelists", "ops"])
-def test_every_call_of_the_admin_and_ops_listeners_stands_in_the_readme(face: str) -> None:
+def test_every_call_of_the_admin_and_ops_listeners_stands_in_the_reference(face: str) -> None:
     source = (ROOT / f"sidecar/web/api/{face}.py").read_text(encoding="utf-8")
     calls = re.findall(r"web\.(get|post|put|delete)\(\"([^\"]+)\"", source)
     assert calls
     named = [f"`{method.upper()} {re.sub(r':[^}]+', '', path)}`" for method, path in calls]
-    assert [call for call in named if call not in README] == []
+    assert [call for call in named if call not in ADMIN_AND_OPS] == []
 
 
-def test_every_filter_and_status_stands_in_the_readme() -> None:
-    admin = section("Admin")
+def test_every_filter_and_status_stands_in_the_reference() -> None:
+    admin = section(ADMIN_AND_OPS, "Admin")
     assert [name for name in (*DECISION_FILTERS, *EXECUTION_STATUSES) if f"`{name}`" not in admin] == []
 
 
-def test_every_command_and_option_stands_in_the_readme() -> None:
-    cells = {plain(row[0]): row[1] for row in rows(section("Commands"))}
+def test_every_command_and_option_stands_in_the_reference() -> None:
+    cells = {plain(row[0]): row[1] for row in rows(COMMANDS)}
     shared = {name: cell for name, cell in cells.items() if name.startswith("*asking ")}
     assert len(shared) == 2
     for name, cell in cells.items():
@@ -157,7 +187,7 @@ def test_every_command_and_option_stands_in_the_readme() -> None:
         for name, command in ALL_COMMANDS.items()
         if not isinstance(command, click.Group)
     }
-    assert "`scopegate --version`" in README
+    assert "`scopegate --version`" in COMMANDS
 
 
 @pytest.mark.parametrize("name", ALL_COMMANDS)
@@ -175,19 +205,53 @@ def test_every_file_of_the_package_stands_in_the_map() -> None:
     assert set(shown) == {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}
 
 
-def test_every_link_of_the_readme_resolves() -> None:
-    # As a heading is turned into the name of its anchor: small letters, no marks, hyphens for spaces.
-    headings = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
-    anchors = {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert links
-    assert [link for link in links if link not in anchors and not (ROOT / link).is_file()] == []
+def anchors(text: str) -> set[str]:
+    """As a heading is turned into the name of its anchor: small letters, no marks, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", without_code(text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(text: str) -> list[str]:
+    return re.findall(r"\]\(([^)]+)\)", without_code(text))
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def target_of(page: str, link: str) -> tuple[Path, str]:
+    """The file that a link of a page leads to, and the anchor in it."""
+    file, _, anchor = link.partition("#")
+    return Path(os.path.normpath((ROOT / page).parent / file)) if file else ROOT / page, anchor
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_resolves(page: str) -> None:
+    dead = []
+    for link in links(PAGES[page]):
+        if re.match(r"https?://", link):
+            continue
+        file, anchor = target_of(page, link)
+        if not file.is_file() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            dead.append(link)
+    assert dead == []
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, left = set[str](), ["README.md"]
+    while left:
+        page = left.pop()
+        if page in PAGES and page not in reached:
+            reached.add(page)
+            files = [target_of(page, link)[0] for link in links(PAGES[page]) if "://" not in link]
+            left += [str(file.relative_to(ROOT)) for file in files]
+    assert PAGES.keys() - reached == set()
 
 
 @pytest.mark.parametrize("name", ["scopes", "decisions"])
 def test_the_examples_in_python_run_as_they_stand(name: str, tmp_path: Path) -> None:
     (example,) = re.findall(
-        rf"^<!-- example: {name} -->\n```python\n(.+?)^```$", README, re.MULTILINE | re.DOTALL
+        rf"^<!-- example: {name} -->\n```python\n(.+?)^```$", LIBRARY, re.MULTILINE | re.DOTALL
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
