@@ -15,10 +15,12 @@ from sidecar.core.apply import Applied, Named, State, apply, names
 from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, Case, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
+    AcceptClock,
     Admit,
     Admitted,
     Bind,
     Bound,
+    ClockAccepted,
     Command,
     Denied,
     Emit,
@@ -556,6 +558,15 @@ def emit(**changes: Any) -> Emit:
 
 def turn(*, on: bool) -> Turn:
     return Turn(decision_id="d-8", switch=KILL, on=on, origin="api", principal="oncall")
+
+
+def test_an_accepted_wall_clock_is_recorded_with_its_distance_from_the_time_before() -> None:
+    command = AcceptClock("d1", before=61_000_000, principal="someone")
+    applied = apply(command, State(), 1_000_000)
+    assert applied.reply == ClockAccepted("d1", 61_000_000, 1_000_000)
+    entry = entry_of(applied)
+    assert (entry.event, entry.record.decided_at) == ("clock_accepted", 1_000_000)
+    assert entry.record.details["step_seconds"] == -60
 
 
 def test_a_record_of_others_is_kept_as_it_is_with_the_time_at_which_it_was_recorded() -> None:
