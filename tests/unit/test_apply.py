@@ -561,9 +561,9 @@ def turn(*, on: bool) -> Turn:
 
 
 def test_an_accepted_wall_clock_is_recorded_with_its_distance_from_the_time_before() -> None:
-    command = AcceptClock("d1", before=61_000_000, principal="someone")
+    command = AcceptClock(decision_id="d1", before=61_000_000, principal="someone")
     applied = apply(command, State(), 1_000_000)
-    assert applied.reply == ClockAccepted("d1", 61_000_000, 1_000_000)
+    assert applied.reply == ClockAccepted(decision_id="d1", before=61_000_000, now=1_000_000)
     entry = entry_of(applied)
     assert (entry.event, entry.record.decided_at) == ("clock_accepted", 1_000_000)
     assert entry.record.details["step_seconds"] == -60
