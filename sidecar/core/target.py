@@ -381,11 +381,13 @@ def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[
 
     A value that is not plain is examined less closely than a target. It is refused if it could hold the last
     segment of a gated path. It is also refused if two parts of the URL are not plain, because both together
-    could hold the segment.
+    could hold the segment. Several prefixes, which an application may join, are examined as closely as one
+    value that is not plain.
     """
     names, path = _last_segments(patterns), _path_of(target)
     strange: set[str] = set()
     tried: set[tuple[str, str]] = set()
+    prefixes: set[str] = set()
     for name, part, value in _rebuilding(headers):
         plain = _is_plain(part, value)
         if (plain and part != "prefix") or (part, value) in tried:
@@ -395,7 +397,10 @@ def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[
             strange.add(part)
             found = len(strange) > 1 or could_reach(value + path, names)
         else:
-            found = any(_with_prefix(prefix, path, patterns) for prefix in {value, value.rstrip("/")})
+            prefixes.add(value.rstrip("/"))
+            several = len(prefixes - {""}) > 1
+            found = several and could_reach(path, names)
+            found = found or any(_with_prefix(each, path, patterns) for each in {value, value.rstrip("/")})
         if found:
             return f"With {name} a gated path could be built."
         if len(tried) > MAX_VALUES:

@@ -917,6 +917,8 @@ REBUILT: list[tuple[str, list[tuple[str, str]]]] = [
     ("/..", [("X-Forwarded-Host", "x/"), ("X-Forwarded-Port", "80/")]),
     ("/../run", [("X-Forwarded-Prefix", "/v1")]),
     ("/host/v1/run", [("X-Forwarded-Prefix", "/")]),
+    ("/run", [("X-Forwarded-Prefix", "/x, /v1")]),
+    ("/../run", [("X-Forwarded-Prefix", "/x"), ("X-Forwarded-Prefix", "/v1")]),
     ("/my app/v1%2frun", [("X-Forwarded-Prefix", "/my%20app")]),
     ("/my%20app/v1%2frun", [("X-Forwarded-Prefix", "/my%20app/")]),
 ]
@@ -943,6 +945,7 @@ def test_a_header_by_which_a_gated_target_could_be_rebuilt_is_refused(
         [("Forwarded", 'for=192.0.2.60;proto=http;by=203.0.113.43;host="a.example:80"')],
         [("X-Forwarded-Host", ""), ("X-Forwarded-Prefix", "/"), ("Forwarded", "")],
         [("X-Forwarded-Prefix", "/my%20app")],
+        [("X-Forwarded-Prefix", "/")],
         [("X-Forwarded-For", "/v1/run"), ("From", "/v1/run"), ("X-Forwarded-Hostess", "x/v1/run?")],
     ],
 )
@@ -1063,3 +1066,12 @@ def test_a_header_with_many_values_is_refused_instead_of_reading_each_of_them(he
             answer = ask(path, headers=headers)
         assert code(answer) in ("override_refused", "Gated")
         assert searched.call_count < 50
+
+
+def test_several_prefixes_pass_where_no_gated_name_is_in_sight() -> None:
+    pattern = RoutePattern.parse("/v1/tasks/{task}/kick-it")
+    headers = [("X-Forwarded-Prefix", "/x, /v1/tasks")]
+    assert classify("POST", "/t7/orders", headers, True, [pattern]) == PassThrough()
+    # Joined, /v1/tasks, /x and the target are one gated path.
+    for path in ("/t7/../kick-it%3bx", "/kick-it"):
+        assert code(classify("POST", path, headers, True, [pattern])) == "override_refused"
