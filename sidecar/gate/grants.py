@@ -16,8 +16,7 @@ from sidecar.gate.messages import Explanation
 from sidecar.gate.refusal_log import Asked, Refused
 from sidecar.ids import new_decision_id
 from sidecar.live.terms import Terms
-from sidecar.store.batch import Store
-from sidecar.store.foresight import foreseen
+from sidecar.store.batch import Store, predicted
 from sidecar.telemetry.metrics import Metrics
 
 
@@ -99,7 +98,8 @@ class Grants:
             shadow=shadow,
         )
         now = self._store.now()
-        found, scope = await foreseen(self._store.engine, command, now)
+        found = await predicted(self._store.engine, command, now)
+        scope = found.case.scope
         mine = scope is not None and scope.tenant_id == tenant_id
         return Explanation(
             refusal=found.refusal,

@@ -23,7 +23,7 @@ from sidecar.ids import new_decision_id
 from sidecar.library.admission import TENANT, admission, admit_sync, allowed, grant, micros_of, settle_sync
 from sidecar.library.runtime import library
 from sidecar.store.base import Engine, Page
-from sidecar.store.foresight import foreseen
+from sidecar.store.batch import predicted
 
 # Scopes per read. The executions of each scope are read with it.
 PAGE = 200
@@ -84,7 +84,7 @@ class BoundExecutionScope:
         if isinstance(command, Refuse):
             return False, command.refusal.code
         try:
-            found, _ = asked.read_sync(lambda engine: foreseen(engine, command, asked.now()))
+            found = asked.read_sync(lambda engine: predicted(engine, command, asked.now()))
         except StoreUnavailable:
             return False, "store_unavailable"
         return found.refusal is None, None if found.refusal is None else found.refusal.code

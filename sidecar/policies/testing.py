@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from sidecar.core.apply import State, apply
-from sidecar.core.brakes import Tally, tallies_with
+from sidecar.core.brakes import AdmissionGroup, groups_containing
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import MAX_ID_CHARS, Claims, is_identifier
 from sidecar.core.policy import PolicySet
@@ -216,10 +216,10 @@ class ExecutionCase(Case):
         )
         before = sorted(map(self._before, range(len(self.history))), key=lambda one: one.admitted_at)
         executions = {one.decision_id: one for one in before}
-        admissions: dict[Tally, list[str]] = {}
+        admissions: dict[AdmissionGroup, list[str]] = {}
         for execution in executions.values():
-            for tally in tallies_with(execution):
-                admissions.setdefault(tally, []).append(execution.decision_id)
+            for group in groups_containing(execution):
+                admissions.setdefault(group, []).append(execution.decision_id)
         scopes = {_SCOPE_ID: self._scope(policies)}
         return admit, State(scopes=scopes, executions=executions, admissions=admissions)
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from sidecar.core.apply import State
-from sidecar.core.brakes import Tally
+from sidecar.core.apply import Names, State
 from sidecar.core.command import Bind, Switch, Turn
 from sidecar.core.record import Entry
 from sidecar.core.scope import Execution, Scope, ScopeStatus
@@ -40,24 +39,6 @@ class LogRow:
     entry: Entry
     envelope: bytes
     hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The rows that a batch needs.
-
-    `scopes` are scope ids. `executions` are admission ids; the scope of each execution is loaded with it.
-    `tallies` maps each tally to a time in microseconds: its admissions after that time are loaded, and those
-    still in flight, but never executions that were not sent. `once` are keys under which a record is kept
-    once. `requests` are request ids; their records without a run are loaded.
-    """
-
-    scopes: Sequence[str] = ()
-    executions: Sequence[str] = ()
-    tallies: Mapping[Tally, int] = field(default_factory=dict)
-    once: Sequence[bytes] = ()
-    switches: Sequence[Switch] = ()
-    requests: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

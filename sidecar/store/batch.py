@@ -27,8 +27,8 @@ from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from sidecar.clock import SETTLE_SECONDS, Clock, Moment, Timekeeper
-from sidecar.core.apply import Named, State, apply, names
-from sidecar.core.brakes import Tally, tallies_with
+from sidecar.core.apply import Judgment, State, apply, judgment, names
+from sidecar.core.brakes import groups_containing
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
     AcceptClock,
@@ -44,11 +44,10 @@ from sidecar.core.command import (
     Turn,
 )
 from sidecar.core.record import CausalRole, Entry
-from sidecar.core.rules import SECOND
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ClockUnsettled, CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
 from sidecar.files.jsonvalue import dumps
-from sidecar.store.base import Bindings, Changes, Engine, Head, LogRow, Names, StoreObserver
+from sidecar.store.base import Bindings, Changes, Engine, Head, LogRow, StoreObserver
 from sidecar.store.rehearsal import rehearsed
 
 logger = logging.getLogger("scopegate.store")
@@ -383,7 +382,7 @@ class Store:
         try:
             head = await self._known_head()
             await self.engine.rehearse(
-                rows_of([names(command) for command in commands], now),
+                names(commands, now),
                 lambda state: apply_all(commands, state, head, now, [], self._mask)[0],
             )
         except StoreUnavailable as exc:
@@ -419,7 +418,7 @@ class Store:
             return changes
 
         heads: list[Head] = []
-        wanted = rows_of([names(command) for command in commands], now)
+        wanted = names(commands, now)
         try:
             await self.engine.transact(wanted, decide, durable=durable)
         except Exception:
@@ -455,21 +454,12 @@ def _let_wait_for_the_clock(batch: Sequence[_Waiting], trouble: str) -> list[_Wa
     return rest
 
 
-def rows_of(named: Sequence[Named], now: int) -> Names:
-    """The rows that a batch needs at a given time, each row once."""
-    tallies: dict[Tally, int] = {}
-    for one in named:
-        for tally, seconds in one.tallies.items():
-            since = now - seconds * SECOND
-            tallies[tally] = min(tallies.get(tally, since), since)
-    return Names(
-        scopes=list({one.scope_id for one in named if one.scope_id is not None}),
-        executions=list({one.admission_id for one in named if one.admission_id is not None}),
-        tallies=tallies,
-        once=list({one.once for one in named if one.once is not None}),
-        switches=list({one.switch for one in named if one.switch is not None}),
-        requests=list({one.request_id for one in named if one.request_id is not None}),
-    )
+async def predicted(engine: Engine, command: Admit, now: int) -> Judgment:
+    """The judgment that an execution would get now, by the same rows and code. It changes nothing.
+
+    Raises StoreUnavailable.
+    """
+    return await engine.look(names([command], now), lambda state: judgment(command, state, now))
 
 
 def _has_result(reply: asyncio.Future[Reply]) -> bool:
@@ -488,12 +478,18 @@ def apply_all(
     chain."""
     scopes = dict(state.scopes)
     executions = dict(state.executions)
-    admissions = {tally: list(found) for tally, found in state.admissions.items()}
+    admissions = {group: list(found) for group, found in state.admissions.items()}
     kept = set(state.kept)
     on = set(state.on)
     unbound = {request_id: list(seqs) for request_id, seqs in state.unbound.items()}
     running = State(
-        scopes=scopes, executions=executions, admissions=admissions, kept=kept, on=on, unbound=unbound
+        scopes=scopes,
+        executions=executions,
+        admissions=admissions,
+        found=state.found,
+        kept=kept,
+        on=on,
+        unbound=unbound,
     )
     issued: dict[str, Scope] = {}
     changed_scopes: dict[str, Scope] = {}
@@ -514,10 +510,10 @@ def apply_all(
         if applied.execution is not None:
             execution = applied.execution
             executions[execution.decision_id] = changed_executions[execution.decision_id] = execution
-            if isinstance(command, Admit):
-                for tally in tallies_with(execution):
-                    if tally in admissions:
-                        admissions[tally].append(execution.decision_id)
+            if isinstance(command, Admit) and admissions:
+                for group in groups_containing(execution):
+                    if group in admissions:
+                        admissions[group].append(execution.decision_id)
         if applied.entry is not None:
             seq += 1
             telling = dict(islice(unsaid.items(), MAX_BINDINGS))

@@ -25,14 +25,14 @@ from urllib.parse import quote
 import aiosqlite
 import orjson
 
-from sidecar.core.apply import State
-from sidecar.core.brakes import Tally
+from sidecar.core.apply import Names, State
+from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.chain import GENESIS
 from sidecar.core.command import Switch
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import rows
-from sidecar.store.base import Changes, Footprint, Head, Names, Page, ScopesWanted, StoredDecision
+from sidecar.store.base import Changes, Footprint, Head, Page, ScopesWanted, StoredDecision
 from sidecar.store.lists import (
     STORED_DECISION,
     cursor,
@@ -84,29 +84,28 @@ def load(connection: sqlite3.Connection, names: Names, recent: Recent | None = N
         request_id: [seq for (seq,) in connection.execute(_UNBOUND, (request_id,))]
         for request_id in names.requests
     }
-    recent = recent or Recent(counted)
-    admissions, lately = recent.of(connection, names.tallies)
+    admissions, lately = (recent or Recent(counted)).of(connection, names.groups)
     return State(
         scopes=scopes,
         executions=lately | executions,
         admissions=admissions,
-        found=recent.found,
+        found=None if recent is None else recent.found,
         kept=frozenset(once),
         on=frozenset(on),
         unbound=unbound,
     )
 
 
-def counted_query(tally: Tally, since: int) -> tuple[str, tuple[Any, ...]]:
-    """SQL and parameters for the admissions of a tally that a brake may count, oldest first.
+def counted_query(group: AdmissionGroup, since: int) -> tuple[str, tuple[Any, ...]]:
+    """SQL and parameters for the admissions of a group that a brake may count, oldest first.
 
     The second SELECT finds those still in flight, of any age, by the partial index of executions that are not
     answered. The plus signs keep SQLite from another index, with which it would read the whole history of an
     incident.
     """
-    agreeing = {name: value for name, value in asdict(tally).items() if value is not None}
+    agreeing = {name: value for name, value in asdict(group).items() if value is not None}
     # Few executions of an incident belong to another action, so the index by incident is the selective one.
-    by_incident = tally.incident_id is not None
+    by_incident = group.incident_id is not None
     alike = "".join(f" AND {'+' if by_incident and name == 'action' else ''}{name} = ?" for name in agreeing)
     flying = "".join(f" AND +{name} = ?" for name in agreeing)
     where = f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE"
@@ -118,9 +117,9 @@ def counted_query(tally: Tally, since: int) -> tuple[str, tuple[Any, ...]]:
     )
 
 
-def counted(connection: sqlite3.Connection, tally: Tally, since: int) -> list[Execution]:
+def counted(connection: sqlite3.Connection, group: AdmissionGroup, since: int) -> list[Execution]:
     """The executions that `counted_query` finds."""
-    return [rows.execution_from_row(row) for row in connection.execute(*counted_query(tally, since))]
+    return [rows.execution_from_row(row) for row in connection.execute(*counted_query(group, since))]
 
 
 DAY = 24 * 60 * 60 * 1_000_000

@@ -4,8 +4,8 @@
 
 A real sidecar over a real SQLite file and a real backend serves a few requests first, so that caches are
 full. Then every Python call in `sidecar/` is counted, on all threads, from the bytes of one request to its
-settlement. A value is an instance whose `__init__` ran; the generated one of a dataclass counts too. Counts do
-not depend on the machine, so they can be compared between two versions of the code.
+settlement. A value is an instance whose `__init__` ran; the generated one of a dataclass counts too. Counts
+do not depend on the machine, so they can be compared between two versions of the code.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.store.base import Changes, Head
-from sidecar.store.batch import apply_all, rows_of
+from sidecar.store.batch import apply_all
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 
 SEED = 5
@@ -245,6 +245,6 @@ async def _commit(engine: SqliteEngine, batch: Sequence[Command], head: Head, no
         heads.append(after)
         return changes
 
-    await engine.transact(rows_of([names(command) for command in batch], now), decide, durable=False)
+    await engine.transact(names(batch, now), decide, durable=False)
     await engine.tidy()
     return heads[-1]

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, Named, State, apply, names
+from sidecar.core.apply import Applied, Names, State, apply, names
 from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, Case, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
@@ -637,15 +637,20 @@ def test_risk_is_an_order() -> None:
 
 
 def test_a_command_names_the_rows_that_it_needs() -> None:
-    assert names(admit()) == Named(scope_id="scope_1")
-    assert names(Revoke(decision_id="d", scope_id="s")) == Named(scope_id="s")
-    assert names(Settle(decision_id="d", admission_id="a", outcome="answered")) == Named(admission_id="a")
-    assert names(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == Named(admission_id="a")
-    assert names(issue()) == Named()
-    assert names(Refuse(decision_id="d", refusal=Refusal("draining", ""))) == Named()
-    assert names(emit(once=b"k", unless_switched=KILL)) == Named(once=b"k", switch=KILL)
-    assert names(turn(on=True)) == Named(switch=KILL)
-    assert names(Bind(request_id="req", run_id="run")) == Named(request_id="req")
+    def needed(*commands: Command) -> Names:
+        return names(commands, 0)
+
+    assert needed() == Names()
+    assert needed(admit()) == needed(admit(), admit()) == Names(scopes=("scope_1",))
+    assert needed(Revoke(decision_id="d", scope_id="s")) == Names(scopes=("s",))
+    ending = Names(executions=("a",))
+    assert needed(Settle(decision_id="d", admission_id="a", outcome="answered")) == ending
+    assert needed(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == ending
+    assert needed(issue(), Refuse(decision_id="d", refusal=Refusal("draining", ""))) == Names()
+    assert needed(emit(once=b"k", unless_switched=KILL)) == Names(once=(b"k",), switches=(KILL,))
+    assert needed(emit(), admit(replace(CLAIMS, scope_id=None))) == Names()
+    assert needed(turn(on=True)) == Names(switches=(KILL,))
+    assert needed(Bind(request_id="req", run_id="run")) == Names(requests=("req",))
 
 
 def test_a_link_covers_the_one_before_and_the_bytes() -> None:
