@@ -22,6 +22,7 @@ from sidecar.files.signing import load_signing_key
 from sidecar.files.tls import Credentials, client_context, server_context
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
+from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
 from sidecar.live.reload import Files, Reloader, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
@@ -179,13 +180,14 @@ class Sidecar:
             reuse_idle_seconds=settings.upstream.reuse_idle_seconds,
             max_connections=settings.upstream.max_connections,
         )
+        observer = Observer(self.metrics)
         self.gate = Gate(
             store=self.store,
             upstream=self.upstream,
-            refusals=RefusalLog(self.store, self.metrics),
-            metrics=self.metrics,
+            refusals=RefusalLog(self.store, observer),
+            observer=observer,
         )
-        grants = Grants(store=self.store, gate=self.gate, metrics=self.metrics)
+        grants = Grants(store=self.store, gate=self.gate, observer=observer)
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
         self.passing = PassThrough(self.upstream, self.metrics, live=self.live)
@@ -197,6 +199,7 @@ class Sidecar:
             scopes=scopes if on_data else None,
             live=self.live,
             metrics=self.metrics,
+            observer=observer,
             access=access,
             tracing=self.tracing,
         )

@@ -56,19 +56,25 @@ class Case:
 
 
 def _scope_given(case: Case) -> Refusal | None:
-    if case.claims.scope_id is not None:
-        return None
+    return None if case.claims.scope_id is not None else _scope_required(case.claims)
+
+
+def _scope_required(claims: Claims) -> Refusal:
     return Refusal(
         "scoped_execution_required",
         "A recovery action without a valid execution scope is invalid by definition: ask for a scope, "
         "then send its scope_id.",
-        {"incident_id": case.claims.incident_id, "action": case.claims.action},
+        {"incident_id": claims.incident_id, "action": claims.action},
     )
 
 
 def _members_given(case: Case) -> Refusal | None:
+    return _missing_member(case.claims)
+
+
+def _missing_member(claims: Claims) -> Refusal | None:
     for member in ("incident_id", "action"):
-        if getattr(case.claims, member) is None:
+        if getattr(claims, member) is None:
             return Refusal("invalid_request", f"{member} is missing or empty.", {"member": member})
     return None
 
@@ -192,7 +198,15 @@ UNSCOPED_BOUNDS: tuple[Bound, ...] = (_members_given,)
 CATALOGUE_BOUNDS: tuple[Bound, ...] = (_action_in_catalogue, _targets_named)
 
 
-def judge(case: Case, bounds: Sequence[Bound] = (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS)) -> Refusal | None:
+def incomplete(claims: Claims) -> Refusal | None:
+    """The refusal of claims without an incident or an action, which no scope and no brake can judge."""
+    missing = _missing_member(claims)
+    if missing is None or claims.scope_id is not None:
+        return missing
+    return _scope_required(claims)
+
+
+def judge(case: Case, bounds: Sequence[Bound]) -> Refusal | None:
     """The refusal of the first bound that fails, or None if all bounds hold."""
     for bound in bounds:
         refusal = bound(case)

@@ -23,6 +23,7 @@ from sidecar.clock import wall_clock
 from sidecar.core.command import Admitted, Command, Reply, Settled
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.errors import StoreClosed, StoreUnavailable
+from sidecar.gate.observer import Observer
 from sidecar.gate.settlement import Settlements
 from sidecar.policies import files as policyfiles
 from sidecar.settings.sections import Care
@@ -109,7 +110,11 @@ class Library:
         except BaseException:
             await store.close()
             raise
-        self._engine, self._settlements, self._store = engine, Settlements(store, metrics, "library"), store
+        self._engine, self._settlements, self._store = (
+            engine,
+            Settlements(store, Observer(metrics), "library"),
+            store,
+        )
 
     def close(self) -> None:
         """Commit the waiting commands, close the store and end its thread. Later calls raise StoreClosed."""
@@ -234,7 +239,7 @@ class Library:
     ) -> Settled | None:
         if self._settlements is None:
             raise StoreClosed("the store is closed")
-        return await self._settlements.settle(admitted, {}, outcome, cost, cause=cause)
+        return await self._settlements.settle(admitted, outcome, cost=cost, cause=cause)
 
     # Between the threads ---------------------------------------------------------------------------
 

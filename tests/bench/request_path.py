@@ -89,6 +89,10 @@ def main() -> None:
             Counter({m: sum(n for (k, _), n in counts.calls.items() if k == m) for m in modules}),
         ),
         ("values by class", counts.values),
+        (
+            "calls by function",
+            Counter({f"{module}: {name}": n for (module, name), n in counts.calls.items()}),
+        ),
     ):
         print(f"\n{title}")
         for name, count in rows.most_common():

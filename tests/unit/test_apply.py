@@ -276,7 +276,7 @@ def test_explaining_asks_the_same_bounds_as_admitting() -> None:
         scope, claims, now = case_values(case)
         tenant = case.get("tenant_id", "default")
         known = scope if claims.scope_id == scope.scope_id else None
-        refusal = judge(Case.of(claims, tenant, known, POLICIES, now))
+        refusal = judge(Case.of(claims, tenant, known, POLICIES, now), (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS))
         assert (refusal.code if refusal else None) == case.get("error")
 
 

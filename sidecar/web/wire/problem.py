@@ -10,7 +10,7 @@ from aiohttp import web
 
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.files.jsonvalue import dumps
-from sidecar.gate.refusal_log import Refused
+from sidecar.gate.messages import Refused
 
 logger = logging.getLogger("scopegate.web")
 
