@@ -46,7 +46,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any
 
-from sidecar.core.command import Bind, Bound, Emit, NotEmitted, Switch, Turn
+from sidecar.core.command import Bind, Emit, NotEmitted, RunBound, Switch, Turn
 from sidecar.core.emission import Kind, check_signal, emission, once_key
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionSource, DecisionTrigger, DecisionType
 from sidecar.errors import CARESignalAccessError
@@ -358,7 +358,7 @@ def backfill_run_id_for_request(request_id: str, run_id: str) -> int:
     if not request or not run:
         return 0
     reply = get_decision_service().submit(Bind(request_id=request, run_id=run))
-    return reply.count if isinstance(reply, Bound) else 0
+    return reply.count if isinstance(reply, RunBound) else 0
 
 
 def check_signal_access(signal_name: str) -> bool:

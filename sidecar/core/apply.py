@@ -19,18 +19,17 @@ from sidecar.core.bounds import (
     CATALOGUE_BOUNDS,
     SCOPE_BOUNDS,
     UNSCOPED_BOUNDS,
-    Case,
+    BoundInput,
     judge,
     not_in_catalogue,
     targets_required,
 )
-from sidecar.core.brakes import AdmissionGroup, Found, Use, groups_for
+from sidecar.core.brakes import AdmissionGroup, CountCache, Use, groups_for
 from sidecar.core.command import (
     AcceptClock,
     Admit,
     Admitted,
     Bind,
-    Bound,
     ClockAccepted,
     Command,
     Denied,
@@ -46,6 +45,7 @@ from sidecar.core.command import (
     Reply,
     Revoke,
     Revoked,
+    RunBound,
     Settle,
     Settled,
     Switch,
@@ -151,7 +151,7 @@ class State:
     scopes: Mapping[str, Scope] = field(default_factory=dict)
     executions: Mapping[str, Execution] = field(default_factory=dict)
     admissions: Mapping[AdmissionGroup, Sequence[str]] = field(default_factory=dict)
-    found: Found | None = field(default=None, repr=False, compare=False)
+    found: CountCache | None = field(default=None, repr=False, compare=False)
     kept: Set[bytes] = frozenset()
     on: Set[Switch] = frozenset()
     unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -179,7 +179,7 @@ class Judgment:
     holds the ones that are only recorded. `uses` gives the use of each brake.
     """
 
-    case: Case
+    case: BoundInput
     scope: Scope | None
     refusal: Refusal | None
     shadow: tuple[Objection, ...] = ()
@@ -195,7 +195,7 @@ def judgment(command: Admit, state: State, now: int) -> Judgment:
     """Judge one execution. Both `admit` and `explain` use this judgment."""
     claims, policies = command.claims, command.policies
     scope = state.scopes.get(claims.scope_id or "")
-    case = Case.of(claims, command.tenant_id, scope, policies, now, command.announced_cost)
+    case = BoundInput.of(claims, command.tenant_id, scope, policies, now, command.announced_cost)
     waived = None
     found: list[Objection] = []
     refusal = judge(case, SCOPE_BOUNDS)
@@ -439,7 +439,7 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _turn(command, state, now)
         case Bind():
             count = len(state.unbound.get(command.request_id, ()))
-            return Applied(reply=Bound(count), bound=command if count else None)
+            return Applied(reply=RunBound(count), bound=command if count else None)
         case AcceptClock():
             return Applied(
                 reply=ClockAccepted(command.decision_id, command.before, now),

@@ -83,7 +83,7 @@ def groups_for(
 # A cache of the counted ids per brake: the policy set, the number of ids examined so far, and the ids that
 # count. The owner of the cache only appends ids to the groups, so each admission examines only the new ones.
 # The entry keeps the policy set alive, because the key contains the id() of the set.
-Found = dict[tuple[Any, ...], tuple[PolicySet, int, list[str]]]
+CountCache = dict[tuple[Any, ...], tuple[PolicySet, int, list[str]]]
 
 
 def use(
@@ -92,7 +92,7 @@ def use(
     policies: PolicySet,
     admissions: Mapping[AdmissionGroup, Sequence[str]],
     executions: Mapping[str, Execution],
-    found: Found | None = None,
+    found: CountCache | None = None,
 ) -> Use:
     """The use of an applying brake for a subject. `admissions` are oldest first."""
     names = _counted(rule, subject, policies, admissions, executions, {} if found is None else found)
@@ -116,7 +116,7 @@ def _counted(
     policies: PolicySet,
     admissions: Mapping[AdmissionGroup, Sequence[str]],
     executions: Mapping[str, Execution],
-    found: Found,
+    found: CountCache,
 ) -> list[str]:
     """The executions that the rule counts for the subject, oldest first.
 

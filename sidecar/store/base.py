@@ -18,17 +18,17 @@ Bindings = Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ChainHead:
     """The end of a writer's chain: its name, the last sequence number, hash and time (0 and zeros: empty).
 
-    `unsaid` holds the run bindings that no record names yet; the next record names them.
+    `unlogged` holds the run bindings that no record names yet; the next record names them.
     """
 
     writer: str
     seq: int
     hash: bytes
     time: int
-    unsaid: Bindings = field(default_factory=dict)
+    unlogged: Bindings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Changes:
 
     `issued` are new scopes. `scopes` and `executions` are rows in their new state. `log` are new log rows.
     `kept` pairs each key with the decision that is kept under it. `bound` pairs the sequence number of a
-    record with its run. `said` are the records whose binding the log names from now on. `now` is the time of
-    the whole transaction. `stepped` is the number of microseconds to subtract from the admission time of
+    record with its run. `logged` are the records whose binding the log names from now on. `now` is the time
+    of the whole transaction. `stepped` is the number of microseconds to subtract from the admission time of
     every execution that was admitted after `now`.
     """
 
@@ -60,7 +60,7 @@ class Changes:
     kept: Sequence[tuple[bytes, str]]
     turned: Sequence[Turn]
     bound: Sequence[tuple[int, Bind]]
-    said: Sequence[int] = ()
+    logged: Sequence[int] = ()
     stepped: int = 0
 
 
@@ -126,10 +126,10 @@ class StoreObserver(Protocol):
 class Engine(Protocol):
     """One database, one writer."""
 
-    async def open(self) -> Head:
+    async def open(self) -> ChainHead:
         """Take the database for this process and bring its schema up to date."""
 
-    async def head(self) -> Head:
+    async def head(self) -> ChainHead:
         """Return the end of the chain as the database holds it."""
 
     async def transact(self, names: Names, decide: Callable[[State], Changes], *, durable: bool) -> None:

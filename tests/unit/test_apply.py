@@ -12,14 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.apply import Applied, Names, State, apply, names
-from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, Case, judge
+from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, BoundInput, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
     AcceptClock,
     Admit,
     Admitted,
     Bind,
-    Bound,
     ClockAccepted,
     Command,
     Denied,
@@ -34,6 +33,7 @@ from sidecar.core.command import (
     Refuse,
     Revoke,
     Revoked,
+    RunBound,
     Settle,
     Settled,
     Switch,
@@ -184,7 +184,7 @@ def test_every_bound_has_a_case_that_fails_on_it() -> None:
     failing = set()
     for case in CASES:
         scope, claims, now = case_values(case)
-        judged = Case.of(
+        judged = BoundInput.of(
             claims,
             case.get("tenant_id", "default"),
             scope if claims.scope_id == scope.scope_id else None,
@@ -276,7 +276,9 @@ def test_explaining_asks_the_same_bounds_as_admitting() -> None:
         scope, claims, now = case_values(case)
         tenant = case.get("tenant_id", "default")
         known = scope if claims.scope_id == scope.scope_id else None
-        refusal = judge(Case.of(claims, tenant, known, POLICIES, now), (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS))
+        refusal = judge(
+            BoundInput.of(claims, tenant, known, POLICIES, now), (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS)
+        )
         assert (refusal.code if refusal else None) == case.get("error")
 
 
@@ -608,9 +610,9 @@ def test_every_turn_of_a_switch_is_recorded(on: bool, was_on: bool) -> None:
 def test_a_run_is_bound_to_the_records_that_wait_for_one() -> None:
     bind = Bind(request_id="req", run_id="run")
     assert apply(bind, State(unbound={"req": [3, 5], "other": [7]}), ISSUED_AT) == Applied(
-        reply=Bound(2), bound=bind
+        reply=RunBound(2), bound=bind
     )
-    assert apply(bind, State(unbound={"req": []}), ISSUED_AT) == Applied(reply=Bound(0))
+    assert apply(bind, State(unbound={"req": []}), ISSUED_AT) == Applied(reply=RunBound(0))
 
 
 def test_a_cost_that_is_announced_is_held_where_it_is_above_the_catalogue_s() -> None:

@@ -394,7 +394,7 @@ def test_what_was_found_is_not_looked_at_again_but_what_is_new_and_how_it_ended_
     group = group_of(rule, about.tenant_id, about.incident_id, about.action)
     known: dict[str, Execution] = {}
     names: list[str] = []
-    found: brakes.Found = {}
+    found: brakes.CountCache = {}
 
     def count() -> int:
         return brakes.use(rule, about, policies, {group: names}, known, found).count

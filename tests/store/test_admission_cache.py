@@ -16,7 +16,7 @@ from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admitted, Denied, Issued, Settle
 from sidecar.core.policy import Brake, Match, PolicySet, Rule
 from sidecar.ids import new_decision_id
-from sidecar.store import recent
+from sidecar.store import admission_cache
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine, counted, counted_query
 from tests.store.conftest import OpenStore, admit, issue
@@ -46,7 +46,7 @@ async def granted(store: Store) -> str:
 def held_against_the_database(store: Store, path: Path) -> int:
     """How many groups the writer knows; each is compared with what a query finds."""
     assert isinstance(store.engine, SqliteEngine)
-    known = store.engine._recent
+    known = store.engine._admissions
     with closing(sqlite3.connect(path)) as connection:
         for group, kept in known._groups.items():
             stored = counted(connection, group, kept.since)
@@ -63,7 +63,7 @@ def held_against_the_database(store: Store, path: Path) -> int:
 async def test_what_the_writer_knows_is_what_the_database_holds(
     open_store: OpenStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "ASKS_PER_LOOK", 3)
+    monkeypatch.setattr(admission_cache, "ASKS_PER_LOOK", 3)
     dice = random.Random(7)
     path = tmp_path / "store.db"
     store = await open_store(path)
@@ -94,10 +94,10 @@ async def test_what_the_writer_knows_is_what_the_database_holds(
 async def test_brakes_that_look_back_differently_far_do_not_make_each_other_read_again(
     open_store: OpenStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "ASKS_PER_LOOK", 8)
+    monkeypatch.setattr(admission_cache, "ASKS_PER_LOOK", 8)
     store = await open_store(tmp_path / "store.db")
     assert isinstance(store.engine, SqliteEngine)
-    known = store.engine._recent
+    known = store.engine._admissions
     scope_id = await granted(store)
     everything = Brake(max_attempts=1_000, window_seconds=3_600)
     lately = Brake(max_attempts=1_000, window_seconds=10)
@@ -147,7 +147,7 @@ async def test_what_was_not_committed_is_forgotten(open_store: OpenStore, tmp_pa
 async def test_more_than_can_be_kept_is_read_again(
     open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "MAX_GROUPS", 1)
+    monkeypatch.setattr(admission_cache, "MAX_GROUPS", 1)
     store = await open_store(tmp_path / "store.db")
     scope_id = await granted(store)
     replies = [await store.submit(replace(admit(scope_id), policies=braked(5))) for _ in range(8)]

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sidecar.core.brakes import AdmissionGroup, Found, groups_containing
+from sidecar.core.brakes import AdmissionGroup, CountCache, groups_containing
 from sidecar.core.scope import Execution
 
 # Beyond these limits the whole cache is dropped and read again on demand.
@@ -36,14 +36,14 @@ class _Kept:
     asks: int = 0
 
 
-class Recent:
+class AdmissionCache:
     """Executions by group. `found` holds results of the core, which stay true while names are added."""
 
     def __init__(self, read: Reading) -> None:
         self._read = read
         self._groups: dict[AdmissionGroup, _Kept] = {}
         self._executions: dict[str, Execution] = {}
-        self.found: Found = {}
+        self.found: CountCache = {}
 
     def of(
         self, connection: sqlite3.Connection, wanted: Mapping[AdmissionGroup, int]
