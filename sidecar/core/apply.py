@@ -216,11 +216,12 @@ def judgment(command: Admit, state: State, now: int) -> Judgment:
     found += _objections(command, consumed, state, now, uses)
     if command.shadow:
         found = [replace(one, shadow=True) for one in found]
+    found = in_order(found)
     return Judgment(
         case=case,
         scope=consumed,
         refusal=refusal_by(found),
-        shadow=tuple(in_order(one for one in found if one.shadow)),
+        shadow=tuple(one for one in found if one.shadow),
         objections=tuple(found),
         uses=tuple(uses),
         waived=waived,
