@@ -18,7 +18,7 @@ from sidecar.gate.places import Place
 from sidecar.gate.refusal_log import Refused
 from sidecar.live.terms import Terms
 from sidecar.telemetry.tracing import NO_TRACE, Trace
-from sidecar.upstream import Head
+from sidecar.upstream import AnswerHead
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -55,7 +55,7 @@ class Forwarded:
     admitted: Admitted
     scope: Scope | None
     scope_status: ScopeStatus | None
-    head: Head
+    head: AnswerHead
     body: bytes
     rest: Remainder | None = None
 
