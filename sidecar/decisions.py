@@ -59,7 +59,7 @@ from sidecar.library.recording import (
     decision_record,
     get_decision_service,
 )
-from sidecar.library.runtime import configure, library
+from sidecar.library.runtime import configure, configured_store
 
 __all__ = [
     "configure",
@@ -287,7 +287,7 @@ def _always_recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord
 
 def _recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord | None:
     """Make and submit the record of a call; None if a rule or the store decides that there is none."""
-    store = library()
+    store = configured_store()
     made = emission(
         kind,
         {name: _argument(name, value) for name, value in arguments.items()},
@@ -338,7 +338,7 @@ def _check_care_optimization_exists(request_id: str) -> bool:
 def _is_kept(decision_type: DecisionType, *parts: str) -> bool:
     key = once_key(decision_type, *(_argument("", part) for part in parts))
     try:
-        return library().read_sync(lambda engine: engine.is_kept(key))
+        return configured_store().read_sync(lambda engine: engine.is_kept(key))
     except Exception as exc:
         # False is safe, because a later emit still meets the unique key in the store.
         logger.warning("the store cannot say whether a decision is recorded: %s", exc)
@@ -389,7 +389,7 @@ def _turned(*, on: bool) -> bool:
 def is_care_kill_switch_active() -> bool:
     """Whether the kill switch is on. True if the store cannot be read, because that is the safe answer."""
     try:
-        return library().read_sync(lambda engine: engine.is_on(_KILL_SWITCH))
+        return configured_store().read_sync(lambda engine: engine.is_on(_KILL_SWITCH))
     except Exception as exc:
         logger.warning("the store cannot say whether the kill switch is on, so it counts as on: %s", exc)
         return True

@@ -39,7 +39,7 @@ from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry.logqueue import flush_logs, never_wait_for_logs
 from sidecar.telemetry.metrics import Metrics, without_created_series
 from sidecar.telemetry.tracing import Tracing
-from sidecar.upstream import Secured, Upstream
+from sidecar.upstream import Upstream, UpstreamTls
 from sidecar.web.api.admin import About, Admin
 from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
@@ -335,11 +335,11 @@ def _listening(name: str, tls: ListenTls) -> Credentials | None:
     return Credentials(name, tls.files(), server_context) if tls.certificate_file else None
 
 
-def _towards(upstream: UpstreamSection) -> Secured | None:
+def _towards(upstream: UpstreamSection) -> UpstreamTls | None:
     if upstream.verified_name is None:
         return None
     credentials = Credentials("upstream", upstream.tls.files(), client_context)
-    return Secured(credentials=credentials, server_name=upstream.verified_name)
+    return UpstreamTls(credentials=credentials, server_name=upstream.verified_name)
 
 
 async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:

@@ -17,7 +17,7 @@ from sidecar.errors import Refusal
 from sidecar.gate.places import Place
 from sidecar.live.terms import Terms
 from sidecar.telemetry.tracing import NO_TRACE, Trace
-from sidecar.upstream import Head
+from sidecar.upstream import AnswerHead
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -68,7 +68,7 @@ class Forwarded:
     """
 
     last: Settled | Admitted
-    head: Head
+    head: AnswerHead
     body: bytes
     rest: Remainder | None = None
 

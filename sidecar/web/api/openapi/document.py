@@ -140,7 +140,11 @@ def _server(address: Address, tls: ListenTls, description: str) -> dict[str, str
     """The server entry of a listener. A wildcard address is shown as localhost."""
     scheme = "http" if tls.certificate_file is None else "https"
     if isinstance(address, SocketFile):
-        return {"url": f"{scheme}://localhost", "description": f"{description}, on {address}"}
+        return {
+            "url": f"{scheme}://localhost",
+            "description": f"{description}, on {address}",
+            "x-unix-socket": str(address.path),
+        }
     if address.host in ("0.0.0.0", "::"):
         address = Listen("localhost", address.port)
     return {"url": f"{scheme}://{address}", "description": description}
