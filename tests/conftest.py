@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from sidecar.telemetry.events import Event
+from sidecar.telemetry.events import LogEvent
 from sidecar.web.serving.listener import raise_file_limit
 from tests.support import Backend, Clock, House, Open, opened, serving_backend
 
@@ -33,16 +33,16 @@ settings.load_profile("everyday")
 @pytest.fixture(autouse=True)
 def every_log_line_carries_the_fields_of_its_event(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Holds the calls to the table of events, whatever the test is about."""
-    log, wrong = Event.log, []
+    log, wrong = LogEvent.log, []
 
-    def checked(event: Event, *args: object, exc: BaseException | None = None, **fields: Any) -> None:
+    def checked(event: LogEvent, *args: object, exc: BaseException | None = None, **fields: Any) -> None:
         given = {*fields, "exc_info"} if exc is not None else {*fields}
         known = set(event.fields)
         if not known - event.optional_fields <= given <= known or len(args) != event.message.count("%s"):
             wrong.append(f"{event.name} was logged with {sorted(given)} and {len(args)} arguments")
         log(event, *args, exc=exc, **fields)
 
-    monkeypatch.setattr(Event, "log", checked)
+    monkeypatch.setattr(LogEvent, "log", checked)
     yield
     assert wrong == []
 

@@ -20,7 +20,7 @@ from sidecar.core.command import NotEmitted
 from sidecar.core.emission import Kind
 from sidecar.core.entries import outcome_of
 from sidecar.errors import ERRORS, Refusal
-from sidecar.telemetry.events import FIELDS, LOGGERS, Event
+from sidecar.telemetry.events import FIELDS, LOGGERS, LogEvent
 from sidecar.telemetry.metrics import EXECUTION_OUTCOMES, PASSED_OUTCOMES, Metrics
 from tests.reference_words import VALUES
 
@@ -231,11 +231,11 @@ def logs_page() -> str:
     for logger, about in LOGGERS.items():
         lines += ["", f"### {logger}", "", about, ""]
         lines += ["| level | message | fields | what it means, and what to do |", "|---|---|---|---|"]
-        lines += _rows([event for event in Event if event.logger.name == logger])
+        lines += _rows([event for event in LogEvent if event.logger.name == logger])
     return "\n".join(lines) + "\n"
 
 
-def _rows(events: list[Event]) -> Iterator[str]:
+def _rows(events: list[LogEvent]) -> Iterator[str]:
     """One row a message, the worst first."""
     for event in sorted(events, key=lambda event: (-event.level, event.message)):
         fields = ", ".join(f"`{name}`" for name in event.fields if name != "exc_info")

@@ -1,6 +1,6 @@
-"""Every log line of the sidecar, as one table. A call site is `Event.DRAINING.log(in_flight=3, ...)`.
+"""Every log line of the sidecar, as one table. A call site is `LogEvent.DRAINING.log(in_flight=3, ...)`.
 
-To add an event, add a row to `Event` and call it, then run `python -m tests.reference`, which writes
+To add an event, add a row to `LogEvent` and call it, then run `python -m tests.reference`, which writes
 config/cookbook/logs.md. Messages and the names of fields are a stable interface. No line carries a secret or
 a body.
 """
@@ -99,7 +99,7 @@ _RELOAD = (
 )
 
 
-class Event(Enum):
+class LogEvent(Enum):
     """One log line each: logger, level, message, fields, and what it means and what to do.
 
     A message takes the positional arguments of `log` as `%s`. Fields are names from FIELDS; a line may lack a

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.telemetry.events import FIELDS, LOGGERS, Event
+from sidecar.telemetry.events import FIELDS, LOGGERS, LogEvent
 from tests.reference import (
     CLOSED,
     COMMAND,
@@ -24,8 +24,8 @@ TABLE_OF_WORDS = "tests/reference_words.py"
 
 
 def test_every_field_and_logger_is_explained_and_no_other() -> None:
-    assert {name for event in Event for name in event.fields} - {"exc_info"} == FIELDS.keys()
-    assert {event.logger.name for event in Event} == LOGGERS.keys()
+    assert {name for event in LogEvent for name in event.fields} - {"exc_info"} == FIELDS.keys()
+    assert {event.logger.name for event in LogEvent} == LOGGERS.keys()
     assert EVERY_LINE.keys() & FIELDS.keys() == set()
 
 
