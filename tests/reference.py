@@ -7,6 +7,7 @@ cannot know, such as what to do about a warning, stands in reference_words.py.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from sidecar.core.command import NotEmitted
 from sidecar.core.emission import Kind
 from sidecar.core.entries import outcome_of
 from sidecar.errors import ERRORS, Refusal
-from sidecar.telemetry.metrics import EXECUTION_OUTCOMES, LOG_FIELDS, PASSED_OUTCOMES, Metrics
-from tests.logged import LEVELS, OPEN, Logged, Source
-from tests.reference_words import LOGGERS, MESSAGES, VALUES
+from sidecar.telemetry.events import FIELDS, LOGGERS, LogEvent
+from sidecar.telemetry.metrics import EXECUTION_OUTCOMES, PASSED_OUTCOMES, Metrics
+from tests.reference_words import VALUES
 
 ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "config/monitoring"
@@ -101,10 +102,6 @@ def metrics() -> list[Metric]:
 def label_values() -> dict[tuple[str, str], set[str]]:
     """The values that each label with a fixed table can have, by family and label."""
     return {key: set(values) for key, values in CLOSED.items()}
-
-
-def logged() -> list[Logged]:
-    return Source(ROOT / "sidecar").logged()
 
 
 # metrics.md ---------------------------------------------------------------------------------------------
@@ -200,7 +197,6 @@ def _values(family: str, label: str) -> Iterator[tuple[str, str]]:
 
 
 def logs_page() -> str:
-    found = logged()
     lines = [
         "# Log lines",
         "",
@@ -224,35 +220,27 @@ def logs_page() -> str:
         "",
         "| field | what |",
         "|---|---|",
-        *(f"| `{name}` | {meaning} |" for name, meaning in sorted(LOG_FIELDS.items())),
+        *(f"| `{name}` | {meaning} |" for name, meaning in sorted(FIELDS.items())),
     ]
     lines += [
         "",
         "## Messages",
         "",
-        f"`{OPEN}` stands for what differs from line to line; * marks a traceback.",
+        "`…` stands for what differs from line to line; * marks a traceback.",
     ]
-    for logger in sorted({each.logger for each in found}):
-        lines += ["", f"### {logger}", "", LOGGERS.get(logger, ""), ""]
+    for logger, about in LOGGERS.items():
+        lines += ["", f"### {logger}", "", about, ""]
         lines += ["| level | message | fields | what it means, and what to do |", "|---|---|---|---|"]
-        lines += _rows([each for each in found if each.logger == logger])
+        lines += _rows([event for event in LogEvent if event.logger.name == logger])
     return "\n".join(lines) + "\n"
 
 
-def _rows(found: list[Logged]) -> Iterator[str]:
+def _rows(events: list[LogEvent]) -> Iterator[str]:
     """One row a message, the worst first."""
-    messages = {each.message: [other for other in found if other.message == each.message] for each in found}
-
-    def worst(message: str) -> int:
-        return -max(LEVELS.index(each.level) for each in messages[message])
-
-    for message in sorted(messages, key=lambda message: (worst(message), message)):
-        same = messages[message]
-        levels = sorted({each.level for each in same}, key=LEVELS.index, reverse=True)
-        fields = ", ".join(dict.fromkeys(f"`{name}`" for each in same for name in each.fields))
-        level = " or ".join(each.upper() for each in levels)
-        mark = "\\*" if any(each.traceback for each in same) else ""
-        yield (f"| {level} | {message}{mark} | {fields} | {MESSAGES.get((found[0].logger, message), '')} |")
+    for event in sorted(events, key=lambda event: (-event.level, event.message)):
+        fields = ", ".join(f"`{name}`" for name in event.fields if name != "exc_info")
+        message = event.message.replace("%s", "…") + ("\\*" if "exc_info" in event.fields else "")
+        yield f"| {logging.getLevelName(event.level)} | {message} | {fields} | {event.meaning} |"
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import logging
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, TextIO
 
 from prometheus_client import (
@@ -47,61 +47,6 @@ PASSED_OUTCOMES = (
     "upstream_failed",
     "upstream_timeout",
 )
-
-# The fields that a log line can carry beside time, level, logger and message, with their meanings. A test
-# compares this table with the fields that the code logs. config/cookbook/logs.md is generated from it.
-LOG_FIELDS: Mapping[str, str] = {
-    "action": "the action that was asked for, as the request named it; null: none could be read",
-    "actions": "how many actions the catalogue in force lists",
-    "address": "where the listener listens, host:port, with the port that the system chose for port 0",
-    "attempt_number": "which attempt of its scope the execution is; null: it needed none",
-    "batch_size": "how many commands were in the transaction",
-    "bytes": "how many bytes of the answer's body were sent",
-    "bound": "the bound of the scope that refused; null: it was no bound",
-    "cause": "why: what the store, the system or the backend said, or what set off a reload",
-    "changed": "the keys that a reload changed, and `policies`",
-    "checkpoint_file": "the file that checkpoints are appended to",
-    "config_revision": "the hash of the configuration in force from now on",
-    "connections": "how many connections the data listener may hold",
-    "count": "how many executions, settlements, refusals or connections the line is about",
-    "decision_id": "the decision record; of an execution the one that admitted it. null: nothing is recorded",
-    "drain_seconds": "how long requests in flight are given to end",
-    "duration_ms": "milliseconds from the request's head to the end of its answer",
-    "error": "the error code of the answer",
-    "errors": "every mistake in the files, each with file, line, column and key",
-    "gated_routes": "how many routes are enforced",
-    "http_status": "the status of the backend's answer; null: none came",
-    "in_flight": "gated requests that were under way",
-    "incident_id": "the incident that the request named",
-    "limit": "how many connections the listener may hold, or how many files the process may have open",
-    "listener": "`data`, `admin` or `ops`; of certificates also `upstream`",
-    "method": "the method of the request",
-    "old_actions": "`actions` before the reload",
-    "old_config_revision": "`config_revision` before the reload",
-    "old_gated_routes": "`gated_routes` before the reload",
-    "old_policy_revision": "`policy_revision` before the reload",
-    "old_rules": "`rules` before the reload",
-    "other_writers": "the databases whose checkpoints the file holds already",
-    "outcome": "how it ended: of a request `answered`, an error code, or how passing through ended; of a "
-    "reconciled execution `executed` or `not_executed`",
-    "path": "the path of the request, without its query",
-    "policy_revision": "the hash of the policies in force from now on",
-    "remote": "the address of the client, or of what stands before the sidecar",
-    "request_id": "the request's X-Request-Id, given to it where it had none",
-    "route": "where the request went: `gated`, `scopes` (the sidecar's own calls) or `passed`",
-    "routes": "the paths of the routes in shadow mode",
-    "rule": "the rule in shadow mode; null: it was the route or the scope",
-    "rules": "the rules that refused, or, of a reload, how many there are",
-    "scope_id": "the scope that the request named, or that was spent",
-    "settled": "whether the ending is written; false: it waits in memory for the store",
-    "shadowed": "the keys whose value in the file does not count: the environment or a flag overrides it",
-    "span_id": "the caller's span, from its traceparent header",
-    "status": "the status that the client got; null: none, 499: it left before",
-    "step_seconds": "how far the time that counts was set by accepting the wall clock; below 0: back",
-    "trace_id": "the trace, from the request's traceparent header",
-    "valid_until": "when the certificate ends",
-    "writer": "the database that is in use, as its log names it",
-}
 
 
 def _measured(name: str, meaning: str, registry: CollectorRegistry) -> Gauge:

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sidecar.cli.main import main
-from sidecar.telemetry.metrics import LOG_FIELDS
+from sidecar.telemetry.events import FIELDS
 from tests.acceptance.conftest import (
     EXECUTE,
     PROJECT,
@@ -497,7 +497,7 @@ def test_the_reference_knows_every_label_value_and_every_log_field_of_the_run(se
     assert len(labels) > 50
     assert [each for each in labels if each[2] not in known.get(each[:2], {each[2]})] == []
     assert len(seen.log) > 50
-    assert {key for line in seen.log for key in line} - {*EVERY_LINE, *LOG_FIELDS} == set()
+    assert {key for line in seen.log for key in line} - {*EVERY_LINE, *FIELDS} == set()
 
 
 # The files themselves -----------------------------------------------------------------------------------
