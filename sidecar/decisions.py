@@ -47,9 +47,8 @@ from numbers import Number
 from typing import Any
 
 from sidecar.core.command import Bind, Emit, NotEmitted, RunBound, Switch, Turn
-from sidecar.core.emission import Kind, check_signal, emission, once_key
+from sidecar.core.emission import CARESignalAccessError, Kind, check_signal, emission, once_key
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionSource, DecisionTrigger, DecisionType
-from sidecar.errors import CARESignalAccessError
 from sidecar.files.jsonvalue import as_text, plain
 from sidecar.ids import new_decision_id
 from sidecar.library.recording import (

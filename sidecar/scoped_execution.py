@@ -72,7 +72,12 @@ from sidecar.core.money import to_dollars
 from sidecar.core.policy import RiskClass
 from sidecar.core.record import iso_time
 from sidecar.core.rehearsal import ExecutionScope, RecoveryAction, ScopedExecutionResult
-from sidecar.errors import (
+from sidecar.errors import StoreUnavailable
+from sidecar.library.actions import NotBegun, begin, register_action, registered
+from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
+from sidecar.library.boundscope import BoundExecutionScope, ScopeStore
+from sidecar.library.guard import requires_scoped_execution
+from sidecar.library.refusals import (
     ScopeActionMismatch,
     ScopedExecutionRequired,
     ScopeExhausted,
@@ -82,12 +87,7 @@ from sidecar.errors import (
     ScopeRefused,
     ScopeRevoked,
     ScopeTargetMismatch,
-    StoreUnavailable,
 )
-from sidecar.library.actions import NotBegun, begin, register_action, registered
-from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
-from sidecar.library.boundscope import BoundExecutionScope, ScopeStore
-from sidecar.library.guard import requires_scoped_execution
 from sidecar.library.rehearsals import ScopedExecutionContext, test_recovery_scope
 from sidecar.library.runtime import configure, configured_store
 

@@ -27,7 +27,8 @@ from sidecar.cli.options import (
     set_option,
     warn,
 )
-from sidecar.errors import ConfigurationError, ScopegateError
+from sidecar.errors import ScopegateError
+from sidecar.files.faults import ConfigurationError
 
 if TYPE_CHECKING:
     from sidecar.core.policy import PolicySet

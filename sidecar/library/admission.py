@@ -21,10 +21,11 @@ from sidecar.core.policy import PolicySet
 from sidecar.core.rehearsal import reported_cost
 from sidecar.core.scope import MAX_INTENT_CHARS, Scope
 from sidecar.core.wording import visible_chars
-from sidecar.errors import Refusal, StoreUnavailable, scope_refused
+from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.files.jsonvalue import plain
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.library.actions import ending
+from sidecar.library.refusals import scope_refused
 from sidecar.library.runtime import Ending, ThreadedStore
 
 logger = logging.getLogger("scopegate.library")

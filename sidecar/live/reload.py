@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.core.record import iso_time
-from sidecar.errors import ConfigurationError, Fault
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import contents, in_order
 from sidecar.live.terms import Live, Terms
 from sidecar.policies import files as policyfiles

@@ -22,7 +22,8 @@ from sidecar.core.facts import MAX_ID_CHARS, Claims, is_identifier
 from sidecar.core.policy import PolicySet
 from sidecar.core.rules import SECOND, TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
-from sidecar.errors import ERRORS, ConfigurationError, Fault
+from sidecar.errors import ERRORS
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, survey
 from sidecar.settings.keys import Below, Section
 from sidecar.settings.values import Dollars, kind, sentence, text_of

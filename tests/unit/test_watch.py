@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.live import watch
 from sidecar.live.reload import Files
 

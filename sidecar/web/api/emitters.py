@@ -7,9 +7,9 @@ from typing import cast
 from aiohttp import web
 
 from sidecar.core.command import Bind, Emit, Emitted, NotEmitted, RunBound, Switch, Turn, Turned
-from sidecar.core.emission import Kind, emission
+from sidecar.core.emission import CARESignalAccessError, Kind, emission
 from sidecar.core.facts import is_identifier
-from sidecar.errors import CARESignalAccessError, Refusal
+from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
 from sidecar.live.terms import Live
 from sidecar.store.batch import Store
