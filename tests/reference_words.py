@@ -171,11 +171,6 @@ MESSAGES: Mapping[tuple[str, str], str] = {
     ("scopegate.reload", "actions below … risk need no scope"): (
         "`gate.scope_required_from` is set so. They are recorded all the same."
     ),
-    (
-        "scopegate.reload",
-        "changes of configuration and policies give no notice; they are looked for twice a second",
-    ): "inotify is not to be had here, or is used up (`fs.inotify.max_user_watches`). Reloads work all the "
-    "same.",
     ("scopegate.reload", "reading configuration and policies failed"): f"The old ones hold. {_BUG}",
     ("scopegate.reload", "reload refused"): "The sidecar is shutting down.",
     ("scopegate.reload", "reload refused; the old configuration and policies stay in force"): (
