@@ -27,7 +27,6 @@ from sidecar.gate.refusal_log import RefusalLog
 from sidecar.live.reload import Files, Reloader, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.terms import Live, Terms
-from sidecar.live.watch import watch
 from sidecar.settings.addresses import Address
 from sidecar.settings.sections import ListenTls, Log, Settings, Telemetry
 from sidecar.settings.sections import Upstream as UpstreamSection
@@ -154,7 +153,7 @@ class Sidecar:
         self._renewing = asyncio.create_task(self.renewal.watch())
         warn_of_openings(self.live.terms.settings)
         if self._files is not None:
-            self._watching = asyncio.create_task(watch(self._files, self.reloader.catch_up))
+            self._watching = asyncio.create_task(self.reloader.watch())
 
     def _wire(self) -> None:
         settings = self.settings
