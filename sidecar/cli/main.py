@@ -116,7 +116,7 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
     import asyncio
 
     from sidecar.serve import run as serve_until_stopped
-    from sidecar.telemetry.metrics import set_up_logging
+    from sidecar.telemetry.logs import set_up_logging
 
     set_up_logging(log_format)
     files = files_of(config, overrides)
@@ -171,7 +171,7 @@ def demo(once: bool) -> None:
     import asyncio
 
     from sidecar.cli.demo import demonstrate
-    from sidecar.telemetry.metrics import set_up_logging
+    from sidecar.telemetry.logs import set_up_logging
 
     set_up_logging("text", "WARNING")
     try:

@@ -29,8 +29,8 @@ from sidecar.ids import new_traceparent
 from sidecar.live.terms import Live, Terms
 from sidecar.settings.sections import Gate as GateSettings
 from sidecar.settings.sections import Route
-from sidecar.telemetry.metrics import Metrics, trace_ids
-from sidecar.telemetry.tracing import Tracing
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.tracing import Tracing, trace_ids
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.data import passthrough
 from sidecar.web.data.annotate import annotated
