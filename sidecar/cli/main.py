@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +27,7 @@ from sidecar.cli.options import (
     warn,
 )
 from sidecar.errors import ConfigurationError, ScopegateError
+from sidecar.telemetry.events import LogEvent
 
 if TYPE_CHECKING:
     from sidecar.core.policy import PolicySet
@@ -212,6 +212,4 @@ def _read(files: Files) -> tuple[Settings, PolicySet]:
 
 def _warn_of_open_door(loaded: Settings) -> None:
     if loaded.scopes.serve_on == "data" and not loaded.data.listen.is_loopback():
-        logging.getLogger("scopegate").warning(
-            "whoever reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it"
-        )
+        LogEvent.OPEN_DOOR.log()

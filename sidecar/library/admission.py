@@ -5,7 +5,6 @@ Nothing is judged here. Facts are read by the same rules as HTTP requests, and t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -26,8 +25,7 @@ from sidecar.files.jsonvalue import plain
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.library.actions import ending
 from sidecar.library.runtime import Ending, Library
-
-logger = logging.getLogger("scopegate.library")
+from sidecar.telemetry.events import LogEvent
 
 TENANT = "default"
 
@@ -293,7 +291,4 @@ async def to_its_end(library: Library, admitted: Admitted, running: Awaitable[An
 
 
 def _unsettled(admitted: Admitted, exc: StoreUnavailable) -> None:
-    logger.error(
-        "the end of an execution may not have been written down; then it is unknown after a restart",
-        extra={"decision_id": admitted.execution.decision_id, "cause": str(exc)},
-    )
+    LogEvent.END_UNCONFIRMED.log(decision_id=admitted.execution.decision_id, cause=str(exc))

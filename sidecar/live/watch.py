@@ -9,7 +9,6 @@ second, or twice a second if there are no notifications at all.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -18,8 +17,7 @@ from dataclasses import dataclass
 from watchfiles import awatch
 
 from sidecar.live.reload import Files
-
-logger = logging.getLogger("scopegate.reload")
+from sidecar.telemetry.events import LogEvent
 
 LOOK_SECONDS = 1.0
 POLL_SECONDS = 0.5
@@ -48,10 +46,7 @@ async def watch(files: Files, look: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(POLL_SECONDS)  # a folder disappeared a moment ago
         except (OSError, RuntimeError, ExceptionGroup) as exc:
             polling = True
-            logger.warning(
-                "changes of configuration and policies give no notice; they are looked for twice a second",
-                extra={"cause": str(exc)},
-            )
+            LogEvent.FILES_POLLED.log(cause=str(exc))
 
 
 def _polling_is_wanted() -> bool:
