@@ -22,11 +22,11 @@ from sidecar.files.signing import load_signing_key
 from sidecar.files.tls import Credentials, client_context, server_context
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
+from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
 from sidecar.live.reload import Files, Reloader, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.terms import Live, Terms
-from sidecar.live.watch import watch
 from sidecar.settings.addresses import Address
 from sidecar.settings.sections import ListenTls, Log, Settings, Telemetry
 from sidecar.settings.sections import Upstream as UpstreamSection
@@ -39,7 +39,7 @@ from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.logqueue import flush_logs, never_wait_for_logs
 from sidecar.telemetry.metrics import Metrics, without_created_series
 from sidecar.telemetry.tracing import Tracing
-from sidecar.upstream import Secured, Upstream
+from sidecar.upstream import Upstream, UpstreamTls
 from sidecar.web.api.admin import About, Admin
 from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
@@ -152,7 +152,7 @@ class Sidecar:
         self._renewing = asyncio.create_task(self.renewal.watch())
         warn_of_openings(self.live.terms.settings)
         if self._files is not None:
-            self._watching = asyncio.create_task(watch(self._files, self.reloader.catch_up))
+            self._watching = asyncio.create_task(self.reloader.watch())
 
     def _wire(self) -> None:
         settings = self.settings
@@ -178,13 +178,14 @@ class Sidecar:
             reuse_idle_seconds=settings.upstream.reuse_idle_seconds,
             max_connections=settings.upstream.max_connections,
         )
+        observer = Observer(self.metrics)
         self.gate = Gate(
             store=self.store,
             upstream=self.upstream,
-            refusals=RefusalLog(self.store, self.metrics),
-            metrics=self.metrics,
+            refusals=RefusalLog(self.store, observer),
+            observer=observer,
         )
-        grants = Grants(store=self.store, gate=self.gate, metrics=self.metrics)
+        grants = Grants(store=self.store, gate=self.gate, observer=observer)
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
         self.passing = PassThrough(self.upstream, self.metrics, live=self.live)
@@ -196,6 +197,7 @@ class Sidecar:
             scopes=scopes if on_data else None,
             live=self.live,
             metrics=self.metrics,
+            observer=observer,
             access=access,
             tracing=self.tracing,
         )
@@ -331,11 +333,11 @@ def _listening(name: str, tls: ListenTls) -> Credentials | None:
     return Credentials(name, tls.files(), server_context) if tls.certificate_file else None
 
 
-def _towards(upstream: UpstreamSection) -> Secured | None:
+def _towards(upstream: UpstreamSection) -> UpstreamTls | None:
     if upstream.verified_name is None:
         return None
     credentials = Credentials("upstream", upstream.tls.files(), client_context)
-    return Secured(credentials=credentials, server_name=upstream.verified_name)
+    return UpstreamTls(credentials=credentials, server_name=upstream.verified_name)
 
 
 async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:

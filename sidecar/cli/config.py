@@ -19,7 +19,7 @@ import yaml
 
 from sidecar.cli.options import config_option, failed, misconfigured, pairs, set_option, warn
 from sidecar.cli.tables import cell
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.files.yamlfile import Document, did_you_mean, dotted, shown, survey
 from sidecar.settings import reading as settings
 from sidecar.settings import schema as configschema

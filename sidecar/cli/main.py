@@ -26,7 +26,8 @@ from sidecar.cli.options import (
     set_option,
     warn,
 )
-from sidecar.errors import ConfigurationError, ScopegateError
+from sidecar.errors import ScopegateError
+from sidecar.files.faults import ConfigurationError
 from sidecar.telemetry.events import LogEvent
 
 if TYPE_CHECKING:

@@ -217,7 +217,7 @@ def _certificate_of(settings: Settings, name: str) -> Path | None:
 
 def load_settings(config: Path, overrides: tuple[str, ...], *, read_keys: bool = True) -> Settings:
     """Load the settings. Ends the program with a message about every mistake in them."""
-    from sidecar.errors import ConfigurationError
+    from sidecar.files.faults import ConfigurationError
     from sidecar.settings import reading as settings
 
     try:
@@ -295,7 +295,7 @@ def check_known(attestation: Attestation) -> None:
 
 def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
     """The public keys whose checkpoints are accepted."""
-    from sidecar.errors import KeyFileUnusable
+    from sidecar.files.keyfiles import KeyFileUnusable
     from sidecar.files.signing import load_public_key, load_signing_key
 
     signing = loaded.log.signing_key_file
@@ -308,7 +308,7 @@ def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
 
 
 def _named(file: Path, load: Callable[[Path], T]) -> T:
-    from sidecar.errors import KeyFileUnusable
+    from sidecar.files.keyfiles import KeyFileUnusable
 
     try:
         return load(file)

@@ -15,7 +15,7 @@ from typing import Any
 
 from sidecar.core.facts import is_identifier
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
-from sidecar.errors import ConfigurationError, Fault
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, in_order, survey
 from sidecar.policies.rules import IDENTIFIER, RISKS, Entry, Rules
 from sidecar.settings.values import MAX_SECONDS, kind

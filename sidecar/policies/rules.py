@@ -31,7 +31,7 @@ from sidecar.core.policy import (
     globbed,
 )
 from sidecar.core.wording import visible_chars
-from sidecar.errors import Fault
+from sidecar.files.faults import Fault
 from sidecar.files.yamlfile import Document, KeyPath, did_you_mean, dotted
 from sidecar.policies.conditions import NoCondition, condition
 from sidecar.settings.values import MAX_SECONDS, kind, micros_of

@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PlainValidator, ValidationError, model_validator
 
 from sidecar.core.apply import State, apply
-from sidecar.core.brakes import Tally, tallies_with
+from sidecar.core.brakes import AdmissionGroup, groups_containing
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import MAX_ID_CHARS, Claims, is_identifier
 from sidecar.core.policy import PolicySet
 from sidecar.core.rules import SECOND, TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
-from sidecar.errors import ERRORS, ConfigurationError, Fault
+from sidecar.errors import ERRORS
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, survey
 from sidecar.settings.keys import Below, Section
 from sidecar.settings.values import Dollars, kind, sentence, text_of
@@ -216,10 +217,10 @@ class ExecutionCase(Case):
         )
         before = sorted(map(self._before, range(len(self.history))), key=lambda one: one.admitted_at)
         executions = {one.decision_id: one for one in before}
-        admissions: dict[Tally, list[str]] = {}
+        admissions: dict[AdmissionGroup, list[str]] = {}
         for execution in executions.values():
-            for tally in tallies_with(execution):
-                admissions.setdefault(tally, []).append(execution.decision_id)
+            for group in groups_containing(execution):
+                admissions.setdefault(group, []).append(execution.decision_id)
         scopes = {_SCOPE_ID: self._scope(policies)}
         return admit, State(scopes=scopes, executions=executions, admissions=admissions)
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
-from sidecar.errors import ConfigurationError, Fault
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import KeyPath, dotted, plain, survey
 
 # A reload may change the keys in LIVE. The keys in AT_START need a restart, because open sockets,

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from sidecar.errors import ConfigurationError, Fault
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, shown, survey
 from sidecar.settings.addresses import Listen
 from sidecar.settings.keys import Below, Section, complete, keys_of, put, section_of, typed

@@ -24,8 +24,8 @@ from sidecar.core.host import Host
 from sidecar.core.money import is_whole_micros, to_dollars, to_micros
 from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
-from sidecar.errors import KeyFileUnusable
 from sidecar.files import keyfiles, signing
+from sidecar.files.keyfiles import KeyFileUnusable
 from sidecar.settings import schema as schema
 from sidecar.settings.addresses import Address, Listen, SocketFile, endpoint
 

@@ -414,14 +414,6 @@ class LogEvent(Enum):
         "exc_info",
         f"The old ones stay in force. {_BUG}",
     )
-    FILES_POLLED = (
-        "scopegate.reload",
-        WARNING,
-        "changes of configuration and policies give no notice; they are looked for twice a second",
-        "cause",
-        "inotify is not available, or its watches are used up (`fs.inotify.max_user_watches`). Reloads still "
-        "work.",
-    )
     SCOPELESS_ACTIONS = (
         "scopegate.reload",
         WARNING,

@@ -86,5 +86,5 @@ def set_up_logging(
     root.handlers[:] = [handler]
     root.setLevel(level)
     # The sidecar's own log lines cover what these libraries report at INFO.
-    for noisy in ("aiosqlite", "asyncio", "watchfiles"):
+    for noisy in ("aiosqlite", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.files.yamlfile import dotted, parse
 from sidecar.settings.keys import keys_of, section_of
 from sidecar.settings.reading import load

@@ -20,12 +20,12 @@ from sidecar import __version__
 from sidecar.cli.demo import POLICIES
 from sidecar.cli.main import main
 from sidecar.core.policy import FACTS
-from sidecar.errors import ERRORS
 from sidecar.policies import files as policyfiles
 from sidecar.policies import rules as policyrules
 from sidecar.settings.keys import LIVE
 from sidecar.telemetry.metrics import Metrics
 from sidecar.web.api.admin import DECISION_FILTERS, EXECUTION_STATUSES
+from tests import reference_errors
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -143,9 +143,9 @@ def test_every_key_of_an_action_and_of_a_rule_stands_in_the_page_of_policies() -
     ] == []
 
 
-def test_every_error_code_stands_in_the_reference_with_its_status() -> None:
-    shown = {(row[0], plain(row[1])) for row in rows(section(WIRE, "Errors"))}
-    assert shown == {(str(kind.status), kind.code) for kind in ERRORS.values()}
+def test_the_errors_in_the_reference_are_those_of_the_code() -> None:
+    is_new = reference_errors.tables() in WIRE and reference_errors.page() == WIRE
+    assert is_new, f"the tables of errors are out of date: run `{reference_errors.COMMAND}`"
 
 
 def test_every_metric_stands_in_the_reference() -> None:

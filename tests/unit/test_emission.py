@@ -20,6 +20,7 @@ from sidecar.core.emission import (
     ALLOWED_SIGNALS,
     EMITTERS,
     FORBIDDEN_SIGNALS,
+    CARESignalAccessError,
     Emission,
     Kind,
     check_signal,
@@ -27,7 +28,6 @@ from sidecar.core.emission import (
     once_key,
 )
 from sidecar.core.record import CausalRole, DecisionType, Record
-from sidecar.errors import CARESignalAccessError
 
 NOW = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 CASES = yaml.safe_load((Path(__file__).parent.parent / "cases" / "emission.yaml").read_text("utf-8"))

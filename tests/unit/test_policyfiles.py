@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.policy import ActionPolicy, RiskClass
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.policies.files import load
 from sidecar.policies.rules import BRAKE_KEYS, LIMIT_KEYS, MATCH_KEYS, REQUIRE_KEYS, RULE_KEYS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.core.policy import Brake, Limit, Match, PolicySet, Require, RiskClass, Rule
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.policies.files import load
 
 CATALOGUE = (

@@ -19,7 +19,7 @@ from sidecar.core.policy import (
     Rule,
     Subject,
 )
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.policies import testing as policytests
 
 SEEN: list[Subject] = []

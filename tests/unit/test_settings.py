@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from sidecar.core.facts import DEFAULT_SOURCES
 from sidecar.core.policy import RiskClass
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.files.signing import SigningKey
 from sidecar.files.yamlfile import parse
 from sidecar.settings.addresses import Address, SocketFile

@@ -22,7 +22,7 @@ from typing import Any
 from weakref import WeakSet
 
 from sidecar.errors import ScopegateError
-from sidecar.files.tls import Credentials, told
+from sidecar.files.tls import Credentials, describe_failure
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.telemetry.events import LogEvent
 
@@ -339,10 +339,10 @@ class _Handshake(asyncio.Protocol):
                 ssl_handshake_timeout=listener.handshake_seconds,
             )
         except ssl.SSLError as exc:
-            LogEvent.HANDSHAKE_FAILED.log(listener=listener.name, cause=told(exc))
+            LogEvent.HANDSHAKE_FAILED.log(listener=listener.name, cause=describe_failure(exc))
             return
         except OSError as exc:  # the client left, or took too long
-            LogEvent.HANDSHAKE_BROKE_OFF.log(listener=listener.name, cause=told(exc))
+            LogEvent.HANDSHAKE_BROKE_OFF.log(listener=listener.name, cause=describe_failure(exc))
             return
         if secured is None:
             return  # the connection was lost right after the handshake

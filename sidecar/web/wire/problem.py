@@ -9,7 +9,7 @@ from aiohttp import web
 
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.files.jsonvalue import dumps
-from sidecar.gate.refusal_log import Refused
+from sidecar.gate.messages import Refused
 from sidecar.telemetry.events import LogEvent
 
 SERVER = "scopegate"

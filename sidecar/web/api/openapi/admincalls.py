@@ -253,11 +253,7 @@ STATUS: tuple[Operation, ...] = (
             Answer(
                 status="200",
                 description="The file.",
-                contents={
-                    "text/javascript": {"type": "string"},
-                    "text/css": {"type": "string"},
-                    "image/png": {},
-                },
+                contents={"text/css": {"type": "string"}},
                 headers=("Content-Security-Policy",),
             ),
         ),
