@@ -12,7 +12,6 @@ that an execution settled as `not_sent` was never sent.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from dataclasses import dataclass, field
 from typing import Literal
@@ -38,9 +37,8 @@ from sidecar.gate.settlement import Settlements
 from sidecar.ids import new_decision_id
 from sidecar.live.terms import Terms
 from sidecar.store.batch import Store
+from sidecar.telemetry.events import LogEvent
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
-
-logger = logging.getLogger("scopegate.gate")
 
 # What executions that a drain gives up on are given to be written down.
 LAST_WRITES_SECONDS = 5.0
@@ -156,7 +154,7 @@ class Gate:
     def _done(self, flight: InFlight, task: asyncio.Task[None]) -> None:
         failure = None if task.cancelled() else task.exception()
         if failure is not None:
-            logger.error("a gated request failed", exc_info=failure)
+            LogEvent.GATED_REQUEST_FAILED.log(exc=failure)
         self._end(flight, SHUT_DOWN if self.draining else FAILED)
 
     def _end(self, flight: InFlight, cause: str) -> None:
@@ -170,10 +168,7 @@ class Gate:
         facts = flight.request.facts
         flight.request.place.leave()
         if not flight.task.done():
-            logger.error(
-                "a gated request did not end in time",
-                extra={"request_id": facts.request_id, "decision_id": flight.decision_id},
-            )
+            LogEvent.GATED_REQUEST_HANGS.log(request_id=facts.request_id, decision_id=flight.decision_id)
             self._lingering.add(flight)
             flight.task.cancel()
         if flight.decision_id is not None and not flight.settled:
@@ -216,7 +211,7 @@ class Gate:
                 _set(answer, self.refusals.unrecorded(draining, facts, "the drain is over"))
         except Exception as exc:
             # The client must have an answer after every fault.
-            logger.exception("a gated request failed", extra={"request_id": facts.request_id})
+            LogEvent.GATED_REQUEST_FAILED.log(exc=exc, request_id=facts.request_id)
             if not answer.done():
                 answer.set_exception(exc)
 
@@ -421,7 +416,7 @@ def _unanswered(
         code, cause, what = "upstream_failed", str(exc), f"The answer was lost ({exc})"
     # 5. The sidecar failed.
     else:
-        logger.error("forwarding failed", exc_info=exc, extra={"decision_id": admitted.execution.decision_id})
+        LogEvent.FORWARDING_FAILED.log(exc=exc, decision_id=admitted.execution.decision_id)
         code, cause = "upstream_failed", f"internal error: {exc!r}"
         what = "The sidecar failed while forwarding"
     return "unknown", Refusal(code, f"{what}; whether the backend acted is unknown.", {"cause": cause})

@@ -6,9 +6,9 @@ the request was refused. The observer decides nothing.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sidecar.core.command import Admitted, Reply, Settle, Settled
 from sidecar.core.entries import outcome_of
@@ -16,10 +16,9 @@ from sidecar.core.rules import Objection
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest, RequestFacts
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Trace
-
-logger = logging.getLogger("scopegate.gate")
 
 
 class Observer:
@@ -69,21 +68,22 @@ class Observer:
         self._metrics.settle.observe(time.perf_counter() - begun)
         self.ended(command.outcome)
         self.overrun(reply)
-        logger.info(
-            "executed" if command.outcome == "answered" else f"execution {command.outcome}",
-            extra={
-                "decision_id": execution.decision_id,
-                "request_id": execution.request_id,
-                "scope_id": execution.scope_id,
-                "incident_id": execution.incident_id,
-                "action": execution.action,
-                "attempt_number": execution.attempt_number,
-                "http_status": command.http_status,
-                "cause": command.cause,
-                "settled": reply is not None,
-                **(request.log_fields if request else {}),
-            },
-        )
+        fields: dict[str, Any] = {
+            "decision_id": execution.decision_id,
+            "request_id": execution.request_id,
+            "scope_id": execution.scope_id,
+            "incident_id": execution.incident_id,
+            "action": execution.action,
+            "attempt_number": execution.attempt_number,
+            "http_status": command.http_status,
+            "cause": command.cause,
+            "settled": reply is not None,
+            **(request.log_fields if request else {}),
+        }
+        if command.outcome == "answered":
+            LogEvent.EXECUTED.log(**fields)
+        else:
+            LogEvent.NOT_ANSWERED.log(command.outcome, **fields)
         if request is not None:
             request.trace.over("settle", begun, command.outcome)
 
@@ -108,16 +108,8 @@ class Observer:
         self._count_conditions(shadow)
         for objection in shadow:
             self._metrics.shadow_refusals.labels(objection.refusal.code, objection.rule_id or "").inc()
-            logger.info(
-                "would be refused",
-                extra={
-                    "error": objection.refusal.code,
-                    "rule": objection.rule_id,
-                    "request_id": facts.request_id or None,
-                    "scope_id": facts.claims.scope_id,
-                    "incident_id": facts.claims.incident_id,
-                    "action": facts.claims.action,
-                },
+            LogEvent.WOULD_BE_REFUSED.log(
+                error=objection.refusal.code, rule=objection.rule_id, **_claims(facts)
             )
 
     def refused(
@@ -130,18 +122,12 @@ class Observer:
         """A request was refused, and the refusal is recorded unless `decision_id` is None."""
         self._count_conditions(objections)
         self._count(facts, refusal)
-        logger.info(
-            "refused",
-            extra={
-                "error": refusal.code,
-                "bound": refusal.members.get("bound"),
-                "rules": refusal.members.get("rules"),
-                "decision_id": decision_id,
-                "request_id": facts.request_id or None,
-                "scope_id": facts.claims.scope_id,
-                "incident_id": facts.claims.incident_id,
-                "action": facts.claims.action,
-            },
+        LogEvent.REFUSED.log(
+            error=refusal.code,
+            bound=refusal.members.get("bound"),
+            rules=refusal.members.get("rules"),
+            decision_id=decision_id,
+            **_claims(facts),
         )
 
     def refused_unrecorded(self, facts: RequestFacts, refusal: Refusal, cause: str) -> None:
@@ -152,18 +138,7 @@ class Observer:
     def unrecorded(self, facts: RequestFacts, refusal: Refusal, cause: str, count: int = 1) -> None:
         """`count` refusals cannot be recorded, because the store does not work; the log has this line."""
         self._metrics.unrecorded.labels(refusal.code).inc(count)
-        logger.warning(
-            "refused, not recorded",
-            extra={
-                "error": refusal.code,
-                "cause": cause,
-                "count": count,
-                "request_id": facts.request_id or None,
-                "scope_id": facts.claims.scope_id,
-                "incident_id": facts.claims.incident_id,
-                "action": facts.claims.action,
-            },
-        )
+        LogEvent.REFUSED_UNRECORDED.log(error=refusal.code, cause=cause, count=count, **_claims(facts))
 
     def _count(self, facts: RequestFacts, refusal: Refusal) -> None:
         outcome = outcome_of(refusal).value
@@ -174,3 +149,12 @@ class Observer:
         for objection in objections:
             if "condition_error" in objection.refusal.members:
                 self._metrics.condition_errors.labels(objection.rule_id or "").inc()
+
+
+def _claims(facts: RequestFacts) -> dict[str, Any]:
+    return {
+        "request_id": facts.request_id or None,
+        "scope_id": facts.claims.scope_id,
+        "incident_id": facts.claims.incident_id,
+        "action": facts.claims.action,
+    }

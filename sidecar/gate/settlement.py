@@ -8,7 +8,6 @@ changes nothing the second time, because its execution has ended already.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from typing import Literal
@@ -20,8 +19,7 @@ from sidecar.gate.messages import GatedRequest
 from sidecar.gate.observer import Observer
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
-
-logger = logging.getLogger("scopegate.gate")
+from sidecar.telemetry.events import LogEvent
 
 # The most settlements that wait for the store. A further one is lost, and its execution ends as `unknown` at
 # the next start, which is the safe outcome.
@@ -71,13 +69,8 @@ class Settlements:
         """Reverse an admission or a grant that was committed after its request had been given up."""
         if isinstance(reply, Issued):
             scope = reply.scope
-            logger.warning(
-                "a scope was granted too late and is revoked",
-                extra={
-                    "decision_id": reply.decision_id,
-                    "scope_id": scope.scope_id,
-                    "incident_id": scope.incident_id,
-                },
+            LogEvent.LATE_GRANT_REVOKED.log(
+                decision_id=reply.decision_id, scope_id=scope.scope_id, incident_id=scope.incident_id
             )
             self._keep(
                 Revoke(
@@ -115,10 +108,7 @@ class Settlements:
             await asyncio.wait([self._writer], timeout=seconds)
             self._writer.cancel()
         if self._kept:
-            logger.error(
-                "settlements are lost; their executions are unknown after a restart",
-                extra={"count": len(self._kept)},
-            )
+            LogEvent.SETTLEMENTS_LOST.log(count=len(self._kept))
 
     async def _submit(self, command: Settle) -> Settled | None:
         """Settle now, or keep the settlement for later. Cancellation does not interrupt the write."""
@@ -141,10 +131,7 @@ class Settlements:
         if failure is None:
             reply = submitting.result()
             return reply if isinstance(reply, Settled) else None
-        logger.warning(
-            "a settlement waits for the store",
-            extra={"decision_id": command.admission_id, "cause": str(failure)},
-        )
+        LogEvent.SETTLEMENT_WAITS.log(decision_id=command.admission_id, cause=str(failure))
         self._keep(command)
         return None
 
@@ -182,12 +169,6 @@ class Settlements:
 
 def _lost(command: Settle | Revoke, cause: str) -> None:
     if isinstance(command, Settle):
-        logger.error(
-            "a settlement is lost; its execution is unknown after a restart",
-            extra={"decision_id": command.admission_id, "cause": cause},
-        )
+        LogEvent.SETTLEMENT_LOST.log(decision_id=command.admission_id, cause=cause)
     else:
-        logger.error(
-            "a scope that was granted too late could not be revoked",
-            extra={"scope_id": command.scope_id, "cause": cause},
-        )
+        LogEvent.LATE_GRANT_STANDS.log(scope_id=command.scope_id, cause=cause)

@@ -17,7 +17,6 @@ that what it admitted is given back.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -41,8 +40,7 @@ from sidecar.errors import ClockUnsettled, CommandFailed, StoreClosed, StoreOver
 from sidecar.store.base import ChainHead, Changes, Engine, StoreObserver
 from sidecar.store.changes import Masking, apply_all
 from sidecar.store.rehearsal import rehearsed
-
-logger = logging.getLogger("scopegate.store")
+from sidecar.telemetry.events import LogEvent
 
 # The size of a batch is bounded, because the commands behind it wait for the whole transaction.
 MAX_BATCH = 512
@@ -122,7 +120,7 @@ class Store:
         if done:
             closing.result()
         else:
-            logger.error("the store hangs and cannot be closed; what it was writing may be lost")
+            LogEvent.STORE_HANGS.log()
         return bool(done)
 
     async def _close(self) -> None:
@@ -291,14 +289,12 @@ class Store:
             replies = await self._transact(batch, moment, durable=durable)
         except StoreUnavailable as exc:
             self.last_error = str(exc)
-            logger.error(
-                "a batch could not be committed", extra={"cause": str(exc), "batch_size": len(batch)}
-            )
+            LogEvent.COMMIT_FAILED.log(cause=str(exc), batch_size=len(batch))
             await self._failed(batch, exc)
         except Exception as exc:
             # One of the commands failed, not the storage. Apply each by itself, so that the others succeed.
             if len(batch) == 1:
-                logger.exception("a command could not be applied")
+                LogEvent.COMMAND_FAILED.log(exc=exc)
                 failed = CommandFailed(f"the command could not be applied: {exc!r}")
                 self.last_error = str(failed)
                 await self._failed(batch, failed)
@@ -337,9 +333,9 @@ class Store:
             self._time.found(self._head.time)
         except StoreUnavailable:
             self._head = None
-        except Exception:
+        except Exception as exc:
             # The database was altered. Nothing is decided until its head can be read.
-            logger.exception("the head of the log cannot be read")
+            LogEvent.HEAD_UNREADABLE.log(exc=exc)
             self._head = None
         return self._resolve()
 
@@ -359,7 +355,7 @@ class Store:
             await self.engine.tidy()
         except Exception as exc:
             # The writer must outlive every fault, or nothing would be decided any more.
-            logger.warning("housekeeping of the store failed", extra={"cause": str(exc) or repr(exc)})
+            LogEvent.HOUSEKEEPING_FAILED.log(cause=str(exc) or repr(exc))
 
     async def _rehearse(self, asked: asyncio.Future[None]) -> None:
         """Test whether a decision can be written now. Never raises, because that would end the writer."""

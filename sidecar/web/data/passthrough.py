@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,6 +12,7 @@ from aiohttp import web
 from sidecar.core.target import wants_websocket
 from sidecar.errors import Refusal
 from sidecar.live.terms import Live
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 from sidecar.web.data.answers import RawAnswer, client_left, cut, declared_length
@@ -21,8 +21,6 @@ from sidecar.web.serving.body import Taken, expect_continue
 from sidecar.web.serving.connections import DataConnection, broken_body
 from sidecar.web.wire.headers import end_to_end, unframed, value_of, without_our_own
 from sidecar.web.wire.problem import problem
-
-logger = logging.getLogger("scopegate.passthrough")
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
 # One in so many connections to the upstream is reserved for gated requests.
@@ -168,7 +166,7 @@ class PassThrough:
             if request.transport is None:
                 answer.mark_ended()
                 return answer, "client_left"
-            logger.info("an answer passing through was cut", extra={"cause": str(exc)})
+            LogEvent.PASSING_CUT.log(cause=str(exc))
             cut(request, answer)
             return answer, "cut"
         except ConnectionError:

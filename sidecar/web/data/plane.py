@@ -6,7 +6,6 @@ The raw request target decides which, because a router would normalise it first.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import cast
 
 from aiohttp import web
@@ -18,6 +17,7 @@ from sidecar.gate.execution import Gate
 from sidecar.gate.messages import GatedRequest, Refused, RequestFacts, Undelivered
 from sidecar.gate.observer import Observer
 from sidecar.live.terms import Live, Terms
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
 from sidecar.web.api.scopes import ScopeApi
@@ -30,8 +30,6 @@ from sidecar.web.serving.connections import DataConnection, broken_body
 from sidecar.web.serving.hosts import Guard, malformed
 from sidecar.web.wire.asked import request_id_of
 from sidecar.web.wire.problem import problem, refused_problem
-
-logger = logging.getLogger("scopegate.web")
 
 
 class DataPlane:
@@ -71,8 +69,8 @@ class DataPlane:
         except asyncio.CancelledError:
             self._access.ended(request, None)
             raise
-        except Exception:
-            logger.exception("a request failed", extra={"method": request.method})
+        except Exception as exc:
+            LogEvent.REQUEST_FAILED.log(exc=exc, method=request.method)
             refusal = Refusal("internal_error", "The sidecar failed; nothing more was forwarded.")
             answer = self._failed(request, refusal)
         if self._gate.draining or cast(DataConnection, request.protocol).ending:
@@ -125,7 +123,7 @@ class DataPlane:
         # The outer deadline passed, which is not the request's fault. Nothing of it was forwarded, because
         # the gate ends an execution before that.
         facts = facts_of(request, terms)
-        logger.error("a gated request was not decided in time", extra={"request_id": facts.request_id})
+        LogEvent.UNDECIDED.log(request_id=facts.request_id)
         refused = self._gate.refusals.undecided("it was not decided in time", facts)
         return refused_problem(refused, facts.request_id)
 
