@@ -41,7 +41,6 @@ Values in a record are copied and become JSON at once. They may have any type (s
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any
@@ -59,6 +58,7 @@ from sidecar.library.recording import (
     get_decision_service,
 )
 from sidecar.library.runtime import configure, configured_store
+from sidecar.telemetry.events import LogEvent
 
 __all__ = [
     "configure",
@@ -86,8 +86,6 @@ __all__ = [
     "deactivate_care_kill_switch",
     "is_care_kill_switch_active",
 ]
-
-logger = logging.getLogger("scopegate.decisions")
 
 _KILL_SWITCH: Switch = "care_kill_switch"
 
@@ -340,7 +338,7 @@ def _is_kept(decision_type: DecisionType, *parts: str) -> bool:
         return configured_store().read_sync(lambda engine: engine.is_kept(key))
     except Exception as exc:
         # False is safe, because a later emit still meets the unique key in the store.
-        logger.warning("the store cannot say whether a decision is recorded: %s", exc)
+        LogEvent.LOOKUP_FAILED.log(exc)
         return False
 
 
@@ -390,5 +388,5 @@ def is_care_kill_switch_active() -> bool:
     try:
         return configured_store().read_sync(lambda engine: engine.is_on(_KILL_SWITCH))
     except Exception as exc:
-        logger.warning("the store cannot say whether the kill switch is on, so it counts as on: %s", exc)
+        LogEvent.KILL_SWITCH_UNREADABLE.log(exc)
         return True

@@ -63,7 +63,6 @@ The functions are async; `BoundExecutionScope` and `ScopeStore` are sync. All of
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,8 +117,6 @@ __all__ = [
     "ScopeExhausted",
     "StoreUnavailable",
 ]
-
-logger = logging.getLogger("scopegate.library")
 
 _scope_store = ScopeStore()
 

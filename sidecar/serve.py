@@ -35,6 +35,7 @@ from sidecar.store.batch import Store
 from sidecar.store.checkpoints import Checkpointer
 from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.logqueue import flush_logs, never_wait_for_logs
 from sidecar.telemetry.metrics import Metrics, without_created_series
 from sidecar.telemetry.tracing import Tracing
@@ -56,8 +57,6 @@ from sidecar.web.serving.connections import (
     require_fast_parser,
 )
 from sidecar.web.serving.listener import Factory, Listener, connections, file_limit, raise_file_limit
-
-logger = logging.getLogger("scopegate")
 
 # The time before an idle connection is closed in the drain.
 LAST_CALL_SECONDS = 0.5
@@ -274,18 +273,18 @@ class Sidecar:
         ends = time.monotonic() + limit
         until = time.monotonic() + patience
         self.gate.draining = self.passing.draining = self.reloader.draining = True
-        logger.info("draining", extra={"in_flight": self.gate.in_flight, "drain_seconds": limit})
+        LogEvent.DRAINING.log(in_flight=self.gate.in_flight, drain_seconds=limit)
         self._open["data"].close()
         unfinished = await self.gate.drain(patience)
         if unfinished:
-            logger.warning("the drain is over; executions end as unknown", extra={"count": unfinished})
+            LogEvent.DRAIN_IS_OVER.log(count=unfinished)
         await self._until_quiet(until)
         # The remaining requests may never end by themselves (event streams, WebSockets, stalled uploads).
         await self.upstream.close()
         self._data_server.pre_shutdown()
         await self._data_server.shutdown(FLUSH_SECONDS)
         await self._close(min(SPANS_SECONDS, max(LAST_CALL_SECONDS, ends - time.monotonic())))
-        logger.info("stopped")
+        LogEvent.STOPPED.log()
 
     async def _until_quiet(self, until: float) -> None:
         """Wait for pass-through requests to end, and for idle connections for a short time."""
@@ -351,11 +350,11 @@ async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
     await asyncio.wait([starting, stop_requested], return_when=asyncio.FIRST_COMPLETED)
     stop_requested.cancel()
     if not starting.done():
-        logger.info("stopping before the start was complete")
+        LogEvent.STOPPED_DURING_START.log()
         starting.cancel()
         await asyncio.wait([starting], timeout=sidecar.settings.shutdown.drain_seconds)
         if not starting.done():
-            logger.error("the start cannot be ended in time; the storage may hang")
+            LogEvent.START_HANGS.log()
             logging.shutdown()
             os._exit(1)
     if starting.cancelled():
@@ -383,10 +382,7 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
     raise_file_limit()
     sidecar = Sidecar(settings, policies, files=files)
     if sidecar.connections["data"] < settings.gate.max_in_flight:
-        logger.warning(
-            "the file limit leaves the data listener fewer connections than gate.max_in_flight; raise it",
-            extra={"limit": file_limit(), "connections": sidecar.connections["data"]},
-        )
+        LogEvent.LOW_FILE_LIMIT.log(limit=file_limit(), connections=sidecar.connections["data"])
     reloads: set[asyncio.Task[Any]] = set()
 
     def reload() -> None:

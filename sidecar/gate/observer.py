@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sidecar.core.command import Admitted, Reply, Settle, Settled
 from sidecar.core.entries import outcome_of
@@ -67,23 +68,22 @@ class Observer:
         self._metrics.settle.observe(time.perf_counter() - begun)
         self.ended(command.outcome)
         self.overrun(reply)
-        event: LogEvent = LogEvent.EXECUTED
-        words: tuple[str, ...] = ()
-        if command.outcome != "answered":
-            event, words = LogEvent.NOT_ANSWERED, (command.outcome,)
-        event.log(
-            *words,
-            decision_id=execution.decision_id,
-            request_id=execution.request_id,
-            scope_id=execution.scope_id,
-            incident_id=execution.incident_id,
-            action=execution.action,
-            attempt_number=execution.attempt_number,
-            http_status=command.http_status,
-            cause=command.cause,
-            settled=reply is not None,
+        fields: dict[str, Any] = {
+            "decision_id": execution.decision_id,
+            "request_id": execution.request_id,
+            "scope_id": execution.scope_id,
+            "incident_id": execution.incident_id,
+            "action": execution.action,
+            "attempt_number": execution.attempt_number,
+            "http_status": command.http_status,
+            "cause": command.cause,
+            "settled": reply is not None,
             **(request.log_fields if request else {}),
-        )
+        }
+        if command.outcome == "answered":
+            LogEvent.EXECUTED.log(**fields)
+        else:
+            LogEvent.NOT_ANSWERED.log(command.outcome, **fields)
         if request is not None:
             request.trace.over("settle", begun, command.outcome)
 
@@ -109,12 +109,7 @@ class Observer:
         for objection in shadow:
             self._metrics.shadow_refusals.labels(objection.refusal.code, objection.rule_id or "").inc()
             LogEvent.WOULD_BE_REFUSED.log(
-                error=objection.refusal.code,
-                rule=objection.rule_id,
-                request_id=facts.request_id or None,
-                scope_id=facts.claims.scope_id,
-                incident_id=facts.claims.incident_id,
-                action=facts.claims.action,
+                error=objection.refusal.code, rule=objection.rule_id, **_claims(facts)
             )
 
     def refused(
@@ -132,10 +127,7 @@ class Observer:
             bound=refusal.members.get("bound"),
             rules=refusal.members.get("rules"),
             decision_id=decision_id,
-            request_id=facts.request_id or None,
-            scope_id=facts.claims.scope_id,
-            incident_id=facts.claims.incident_id,
-            action=facts.claims.action,
+            **_claims(facts),
         )
 
     def refused_unrecorded(self, facts: RequestFacts, refusal: Refusal, cause: str) -> None:
@@ -146,15 +138,7 @@ class Observer:
     def unrecorded(self, facts: RequestFacts, refusal: Refusal, cause: str, count: int = 1) -> None:
         """`count` refusals cannot be recorded, because the store does not work; the log has this line."""
         self._metrics.unrecorded.labels(refusal.code).inc(count)
-        LogEvent.REFUSED_UNRECORDED.log(
-            error=refusal.code,
-            cause=cause,
-            count=count,
-            request_id=facts.request_id or None,
-            scope_id=facts.claims.scope_id,
-            incident_id=facts.claims.incident_id,
-            action=facts.claims.action,
-        )
+        LogEvent.REFUSED_UNRECORDED.log(error=refusal.code, cause=cause, count=count, **_claims(facts))
 
     def _count(self, facts: RequestFacts, refusal: Refusal) -> None:
         outcome = outcome_of(refusal).value
@@ -165,3 +149,12 @@ class Observer:
         for objection in objections:
             if "condition_error" in objection.refusal.members:
                 self._metrics.condition_errors.labels(objection.rule_id or "").inc()
+
+
+def _claims(facts: RequestFacts) -> dict[str, Any]:
+    return {
+        "request_id": facts.request_id or None,
+        "scope_id": facts.claims.scope_id,
+        "incident_id": facts.claims.incident_id,
+        "action": facts.claims.action,
+    }

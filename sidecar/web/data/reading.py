@@ -20,7 +20,7 @@ from sidecar.ids import new_traceparent
 from sidecar.live.terms import Terms
 from sidecar.settings.sections import Gate as GateSettings
 from sidecar.settings.sections import Route
-from sidecar.telemetry.metrics import trace_ids
+from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import uncarried
 from sidecar.web.serving.accesslog import visit_of
 from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_json
