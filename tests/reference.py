@@ -22,6 +22,7 @@ from sidecar.errors import ERRORS, Refusal
 from sidecar.telemetry.metrics import EXECUTION_OUTCOMES, LOG_FIELDS, PASSED_OUTCOMES, Metrics
 from tests.logged import LEVELS, OPEN, Logged, Source
 from tests.reference_words import LOGGERS, MESSAGES, VALUES
+from tests.rooms import MAP, map_page
 
 ROOT = Path(__file__).parents[1]
 MONITORING = ROOT / "config/monitoring"
@@ -256,7 +257,7 @@ def _rows(found: list[Logged]) -> Iterator[str]:
 
 
 def main() -> None:
-    for page, text in ((METRICS_PAGE, metrics_page()), (LOGS_PAGE, logs_page())):
+    for page, text in ((METRICS_PAGE, metrics_page()), (LOGS_PAGE, logs_page()), (MAP, map_page())):
         page.write_text(text, encoding="utf-8")
         print(page.relative_to(ROOT))
 

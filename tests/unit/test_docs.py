@@ -197,14 +197,6 @@ def test_every_help_page_has_an_example(name: str) -> None:
     assert re.search(rf"Examples?:\n +{name}", shown.output), shown.output
 
 
-def test_every_file_of_the_package_stands_in_the_map() -> None:
-    page = (ROOT / "sidecar/README.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\| `(sidecar/[^`]+)` \|", page, flags=re.MULTILINE)
-    files = [*ROOT.glob("sidecar/**/*.py"), *ROOT.glob("sidecar/**/*.sql")]
-    assert len(shown) == len(set(shown))
-    assert set(shown) == {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}
-
-
 def anchors(text: str) -> set[str]:
     """As a heading is turned into the name of its anchor: small letters, no marks, hyphens for spaces."""
     headings = re.findall(r"^#+ (.+)$", without_code(text), flags=re.MULTILINE)
