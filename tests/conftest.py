@@ -24,8 +24,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 
-# The default has few examples. `pytest tests/unit --hypothesis-profile thorough` runs many.
-settings.register_profile("everyday", max_examples=30, deadline=None)
+# The default has few examples, the same in every run. CI runs more of them: `-m hypothesis` selects the tests
+# that have examples. `--hypothesis-profile thorough` looks for new ones.
+settings.register_profile("everyday", max_examples=30, deadline=None, derandomize=True)
+settings.register_profile("ci", parent=settings.get_profile("everyday"), max_examples=200)
 settings.register_profile("thorough", max_examples=3_000, deadline=None)
 settings.load_profile("everyday")
 
