@@ -183,7 +183,7 @@ def change(file: Path, old: str, new: str) -> None:
 
 
 def slow_but_one(names: Iterable[str]) -> list[Any]:
-    """Pages as parameters. The everyday run takes one, because each starts a sidecar, a service and many curls."""
+    """Pages as parameters. The everyday run takes one, because each starts a sidecar, a service and curls."""
     return [name if name == "flask" else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
