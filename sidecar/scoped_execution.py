@@ -75,7 +75,7 @@ from sidecar.core.rehearsal import ExecutionScope, RecoveryAction, ScopedExecuti
 from sidecar.errors import StoreUnavailable
 from sidecar.library.actions import NotBegun, begin, register_action, registered
 from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
-from sidecar.library.boundscope import BoundExecutionScope, ScopeStore
+from sidecar.library.boundscope import BoundExecutionScope, ScopeStore, members_of, snapshot
 from sidecar.library.guard import requires_scoped_execution
 from sidecar.library.refusals import (
     ScopeActionMismatch,
@@ -159,7 +159,7 @@ async def create_recovery_scope(
     )
     issued = allowed(command, await asked.submit(command))
     assert isinstance(issued, Issued)
-    return issued.scope.to_dict(asked.now())
+    return members_of(snapshot(issued.scope, (), asked.now()))
 
 
 async def execute_with_scope(

@@ -129,19 +129,24 @@ class BoundExecutionScope:
             self._refresh(snapshot(scope, executions, asked.now()))
         elif self.status == "active" and self.expires_at <= _instant(asked.now()):
             self.status = "expired"
-        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "execution_log"}
-        return {
-            **shown,
-            "allowed_actions": list(self.allowed_actions),
-            "target_agents": list(self.target_agents),
-            "expires_at": self.expires_at.isoformat(timespec="microseconds"),
-            "created_at": self.created_at.isoformat(timespec="microseconds"),
-            "attempts_remaining": max(0, self.max_attempts - self.attempts_used),
-        }
+        return members_of(self)
 
     def _refresh(self, now: BoundExecutionScope) -> None:
         for each in fields(self):
             setattr(self, each.name, getattr(now, each.name))
+
+
+def members_of(scope: BoundExecutionScope) -> dict[str, Any]:
+    """The members that `BoundExecutionScope.to_dict` returns, without asking the store."""
+    shown = {each.name: getattr(scope, each.name) for each in fields(scope) if each.name != "execution_log"}
+    return {
+        **shown,
+        "allowed_actions": list(scope.allowed_actions),
+        "target_agents": list(scope.target_agents),
+        "expires_at": scope.expires_at.isoformat(timespec="microseconds"),
+        "created_at": scope.created_at.isoformat(timespec="microseconds"),
+        "attempts_remaining": max(0, scope.max_attempts - scope.attempts_used),
+    }
 
 
 def snapshot(scope: Scope, executions: Sequence[Execution], now: int) -> BoundExecutionScope:

@@ -39,9 +39,9 @@ from sidecar.web.serving.accesslog import AccessLog, visit_of
 from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_json
 from sidecar.web.serving.connections import DataConnection, broken_body
 from sidecar.web.serving.hosts import Guard, malformed
-from sidecar.web.wire.asked import request_id_of, tenant_of
 from sidecar.web.wire.headers import end_to_end, value_of, without_our_own
 from sidecar.web.wire.problem import problem, refused_problem
+from sidecar.web.wire.request import request_id_of, tenant_of
 
 logger = logging.getLogger("scopegate.web")
 

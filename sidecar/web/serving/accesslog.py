@@ -19,7 +19,7 @@ from aiohttp import web
 from sidecar.live.terms import Live
 from sidecar.telemetry.metrics import trace_ids
 from sidecar.telemetry.tracing import NO_TRACE, Trace
-from sidecar.web.wire.asked import MAX_REQUEST_ID_CHARS
+from sidecar.web.wire.request import MAX_REQUEST_ID_CHARS
 
 logger = logging.getLogger("scopegate.access")
 

@@ -1,4 +1,4 @@
-"""The rows of the document for the gated routes, and for `explain`, which takes the same bodies."""
+"""The rows of the gated routes, which the configuration names, and the schemas of their bodies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sidecar.core.facts import MAX_ID_CHARS, FactSources, Source
 from sidecar.core.target import RoutePattern
 from sidecar.settings.sections import Route
-from sidecar.web.api.openapi.operation import (
+from sidecar.web.api.operation import (
     BODY_ERRORS,
     DECISION_ID_HEADER,
     REQUEST_ID,
@@ -21,9 +21,7 @@ from sidecar.web.api.openapi.operation import (
     Operation,
     Parameter,
     Schema,
-    shows,
 )
-from sidecar.web.wire import answermodels
 from sidecar.web.wire.models import IDENTIFIER, IN_A_HEADER, TARGET_AGENTS
 
 # The path of the recovery API, shown for every pattern that matches it.
@@ -125,7 +123,7 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
             *_UPSTREAM_ERRORS,
             *UNREADY_ERRORS,
         ),
-        told=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
+        error_headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
         relayed=True,
         tenant="required",
     )
@@ -143,7 +141,7 @@ def _look(route: Route, path: str, method: Literal["get", "head", "options"], su
         parameters=tuple(_in_path(name) for name in route.path.names),
         answers=(Answer(status="default", description="The backend's answer.", contents={"*/*": {}}),),
         errors=(*_TARGET_ERRORS, *_UPSTREAM_ERRORS, "overloaded"),
-        told=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
+        error_headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
         relayed=True,
     )
 
@@ -165,43 +163,6 @@ def spending(route: Route) -> Mapping[str, Any]:
     if parameters:
         link["parameters"] = parameters
     return {**link, "requestBody": _filled(route.sources, found)}
-
-
-def explain(routes: Sequence[Route]) -> Operation:
-    """The row of `explain`, a call of the admin listener that accepts a route's body or any other body."""
-    return Operation(
-        listener="admin",
-        method="post",
-        path="/api/v1/explain",
-        name="explain",
-        tag="Decisions",
-        summary="Would this be admitted?",
-        description=(
-            "Takes the body of an execution, and answers 200 for whatever comes: what would be refused is "
-            "explained. Consumes and records nothing. Facts are read where the route has them in its body; "
-            "the answer names the route."
-        ),
-        parameters=(
-            Parameter(
-                name="route",
-                place="query",
-                schema={"type": "string", "enum": [route.path.text for route in routes]},
-                description=(
-                    "The path of a gated route, as it is configured. Without it the first route that "
-                    "refuses is asked about, else the first. Where another route goes before this one, as "
-                    "an enforced one does before one in shadow, that one judges."
-                ),
-            ),
-        ),
-        body=Body(
-            schema={"anyOf": [{"$ref": f"#/components/schemas/{body_name()}"}, {}]},
-            examples={"PIN-162, step 1": {"incident_id": "inc_123", "action": "retry_agent"}},
-            required=False,
-        ),
-        answers=(shows("What an execution would meet now.", answermodels.Explanation),),
-        errors=("invalid_request",),
-        tenant="optional",
-    )
 
 
 # Parameters and bodies ------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""Admitted executions for operators: their pages, and what became of an unknown one."""
+
+from __future__ import annotations
+
+import logging
+from typing import get_args
+
+from aiohttp import web
+
+from sidecar.core.command import Denied, Reconcile
+from sidecar.core.scope import ExecutionStatus
+from sidecar.errors import Refusal
+from sidecar.gate.execution import Gate
+from sidecar.ids import new_decision_id
+from sidecar.store.batch import Store
+from sidecar.web.api.operation import (
+    AFTER_DECISION,
+    BODY_ERRORS,
+    EXECUTION_ID,
+    LIMIT,
+    REQUEST_ID,
+    STORE_ERRORS,
+    Answer,
+    Body,
+    Operation,
+    choice,
+)
+from sidecar.web.api.routes import Query, page_of
+from sidecar.web.serving.body import read_document
+from sidecar.web.wire import answers
+from sidecar.web.wire.models import ReconcileRequest, validated, wrong
+from sidecar.web.wire.request import request_id_of
+
+logger = logging.getLogger("scopegate.web")
+
+
+class ExecutionApi:
+    """Handlers of the admin listener."""
+
+    def __init__(self, *, store: Store, gate: Gate) -> None:
+        self._store = store
+        self._gate = gate
+
+    async def list(self, request: web.Request, query: Query) -> answers.ExecutionList | Refusal:
+        del request
+        page = await page_of(
+            self._store.engine.executions(query.given.get("status"), before=query.before, limit=query.limit)
+        )
+        if isinstance(page, Refusal):
+            return page
+        return {"executions": [answers.execution(execution) for execution in page.rows], "next": page.next}
+
+    async def reconcile(self, request: web.Request) -> answers.Execution | Refusal:
+        body = await read_document(request)
+        wanted = body if isinstance(body, Refusal) else validated(ReconcileRequest, body, "invalid_request")
+        if isinstance(wanted, Refusal):
+            return wanted
+        if wanted.outcome == "not_executed" and wanted.cost_usd:
+            return wrong("invalid_request", "cost_usd", "must be absent or 0 where nothing was executed")
+        decision_id = request.match_info["decision_id"]
+        reply = await self._gate.reconcile(
+            Reconcile(
+                decision_id=new_decision_id(),
+                admission_id=decision_id,
+                outcome=wanted.outcome,
+                cost=wanted.cost_usd,
+                reason=wanted.reason,
+                request_id=request_id_of(request),
+                origin="api",
+            )
+        )
+        if isinstance(reply, Denied):
+            return reply.refusal
+        logger.info(
+            "reconciled",
+            extra={
+                "decision_id": decision_id,
+                "outcome": wanted.outcome,
+                "scope_id": reply.execution.scope_id,
+            },
+        )
+        return answers.execution(reply.execution)
+
+
+EXECUTIONS = (
+    Operation(
+        listener="admin",
+        method="get",
+        path="/api/v1/executions",
+        name="listExecutions",
+        tag="Executions",
+        summary="List executions",
+        description="Newest first. Operators reconcile those that are `unknown`.",
+        parameters=(choice("status", "With this status.", get_args(ExecutionStatus)), LIMIT, AFTER_DECISION),
+        answers=(
+            Answer(
+                description="A page of them.",
+                links={
+                    "Reconcile": {
+                        "operationId": "reconcile",
+                        "parameters": {"decision_id": "$response.body#/executions/0/decision_id"},
+                    }
+                },
+            ),
+        ),
+        errors=("invalid_request", *STORE_ERRORS),
+        handler=ExecutionApi.list,
+    ),
+    Operation(
+        listener="admin",
+        method="post",
+        path="/api/v1/executions/{decision_id}/reconcile",
+        name="reconcile",
+        tag="Executions",
+        summary="Reconcile an unknown execution",
+        description="`not_executed` gives its attempt and its hold back.",
+        parameters=(EXECUTION_ID, REQUEST_ID),
+        body=Body(
+            schema=ReconcileRequest,
+            examples={
+                "executed": {"outcome": "executed", "cost_usd": 0.04, "reason": "seen in the logs"},
+                "not executed": {"outcome": "not_executed"},
+            },
+        ),
+        answers=(Answer(description="The execution, ended."),),
+        errors=(*BODY_ERRORS, "decision_not_found", "not_reconcilable", *STORE_ERRORS),
+        handler=ExecutionApi.reconcile,
+    ),
+)
