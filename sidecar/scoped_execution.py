@@ -68,9 +68,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.core.command import Issued
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import RiskClass
-from sidecar.core.record import iso_time
 from sidecar.core.rehearsal import ExecutionScope, RecoveryAction, ScopedExecutionResult
 from sidecar.errors import StoreUnavailable
 from sidecar.library.actions import NotBegun, begin, register_action, registered

@@ -10,13 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from sidecar.core.command import Issued, Refuse, Revoke, Revoked
 from sidecar.core.facts import is_identifier
+from sidecar.core.instant import iso_time, to_datetime
 from sidecar.core.money import to_dollars
-from sidecar.core.record import iso_time
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.ids import new_decision_id
@@ -27,12 +27,6 @@ from sidecar.store.foresight import foreseen
 
 # Scopes per read. The executions of each scope are read with it.
 PAGE = 200
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _instant(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 @dataclass
@@ -127,7 +121,7 @@ class BoundExecutionScope:
         if found is not None:
             scope, executions = found
             self._refresh(snapshot(scope, executions, asked.now()))
-        elif self.status == "active" and self.expires_at <= _instant(asked.now()):
+        elif self.status == "active" and self.expires_at <= to_datetime(asked.now()):
             self.status = "expired"
         return members_of(self)
 
@@ -157,10 +151,10 @@ def snapshot(scope: Scope, executions: Sequence[Execution], now: int) -> BoundEx
         allowed_actions=list(scope.allowed_actions),
         max_cost_usd=to_dollars(scope.max_cost),
         max_attempts=scope.max_attempts,
-        expires_at=_instant(scope.expires_at),
+        expires_at=to_datetime(scope.expires_at),
         intent=scope.intent,
         target_agents=list(scope.target_agents),
-        created_at=_instant(scope.created_at),
+        created_at=to_datetime(scope.created_at),
         created_by=scope.created_by,
         attempts_used=scope.attempts_used,
         cost_used_usd=to_dollars(scope.spent),

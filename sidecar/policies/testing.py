@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,6 +19,7 @@ from sidecar.core.apply import State, apply
 from sidecar.core.brakes import Tally, tallies_with
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import MAX_ID_CHARS, Claims, is_identifier
+from sidecar.core.instant import to_instant
 from sidecar.core.policy import PolicySet
 from sidecar.core.rules import SECOND, TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
@@ -36,7 +37,6 @@ INTENT = "A policy test that does not say why it asks, in words enough for most 
 TTL_SECONDS, CEILING = 300, 500_000
 
 _SCOPE_ID, _DECISION_ID = "scope_test", "the decision of this test"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # The file format ----------------------------------------------------------------------------------------
 
@@ -62,8 +62,7 @@ def _map(value: object) -> dict[str, Any]:
 def _instant(value: object) -> int:
     """Microseconds since 1970."""
     try:
-        time = datetime.fromisoformat(str(value))
-        return (time - _EPOCH) // timedelta(microseconds=1)
+        return to_instant(datetime.fromisoformat(str(value)))
     except (TypeError, ValueError) as exc:
         raise ValueError(f"expects a time with its offset in ISO 8601, such as {NOW}") from exc
 

@@ -41,8 +41,9 @@ from sidecar.core.command import (
     Turned,
 )
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
-from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record, iso_time
+from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ERRORS, Refusal
 from sidecar.web.wire import answers

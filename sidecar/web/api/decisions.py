@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from aiohttp import web
 
-from sidecar.core.record import DecisionOutcome, DecisionType, Event
 from sidecar.errors import Refusal
 from sidecar.store.batch import Store
+from sidecar.store.lists import KINDS
 from sidecar.web.api.operation import (
     AFTER_NUMBER,
     DECISION_ID,
@@ -17,8 +15,9 @@ from sidecar.web.api.operation import (
     Answer,
     Operation,
     choice,
+    link,
 )
-from sidecar.web.api.routes import Query, page_of
+from sidecar.web.api.routes import Query
 from sidecar.web.wire import answers
 
 
@@ -28,12 +27,9 @@ class DecisionLists:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def list(self, request: web.Request, query: Query) -> answers.DecisionList | Refusal:
+    async def list(self, request: web.Request, query: Query) -> answers.DecisionList:
         del request
-        reading = self._store.engine.decisions(query.given, before=query.before, limit=query.limit)
-        page = await page_of(reading)
-        if isinstance(page, Refusal):
-            return page
+        page = await self._store.engine.decisions(query.given, before=query.before, limit=query.limit)
         return {
             "decisions": [answers.logged_decision(row.envelope, row.bound_run_id) for row in page.rows],
             "next": page.next,
@@ -58,17 +54,15 @@ class DecisionLists:
 
 DECISIONS = (
     Operation(
-        listener="admin",
-        method="get",
-        path="/api/v1/decisions",
+        call="GET /api/v1/decisions",
         name="listDecisions",
         tag="Decisions",
         summary="List decisions",
         description="Newest first. Filters narrow each other.",
         parameters=(
-            choice("type", "Of this type.", tuple(kind.value for kind in DecisionType)),
-            choice("outcome", "With this outcome.", tuple(outcome.value for outcome in DecisionOutcome)),
-            choice("event", "Left by this event.", get_args(Event)),
+            choice("type", "Of this type.", KINDS["type"]),
+            choice("outcome", "With this outcome.", KINDS["outcome"]),
+            choice("event", "Left by this event.", KINDS["event"]),
             choice("scope_id", "About this scope."),
             choice("incident_id", "About this incident."),
             choice("request_id", "Of this request."),
@@ -80,21 +74,14 @@ DECISIONS = (
         answers=(
             Answer(
                 description="A page of them.",
-                links={
-                    "Newest": {
-                        "operationId": "getDecision",
-                        "parameters": {"decision_id": "$response.body#/decisions/0/decision_id"},
-                    }
-                },
+                links={"Newest": link("getDecision", decision_id="$response.body#/decisions/0/decision_id")},
             ),
         ),
         errors=("invalid_request", *STORE_ERRORS),
         handler=DecisionLists.list,
     ),
     Operation(
-        listener="admin",
-        method="get",
-        path="/api/v1/decisions/{decision_id}",
+        call="GET /api/v1/decisions/{decision_id}",
         name="getDecision",
         tag="Decisions",
         summary="One decision",

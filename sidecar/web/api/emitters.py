@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from sidecar.core.command import Bind, Bound, Emit, Emitted, NotEmitted, Switch, Turn, Turned
 from sidecar.core.emission import CARESignalAccessError, Kind, emission
-from sidecar.core.facts import is_identifier
+from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
 from sidecar.live.terms import Live
@@ -29,12 +29,11 @@ from sidecar.web.api.operation import (
     Parameter,
     Reply,
 )
-from sidecar.web.api.routes import response, routes
-from sidecar.web.serving.body import read_document
+from sidecar.web.api.routes import read_model, response, routes
 from sidecar.web.wire import answers
 from sidecar.web.wire.emittermodels import EMITTER_MODELS, BackfillRequest
 from sidecar.web.wire.forms import Count, TypedDict
-from sidecar.web.wire.models import IDENTIFIER, validated, wrong
+from sidecar.web.wire.models import IDENTIFIER, wrong
 from sidecar.web.wire.request import request_id_of
 
 KILL_SWITCH: Switch = "care_kill_switch"
@@ -74,10 +73,7 @@ class EmitterApi:
         if kind not in EMITTER_MODELS:
             known = ", ".join(EMITTER_MODELS)
             return Refusal("not_found", f"There is no such kind of decision; there are {known}.")
-        body = await read_document(request)
-        given = (
-            body if isinstance(body, Refusal) else validated(EMITTER_MODELS[kind], body, "invalid_request")
-        )
+        given = await read_model(request, EMITTER_MODELS[kind])
         if isinstance(given, Refusal):
             return given
         try:
@@ -107,9 +103,8 @@ class EmitterApi:
     async def backfill(self, request: web.Request) -> Backfill | Refusal:
         run_id = request.match_info["run_id"]
         if not is_identifier(run_id):
-            return wrong("invalid_request", "run_id", "must be 1 to 256 printable characters")
-        body = await read_document(request)
-        given = body if isinstance(body, Refusal) else validated(BackfillRequest, body, "invalid_request")
+            return wrong("invalid_request", "run_id", f"must be {IDENTIFIER_RULE}")
+        given = await read_model(request, BackfillRequest)
         if isinstance(given, Refusal):
             return given
         if not given.request_id:
@@ -178,9 +173,7 @@ _EXAMPLES: Mapping[str, Any] = {
 
 def _emitter(kind: Kind, model: type[BaseModel]) -> Operation:
     return Operation(
-        listener="admin",
-        method="post",
-        path=f"/api/v1/decisions/{kind}",
+        call=f"POST /api/v1/decisions/{kind}",
         name="tell" + kind.title().replace("_", ""),
         tag="Emitters",
         summary=f"Tell a decision: {kind.replace('_', ' ')}",
@@ -204,13 +197,11 @@ def _emitter(kind: Kind, model: type[BaseModel]) -> Operation:
 
 
 def _switch(
-    method: Literal["get", "put", "delete"], name: str, summary: str, handler: Callable[..., Any]
+    method: Literal["GET", "PUT", "DELETE"], name: str, summary: str, handler: Callable[..., Any]
 ) -> Operation:
-    turns = method != "get"
+    turns = method != "GET"
     return Operation(
-        listener="admin",
-        method=method,
-        path="/api/v1/care/kill-switch",
+        call=f"{method} /api/v1/care/kill-switch",
         name=name,
         tag="Emitters",
         summary=summary,
@@ -231,9 +222,7 @@ def _switch(
 EMITTERS = tuple(_emitter(kind, model) for kind, model in EMITTER_MODELS.items())
 RUNS_AND_SWITCH = (
     Operation(
-        listener="admin",
-        method="post",
-        path="/api/v1/runs/{run_id}/backfill",
+        call="POST /api/v1/runs/{run_id}/backfill",
         name="backfill",
         tag="Emitters",
         summary="Bind a run to the decisions before it",
@@ -244,7 +233,7 @@ RUNS_AND_SWITCH = (
         errors=(*BODY_ERRORS, *SUBMIT_ERRORS),
         handler=EmitterApi.backfill,
     ),
-    _switch("get", "getKillSwitch", "Is the kill switch of optimized routing on?", EmitterApi.switch),
-    _switch("put", "turnKillSwitchOn", "Turn the kill switch on", EmitterApi.turn_on),
-    _switch("delete", "turnKillSwitchOff", "Turn the kill switch off", EmitterApi.turn_off),
+    _switch("GET", "getKillSwitch", "Is the kill switch of optimized routing on?", EmitterApi.switch),
+    _switch("PUT", "turnKillSwitchOn", "Turn the kill switch on", EmitterApi.turn_on),
+    _switch("DELETE", "turnKillSwitchOff", "Turn the kill switch off", EmitterApi.turn_off),
 )

@@ -24,11 +24,11 @@ from sidecar.web.api.operation import (
     Body,
     Operation,
     choice,
+    link,
 )
-from sidecar.web.api.routes import Query, page_of
-from sidecar.web.serving.body import read_document
+from sidecar.web.api.routes import Query, read_model
 from sidecar.web.wire import answers
-from sidecar.web.wire.models import ReconcileRequest, validated, wrong
+from sidecar.web.wire.models import ReconcileRequest, wrong
 from sidecar.web.wire.request import request_id_of
 
 logger = logging.getLogger("scopegate.web")
@@ -41,18 +41,15 @@ class ExecutionApi:
         self._store = store
         self._gate = gate
 
-    async def list(self, request: web.Request, query: Query) -> answers.ExecutionList | Refusal:
+    async def list(self, request: web.Request, query: Query) -> answers.ExecutionList:
         del request
-        page = await page_of(
-            self._store.engine.executions(query.given.get("status"), before=query.before, limit=query.limit)
+        page = await self._store.engine.executions(
+            query.given.get("status"), before=query.before, limit=query.limit
         )
-        if isinstance(page, Refusal):
-            return page
         return {"executions": [answers.execution(execution) for execution in page.rows], "next": page.next}
 
     async def reconcile(self, request: web.Request) -> answers.Execution | Refusal:
-        body = await read_document(request)
-        wanted = body if isinstance(body, Refusal) else validated(ReconcileRequest, body, "invalid_request")
+        wanted = await read_model(request, ReconcileRequest)
         if isinstance(wanted, Refusal):
             return wanted
         if wanted.outcome == "not_executed" and wanted.cost_usd:
@@ -84,9 +81,7 @@ class ExecutionApi:
 
 EXECUTIONS = (
     Operation(
-        listener="admin",
-        method="get",
-        path="/api/v1/executions",
+        call="GET /api/v1/executions",
         name="listExecutions",
         tag="Executions",
         summary="List executions",
@@ -96,10 +91,7 @@ EXECUTIONS = (
             Answer(
                 description="A page of them.",
                 links={
-                    "Reconcile": {
-                        "operationId": "reconcile",
-                        "parameters": {"decision_id": "$response.body#/executions/0/decision_id"},
-                    }
+                    "Reconcile": link("reconcile", decision_id="$response.body#/executions/0/decision_id")
                 },
             ),
         ),
@@ -107,9 +99,7 @@ EXECUTIONS = (
         handler=ExecutionApi.list,
     ),
     Operation(
-        listener="admin",
-        method="post",
-        path="/api/v1/executions/{decision_id}/reconcile",
+        call="POST /api/v1/executions/{decision_id}/reconcile",
         name="reconcile",
         tag="Executions",
         summary="Reconcile an unknown execution",

@@ -9,9 +9,9 @@ from aiohttp import web
 
 from sidecar.core.brakes import Use
 from sidecar.core.facts import Claims, Request, read
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule
-from sidecar.core.record import iso_time
 from sidecar.core.scope import Scope
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.gate.grants import Grants
@@ -136,9 +136,7 @@ def _brake(rule: Rule, use: Use, facets: Mapping[str, Any]) -> answers.BrakeUse:
 
 
 EXPLAIN = Operation(
-    listener="admin",
-    method="post",
-    path="/api/v1/explain",
+    call="POST /api/v1/explain",
     name="explain",
     tag="Decisions",
     summary="Would this be admitted?",

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 
 from pydantic import BaseModel
 
+from sidecar.store.lists import CURSOR, DECISION_CURSOR
 from sidecar.web.wire.request import DEFAULT_PAGE, MAX_PAGE
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One call.
+    """One call, such as `GET /api/v1/status`.
 
     `handler` is a method that takes the request and, if the row has query parameters, their `Query`. Rows of
     gated routes have none, because the data listener has no router. `errors` are the codes of its problems.
@@ -77,9 +78,8 @@ class Operation:
     same statuses. `tenant` says whether the call needs the tenant header, if one is configured.
     """
 
-    listener: Listener
-    method: Literal["get", "head", "options", "post", "put", "delete"]
-    path: str
+    call: str
+    listener: Listener = "admin"
     name: str
     tag: str
     summary: str
@@ -92,6 +92,14 @@ class Operation:
     relayed: bool = False
     tenant: Literal["required", "optional"] | None = None
     handler: Callable[..., Any] | None = None
+
+    @property
+    def method(self) -> str:
+        return self.call.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        return self.call.partition(" ")[2]
 
     @property
     def query(self) -> tuple[Parameter, ...]:
@@ -117,7 +125,7 @@ def guarded_errors(operation: Operation) -> tuple[str, ...]:
     """The codes with which the sidecar's own calls refuse a foreign host and, for a change, another site."""
     if operation.listener not in ("admin", "scopes"):
         return ()
-    changes = operation.method not in ("get", "head", "options")
+    changes = operation.method not in ("GET", "HEAD", "OPTIONS")
     return ("misdirected_request", "cross_site") if changes else ("misdirected_request",)
 
 
@@ -207,19 +215,25 @@ LIMIT = Parameter(
 AFTER_NUMBER = Parameter(
     name="before",
     place="query",
-    schema={"type": "string", "pattern": "^[0-9]{1,18}$"},
+    schema={"type": "string", "pattern": f"^{CURSOR}$"},
     description="The `next` of the page before.",
 )
 AFTER_DECISION = Parameter(
     name="before",
     place="query",
-    schema={"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+    schema={"type": "string", "pattern": f"^{DECISION_CURSOR}$"},
     description="The `next` of the page before.",
 )
+
+
+def link(name: str, **parameters: str) -> dict[str, Any]:
+    """A link to the call of this name, with its parameters from the request or the answer."""
+    return {"operationId": name, "parameters": parameters}
+
+
 TO_DECISION: Mapping[str, Any] = {
     "Decision": {
-        "operationId": "getDecision",
-        "parameters": {"decision_id": f"$response.header.{DECISION_ID_HEADER}"},
+        **link("getDecision", decision_id=f"$response.header.{DECISION_ID_HEADER}"),
         "description": "The record that this left.",
     }
 }

@@ -119,8 +119,7 @@ async def _until(moment: float, reading: Awaitable[T]) -> T | None:
 OPS = (
     Operation(
         listener="ops",
-        method="get",
-        path="/health/live",
+        call="GET /health/live",
         name="getLiveness",
         tag="Health",
         summary="Does the process answer?",
@@ -129,8 +128,7 @@ OPS = (
     ),
     Operation(
         listener="ops",
-        method="get",
-        path="/health/ready",
+        call="GET /health/ready",
         name="getReadiness",
         tag="Health",
         summary="Can it decide?",
@@ -143,8 +141,7 @@ OPS = (
     ),
     Operation(
         listener="ops",
-        method="get",
-        path="/metrics",
+        call="GET /metrics",
         name="getMetrics",
         tag="Health",
         summary="Metrics, as Prometheus reads them",

@@ -10,9 +10,10 @@ from aiohttp import web
 
 from sidecar.errors import Refusal
 from sidecar.gate.refusal_log import Refused
-from sidecar.store.base import Page
+from sidecar.store.lists import UnknownCursor
 from sidecar.web.api.operation import Operation, Reply
-from sidecar.web.wire.models import wrong
+from sidecar.web.serving.body import read_document
+from sidecar.web.wire.models import Model, validated, wrong
 from sidecar.web.wire.problem import answer, problem, refused_problem
 from sidecar.web.wire.request import paging_of, unknown
 
@@ -31,8 +32,8 @@ def routes(operations: Iterable[Operation], owner: object) -> list[web.RouteDef]
     return [
         # `web.get` serves HEAD, too.
         web.get(operation.path, _served(operation, owner))
-        if operation.method == "get"
-        else web.route(operation.method.upper(), operation.path, _served(operation, owner))
+        if operation.method == "GET"
+        else web.route(operation.method, operation.path, _served(operation, owner))
         for operation in operations
     ]
 
@@ -45,7 +46,12 @@ def _served(operation: Operation, owner: object) -> Callable[[web.Request], Awai
         if not operation.query:
             return response(await handler(owner, request))
         query = read_query(operation, request)
-        return response(query if isinstance(query, Refusal) else await handler(owner, request, query))
+        if isinstance(query, Refusal):
+            return problem(query)
+        try:
+            return response(await handler(owner, request, query))
+        except UnknownCursor as exc:
+            return problem(wrong("invalid_request", "before", str(exc)))
 
     return serve
 
@@ -86,15 +92,14 @@ def read_query(operation: Operation, request: web.Request) -> Query | Refusal:
     if isinstance(paging, Refusal):
         return paging
     limit, before = paging
-    return Query(limit=limit, before=before, given={n: v for n, v in given.items() if n not in _PAGING})
+    return Query(
+        limit=limit,
+        before=before,
+        given={name: value for name, value in given.items() if name not in ("limit", "before")},
+    )
 
 
-_PAGING = ("limit", "before")
-
-
-async def page_of(reading: Awaitable[Page]) -> Page | Refusal:
-    """The page of a list, or the refusal of a cursor that is none."""
-    try:
-        return await reading
-    except ValueError as exc:
-        return wrong("invalid_request", "before", str(exc))
+async def read_model(request: web.Request, model: type[Model]) -> Model | Refusal:
+    """The body of a call to the admin listener, or why it cannot be used."""
+    body = await read_document(request)
+    return body if isinstance(body, Refusal) else validated(model, body, "invalid_request")

@@ -10,8 +10,17 @@ from sidecar.core.scope import ScopeStatus
 from sidecar.errors import Refusal
 from sidecar.store.base import ScopesWanted
 from sidecar.store.batch import Store
-from sidecar.web.api.operation import AFTER_NUMBER, LIMIT, SCOPE_ID, STORE_ERRORS, Answer, Operation, choice
-from sidecar.web.api.routes import Query, page_of
+from sidecar.web.api.operation import (
+    AFTER_NUMBER,
+    LIMIT,
+    SCOPE_ID,
+    STORE_ERRORS,
+    Answer,
+    Operation,
+    choice,
+    link,
+)
+from sidecar.web.api.routes import Query
 from sidecar.web.wire import answers
 
 
@@ -21,7 +30,7 @@ class ScopeLists:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def list(self, request: web.Request, query: Query) -> answers.ScopePage | Refusal:
+    async def list(self, request: web.Request, query: Query) -> answers.ScopePage:
         del request
         wanted = ScopesWanted(
             incident_id=query.given.get("incident_id"),
@@ -29,9 +38,7 @@ class ScopeLists:
             status=cast("ScopeStatus | None", query.given.get("status")),
             now=self._store.now(),
         )
-        page = await page_of(self._store.engine.scopes_wanted(wanted, before=query.before, limit=query.limit))
-        if isinstance(page, Refusal):
-            return page
+        page = await self._store.engine.scopes_wanted(wanted, before=query.before, limit=query.limit)
         return {
             "scopes": [answers.tenant_scope(scope, wanted.now) for scope in page.rows],
             "next": page.next,
@@ -51,9 +58,7 @@ class ScopeLists:
 
 SCOPE_LISTS = (
     Operation(
-        listener="admin",
-        method="get",
-        path="/api/v1/scopes",
+        call="GET /api/v1/scopes",
         name="listAllScopes",
         tag="Scopes",
         summary="List the scopes of all incidents and tenants",
@@ -69,21 +74,14 @@ SCOPE_LISTS = (
         answers=(
             Answer(
                 description="A page of them.",
-                links={
-                    "Newest": {
-                        "operationId": "getScope",
-                        "parameters": {"scope_id": "$response.body#/scopes/0/scope_id"},
-                    }
-                },
+                links={"Newest": link("getScope", scope_id="$response.body#/scopes/0/scope_id")},
             ),
         ),
         errors=("invalid_request", *STORE_ERRORS),
         handler=ScopeLists.list,
     ),
     Operation(
-        listener="admin",
-        method="get",
-        path="/api/v1/scopes/{scope_id}",
+        call="GET /api/v1/scopes/{scope_id}",
         name="getScope",
         tag="Scopes",
         summary="One scope, with its executions",

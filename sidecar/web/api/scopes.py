@@ -8,9 +8,9 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from sidecar.core.facts import Claims
+from sidecar.core.facts import IDENTIFIER_RULE, Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
-from sidecar.core.record import iso_time
 from sidecar.core.rules import TERMS, ScopeTerms
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
@@ -20,6 +20,7 @@ from sidecar.gate.refusal_log import Asked, Refused
 from sidecar.ids import new_scope_id
 from sidecar.live.terms import Live, Terms
 from sidecar.store.batch import Store
+from sidecar.store.lists import UnknownCursor
 from sidecar.web.api import scopetest
 from sidecar.web.api.operation import (
     AFTER_NUMBER,
@@ -36,6 +37,7 @@ from sidecar.web.api.operation import (
     Operation,
     Parameter,
     Reply,
+    link,
 )
 from sidecar.web.api.routes import response
 from sidecar.web.serving.accesslog import names_scope
@@ -75,6 +77,8 @@ class ScopeApi:
             result = await self._serve(request, target, request_id)
         except StoreUnavailable as exc:
             result = unavailable(exc)
+        except UnknownCursor as exc:
+            result = wrong("invalid_request", "before", str(exc))
         return response(result, request_id=request_id)
 
     async def refuse(
@@ -111,7 +115,7 @@ class ScopeApi:
             return _no_tenant(terms)
         name = scopetest.named(path.removeprefix(SCOPES_PREFIX))
         if name is None:
-            return Refusal("invalid_request", "The last path segment must be 1 to 256 printable characters.")
+            return Refusal("invalid_request", f"The last path segment must be {IDENTIFIER_RULE}.")
         if request.method == "GET":
             return await self.list(name, query, tenant)
         names_scope(request, name)
@@ -169,10 +173,7 @@ class ScopeApi:
         if isinstance(paging, Refusal):
             return paging
         limit, before = paging
-        try:
-            page, total = await self._store.engine.scopes(tenant, incident_id, before=before, limit=limit)
-        except ValueError as exc:
-            return wrong("invalid_request", "before", str(exc))
+        page, total = await self._store.engine.scopes(tenant, incident_id, before=before, limit=limit)
         now = self._store.now()
         return {
             "incident_id": incident_id,
@@ -248,8 +249,7 @@ _BOTH_IDS = (DECISION_ID_HEADER, REQUEST_ID_HEADER)
 SCOPES = (
     Operation(
         listener="scopes",
-        method="post",
-        path="/api/v1/recovery/scope",
+        call="POST /api/v1/recovery/scope",
         name="createScope",
         tag="Scopes",
         summary="Ask for a scope",
@@ -273,14 +273,8 @@ SCOPES = (
                 description="The scope, granted.",
                 headers=_BOTH_IDS,
                 links={
-                    "Listed": {
-                        "operationId": "listScopes",
-                        "parameters": {"id": "$response.body#/incident_id"},
-                    },
-                    "Revoke": {
-                        "operationId": "revokeScope",
-                        "parameters": {"id": "$response.body#/scope_id"},
-                    },
+                    "Listed": link("listScopes", id="$response.body#/incident_id"),
+                    "Revoke": link("revokeScope", id="$response.body#/scope_id"),
                     **TO_DECISION,
                 },
             ),
@@ -292,8 +286,7 @@ SCOPES = (
     ),
     Operation(
         listener="scopes",
-        method="get",
-        path="/api/v1/recovery/scopes/{id}",
+        call="GET /api/v1/recovery/scopes/{id}",
         name="listScopes",
         tag="Scopes",
         summary="List an incident's scopes",
@@ -317,8 +310,7 @@ SCOPES = (
     ),
     Operation(
         listener="scopes",
-        method="delete",
-        path="/api/v1/recovery/scopes/{id}",
+        call="DELETE /api/v1/recovery/scopes/{id}",
         name="revokeScope",
         tag="Scopes",
         summary="Revoke a scope",
@@ -341,8 +333,7 @@ SCOPES = (
     ),
     Operation(
         listener="scopes",
-        method="post",
-        path="/api/v1/recovery/candidates/{id}/scope-test",
+        call="POST /api/v1/recovery/candidates/{id}/scope-test",
         name="testScope",
         tag="Scopes",
         summary="Rehearse a recovery action",

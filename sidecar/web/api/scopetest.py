@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Annotated, Any, cast
 from urllib.parse import unquote_to_bytes
 
-from sidecar.core.facts import is_identifier
+from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.core.policy import RiskClass
 from sidecar.core.rehearsal import (
     ExecutionScope,
@@ -78,7 +78,7 @@ def tested(segment: str, body: dict[str, Any] | Refusal) -> Rehearsal | Refusal:
 def _action(segment: str, wanted: ScopeTestRequest) -> RecoveryAction | Refusal:
     action_id = named(segment)
     if action_id is None:
-        return wrong("invalid_request", "id", "must be 1 to 256 printable characters")
+        return wrong("invalid_request", "id", f"must be {IDENTIFIER_RULE}")
     try:
         return action_asked_for(
             action_id,

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from sidecar import __version__
 from sidecar.core.command import AcceptClock, ClockAccepted
-from sidecar.core.record import iso_time
+from sidecar.core.instant import iso_time
 from sidecar.errors import Refusal
 from sidecar.gate.execution import Gate
 from sidecar.ids import new_decision_id
@@ -129,9 +129,7 @@ def last_reload(reload: Reload) -> answers.LastReload:
 
 STATE = (
     Operation(
-        listener="admin",
-        method="get",
-        path="/api/v1/status",
+        call="GET /api/v1/status",
         name="getStatus",
         tag="Status",
         summary="Version, store, revisions, unknown executions",
@@ -140,9 +138,7 @@ STATE = (
         handler=StateApi.status,
     ),
     Operation(
-        listener="admin",
-        method="post",
-        path="/api/v1/reload",
+        call="POST /api/v1/reload",
         name="reload",
         tag="Status",
         summary="Read configuration and policies anew",
@@ -152,9 +148,7 @@ STATE = (
         handler=StateApi.reload,
     ),
     Operation(
-        listener="admin",
-        method="post",
-        path="/api/v1/store/accept-clock",
+        call="POST /api/v1/store/accept-clock",
         name="acceptClock",
         tag="Status",
         summary="Accept the wall clock",

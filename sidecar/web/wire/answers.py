@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired, cast
 import orjson
 
 from sidecar.core import scope as core
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import RiskClass
 from sidecar.core.record import (
@@ -21,7 +22,6 @@ from sidecar.core.record import (
     DecisionType,
     Event,
     Origin,
-    iso_time,
 )
 from sidecar.core.scope import ExecutionStatus, ScopeStatus
 from sidecar.errors import ERRORS

@@ -7,9 +7,7 @@ from sidecar.web.api.operation import Answer, Operation, Parameter
 
 DOCUMENTATION = (
     Operation(
-        listener="admin",
-        method="get",
-        path="/openapi.json",
+        call="GET /openapi.json",
         name="getDocument",
         tag="Documentation",
         summary="This document",
@@ -22,9 +20,7 @@ DOCUMENTATION = (
         ),
     ),
     Operation(
-        listener="admin",
-        method="get",
-        path="/docs",
+        call="GET /docs",
         name="getPage",
         tag="Documentation",
         summary="This document as a page",
@@ -38,18 +34,14 @@ DOCUMENTATION = (
         ),
     ),
     Operation(
-        listener="admin",
-        method="get",
-        path="/docs/",
+        call="GET /docs/",
         name="getPageElsewhere",
         tag="Documentation",
         summary="The page under another spelling",
         answers=(Answer(status="308", description="It is at /docs.", contents={}, headers=("Location",)),),
     ),
     Operation(
-        listener="admin",
-        method="get",
-        path="/docs/{file}",
+        call="GET /docs/{file}",
         name="getPageFile",
         tag="Documentation",
         summary="A file of the page",

@@ -74,7 +74,7 @@ def document(settings: Settings, *, data: Address, ops: Address) -> dict[str, An
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         item = paths.setdefault(operation.path, {"servers": [servers[serves[operation.listener]]]})
-        item[operation.method] = _operation(
+        item[operation.method.lower()] = _operation(
             operation, serves[operation.listener], settings.gate.tenant_header
         )
     tags = {operation.tag for operation in operations}

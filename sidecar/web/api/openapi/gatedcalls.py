@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sidecar.core.facts import MAX_ID_CHARS, FactSources, Source
 from sidecar.core.target import RoutePattern
@@ -85,15 +85,14 @@ def body_name(number: int = 1) -> str:
 
 # The calls ------------------------------------------------------------------------------------------
 
-_LOOKING: tuple[Literal["get", "head", "options"], ...] = ("get", "head", "options")
+_LOOKING = ("GET", "HEAD", "OPTIONS")
 
 
 def _execute(route: Route, path: str, suffix: str) -> Operation:
     gated = f"Gated is any path that ends so (`{route.path.text}`)." if route.path.anywhere else ""
     return Operation(
         listener="data",
-        method="post",
-        path=path,
+        call=f"POST {path}",
         name=f"execute{suffix}",
         tag="Execute",
         summary="Execute a recovery action under a scope",
@@ -129,14 +128,13 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
     )
 
 
-def _look(route: Route, path: str, method: Literal["get", "head", "options"], suffix: str) -> Operation:
+def _look(route: Route, path: str, method: str, suffix: str) -> Operation:
     return Operation(
         listener="data",
-        method=method,
-        path=path,
-        name=f"{method}Execute{suffix}",
+        call=f"{method} {path}",
+        name=f"{method.lower()}Execute{suffix}",
         tag="Execute",
-        summary=f"{method.upper()} passes through to the backend",
+        summary=f"{method} passes through to the backend",
         description="As long as it carries neither a body nor a method or target override.",
         parameters=tuple(_in_path(name) for name in route.path.names),
         answers=(Answer(status="default", description="The backend's answer.", contents={"*/*": {}}),),
