@@ -29,8 +29,9 @@ from sidecar.files.yamlfile import contents, in_order
 from sidecar.live.terms import Live, Terms
 from sidecar.policies import files as policyfiles
 from sidecar.settings import reading as settings
-from sidecar.settings.keys import LIVE, SECRET, differing, values_of
+from sidecar.settings.keys import differing, values_of
 from sidecar.settings.reading import Loaded, Settings
+from sidecar.settings.sections import KEYS
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 
@@ -299,8 +300,8 @@ def unchangeable(before: Settings, loaded: Loaded) -> Iterator[Fault]:
     """A fault for each changed key that cannot change while the sidecar runs."""
     values = values_of(before)
     for key in differing(before, loaded.settings):
-        if key not in LIVE:
-            value = "the old value" if key in SECRET else json.dumps(values[key], ensure_ascii=False)
+        if not KEYS[key].is_live:
+            value = "the old value" if KEYS[key].is_secret else json.dumps(values[key], ensure_ascii=False)
             message = f"cannot change while it runs; restart to change it, or put back {value}"
             yield Fault(loaded.document.place(tuple(key.split("."))), key, message)
 

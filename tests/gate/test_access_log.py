@@ -570,6 +570,7 @@ def test_a_reader_that_is_gone_for_good_costs_lines_and_nothing_else() -> None:
     os.close(writing)
 
 
+@pytest.mark.slow
 async def test_a_log_that_nobody_reads_stops_neither_the_gate_nor_its_end(tmp_path: Path) -> None:
     config = write_configuration(tmp_path, ("127.0.0.1", 9), shutdown={"drain_seconds": 2})
     reading, writing = os.pipe()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,10 +43,11 @@ from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record, iso_time
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ERRORS, Refusal
+from tests.cases import load_cases
 
 SECOND = 1_000_000
 ISSUED_AT = 1_767_225_600 * SECOND  # 2026-01-01T00:00:00Z
-CASES = yaml.safe_load((Path(__file__).parent.parent / "cases" / "bounds.yaml").read_text("utf-8"))
+CASES = load_cases("bounds")
 
 POLICIES = PolicySet(
     revision="rev-1",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sidecar
+from tests.reference.rooms import MAP, map_page
 
 ROOT = Path(sidecar.__file__).parent
 MODULES = sorted(ROOT.glob("**/*.py"))
@@ -65,3 +67,17 @@ def test_a_package_says_what_lives_there_and_its_door_is_what_it_names(package: 
     assert {"__all__"} <= vars(module).keys() or not any(
         path.stem.startswith("_") for path in package.glob("*.py") if path.stem != "__init__"
     ), "a package with private modules names its door in __all__"
+
+
+def test_the_map_shows_every_file_as_its_docstring_has_it() -> None:
+    page = MAP.read_text(encoding="utf-8")
+    assert page == map_page(), "run `python -m tests.reference`"
+    shown = re.findall(r"^\| `sidecar/([^`]+)` \|", page, flags=re.MULTILINE)
+    files = {path for path in (*MODULES, *ROOT.glob("**/*.sql")) if path.name != "__init__.py"}
+    assert sorted(shown) == sorted(str(path.relative_to(ROOT)) for path in files)
+
+
+def test_every_description_in_the_map_is_a_sentence() -> None:
+    described = re.findall(r"^\| `sidecar/[^`]+` \| (.*) \|$", MAP.read_text(encoding="utf-8"), re.MULTILINE)
+    assert described
+    assert [text for text in described if not re.fullmatch(r"[A-Z`].*\.", text)] == []
