@@ -1,5 +1,5 @@
 #!/bin/sh
-# Walks through what the page shows, and fails at the first thing that does not hold. Needs ./run.sh running.
+# Goes through the steps of the page, and fails at the first one that does not succeed. Needs ./run.sh running.
 set -eu
 gate=http://127.0.0.1:${GATE_PORT:-8000}
 ops=http://127.0.0.1:${OPS_PORT:-9902}
