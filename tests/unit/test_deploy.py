@@ -549,7 +549,7 @@ def test_the_configuration_that_the_unit_shows_keeps_the_store_in_the_one_folder
     assert "Environment" not in settings_
     text = UNIT.read_text(encoding="utf-8")
     (shown,) = re.findall(
-        r"^# And /etc/scopegate/scopegate\.yaml.*\n#\n((?:#   .+\n)+)#$", text, re.MULTILINE
+        r"^# Then write /etc/scopegate/scopegate\.yaml.*\n#\n((?:#   .+\n)+)#$", text, re.MULTILINE
     )
     config = tmp_path / "scopegate.yaml"
     config.write_text(re.sub(r"^#   ", "", shown, flags=re.MULTILINE))
