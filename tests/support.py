@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from sidecar.serve import Sidecar
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import default
 from sidecar.settings.sections import ListenTls
+from tests.client import STREAM_LIMIT, HeaderList, Message, as_json, ask, read_message
 
 SECOND = 1_000_000
-MOST_SECONDS = 15.0  # for any answer: what takes longer has failed
 EXECUTE = "/api/v1/recovery/execute"
 SCOPE = "/api/v1/recovery/scope"
 SCOPES = "/api/v1/recovery/scopes/"
@@ -60,128 +59,6 @@ class Clock:
     def set(self, seconds: float) -> None:
         """The wall clock is set forward or back, and no time passes."""
         self.offset += int(seconds * SECOND)
-
-
-# HTTP, thinly -------------------------------------------------------------------------------------------
-
-HeaderList = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Message:
-    """One request or answer as it stood on the wire."""
-
-    first: str
-    raw_headers: tuple[tuple[str, str], ...]
-    body: bytes
-    whole: bool = True
-
-    def header(self, name: str) -> str | None:
-        """The one value of a header, None without it. Twice is an error."""
-        values = self.headers(name)
-        assert len(values) < 2, f"{name} came {len(values)} times"
-        return values[0] if values else None
-
-    def headers(self, name: str) -> list[str]:
-        return [value for key, value in self.raw_headers if key.lower() == name.lower()]
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def status(self) -> int:
-        return int(self.first.split(" ")[1])
-
-    @property
-    def method(self) -> str:
-        return self.first.split(" ")[0]
-
-    @property
-    def target(self) -> str:
-        return self.first.split(" ")[1]
-
-
-async def read_message(reader: asyncio.StreamReader, *, bodiless: bool = False) -> Message | None:
-    """The next message of a connection, None at its end. One that is cut has `whole` False."""
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-    lines = head.decode("latin-1").split("\r\n")[:-2]
-    headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines[1:]))
-    known = {name.lower(): value for name, value in headers}
-    is_answer = lines[0].startswith("HTTP/")
-    if is_answer and lines[0].split(" ")[1] == "100":
-        return await read_message(reader, bodiless=bodiless)
-    body, whole = b"", True
-    if is_answer and (bodiless or lines[0].split(" ")[1] in ("204", "304")):
-        return Message(lines[0], headers, body)
-    try:
-        if "chunked" in known.get("transfer-encoding", ""):
-            while size := int(await reader.readuntil(b"\r\n"), 16):
-                body += await reader.readexactly(size)
-                await reader.readexactly(2)
-            await reader.readuntil(b"\r\n")
-        elif "content-length" in known:
-            length = int(known["content-length"])
-            try:
-                body = await reader.readexactly(length)
-            except asyncio.IncompleteReadError as exc:
-                body, whole = exc.partial, False
-        elif is_answer:
-            body = await reader.read()
-    except (asyncio.IncompleteReadError, ConnectionError, ValueError):
-        whole = False
-    return Message(lines[0], headers, body, whole)
-
-
-def request_bytes(method: str, target: str, headers: HeaderList = (), body: bytes | None = None) -> bytes:
-    """A request as it goes onto the wire, with Host and Content-Length unless they are given."""
-    names = {name.lower() for name, _ in headers}
-    lines = [f"{method} {target} HTTP/1.1"]
-    if "host" not in names:
-        lines.append("Host: localhost")
-    lines += [f"{name}: {value}" for name, value in headers]
-    if body is not None and not names & {"content-length", "transfer-encoding"}:
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
-
-
-async def connect(
-    address: Address, tls: ssl.SSLContext | None = None, *, server_name: str = "gate.test"
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    name = None if tls is None else server_name
-    if isinstance(address, SocketFile):
-        return await asyncio.open_unix_connection(address.path, limit=1 << 22, ssl=tls, server_hostname=name)
-    return await asyncio.open_connection(
-        address.host, address.port, limit=1 << 22, ssl=tls, server_hostname=name
-    )
-
-
-async def ask(
-    address: Address,
-    method: str,
-    target: str,
-    headers: HeaderList = (),
-    body: bytes | None = None,
-    *,
-    tls: ssl.SSLContext | None = None,
-) -> Message:
-    """One request on a connection of its own."""
-    reader, writer = await connect(address, tls)
-    try:
-        async with asyncio.timeout(MOST_SECONDS):
-            writer.write(request_bytes(method, target, headers, body))
-            await writer.drain()
-            answer = await read_message(reader, bodiless=method == "HEAD")
-        assert answer is not None, "the connection was closed without an answer"
-        return answer
-    finally:
-        writer.close()
-
-
-def as_json(document: object) -> tuple[list[tuple[str, str]], bytes]:
-    return [("Content-Type", "application/json")], json.dumps(document).encode()
 
 
 # The backend --------------------------------------------------------------------------------------------
@@ -296,11 +173,11 @@ async def serving_backend(
     server: asyncio.Server
     if path is None:
         server = await asyncio.start_server(
-            backend.serve, "127.0.0.1", 0, backlog=2048, limit=1 << 22, ssl=tls
+            backend.serve, "127.0.0.1", 0, backlog=2048, limit=STREAM_LIMIT, ssl=tls
         )
         backend.address = Listen(*server.sockets[0].getsockname()[:2])
     else:
-        server = await asyncio.start_unix_server(backend.serve, path, backlog=2048, limit=1 << 22)
+        server = await asyncio.start_unix_server(backend.serve, path, backlog=2048, limit=STREAM_LIMIT)
         backend.address = SocketFile(path)
     try:
         yield backend

@@ -4,7 +4,6 @@ ends what it started."""
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 import signal
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,80 +23,36 @@ import pytest
 import yaml
 
 from tests import forkserver
+from tests.client import ANSWER_SECONDS, BlockingConnection, Body, HeaderList, HostAndPort, Message, as_json
 
 PROJECT = Path(__file__).parents[2]
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
-ASK_SECONDS = 15.0
+ASK_SECONDS = ANSWER_SECONDS
 LOG_SECONDS = 5.0
 LOG_PAUSE_SECONDS = 0.15
 
 EXECUTE = "/api/v1/recovery/execute"
 
 T = TypeVar("T")
-Address = tuple[str, int]
+Address = HostAndPort
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Play = Callable[[Script], Awaitable[Address]]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer as it came: nothing decompressed, no redirect followed; only the chunks are put together."""
-
-    status: int
-    reason: str
-    headers: list[tuple[str, str]]
-    body: bytes
-
-    def values(self, name: str) -> list[str]:
-        return [value for key, value in self.headers if key.lower() == name.lower()]
-
-    def json(self) -> Any:
-        return json.loads(self.body)
+def ask(address: Address, method: str, target: str, headers: HeaderList = (), body: Body = None) -> Message:
+    """The answer to one request on a connection of its own. Raises Lost."""
+    with BlockingConnection(address) as connection:
+        return connection.ask(method, target, headers, body)
 
 
-def ask(
-    address: Address,
-    method: str,
-    target: str,
-    headers: Sequence[tuple[str, str]] = (),
-    body: bytes | Iterable[bytes] | None = None,
-) -> Answer:
-    """One request on a connection of its own, with these headers and Host only; an iterable is chunked."""
-    connection = http.client.HTTPConnection(*address, timeout=ASK_SECONDS)
-    try:
-        return ask_on(connection, method, target, headers, body)
-    finally:
-        connection.close()
-
-
-def ask_on(
-    connection: http.client.HTTPConnection,
-    method: str,
-    target: str,
-    headers: Sequence[tuple[str, str]] = (),
-    body: bytes | Iterable[bytes] | None = None,
-) -> Answer:
-    """The same on an open connection."""
-    connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
-    connection.putheader("Host", "localhost")
-    for name, value in headers:
-        connection.putheader(name, value)
-    chunked = body is not None and not isinstance(body, bytes)
-    if chunked:
-        connection.putheader("Transfer-Encoding", "chunked")
-    elif isinstance(body, bytes):
-        connection.putheader("Content-Length", str(len(body)))
-    connection.endheaders(body, encode_chunked=chunked)
-    response = connection.getresponse()
-    return Answer(response.status, response.reason, response.getheaders(), response.read())
-
-
-def ask_json(address: Address, method: str, target: str, body: Mapping[str, Any] | None = None) -> Answer:
-    """One request with a JSON body."""
-    if body is None:
+def ask_json(
+    address: Address, method: str, target: str, document: Mapping[str, Any] | None = None
+) -> Message:
+    """The same with a JSON body."""
+    if document is None:
         return ask(address, method, target)
-    return ask(address, method, target, [("Content-Type", "application/json")], json.dumps(body).encode())
+    return ask(address, method, target, *as_json(document))
 
 
 def issue_scope(data: Address, *, incident: str = "inc-1", attempts: int = 1, cost: float = 0.5) -> str:
@@ -343,7 +298,7 @@ def httpbin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 def _until_it_answers(address: Address, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
-        with suppress(OSError, http.client.HTTPException):
+        with suppress(OSError):
             if ask(address, "GET", "/get").status == 200:
                 return
         time.sleep(0.05)

@@ -9,18 +9,8 @@ from typing import Any
 import pytest
 
 from sidecar.gate import refusal_log as refusals
-from tests.support import (
-    EXECUTE,
-    Backend,
-    House,
-    Message,
-    Open,
-    as_json,
-    connect,
-    read_message,
-    replies,
-    request_bytes,
-)
+from tests.client import Message, as_json, connect, read_message, request_bytes
+from tests.support import EXECUTE, Backend, House, Open, replies
 
 
 async def flood(house: House, count: int, body: bytes, *, connections: int = 100) -> list[Message]:

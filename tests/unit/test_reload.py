@@ -27,8 +27,8 @@ from sidecar.settings.reading import Listen, default
 from sidecar.telemetry.metrics import Metrics
 from sidecar.web.api.reloads import ReloadApi
 from sidecar.web.wire.problem import problems
+from tests.client import ask
 from tests.described import DOCUMENT
-from tests.support import ask
 
 UPSTREAM = "upstream: {url: http://127.0.0.1:9000}\npolicies: policies/\n"
 SECRET = "s3cret"
