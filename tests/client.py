@@ -191,7 +191,7 @@ async def ask(
 class Connection:
     """One connection that is kept, and opened again for the next request once it was lost."""
 
-    def __init__(self, address: HostAndPort) -> None:
+    def __init__(self, address: Address | HostAndPort) -> None:
         self.address = address
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -202,7 +202,7 @@ class Connection:
         headers: HeaderList = (),
         body: Body = None,
         *,
-        seconds: float = ANSWER_SECONDS,
+        seconds: float = 2 * ANSWER_SECONDS,
     ) -> Message:
         """The whole answer. Raises Lost, also if it takes longer than `seconds`."""
         answer = None

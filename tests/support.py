@@ -1,4 +1,4 @@
-"""What tests stand on: a scripted backend on a real socket, a thin client, a sidecar between, and a clock."""
+"""The surroundings of a test: a scripted backend on a real socket, a sidecar in front of it, and a clock."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ POLICIES = PolicySet(
 
 
 class Clock:
-    """The clocks of a test, in microseconds: the wall clock, since 1970, and the one that only counts. They
-    run; time can be made to pass, and the wall clock can be set forward and back."""
+    """The clocks of a test, in microseconds: the wall clock (since 1970) and the monotonic clock.
+
+    Both run. A test can let time pass on both, and can set the wall clock forward and back.
+    """
 
     def __init__(self) -> None:
         self.offset = 0
@@ -50,14 +52,14 @@ class Clock:
         return elapsed_clock() + self.passed
 
     def move(self, seconds: float) -> None:
-        """So much time passes; a negative one sets the wall clock back."""
+        """Let time pass. A negative number sets the wall clock back."""
         if seconds < 0:
             self.set(seconds)
         else:
             self.passed += int(seconds * SECOND)
 
     def set(self, seconds: float) -> None:
-        """The wall clock is set forward or back, and no time passes."""
+        """Set the wall clock forward or back, while no time passes."""
         self.offset += int(seconds * SECOND)
 
 
@@ -67,7 +69,7 @@ Script = Callable[[Message, asyncio.StreamWriter], Awaitable[None]]
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection with RST."""
+    """Close a connection with RST."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
@@ -79,22 +81,25 @@ def replies(
     headers: HeaderList = (("Content-Type", "application/json"),),
     after: asyncio.Event | float | None = None,
 ) -> Script:
-    """Answer, at once, after some seconds, or once an event is set."""
+    """A script that answers: at once, after a number of seconds, or when an event is set."""
 
     async def script(request: Message, writer: asyncio.StreamWriter) -> None:
         if isinstance(after, asyncio.Event):
             await after.wait()
         elif after is not None:
             await asyncio.sleep(after)
-        told = "".join(f"{name}: {value}\r\n" for name, value in headers)
-        head = f"HTTP/1.1 {status}\r\n{told}Content-Length: {len(body)}\r\n\r\n".encode("latin-1")
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        head = f"HTTP/1.1 {status}\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode("latin-1")
         writer.write(head + (b"" if request.method == "HEAD" else body))
 
     return script
 
 
 def sends(*pieces: bytes | float, then: str = "stay") -> Script:
-    """Send raw pieces, a number among them is a pause; then stay, close, reset or hang."""
+    """A script that sends raw pieces, with pauses in seconds between them.
+
+    Then it stays for the next request, or closes, resets or hangs.
+    """
 
     async def script(request: Message, writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
@@ -115,7 +120,7 @@ def sends(*pieces: bytes | float, then: str = "stay") -> Script:
 
 @dataclass
 class Backend:
-    """A backend that records what it saw and does as `script` says."""
+    """A backend that records every request and runs `script` for it."""
 
     address: Address
     script: Script = field(default_factory=replies)
@@ -123,12 +128,13 @@ class Backend:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     scheme: str = "http"
     connections: int = 0
-    instead: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None  # of HTTP
+    # Serves the connections itself, where they do not carry HTTP.
+    instead: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def url(self) -> str:
-        """As `upstream.url` names it."""
+        """The value for `upstream.url`."""
         unix = isinstance(self.address, SocketFile)
         return str(self.address) if unix else f"{self.scheme}://{self.address}"
 
@@ -168,7 +174,7 @@ class Backend:
 async def serving_backend(
     *, tls: ssl.SSLContext | None = None, path: Path | None = None
 ) -> AsyncIterator[Backend]:
-    """On a port of its own or a Unix socket; with `tls` it speaks that."""
+    """A backend on a free port or on the Unix socket `path`, with TLS if `tls` is given."""
     backend = Backend(Listen("127.0.0.1", 0), scheme="http" if tls is None else "https")
     server: asyncio.Server
     if path is None:
@@ -187,7 +193,7 @@ async def serving_backend(
 
 
 def unused_port() -> int:
-    """A port on which nobody listens."""
+    """A port without a listener."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]
@@ -205,13 +211,14 @@ class House:
     backend: Backend
     clock: Clock
     database: Path
-    tls: ssl.SSLContext | None = None  # what its client speaks where a listener has a certificate
+    tls: ssl.SSLContext | None = None  # for the client, on listeners that have a certificate
 
     def speaks(self, listener: ListenTls) -> ssl.SSLContext | None:
+        """The client's TLS context for a listener, None for plain HTTP."""
         return None if listener.certificate_file is None else self.tls
 
     def adopt(self, policies: PolicySet | None) -> None:
-        """What is judged from now on is judged by these policies."""
+        """Judge later requests by these policies."""
         self.sidecar.live.terms = replace(self.sidecar.live.terms, policies=policies)
 
     # The data listener
@@ -223,7 +230,7 @@ class House:
         return await ask(self.sidecar.data_address, method, target, headers, body, tls=tls)
 
     async def issue(self, *, headers: HeaderList = (), **members: Any) -> dict[str, Any]:
-        """A scope, granted: one attempt of retry_agent for inc_1 unless told otherwise."""
+        """A granted scope. By default it has one attempt of retry_agent for inc_1."""
         answer = await self.ask_for_scope(headers=headers, **members)
         assert answer.status == 201, answer.body
         granted: dict[str, Any] = answer.json()
@@ -242,7 +249,7 @@ class House:
         headers: HeaderList = (),
         **members: Any,
     ) -> Message:
-        """Execute under a scope: its incident and its first action unless told otherwise; ... leaves out."""
+        """Execute under a scope, by default its first action for its incident. `...` omits a member."""
         kind, body = self.execution(scope, **members)
         return await self.data("POST", target, [*kind, *headers], body)
 
@@ -267,7 +274,7 @@ class House:
         return answer.json()
 
     async def scope(self, scope: Mapping[str, Any]) -> dict[str, Any]:
-        """How a scope is listed now."""
+        """The scope as its incident's list shows it now."""
         listed = (await self.scopes(scope["incident_id"], "?limit=1000"))["scopes"]
         (found,) = [each for each in listed if each["scope_id"] == scope["scope_id"]]
         return dict(found)
@@ -284,7 +291,7 @@ class House:
         return await ask(self.sidecar.admin_address, method, target, [*kind, *headers], body, tls=tls)
 
     async def records(self, query: str = "") -> list[dict[str, Any]]:
-        """Every record that a query finds, newest first, over all pages."""
+        """All records that match a query, from all pages, newest first."""
         found: list[dict[str, Any]] = []
         before = ""
         while True:
@@ -303,7 +310,7 @@ class House:
         return found
 
     async def ended(self, decision_id: str) -> dict[str, Any]:
-        """An execution once it is no longer in flight."""
+        """An execution when it is no longer in flight."""
         for _ in range(300):
             execution: dict[str, Any] = (await self.record(decision_id))["execution"]
             if execution["status"] != "in_flight":
@@ -320,7 +327,7 @@ class House:
     # The ops listener
 
     async def ready(self) -> tuple[int, dict[str, str]]:
-        """The status of readiness, and the reasons of the checks that fail."""
+        """The status code of /health/ready, and the reason of each failed check."""
         answer = await ask(self.sidecar.ops_address, "GET", "/health/ready")
         checks = answer.json()["checks"]
         return answer.status, {name: check["reason"] for name, check in checks.items() if not check["ok"]}
@@ -332,7 +339,7 @@ class House:
         return answer.body.decode()
 
     async def metric(self, line: str) -> float:
-        """The value of one series, 0 where it is not there (yet)."""
+        """The value of one series, 0 if the page does not have it (yet)."""
         for found in (await self.metrics()).splitlines():
             if found.startswith(f"{line} "):
                 return float(found.split(" ")[-1])
@@ -354,12 +361,12 @@ async def opened(
     renewal_seconds: float = 60.0,
     **sections: Any,
 ) -> AsyncIterator[House]:
-    """A sidecar on free ports over a SQLite file in a folder; `sections` are those of its settings."""
+    """A sidecar on free ports with a SQLite file in `folder`. `sections` are sections of its settings."""
     clock = clock or Clock()
     database = folder / "gate.db"
     for name in ("data", "admin", "ops"):
         sections.setdefault(name, {"listen": "127.0.0.1:0"})
-    # A busy machine takes its time for hundreds of requests at once. Tests of the deadline set their own.
+    # Hundreds of requests at once take long on a busy machine. Tests of the deadline set their own.
     store = {"url": f"sqlite:///{database}", "deadline_seconds": 30.0}
     sections["store"] = {**store, **sections.get("store", {})}
     sections.setdefault("shutdown", {"drain_seconds": 0.2})
@@ -374,11 +381,11 @@ async def opened(
 async def eventually(
     holds: Callable[[], Awaitable[bool]] | Callable[[], bool], *, seconds: float = 5.0
 ) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     until = asyncio.get_running_loop().time() + seconds
     while True:
         held = holds()
         if held if isinstance(held, bool) else await held:
             return
-        assert asyncio.get_running_loop().time() < until, "it did not come about in time"
+        assert asyncio.get_running_loop().time() < until, "the condition did not hold in time"
         await asyncio.sleep(0.005)
