@@ -28,8 +28,8 @@ from sidecar.telemetry.metrics import Metrics
 from sidecar.web.api.routes import routes
 from sidecar.web.api.state import STATE, StateApi, last_reload
 from sidecar.web.wire.problem import problems
+from tests.client import ask
 from tests.described import DOCUMENT
-from tests.support import ask
 
 UPSTREAM = "upstream: {url: http://127.0.0.1:9000}\npolicies: policies/\n"
 SECRET = "s3cret"
