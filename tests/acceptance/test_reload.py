@@ -486,7 +486,7 @@ def test_a_pipe_among_the_policies_refuses_the_reload_and_holds_up_nothing(
     pipe = config.parent / "policies" / "pipe.yaml"
     os.mkfifo(pipe)
     (error,) = reload(sidecar).json()["errors"]
-    assert error == f"{pipe}: is no regular file; remove it, or put one in its place"
+    assert error == f"{pipe}: is not a regular file; remove it, or put one in its place"
     assert not refused_as_unknown(sidecar)
     checked = subprocess.run(
         [sys.executable, "-m", "sidecar", "check", "--config", str(config)],
