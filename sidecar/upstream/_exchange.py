@@ -25,18 +25,6 @@ class Exchange:
     caller is still reading. Leaving the `with` block or calling `abort` before that closes the connection.
     """
 
-    __slots__ = (
-        "_connection",
-        "_failure",
-        "_parser",
-        "_sender",
-        "_sent_at",
-        "_timer",
-        "_waiter",
-        "_write_ended",
-        "head",
-    )
-
     head: AnswerHead
 
     def __init__(self, connection: UpstreamConnection, parser: AnswerParser) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Walks through what the page shows, and fails at the first thing that does not hold. Needs ./run.sh running.
+# Goes through the steps of the page, and fails at the first one that does not succeed. Needs ./run.sh running.
 set -eu
 proxy=http://127.0.0.1:${PROXY_PORT:-8080}
 admin=http://127.0.0.1:${ADMIN_PORT:-9901}
@@ -9,7 +9,7 @@ answer=$(mktemp) large=$(mktemp)
 trap 'rm -f "$answer" "$large"' EXIT
 curl -fs -m 15 -o /dev/null "$ops/health/ready" || { echo 'try.sh: no gate is ready; start ./run.sh first' >&2; exit 1; }
 
-member() { # member NAME: what the last answer has under it
+member() { # member NAME: that member of the last answer
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get(sys.argv[2], ""))' "$answer" "$1"
 }
 expect() { # expect WHAT WANTED FOUND
@@ -20,7 +20,7 @@ expect() { # expect WHAT WANTED FOUND
   fi
   printf '  ok     %s: %s\n' "$1" "$2"
 }
-ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks what comes back
+ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks the answer
   status=$1 error=$2
   shift 2
   expect status "$status" "$(curl -s -m 15 -o "$answer" -w '%{http_code}' "$@")"

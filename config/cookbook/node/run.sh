@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts the backend and the gate before it, until Ctrl-C. What they keep is in a temporary folder, gone at the end.
+# Starts the backend and the gate before it, until Ctrl-C. Their data is in a temporary folder, deleted at the end.
 set -eu
 cd "$(dirname "$0")"
 export GATE_PORT="${GATE_PORT:-8000}" ADMIN_PORT="${ADMIN_PORT:-9901}" OPS_PORT="${OPS_PORT:-9902}"

@@ -25,23 +25,9 @@ _LIMITS = (
     ("minItems", "maxItems", " items"),
 )
 # Keywords that are shown in words or as a table.
-_WORDED = frozenset(keyword for least, most, _ in _LIMITS for keyword in (least, most)) | {
-    "$ref",
-    "additionalProperties",
-    "anyOf",
-    "const",
-    "default",
-    "description",
-    "enum",
-    "format",
-    "items",
-    "multipleOf",
-    "pattern",
-    "properties",
-    "required",
-    "title",
-    "type",
-}
+_WORDED = {"$ref", "additionalProperties", "anyOf", "const", "default", "description", "enum", "format"}
+_WORDED |= {"items", "multipleOf", "pattern", "properties", "required", "title", "type"}
+_WORDED |= {keyword for least, most, _ in _LIMITS for keyword in (least, most)}
 
 
 class _Html(str):
