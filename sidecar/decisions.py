@@ -42,15 +42,13 @@ Values in a record are copied and become JSON at once. They may have any type (s
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any
 
-from sidecar.core.command import Bind, Bound, Emit, NotEmitted, Switch, Turn
-from sidecar.core.emission import Kind, check_signal, emission, once_key
+from sidecar.core.command import Bind, Emit, NotEmitted, RunBound, Switch, Turn
+from sidecar.core.emission import CARESignalAccessError, Kind, check_signal, emission, once_key
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionSource, DecisionTrigger, DecisionType
-from sidecar.errors import CARESignalAccessError
 from sidecar.files.jsonvalue import as_text, plain
 from sidecar.ids import new_decision_id
 from sidecar.library.recording import (
@@ -61,6 +59,7 @@ from sidecar.library.recording import (
     get_decision_service,
 )
 from sidecar.library.runtime import configure, configured_store
+from sidecar.telemetry.events import LogEvent
 
 __all__ = [
     "configure",
@@ -88,8 +87,6 @@ __all__ = [
     "deactivate_care_kill_switch",
     "is_care_kill_switch_active",
 ]
-
-logger = logging.getLogger("scopegate.decisions")
 
 _KILL_SWITCH: Switch = "care_kill_switch"
 
@@ -332,7 +329,7 @@ def _is_kept(decision_type: DecisionType, *parts: str) -> bool:
         return configured_store().read_sync(lambda engine: engine.is_kept(key))
     except Exception as exc:
         # False is safe, because a later emit still meets the unique key in the store.
-        logger.warning("the store cannot say whether a decision is recorded: %s", exc)
+        LogEvent.LOOKUP_FAILED.log(exc)
         return False
 
 
@@ -349,7 +346,7 @@ def backfill_run_id_for_request(request_id: str, run_id: str) -> int:
     if not request or not run:
         return 0
     reply = get_decision_service().submit(Bind(request_id=request, run_id=run))
-    return reply.count if isinstance(reply, Bound) else 0
+    return reply.count if isinstance(reply, RunBound) else 0
 
 
 def check_signal_access(signal_name: str) -> bool:
@@ -382,5 +379,5 @@ def is_care_kill_switch_active() -> bool:
     try:
         return configured_store().read_sync(lambda engine: engine.is_on(_KILL_SWITCH))
     except Exception as exc:
-        logger.warning("the store cannot say whether the kill switch is on, so it counts as on: %s", exc)
+        LogEvent.KILL_SWITCH_UNREADABLE.log(exc)
         return True

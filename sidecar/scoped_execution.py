@@ -63,7 +63,6 @@ The functions are async; `BoundExecutionScope` and `ScopeStore` are sync. All of
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +71,12 @@ from sidecar.core.money import to_dollars
 from sidecar.core.policy import RiskClass
 from sidecar.core.record import iso_time
 from sidecar.core.rehearsal import ExecutionScope, RecoveryAction, ScopedExecutionResult
-from sidecar.errors import (
+from sidecar.errors import StoreUnavailable
+from sidecar.library.actions import NotBegun, begin, register_action, registered
+from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
+from sidecar.library.boundscope import BoundExecutionScope, ScopeStore
+from sidecar.library.guard import requires_scoped_execution
+from sidecar.library.refusals import (
     ScopeActionMismatch,
     ScopedExecutionRequired,
     ScopeExhausted,
@@ -82,12 +86,7 @@ from sidecar.errors import (
     ScopeRefused,
     ScopeRevoked,
     ScopeTargetMismatch,
-    StoreUnavailable,
 )
-from sidecar.library.actions import NotBegun, begin, register_action, registered
-from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
-from sidecar.library.boundscope import BoundExecutionScope, ScopeStore
-from sidecar.library.guard import requires_scoped_execution
 from sidecar.library.rehearsals import ScopedExecutionContext, test_recovery_scope
 from sidecar.library.runtime import configure, configured_store
 
@@ -118,8 +117,6 @@ __all__ = [
     "ScopeExhausted",
     "StoreUnavailable",
 ]
-
-logger = logging.getLogger("scopegate.library")
 
 _scope_store = ScopeStore()
 

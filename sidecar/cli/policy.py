@@ -24,7 +24,8 @@ from sidecar.cli.options import (
     set_option,
 )
 from sidecar.clock import wall_clock
-from sidecar.errors import ConfigurationError, Fault, LogTampered, StoreUnavailable
+from sidecar.errors import LogTampered, StoreUnavailable
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import shown
 from sidecar.policies import files as policyfiles
 from sidecar.policies import testing as policytests

@@ -7,10 +7,14 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from sidecar.errors import KeyFileUnusable
+from sidecar.errors import ScopegateError
 
 MAX_BYTES = 65_536
 MIN_MASK_KEY_BYTES = 16
+
+
+class KeyFileUnusable(ScopegateError, ValueError):
+    """A key file cannot be used. The message says why, and never shows the contents of the file."""
 
 
 def secret(path: Path) -> bytes:

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from sidecar.errors import ConfigurationError, Fault
+from sidecar.files.faults import ConfigurationError, Fault
 
 MAX_BYTES = 1_048_576
 

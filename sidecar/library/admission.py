@@ -5,7 +5,6 @@ Nothing is judged here. Facts are read by the same rules as HTTP requests, and t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -21,13 +20,13 @@ from sidecar.core.policy import PolicySet
 from sidecar.core.rehearsal import reported_cost
 from sidecar.core.scope import MAX_INTENT_CHARS, Scope
 from sidecar.core.wording import visible_chars
-from sidecar.errors import Refusal, StoreUnavailable, scope_refused
+from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.files.jsonvalue import plain
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.library.actions import ending
+from sidecar.library.refusals import scope_refused
 from sidecar.library.runtime import Ending, ThreadedStore
-
-logger = logging.getLogger("scopegate.library")
+from sidecar.telemetry.events import LogEvent
 
 TENANT = "default"
 
@@ -282,10 +281,7 @@ def _logged(admitted: Admitted) -> Iterator[None]:
     try:
         yield
     except StoreUnavailable as exc:
-        logger.error(
-            "the end of an execution may not have been written down; then it is unknown after a restart",
-            extra={"decision_id": admitted.execution.decision_id, "cause": str(exc)},
-        )
+        LogEvent.END_UNCONFIRMED.log(decision_id=admitted.execution.decision_id, cause=str(exc))
 
 
 async def to_its_end(store: ThreadedStore, admitted: Admitted, running: Awaitable[Any]) -> tuple[Any, Scope]:

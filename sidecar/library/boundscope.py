@@ -24,7 +24,7 @@ from sidecar.ids import new_decision_id
 from sidecar.library.admission import TENANT, admission, admit_sync, allowed, grant, micros_of, settle_sync
 from sidecar.library.runtime import Query, ThreadedStore, configured_store
 from sidecar.store.base import Engine, Page
-from sidecar.store.foresight import foreseen
+from sidecar.store.batch import predicted
 
 # Scopes per read. The executions of each scope are read with it.
 PAGE = 200
@@ -76,7 +76,7 @@ class BoundExecutionScope:
             command = self._admission(store, incident_id, action)
             if isinstance(command, Refuse):
                 return False, command.refusal.code
-            found, _ = store.read_sync(lambda engine: foreseen(engine, command, store.now()))
+            found = store.read_sync(lambda engine: predicted(engine, command, store.now()))
         except StoreUnavailable:
             return False, "store_unavailable"
         return found.refusal is None, None if found.refusal is None else found.refusal.code

@@ -7,7 +7,6 @@ the caller continues.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
@@ -30,8 +29,7 @@ from sidecar.errors import StoreUnavailable
 from sidecar.files.jsonvalue import as_text, plain
 from sidecar.ids import new_decision_id
 from sidecar.library.runtime import ThreadedStore, configured_store, opened
-
-logger = logging.getLogger("scopegate.decisions")
+from sidecar.telemetry.events import LogEvent
 
 MAX_RECORD_BYTES = 1 << 20
 
@@ -175,7 +173,7 @@ class DecisionRecordService:
     def _failed(self, command: Emit | Bind | Turn, exc: Exception) -> None:
         # Any exception but StoreUnavailable is a programming error, so its traceback is logged.
         trace = None if isinstance(exc, StoreUnavailable) else exc
-        logger.error("the store did not confirm %s: %s", _called(command), exc, exc_info=trace)
+        LogEvent.EMISSION_UNCONFIRMED.log(_called(command), exc, exc=trace)
         with self._counting:
             self._failures += 1
         FAILED.inc()

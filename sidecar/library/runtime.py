@@ -17,17 +17,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import ValidationError
-
 from sidecar.clock import wall_clock
 from sidecar.core.command import Admitted, Command, Reply, Settled
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.errors import StoreClosed, StoreUnavailable
+from sidecar.gate.observer import Observer
 from sidecar.gate.settlement import Settlements
 from sidecar.policies import files as policyfiles
+from sidecar.settings.faults import validated
 from sidecar.settings.sections import Care
 from sidecar.settings.sections import Store as StoreSettings
-from sidecar.settings.values import sentence
 from sidecar.store.base import Engine
 from sidecar.store.batch import Store
 from sidecar.store.crash import account_for_crash
@@ -115,7 +114,7 @@ class ThreadedStore:
         except BaseException:
             await store.close()
             raise
-        self._running = _Running(engine, store, Settlements(store, metrics, "library"))
+        self._running = _Running(engine, store, Settlements(store, Observer(metrics), "library"))
 
     def close(self) -> None:
         """Commit the waiting commands, close the store and end its thread. Later calls raise StoreClosed."""
@@ -243,7 +242,7 @@ class ThreadedStore:
     async def _settle(
         self, admitted: Admitted, outcome: Ending, cost: int | None, cause: str | None
     ) -> Settled | None:
-        return await self._open_now().settlements.settle(admitted, {}, outcome, cost, cause=cause)
+        return await self._open_now().settlements.settle(admitted, outcome, cost=cost, cause=cause)
 
     # Between the threads ---------------------------------------------------------------------------
 
@@ -382,21 +381,19 @@ def opened(store_url: str) -> ThreadedStore:
 
 
 def _store_settings(store_url: str, deadline_seconds: float) -> StoreSettings:
-    try:
-        return StoreSettings.model_validate(
-            {"url": store_url, "deadline_seconds": deadline_seconds}, context={"folder": Path.cwd()}
-        )
-    except ValidationError as exc:
-        error = exc.errors(include_url=False)[0]
-        name = {"url": "store_url"}.get(str(error["loc"][0]), error["loc"][0])
-        raise ValueError(f"{name} {sentence(dict(error))}") from exc
+    given = {"url": store_url, "deadline_seconds": deadline_seconds}
+    settings, mistakes = validated(StoreSettings, given, {"folder": Path.cwd()})
+    if settings is None:
+        name = {"url": "store_url"}.get(str(mistakes[0].path[0]), mistakes[0].path[0])
+        raise ValueError(f"{name} {mistakes[0].message}")
+    return settings
 
 
 def _confidence(value: float) -> float:
-    try:
-        return Care.model_validate({"min_confidence": value}).min_confidence
-    except ValidationError as exc:
-        raise ValueError(f"min_confidence {sentence(dict(exc.errors(include_url=False)[0]))}") from exc
+    care, mistakes = validated(Care, {"min_confidence": value})
+    if care is None:
+        raise ValueError(f"min_confidence {mistakes[0].message}")
+    return care.min_confidence
 
 
 def _close_all() -> None:

@@ -7,11 +7,9 @@ import math
 import threading
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from sidecar.core.rehearsal import MAX_TIMEOUT_MS, execution_hash
 from sidecar.library.runtime import configured_store
@@ -24,12 +22,13 @@ from sidecar.scoped_execution import (
     register_action,
     test_recovery_scope,
 )
+from tests.cases import load_cases
 from tests.library.recorded import envelopes
 from tests.support import eventually
 
 pytestmark = pytest.mark.usefixtures("store_url")
 
-CASES = yaml.safe_load((Path(__file__).parent.parent / "cases" / "rehearsal.yaml").read_text("utf-8"))
+CASES = load_cases("rehearsal")
 SCOPED = [scope for scope in ExecutionScope if scope is not ExecutionScope.DRY_RUN]
 
 

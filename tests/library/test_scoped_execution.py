@@ -26,9 +26,10 @@ from sidecar import scoped_execution
 from sidecar.core.command import Turn
 from sidecar.core.policy import PolicySet
 from sidecar.core.wording import visible_chars
-from sidecar.errors import ERRORS, SCOPE_ERRORS, ScopegateError
+from sidecar.errors import ERRORS, ScopegateError
 from sidecar.ids import new_decision_id
 from sidecar.library.admission import grant
+from sidecar.library.refusals import SCOPE_ERRORS
 from sidecar.library.runtime import UNRESTRICTED, configured_store
 from sidecar.scoped_execution import (
     ScopeActionMismatch,

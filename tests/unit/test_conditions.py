@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.policy import FACTS, RiskClass, Subject
-from sidecar.errors import ConditionFailed, ConfigurationError
+from sidecar.errors import ConditionFailed
+from sidecar.files.faults import ConfigurationError
 from sidecar.policies import conditions
 from sidecar.policies.conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, NoCondition, condition
 from sidecar.policies.files import load

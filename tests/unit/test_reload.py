@@ -19,7 +19,7 @@ from aiohttp import web
 from sidecar.clock import wall_clock
 from sidecar.core.policy import RiskClass
 from sidecar.core.record import iso_time
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.live.reload import SETTLE_SECONDS, Cause, Files, Reloader, warn_of_openings
 from sidecar.live.terms import Live, Terms
 from sidecar.policies import files as policyfiles

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sidecar
-from tests.rooms import MAP, map_page
+from tests.reference.rooms import MAP, map_page
 
 ROOT = Path(sidecar.__file__).parent
 MODULES = sorted(ROOT.glob("**/*.py"))

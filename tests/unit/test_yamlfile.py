@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.errors import ConfigurationError, Fault
 from sidecar.files import yamlfile as yamlevents
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import (
     MAX_BYTES,
     MAX_DEPTH,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
@@ -24,6 +23,7 @@ from sidecar.live.terms import Live
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
 from sidecar.store.lists import FILTERS, KINDS
+from sidecar.telemetry.events import LogEvent
 from sidecar.web.api.clockapi import ClockApi
 from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
@@ -37,8 +37,6 @@ from sidecar.web.serving.hosts import Guard
 from sidecar.web.wire.asked import paging_of, query_of, request_id_of, tenant_of, unknown
 from sidecar.web.wire.models import ReconcileRequest, validated, wrong
 from sidecar.web.wire.problem import answer, problem, problems
-
-logger = logging.getLogger("scopegate.web")
 
 DECISION_FILTERS = tuple(FILTERS)
 EXECUTION_STATUSES = get_args(ExecutionStatus)
@@ -196,13 +194,8 @@ class Admin:
         )
         if isinstance(reply, Denied):
             return problem(reply.refusal)
-        logger.info(
-            "reconciled",
-            extra={
-                "decision_id": decision_id,
-                "outcome": wanted.outcome,
-                "scope_id": reply.execution.scope_id,
-            },
+        LogEvent.RECONCILED.log(
+            decision_id=decision_id, outcome=wanted.outcome, scope_id=reply.execution.scope_id
         )
         return answer(reply.execution.to_dict())
 

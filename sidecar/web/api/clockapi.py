@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-
 from aiohttp import web
 
 from sidecar.core.command import AcceptClock, ClockAccepted
 from sidecar.core.record import iso_time
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
+from sidecar.telemetry.events import LogEvent
 from sidecar.web.wire.asked import request_id_of
 from sidecar.web.wire.problem import answer
-
-logger = logging.getLogger("scopegate.web")
 
 
 class ClockApi:
@@ -31,9 +28,7 @@ class ClockApi:
         )
         assert isinstance(reply, ClockAccepted)
         step = (reply.now - reply.before) / 1_000_000
-        logger.warning(
-            "the wall clock was accepted", extra={"decision_id": reply.decision_id, "step_seconds": step}
-        )
+        LogEvent.CLOCK_ACCEPTED.log(decision_id=reply.decision_id, step_seconds=step)
         return answer(
             {
                 "decision_id": reply.decision_id,

@@ -6,10 +6,10 @@ from typing import cast
 
 from aiohttp import web
 
-from sidecar.core.command import Bind, Bound, Emit, Emitted, NotEmitted, Switch, Turn, Turned
-from sidecar.core.emission import Kind, emission
+from sidecar.core.command import Bind, Emit, Emitted, NotEmitted, RunBound, Switch, Turn, Turned
+from sidecar.core.emission import CARESignalAccessError, Kind, emission
 from sidecar.core.facts import is_identifier
-from sidecar.errors import CARESignalAccessError, Refusal
+from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
 from sidecar.live.terms import Live
 from sidecar.store.batch import Store
@@ -87,7 +87,7 @@ class EmitterApi:
         if not told.request_id:
             return answer({"updated": 0})
         reply = await self._store.submit(Bind(request_id=told.request_id, run_id=run_id))
-        assert isinstance(reply, Bound)
+        assert isinstance(reply, RunBound)
         return answer({"updated": reply.count})
 
     async def _switch(self, request: web.Request) -> web.Response:

@@ -11,29 +11,11 @@ from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule
 from sidecar.core.record import iso_time
 from sidecar.core.scope import Scope
-from sidecar.errors import Refusal
+from sidecar.errors import ERRORS, Refusal
 from sidecar.gate.messages import Explanation
 from sidecar.live.terms import Terms
 from sidecar.settings.sections import Route
 
-# Advice for each error code with which an execution can be refused.
-NEXT: Mapping[str, str] = {
-    "scoped_execution_required": "Ask for a scope (POST /api/v1/recovery/scope) and send its scope_id.",
-    "scope_not_found": "Check the scope_id and the tenant; scopes are listed by incident.",
-    "incident_mismatch": "Ask for a scope for this incident.",
-    "action_outside_scope": "Ask for a scope that lists this action.",
-    "target_outside_scope": "Name only target agents of the scope, or ask for one that has them.",
-    "scope_revoked": "Find out who revoked it and why before you ask for another one.",
-    "scope_expired": "Ask for a new scope; they live for minutes only.",
-    "scope_exhausted": "See what its attempts achieved, then ask for a new scope if another one makes sense.",
-    "policy_denied": "Read the rules' reasons; change the request, or have the policies changed.",
-    "braked": "Wait until it ends, or look for what the last executions did not mend.",
-    "invalid_request": "Correct the member that is named.",
-    "policy_unavailable": "Correct the policies; `scopegate check` names what is wrong.",
-    "store_unavailable": "Look at readiness (/health/ready) and at the store's disk.",
-    "overloaded": "Try again in a moment.",
-    "draining": "Ask another sidecar, or wait for the restart.",
-}
 ALLOWED = "Nothing; it would be let through."
 
 
@@ -80,7 +62,7 @@ def _next(refusal: Refusal, explanation: Explanation) -> str:
         # A ceiling below the hold could never cover it. A higher one could until the scope was spent.
         needed = hold if scope.max_cost < hold else scope.spent + hold
         return f"Ask for a scope with max_cost_usd of at least {to_dollars(needed):.12g}."
-    return NEXT.get(refusal.code, refusal.message)
+    return ERRORS[refusal.code].advice
 
 
 def _left(scope: Scope, now: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
-from sidecar.gate.refusal_log import Asked, Refused
+from sidecar.gate.messages import Refused, RequestFacts
 from sidecar.ids import new_scope_id
 from sidecar.live.terms import Live, Terms
 from sidecar.store.batch import Store
@@ -61,19 +61,19 @@ class ScopeApi:
     async def refuse(
         self, request: web.BaseRequest, target: str, request_id: str, refusal: Refusal
     ) -> web.Response:
-        """Refuse a request to a scope endpoint unread. Record it if it asked to issue or revoke a scope."""
+        """Refuse a request to a scope endpoint unread. Record it if it facts to issue or revoke a scope."""
         path, terms = target.partition("?")[0], self._live.terms
         name = scopetest.named(path.removeprefix(SCOPES_PREFIX)) if path.startswith(SCOPES_PREFIX) else None
         if (request.method, path) != ("POST", SCOPE_PATH) and (request.method != "DELETE" or name is None):
             return problem(refusal, request_id=request_id)
-        asked = Asked(
+        facts = RequestFacts(
             gatekept="scope_grant",
             tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
             request_id=request_id,
             policies=terms.policies,
             claims=Claims(scope_id=name),
         )
-        return refused_problem(await self._gate.refusals.refuse(refusal, asked), request_id)
+        return refused_problem(await self._gate.refusals.refuse(refusal, facts), request_id)
 
     async def _serve(self, request: web.BaseRequest, target: str, request_id: str) -> web.Response:
         path, _, query = target.partition("?")
@@ -107,7 +107,7 @@ class ScopeApi:
     async def _issue(
         self, request: web.BaseRequest, tenant: str | None, request_id: str, terms: Terms
     ) -> web.Response:
-        asked = Asked(
+        facts = RequestFacts(
             gatekept="scope_grant",
             tenant_id=tenant or "default",
             request_id=request_id,
@@ -116,18 +116,18 @@ class ScopeApi:
         refuse = self._gate.refusals.refuse
         unready = self._gate.unready(terms)
         if unready is not None:
-            refusal, retry_after = unready
-            return refused_problem(await refuse(refusal, asked, retry_after=retry_after), request_id)
+            refused = await refuse(unready.refusal, facts, retry_after=unready.retry_after)
+            return refused_problem(refused, request_id)
         wanted = await _wanted(request, terms) if tenant is not None else _no_tenant(terms)
         if isinstance(wanted, Refusal):
-            return refused_problem(await refuse(wanted, asked), request_id)
-        asked = replace(asked, claims=Claims(incident_id=wanted.incident_id))
+            return refused_problem(await refuse(wanted, facts), request_id)
+        facts = replace(facts, claims=Claims(incident_id=wanted.incident_id))
         granted = _scope_terms(wanted, terms)
         if isinstance(granted, Refusal):
-            return refused_problem(await refuse(granted, asked), request_id)
+            return refused_problem(await refuse(granted, facts), request_id)
         scope = Scope(
             scope_id=new_scope_id(),
-            tenant_id=asked.tenant_id,
+            tenant_id=facts.tenant_id,
             incident_id=wanted.incident_id,
             allowed_actions=wanted.actions,
             max_cost=granted.max_cost,
@@ -139,7 +139,7 @@ class ScopeApi:
             created_by=wanted.created_by,
         )
         defaulted = frozenset(term for term in TERMS if getattr(wanted, term) is None)
-        reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, asked)
+        reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, facts)
         if isinstance(reply, Refused):
             return refused_problem(reply, request_id)
         names_scope(request, reply.scope.scope_id)
@@ -181,14 +181,14 @@ class ScopeApi:
         return answer(body, request_id=request_id)
 
     async def _revoke(self, scope_id: str, tenant: str, request_id: str, terms: Terms) -> web.Response:
-        asked = Asked(
+        facts = RequestFacts(
             policies=terms.policies,
             gatekept="scope_grant",
             tenant_id=tenant,
             request_id=request_id,
             claims=Claims(scope_id=scope_id),
         )
-        reply = await self._grants.revoke(scope_id, asked)
+        reply = await self._grants.revoke(scope_id, facts)
         if isinstance(reply, Refused):
             return refused_problem(reply, request_id)
         body = {

@@ -29,7 +29,6 @@ Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ScopeId = Annotated[str, Field(pattern="^scope_[0-9a-f]{24,}$")]
 DecisionId = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
 Bound = Literal["max_attempts", "max_cost_usd"]
-Term = Literal["max_attempts", "ttl_seconds", "max_cost_usd"]
 Code = Annotated[str, Field(json_schema_extra={"enum": list(ERRORS)})]
 # A member that an answer leaves out if it has no value. It is never null instead.
 ABSENT: Any = Field(default=None)
@@ -48,55 +47,6 @@ class AnswerModel(BaseModel):
         for member in schema.get("properties", {}).values():
             member.pop("default", None)  # the default only marks a member that may be absent
         return schema
-
-
-# Errors ---------------------------------------------------------------------------------------------
-
-
-class WrongMember(AnswerModel):
-    """One member of a body that is wrong, as a JSON pointer, and why."""
-
-    member: str
-    problem: str
-
-
-class Problem(AnswerModel):
-    """An error, as RFC 9457 has it. `error` says which; choose by it, not by the text. The members behind
-    `detail` are those that the code brings along."""
-
-    error: Code
-    message: str
-    type: Annotated[str, Field(pattern="^urn:scopegate:error:[a-z_]+$")]
-    title: str
-    status: Annotated[int, Field(ge=400, le=599)]
-    detail: str
-    decision_id: Annotated[str, Field(description="Under which the refusal is recorded.")] = ABSENT
-    scope_id: str = ABSENT
-    incident_id: str | None = ABSENT
-    action: str | None = ABSENT
-    target_agents: list[str] = ABSENT
-    bound: Annotated[Bound, Field(description="What of the scope is used up.")] = ABSENT
-    expires_at: Time = ABSENT
-    rules: Annotated[list[str], Field(description="The policy rules that deny it.")] = ABSENT
-    limit: Annotated[Term, Field(description="The term of a scope that a rule limits.")] = ABSENT
-    value: Annotated[float, Field(ge=0, description="The most that the limit leaves.")] = ABSENT
-    require: Annotated[
-        Literal["intent_min_chars", "target_agents"], Field(description="What a rule wants to be said.")
-    ] = ABSENT
-    condition_error: Annotated[str, Field(description="Why a rule's condition could not be judged.")] = ABSENT
-    ends_at: Annotated[
-        Time | None, Field(description="When the brake ends; null: once what is in flight has ended.")
-    ] = ABSENT
-    retry_after_seconds: Annotated[int, Field(ge=1)] = ABSENT
-    member: Annotated[str, Field(description="The first member that is missing or wrong.")] = ABSENT
-    errors: Annotated[
-        list[WrongMember] | list[str],
-        Field(description="All members, or all places in files, that are wrong."),
-    ] = ABSENT
-    cause: Annotated[str, Field(description="What made it impossible to decide or to deliver.")] = ABSENT
-    path: str = ABSENT
-    max_bytes: Count = ABSENT
-    execution_status: ExecutionStatus = ABSENT
 
 
 # Scopes ---------------------------------------------------------------------------------------------

@@ -36,7 +36,6 @@ from sidecar.web.api.openapi.operation import (
 from sidecar.web.api.openapi.opscalls import OPS
 from sidecar.web.api.openapi.scopecalls import SCOPES
 from sidecar.web.api.scopes import MIN_TTL_SECONDS
-from sidecar.web.wire import answermodels
 from sidecar.web.wire.models import IN_A_HEADER
 
 # The links from a scope to calls that need its tenant.
@@ -236,7 +235,6 @@ def _reference(schema: Schema | type[BaseModel]) -> Schema:
 
 
 def _models_of(operations: Iterable[Operation]) -> Iterator[type[BaseModel]]:
-    yield answermodels.Problem
     for operation in operations:
         named = [content for answer in operation.answers for content in answer.contents.values()]
         if operation.body is not None:
@@ -252,7 +250,7 @@ def _schemas(operations: Iterable[Operation], settings: Settings) -> dict[str, A
         ref_template="#/components/schemas/{model}",
         schema_generator=_Untitled,
     )
-    schemas: dict[str, Any] = made["$defs"]
+    schemas: dict[str, Any] = {**made["$defs"], **problems.PROBLEM_SCHEMAS}
     _bound(schemas["ScopeRequest"]["properties"], settings)
     for number, route in enumerate(settings.gate.routes, start=1):
         schemas[body_name(number)] = body_schema(route.sources)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MAP = ROOT / "sidecar/README.md"
 MADE = (
     "<!-- From here on made from the docstrings by `python -m tests.reference`. "
@@ -33,6 +33,11 @@ ORDER = (
     "web/data",
     "cli",
 )
+
+
+def pages() -> dict[Path, str]:
+    """The map, as a file."""
+    return {MAP: map_page()}
 
 
 def map_page() -> str:
