@@ -43,7 +43,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-# Ids and reasons become text, whatever their type.
+# Ids and reasons of any type become text.
 Text = Annotated[str, BeforeValidator(as_text)]
 Members = Annotated[dict[str, Any], BeforeValidator(plain)]
 
