@@ -67,14 +67,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.core.command import Issued
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import RiskClass
-from sidecar.core.record import iso_time
 from sidecar.core.rehearsal import ExecutionScope, RecoveryAction, ScopedExecutionResult
 from sidecar.errors import StoreUnavailable
 from sidecar.library.actions import NotBegun, begin, register_action, registered
 from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
-from sidecar.library.boundscope import BoundExecutionScope, ScopeStore
+from sidecar.library.boundscope import BoundExecutionScope, ScopeStore, members_of, snapshot
 from sidecar.library.guard import requires_scoped_execution
 from sidecar.library.refusals import (
     ScopeActionMismatch,
@@ -156,7 +156,7 @@ async def create_recovery_scope(
     )
     issued = allowed(command, await store.submit(command))
     assert isinstance(issued, Issued)
-    return issued.scope.to_dict(store.now())
+    return members_of(snapshot(issued.scope, (), store.now()))
 
 
 async def execute_with_scope(

@@ -33,13 +33,15 @@ from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics, without_created_series
 from sidecar.telemetry.tracing import Tracing
 from sidecar.upstream import Upstream, UpstreamTls
-from sidecar.web.api.admin import About, Admin
+from sidecar.web.api.admin import Admin
 from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
+from sidecar.web.api.executions import ExecutionApi
+from sidecar.web.api.explain import ExplainApi
 from sidecar.web.api.openapi.document import document
 from sidecar.web.api.ops import Ops
-from sidecar.web.api.reloads import ReloadApi
 from sidecar.web.api.scopes import ScopeApi
+from sidecar.web.api.state import About, StateApi
 from sidecar.web.data.passthrough import PassThrough
 from sidecar.web.data.plane import DataPlane
 from sidecar.web.serving.accesslog import AccessLog
@@ -50,6 +52,7 @@ from sidecar.web.serving.connections import (
     require_fast_parser,
 )
 from sidecar.web.serving.listener import Factory, Listener, connections, file_limit
+from sidecar.web.wire.answers import Listeners
 
 # The time before an idle connection is closed in the drain.
 LAST_CALL_SECONDS = 0.5
@@ -197,36 +200,36 @@ class Sidecar:
         self._data_server = DataServer(
             plane.handle, on_ended=access.ended, head_timeout_seconds=settings.gate.head_timeout_seconds
         )
+        about = About(
+            started_at=self._elapsed(),
+            elapsed=self._elapsed,
+            store_url=settings.store.url,
+            listeners=self._listeners,
+            scopes_served_on=settings.scopes.serve_on,
+        )
         self._admin = Admin(
             store=self.store,
-            gate=self.gate,
-            scopes=None if on_data else scopes,
-            grants=grants,
             live=self.live,
+            scopes=None if on_data else scopes,
+            executions=ExecutionApi(store=self.store, gate=self.gate),
+            explain=ExplainApi(grants=grants, live=self.live),
             emitters=EmitterApi(store=self.store, metrics=self.metrics, live=self.live),
-            reloads=ReloadApi(self.reloader),
+            state=StateApi(
+                store=self.store, gate=self.gate, live=self.live, reloader=self.reloader, about=about
+            ),
             docs=Docs(
                 lambda settings: document(settings, data=self.data_address, ops=self.ops_address), self.live
-            ),
-            about=About(
-                started_at=self._elapsed(),
-                elapsed=self._elapsed,
-                store_url=settings.store.url,
-                listeners=self._listeners,
             ),
         )
         self._ops = Ops(store=self.store, gate=self.gate, live=self.live, metrics=self.metrics)
 
-    def _listeners(self) -> dict[str, str]:
+    def _listeners(self) -> Listeners:
         """The actual address of each listener, as `status` shows it."""
         settings = self.settings
         return {
-            name: f"https://{address}" if section.tls.certificate_file else str(address)
-            for name, address, section in (
-                ("data", self.data_address, settings.data),
-                ("admin", self.admin_address, settings.admin),
-                ("ops", self.ops_address, settings.ops),
-            )
+            "data": _url(self.data_address, settings.data.tls),
+            "admin": _url(self.admin_address, settings.admin.tls),
+            "ops": _url(self.ops_address, settings.ops.tls),
         }
 
     async def _serve(self, name: str, application: web.Application, address: Address) -> Address:
@@ -320,6 +323,10 @@ def _checkpointer(log: Log, metrics: Metrics) -> Checkpointer | None:
     if log.signing_key_file is None or log.checkpoint_file is None:
         return None
     return Checkpointer(load_signing_key(log.signing_key_file), log.checkpoint_file, metrics)
+
+
+def _url(address: Address, tls: ListenTls) -> str:
+    return f"https://{address}" if tls.certificate_file else str(address)
 
 
 def _listening(name: str, tls: ListenTls) -> Credentials | None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, PolicySet
-from sidecar.core.record import iso_time
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from sidecar.core.command import Admit, Admitted, Denied, Gatekept, Issue, Recorded, Refuse, Reply, Settled
-from sidecar.core.facts import DEFAULT_SOURCES, Claims, Request, is_identifier, read
+from sidecar.core.facts import DEFAULT_SOURCES, IDENTIFIER_RULE, Claims, Request, is_identifier, read
 from sidecar.core.money import is_whole_micros, to_micros
 from sidecar.core.policy import PolicySet
 from sidecar.core.rehearsal import reported_cost
@@ -117,13 +117,13 @@ def _intent(value: object) -> str:
 
 def _identifier(name: str, value: object) -> str:
     if not isinstance(value, str) or not is_identifier(value):
-        raise ValueError(f"{name} must be a string of 1 to 256 printable characters")
+        raise ValueError(f"{name} must be a string of {IDENTIFIER_RULE}")
     return value
 
 
 def _identifiers(name: str, values: object) -> tuple[str, ...]:
     if not isinstance(values, list | tuple) or not all(is_identifier(value) for value in values):
-        raise ValueError(f"{name} must be a list of strings of 1 to 256 printable characters")
+        raise ValueError(f"{name} must be a list of strings of {IDENTIFIER_RULE}")
     return tuple(values)
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, ClassVar
 
 from sidecar.core.command import Admit, Issued, Refuse, Revoke, Revoked
 from sidecar.core.facts import is_identifier
+from sidecar.core.instant import iso_time, to_datetime
 from sidecar.core.money import to_dollars
-from sidecar.core.record import iso_time
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.ids import new_decision_id
@@ -28,12 +28,6 @@ from sidecar.store.batch import predicted
 
 # Scopes per read. The executions of each scope are read with it.
 PAGE = 200
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _instant(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 @dataclass
@@ -125,21 +119,26 @@ class BoundExecutionScope:
         if found is not None:
             scope, executions = found
             self._refresh(snapshot(scope, executions, store.now()))
-        elif self.status == "active" and self.expires_at <= _instant(store.now()):
+        elif self.status == "active" and self.expires_at <= to_datetime(store.now()):
             self.status = "expired"
-        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "execution_log"}
-        return {
-            **shown,
-            "allowed_actions": list(self.allowed_actions),
-            "target_agents": list(self.target_agents),
-            "expires_at": self.expires_at.isoformat(timespec="microseconds"),
-            "created_at": self.created_at.isoformat(timespec="microseconds"),
-            "attempts_remaining": max(0, self.max_attempts - self.attempts_used),
-        }
+        return members_of(self)
 
     def _refresh(self, now: BoundExecutionScope) -> None:
         for each in fields(self):
             setattr(self, each.name, getattr(now, each.name))
+
+
+def members_of(scope: BoundExecutionScope) -> dict[str, Any]:
+    """The members that `BoundExecutionScope.to_dict` returns, without asking the store."""
+    shown = {each.name: getattr(scope, each.name) for each in fields(scope) if each.name != "execution_log"}
+    return {
+        **shown,
+        "allowed_actions": list(scope.allowed_actions),
+        "target_agents": list(scope.target_agents),
+        "expires_at": scope.expires_at.isoformat(timespec="microseconds"),
+        "created_at": scope.created_at.isoformat(timespec="microseconds"),
+        "attempts_remaining": max(0, scope.max_attempts - scope.attempts_used),
+    }
 
 
 def snapshot(scope: Scope, executions: Sequence[Execution], now: int) -> BoundExecutionScope:
@@ -150,10 +149,10 @@ def snapshot(scope: Scope, executions: Sequence[Execution], now: int) -> BoundEx
         allowed_actions=list(scope.allowed_actions),
         max_cost_usd=to_dollars(scope.max_cost),
         max_attempts=scope.max_attempts,
-        expires_at=_instant(scope.expires_at),
+        expires_at=to_datetime(scope.expires_at),
         intent=scope.intent,
         target_agents=list(scope.target_agents),
-        created_at=_instant(scope.created_at),
+        created_at=to_datetime(scope.created_at),
         created_by=scope.created_by,
         attempts_used=scope.attempts_used,
         cost_used_usd=to_dollars(scope.spent),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
@@ -17,6 +17,7 @@ from prometheus_client import Counter
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from sidecar.core.command import Bind, Emit, Reply, Turn
+from sidecar.core.instant import to_datetime, to_instant
 from sidecar.core.record import (
     CausalRole,
     DecisionOutcome,
@@ -38,9 +39,6 @@ FAILED = Counter(
     "scopegate_library_emissions_failed",
     "Decision records, bindings of runs and turns of switches that the store did not confirm.",
 )
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 # Ids and reasons of any type become text.
@@ -99,7 +97,7 @@ def core_record(record: DecisionRecord) -> Record:
             **values,
             "decision_inputs": plain(record.decision_inputs),
             "details": plain(record.details),
-            "decided_at": (record.decided_at - _EPOCH) // _MICROSECOND,
+            "decided_at": to_instant(record.decided_at),
         }
     )
 
@@ -107,7 +105,7 @@ def core_record(record: DecisionRecord) -> Record:
 def decision_record(record: Record) -> DecisionRecord:
     """Convert a record of the core to the public type. Raises ValueError for invalid values."""
     values = {field.name: getattr(record, field.name) for field in fields(Record)}
-    return DecisionRecord(**{**values, "decided_at": _EPOCH + record.decided_at * _MICROSECOND})
+    return DecisionRecord(**{**values, "decided_at": to_datetime(record.decided_at)})
 
 
 class DecisionRecordService:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sidecar.core.policy import PolicySet, RiskClass
-from sidecar.core.record import iso_time
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import contents, in_order
 from sidecar.live.terms import Live, Terms
@@ -151,10 +150,6 @@ class Reload:
     errors: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     shadowed: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The reload as `status` shows it."""
-        return {"time": iso_time(self.time), "ok": not self.errors, "errors": list(self.errors)}
 
 
 class Reloader:

@@ -22,11 +22,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from sidecar.core.instant import to_datetime
 from sidecar.core.policy import FACTS, RiskClass, Subject
 from sidecar.errors import ConditionFailed
 from sidecar.files.yamlfile import did_you_mean, shown
@@ -39,7 +39,6 @@ MAX_CHARS = 4096
 MAX_VALUES = 128
 MAX_VALUE_CHARS = 4096
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Comments and quoted texts, which contain no names.
 _NO_NAMES = re.compile(
@@ -264,7 +263,7 @@ _FACT: Mapping[str, Callable[[Subject], Any]] = {
     "attempts_used": lambda subject: subject.attempts_used,
     "attempts_remaining": lambda subject: subject.attempts_remaining,
     "scope_age_seconds": lambda subject: subject.scope_age_seconds,
-    "now": lambda subject: _EPOCH + timedelta(microseconds=subject.now),
+    "now": lambda subject: to_datetime(subject.now),
 }
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 import orjson
 
 from sidecar.core.entries import OUTCOMES
 from sidecar.core.facts import Claims
+from sidecar.core.instant import to_instant
 from sidecar.core.money import to_micros
 from sidecar.core.record import DecisionOutcome
 from sidecar.core.rules import TERMS
@@ -31,8 +32,6 @@ Missing = dict[str, str]
 Kind = Literal["unchanged", "refused", "allowed", "otherwise", "lowered", "shadow", "undecidable"]
 
 _MASK = re.compile(r"\[masked(:[0-9a-f]{16})?\]")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _BY_POLICY = frozenset(
     code for code, outcome in OUTCOMES.items() if outcome is DecisionOutcome.POLICY_BLOCKED
 )
@@ -329,7 +328,7 @@ class Finding:
 def instant(text: str) -> int:
     """A time in ISO 8601 as microseconds since 1970. Raises ValueError, also if the offset is missing."""
     try:
-        return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
+        return to_instant(datetime.fromisoformat(text))
     except TypeError as exc:
         raise ValueError("a time needs its offset from UTC, such as Z") from exc
 

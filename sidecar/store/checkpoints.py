@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sidecar.core.checkpoint import Checkpoint
-from sidecar.core.record import iso_time
+from sidecar.core.instant import iso_time
 from sidecar.errors import StoreUnavailable
 from sidecar.files.signing import SigningKey
 from sidecar.store.batch import Store

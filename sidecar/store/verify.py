@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from sidecar.core.chain import GENESIS
-from sidecar.core.record import iso_time
+from sidecar.core.instant import iso_time
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.store.attestation import NONE, Attestation, Attested
 from sidecar.store.logfile import READ_ERRORS, START, LogFile, damage_of, opened, schema_of

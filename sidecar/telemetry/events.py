@@ -45,7 +45,7 @@ FIELDS: Mapping[str, str] = {
     "checkpoint_file": "the file that checkpoints are appended to",
     "config_revision": "the hash of the configuration that is now in force",
     "connections": "the number of connections that the data listener may hold",
-    "count": "the number of executions, settlements, refusals or connections that the line is about",
+    "count": "how many executions, settlements, refusals, connections or lines the line is about",
     "decision_id": "the decision record; of an execution, the one that admitted it; null: none is recorded",
     "drain_seconds": "the time that requests in flight have to end",
     "duration_ms": "milliseconds from the request's head to the end of its answer",
@@ -142,6 +142,13 @@ class LogEvent(Enum):
         "the drain is over; executions end as unknown",
         "count",
         f"They took longer than `shutdown.drain_seconds`. {_RECONCILE}",
+    )
+    LINES_DROPPED = (
+        "scopegate",
+        WARNING,
+        "log lines were dropped",
+        "count",
+        "The reader of standard error is too slow. The decision log is complete.",
     )
     STOPPED = ("scopegate", INFO, "stopped", "", "The end of an orderly stop.")
     STOPPED_DURING_START = (

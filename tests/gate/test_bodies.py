@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import EXECUTE, Backend, House, Message, Open, connect, read_message, request_bytes
+from tests.client import Message, connect, read_message, request_bytes
+from tests.support import EXECUTE, Backend, House, Open
 
 JSON = ("Content-Type", "application/json")
 

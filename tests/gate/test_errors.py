@@ -12,19 +12,8 @@ import pytest
 from sidecar.core.policy import Brake, Rule
 from sidecar.errors import ERRORS
 from sidecar.store import batch
-from tests.support import (
-    EXECUTE,
-    POLICIES,
-    SCOPES,
-    Message,
-    Open,
-    connect,
-    read_message,
-    replies,
-    request_bytes,
-    sends,
-    unused_port,
-)
+from tests.client import Message, connect, read_message, request_bytes
+from tests.support import EXECUTE, POLICIES, SCOPES, Open, replies, sends, unused_port
 
 # The status of every error code.
 STATUSES = {

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from tests.support import EXECUTE, Backend, House, Message, Open, replies, sends
+from tests.client import Message
+from tests.support import EXECUTE, Backend, House, Open, replies, sends
 
 
 async def seen_with(house: House, *headers: tuple[str, str]) -> Message:

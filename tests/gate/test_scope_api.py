@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import EXECUTE, SCOPE, SCOPES, Backend, House, Message, Open, as_json, ask, replies, sends
+from tests.client import Message, as_json, ask
+from tests.support import EXECUTE, SCOPE, SCOPES, Backend, House, Open, replies, sends
 
 
 def assert_problem(answer: Message, status: int, error: str) -> dict[str, Any]:

@@ -39,10 +39,12 @@ from sidecar.core.command import (
     Turned,
 )
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
-from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record, iso_time
+from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ERRORS, Refusal
+from sidecar.web.wire import answers
 from tests.cases import load_cases
 
 SECOND = 1_000_000
@@ -669,21 +671,21 @@ def test_an_envelope_shows_the_fourteen_fields_and_who_wrote_them() -> None:
 
 def test_a_scope_shows_what_is_left_of_it() -> None:
     scope, execution = in_flight()
-    shown = scope.to_dict(ISSUED_AT)
+    shown = answers.scope(scope, ISSUED_AT)
     assert shown["attempts_remaining"] == 1
     assert shown["cost_used_usd"] == 0.1
     assert shown["status"] == "active"
     assert shown["expires_at"] == iso_time(SCOPE.expires_at)
     assert replace(scope, attempts_used=9).attempts_remaining == 0
     assert scope.status(SCOPE.expires_at) == "expired"
-    told = execution.to_dict()
+    told = answers.execution(execution)
     assert (told["status"], told["hold_usd"], told["cost_usd"], told["ended_at"]) == (
         "in_flight",
         0.1,
         None,
         None,
     )
-    ended = execution_of(settle("answered", scope, execution)).to_dict()
+    ended = answers.execution(execution_of(settle("answered", scope, execution)))
     assert (ended["cost_usd"], ended["ended_at"]) == (0.1, iso_time(ISSUED_AT + SECOND))
 
 

@@ -17,8 +17,8 @@ from sidecar.core.apply import State, apply, names
 from sidecar.core.brakes import AdmissionGroup, Use, group_of, groups_containing, groups_for
 from sidecar.core.command import Admit, Admitted, Command, Denied, Reconcile, Reply, Settle, Settled
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, Brake, Facet, Match, PolicySet, RiskClass, Rule, Subject
-from sidecar.core.record import iso_time
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
 

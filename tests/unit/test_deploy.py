@@ -265,7 +265,7 @@ def test_kustomize_builds_the_base_with_configuration_and_policies_as_they_ship(
 
 
 def test_the_base_has_the_configuration_and_the_policies_that_ship() -> None:
-    """Kustomize reads nothing outside its folder, so there are copies: `cp` them anew when this fails."""
+    """Kustomize reads nothing outside its folder, so `tests.reference` writes copies there."""
     copies = {str(file.relative_to(KUBERNETES)): file for file in KUBERNETES.glob("*/*")}
     shipped = {f"policies/{file.name}": file for file in ROOT.glob("policies/*.yaml")}
     shipped["config/container.yaml"] = ROOT / "config/container.yaml"

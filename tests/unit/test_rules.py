@@ -15,6 +15,7 @@ from sidecar.core.apply import Applied, State, apply, granted, judgment
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admit, Admitted, Denied, Issue, Issued
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import (
     ActionPolicy,
     Brake,
@@ -26,7 +27,7 @@ from sidecar.core.policy import (
     Rule,
     Subject,
 )
-from sidecar.core.record import Entry, iso_time
+from sidecar.core.record import Entry
 from sidecar.core.rules import (
     Applying,
     Objection,

@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
-from sidecar.core.record import iso_time
 from sidecar.files.strictjson import NotJson, parse
 from sidecar.gate.messages import Forwarded
 from sidecar.web.wire.headers import Headers, value_of

@@ -28,8 +28,8 @@ from sidecar.web.serving.accesslog import AccessLog, visit_of
 from sidecar.web.serving.body import Taken
 from sidecar.web.serving.connections import DataConnection, broken_body
 from sidecar.web.serving.hosts import Guard, malformed
-from sidecar.web.wire.asked import request_id_of
 from sidecar.web.wire.problem import problem, refused_problem
+from sidecar.web.wire.request import request_id_of
 
 
 class DataPlane:

@@ -24,8 +24,8 @@ from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import uncarried
 from sidecar.web.serving.accesslog import visit_of
 from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_json
-from sidecar.web.wire.asked import request_id_of, tenant_of
 from sidecar.web.wire.headers import end_to_end, value_of, without_our_own
+from sidecar.web.wire.request import request_id_of, tenant_of
 
 # The headers that determine how a body is read.
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})

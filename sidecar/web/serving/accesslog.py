@@ -18,7 +18,7 @@ from aiohttp import web
 from sidecar.live.terms import Live
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.tracing import NO_TRACE, Trace, trace_ids
-from sidecar.web.wire.asked import MAX_REQUEST_ID_CHARS
+from sidecar.web.wire.request import MAX_REQUEST_ID_CHARS
 
 MAX_PATH_CHARS = 512
 # A target that is not a path begins with a host. So does a target that begins with two slashes.

@@ -44,7 +44,7 @@ def problem(
     return _response(kind.status, body, "application/problem+json", answer_headers)
 
 
-def refused_problem(refused: Refused, request_id: str, *, allow: tuple[str, ...] = ()) -> web.Response:
+def refused_problem(refused: Refused, request_id: str | None, *, allow: tuple[str, ...] = ()) -> web.Response:
     """The problem of a refusal that was recorded, if the store allowed it."""
     return problem(
         refused.refusal,

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from sidecar.core.scope import ExecutionStatus
 from sidecar.errors import ERRORS, MEMBERS, Refusal
-from sidecar.web.api.openapi.operation import HEADERS, REQUEST_ID_HEADER
+from sidecar.web.api.operation import HEADERS, REQUEST_ID_HEADER
 from sidecar.web.wire.problem import members_of
 
 PROBLEM = "application/problem+json"

@@ -1,15 +1,22 @@
-"""The row types of the OpenAPI document, and the parts that several calls share."""
+"""The calls of the sidecar as rows, and the parts that several rows share.
+
+The routes and the OpenAPI document are made from the rows. Each row stands in the file of its handler. The
+return type of the handler is the model of the answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Literal
+from types import MappingProxyType, UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
-from sidecar.web.wire.asked import DEFAULT_PAGE, MAX_PAGE
+from sidecar.store.lists import CURSOR, DECISION_CURSOR
+from sidecar.web.wire.request import DEFAULT_PAGE, MAX_PAGE
+
+T = TypeVar("T")
 
 Schema = Mapping[str, Any]
 # The listener of a call. `scopes` is the listener that `scopes.serve_on` names.
@@ -41,28 +48,38 @@ class Body:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer. `status` is `default` for any status. `contents` maps media types to schemas. `headers` are
-    always present. `links` maps names to OpenAPI links."""
+    """One answer. `status` is `default` for any status. `contents` maps media types to schemas; without it,
+    the answer is what the handler returns, as JSON. `headers` are always present. `links` maps names to
+    OpenAPI links."""
 
-    status: str
     description: str
-    contents: Mapping[str, Schema | type[BaseModel]]
+    status: str = "200"
+    contents: Mapping[str, Schema] | None = None
     headers: tuple[str, ...] = ()
     links: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[T]):
+    """A JSON answer that needs another status than 200, or names the decision that records it."""
+
+    body: T
+    status: int = 200
+    decision_id: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One call.
+    """One call, such as `GET /api/v1/status`.
 
-    `errors` are the codes of its problems. `told` are headers that a problem may have. `relayed` says that
-    the backend may answer with the same statuses. `tenant` says whether the call needs the tenant header, if
-    one is configured.
+    `handler` is a method that takes the request and, if the row has query parameters, their `Query`. Rows of
+    gated routes have none, because the data listener has no router. `errors` are the codes of its problems.
+    `error_headers` are headers that a problem may have. `relayed` says that the backend may answer with the
+    same statuses. `tenant` says whether the call needs the tenant header, if one is configured.
     """
 
-    listener: Listener
-    method: Literal["get", "head", "options", "post", "put", "delete"]
-    path: str
+    call: str
+    listener: Listener = "admin"
     name: str
     tag: str
     summary: str
@@ -71,16 +88,44 @@ class Operation:
     body: Body | None = None
     answers: tuple[Answer, ...]
     errors: tuple[str, ...] = ()
-    told: tuple[str, ...] = ()
+    error_headers: tuple[str, ...] = ()
     relayed: bool = False
     tenant: Literal["required", "optional"] | None = None
+    handler: Callable[..., Any] | None = None
+
+    @property
+    def method(self) -> str:
+        return self.call.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        return self.call.partition(" ")[2]
+
+    @property
+    def query(self) -> tuple[Parameter, ...]:
+        return tuple(parameter for parameter in self.parameters if parameter.place == "query")
+
+    def model(self) -> Any:
+        """The model of the JSON that the handler returns."""
+        return next(_models(get_type_hints(self.handler)["return"]))
+
+
+def _models(returned: Any) -> Iterator[Any]:
+    """The models among the types that a handler returns."""
+    if get_origin(returned) in (Union, UnionType):
+        for one in get_args(returned):
+            yield from _models(one)
+    elif get_origin(returned) is Reply:
+        yield from _models(*get_args(returned))
+    elif hasattr(returned, "__total__"):
+        yield returned
 
 
 def guarded_errors(operation: Operation) -> tuple[str, ...]:
     """The codes with which the sidecar's own calls refuse a foreign host and, for a change, another site."""
     if operation.listener not in ("admin", "scopes"):
         return ()
-    changes = operation.method not in ("get", "head", "options")
+    changes = operation.method not in ("GET", "HEAD", "OPTIONS")
     return ("misdirected_request", "cross_site") if changes else ("misdirected_request",)
 
 
@@ -170,32 +215,31 @@ LIMIT = Parameter(
 AFTER_NUMBER = Parameter(
     name="before",
     place="query",
-    schema={"type": "string", "pattern": "^[0-9]{1,18}$"},
+    schema={"type": "string", "pattern": f"^{CURSOR}$"},
     description="The `next` of the page before.",
 )
 AFTER_DECISION = Parameter(
     name="before",
     place="query",
-    schema={"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+    schema={"type": "string", "pattern": f"^{DECISION_CURSOR}$"},
     description="The `next` of the page before.",
 )
+
+
+def link(name: str, **parameters: str) -> dict[str, Any]:
+    """A link to the call of this name, with its parameters from the request or the answer."""
+    return {"operationId": name, "parameters": parameters}
+
+
 TO_DECISION: Mapping[str, Any] = {
     "Decision": {
-        "operationId": "getDecision",
-        "parameters": {"decision_id": f"$response.header.{DECISION_ID_HEADER}"},
+        **link("getDecision", decision_id=f"$response.header.{DECISION_ID_HEADER}"),
         "description": "The record that this left.",
     }
 }
 
 
-def filtered(name: str, description: str, values: tuple[str, ...] = ()) -> Parameter:
+def choice(name: str, description: str, values: tuple[str, ...] = ()) -> Parameter:
+    """A query parameter that takes one of some values, or any text."""
     schema = {"type": "string", "enum": list(values)} if values else {"type": "string"}
     return Parameter(name=name, place="query", schema=schema, description=description)
-
-
-def in_json(model: Schema | type[BaseModel]) -> Mapping[str, Schema | type[BaseModel]]:
-    return {"application/json": model}
-
-
-def shows(description: str, model: type[BaseModel], links: Mapping[str, Any] | None = None) -> Answer:
-    return Answer(status="200", description=description, contents=in_json(model), links=links or {})
