@@ -319,7 +319,7 @@ class UpstreamConnection(asyncio.Protocol):
         return bool(self._poll.poll(0))
 
     def ended_well(self) -> bool:
-        """Whether the end of the connection is the upstream's own. Without TLS this cannot be told: True."""
+        """Whether the end of the connection is the upstream's own. Without TLS it always counts as such."""
         if self._tls is None:
             return True
         try:

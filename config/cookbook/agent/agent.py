@@ -15,7 +15,7 @@ from typing import Any
 
 GATE = ("127.0.0.1", int(os.environ.get("GATE_PORT", "8000")))
 MOST_STEPS = 12
-SOME_SECONDS = 30  # the wait if an answer names none
+DEFAULT_WAIT_SECONDS = 30  # the wait if an answer names none
 PATIENCE_SECONDS = 5  # the agent waits this long for a brake, and reports a longer one
 EXIT_CODES = {"recovered": 0, "needs_scope": 3, "gave_up": 4, "unknown": 5}
 CLIENT_TIMEOUT_SECONDS = 90  # above every timeout of the gate, because only the gate knows the outcome
@@ -118,7 +118,7 @@ class Client:
             status, headers, body = send("POST", "/api/v1/recovery/execute", asked)
         except ConnectionRefusedError:
             refused = {"ok": False, "error": "gate_unreachable", "message": "Nothing was executed."}
-            return refused | {"next": WAIT, "retry_after_seconds": SOME_SECONDS}
+            return refused | {"next": WAIT, "retry_after_seconds": DEFAULT_WAIT_SECONDS}
         except (OSError, http.client.HTTPException, ValueError):
             return {"ok": False, "error": "no_answer", "next": UNKNOWN, "message": NO_ANSWER}
         if headers.get_content_type() != "application/problem+json" or body.get("error") not in ADVICE:
@@ -133,8 +133,8 @@ class Client:
         }
         result |= {name: body[name] for name in ("rules", "bound", "member", "decision_id") if name in body}
         if step == WAIT:
-            told = headers.get("Retry-After", "")
-            result["retry_after_seconds"] = int(told) if told.isdecimal() else SOME_SECONDS
+            seconds = headers.get("Retry-After", "")
+            result["retry_after_seconds"] = int(seconds) if seconds.isdecimal() else DEFAULT_WAIT_SECONDS
         return result
 
     def request_scope(self, action: str, agent: str, intent: str, max_attempts: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ cat "$request" && echo
 post 201 '' "$grant" "@$request"
 scope=$(member scope_id)
 
-echo '4. With it the agent works: it waits where it is told to, is braked at the third attempt, and reports'
+echo '4. With it the agent works: it waits for Retry-After, is braked at the third attempt, and reports'
 agent 4 retry_agent "$writer" --scope "$scope"
 
 echo '5. What was not granted it cannot do'
@@ -78,7 +78,7 @@ post 403 policy_denied "$grant" "{$rebuild, \"intent\": \"Its memory is broken, 
 post 201 '' "$grant" "{$rebuild, \"intent\": \"Its memory is broken, says its log\"}"
 scope=$(member scope_id)
 
-echo '8. No answer in time: nobody knows how it ended, so the agent stops, and nothing else starts here'
+echo '8. No answer in time: the outcome is unknown, so the agent stops, and nothing else starts on this incident'
 agent 5 rebuild_memory reader --scope "$scope"
 post 201 '' "$grant" "{$restart, \"intent\": \"Restart it once more\"}"
 again=$(member scope_id)

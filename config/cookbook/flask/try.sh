@@ -62,7 +62,7 @@ post 403 target_outside_scope "$restart" '{"agents": ["agent_9"]}' -H "X-Scope-I
 echo '7. What WSGI could read as the scope header is refused, not read'
 post 400 invalid_request "$restart" '{"agents": ["agent_7"]}' -H "X-Scope-Id: $scope" -H 'X_Scope_Id: scope_of_another'
 
-echo '8. A prefix, which WSGI servers can be told to take off again, gets nobody around the gate'
+echo '8. A prefix, which WSGI servers can be configured to remove, is no way around the gate'
 post 400 scoped_execution_required "/elsewhere$restart" '{"agents": ["agent_7"]}'
 post 400 override_refused "/elsewhere$restart" '{"agents": ["agent_7"]}' -H 'SCRIPT_NAME: /elsewhere'
 

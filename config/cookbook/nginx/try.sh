@@ -38,7 +38,7 @@ retry='"incident_id": "'$incident'", "action": "retry_agent"'
 restart='"incident_id": "'$incident'", "action": "restart_agent"'
 intent='"intent": "The agent answers in the wrong language"'
 
-echo '1. Nobody gets in without a token'
+echo '1. A request without a token is refused'
 ask 401 '' "$proxy/" -H 'X-Tenant: red'
 
 echo '2. A scope for one execution: without it refused, with it executed, then used up'
@@ -52,7 +52,7 @@ post 400 scope_exhausted red $execute "{$retry, \"scope_id\": \"$scope\"}"
 post 403 action_outside_scope red $execute "{$restart, \"scope_id\": \"$scope\"}"
 ask 200 '' "$admin/api/v1/decisions?tenant_id=red&request_id=req_$incident&event=admitted"
 
-echo '3. The scope is of the tenant that nginx names, whatever the client says'
+echo '3. The scope belongs to the tenant that nginx names, and not to the one that the client names'
 post 404 scope_not_found blue $execute "{$retry, \"scope_id\": \"$scope\"}" -H 'X-Tenant: red'
 post 403 policy_denied blue /api/v1/recovery/scope "{$restart, $intent}" -H 'X-Tenant: red' -H 'X_Tenant: red'
 post 201 '' red /api/v1/recovery/scope "{$restart, $intent}"

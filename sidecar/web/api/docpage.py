@@ -1,7 +1,7 @@
 """Renders the OpenAPI document as one HTML page, which needs neither scripts nor other hosts.
 
 The page shows what stands in the document and knows no call by name. A schema keyword that has no words here
-is shown as it stands, so that the page leaves nothing out.
+is shown as JSON, so that the page leaves nothing out.
 """
 
 from __future__ import annotations
@@ -318,7 +318,7 @@ def _limits(schema: Node) -> _Html:
 
 
 def _rest(schema: Node) -> _Html:
-    """The keywords that have no words, as they stand in the document."""
+    """The keywords that have no words, as JSON."""
     rest = {name: value for name, value in schema.items() if name not in _WORDED}
     if "properties" in schema and "anyOf" in schema:
         rest["anyOf"] = schema["anyOf"]
