@@ -41,12 +41,11 @@ Values in a record are copied and become JSON at once. They may have any type (s
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any
 
-from sidecar.core.command import Bind, Bound, Emit, NotEmitted, Switch, Turn
+from sidecar.core.command import Bind, Emit, NotEmitted, RunBound, Switch, Turn
 from sidecar.core.emission import CARESignalAccessError, Kind, check_signal, emission, once_key
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionSource, DecisionTrigger, DecisionType
 from sidecar.files.jsonvalue import as_text, plain
@@ -58,7 +57,8 @@ from sidecar.library.recording import (
     decision_record,
     get_decision_service,
 )
-from sidecar.library.runtime import configure, library
+from sidecar.library.runtime import configure, configured_store
+from sidecar.telemetry.events import LogEvent
 
 __all__ = [
     "configure",
@@ -86,8 +86,6 @@ __all__ = [
     "deactivate_care_kill_switch",
     "is_care_kill_switch_active",
 ]
-
-logger = logging.getLogger("scopegate.decisions")
 
 _KILL_SWITCH: Switch = "care_kill_switch"
 
@@ -286,7 +284,7 @@ def _always_recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord
 
 def _recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord | None:
     """Make and submit the record of a call; None if a rule or the store decides that there is none."""
-    store = library()
+    store = configured_store()
     made = emission(
         kind,
         {name: _argument(name, value) for name, value in arguments.items()},
@@ -337,10 +335,10 @@ def _check_care_optimization_exists(request_id: str) -> bool:
 def _is_kept(decision_type: DecisionType, *parts: str) -> bool:
     key = once_key(decision_type, *(_argument("", part) for part in parts))
     try:
-        return library().read_sync(lambda engine: engine.is_kept(key))
+        return configured_store().read_sync(lambda engine: engine.is_kept(key))
     except Exception as exc:
         # False is safe, because a later emit still meets the unique key in the store.
-        logger.warning("the store cannot say whether a decision is recorded: %s", exc)
+        LogEvent.LOOKUP_FAILED.log(exc)
         return False
 
 
@@ -357,7 +355,7 @@ def backfill_run_id_for_request(request_id: str, run_id: str) -> int:
     if not request or not run:
         return 0
     reply = get_decision_service().submit(Bind(request_id=request, run_id=run))
-    return reply.count if isinstance(reply, Bound) else 0
+    return reply.count if isinstance(reply, RunBound) else 0
 
 
 def check_signal_access(signal_name: str) -> bool:
@@ -388,7 +386,7 @@ def _turned(*, on: bool) -> bool:
 def is_care_kill_switch_active() -> bool:
     """Whether the kill switch is on. True if the store cannot be read, because that is the safe answer."""
     try:
-        return library().read_sync(lambda engine: engine.is_on(_KILL_SWITCH))
+        return configured_store().read_sync(lambda engine: engine.is_on(_KILL_SWITCH))
     except Exception as exc:
-        logger.warning("the store cannot say whether the kill switch is on, so it counts as on: %s", exc)
+        LogEvent.KILL_SWITCH_UNREADABLE.log(exc)
         return True

@@ -22,11 +22,11 @@ from sidecar.files.signing import load_signing_key
 from sidecar.files.tls import Credentials, client_context, server_context
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
+from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
 from sidecar.live.reload import Files, Reloader, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.terms import Live, Terms
-from sidecar.live.watch import watch
 from sidecar.settings.addresses import Address
 from sidecar.settings.sections import ListenTls, Log, Settings, Telemetry
 from sidecar.settings.sections import Upstream as UpstreamSection
@@ -35,10 +35,11 @@ from sidecar.store.batch import Store
 from sidecar.store.checkpoints import Checkpointer
 from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.logqueue import flush_logs, never_wait_for_logs
 from sidecar.telemetry.metrics import Metrics, without_created_series
 from sidecar.telemetry.tracing import Tracing
-from sidecar.upstream import Secured, Upstream
+from sidecar.upstream import Upstream, UpstreamTls
 from sidecar.web.api.admin import Admin
 from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
@@ -59,8 +60,6 @@ from sidecar.web.serving.connections import (
 )
 from sidecar.web.serving.listener import Factory, Listener, connections, file_limit, raise_file_limit
 from sidecar.web.wire.answers import Listeners
-
-logger = logging.getLogger("scopegate")
 
 # The time before an idle connection is closed in the drain.
 LAST_CALL_SECONDS = 0.5
@@ -156,7 +155,7 @@ class Sidecar:
         self._renewing = asyncio.create_task(self.renewal.watch())
         warn_of_openings(self.live.terms.settings)
         if self._files is not None:
-            self._watching = asyncio.create_task(watch(self._files, self.reloader.catch_up))
+            self._watching = asyncio.create_task(self.reloader.watch())
 
     def _wire(self) -> None:
         settings = self.settings
@@ -182,13 +181,14 @@ class Sidecar:
             reuse_idle_seconds=settings.upstream.reuse_idle_seconds,
             max_connections=settings.upstream.max_connections,
         )
+        observer = Observer(self.metrics)
         self.gate = Gate(
             store=self.store,
             upstream=self.upstream,
-            refusals=RefusalLog(self.store, self.metrics),
-            metrics=self.metrics,
+            refusals=RefusalLog(self.store, observer),
+            observer=observer,
         )
-        grants = Grants(store=self.store, gate=self.gate, metrics=self.metrics)
+        grants = Grants(store=self.store, gate=self.gate, observer=observer)
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
         self.passing = PassThrough(self.upstream, self.metrics, live=self.live)
@@ -200,6 +200,7 @@ class Sidecar:
             scopes=scopes if on_data else None,
             live=self.live,
             metrics=self.metrics,
+            observer=observer,
             access=access,
             tracing=self.tracing,
         )
@@ -275,18 +276,18 @@ class Sidecar:
         ends = time.monotonic() + limit
         until = time.monotonic() + patience
         self.gate.draining = self.passing.draining = self.reloader.draining = True
-        logger.info("draining", extra={"in_flight": self.gate.in_flight, "drain_seconds": limit})
+        LogEvent.DRAINING.log(in_flight=self.gate.in_flight, drain_seconds=limit)
         self._open["data"].close()
         unfinished = await self.gate.drain(patience)
         if unfinished:
-            logger.warning("the drain is over; executions end as unknown", extra={"count": unfinished})
+            LogEvent.DRAIN_IS_OVER.log(count=unfinished)
         await self._until_quiet(until)
         # The remaining requests may never end by themselves (event streams, WebSockets, stalled uploads).
         await self.upstream.close()
         self._data_server.pre_shutdown()
         await self._data_server.shutdown(FLUSH_SECONDS)
         await self._close(min(SPANS_SECONDS, max(LAST_CALL_SECONDS, ends - time.monotonic())))
-        logger.info("stopped")
+        LogEvent.STOPPED.log()
 
     async def _until_quiet(self, until: float) -> None:
         """Wait for pass-through requests to end, and for idle connections for a short time."""
@@ -339,11 +340,11 @@ def _listening(name: str, tls: ListenTls) -> Credentials | None:
     return Credentials(name, tls.files(), server_context) if tls.certificate_file else None
 
 
-def _towards(upstream: UpstreamSection) -> Secured | None:
+def _towards(upstream: UpstreamSection) -> UpstreamTls | None:
     if upstream.verified_name is None:
         return None
     credentials = Credentials("upstream", upstream.tls.files(), client_context)
-    return Secured(credentials=credentials, server_name=upstream.verified_name)
+    return UpstreamTls(credentials=credentials, server_name=upstream.verified_name)
 
 
 async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
@@ -356,11 +357,11 @@ async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
     await asyncio.wait([starting, stop_requested], return_when=asyncio.FIRST_COMPLETED)
     stop_requested.cancel()
     if not starting.done():
-        logger.info("stopping before the start was complete")
+        LogEvent.STOPPED_DURING_START.log()
         starting.cancel()
         await asyncio.wait([starting], timeout=sidecar.settings.shutdown.drain_seconds)
         if not starting.done():
-            logger.error("the start cannot be ended in time; the storage may hang")
+            LogEvent.START_HANGS.log()
             logging.shutdown()
             os._exit(1)
     if starting.cancelled():
@@ -388,10 +389,7 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
     raise_file_limit()
     sidecar = Sidecar(settings, policies, files=files)
     if sidecar.connections["data"] < settings.gate.max_in_flight:
-        logger.warning(
-            "the file limit leaves the data listener fewer connections than gate.max_in_flight; raise it",
-            extra={"limit": file_limit(), "connections": sidecar.connections["data"]},
-        )
+        LogEvent.LOW_FILE_LIMIT.log(limit=file_limit(), connections=sidecar.connections["data"])
     reloads: set[asyncio.Task[Any]] = set()
 
     def reload() -> None:

@@ -1,9 +1,10 @@
-"""Fixtures that every folder may use."""
+"""Fixtures for every folder, and the options `--shuffle` and `--hypothesis-profile`."""
 
 from __future__ import annotations
 
+import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,65 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from sidecar.telemetry.events import LogEvent
 from sidecar.web.serving.listener import raise_file_limit
 from tests.support import Backend, Clock, House, Open, opened, serving_backend
 
-# Hundreds of clients at once are on both ends in one process here.
+# Tests open hundreds of connections with both ends in one process.
 raise_file_limit()
-# What a shell starts in the background ignores Ctrl-C, and would hand that on to the programs started here.
+# A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP. Programs that tests start
+# would inherit that. They do not inherit a handler, and with a handler the run still survives the hangup.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# nohup would hand on that SIGHUP is ignored. A handler is not handed on, so the run itself still survives it.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 
-# Few examples in everyday runs, many by hand: `pytest tests/unit --hypothesis-profile thorough`.
-settings.register_profile("everyday", max_examples=30, deadline=None)
+# The default has few examples, the same in every run. CI runs more of them: `-m hypothesis` selects the tests
+# that have examples. `--hypothesis-profile thorough` looks for new ones.
+settings.register_profile("everyday", max_examples=30, deadline=None, derandomize=True)
+settings.register_profile("ci", parent=settings.get_profile("everyday"), max_examples=200)
 settings.register_profile("thorough", max_examples=3_000, deadline=None)
 settings.load_profile("everyday")
+
+
+@pytest.fixture(autouse=True)
+def every_log_line_carries_the_fields_of_its_event(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Holds the calls to the table of events, whatever the test is about."""
+    log, wrong = LogEvent.log, []
+
+    def checked(event: LogEvent, *args: object, exc: BaseException | None = None, **fields: Any) -> None:
+        given = {*fields, "exc_info"} if exc is not None else {*fields}
+        known = set(event.fields)
+        if not known - event.optional_fields <= given <= known or len(args) != event.message.count("%s"):
+            wrong.append(f"{event.name} was logged with {sorted(given)} and {len(args)} arguments")
+        log(event, *args, exc=exc, **fields)
+
+    monkeypatch.setattr(LogEvent, "log", checked)
+    yield
+    assert wrong == []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="run the files, and the tests of each file, in random order",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("shuffle")
+    if seed is None:
+        return
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    draw = random.Random(seed)  # the same order in every xdist worker
+    for tests in files.values():
+        draw.shuffle(tests)
+    items[:] = [test for path in draw.sample(list(files), len(files)) for test in files[path]]
 
 
 @pytest.fixture

@@ -482,7 +482,9 @@ async def opened(
     database = folder / "gate.db"
     for name in ("data", "admin", "ops"):
         sections.setdefault(name, {"listen": "127.0.0.1:0"})
-    sections["store"] = {"url": f"sqlite:///{database}", **sections.get("store", {})}
+    # A busy machine takes its time for hundreds of requests at once. Tests of the deadline set their own.
+    store = {"url": f"sqlite:///{database}", "deadline_seconds": 30.0}
+    sections["store"] = {**store, **sections.get("store", {})}
     sections.setdefault("shutdown", {"drain_seconds": 0.2})
     upstream_url = backend.url if upstream_port is None else f"http://127.0.0.1:{upstream_port}"
     settings = default(upstream_url, **sections)

@@ -6,7 +6,6 @@ The modules that read a configuration are imported on use, because a health chec
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from sidecar.cli.calling import (
     UnusableError,
 )
 from sidecar.settings.addresses import Listen
+from sidecar.telemetry.events import LogEvent
 
 if TYPE_CHECKING:
     from sidecar.errors import LogTampered
@@ -249,7 +249,7 @@ def pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
-        logging.getLogger("scopegate").warning(warning)
+        LogEvent.UNKNOWN_VARIABLE.log(warning)
 
 
 # Reading the log ------------------------------------------------------------------------------------

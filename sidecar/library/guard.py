@@ -26,7 +26,7 @@ from sidecar.library.admission import (
     to_its_end,
 )
 from sidecar.library.boundscope import scope_of
-from sidecar.library.runtime import Library, library
+from sidecar.library.runtime import ThreadedStore, configured_store
 
 R = TypeVar("R")
 
@@ -81,7 +81,7 @@ def _guarded(function: Callable[..., Any], threshold: RiskClass) -> Callable[...
         async def run_within_scope(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = _snapshots(args, kwargs)
             arguments, ours = look_at(args, kwargs)
-            store = library()
+            store = configured_store()
             risky = _risky_action(store.policies, threshold, [*args, *kwargs.values()], ours)
             if risky is None:
                 return await function(*args, **arguments)
@@ -96,7 +96,7 @@ def _guarded(function: Callable[..., Any], threshold: RiskClass) -> Callable[...
     def run_within_scope_sync(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = _snapshots(args, kwargs)
         arguments, ours = look_at(args, kwargs)
-        store = library()
+        store = configured_store()
         risky = _risky_action(store.policies, threshold, [*args, *kwargs.values()], ours)
         if risky is None:
             return function(*args, **arguments)
@@ -181,7 +181,7 @@ def _command(
     )
 
 
-async def _rest(store: Library, admitted: Admitted, running: Awaitable[Any]) -> Any:
+async def _rest(store: ThreadedStore, admitted: Admitted, running: Awaitable[Any]) -> Any:
     """Await the awaitable that a sync function returned, because the execution ends with it."""
     returned, _ = await to_its_end(store, admitted, running)
     return returned

@@ -7,7 +7,6 @@ the caller continues.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -30,9 +29,8 @@ from sidecar.core.record import (
 from sidecar.errors import StoreUnavailable
 from sidecar.files.jsonvalue import as_text, plain
 from sidecar.ids import new_decision_id
-from sidecar.library.runtime import Library, library, opened
-
-logger = logging.getLogger("scopegate.decisions")
+from sidecar.library.runtime import ThreadedStore, configured_store, opened
+from sidecar.telemetry.events import LogEvent
 
 MAX_RECORD_BYTES = 1 << 20
 
@@ -121,7 +119,7 @@ class DecisionRecordService:
     def __init__(self, db_url: str | None = None) -> None:
         # The URL is made absolute now, because the program may change its working folder later.
         self._url = None if db_url is None else opened(db_url).url
-        self._in_use: Library | None = None
+        self._in_use: ThreadedStore | None = None
         self._counting = threading.Lock()
         self._failures = 0
 
@@ -167,13 +165,13 @@ class DecisionRecordService:
         self._in_use = chosen
         return reply
 
-    def _library(self) -> Library:
-        return library() if self._url is None else opened(self._url)
+    def _library(self) -> ThreadedStore:
+        return configured_store() if self._url is None else opened(self._url)
 
     def _failed(self, command: Emit | Bind | Turn, exc: Exception) -> None:
         # Any exception but StoreUnavailable is a programming error, so its traceback is logged.
         trace = None if isinstance(exc, StoreUnavailable) else exc
-        logger.error("the store did not confirm %s: %s", _called(command), exc, exc_info=trace)
+        LogEvent.EMISSION_UNCONFIRMED.log(_called(command), exc, exc=trace)
         with self._counting:
             self._failures += 1
         FAILED.inc()

@@ -30,6 +30,7 @@ from sidecar.core.instant import to_datetime
 from sidecar.core.policy import FACTS, RiskClass, Subject
 from sidecar.errors import ConditionFailed
 from sidecar.files.yamlfile import did_you_mean, shown
+from sidecar.settings.faults import WrongText
 
 MAX_CHARS = 4096
 # Limits on the parameters that a condition reads: values at all depths, and characters of texts and keys.
@@ -90,12 +91,8 @@ _FAILURES: tuple[tuple[str, str], ...] = (
 )
 
 
-class NoCondition(ValueError):
-    """A text cannot be used as a condition. `position` is the line and column in it, from 1, or None."""
-
-    def __init__(self, message: str, position: tuple[int, int] | None = None) -> None:
-        super().__init__(message)
-        self.position = position
+class NoCondition(WrongText):
+    """A text cannot be used as a condition."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from queue import Empty, SimpleQueue
 
 from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector, CollectorRegistry
 
 MAX_WAITING_LINES = 10_000
 LINES_A_WRITE = 256
@@ -112,10 +112,13 @@ def flush_logs() -> None:
 class DroppedLines(Collector):
     """Collects the metric from the log handlers, because they belong to the process, not to one sidecar."""
 
+    def __init__(
+        self, family: str, meaning: str, labels: Sequence[str], *, registry: CollectorRegistry
+    ) -> None:
+        del labels
+        self._names = family, meaning
+        registry.register(self)
+
     def collect(self) -> Iterable[CounterMetricFamily]:
         queues = [one for one in logging.getLogger().handlers if isinstance(one, LogQueue)]
-        yield CounterMetricFamily(
-            "scopegate_log_lines_dropped",
-            "Log lines that were not written, because nobody read them in time.",
-            value=sum(queue.dropped for queue in queues),
-        )
+        yield CounterMetricFamily(*self._names, value=sum(queue.dropped for queue in queues))

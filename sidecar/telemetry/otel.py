@@ -35,9 +35,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from sidecar import __version__
 from sidecar.core.facts import Claims
 from sidecar.errors import ScopegateError
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.tracing import NO_TRACE, Headers, Stage, Trace, Tracing
-
-logger = logging.getLogger("scopegate.tracing")
 
 POLL_SECONDS = 0.02
 COMPLAIN_EVERY_SECONDS = 60.0
@@ -122,7 +121,7 @@ class OtelTracing(Tracing):
         while closing.is_alive() and time.monotonic() < until:
             await asyncio.sleep(POLL_SECONDS)
         if closing.is_alive():
-            logger.warning("spans are lost; the collector did not take them in time")
+            LogEvent.SPANS_LOST.log()
 
     @_or_else(lambda _: None)
     def _shut_down(self) -> None:
@@ -247,7 +246,7 @@ class _Complaints(logging.Handler):
     def complain(self, cause: str) -> None:
         if time.monotonic() >= self.silent_until:
             self.silent_until = time.monotonic() + COMPLAIN_EVERY_SECONDS
-            logger.warning("tracing does not work as it should", extra={"cause": _QUERY.sub("?***", cause)})
+            LogEvent.TRACING_FAILED.log(cause=_QUERY.sub("?***", cause))
 
 
 _COMPLAINTS = _Complaints()

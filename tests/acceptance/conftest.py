@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
+from tests import forkserver
+
 PROJECT = Path(__file__).parents[2]
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
@@ -167,17 +169,21 @@ def write_configuration(folder: Path, backend: Address, **sections: Mapping[str,
 
 
 class Program:
-    """`scopegate run` as a process. Its log goes to a file, and into the message of whatever fails."""
+    """`scopegate run` as a process. Its log goes to a file, and into the message of a test that fails.
+
+    With `through`, that command starts a new interpreter. Without it, the fork server starts the program.
+    """
 
     data: Address
     admin: Address
     ops: Address
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, *, through: Sequence[str] = ()) -> None:
         self.config = config
+        self._through = through
         self.store = config.parent / "var" / "scopegate.db"
         self._log = config.parent / "sidecar.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: forkserver.Process | subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Program:
         self.start()
@@ -206,13 +212,14 @@ class Program:
     def start(self) -> None:
         """Returns once it listens on all three addresses."""
         with self._log.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sidecar", "run", "--config", str(self.config)],
-                cwd=PROJECT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-            )
+            arguments = ["run", "--config", str(self.config)]
+            if self._through:
+                command = [*self._through, sys.executable, "-m", "sidecar", *arguments]
+                self._process = subprocess.Popen(
+                    command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
+                )
+            else:
+                self._process = forkserver.start(arguments, stderr=stderr)
         try:
             addresses = self.until("listens", self._addresses, START_SECONDS)
         except BaseException:
@@ -278,14 +285,7 @@ def _lines(log: str) -> list[dict[str, Any]]:
 
 def scopegate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "sidecar", *map(str, arguments)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-    )
+    return forkserver.run(*map(str, arguments), seconds=START_SECONDS)
 
 
 @dataclass(frozen=True)

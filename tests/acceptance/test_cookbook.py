@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -181,7 +181,12 @@ def change(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-each_page = pytest.mark.parametrize("page", FOLDERS, indirect=True)
+def slow_but_one(names: Iterable[str]) -> list[Any]:
+    """Pages as parameters. The everyday run takes one, because each starts a sidecar, a service and curls."""
+    return [name if name == "flask" else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+each_page = pytest.mark.parametrize("page", slow_but_one(FOLDERS), indirect=True)
 
 
 @each_page
@@ -269,7 +274,7 @@ UNDONE = {
 }
 
 
-@pytest.mark.parametrize("page", UNDONE, indirect=True)
+@pytest.mark.parametrize("page", slow_but_one(UNDONE), indirect=True)
 def test_the_walk_fails_where_a_line_that_matters_is_undone(page: Page) -> None:
     name, line, undone = UNDONE[page.folder.name]
     change(page.folder / name, line, undone)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.fuzzing import ANY_ACTION, ELSEWHERE, furnish, run
 from tests.support import Open
 
@@ -14,6 +16,7 @@ RECONCILED = {"POST /api/v1/executions/{decision_id}/reconcile"}
 WITHOUT_FILES = {"POST /api/v1/reload"}
 
 
+@pytest.mark.slow
 async def test_every_call_does_what_the_document_says(open_house: Open) -> None:
     house = await open_house(policies=ANY_ACTION)
     await furnish(house)

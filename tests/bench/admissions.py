@@ -28,6 +28,7 @@ from sidecar.core.scope import Scope
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.store import batch, rows, sqlite
 from sidecar.store.batch import Store
+from sidecar.store.changes import apply_all
 from sidecar.store.sqlite import SqliteEngine
 
 POLICIES = PolicySet(revision="bench", actions={"retry_agent": ActionPolicy(risk=RiskClass.LOW, hold=1)})
@@ -132,7 +133,7 @@ async def measure_plain(folder: Path, concurrency: int, seconds: float) -> tuple
                 row = await cursor.fetchone()
                 assert row is not None
                 state = State(scopes={scope_id: rows.scope_from_row(tuple(row))}, executions={})
-                changes, head = batch.apply_all([command], state, head, wall_clock(), [])
+                changes, head = apply_all([command], state, head, wall_clock(), [])
                 await connection.execute(sqlite._UPDATE_SCOPE, rows.scope_counters(changes.scopes[0]))
                 await connection.execute(sqlite._SAVE_EXECUTION, rows.execution_to_row(changes.executions[0]))
                 await connection.execute(sqlite._APPEND, rows.log_to_row(changes.log[0]))

@@ -22,7 +22,9 @@ import pytest
 from sidecar.settings.reading import Listen
 from sidecar.telemetry import logqueue
 from sidecar.telemetry.logqueue import LogQueue, never_wait_for_logs
-from sidecar.telemetry.metrics import Metrics, set_up_logging, trace_ids
+from sidecar.telemetry.logs import set_up_logging
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.serving.accesslog import MAX_PATH_CHARS, shown_path
 from tests.acceptance.conftest import PROJECT, write_configuration
 from tests.gate.test_transport import on_both_kinds
@@ -568,6 +570,7 @@ def test_a_reader_that_is_gone_for_good_costs_lines_and_nothing_else() -> None:
     os.close(writing)
 
 
+@pytest.mark.slow
 async def test_a_log_that_nobody_reads_stops_neither_the_gate_nor_its_end(tmp_path: Path) -> None:
     config = write_configuration(tmp_path, ("127.0.0.1", 9), shutdown={"drain_seconds": 2})
     reading, writing = os.pipe()

@@ -8,12 +8,11 @@ import http.client
 import json
 import logging
 import resource
-import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +59,9 @@ def test_data_gets_what_backend_admin_ops_and_store_leave(
     assert connections(files, upstream) == {"data": data, "admin": admin, "ops": OPS_CONNECTIONS}
 
 
-@contextmanager
-def under(monkeypatch: pytest.MonkeyPatch, folder: Path, limit: str) -> Iterator[None]:
-    """Programs that start here have this limit, as `ulimit` takes it."""
-    script = folder / "limited"
-    script.write_text(f'#!/bin/sh\nulimit {limit}\nexec {shlex.quote(sys.executable)} "$@"\n')
-    script.chmod(0o755)
-    with monkeypatch.context() as patched:
-        patched.setattr(sys, "executable", str(script))
-        yield
+def under(limit: str) -> list[str]:
+    """Starts a program with a limit, as `ulimit` takes it."""
+    return ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh"]
 
 
 def files_of(program: Program) -> tuple[int, int]:
@@ -84,18 +77,16 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and
 
 
 @linux
-def test_run_allows_itself_all_the_files_that_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_allows_itself_all_the_files_that_it_may(tmp_path: Path) -> None:
     config = write_configuration(tmp_path, ("127.0.0.1", 9))
-    with under(monkeypatch, tmp_path, "-S -n 100"), Program(config) as program:
+    with Program(config, through=under("-S -n 100")) as program:
         soft, hard = files_of(program)
         assert soft == hard > 100
 
 
-def test_a_limit_that_is_too_low_for_the_gate_is_warned_about(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_limit_that_is_too_low_for_the_gate_is_warned_about(tmp_path: Path) -> None:
     config = write_configuration(tmp_path, ("127.0.0.1", 9))
-    with under(monkeypatch, tmp_path, f"-n {FEW_FILES}"), Program(config) as program:
+    with Program(config, through=under(f"-n {FEW_FILES}")) as program:
         (warning,) = [line for line in program.log_lines() if line["level"] == "WARNING"]
         assert warning["message"].startswith("the file limit leaves the data listener fewer connections than")
         assert (warning["limit"], warning["connections"]) == (FEW_FILES, DATA_CONNECTIONS[0])
@@ -137,9 +128,7 @@ def as_bytes(document: object) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls"])
-def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(tmp_path: Path, kind: str) -> None:
     data: dict[str, Any] = {}
     authority = Authority(tmp_path)
     if kind == "tls":
@@ -152,8 +141,9 @@ def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(
 
     with (
         Backend() as backend,
-        under(monkeypatch, tmp_path, f"-n {FEW_FILES}"),
-        Program(write_configuration(tmp_path, backend.address, data=data)) as program,
+        Program(
+            write_configuration(tmp_path, backend.address, data=data), through=under(f"-n {FEW_FILES}")
+        ) as program,
         ExitStack() as stack,
     ):
         steady = opened(program)
@@ -200,9 +190,7 @@ def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(
         assert program.stop() == 0
 
 
-def test_places_come_back_when_those_who_say_nothing_run_out_of_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_places_come_back_when_those_who_say_nothing_run_out_of_time(tmp_path: Path) -> None:
     config = write_configuration(
         tmp_path,
         ("127.0.0.1", 9),
@@ -210,8 +198,7 @@ def test_places_come_back_when_those_who_say_nothing_run_out_of_time(
         gate={"head_timeout_seconds": 0.5},
     )
     with (
-        under(monkeypatch, tmp_path, f"-n {FEW_FILES}"),
-        Program(config) as program,
+        Program(config, through=under(f"-n {FEW_FILES}")) as program,
         ExitStack() as stack,
     ):
         held: list[socket.socket] = []

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,14 @@ async def places(folder: Path, scenario: str) -> list[str]:
         return injection.met
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("scenario", SCENARIOS)
+def everyday_and_slow() -> Iterator[Any]:
+    """Every scenario with every fault. The everyday run has each scenario and each fault at least once."""
+    for scenario, fault in product(SCENARIOS, FAULTS):
+        everyday = scenario == "answered" or fault == "OSError"
+        yield pytest.param(scenario, fault, marks=() if everyday else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("scenario", "fault"), list(everyday_and_slow()))
 async def test_an_execution_with_a_fault_at_any_place_keeps_every_promise(
     tmp_path: Path, scenario: str, fault: str
 ) -> None:
@@ -205,6 +212,7 @@ async def test_an_execution_with_a_fault_at_any_place_keeps_every_promise(
     assert sum(fired) > len(met) // 4
 
 
+@pytest.mark.slow
 def test_a_kill_at_some_places_keeps_every_promise() -> None:
     """In a process of its own, which forks one for each kill."""
     command = [sys.executable, "-m", "tests.long.injected_kills", "--one-in", "6"]

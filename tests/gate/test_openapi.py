@@ -400,7 +400,8 @@ async def test_the_page_and_its_files_may_load_nothing_from_elsewhere(house: Hou
         assert (head.status, head.header("Content-Length")) == (200, str(len(answer.body)))
     rules = dict(rule.split(" ", 1) for rule in CONTENT_SECURITY_POLICY.split("; "))
     assert rules["default-src"] == "'none'"
-    assert {rules[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
+    assert rules["style-src"] == "'self'"
+    assert not rules.keys() & {"script-src", "connect-src"}
     assert {rules[name] for name in ("frame-ancestors", "base-uri", "form-action")} == {"'none'"}
 
 
@@ -410,7 +411,7 @@ async def test_the_page_has_one_address(house: House) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nothing.js", "README.md", "index.html", "..%2Fdocs.py", "%2e%2e/docs.py", "LICENSE"]
+    "name", ["nothing.js", "README.md", "index.html", "..%2Fdocs.py", "%2e%2e/docs.py", "docs.py"]
 )
 async def test_nothing_else_is_served_beside_the_page(house: House, name: str) -> None:
     answer = await house.admin("GET", f"/docs/{name}")

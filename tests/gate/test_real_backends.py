@@ -75,6 +75,7 @@ COMMANDS: Mapping[str, Callable[[int], list[str]]] = {
     "fastify": node("fastify"),
 }
 PACKAGES_OF_NODE = ("express4", "express5", "fastify")
+EVERYDAY = ("flask", "starlette-url", "node-url", "nginx-proxy")
 
 
 @dataclass
@@ -230,7 +231,13 @@ async def executed(
     return [report for report in reports if report["case"] != "last"]
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "nginx", "nginx-proxy"])
+def backends() -> Iterator[Any]:
+    """All of them. The everyday run has one of each language and kind, of those that need no download."""
+    for name in (*COMMANDS, "nginx", "nginx-proxy"):
+        yield name if name in EVERYDAY else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", list(backends()))
 async def test_what_a_real_backend_executes_was_admitted_before(
     open_house: Open, stable: Stable, name: str
 ) -> None:

@@ -7,14 +7,12 @@ import math
 import threading
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from sidecar.core.rehearsal import MAX_TIMEOUT_MS, execution_hash
-from sidecar.library.runtime import library
+from sidecar.library.runtime import configured_store
 from sidecar.scoped_execution import (
     ExecutionScope,
     RecoveryAction,
@@ -24,12 +22,13 @@ from sidecar.scoped_execution import (
     register_action,
     test_recovery_scope,
 )
+from tests.cases import load_cases
 from tests.library.recorded import envelopes
 from tests.support import eventually
 
 pytestmark = pytest.mark.usefixtures("store_url")
 
-CASES = yaml.safe_load((Path(__file__).parent.parent / "cases" / "rehearsal.yaml").read_text("utf-8"))
+CASES = load_cases("rehearsal")
 SCOPED = [scope for scope in ExecutionScope if scope is not ExecutionScope.DRY_RUN]
 
 
@@ -113,7 +112,7 @@ async def test_a_rehearsal_that_runs_something_is_recorded_before_it_runs(scope:
 async def test_nothing_is_rehearsed_that_the_store_cannot_record() -> None:
     ran: list[Any] = []
     register_action("retry_agent", ran.append)
-    library().close()
+    configured_store().close()
     result = await rehearsed(ExecutionScope.AGENT_SUBSET)
     assert ran == []
     assert (result.success, result.failure_count, result.scope_coverage) == (False, 1, 0.0)

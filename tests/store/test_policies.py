@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis
 
@@ -35,12 +34,13 @@ from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.policies.files import load
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
+from tests.cases import load_cases
 from tests.store.conftest import OpenStore
 from tests.store.test_commands import Gate, whole_log
 from tests.support import SECOND
 from tests.unit.test_brakes import START, History, Step, brake_rules, histories, policies_of
 
-DOCUMENT = yaml.safe_load((Path(__file__).parent.parent / "cases" / "policies.yaml").read_text("utf-8"))
+DOCUMENT = load_cases("policies")
 CASES: list[dict[str, Any]] = DOCUMENT["cases"]
 
 # The rows of the table in policies.md that are decided here; reload, tests and replay are tested with them.

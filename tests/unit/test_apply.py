@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, Named, State, apply, names
-from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, Case, judge
+from sidecar.core.apply import Applied, Names, State, apply, names
+from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, BoundInput, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
     AcceptClock,
     Admit,
     Admitted,
     Bind,
-    Bound,
     ClockAccepted,
     Command,
     Denied,
@@ -34,6 +31,7 @@ from sidecar.core.command import (
     Refuse,
     Revoke,
     Revoked,
+    RunBound,
     Settle,
     Settled,
     Switch,
@@ -47,10 +45,11 @@ from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ERRORS, Refusal
 from sidecar.web.wire import answers
+from tests.cases import load_cases
 
 SECOND = 1_000_000
 ISSUED_AT = 1_767_225_600 * SECOND  # 2026-01-01T00:00:00Z
-CASES = yaml.safe_load((Path(__file__).parent.parent / "cases" / "bounds.yaml").read_text("utf-8"))
+CASES = load_cases("bounds")
 
 POLICIES = PolicySet(
     revision="rev-1",
@@ -186,7 +185,7 @@ def test_every_bound_has_a_case_that_fails_on_it() -> None:
     failing = set()
     for case in CASES:
         scope, claims, now = case_values(case)
-        judged = Case.of(
+        judged = BoundInput.of(
             claims,
             case.get("tenant_id", "default"),
             scope if claims.scope_id == scope.scope_id else None,
@@ -278,7 +277,9 @@ def test_explaining_asks_the_same_bounds_as_admitting() -> None:
         scope, claims, now = case_values(case)
         tenant = case.get("tenant_id", "default")
         known = scope if claims.scope_id == scope.scope_id else None
-        refusal = judge(Case.of(claims, tenant, known, POLICIES, now))
+        refusal = judge(
+            BoundInput.of(claims, tenant, known, POLICIES, now), (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS)
+        )
         assert (refusal.code if refusal else None) == case.get("error")
 
 
@@ -610,9 +611,9 @@ def test_every_turn_of_a_switch_is_recorded(on: bool, was_on: bool) -> None:
 def test_a_run_is_bound_to_the_records_that_wait_for_one() -> None:
     bind = Bind(request_id="req", run_id="run")
     assert apply(bind, State(unbound={"req": [3, 5], "other": [7]}), ISSUED_AT) == Applied(
-        reply=Bound(2), bound=bind
+        reply=RunBound(2), bound=bind
     )
-    assert apply(bind, State(unbound={"req": []}), ISSUED_AT) == Applied(reply=Bound(0))
+    assert apply(bind, State(unbound={"req": []}), ISSUED_AT) == Applied(reply=RunBound(0))
 
 
 def test_a_cost_that_is_announced_is_held_where_it_is_above_the_catalogue_s() -> None:
@@ -639,15 +640,20 @@ def test_risk_is_an_order() -> None:
 
 
 def test_a_command_names_the_rows_that_it_needs() -> None:
-    assert names(admit()) == Named(scope_id="scope_1")
-    assert names(Revoke(decision_id="d", scope_id="s")) == Named(scope_id="s")
-    assert names(Settle(decision_id="d", admission_id="a", outcome="answered")) == Named(admission_id="a")
-    assert names(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == Named(admission_id="a")
-    assert names(issue()) == Named()
-    assert names(Refuse(decision_id="d", refusal=Refusal("draining", ""))) == Named()
-    assert names(emit(once=b"k", unless_switched=KILL)) == Named(once=b"k", switch=KILL)
-    assert names(turn(on=True)) == Named(switch=KILL)
-    assert names(Bind(request_id="req", run_id="run")) == Named(request_id="req")
+    def needed(*commands: Command) -> Names:
+        return names(commands, 0)
+
+    assert needed() == Names()
+    assert needed(admit()) == needed(admit(), admit()) == Names(scopes=("scope_1",))
+    assert needed(Revoke(decision_id="d", scope_id="s")) == Names(scopes=("s",))
+    ending = Names(executions=("a",))
+    assert needed(Settle(decision_id="d", admission_id="a", outcome="answered")) == ending
+    assert needed(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == ending
+    assert needed(issue(), Refuse(decision_id="d", refusal=Refusal("draining", ""))) == Names()
+    assert needed(emit(once=b"k", unless_switched=KILL)) == Names(once=(b"k",), switches=(KILL,))
+    assert needed(emit(), admit(replace(CLAIMS, scope_id=None))) == Names()
+    assert needed(turn(on=True)) == Names(switches=(KILL,))
+    assert needed(Bind(request_id="req", run_id="run")) == Names(requests=("req",))
 
 
 def test_a_link_covers_the_one_before_and_the_bytes() -> None:

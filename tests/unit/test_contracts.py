@@ -8,21 +8,16 @@ from __future__ import annotations
 import inspect
 import re
 from enum import Enum
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 
 from sidecar import decisions, scoped_execution
+from tests.cases import load_cases
 
-CASES = Path(__file__).parent.parent / "cases"
 MODULES: dict[str, ModuleType] = {"000": scoped_execution, "004": decisions}
-CONTRACTS = {
-    seed: yaml.safe_load((CASES / f"seed_{seed}_contract.yaml").read_text("utf-8"))["exports"]
-    for seed in MODULES
-}
+CONTRACTS = {seed: load_cases(f"seed_{seed}_contract")["exports"] for seed in MODULES}
 FUNCTIONS = [(seed, each["signature"]) for seed, found in CONTRACTS.items() for each in found["functions"]]
 CLASSES = [(seed, each) for seed, found in CONTRACTS.items() for each in found["classes"]]
 

@@ -7,11 +7,9 @@ import inspect
 import itertools
 import pickle
 import re
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,9 +26,10 @@ from sidecar.core.emission import (
     once_key,
 )
 from sidecar.core.record import CausalRole, DecisionType, Record
+from tests.cases import load_cases
 
 NOW = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
-CASES = yaml.safe_load((Path(__file__).parent.parent / "cases" / "emission.yaml").read_text("utf-8"))
+CASES = load_cases("emission")
 UNSAID = {
     "decision_source": "system",
     "decision_reason": None,

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.files.faults import ConfigurationError
 from sidecar.policies.files import load
-from sidecar.policies.rules import BRAKE_KEYS, LIMIT_KEYS, MATCH_KEYS, REQUIRE_KEYS, RULE_KEYS
+from sidecar.policies.sections import RuleSection
+from sidecar.settings.keys import keys
 
 SHIPPED = Path(__file__).parents[2] / "policies"
 NOBODY = 65534
@@ -175,12 +176,16 @@ def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- x", "a.yaml:1:1: expects the keys actions: and rules: on top, found a list"),
-        ("actions: [x]", "a.yaml:1:1: actions: expects a map of actions, found a list"),
+        (
+            "- x",
+            "a.yaml:1:1: expects a map such as {actions: {restart_pod: {risk: low}}, rules: []}, "
+            "found a list",
+        ),
+        ("actions: [x]", "a.yaml:1:1: actions: expects a map, found a list"),
         ("action: {x: {risk: low}}", 'a.yaml:1:1: action: is not a known key; did you mean "actions"?'),
         (
             "actions: {x: {risk: low}}\nrules: {x: 1}",
-            "a.yaml:2:1: rules: expects a list of rules, found a map",
+            "a.yaml:2:1: rules: expects a list, found a map",
         ),
         (
             "actions: {x: {risk: low}}\nrule: []",
@@ -245,7 +250,7 @@ def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str)
         ),
         (
             "actions:\n  x: {risk: low, timeout_seconds: true}",
-            "a.yaml:2:18: actions.x.timeout_seconds: expects a number of seconds, found true or false",
+            "a.yaml:2:18: actions.x.timeout_seconds: expects a number, found true or false",
         ),
         (
             "actions:\n  x: {risk: low}\n  x: {risk: low}",
@@ -366,7 +371,7 @@ def test_any_bytes_are_a_set_or_a_configuration_error(content: bytes | str) -> N
 
 
 # What stands somewhere in a policy file, and what does not, in any combination.
-KEYS = (*RULE_KEYS, *MATCH_KEYS, *LIMIT_KEYS, *REQUIRE_KEYS, *BRAKE_KEYS)
+KEYS = tuple(dict.fromkeys(key.path[-1] for key in keys(RuleSection)))
 WORDS = st.sampled_from((*KEYS, "x", "restart_*", "issue", "execute", "deny", "allow", "shadow", "low"))
 VALUES = st.recursive(
     st.none()

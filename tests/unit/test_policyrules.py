@@ -232,7 +232,7 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path, text: str, fou
         ),
         (
             "on: issue, effect: deny, match: {risk: []}",
-            "match.risk: is an empty list; name at least one, or remove the key",
+            "match.risk: is empty; add a value, or remove the key",
         ),
         (
             "on: issue, effect: deny, match: {risk: [low, hihg]}",
@@ -375,19 +375,19 @@ def test_a_mistake_in_a_rule_is_named(tmp_path: Path, text: str, message: str) -
         ("rules:\n  -\n", f"2:4: rules[0]: expects a map such as {EXAMPLE}, found nothing"),
         (
             "rules:\n  - on: issue\n    effect: deny\n",
-            "2:5: rules[0].id: is required; give each rule an id of its own",
+            "2:5: rules[0].id: is required; add it, for example no-failover",
         ),
         (
             "rules:\n  - on: issue\n    id: 5\n    effect: deny\n",
-            "3:5: rules[0].id: expects text of 1 to 256 printable characters",
+            "3:5: rules[0].id: expects text, found a number; write it in quotes",
         ),
         (
             "rules:\n  - on: issue\n    id: ''\n    effect: deny\n",
-            "3:5: rules[0].id: expects text of 1 to 256 printable characters",
+            "3:5: rules[0].id: expects 1 to 256 printable characters",
         ),
         (
             f"rules:\n  - on: issue\n    id: {'x' * 257}\n    effect: deny\n",
-            "3:5: rules[0].id: expects text of 1 to 256 printable characters",
+            "3:5: rules[0].id: expects 1 to 256 printable characters",
         ),
         (
             "rules:\n  - {id: a, on: issue, effect: deny}\n  - {id: a, on: issue, effect: deny}\n",

@@ -7,11 +7,9 @@ import math
 from dataclasses import asdict, fields, replace
 from decimal import Decimal
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,8 +34,9 @@ from sidecar.core.rehearsal import (
     simulated,
     without_running,
 )
+from tests.cases import load_cases
 
-CASES = yaml.safe_load((Path(__file__).parent.parent / "cases" / "rehearsal.yaml").read_text("utf-8"))
+CASES = load_cases("rehearsal")
 ACTION = RecoveryAction("cand-1", "retry_agent", RiskClass.LOW, "retry")
 SCOPED = [scope for scope in ExecutionScope if scope is not ExecutionScope.DRY_RUN]
 

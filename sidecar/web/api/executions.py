@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import get_args
 
 from aiohttp import web
@@ -13,6 +12,7 @@ from sidecar.errors import Refusal
 from sidecar.gate.execution import Gate
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
+from sidecar.telemetry.events import LogEvent
 from sidecar.web.api.operation import (
     AFTER_DECISION,
     BODY_ERRORS,
@@ -30,8 +30,6 @@ from sidecar.web.api.routes import Query, read_model
 from sidecar.web.wire import answers
 from sidecar.web.wire.models import ReconcileRequest, wrong
 from sidecar.web.wire.request import request_id_of
-
-logger = logging.getLogger("scopegate.web")
 
 
 class ExecutionApi:
@@ -68,13 +66,8 @@ class ExecutionApi:
         )
         if isinstance(reply, Denied):
             return reply.refusal
-        logger.info(
-            "reconciled",
-            extra={
-                "decision_id": decision_id,
-                "outcome": wanted.outcome,
-                "scope_id": reply.execution.scope_id,
-            },
+        LogEvent.RECONCILED.log(
+            decision_id=decision_id, outcome=wanted.outcome, scope_id=reply.execution.scope_id
         )
         return answers.execution(reply.execution)
 
@@ -89,7 +82,7 @@ EXECUTIONS = (
         parameters=(choice("status", "With this status.", get_args(ExecutionStatus)), LIMIT, AFTER_DECISION),
         answers=(
             Answer(
-                description="A page of them.",
+                "A page of them.",
                 links={
                     "Reconcile": link("reconcile", decision_id="$response.body#/executions/0/decision_id")
                 },
@@ -112,7 +105,7 @@ EXECUTIONS = (
                 "not executed": {"outcome": "not_executed"},
             },
         ),
-        answers=(Answer(description="The execution, ended."),),
+        answers=(Answer("The execution, ended."),),
         errors=(*BODY_ERRORS, "decision_not_found", "not_reconcilable", *STORE_ERRORS),
         handler=ExecutionApi.reconcile,
     ),

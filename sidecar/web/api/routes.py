@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from sidecar.errors import Refusal
-from sidecar.gate.refusal_log import Refused
+from sidecar.gate.messages import Refused
 from sidecar.store.lists import UnknownCursor
 from sidecar.web.api.operation import Operation, Reply
 from sidecar.web.serving.body import read_document

@@ -16,7 +16,7 @@ from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
-from sidecar.gate.refusal_log import Asked, Refused
+from sidecar.gate.messages import Refused, RequestFacts
 from sidecar.ids import new_scope_id
 from sidecar.live.terms import Live, Terms
 from sidecar.store.batch import Store
@@ -84,19 +84,19 @@ class ScopeApi:
     async def refuse(
         self, request: web.BaseRequest, target: str, request_id: str, refusal: Refusal
     ) -> web.Response:
-        """Refuse a request to a scope endpoint unread. Record it if it asked to issue or revoke a scope."""
+        """Refuse a request to a scope endpoint unread. Record it if it facts to issue or revoke a scope."""
         path, terms = target.partition("?")[0], self._live.terms
         name = scopetest.named(path.removeprefix(SCOPES_PREFIX)) if path.startswith(SCOPES_PREFIX) else None
         if (request.method, path) != ("POST", SCOPE_PATH) and (request.method != "DELETE" or name is None):
             return problem(refusal, request_id=request_id)
-        asked = Asked(
+        facts = RequestFacts(
             gatekept="scope_grant",
             tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
             request_id=request_id,
             policies=terms.policies,
             claims=Claims(scope_id=name),
         )
-        return refused_problem(await self._gate.refusals.refuse(refusal, asked), request_id)
+        return refused_problem(await self._gate.refusals.refuse(refusal, facts), request_id)
 
     async def _serve(self, request: web.BaseRequest, target: str, request_id: str) -> object:
         path, _, query = target.partition("?")
@@ -129,7 +129,7 @@ class ScopeApi:
     async def issue(
         self, request: web.BaseRequest, tenant: str | None, request_id: str, terms: Terms
     ) -> Reply[answers.GrantedScope] | Refused:
-        asked = Asked(
+        facts = RequestFacts(
             gatekept="scope_grant",
             tenant_id=tenant or "default",
             request_id=request_id,
@@ -138,18 +138,17 @@ class ScopeApi:
         refuse = self._gate.refusals.refuse
         unready = self._gate.unready(terms)
         if unready is not None:
-            refusal, retry_after = unready
-            return await refuse(refusal, asked, retry_after=retry_after)
+            return await refuse(unready.refusal, facts, retry_after=unready.retry_after)
         wanted = await _wanted(request, terms) if tenant is not None else _no_tenant(terms)
         if isinstance(wanted, Refusal):
-            return await refuse(wanted, asked)
-        asked = replace(asked, claims=Claims(incident_id=wanted.incident_id))
+            return await refuse(wanted, facts)
+        facts = replace(facts, claims=Claims(incident_id=wanted.incident_id))
         granted = _scope_terms(wanted, terms)
         if isinstance(granted, Refusal):
-            return await refuse(granted, asked)
+            return await refuse(granted, facts)
         scope = Scope(
             scope_id=new_scope_id(),
-            tenant_id=asked.tenant_id,
+            tenant_id=facts.tenant_id,
             incident_id=wanted.incident_id,
             allowed_actions=wanted.actions,
             max_cost=granted.max_cost,
@@ -161,7 +160,7 @@ class ScopeApi:
             created_by=wanted.created_by,
         )
         defaulted = frozenset(term for term in TERMS if getattr(wanted, term) is None)
-        reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, asked)
+        reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, facts)
         if isinstance(reply, Refused):
             return reply
         names_scope(request, reply.scope.scope_id)
@@ -185,14 +184,14 @@ class ScopeApi:
     async def revoke(
         self, scope_id: str, tenant: str, request_id: str, terms: Terms
     ) -> Reply[answers.Revocation] | Refused:
-        asked = Asked(
+        facts = RequestFacts(
             policies=terms.policies,
             gatekept="scope_grant",
             tenant_id=tenant,
             request_id=request_id,
             claims=Claims(scope_id=scope_id),
         )
-        reply = await self._grants.revoke(scope_id, asked)
+        reply = await self._grants.revoke(scope_id, facts)
         if isinstance(reply, Refused):
             return reply
         return Reply(
@@ -269,8 +268,8 @@ SCOPES = (
         ),
         answers=(
             Answer(
+                "The scope, granted.",
                 status="201",
-                description="The scope, granted.",
                 headers=_BOTH_IDS,
                 links={
                     "Listed": link("listScopes", id="$response.body#/incident_id"),
@@ -292,17 +291,12 @@ SCOPES = (
         summary="List an incident's scopes",
         description="Newest first. An unknown incident has an empty list.",
         parameters=(
-            Parameter(name="id", place="path", schema=IDENTIFIER, description="The incident.", required=True),
+            Parameter("id", "path", IDENTIFIER, "The incident."),
             LIMIT,
             AFTER_NUMBER,
             REQUEST_ID,
         ),
-        answers=(
-            Answer(
-                description="A page of them.",
-                headers=(REQUEST_ID_HEADER,),
-            ),
-        ),
+        answers=(Answer("A page of them.", headers=(REQUEST_ID_HEADER,)),),
         errors=("invalid_request", *STORE_ERRORS),
         error_headers=(REQUEST_ID_HEADER,),
         tenant="required",
@@ -316,16 +310,10 @@ SCOPES = (
         summary="Revoke a scope",
         description="Can be repeated. Nothing is admitted once it is answered.",
         parameters=(
-            Parameter(name="id", place="path", schema=IDENTIFIER, description="The scope.", required=True),
+            Parameter("id", "path", IDENTIFIER, "The scope."),
             REQUEST_ID,
         ),
-        answers=(
-            Answer(
-                description="Revoked.",
-                headers=_BOTH_IDS,
-                links=TO_DECISION,
-            ),
-        ),
+        answers=(Answer("Revoked.", headers=_BOTH_IDS, links=TO_DECISION),),
         errors=("invalid_request", "scope_not_found", *STORE_ERRORS),
         error_headers=_BOTH_IDS,
         tenant="required",
@@ -339,7 +327,7 @@ SCOPES = (
         summary="Rehearse a recovery action",
         description="A dry run or a simulation. Executes, consumes and records nothing.",
         parameters=(
-            Parameter(name="id", place="path", schema=IDENTIFIER, description="The action.", required=True),
+            Parameter("id", "path", IDENTIFIER, "The action."),
             REQUEST_ID,
         ),
         body=Body(
@@ -353,12 +341,7 @@ SCOPES = (
                 "on a tenth": {"action_type": "retry", "risk_class": "low", "scope_type": "request_sample"},
             },
         ),
-        answers=(
-            Answer(
-                description="What it would do.",
-                headers=(REQUEST_ID_HEADER,),
-            ),
-        ),
+        answers=(Answer("What it would do.", headers=(REQUEST_ID_HEADER,)),),
         errors=BODY_ERRORS,
         error_headers=(REQUEST_ID_HEADER,),
         handler=ScopeApi.test,

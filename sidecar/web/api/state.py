@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,14 +17,13 @@ from sidecar.ids import new_decision_id
 from sidecar.live.reload import Reload, Reloader
 from sidecar.live.terms import Live
 from sidecar.store.batch import Store
+from sidecar.telemetry.events import LogEvent
 from sidecar.web.api.operation import REQUEST_ID, STORE_ERRORS, Answer, Operation
 from sidecar.web.api.ops import measured
 from sidecar.web.wire import answers
 from sidecar.web.wire.forms import TypedDict
 from sidecar.web.wire.health import check
 from sidecar.web.wire.request import request_id_of
-
-logger = logging.getLogger("scopegate.web")
 
 
 class Reloaded(TypedDict):
@@ -112,9 +110,7 @@ class StateApi:
         )
         assert isinstance(reply, ClockAccepted)
         step = (reply.now - reply.before) / 1_000_000
-        logger.warning(
-            "the wall clock was accepted", extra={"decision_id": reply.decision_id, "step_seconds": step}
-        )
+        LogEvent.CLOCK_ACCEPTED.log(decision_id=reply.decision_id, step_seconds=step)
         return {
             "decision_id": reply.decision_id,
             "now": iso_time(reply.now),
@@ -133,7 +129,7 @@ STATE = (
         name="getStatus",
         tag="Status",
         summary="Version, store, revisions, unknown executions",
-        answers=(Answer(description="How it is."),),
+        answers=(Answer("How it is."),),
         errors=STORE_ERRORS,
         handler=StateApi.status,
     ),
@@ -143,7 +139,7 @@ STATE = (
         tag="Status",
         summary="Read configuration and policies anew",
         description="Either all of it is in force with the answer, or nothing is changed.",
-        answers=(Answer(description="It is in force."),),
+        answers=(Answer("It is in force."),),
         errors=("reload_refused",),
         handler=StateApi.reload,
     ),
@@ -154,7 +150,7 @@ STATE = (
         summary="Accept the wall clock",
         description="Where it jumped ahead, or is behind the log. Each call is recorded.",
         parameters=(REQUEST_ID,),
-        answers=(Answer(description="It counts from now on."),),
+        answers=(Answer("It counts from now on."),),
         errors=STORE_ERRORS,
         handler=StateApi.accept_clock,
     ),

@@ -40,13 +40,13 @@ def annotated(
         document = parse(body)
     except NotJson:
         return unchanged
-    execution, scope = forwarded.admitted.execution, forwarded.scope
+    execution, scope = forwarded.last.execution, forwarded.last.scope
     if scope is None:
         return unchanged
     members: dict[str, Any] = {
         "scope_id": scope.scope_id,
         "attempt_number": execution.attempt_number,
-        "scope_status": forwarded.scope_status,
+        "scope_status": scope.status(now),
         "attempts_remaining": scope.attempts_remaining,
         "cost_used_usd": to_dollars(scope.spent),
         "executed_at": iso_time(now),

@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import pytest
 
-from sidecar.core.apply import State
-from sidecar.core.brakes import Tally
+from sidecar.core.apply import Names, State
+from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admitted, Denied, Issued, Settle
 from sidecar.core.policy import Brake, Match, PolicySet, Rule
 from sidecar.ids import new_decision_id
-from sidecar.store import recent
-from sidecar.store.base import Names
+from sidecar.store import admission_cache
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine, counted, counted_query
 from tests.store.conftest import OpenStore, admit, issue
@@ -45,12 +44,12 @@ async def granted(store: Store) -> str:
 
 
 def held_against_the_database(store: Store, path: Path) -> int:
-    """How many tallies the writer knows; each is compared with what a query finds."""
+    """How many groups the writer knows; each is compared with what a query finds."""
     assert isinstance(store.engine, SqliteEngine)
-    known = store.engine._recent
+    known = store.engine._admissions
     with closing(sqlite3.connect(path)) as connection:
-        for tally, kept in known._tallies.items():
-            stored = counted(connection, tally, kept.since)
+        for group, kept in known._groups.items():
+            stored = counted(connection, group, kept.since)
             # Of what is older than asked for, the query only wants what is in flight.
             counting = [
                 one
@@ -58,13 +57,13 @@ def held_against_the_database(store: Store, path: Path) -> int:
                 if one.status != "not_sent" and (one.admitted_at > kept.since or one.status == "in_flight")
             ]
             assert counting == stored
-    return len(known._tallies)
+    return len(known._groups)
 
 
 async def test_what_the_writer_knows_is_what_the_database_holds(
     open_store: OpenStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "ASKS_PER_LOOK", 3)
+    monkeypatch.setattr(admission_cache, "ASKS_PER_LOOK", 3)
     dice = random.Random(7)
     path = tmp_path / "store.db"
     store = await open_store(path)
@@ -95,10 +94,10 @@ async def test_what_the_writer_knows_is_what_the_database_holds(
 async def test_brakes_that_look_back_differently_far_do_not_make_each_other_read_again(
     open_store: OpenStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "ASKS_PER_LOOK", 8)
+    monkeypatch.setattr(admission_cache, "ASKS_PER_LOOK", 8)
     store = await open_store(tmp_path / "store.db")
     assert isinstance(store.engine, SqliteEngine)
-    known = store.engine._recent
+    known = store.engine._admissions
     scope_id = await granted(store)
     everything = Brake(max_attempts=1_000, window_seconds=3_600)
     lately = Brake(max_attempts=1_000, window_seconds=10)
@@ -115,11 +114,11 @@ async def test_brakes_that_look_back_differently_far_do_not_make_each_other_read
             name = reply.execution.decision_id
             await store.submit(Settle(decision_id=new_decision_id(), admission_id=name, outcome="answered"))
             clock.move(5)
-        return known._tallies[Tally()].names
+        return known._groups[AdmissionGroup()].names
 
     names = await execute(*["failover", "retry_agent"] * 20)
     assert len(names) == 40
-    assert names is known._tallies[Tally()].names
+    assert names is known._groups[AdmissionGroup()].names
     # Once only the near one asks, what it does not need is let go.
     assert len(await execute(*["retry_agent"] * 20)) < 40
 
@@ -135,7 +134,7 @@ async def test_what_was_not_committed_is_forgotten(open_store: OpenStore, tmp_pa
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        await store.engine.transact(Names(tallies={Tally(): 0}), fail, durable=True)
+        await store.engine.transact(Names(groups={AdmissionGroup(): 0}), fail, durable=True)
     assert held_against_the_database(store, path) == 0
     # The same decision twice breaks a constraint, after it was decided on.
     with pytest.raises(Exception, match="UNIQUE"):
@@ -148,7 +147,7 @@ async def test_what_was_not_committed_is_forgotten(open_store: OpenStore, tmp_pa
 async def test_more_than_can_be_kept_is_read_again(
     open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recent, "MAX_TALLIES", 1)
+    monkeypatch.setattr(admission_cache, "MAX_GROUPS", 1)
     store = await open_store(tmp_path / "store.db")
     scope_id = await granted(store)
     replies = [await store.submit(replace(admit(scope_id), policies=braked(5))) for _ in range(8)]
@@ -156,20 +155,23 @@ async def test_more_than_can_be_kept_is_read_again(
 
 
 @pytest.mark.parametrize(
-    ("tally", "index"),
+    ("group", "index"),
     [
-        (Tally(), "executions_by_time"),
-        (Tally(action="failover"), "executions_by_action"),
-        (Tally(tenant_id="default", incident_id="inc_1"), "executions_by_incident"),
-        (Tally(tenant_id="default", incident_id="inc_1", action="failover"), "executions_by_incident"),
+        (AdmissionGroup(), "executions_by_time"),
+        (AdmissionGroup(action="failover"), "executions_by_action"),
+        (AdmissionGroup(tenant_id="default", incident_id="inc_1"), "executions_by_incident"),
+        (
+            AdmissionGroup(tenant_id="default", incident_id="inc_1", action="failover"),
+            "executions_by_incident",
+        ),
     ],
 )
-async def test_each_tally_is_read_by_its_index_and_what_is_in_flight_by_another(
-    open_store: OpenStore, tmp_path: Path, tally: Tally, index: str
+async def test_each_group_is_read_by_its_index_and_what_is_in_flight_by_another(
+    open_store: OpenStore, tmp_path: Path, group: AdmissionGroup, index: str
 ) -> None:
     await open_store(tmp_path / "store.db")
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
-        sql, parameters = counted_query(tally, 1)
+        sql, parameters = counted_query(group, 1)
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
     searches = [line for line in plan if line.startswith("SEARCH")]
     assert len(searches) == 2, plan

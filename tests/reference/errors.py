@@ -1,16 +1,17 @@
-"""Makes the tables of errors in the reference from the code: `python -m tests.reference_errors`."""
+"""Makes the tables of errors in the reference from the code."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from sidecar.errors import ERRORS, MEMBERS
 
-WIRE_PAGE = Path(__file__).parents[1] / "config/reference/wire.md"
-COMMAND = "python -m tests.reference_errors"
-BEGIN = f"<!-- Made from sidecar/errors.py by `{COMMAND}`. Do not edit down to the next such line. -->"
-END = "<!-- The end of what is made. -->"
+WIRE_PAGE = Path(__file__).parents[2] / "config/reference/wire.md"
+
+
+def parts() -> dict[tuple[Path, str], str]:
+    """The tables of the page about the wire."""
+    return {(WIRE_PAGE, "errors"): tables()}
 
 
 def tables() -> str:
@@ -32,14 +33,3 @@ def tables() -> str:
             *members,
         ]
     )
-
-
-def page() -> str:
-    """The page with the tables of this code in it."""
-    text = WIRE_PAGE.read_text(encoding="utf-8")
-    made = f"{BEGIN}\n\n{tables()}\n\n{END}"
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, text, count=1, flags=re.DOTALL)
-
-
-if __name__ == "__main__":
-    WIRE_PAGE.write_text(page(), encoding="utf-8")

@@ -12,10 +12,10 @@ from collections import OrderedDict
 from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass
 
-from sidecar.files.tls import Credentials, told
+from sidecar.files.tls import Credentials, describe_failure
 from sidecar.settings.addresses import Address, SocketFile
-from sidecar.upstream.answer import AnswerParser, NotSent
-from sidecar.upstream.exchange import Connection, Exchange
+from sidecar.upstream._answer import AnswerParser, NotSent
+from sidecar.upstream._exchange import Exchange, UpstreamConnection
 
 _WITH_BODY = (b"POST", b"PUT", b"PATCH")
 _STEP_SECONDS = 0.001
@@ -24,7 +24,7 @@ _TURNS_TO_LOSE = 3  # turns until the loop has called `connection_lost`; over TL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Secured:
+class UpstreamTls:
     """TLS settings for the upstream: the credentials, and the name that its certificate must have."""
 
     credentials: Credentials
@@ -41,7 +41,7 @@ class Upstream:
         self,
         address: Address,
         *,
-        secured: Secured | None = None,
+        secured: UpstreamTls | None = None,
         connect_timeout: float,
         reuse_idle_seconds: float,
         max_connections: int,
@@ -51,10 +51,10 @@ class Upstream:
         self._connect_timeout, self._reuse_idle_seconds = connect_timeout, reuse_idle_seconds
         self._max_connections = max_connections
         self._closed = False
-        self._connections: set[Connection] = set()
+        self._connections: set[UpstreamConnection] = set()
         self._opening = 0
-        self._idle: OrderedDict[Connection, None] = OrderedDict()  # the longest idle one first
-        self._waiters: OrderedDict[asyncio.Future[Connection | None], None] = OrderedDict()
+        self._idle: OrderedDict[UpstreamConnection, None] = OrderedDict()  # the longest idle one first
+        self._waiters: OrderedDict[asyncio.Future[UpstreamConnection | None], None] = OrderedDict()
 
     @property
     def in_use(self) -> int:
@@ -107,20 +107,22 @@ class Upstream:
         for _ in range(_TURNS_TO_LOSE):
             await asyncio.sleep(0)
 
-    async def _open(self) -> Connection:
+    async def _open(self) -> UpstreamConnection:
         """Connect to the upstream over TCP, TLS or a Unix socket."""
         loop = asyncio.get_running_loop()
         address, secured = self._address, self._secured
         if isinstance(address, SocketFile):
             opened = await _to_socket_file(address)
-            return (await loop.create_unix_connection(lambda: Connection(self._where), sock=opened))[1]
+            return (await loop.create_unix_connection(lambda: UpstreamConnection(self._where), sock=opened))[
+                1
+            ]
         if secured is None:
             _, connection = await loop.create_connection(
-                lambda: Connection(self._where), address.host, address.port
+                lambda: UpstreamConnection(self._where), address.host, address.port
             )
             return connection
         _, connection = await loop.create_connection(
-            lambda: Connection(self._where),
+            lambda: UpstreamConnection(self._where),
             address.host,
             address.port,
             ssl=secured.credentials.context,
@@ -129,7 +131,7 @@ class Upstream:
         await _settle(connection, shown=secured.credentials.ends is not None)
         return connection
 
-    def _pooled(self) -> Connection | None:
+    def _pooled(self) -> UpstreamConnection | None:
         idle = self._idle
         if idle:
             stale = asyncio.get_running_loop().time() - self._reuse_idle_seconds
@@ -143,7 +145,7 @@ class Upstream:
             connection.transport.abort()
         return None
 
-    async def _obtain(self) -> Connection:
+    async def _obtain(self) -> UpstreamConnection:
         if self._closed:
             raise NotSent(f"the client of {self._where} is closed")
         late = f"no free connection to {self._where} within {self._connect_timeout:g} s"
@@ -172,9 +174,9 @@ class Upstream:
         connection.pool = self
         return connection
 
-    async def _turn(self) -> Connection | None:
+    async def _turn(self) -> UpstreamConnection | None:
         """Wait in line for a slot: a connection, or None for the right, counted as opening, to open one."""
-        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[UpstreamConnection | None] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
         try:
             return await waiter
@@ -185,26 +187,26 @@ class Upstream:
         finally:
             self._waiters.pop(waiter, None)
 
-    async def _dial(self) -> Connection:
+    async def _dial(self) -> UpstreamConnection:
         """Open a connection on which a request may begin. Raises NotSent."""
         try:
             connection = await self._open()
             if self._closed or not connection.fit():
                 connection.transport.abort()
-                why = f": {told(connection.lost_by)}" if connection.lost_by else ""
+                why = f": {describe_failure(connection.lost_by)}" if connection.lost_by else ""
                 raise NotSent(f"connection closed by {self._where} before anything was sent{why}")
             return connection
         except ssl.SSLCertVerificationError as exc:
-            raise NotSent(f"certificate of {self._where} is not trusted: {told(exc)}") from exc
+            raise NotSent(f"certificate of {self._where} is not trusted: {describe_failure(exc)}") from exc
         except ssl.SSLError as exc:
-            raise NotSent(f"no TLS with {self._where}: {told(exc)}") from exc
+            raise NotSent(f"no TLS with {self._where}: {describe_failure(exc)}") from exc
         except ConnectionRefusedError as exc:
             raise NotSent(f"connection refused by {self._where}") from exc
         except (OSError, UnicodeError) as exc:  # UnicodeError: a host name that IDNA cannot encode
             why = str(exc) or "it closed the connection"
             raise NotSent(f"cannot connect to {self._where}: {why}") from exc
 
-    def offer(self, free: Connection | None) -> None:
+    def offer(self, free: UpstreamConnection | None) -> None:
         """Give a free slot to the caller that has waited longest. None: a slot that is counted as opening."""
         while self._waiters:
             waiter, _ = self._waiters.popitem(last=False)
@@ -219,7 +221,7 @@ class Upstream:
             self._idle[free] = None
         return None
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: UpstreamConnection) -> None:
         self._connections.discard(connection)
         self._idle.pop(connection, None)
         self._opening += 1
@@ -244,7 +246,7 @@ async def _to_socket_file(address: SocketFile) -> socket.socket:
         raise
 
 
-async def _settle(connection: Connection, *, shown: bool) -> None:
+async def _settle(connection: UpstreamConnection, *, shown: bool) -> None:
     """Read what TLS sends after its handshake, so that `fit` does not mistake it for a stale answer.
 
     In TLS 1.3 the client ends its handshake before the upstream has verified the client's certificate. The

@@ -1,9 +1,9 @@
-"""The page under /docs in a real browser: it shows every call, loads and calls nothing but its own listener,
-breaks no rule of its security policy, and can try out what is served there.
+"""The page under /docs in a real browser, wide and narrow, light and dark: it shows every call, requests
+nothing from other hosts, breaks no rule of its security policy, and fits its window.
 
-    python -m tests.long.swagger_page [--browser chromium] [--screenshot page.png]
+    python -m tests.long.docs_page [--browser chromium] [--pictures FOLDER]
 
-Exit code 1 where something of that does not hold.
+Exits with 1 if one of these does not hold.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import itertools
 import json
 import re
 import sys
@@ -26,8 +27,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from tests.support import opened, serving_backend
 
 PATIENCE_SECONDS = 20.0
-STATUS_CALL = "operations-Status-getStatus"
-DATA_CALL = "operations-Execute-execute"
 FAULTS = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
 
 
@@ -45,18 +44,18 @@ class Tab:
         await self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
-                told: dict[str, Any] = json.loads(await self._connection.recv())
-                if told.get("id") == number:
-                    assert "error" not in told, told
-                    result: dict[str, Any] = told["result"]
+                answer: dict[str, Any] = json.loads(await self._connection.recv())
+                if answer.get("id") == number:
+                    assert "error" not in answer, answer
+                    result: dict[str, Any] = answer["result"]
                     return result
-                self.events.append(told)
+                self.events.append(answer)
 
     async def value(self, expression: str) -> Any:
         """What a JavaScript expression is worth."""
-        told = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
+        answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     async def until(self, expression: str) -> Any:
         """Its first value that says something."""
@@ -90,9 +89,9 @@ async def tab(browser: str, folder: Path) -> AsyncIterator[Tab]:
         reading = asyncio.create_task(process.stderr.read())  # or it would hang on a full pipe
         async with (
             aiohttp.ClientSession() as session,
-            session.get(f"http://{found[1].decode()}/json") as told,
+            session.get(f"http://{found[1].decode()}/json") as answer,
         ):
-            (page,) = [each for each in await told.json() if each["type"] == "page"]
+            (page,) = [each for each in await answer.json() if each["type"] == "page"]
         async with connect(page["webSocketDebuggerUrl"], max_size=None) as connection:
             yield Tab(connection)
     finally:
@@ -101,56 +100,56 @@ async def tab(browser: str, folder: Path) -> AsyncIterator[Tab]:
     await reading
 
 
-async def look(page: Tab, origin: str) -> tuple[list[str], bytes]:
-    """What is wrong with the page, and a picture of it."""
-    wrong: list[str] = []
+async def look(page: Tab, origin: str) -> tuple[list[str], dict[str, bytes]]:
+    """The faults of the page, and a picture of it for each width and colour scheme."""
+    faults: list[str] = []
+    pictures: dict[str, bytes] = {}
     for domain in ("Page", "Runtime", "Log", "Network"):
         await page.call(f"{domain}.enable")
-    await page.call("Page.navigate", url=f"{origin}/docs")
-    await page.until("document.querySelectorAll('.opblock').length > 30")
-    shown = set(await page.value("[...document.querySelectorAll('.opblock')].map(one => one.id)"))
-    wanted = await calls(origin)
-    if shown != wanted:
-        wrong.append(f"shown and in the document are not the same: {sorted(shown ^ wanted)}")
-    for call in (STATUS_CALL, DATA_CALL):
-        await page.value(f"document.querySelector('#{call} .opblock-summary-control').click()")
-        await page.until(f"document.querySelector('#{call} .opblock-body') !== null")
-    picture = await page.call("Page.captureScreenshot", captureBeyondViewport=True)
-    if await page.value(f"document.querySelector('#{DATA_CALL} .try-out') !== null"):
-        wrong.append("what another listener serves can be tried out")
-    await page.value(f"document.querySelector('#{STATUS_CALL} .try-out__btn').click()")
-    await page.until(f"document.querySelector('#{STATUS_CALL} .execute') !== null")
-    await page.value(f"document.querySelector('#{STATUS_CALL} .execute').click()")
-    answered = f"document.querySelector('#{STATUS_CALL} tr.response .response-col_status')"
-    await page.until(f"{answered} !== null")
-    status = await page.value(f"{answered}.innerText")
-    if not status.startswith("200"):
-        wrong.append(f"GET /api/v1/status, tried out, answers {status}")
-    await asyncio.sleep(0.5)
-    await page.value("1")  # takes in what was told meanwhile
+    for width, scheme in itertools.product((1280, 375), ("light", "dark")):
+        await page.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=1600, deviceScaleFactor=1, mobile=False
+        )
+        await page.call(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
+        )
+        await page.call("Page.navigate", url=f"{origin}/docs")
+        await page.until("document.readyState === 'complete' && document.querySelectorAll('article').length")
+        shown = set(await page.value("[...document.querySelectorAll('article')].map(one => one.id)"))
+        wanted = await calls(origin)
+        if shown != wanted:
+            faults.append(f"the page and the document name different calls: {sorted(shown ^ wanted)}")
+        if (needed := await page.value("document.documentElement.scrollWidth")) > width:
+            faults.append(f"the page is {needed} pixels wide in a window of {width}")
+        for anchor in ("", "createScope"):
+            await page.value(f"location.hash = '{anchor}'")
+            picture = await page.call("Page.captureScreenshot")
+            pictures[f"{width}-{scheme}{anchor}"] = base64.b64decode(picture["data"])
+        if await page.value("document.querySelector(':target') === null"):
+            faults.append("an anchor leads nowhere")
     for event in page.events:
         if event["method"] in FAULTS:
-            wrong.append(json.dumps(event))
+            faults.append(json.dumps(event))
         if event["method"] == "Network.requestWillBeSent":
             url: str = event["params"]["request"]["url"]
             if not url.startswith((f"{origin}/", "data:")):
-                wrong.append(f"something is asked for elsewhere: {url}")
-    return wrong, base64.b64decode(picture["data"])
+                faults.append(f"the page requests {url}")
+    return faults, pictures
 
 
 async def calls(origin: str) -> set[str]:
-    """The ids that the page gives to the calls of the document."""
-    async with aiohttp.ClientSession() as session, session.get(f"{origin}/openapi.json") as told:
-        document = await told.json()
+    """The ids of the calls of the document."""
+    async with aiohttp.ClientSession() as session, session.get(f"{origin}/openapi.json") as answer:
+        document = await answer.json()
     return {
-        f"operations-{operation['tags'][0]}-{operation['operationId']}"
+        operation["operationId"]
         for item in document["paths"].values()
         for name, operation in item.items()
         if name != "servers"
     }
 
 
-async def checked(browser: str) -> tuple[list[str], bytes]:
+async def checked(browser: str) -> tuple[list[str], dict[str, bytes]]:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as profile:
         async with (
             serving_backend() as backend,
@@ -163,13 +162,14 @@ async def checked(browser: str) -> tuple[list[str], bytes]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--browser", default="chromium", help="the command of a Chromium (default: chromium)")
-    parser.add_argument("--screenshot", type=Path, help="where to put a picture of the page")
+    parser.add_argument("--pictures", type=Path, help="a folder for pictures of the page")
     options = parser.parse_args()
-    wrong, picture = asyncio.run(checked(options.browser))
-    if options.screenshot is not None:
-        options.screenshot.write_bytes(picture)
-    print("\n".join(wrong) or "WELL")
-    return 1 if wrong else 0
+    faults, pictures = asyncio.run(checked(options.browser))
+    if options.pictures is not None:
+        for name, picture in pictures.items():
+            (options.pictures / f"{name}.png").write_bytes(picture)
+    print("\n".join(faults) or "WELL")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 An earlier parser kept two flags, "complete" and "failed". One step could set both, and each flag then made
 its reader assume that the other one had been handled. The rules below exclude that.
 
-1. An answer is in one `State` at a time, and `COMPLETE` and `FAILED` are two of them. A step leads to one
-   state; the two that end it are never left.
+1. An answer is in one `AnswerState` at a time, and `COMPLETE` and `FAILED` are two of them. A step leads to
+   one state; the two that end it are never left.
 2. A head is judged when it is whole, and shown only once it is accepted. An answer that fails has no head
    and no body any more: its bytes that were not taken yet are dropped.
 3. Packets decide nothing. A head reaches llhttp cut off at its empty line, so that nothing behind it is read
@@ -62,7 +62,7 @@ class Failed(Unanswered):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class AnswerHead:
     """The head of an answer, with the reason and the headers as the bytes that arrived."""
 
     status: int
@@ -71,7 +71,7 @@ class Head:
     version: tuple[int, int]
 
 
-class State(Enum):
+class AnswerState(Enum):
     """The state of an answer."""
 
     HEAD = "its head is not whole yet, or was an interim one"
@@ -86,7 +86,7 @@ class State(Enum):
     FAILED = "it cannot be trusted; `fault` says why"
 
 
-_ENDED = (State.COMPLETE, State.FAILED)
+_ENDED = (AnswerState.COMPLETE, AnswerState.FAILED)
 
 
 class AnswerParser:
@@ -117,10 +117,10 @@ class AnswerParser:
 
     def __init__(self, bodyless: bool, offer: bytes | None) -> None:
         """`bodyless`: the request was a HEAD. `offer`: the protocol that the upstream may switch to."""
-        self.state = State.HEAD
+        self.state = AnswerState.HEAD
         self.fault = ""
         self.cause: BaseException | None = None
-        self.head: Head | None = None
+        self.head: AnswerHead | None = None
         self.pieces: list[bytes] = []
         self.waiting = 0  # size of the pieces, with an overhead for each
         self.tunnel = False  # the upstream switched protocols; stays set after the end
@@ -137,22 +137,22 @@ class AnswerParser:
 
     @property
     def complete(self) -> bool:
-        return self.state is State.COMPLETE
+        return self.state is AnswerState.COMPLETE
 
     @property
     def until_eof(self) -> bool:
         """Whether the end of the connection is the proper end of the answer."""
-        return self.state in (State.UNTIL_EOF, State.TUNNEL)
+        return self.state in (AnswerState.UNTIL_EOF, AnswerState.TUNNEL)
 
-    def feed(self, data: bytes) -> State:
+    def feed(self, data: bytes) -> AnswerState:
         """Parse bytes that arrived, and return the new state of the answer."""
         at, size = 0, len(data)
         while at < size and self.state not in _ENDED:
-            if self.state is State.HEAD:
+            if self.state is AnswerState.HEAD:
                 at = self._take_head(data, at)
-            elif self.state in (State.UNTIL_EOF, State.TUNNEL):
+            elif self.state in (AnswerState.UNTIL_EOF, AnswerState.TUNNEL):
                 at = self._keep(data, at, size)
-            elif self.state in (State.COUNTED, State.CHUNK):
+            elif self.state in (AnswerState.COUNTED, AnswerState.CHUNK):
                 at = self._take_counted(data, at)
             else:
                 at = self._take_line(data, at)
@@ -160,10 +160,10 @@ class AnswerParser:
             self.reusable = False  # rule 6: bytes follow a complete answer
         return self.state
 
-    def end(self) -> State:
+    def end(self) -> AnswerState:
         """Handle the end of the connection, which the caller trusts to be the upstream's own."""
         if self.until_eof:
-            self.state = State.COMPLETE
+            self.state = AnswerState.COMPLETE
         elif self.state not in _ENDED:
             self._fail("it ends before its end")
         return self.state
@@ -252,21 +252,21 @@ class AnswerParser:
             return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}" + " with a length" * bool(lengths))
         if status == 101 and (self._offer is None or upgrades != [self._offer.strip().lower()]):
             return self._fail("it switches protocols unasked")
-        self.head = Head(
+        self.head = AnswerHead(
             status=status, reason=self._reason, headers=tuple(self._headers), version=(1, int(version[2]))
         )
         self.reusable = version == "1.1" and self._keep_alive
         self._overhead = 0
         if status == 101:
-            self.state, self.tunnel = State.TUNNEL, True
+            self.state, self.tunnel = AnswerState.TUNNEL, True
         elif bodyless or length == 0:
-            self.state = State.COMPLETE
+            self.state = AnswerState.COMPLETE
         elif codings:
-            self.state = State.CHUNK_LINE
+            self.state = AnswerState.CHUNK_LINE
         elif length is not None:
-            self.state, self._left = State.COUNTED, length
+            self.state, self._left = AnswerState.COUNTED, length
         else:
-            self.state = State.UNTIL_EOF
+            self.state = AnswerState.UNTIL_EOF
         return None
 
     # The body ----------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class AnswerParser:
         self._left -= end - at
         self._keep(data, at, end)
         if not self._left:
-            self.state = State.COMPLETE if self.state is State.COUNTED else State.CHUNK_END
+            self.state = AnswerState.COMPLETE if self.state is AnswerState.COUNTED else AnswerState.CHUNK_END
         return end
 
     def _take_line(self, data: bytes, at: int) -> int:
@@ -303,18 +303,18 @@ class AnswerParser:
         match = whole.fullmatch(line, 0, len(line) - 2)
         if match is None or not line.endswith(b"\r\n"):
             return self._fail(f"{line[:_BEGUN]!r} where {self.state.value}")
-        if self.state is State.CHUNK_LINE:
+        if self.state is AnswerState.CHUNK_LINE:
             self._left = int(match[1], 16)
-            self.state = State.CHUNK if self._left else State.TRAILERS
-        elif self.state is State.CHUNK_END:
-            self.state = State.CHUNK_LINE
+            self.state = AnswerState.CHUNK if self._left else AnswerState.TRAILERS
+        elif self.state is AnswerState.CHUNK_END:
+            self.state = AnswerState.CHUNK_LINE
         elif len(line) == 2:
-            self.state = State.COMPLETE
+            self.state = AnswerState.COMPLETE
         return end
 
     def _fail(self, fault: str, cause: BaseException | None = None) -> int:
         """Fail the answer and drop its head and body. Return 0, because `feed` parses nothing more."""
-        self.state, self.fault, self.cause = State.FAILED, fault, cause
+        self.state, self.fault, self.cause = AnswerState.FAILED, fault, cause
         self.head = self._http = None
         self.reusable = False
         self.pieces.clear()
@@ -323,7 +323,7 @@ class AnswerParser:
 
 
 _LINES = {
-    State.CHUNK_LINE: (_CHUNK_LINE, _CHUNK_LINE_BEGUN),
-    State.CHUNK_END: (_CHUNK_END, _CHUNK_END_BEGUN),
-    State.TRAILERS: (_TRAILER, _TRAILER_BEGUN),
+    AnswerState.CHUNK_LINE: (_CHUNK_LINE, _CHUNK_LINE_BEGUN),
+    AnswerState.CHUNK_END: (_CHUNK_END, _CHUNK_END_BEGUN),
+    AnswerState.TRAILERS: (_TRAILER, _TRAILER_BEGUN),
 }

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterable
 from contextlib import suppress
 from typing import Protocol, cast
 
-from sidecar.files.tls import told
-from sidecar.upstream.answer import AnswerParser, Failed, Head, State, TimedOut, Unanswered
+from sidecar.files.tls import describe_failure
+from sidecar.upstream._answer import AnswerHead, AnswerParser, AnswerState, Failed, TimedOut, Unanswered
 
 _ONE_WRITE = 64 * 1024  # a longer body is written on its own, because joining it to the head would copy it
 _PAUSE_ABOVE = 256 * 1024  # bytes that wait for the caller; `read` takes all of them and resumes reading
@@ -37,9 +37,9 @@ class Exchange:
         "head",
     )
 
-    head: Head
+    head: AnswerHead
 
-    def __init__(self, connection: Connection, parser: AnswerParser) -> None:
+    def __init__(self, connection: UpstreamConnection, parser: AnswerParser) -> None:
         self._connection, self._parser = connection, parser
         self._failure: Unanswered | None = None
         self._sender: asyncio.Task[None] | None = None
@@ -171,10 +171,10 @@ class Exchange:
         if self._failure is not None or parser.complete:
             return  # the connection is being closed; an end that arrives now must not return it to the pool
         state = parser.feed(data)
-        if state is State.FAILED:
+        if state is AnswerState.FAILED:
             fault = f"malformed answer from {self._connection.where}: {parser.fault}"
             self._fail(Failed(fault), parser.cause)
-        elif state is State.COMPLETE:
+        elif state is AnswerState.COMPLETE:
             self._finish()
         elif parser.waiting > _PAUSE_ABOVE:
             self._connection.transport.pause_reading()
@@ -256,14 +256,14 @@ class Exchange:
 class Pool(Protocol):
     """The reports that a connection makes to its pool."""
 
-    def lost(self, connection: Connection, /) -> None:
+    def lost(self, connection: UpstreamConnection, /) -> None:
         """The connection is closed, and its slot is free."""
 
-    def offer(self, free: Connection, /) -> None:
+    def offer(self, free: UpstreamConnection, /) -> None:
         """The connection can carry another exchange."""
 
 
-class Connection(asyncio.Protocol):
+class UpstreamConnection(asyncio.Protocol):
     """One connection. It carries one exchange at a time. Bytes outside an exchange make it close."""
 
     transport: asyncio.Transport
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
         self.lost_by = exc
         self.resume_writing()
         if self.exchange is not None:
-            self.exchange._fail(Failed(f"connection to {self.where} lost: {told(exc)}"), exc)
+            self.exchange._fail(Failed(f"connection to {self.where} lost: {describe_failure(exc)}"), exc)
         if self.pool is not None:
             self.pool.lost(self)
 

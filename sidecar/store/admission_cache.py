@@ -1,4 +1,4 @@
-"""Caches the executions that brakes count, so that a batch reads only the tallies that are not cached yet.
+"""Caches the executions that brakes count, so that a batch reads only the groups that are not cached yet.
 
 The cache stays true because only its writer changes the database, and the writer adds every commit to it.
 When a transaction fails, the whole cache is dropped and read again.
@@ -10,22 +10,22 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sidecar.core.brakes import Found, Tally, tallies_with
+from sidecar.core.brakes import AdmissionGroup, CountCache, groups_containing
 from sidecar.core.scope import Execution
 
 # Beyond these limits the whole cache is dropped and read again on demand.
-MAX_TALLIES = 5_000
+MAX_GROUPS = 5_000
 MAX_EXECUTIONS = 200_000
-# A tally is checked for staleness after this many requests. Brakes with different windows share a tally, so a
+# A group is checked for staleness after this many requests. Brakes with different windows share a group, so a
 # name that is too old for one brake may still count for another.
 ASKS_PER_LOOK = 256
 
-Reading = Callable[[sqlite3.Connection, Tally, int], Sequence[Execution]]
+Reading = Callable[[sqlite3.Connection, AdmissionGroup, int], Sequence[Execution]]
 
 
 @dataclass(slots=True)
 class _Kept:
-    """The executions of a tally by name, oldest first: those admitted after `since`, and those in flight.
+    """The executions of a group by name, oldest first: those admitted after `since`, and those in flight.
 
     `asked` is the earliest time requested in the last `asks` requests.
     """
@@ -36,33 +36,33 @@ class _Kept:
     asks: int = 0
 
 
-class Recent:
-    """Executions by tally. `found` holds results of the core, which stay true while names are added."""
+class AdmissionCache:
+    """Executions by group. `found` holds results of the core, which stay true while names are added."""
 
     def __init__(self, read: Reading) -> None:
         self._read = read
-        self._tallies: dict[Tally, _Kept] = {}
+        self._groups: dict[AdmissionGroup, _Kept] = {}
         self._executions: dict[str, Execution] = {}
-        self.found: Found = {}
+        self.found: CountCache = {}
 
     def of(
-        self, connection: sqlite3.Connection, wanted: Mapping[Tally, int]
-    ) -> tuple[dict[Tally, list[str]], dict[str, Execution]]:
-        """The names of each tally, at least as far back as wanted, and the executions that they name."""
-        if len(self._tallies) > MAX_TALLIES or len(self._executions) > MAX_EXECUTIONS:
+        self, connection: sqlite3.Connection, wanted: Mapping[AdmissionGroup, int]
+    ) -> tuple[dict[AdmissionGroup, list[str]], dict[str, Execution]]:
+        """The names of each group, at least as far back as wanted, and the executions that they name."""
+        if len(self._groups) > MAX_GROUPS or len(self._executions) > MAX_EXECUTIONS:
             self.forget()
-        admissions: dict[Tally, list[str]] = {}
+        admissions: dict[AdmissionGroup, list[str]] = {}
         executions: dict[str, Execution] = {}
-        for tally, since in wanted.items():
-            kept = self._tallies.get(tally)
+        for group, since in wanted.items():
+            kept = self._groups.get(group)
             if kept is None or kept.since > since:
-                kept = self._load(connection, tally, since)
+                kept = self._load(connection, group, since)
             kept.asked, kept.asks = min(kept.asked, since), kept.asks + 1
             if kept.asks >= ASKS_PER_LOOK:
                 if kept.names and self._is_stale(kept, kept.asked):
                     self._age(kept, kept.asked)
                 kept.asked, kept.asks = since, 0
-            admissions[tally] = kept.names
+            admissions[group] = kept.names
             executions.update((name, self._executions[name]) for name in kept.names)
         return admissions, executions
 
@@ -73,20 +73,20 @@ class Recent:
             if name in self._executions:
                 self._executions[name] = execution
                 continue
-            for tally in tallies_with(execution):
-                if tally in self._tallies:
-                    self._tallies[tally].names.append(name)
+            for group in groups_containing(execution):
+                if group in self._groups:
+                    self._groups[group].names.append(name)
                     self._executions[name] = execution
 
     def forget(self) -> None:
-        self._tallies.clear()
+        self._groups.clear()
         self._executions.clear()
         self.found.clear()
 
-    def _load(self, connection: sqlite3.Connection, tally: Tally, since: int) -> _Kept:
-        read = self._read(connection, tally, since)
+    def _load(self, connection: sqlite3.Connection, group: AdmissionGroup, since: int) -> _Kept:
+        read = self._read(connection, group, since)
         self._executions.update((execution.decision_id, execution) for execution in read)
-        kept = self._tallies[tally] = _Kept(since, [execution.decision_id for execution in read], since)
+        kept = self._groups[group] = _Kept(since, [execution.decision_id for execution in read], since)
         self.found.clear()
         return kept
 
