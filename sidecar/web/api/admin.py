@@ -9,7 +9,7 @@ from aiohttp import web
 from sidecar.live.terms import Live
 from sidecar.store.batch import Store
 from sidecar.web.api.decisions import DECISIONS, DecisionLists
-from sidecar.web.api.docs import Docs
+from sidecar.web.api.docs import DOCUMENTATION, Docs
 from sidecar.web.api.emitters import EmitterApi
 from sidecar.web.api.executions import EXECUTIONS, ExecutionApi
 from sidecar.web.api.explain import EXPLAIN, ExplainApi
@@ -46,7 +46,7 @@ class Admin:
             *routes((EXPLAIN,), explain),
             *routes(STATE, state),
             *emitters.routes(),
-            *docs.routes(),
+            *routes(DOCUMENTATION, docs),
         ]
 
     def application(self) -> web.Application:

@@ -73,7 +73,7 @@ DECISIONS = (
         ),
         answers=(
             Answer(
-                description="A page of them.",
+                "A page of them.",
                 links={"Newest": link("getDecision", decision_id="$response.body#/decisions/0/decision_id")},
             ),
         ),
@@ -86,7 +86,7 @@ DECISIONS = (
         tag="Decisions",
         summary="One decision",
         parameters=(DECISION_ID,),
-        answers=(Answer(description="With its hash link, and its execution."),),
+        answers=(Answer("With its hash link, and its execution."),),
         errors=("decision_not_found", *STORE_ERRORS),
         handler=DecisionLists.one,
     ),

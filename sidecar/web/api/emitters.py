@@ -180,14 +180,9 @@ def _emitter(kind: Kind, model: type[BaseModel]) -> Operation:
         description=" ".join((model.__doc__ or "").split()),
         body=Body(schema=model, examples={kind.replace("_", " "): _EXAMPLES[kind]}),
         answers=(
+            Answer("Recorded.", status="201", headers=(DECISION_ID_HEADER,), links=TO_DECISION),
             Answer(
-                status="201",
-                description="Recorded.",
-                headers=(DECISION_ID_HEADER,),
-                links=TO_DECISION,
-            ),
-            Answer(
-                description="No record: the emission rule, an earlier record or the kill switch says none.",
+                "No record: the emission rule, an earlier record or the kill switch says none.",
                 contents={"application/json": {"type": "null"}},
             ),
         ),
@@ -209,7 +204,7 @@ def _switch(
         parameters=(REQUEST_ID,) if turns else (),
         answers=(
             Answer(
-                description="How it stands.",
+                "How it stands.",
                 headers=(DECISION_ID_HEADER,) if turns else (),
                 links=TO_DECISION if turns else {},
             ),
@@ -227,9 +222,9 @@ RUNS_AND_SWITCH = (
         tag="Emitters",
         summary="Bind a run to the decisions before it",
         description="Its request's records from before the run, where they have no run yet.",
-        parameters=(Parameter(name="run_id", place="path", schema=IDENTIFIER, required=True),),
+        parameters=(Parameter("run_id", "path", IDENTIFIER),),
         body=Body(schema=BackfillRequest, examples={"a request": {"request_id": "req_1"}}),
-        answers=(Answer(description="RunBound."),),
+        answers=(Answer("Bound."),),
         errors=(*BODY_ERRORS, *SUBMIT_ERRORS),
         handler=EmitterApi.backfill,
     ),

@@ -82,7 +82,7 @@ EXECUTIONS = (
         parameters=(choice("status", "With this status.", get_args(ExecutionStatus)), LIMIT, AFTER_DECISION),
         answers=(
             Answer(
-                description="A page of them.",
+                "A page of them.",
                 links={
                     "Reconcile": link("reconcile", decision_id="$response.body#/executions/0/decision_id")
                 },
@@ -105,7 +105,7 @@ EXECUTIONS = (
                 "not executed": {"outcome": "not_executed"},
             },
         ),
-        answers=(Answer(description="The execution, ended."),),
+        answers=(Answer("The execution, ended."),),
         errors=(*BODY_ERRORS, "decision_not_found", "not_reconcilable", *STORE_ERRORS),
         handler=ExecutionApi.reconcile,
     ),

@@ -156,7 +156,7 @@ EXPLAIN = Operation(
         examples={"PIN-162, step 1": {"incident_id": "inc_123", "action": "retry_agent"}},
         required=False,
     ),
-    answers=(Answer(description="What an execution would meet now."),),
+    answers=(Answer("What an execution would meet now."),),
     errors=("invalid_request",),
     tenant="optional",
     handler=ExplainApi.explain,

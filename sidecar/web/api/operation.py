@@ -26,9 +26,9 @@ DECISION_ID_HEADER = "Scopegate-Decision-Id"
 REQUEST_ID_HEADER = "X-Request-Id"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter in a path, a query or a header."""
+    """One parameter in a path, a query or a header. In a path it is always required."""
 
     name: str
     place: Literal["path", "query", "header"]
@@ -46,7 +46,7 @@ class Body:
     required: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One answer. `status` is `default` for any status. `contents` maps media types to schemas; without it,
     the answer is what the handler returns, as JSON. `headers` are always present. `links` maps names to
@@ -181,48 +181,30 @@ UNREADY_ERRORS = ("draining", "policy_unavailable", "store_unavailable", "overlo
 
 UUID: Schema = {"type": "string", "format": "uuid"}
 REQUEST_ID = Parameter(
-    name=REQUEST_ID_HEADER,
-    place="header",
-    schema={"type": "string"},
-    description="Names the request in records and answers. Another one is made where it is not printable.",
+    REQUEST_ID_HEADER,
+    "header",
+    {"type": "string"},
+    "Names the request in records and answers. Another one is made where it is not printable.",
 )
 DECISION_ID = Parameter(
-    name="decision_id",
-    place="path",
-    schema={"type": "string", "pattern": "^[^/{}]+$"},
-    description="A UUID, unless a program named its record otherwise.",
-    required=True,
+    "decision_id",
+    "path",
+    {"type": "string", "pattern": "^[^/{}]+$"},
+    "A UUID, unless a program named its record otherwise.",
 )
-SCOPE_ID = Parameter(
-    name="scope_id",
-    place="path",
-    schema={"type": "string", "pattern": "^[^/{}]+$"},
-    required=True,
-)
-EXECUTION_ID = Parameter(
-    name="decision_id",
-    place="path",
-    schema=UUID,
-    description="The decision that admitted the execution.",
-    required=True,
-)
+SCOPE_ID = Parameter("scope_id", "path", {"type": "string", "pattern": "^[^/{}]+$"})
+EXECUTION_ID = Parameter("decision_id", "path", UUID, "The decision that admitted the execution.")
 LIMIT = Parameter(
-    name="limit",
-    place="query",
-    schema={"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
-    description="How many to show.",
+    "limit",
+    "query",
+    {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+    "How many to show.",
 )
 AFTER_NUMBER = Parameter(
-    name="before",
-    place="query",
-    schema={"type": "string", "pattern": f"^{CURSOR}$"},
-    description="The `next` of the page before.",
+    "before", "query", {"type": "string", "pattern": f"^{CURSOR}$"}, "The `next` of the page before."
 )
 AFTER_DECISION = Parameter(
-    name="before",
-    place="query",
-    schema={"type": "string", "pattern": f"^{DECISION_CURSOR}$"},
-    description="The `next` of the page before.",
+    "before", "query", {"type": "string", "pattern": f"^{DECISION_CURSOR}$"}, "The `next` of the page before."
 )
 
 
@@ -242,4 +224,4 @@ TO_DECISION: Mapping[str, Any] = {
 def choice(name: str, description: str, values: tuple[str, ...] = ()) -> Parameter:
     """A query parameter that takes one of some values, or any text."""
     schema = {"type": "string", "enum": list(values)} if values else {"type": "string"}
-    return Parameter(name=name, place="query", schema=schema, description=description)
+    return Parameter(name, "query", schema, description)

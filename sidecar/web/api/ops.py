@@ -123,7 +123,7 @@ OPS = (
         name="getLiveness",
         tag="Health",
         summary="Does the process answer?",
-        answers=(Answer(description="It does."),),
+        answers=(Answer("It does."),),
         handler=Ops.live,
     ),
     Operation(
@@ -134,7 +134,7 @@ OPS = (
         summary="Can it decide?",
         description="Does not depend on the backend.",
         answers=(
-            Answer(description="It can."),
+            Answer("It can."),
             Answer(status="503", description="It cannot; `reason` says why."),
         ),
         handler=Ops.ready,
@@ -145,7 +145,7 @@ OPS = (
         name="getMetrics",
         tag="Health",
         summary="Metrics, as Prometheus reads them",
-        answers=(Answer(description="All of them.", contents={"text/plain": {"type": "string"}}),),
+        answers=(Answer("All of them.", contents={"text/plain": {"type": "string"}}),),
         handler=Ops.metrics,
     ),
 )

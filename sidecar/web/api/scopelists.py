@@ -73,7 +73,7 @@ SCOPE_LISTS = (
         ),
         answers=(
             Answer(
-                description="A page of them.",
+                "A page of them.",
                 links={"Newest": link("getScope", scope_id="$response.body#/scopes/0/scope_id")},
             ),
         ),
@@ -86,7 +86,7 @@ SCOPE_LISTS = (
         tag="Scopes",
         summary="One scope, with its executions",
         parameters=(SCOPE_ID,),
-        answers=(Answer(description="What is left of it, and what it admitted."),),
+        answers=(Answer("What is left of it, and what it admitted."),),
         errors=("scope_not_found", *STORE_ERRORS),
         handler=ScopeLists.one,
     ),

@@ -268,8 +268,8 @@ SCOPES = (
         ),
         answers=(
             Answer(
+                "The scope, granted.",
                 status="201",
-                description="The scope, granted.",
                 headers=_BOTH_IDS,
                 links={
                     "Listed": link("listScopes", id="$response.body#/incident_id"),
@@ -291,17 +291,12 @@ SCOPES = (
         summary="List an incident's scopes",
         description="Newest first. An unknown incident has an empty list.",
         parameters=(
-            Parameter(name="id", place="path", schema=IDENTIFIER, description="The incident.", required=True),
+            Parameter("id", "path", IDENTIFIER, "The incident."),
             LIMIT,
             AFTER_NUMBER,
             REQUEST_ID,
         ),
-        answers=(
-            Answer(
-                description="A page of them.",
-                headers=(REQUEST_ID_HEADER,),
-            ),
-        ),
+        answers=(Answer("A page of them.", headers=(REQUEST_ID_HEADER,)),),
         errors=("invalid_request", *STORE_ERRORS),
         error_headers=(REQUEST_ID_HEADER,),
         tenant="required",
@@ -315,16 +310,10 @@ SCOPES = (
         summary="Revoke a scope",
         description="Can be repeated. Nothing is admitted once it is answered.",
         parameters=(
-            Parameter(name="id", place="path", schema=IDENTIFIER, description="The scope.", required=True),
+            Parameter("id", "path", IDENTIFIER, "The scope."),
             REQUEST_ID,
         ),
-        answers=(
-            Answer(
-                description="Revoked.",
-                headers=_BOTH_IDS,
-                links=TO_DECISION,
-            ),
-        ),
+        answers=(Answer("Revoked.", headers=_BOTH_IDS, links=TO_DECISION),),
         errors=("invalid_request", "scope_not_found", *STORE_ERRORS),
         error_headers=_BOTH_IDS,
         tenant="required",
@@ -338,7 +327,7 @@ SCOPES = (
         summary="Rehearse a recovery action",
         description="A dry run or a simulation. Executes, consumes and records nothing.",
         parameters=(
-            Parameter(name="id", place="path", schema=IDENTIFIER, description="The action.", required=True),
+            Parameter("id", "path", IDENTIFIER, "The action."),
             REQUEST_ID,
         ),
         body=Body(
@@ -352,12 +341,7 @@ SCOPES = (
                 "on a tenth": {"action_type": "retry", "risk_class": "low", "scope_type": "request_sample"},
             },
         ),
-        answers=(
-            Answer(
-                description="What it would do.",
-                headers=(REQUEST_ID_HEADER,),
-            ),
-        ),
+        answers=(Answer("What it would do.", headers=(REQUEST_ID_HEADER,)),),
         errors=BODY_ERRORS,
         error_headers=(REQUEST_ID_HEADER,),
         handler=ScopeApi.test,

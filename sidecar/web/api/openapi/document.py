@@ -20,11 +20,11 @@ from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import Settings
 from sidecar.settings.sections import ListenTls, Route
 from sidecar.web.api.decisions import DECISIONS
+from sidecar.web.api.docs import DOCUMENTATION
 from sidecar.web.api.emitters import EMITTERS, RUNS_AND_SWITCH
 from sidecar.web.api.executions import EXECUTIONS
 from sidecar.web.api.explain import EXPLAIN
 from sidecar.web.api.openapi import problems
-from sidecar.web.api.openapi.admincalls import DOCUMENTATION
 from sidecar.web.api.openapi.gatedcalls import body_name, body_schema, gated_operations, spending
 from sidecar.web.api.operation import (
     HEADERS,
@@ -178,10 +178,10 @@ def _operation(operation: Operation, listener: str, tenant: str | None) -> dict[
     if tenant is not None and operation.tenant is not None:
         parameters.append(
             Parameter(
-                name=tenant,
-                place="header",
-                schema=IN_A_HEADER if operation.tenant == "required" else {"type": "string"},
-                description="The tenant.",
+                tenant,
+                "header",
+                IN_A_HEADER if operation.tenant == "required" else {"type": "string"},
+                "The tenant.",
                 required=operation.tenant == "required",
             )
         )
@@ -205,7 +205,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "name": parameter.name,
         "in": parameter.place,
         **described,
-        "required": parameter.required,
+        "required": parameter.required or parameter.place == "path",
         "schema": parameter.schema,
     }
 

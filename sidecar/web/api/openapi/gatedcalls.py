@@ -108,8 +108,8 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
         ),
         answers=(
             Answer(
+                "The backend's answer.",
                 status="default",
-                description="The backend's answer.",
                 contents={"*/*": {}},
                 headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
                 links=TO_DECISION,
@@ -137,7 +137,7 @@ def _look(route: Route, path: str, method: str, suffix: str) -> Operation:
         summary=f"{method} passes through to the backend",
         description="As long as it carries neither a body nor a method or target override.",
         parameters=tuple(_in_path(name) for name in route.path.names),
-        answers=(Answer(status="default", description="The backend's answer.", contents={"*/*": {}}),),
+        answers=(Answer("The backend's answer.", status="default", contents={"*/*": {}}),),
         errors=(*_TARGET_ERRORS, *_UPSTREAM_ERRORS, "overloaded"),
         error_headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
         relayed=True,
@@ -177,25 +177,21 @@ def _parameters(route: Route) -> tuple[Parameter, ...]:
             found[source.name] = _in_path(source.name, description)
         elif source.kind == "query":
             found[str(source)] = Parameter(
-                name=source.name,
-                place="query",
-                schema=IDENTIFIER if required else _NAME_OR_EMPTY,
-                description=description,
+                source.name,
+                "query",
+                IDENTIFIER if required else _NAME_OR_EMPTY,
+                description,
                 required=required,
             )
         elif source.kind == "header":
             found[str(source)] = Parameter(
-                name=source.name.title(),
-                place="header",
-                schema=IN_A_HEADER,
-                description=description,
-                required=required,
+                source.name.title(), "header", IN_A_HEADER, description, required=required
             )
     return tuple(found.values())
 
 
 def _in_path(name: str, description: str = "") -> Parameter:
-    return Parameter(name=name, place="path", schema=_NAME, description=description, required=True)
+    return Parameter(name, "path", _NAME, description)
 
 
 @dataclass(slots=True)
