@@ -83,7 +83,7 @@ def valid_until(certificate_file: Path) -> datetime:
         raise TlsFileUnusable("certificate_file", certificate_file, reason) from exc
 
 
-def told(exc: BaseException | None) -> str:
+def describe(exc: BaseException | None) -> str:
     """Describe the failure of a connection, TLS or not, for a message and without a full stop."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return exc.verify_message.rstrip(".")
@@ -183,7 +183,7 @@ def _load_pair(context: ssl.SSLContext, certificate_file: Path, key_file: Path) 
         if exc.reason is None or exc.reason in ("NO_START_LINE", "PEM_LIB", "UNSUPPORTED"):
             reason = _NO_PEM.format(what="private key")
             raise TlsFileUnusable("key_file", key_file, reason) from exc
-        reason = f"cannot be used ({told(exc)}); have a new certificate made"
+        reason = f"cannot be used ({describe(exc)}); have a new certificate made"
         raise TlsFileUnusable("certificate_file", certificate_file, reason) from exc
     except OSError as exc:
         raise TlsFileUnusable("certificate_file", certificate_file, _unread(exc)) from exc

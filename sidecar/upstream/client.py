@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass
 
-from sidecar.files.tls import Credentials, told
+from sidecar.files.tls import Credentials, describe
 from sidecar.settings.addresses import Address, SocketFile
 from sidecar.upstream.answer import AnswerParser, NotSent
 from sidecar.upstream.exchange import Connection, Exchange
@@ -191,13 +191,13 @@ class Upstream:
             connection = await self._open()
             if self._closed or not connection.fit():
                 connection.transport.abort()
-                why = f": {told(connection.lost_by)}" if connection.lost_by else ""
+                why = f": {describe(connection.lost_by)}" if connection.lost_by else ""
                 raise NotSent(f"connection closed by {self._where} before anything was sent{why}")
             return connection
         except ssl.SSLCertVerificationError as exc:
-            raise NotSent(f"certificate of {self._where} is not trusted: {told(exc)}") from exc
+            raise NotSent(f"certificate of {self._where} is not trusted: {describe(exc)}") from exc
         except ssl.SSLError as exc:
-            raise NotSent(f"no TLS with {self._where}: {told(exc)}") from exc
+            raise NotSent(f"no TLS with {self._where}: {describe(exc)}") from exc
         except ConnectionRefusedError as exc:
             raise NotSent(f"connection refused by {self._where}") from exc
         except (OSError, UnicodeError) as exc:  # UnicodeError: a host name that IDNA cannot encode

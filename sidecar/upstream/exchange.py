@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable
 from contextlib import suppress
 from typing import Protocol, cast
 
-from sidecar.files.tls import told
+from sidecar.files.tls import describe
 from sidecar.upstream.answer import AnswerParser, Failed, Head, State, TimedOut, Unanswered
 
 _ONE_WRITE = 64 * 1024  # a longer body is written on its own, because joining it to the head would copy it
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
         self.lost_by = exc
         self.resume_writing()
         if self.exchange is not None:
-            self.exchange._fail(Failed(f"connection to {self.where} lost: {told(exc)}"), exc)
+            self.exchange._fail(Failed(f"connection to {self.where} lost: {describe(exc)}"), exc)
         if self.pool is not None:
             self.pool.lost(self)
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import ScopegateError
-from sidecar.files.tls import Credentials, TlsFileUnusable, client_context, server_context, told, valid_until
+from sidecar.files.tls import (
+    Credentials,
+    TlsFileUnusable,
+    client_context,
+    describe,
+    server_context,
+    valid_until,
+)
 from tests.certificates import Authority, Pair
 
 
@@ -181,9 +188,9 @@ def test_an_expired_certificate_can_be_used(authority: Authority) -> None:
 def test_errors_of_tls_are_told_in_words(authority: Authority, pair: Pair) -> None:
     with pytest.raises(ssl.SSLError) as refused:
         handshake(server_context(pair.certificate_file, pair.key_file), client_context())
-    assert told(refused.value) == "unable to get local issuer certificate"
-    assert told(ConnectionResetError("gone")) == "gone"
-    assert told(None) == "closed"
+    assert describe(refused.value) == "unable to get local issuer certificate"
+    assert describe(ConnectionResetError("gone")) == "gone"
+    assert describe(None) == "closed"
 
 
 # Renewal ------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typing import Any
 from weakref import WeakSet
 
 from sidecar.errors import ScopegateError
-from sidecar.files.tls import Credentials, told
+from sidecar.files.tls import Credentials, describe
 from sidecar.settings.addresses import Address, Listen, SocketFile
 
 logger = logging.getLogger("scopegate.web")
@@ -343,10 +343,12 @@ class _Handshake(asyncio.Protocol):
                 ssl_handshake_timeout=listener.handshake_seconds,
             )
         except ssl.SSLError as exc:
-            logger.info("a TLS handshake failed", extra={"listener": listener.name, "cause": told(exc)})
+            logger.info("a TLS handshake failed", extra={"listener": listener.name, "cause": describe(exc)})
             return
         except OSError as exc:  # the client left, or took too long
-            logger.debug("a TLS handshake broke off", extra={"listener": listener.name, "cause": told(exc)})
+            logger.debug(
+                "a TLS handshake broke off", extra={"listener": listener.name, "cause": describe(exc)}
+            )
             return
         if secured is None:
             return  # the connection was lost right after the handshake
