@@ -53,7 +53,7 @@ Examples:
   scopegate config schema --output scopegate.schema.json""",
 )
 def config() -> None:
-    """The configuration: what is in force and where it was given; its schema for editors."""
+    """Show the configuration in force and its sources; print its schema for editors."""
 
 
 # Showing ----------------------------------------------------------------------------------------------------
@@ -68,13 +68,13 @@ Examples:
 )
 @config_option
 @set_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON, an object by key.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object by key.")
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 def show(config: Path, overrides: tuple[str, ...], keys: tuple[str, ...], *, as_json: bool) -> None:
-    """Show each key's value as it takes effect, and where it was given; passwords are masked.
+    """Show the value of each key as it takes effect, and its source. Passwords are masked.
 
-    KEY is a key or a section; without one all are shown. What LIVE marks changes by a reload, all else by a
-    restart. A file name is shown as it resolves; the file itself is not read.
+    KEY is a key or a section; without it all keys are shown. A reload can change the keys that LIVE marks;
+    the others need a restart. File names are shown as they resolve; the files are not read.
     """
     wanted = _wanted(keys)
     try:
@@ -194,17 +194,17 @@ and the first line of the configuration:
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where it is written; by default to standard output.",
+    help="The file to write; standard output by default.",
 )
 def schema(output: Path | None) -> None:
-    """Print the JSON Schema of the configuration file, by which an editor completes and checks it.
+    """Print the JSON Schema of the configuration file, with which editors complete and check it.
 
-    It never marks what Scopegate would accept. Scopegate itself checks more: `scopegate check`.
+    The schema accepts everything that Scopegate accepts. `scopegate check` checks more.
     """
     made = configschema.schema_of(
         Settings,
         title="Scopegate configuration",
-        description="Every key has a default but upstream.url, which the file or the environment gives.",
+        description="Every key but upstream.url has a default. The environment may supply each of them.",
     )
     text = json.dumps(made, indent=2) + "\n"
     if output is None:

@@ -189,8 +189,8 @@ class Replay:
 
     def _threshold(self, record: GateRecord, entry: ActionPolicy | None) -> RiskClass:
         """The lowest risk that needs a scope. It is above the recorded risk, which needed none."""
-        risks, told = list(RiskClass), record.details.get("risk")
-        risk = RiskClass(told) if told in risks else entry.risk if entry else RiskClass.LOW
+        risks, recorded = list(RiskClass), record.details.get("risk")
+        risk = RiskClass(recorded) if recorded in risks else entry.risk if entry else RiskClass.LOW
         above = risks[min(risks.index(risk) + 1, len(risks) - 1)]
         return max(self._scope_required_from, above)
 
@@ -260,12 +260,12 @@ def _kept_to(
 
 def _verdict(
     refusal: Refusal | None,
-    told: Sequence[Mapping[str, Any]],
+    shadow: Sequence[Mapping[str, Any]],
     left_out: list[tuple[Rule, str]],
     lowered: Mapping[str, float] | None = None,
 ) -> tuple[Verdict | None, str | None]:
     """The verdict, or the reason why it is undecidable: a rule that was left out might have refused."""
-    would_refuse = None if left_out else objecting(told)
+    would_refuse = None if left_out else objecting(shadow)
     if refusal is not None:
         rules = tuple(refusal.members.get("rules", ()))
         return Verdict(error=refusal.code, rules=rules, would_refuse=would_refuse), None

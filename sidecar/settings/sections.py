@@ -1,8 +1,8 @@
 """The sections of the configuration, key by key as they stand in the file.
 
-What one value may be stands in `values`. What only a section as a whole can see is checked here, such as
-what the files of a `tls` section must hold together. The text below a key is what the reference and editors
-show.
+The type of a key says what it accepts (see `values`), and LIVE says that a reload may change it. The text
+below it is its description in config/scopegate.yaml, the reference and the schema. Conditions on several keys
+are checked here, such as those on the files of a `tls` section.
 """
 
 from __future__ import annotations
