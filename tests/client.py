@@ -302,10 +302,8 @@ class BlockingConnection:
     def send(self, request: bytes, *, bodiless: bool = False) -> Message:
         """The answer to these bytes."""
         if self.socket is None:
-            self.socket = socket.create_connection(self.address, timeout=ANSWER_SECONDS)
-            if self._tls is not None:
-                self.socket = self._tls.wrap_socket(self.socket, server_hostname=self.address[0])
-            self._reader = _BlockingReader(self.socket)
+            self._open()
+        assert self.socket is not None
         answer = None
         try:
             self.socket.sendall(request)
@@ -316,6 +314,17 @@ class BlockingConnection:
         if answer is None or not answer.whole:
             raise Lost("the connection was closed without response")
         return answer
+
+    def _open(self) -> None:
+        opened = socket.create_connection(self.address, timeout=ANSWER_SECONDS)
+        if self._tls is not None:
+            try:
+                opened = self._tls.wrap_socket(opened, server_hostname=self.address[0])
+            except BaseException:
+                opened.close()
+                raise
+        self._reader = _BlockingReader(opened)
+        self.socket = opened
 
     def close(self) -> None:
         if self.socket is not None:

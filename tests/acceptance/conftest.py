@@ -77,6 +77,15 @@ def issue_scope(data: Address, *, incident: str = "inc-1", attempts: int = 1, co
     return scope_id
 
 
+def issue_many(data: Address, count: int) -> list[str]:
+    """Scopes for `retry_agent`, from one connection."""
+    wanted = {"incident_id": "inc-1", "action": "retry_agent", "intent": "many"}
+    with BlockingConnection(data) as connection:
+        answers = [connection.ask_json("POST", "/api/v1/recovery/scope", wanted) for _ in range(count)]
+    assert {answer.status for answer in answers} == {201}
+    return [answer.json()["scope_id"] for answer in answers]
+
+
 def execution(scope_id: str, *, incident: str = "inc-1") -> dict[str, Any]:
     """The body of an execution, which consumes one attempt of the scope."""
     return {"scope_id": scope_id, "incident_id": incident, "action": "retry_agent", "parameters": {}}

@@ -24,6 +24,7 @@ from tests.acceptance.conftest import (
     ask_json,
     execution,
     executions,
+    issue_many,
     issue_scope,
     scopegate,
     write_configuration,
@@ -111,7 +112,7 @@ def test_with_an_incident_only_its_scopes_are_revoked(sidecar: Program) -> None:
 
 
 def test_more_than_a_page_is_revoked_whole(sidecar: Program) -> None:
-    ids = {issue_scope(sidecar.data) for _ in range(1_050)}
+    ids = {*issue_many(sidecar.data, 1_050)}
     ended = _until_it_ends(sidecar)
     assert set(json.loads(ended.stdout)["revoked"]) == ids
 

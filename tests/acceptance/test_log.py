@@ -25,11 +25,11 @@ from tests.acceptance.conftest import (
     ask,
     ask_json,
     execution,
+    issue_many,
     issue_scope,
     scopegate,
     write_configuration,
 )
-from tests.client import BlockingConnection
 
 SECRET = "hunter2-4111111111111111"
 
@@ -56,13 +56,6 @@ def execute(sidecar: Program, scope_id: str, **parameters: Any) -> str:
     return answer.headers("scopegate-decision-id")[0]
 
 
-def issue_many(sidecar: Program, count: int) -> None:
-    wanted = {"incident_id": "inc-1", "action": "retry_agent", "intent": "many"}
-    with BlockingConnection(sidecar.data) as connection:
-        for _ in range(count):
-            assert connection.ask_json("POST", "/api/v1/recovery/scope", wanted).status == 201
-
-
 def attested(config: Path, *more: str | Path) -> int:
     """How many records verify finds attested; all else has to be well."""
     ended = scopegate("log", "verify", "--config", config, *more)
@@ -85,7 +78,7 @@ def test_a_signed_log_is_attested_while_it_runs_after_a_kill_and_to_its_very_end
 ) -> None:
     config = configured(tmp_path, backend)
     with Program(config) as sidecar:
-        issue_many(sidecar, 1_050)
+        issue_many(sidecar.data, 1_050)
         file = tmp_path / "checkpoints" / "log.jsonl"
         sidecar.until("writes a checkpoint", lambda: file.exists() and b"\n" in file.read_bytes())
         assert json.loads(file.read_bytes().splitlines()[0])["count"] >= 1_000
@@ -134,7 +127,7 @@ def test_a_cut_tail_exits_4_and_is_named(folder: Path) -> None:
 def test_a_cut_tail_shows_although_the_sidecar_went_on(folder: Path) -> None:
     cut(folder / "var" / "scopegate.db", 6)
     with Program(folder / "scopegate.yaml") as sidecar:
-        issue_many(sidecar, 10)
+        issue_many(sidecar.data, 10)
         assert sidecar.stop() == 0
     ended = scopegate("log", "verify", "--config", folder / "scopegate.yaml")
     assert ended.returncode == 4, ended
@@ -285,7 +278,7 @@ def test_an_export_takes_its_name_once_it_is_whole(folder: Path, tmp_path: Path)
 def test_whoever_stops_reading_an_export_ends_it_well(folder: Path) -> None:
     store = folder / "var" / "scopegate.db"
     with Program(folder / "scopegate.yaml") as sidecar:
-        issue_many(sidecar, 200)  # more than a pipe holds
+        issue_many(sidecar.data, 200)  # more than a pipe holds
         assert sidecar.stop() == 0
     assert store.stat().st_size > 100_000
     with subprocess.Popen(
