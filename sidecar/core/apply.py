@@ -248,18 +248,18 @@ def admit(command: Admit, state: State, now: int) -> Applied:
     """Consume the scope, hold the cost and record it, or refuse."""
     claims, revision = command.claims, command.policies.revision
     found = judgment(command, state, now)
-    told = _told(found.shadow)
+    details = _shadow_details(found.shadow)
     if command.preview is not None and command.preview.conditional:
         # The conditions were judged at this time, which is earlier than the time of the record.
-        told["judged_at"] = iso_time(command.preview.judged_at)
+        details["judged_at"] = iso_time(command.preview.judged_at)
     if command.shadow:
-        told["route_mode"] = "shadow"
+        details["route_mode"] = "shadow"
     if found.refusal is not None:
         if not command.record_denial:
             return Applied(reply=Denied(found.refusal, None, found.objections))
         return Applied(
             reply=Denied(found.refusal, command.decision_id, found.objections),
-            entry=gate_entry(command, "refused", found.refusal, claims, revision, now, **told),
+            entry=gate_entry(command, "refused", found.refusal, claims, revision, now, **details),
         )
     case, hold = found.case, found.case.hold
     consumed = found.scope
@@ -279,7 +279,7 @@ def admit(command: Admit, state: State, now: int) -> Applied:
         target_agents=claims.target_agents,
     )
     if found.waived is not None:
-        told["scope_waived"] = found.waived
+        details["scope_waived"] = found.waived
     entry = gate_entry(
         command,
         "admitted",
@@ -293,7 +293,7 @@ def admit(command: Admit, state: State, now: int) -> Applied:
         hold_usd=to_dollars(hold),
         risk=case.entry.risk.value if case.entry else None,
         granted_to=None if consumed is None else consumed.created_by,
-        **told,
+        **details,
     )
     timeout = case.entry.timeout_seconds if case.entry else None
     return Applied(
@@ -304,7 +304,7 @@ def admit(command: Admit, state: State, now: int) -> Applied:
     )
 
 
-def _told(shadow: Iterable[Objection]) -> dict[str, Any]:
+def _shadow_details(shadow: Iterable[Objection]) -> dict[str, Any]:
     """The details that a record holds about refusals in shadow mode."""
     would_refuse = [one.to_dict() for one in shadow]
     return {"would_refuse": would_refuse} if would_refuse else {}
@@ -315,19 +315,19 @@ def _told(shadow: Iterable[Objection]) -> dict[str, Any]:
 
 def issue(command: Issue, now: int) -> Applied:
     """Grant a scope on the terms that the policies allow, or refuse it."""
-    asked = _terms(command)
+    requested = _terms(command)
     found = command.judged or granted(command, now)
     refusal = _not_granted(command) or refusal_by(found.objections)
     shadow = tuple(one for one in found.objections if one.shadow)
-    told = _told(shadow)
+    details = _shadow_details(shadow)
     if command.judged is not None and found.conditional:
-        told["judged_at"] = iso_time(found.judged_at)
+        details["judged_at"] = iso_time(found.judged_at)
     if refusal is not None:
         denied = Denied(refusal, command.decision_id if command.record_denial else None, found.objections)
         if not command.record_denial:
             return Applied(reply=denied)
         claims = _claims(replace(command.scope, scope_id=""))
-        told |= _asked(command, asked)
+        details |= _term_details(command, requested)
         return Applied(
             reply=denied,
             entry=gate_entry(
@@ -338,7 +338,7 @@ def issue(command: Issue, now: int) -> Applied:
                 command.policies.revision,
                 now,
                 gatekept="scope_grant",
-                **told,
+                **details,
             ),
         )
     terms = found.terms
@@ -359,8 +359,8 @@ def issue(command: Issue, now: int) -> Applied:
         gatekept="scope_grant",
         expires_at=iso_time(scope.expires_at),
         rules=list(found.lowered_by),
-        **_asked(command, terms),
-        **told,
+        **_term_details(command, terms),
+        **details,
     )
     return Applied(reply=Issued(scope, command.decision_id, shadow), scope=scope, entry=entry)
 
@@ -407,7 +407,7 @@ def _claims(scope: Scope) -> Claims:
     )
 
 
-def _asked(command: Issue, terms: ScopeTerms) -> dict[str, Any]:
+def _term_details(command: Issue, terms: ScopeTerms) -> dict[str, Any]:
     """The terms of a grant for its record: the granted terms, or the refused ones."""
     scope = command.scope
     return {

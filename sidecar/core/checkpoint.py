@@ -49,12 +49,15 @@ class Checkpoint:
     @classmethod
     def parse(cls, line: bytes) -> Checkpoint:
         """The checkpoint of a line. Raises ValueError for a line that `line` would write differently."""
-        told = json.loads(line)
-        if not isinstance(told, dict) or {name: type(value) for name, value in told.items()} != _MEMBERS:
+        members = json.loads(line)
+        if (
+            not isinstance(members, dict)
+            or {name: type(value) for name, value in members.items()} != _MEMBERS
+        ):
             raise ValueError("is no checkpoint")
-        if told["count"] < 0 or not _HEAD.fullmatch(told["head"]):
+        if members["count"] < 0 or not _HEAD.fullmatch(members["head"]):
             raise ValueError("holds a count or a head that cannot be")
-        found = cls(**{**told, "signature": b64decode(told["signature"], validate=True)})
+        found = cls(**{**members, "signature": b64decode(members["signature"], validate=True)})
         if found.line() != line:
             raise ValueError("is not written as a checkpoint is")
         return found

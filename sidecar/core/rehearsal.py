@@ -248,11 +248,11 @@ def observed(
     action: RecoveryAction, scope: ExecutionScope, fraction: float, sample: Sample, returned: object
 ) -> ScopedExecutionResult:
     """The result that a callable returned for its sample. A member that cannot be read is a violation."""
-    told: Mapping[str, Any] = returned if isinstance(returned, Mapping) else {}
+    members: Mapping[str, Any] = returned if isinstance(returned, Mapping) else {}
     found: dict[str, Any] = {}
     violations: list[str] = []
     for name, read in _TOLD.items():
-        value = told.get(name)
+        value = members.get(name)
         try:
             found[name] = None if value is None else read(value)
         except ValueError:

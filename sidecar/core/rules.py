@@ -260,7 +260,7 @@ class GrantJudgment:
 
 
 def granting(
-    policies: PolicySet, subjects: Sequence[Subject], asked: ScopeTerms, defaulted: frozenset[str]
+    policies: PolicySet, subjects: Sequence[Subject], requested: ScopeTerms, defaulted: frozenset[str]
 ) -> GrantJudgment:
     """Judge a grant by the policies. `subjects` holds one subject for each action of the grant.
 
@@ -282,7 +282,7 @@ def granting(
             for term, most in zip(
                 TERMS, (rule.limit.max_attempts, rule.limit.ttl_seconds, rule.limit.max_cost), strict=True
             ):
-                if most is None or asked.named(term) <= most:
+                if most is None or requested.named(term) <= most:
                     continue
                 if term not in defaulted:
                     found.setdefault((rule.id, term), _above(rule, term, most))
@@ -293,9 +293,9 @@ def granting(
         rule_id for term, by in limits.items() for rule_id, most in by.items() if most == lowered[term]
     }
     terms = ScopeTerms(
-        max_attempts=lowered.get("max_attempts", asked.max_attempts),
-        ttl_seconds=lowered.get("ttl_seconds", asked.ttl_seconds),
-        max_cost=lowered.get("max_cost_usd", asked.max_cost),
+        max_attempts=lowered.get("max_attempts", requested.max_attempts),
+        ttl_seconds=lowered.get("ttl_seconds", requested.ttl_seconds),
+        max_cost=lowered.get("max_cost_usd", requested.max_cost),
     )
     judged_at = subjects[0].now if subjects else 0
     return GrantJudgment(

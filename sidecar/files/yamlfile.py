@@ -98,11 +98,11 @@ def fast(text: str) -> Iterator[Any]:
     if loader is None or "\t" in text or _COMMENTED_BLOCK.search(text):
         raise Undecided
     parser = loader(text)
-    asked = "?" in text
+    questioned = "?" in text
     try:
         for event in iter(parser.get_event, None):
             # Inside [] and {}, PyYAML reads a question mark in plain text as the indicator of a key.
-            if asked and type(event) is yaml.ScalarEvent and not event.style and "?" in event.value:
+            if questioned and type(event) is yaml.ScalarEvent and not event.style and "?" in event.value:
                 raise Undecided
             yield event
     except yaml.YAMLError as exc:

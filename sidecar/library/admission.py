@@ -67,13 +67,13 @@ def grant(
     if not scope.allowed_actions:
         raise ValueError("allowed_actions must name at least one action")
     ttl = _whole("ttl_seconds", ttl_seconds, MAX_TTL_SECONDS)
-    asked = {"max_attempts": scope.max_attempts, "ttl_seconds": ttl, "max_cost_usd": scope.max_cost}
+    requested = {"max_attempts": scope.max_attempts, "ttl_seconds": ttl, "max_cost_usd": scope.max_cost}
     return Issue(
         decision_id=new_decision_id(),
         scope=scope,
         ttl=ttl,
         # A call that passes a default value looks like one that leaves the term out.
-        defaulted=frozenset(term for term, value in asked.items() if value == DEFAULTS[term]),
+        defaulted=frozenset(term for term, value in requested.items() if value == DEFAULTS[term]),
         policies=policies,
         origin="library",
     )

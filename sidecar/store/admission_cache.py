@@ -18,7 +18,7 @@ MAX_GROUPS = 5_000
 MAX_EXECUTIONS = 200_000
 # A group is checked for staleness after this many requests. Brakes with different windows share a group, so a
 # name that is too old for one brake may still count for another.
-ASKS_PER_LOOK = 256
+REQUESTS_PER_CHECK = 256
 
 Reading = Callable[[sqlite3.Connection, AdmissionGroup, int], Sequence[Execution]]
 
@@ -27,13 +27,13 @@ Reading = Callable[[sqlite3.Connection, AdmissionGroup, int], Sequence[Execution
 class _Kept:
     """The executions of a group by name, oldest first: those admitted after `since`, and those in flight.
 
-    `asked` is the earliest time requested in the last `asks` requests.
+    `earliest` is the earliest time requested in the last `requests` requests.
     """
 
     since: int
     names: list[str]
-    asked: int
-    asks: int = 0
+    earliest: int
+    requests: int = 0
 
 
 class AdmissionCache:
@@ -57,11 +57,11 @@ class AdmissionCache:
             kept = self._groups.get(group)
             if kept is None or kept.since > since:
                 kept = self._load(connection, group, since)
-            kept.asked, kept.asks = min(kept.asked, since), kept.asks + 1
-            if kept.asks >= ASKS_PER_LOOK:
-                if kept.names and self._is_stale(kept, kept.asked):
-                    self._age(kept, kept.asked)
-                kept.asked, kept.asks = since, 0
+            kept.earliest, kept.requests = min(kept.earliest, since), kept.requests + 1
+            if kept.requests >= REQUESTS_PER_CHECK:
+                if kept.names and self._is_stale(kept, kept.earliest):
+                    self._age(kept, kept.earliest)
+                kept.earliest, kept.requests = since, 0
             admissions[group] = kept.names
             executions.update((name, self._executions[name]) for name in kept.names)
         return admissions, executions

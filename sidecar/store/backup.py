@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.store.attestation import NONE, Attestation
 from sidecar.store.logfile import READ_ERRORS, damage_of, opened
-from sidecar.store.sqlite import read_only_uri, told
+from sidecar.store.sqlite import describe, read_only_uri
 from sidecar.store.verify import Progress, Verified, verify_sqlite
 
 # Pages copied in one step, 4 MiB. The copy can be interrupted between two steps.
@@ -240,7 +240,7 @@ def _translated(source: Path, folder: Path) -> Iterator[None]:
     except READ_ERRORS as exc:
         damage = damage_of(exc)
         if damage is None:
-            raise StoreUnavailable(f"cannot copy {source} into {folder}: {told(exc)}") from exc
+            raise StoreUnavailable(f"cannot copy {source} into {folder}: {describe(exc)}") from exc
         raise LogTampered(f"{source} is damaged, or no log any more: {damage}") from exc
 
 

@@ -10,7 +10,7 @@ a full disk it still fits, and it meets no table that a decision needs. So witho
 rehearses: it makes a whole decision and undoes it, writes as much as a large one takes, and commits.
 
 A commit that reports a failure may have been carried out all the same. Its batch is refused, because nothing
-proves that it is durable; but as soon as the head of the log shows it, its replies are told as late ones, so
+proves that it is durable; but as soon as the head of the log shows it, its replies are delivered late, so
 that what it admitted is given back.
 """
 
@@ -357,7 +357,7 @@ class Store:
             # The writer must outlive every fault, or nothing would be decided any more.
             LogEvent.HOUSEKEEPING_FAILED.log(cause=str(exc) or repr(exc))
 
-    async def _rehearse(self, asked: asyncio.Future[None]) -> None:
+    async def _rehearse(self, rehearsal: asyncio.Future[None]) -> None:
         """Test whether a decision can be written now. Never raises, because that would end the writer."""
         commands = rehearsed()
         now = self.now()
@@ -375,8 +375,8 @@ class Store:
         else:
             self.last_error = None
             await self._tidy()
-        if not asked.done():
-            asked.set_result(None)
+        if not rehearsal.done():
+            rehearsal.set_result(None)
 
     async def _known_head(self) -> ChainHead:
         if self._head is None:

@@ -528,10 +528,10 @@ def _translated() -> Iterator[None]:
     except sqlite3.IntegrityError:
         raise
     except (sqlite3.Error, OSError) as exc:
-        raise StoreUnavailable(f"SQLite: {told(exc)}") from exc
+        raise StoreUnavailable(f"SQLite: {describe(exc)}") from exc
 
 
-def told(exc: Exception) -> str:
+def describe(exc: Exception) -> str:
     """Describe a failure of SQLite: its message, its name, and what to do about it."""
     name: str = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
     hint = next((advice for prefix, advice in _ADVICE.items() if name.startswith(prefix)), "")

@@ -230,7 +230,7 @@ class _Chain:
         try:
             for page in self._log.pages(columns, self.seq or START, last):
                 self._check(page)
-                self._check_what_was_said()
+                self._check_tables_beside()
                 self._progress(self.seq, self.total)
         except READ_ERRORS as exc:
             damage = damage_of(exc)
@@ -248,13 +248,13 @@ class _Chain:
             envelope, before = row[-2], head
             try:
                 head = sha256(before + envelope).digest()
-                told = orjson.loads(envelope)
-                wrong = row != _row(row, seq, told, head)
-                wrong = wrong or told["seq"] != seq or told["writer"] != writer
-                if "kept_once" in told:
-                    self._keys.append((seq, bytes.fromhex(told["kept_once"]), row[-3]))
-                if "run_bindings" in told:
-                    self._bindings += [(seq, *binding) for binding in _bindings_in(told)]
+                members = orjson.loads(envelope)
+                wrong = row != _row(row, seq, members, head)
+                wrong = wrong or members["seq"] != seq or members["writer"] != writer
+                if "kept_once" in members:
+                    self._keys.append((seq, bytes.fromhex(members["kept_once"]), row[-3]))
+                if "run_bindings" in members:
+                    self._bindings += [(seq, *binding) for binding in _bindings_in(members)]
             except _NOT_OURS:
                 wrong = True
             if wrong:
@@ -262,7 +262,7 @@ class _Chain:
                 self._look_into(row)
         self.seq, self.head = seq, head
 
-    def _check_what_was_said(self) -> None:
+    def _check_tables_beside(self) -> None:
         """Look up every key and binding that a page names, and remember the first missing one."""
         for seq, key, decision_id in self._keys if self.beside is None else ():
             found = self._log.kept_under(key)
@@ -283,17 +283,17 @@ class _Chain:
         if not isinstance(envelope, bytes) or sha256(self.head + envelope).digest() != row[-1]:
             raise LogTampered(f"record {seq} was altered: its bytes and its hash do not belong together")
         try:
-            told = orjson.loads(envelope)
-            said = _row(row, seq, told, row[-1])
-            bytes.fromhex(told.get("kept_once", "")), _bindings_in(told)
-            place = told["writer"], told["seq"]
+            members = orjson.loads(envelope)
+            required = _row(row, seq, members, row[-1])
+            bytes.fromhex(members.get("kept_once", "")), _bindings_in(members)
+            place = members["writer"], members["seq"]
         except _NOT_OURS as exc:
             raise LogTampered(
                 f"record {seq} was altered: its bytes and columns are no record of ours"
             ) from exc
         if place != (self.writer, seq):
             raise LogTampered(f"record {seq} is out of place: it says writer {place[0]}, seq {place[1]}")
-        column = next(name for name, one, other in zip(_NAMES, row, said, strict=True) if one != other)
+        column = next(name for name, one, other in zip(_NAMES, row, required, strict=True) if one != other)
         raise LogTampered(f"record {seq} was altered: column {column} is not what its bytes say")
 
     def _is_missing(self, following: int | None) -> None:
@@ -301,33 +301,33 @@ class _Chain:
         raise LogTampered(f"record {self.seq + 1} is missing: {rest}")
 
 
-def _row(row: Any, seq: int, told: Any, head: bytes) -> tuple[Any, ...]:
+def _row(row: Any, seq: int, members: Any, head: bytes) -> tuple[Any, ...]:
     """The row that an envelope requires, in the order of `_NAMES`."""
-    record = told["record"]
+    record = members["record"]
     return (
         seq,
-        told["event"],
+        members["event"],
         record["decision_type"],
         record["decision_outcome"],
         _time(row[4], record["decided_at"]),
         record["tenant_id"],
-        told["scope_id"],
-        told["incident_id"],
-        told["action"],
+        members["scope_id"],
+        members["incident_id"],
+        members["action"],
         record["request_id"],
         record["run_id"],
-        told["admission_id"],
-        _time(row[12], told.get("recorded_at")),
+        members["admission_id"],
+        _time(row[12], members.get("recorded_at")),
         record["decision_id"],
         row[14],
         head,
     )
 
 
-def _bindings_in(told: Any) -> list[tuple[int, str]]:
+def _bindings_in(members: Any) -> list[tuple[int, str]]:
     """The bindings that an envelope names. Raises ValueError or TypeError if they are malformed."""
-    named = told.get("run_bindings", [])
-    if not all(0 < seq < told["seq"] and isinstance(run_id, str) for seq, run_id in named):
+    named = members.get("run_bindings", [])
+    if not all(0 < seq < members["seq"] and isinstance(run_id, str) for seq, run_id in named):
         raise ValueError("a binding of what is no record before this one")
     return [(seq, run_id) for seq, run_id in named]
 

@@ -63,7 +63,7 @@ def held_against_the_database(store: Store, path: Path) -> int:
 async def test_what_the_writer_knows_is_what_the_database_holds(
     open_store: OpenStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission_cache, "ASKS_PER_LOOK", 3)
+    monkeypatch.setattr(admission_cache, "REQUESTS_PER_CHECK", 3)
     dice = random.Random(7)
     path = tmp_path / "store.db"
     store = await open_store(path)
@@ -94,7 +94,7 @@ async def test_what_the_writer_knows_is_what_the_database_holds(
 async def test_brakes_that_look_back_differently_far_do_not_make_each_other_read_again(
     open_store: OpenStore, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission_cache, "ASKS_PER_LOOK", 8)
+    monkeypatch.setattr(admission_cache, "REQUESTS_PER_CHECK", 8)
     store = await open_store(tmp_path / "store.db")
     assert isinstance(store.engine, SqliteEngine)
     known = store.engine._admissions

@@ -82,7 +82,7 @@ class AccessLog:
             self._unparsed(request, answer)
             return
         if isinstance(answer, web.Response):
-            _told(visit, request, answer)
+            _note_answer(visit, request, answer)
         status = None if answer is None else answer.status
         if request.transport is None and answer is not None and not (visit.head_sent or visit.sent):
             status = CLIENT_LEFT
@@ -94,7 +94,7 @@ class AccessLog:
         """Log a request that could not be parsed, unless the log is off: it may have meant any route."""
         visit = Visit(path="", begun=0.0, wanted=self._live.terms.settings.telemetry.access_log)
         if isinstance(answer, web.Response):
-            _told(visit, request, answer)
+            _note_answer(visit, request, answer)
         if visit.wanted != "none":
             status = None if answer is None else answer.status
             _write(request, visit, status, method=None, path=None, route=None)
@@ -127,7 +127,7 @@ def _shown_remote(address: str) -> str:
     return mapped if "." in mapped else address
 
 
-def _told(visit: Visit, request: web.BaseRequest, answer: web.Response) -> None:
+def _note_answer(visit: Visit, request: web.BaseRequest, answer: web.Response) -> None:
     """Read the facts from an answer of the sidecar: the code from a problem, the ids from the headers."""
     body = answer.body if isinstance(answer.body, bytes) else b""
     if request.transport is not None and request.method != "HEAD":
