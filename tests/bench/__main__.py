@@ -31,7 +31,7 @@ from tests.bench.targets import PATHS, Rig
 EXAMPLES = """
 examples:
   python -m tests.bench --list                              the comparisons
-  python -m tests.bench                                     all of them, in about half an hour
+  python -m tests.bench                                     all of them, in about 25 minutes
   python -m tests.bench --only gated-bare pass-bare         two of them
   python -m tests.bench --pairs 1 --seconds 1               does everything start? no figures to believe
   git worktree add ../before main
@@ -196,7 +196,7 @@ def main() -> int:
     progress = Progress(2 * arguments.pairs * len(comparisons))
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="work-") as name:
-        folder = Path(name)
+        folder = Path(name).resolve()
         conditions = _conditions(arguments, folder)
         if conditions["file system"] == "tmpfs":
             print(f"{arguments.folder} is in memory, where a commit costs nothing", file=sys.stderr)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench import load, targets
-from tests.bench.processes import BenchError, prepare_child
+from tests.bench.processes import BenchError, pinned
 from tests.bench.report import Figure, Run
 from tests.bench.targets import Opening, Rig, Target
 
@@ -141,12 +141,11 @@ def store(rig: Rig, scale: Scale) -> Iterator[tuple[Side, Side]]:
         command += ["--folder", str(rig.folder), "--concurrency", str(STORE_CALLERS)]
         command += ["--seconds", str(scale.seconds)]
         done = subprocess.run(
-            command,
+            pinned(rig.cores.proxy, command),
             cwd=targets.CHECKOUT,
             capture_output=True,
             text=True,
             timeout=scale.seconds + 60,
-            preexec_fn=partial(prepare_child, rig.cores.proxy),
         )
         if done.returncode != 0:
             raise BenchError(f"{' '.join(command)} failed:\n{done.stderr}")

@@ -8,11 +8,10 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.bench.processes import BenchError, prepare_child
+from tests.bench.processes import BenchError, pinned
 
 BODY_BYTES = 300
 ACTION = "retry_agent"
@@ -138,12 +137,11 @@ def run(
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(lua)]
     command += [f"--timeout={ANSWER_SECONDS:.0f}s", url]
     with subprocess.Popen(
-        command,
+        pinned(core, command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=partial(prepare_child, core),
     ) as process:
         until = time.monotonic() + seconds + GRACE_SECONDS
         while True:

@@ -6,18 +6,17 @@ program ends with the bench, even if the bench is killed, because the kernel sen
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +24,6 @@ START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 TAIL_CHUNKS = 4  # of a program's output; they are shown when it fails
 PIPE_BYTES = 1 << 20
-PR_SET_PDEATHSIG = 1
-
-_libc = ctypes.CDLL(None)
 
 
 class BenchError(Exception):
@@ -57,10 +53,10 @@ def free_port() -> int:
         return port
 
 
-def prepare_child(core: int) -> None:
-    """Pins the calling process to a core and ties its life to its parent's. Runs between fork and exec."""
-    os.sched_setaffinity(0, {core})
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def pinned(core: int, command: Sequence[str | Path]) -> list[str]:
+    """A command line that runs a command on one core, and no longer than this process."""
+    launcher = Path(__file__).with_name("pinned.py")
+    return [sys.executable, "-I", str(launcher), str(core), *map(str, command)]
 
 
 class Program:
@@ -77,14 +73,13 @@ class Program:
     ) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [str(word) for word in command],
+            pinned(core, command),
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=partial(prepare_child, core),
         )
         self._tail: deque[bytes] = deque(maxlen=TAIL_CHUNKS)
         assert self._process.stdout is not None

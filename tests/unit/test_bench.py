@@ -18,6 +18,7 @@ from tests.bench.__main__ import PACKAGES, WHERE_FROM, missing
 from tests.bench.processes import BenchError, Cores, Program, accepts
 from tests.bench.report import Figure, Result
 
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="cores and /proc are Linux's")
 WRK = """Running 1s test @ http://127.0.0.1:1/x
   1 threads and 64 connections
   4 requests in 2.00s, 1.06MB read
@@ -153,6 +154,7 @@ def test_a_configuration_of_a_peer_is_filled_in_whole(tmp_path: Path) -> None:
         assert "@" not in text.replace('"@type"', "")
 
 
+@ON_LINUX
 def test_a_program_runs_on_its_core_is_measured_with_its_children_and_ends(tmp_path: Path) -> None:
     core = min(os.sched_getaffinity(0))
     code = (
@@ -176,6 +178,7 @@ def test_a_program_runs_on_its_core_is_measured_with_its_children_and_ends(tmp_p
     assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@ON_LINUX
 def test_a_program_that_ends_while_it_starts_shows_its_last_output(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such key')"]
     program = Program("broken", command, core=min(os.sched_getaffinity(0)), folder=tmp_path)
