@@ -29,12 +29,13 @@ When a call appends a record
 A function returns its record, or None if it appends none. The store enforces "once", so it holds under
 concurrency and across restarts. The position of the kill switch is stored as well.
 
-When the store fails A decision record never stops its caller. If the store does not confirm a call in time,
-the logger `scopegate.decisions` logs it, and `get_decision_service().failures` and the Prometheus counter
-`scopegate_library_emissions_failed_total` count it. Then `emit` and `emit_sync` return False, the `emit_*`
-functions still return their record, a backfill returns 0, turning the kill switch returns False, and the
-switch counts as on. A record whose call timed out while it was being written may still appear in the log. A
-record of more than 1 MiB is refused in the same way.
+When the store fails
+    A decision record never stops its caller. If the store does not confirm a call in time, the logger
+    `scopegate.decisions` logs it, and `get_decision_service().failures` and the Prometheus counter
+    `scopegate_library_emissions_failed_total` count it. Then `emit` and `emit_sync` return False, the
+    `emit_*` functions still return their record, a backfill returns 0, turning the kill switch returns
+    False, and the switch counts as on. A record whose call timed out while it was being written may still
+    appear in the log. A record of more than 1 MiB is refused in the same way.
 
 Values in a record are copied and become JSON at once. They may have any type (see `DecisionRecord`).
 """
@@ -88,25 +89,6 @@ __all__ = [
 ]
 
 _KILL_SWITCH: Switch = "care_kill_switch"
-
-# Arguments that are converted to booleans. As text, every value would count as true.
-_FLAGS = frozenset(
-    {
-        "evaluated",
-        "injected",
-        "matched",
-        "optimization_enabled",
-        "passed",
-        "proceeded",
-        "queried",
-        "routed",
-        "service_available",
-        "shadow_mode",
-        "triggered",
-        "violated",
-    }
-)
-
 
 # Every call appends a record -----------------------------------------------------------------------
 
@@ -274,6 +256,15 @@ def emit_care_optimization_decision(
     Raises CARESignalAccessError for a forbidden or unknown signal, before any other check.
     """
     return _recorded("care_optimization", locals())
+
+
+# Arguments that are converted to booleans. As text, every value would count as true.
+_FLAGS = frozenset(
+    name
+    for emitter in (value for word, value in globals().items() if word.startswith("emit_"))
+    for name, annotation in emitter.__annotations__.items()
+    if annotation == "bool"
+)
 
 
 def _always_recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord:

@@ -51,12 +51,12 @@ What is refused
 
     Invalid terms of a scope (a blank intent, a cost below 0) raise ValueError.
 
-When the store fails Nothing is executed without a record. If the store cannot commit within
-`deadline_seconds`, the call raises StoreUnavailable, naming the cause, and nothing has run.
-`BoundExecutionScope.is_valid` and `can_execute` then answer no. A settlement that cannot be committed is kept
-in memory and written later, and the caller gets its result. Executions in flight when the program died become
-`unknown` when the store is opened again. Refusals consume nothing. Calls that only read consume and record
-nothing.
+When the store fails
+    Nothing is executed without a record. If the store cannot commit within `deadline_seconds`, the call
+    raises StoreUnavailable, naming the cause, and nothing has run. `BoundExecutionScope.is_valid` and
+    `can_execute` then return False. A settlement that cannot be committed is kept in memory and written
+    later, and the caller gets its result. Executions in flight when the program died become `unknown` when
+    the store is opened again. Refusals consume nothing. Calls that only read consume and record nothing.
 
 The functions are async; `BoundExecutionScope` and `ScopeStore` are sync. All of them work from any thread.
 """

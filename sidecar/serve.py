@@ -1,4 +1,4 @@
-"""The wiring of the sidecar: settings, store, gate and listeners; running and draining.
+"""The wiring of the sidecar: from the settings to the store, the gate and the listeners, and the drain.
 
 This is the only module that wires the parts together. It makes no decisions.
 """
@@ -6,18 +6,13 @@ This is the only module that wires the parts together. It makes no decisions.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import signal
 import time
 from types import TracebackType
-from typing import Any
 
 from aiohttp import web
 
 from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
-from sidecar.errors import ScopegateError
 from sidecar.files.signing import load_signing_key
 from sidecar.files.tls import Credentials, client_context, server_context
 from sidecar.gate.execution import Gate
@@ -30,13 +25,11 @@ from sidecar.live.terms import Live, Terms
 from sidecar.settings.addresses import Address
 from sidecar.settings.sections import ListenTls, Log, Settings, Telemetry
 from sidecar.settings.sections import Upstream as UpstreamSection
-from sidecar.startup import reload_requested
 from sidecar.store.batch import Store
 from sidecar.store.checkpoints import Checkpointer
 from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry.events import LogEvent
-from sidecar.telemetry.logqueue import flush_logs, never_wait_for_logs
 from sidecar.telemetry.metrics import Metrics, without_created_series
 from sidecar.telemetry.tracing import Tracing
 from sidecar.upstream import Upstream, UpstreamTls
@@ -58,7 +51,7 @@ from sidecar.web.serving.connections import (
     keep_requests_out_of_logs,
     require_fast_parser,
 )
-from sidecar.web.serving.listener import Factory, Listener, connections, file_limit, raise_file_limit
+from sidecar.web.serving.listener import Factory, Listener, connections, file_limit
 from sidecar.web.wire.answers import Listeners
 
 # The time before an idle connection is closed in the drain.
@@ -345,71 +338,3 @@ def _towards(upstream: UpstreamSection) -> UpstreamTls | None:
         return None
     credentials = Credentials("upstream", upstream.tls.files(), client_context)
     return UpstreamTls(credentials=credentials, server_name=upstream.verified_name)
-
-
-async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
-    """Start the sidecar and return True. If it must stop during the start, close it and return False.
-
-    Raises ScopegateError.
-    """
-    starting = asyncio.create_task(sidecar.__aenter__())
-    stop_requested = asyncio.create_task(stopping.wait())
-    await asyncio.wait([starting, stop_requested], return_when=asyncio.FIRST_COMPLETED)
-    stop_requested.cancel()
-    if not starting.done():
-        LogEvent.STOPPED_DURING_START.log()
-        starting.cancel()
-        await asyncio.wait([starting], timeout=sidecar.settings.shutdown.drain_seconds)
-        if not starting.done():
-            LogEvent.START_HANGS.log()
-            logging.shutdown()
-            os._exit(1)
-    if starting.cancelled():
-        return False
-    starting.result()
-    return True
-
-
-async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal exits at once. SIGHUP reloads.
-
-    Raises ScopegateError.
-    """
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-
-    def stop() -> None:
-        if stopping.is_set():
-            os._exit(1)
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    never_wait_for_logs()
-    raise_file_limit()
-    sidecar = Sidecar(settings, policies, files=files)
-    if sidecar.connections["data"] < settings.gate.max_in_flight:
-        LogEvent.LOW_FILE_LIMIT.log(limit=file_limit(), connections=sidecar.connections["data"])
-    reloads: set[asyncio.Task[Any]] = set()
-
-    def reload() -> None:
-        task = loop.create_task(sidecar.reloader.reload("signal"))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    try:
-        if await _started(sidecar, stopping):
-            if reload_requested():
-                reload()
-            await stopping.wait()
-            await sidecar.stop()
-    except ScopegateError:
-        flush_logs()  # the lines that led to the error must precede its message
-        raise
-    if sidecar.hung:
-        logging.shutdown()
-        os._exit(1)  # the interpreter would wait for the thread of a hanging storage
-    if sidecar.reloader.is_reading() or sidecar.renewal.reading:
-        logging.shutdown()
-        os._exit(0)  # the interpreter would wait for the thread that reads files

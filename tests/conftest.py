@@ -86,7 +86,7 @@ async def backend() -> AsyncIterator[Backend]:
 
 @pytest.fixture
 async def open_house(tmp_path: Path, backend: Backend, clock: Clock) -> AsyncIterator[Open]:
-    """Opens sidecars that are closed at the end of the test."""
+    """Opens sidecars and closes them at the end of the test."""
     async with AsyncExitStack() as stack:
 
         async def open_one(**options: Any) -> House:

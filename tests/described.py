@@ -10,7 +10,8 @@ import jsonschema_rs
 
 from sidecar.settings.reading import Listen, default
 from sidecar.web.api.openapi.document import document
-from tests.support import House, Message
+from tests.client import Message
+from tests.support import House
 
 METHODS = ("get", "head", "options", "post", "put", "delete")
 

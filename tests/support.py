@@ -1,13 +1,12 @@
-"""What tests stand on: a scripted backend on a real socket, a thin client, a sidecar between, and a clock."""
+"""The surroundings of a test: a scripted backend on a real socket, a sidecar in front of it, and a clock."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from sidecar.serve import Sidecar
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import default
 from sidecar.settings.sections import ListenTls
+from tests.client import STREAM_LIMIT, HeaderList, Message, as_json, ask, read_message
 
 SECOND = 1_000_000
-MOST_SECONDS = 15.0  # for any answer: what takes longer has failed
 EXECUTE = "/api/v1/recovery/execute"
 SCOPE = "/api/v1/recovery/scope"
 SCOPES = "/api/v1/recovery/scopes/"
@@ -37,8 +36,10 @@ POLICIES = PolicySet(
 
 
 class Clock:
-    """The clocks of a test, in microseconds: the wall clock, since 1970, and the one that only counts. They
-    run; time can be made to pass, and the wall clock can be set forward and back."""
+    """The clocks of a test, in microseconds: the wall clock (since 1970) and the monotonic clock.
+
+    Both run. A test can let time pass on both, and can set the wall clock forward and back.
+    """
 
     def __init__(self) -> None:
         self.offset = 0
@@ -51,137 +52,15 @@ class Clock:
         return elapsed_clock() + self.passed
 
     def move(self, seconds: float) -> None:
-        """So much time passes; a negative one sets the wall clock back."""
+        """Let time pass. A negative number sets the wall clock back."""
         if seconds < 0:
             self.set(seconds)
         else:
             self.passed += int(seconds * SECOND)
 
     def set(self, seconds: float) -> None:
-        """The wall clock is set forward or back, and no time passes."""
+        """Set the wall clock forward or back, while no time passes."""
         self.offset += int(seconds * SECOND)
-
-
-# HTTP, thinly -------------------------------------------------------------------------------------------
-
-HeaderList = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Message:
-    """One request or answer as it stood on the wire."""
-
-    first: str
-    raw_headers: tuple[tuple[str, str], ...]
-    body: bytes
-    whole: bool = True
-
-    def header(self, name: str) -> str | None:
-        """The one value of a header, None without it. Twice is an error."""
-        values = self.headers(name)
-        assert len(values) < 2, f"{name} came {len(values)} times"
-        return values[0] if values else None
-
-    def headers(self, name: str) -> list[str]:
-        return [value for key, value in self.raw_headers if key.lower() == name.lower()]
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def status(self) -> int:
-        return int(self.first.split(" ")[1])
-
-    @property
-    def method(self) -> str:
-        return self.first.split(" ")[0]
-
-    @property
-    def target(self) -> str:
-        return self.first.split(" ")[1]
-
-
-async def read_message(reader: asyncio.StreamReader, *, bodiless: bool = False) -> Message | None:
-    """The next message of a connection, None at its end. One that is cut has `whole` False."""
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-    lines = head.decode("latin-1").split("\r\n")[:-2]
-    headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines[1:]))
-    known = {name.lower(): value for name, value in headers}
-    is_answer = lines[0].startswith("HTTP/")
-    if is_answer and lines[0].split(" ")[1] == "100":
-        return await read_message(reader, bodiless=bodiless)
-    body, whole = b"", True
-    if is_answer and (bodiless or lines[0].split(" ")[1] in ("204", "304")):
-        return Message(lines[0], headers, body)
-    try:
-        if "chunked" in known.get("transfer-encoding", ""):
-            while size := int(await reader.readuntil(b"\r\n"), 16):
-                body += await reader.readexactly(size)
-                await reader.readexactly(2)
-            await reader.readuntil(b"\r\n")
-        elif "content-length" in known:
-            length = int(known["content-length"])
-            try:
-                body = await reader.readexactly(length)
-            except asyncio.IncompleteReadError as exc:
-                body, whole = exc.partial, False
-        elif is_answer:
-            body = await reader.read()
-    except (asyncio.IncompleteReadError, ConnectionError, ValueError):
-        whole = False
-    return Message(lines[0], headers, body, whole)
-
-
-def request_bytes(method: str, target: str, headers: HeaderList = (), body: bytes | None = None) -> bytes:
-    """A request as it goes onto the wire, with Host and Content-Length unless they are given."""
-    names = {name.lower() for name, _ in headers}
-    lines = [f"{method} {target} HTTP/1.1"]
-    if "host" not in names:
-        lines.append("Host: localhost")
-    lines += [f"{name}: {value}" for name, value in headers]
-    if body is not None and not names & {"content-length", "transfer-encoding"}:
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
-
-
-async def connect(
-    address: Address, tls: ssl.SSLContext | None = None, *, server_name: str = "gate.test"
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    name = None if tls is None else server_name
-    if isinstance(address, SocketFile):
-        return await asyncio.open_unix_connection(address.path, limit=1 << 22, ssl=tls, server_hostname=name)
-    return await asyncio.open_connection(
-        address.host, address.port, limit=1 << 22, ssl=tls, server_hostname=name
-    )
-
-
-async def ask(
-    address: Address,
-    method: str,
-    target: str,
-    headers: HeaderList = (),
-    body: bytes | None = None,
-    *,
-    tls: ssl.SSLContext | None = None,
-) -> Message:
-    """One request on a connection of its own."""
-    reader, writer = await connect(address, tls)
-    try:
-        async with asyncio.timeout(MOST_SECONDS):
-            writer.write(request_bytes(method, target, headers, body))
-            await writer.drain()
-            answer = await read_message(reader, bodiless=method == "HEAD")
-        assert answer is not None, "the connection was closed without an answer"
-        return answer
-    finally:
-        writer.close()
-
-
-def as_json(document: object) -> tuple[list[tuple[str, str]], bytes]:
-    return [("Content-Type", "application/json")], json.dumps(document).encode()
 
 
 # The backend --------------------------------------------------------------------------------------------
@@ -190,7 +69,7 @@ Script = Callable[[Message, asyncio.StreamWriter], Awaitable[None]]
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection with RST."""
+    """Close a connection with RST."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
@@ -202,22 +81,25 @@ def replies(
     headers: HeaderList = (("Content-Type", "application/json"),),
     after: asyncio.Event | float | None = None,
 ) -> Script:
-    """Answer, at once, after some seconds, or once an event is set."""
+    """A script that answers: at once, after a number of seconds, or when an event is set."""
 
     async def script(request: Message, writer: asyncio.StreamWriter) -> None:
         if isinstance(after, asyncio.Event):
             await after.wait()
         elif after is not None:
             await asyncio.sleep(after)
-        told = "".join(f"{name}: {value}\r\n" for name, value in headers)
-        head = f"HTTP/1.1 {status}\r\n{told}Content-Length: {len(body)}\r\n\r\n".encode("latin-1")
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        head = f"HTTP/1.1 {status}\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode("latin-1")
         writer.write(head + (b"" if request.method == "HEAD" else body))
 
     return script
 
 
 def sends(*pieces: bytes | float, then: str = "stay") -> Script:
-    """Send raw pieces, a number among them is a pause; then stay, close, reset or hang."""
+    """A script that sends raw pieces, with pauses in seconds between them.
+
+    Then it stays for the next request, or closes, resets or hangs.
+    """
 
     async def script(request: Message, writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
@@ -238,7 +120,7 @@ def sends(*pieces: bytes | float, then: str = "stay") -> Script:
 
 @dataclass
 class Backend:
-    """A backend that records what it saw and does as `script` says."""
+    """A backend that records every request and runs `script` for it."""
 
     address: Address
     script: Script = field(default_factory=replies)
@@ -246,12 +128,13 @@ class Backend:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     scheme: str = "http"
     connections: int = 0
-    instead: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None  # of HTTP
+    # Serves the connections itself, where they do not carry HTTP.
+    instead: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def url(self) -> str:
-        """As `upstream.url` names it."""
+        """The value for `upstream.url`."""
         unix = isinstance(self.address, SocketFile)
         return str(self.address) if unix else f"{self.scheme}://{self.address}"
 
@@ -291,16 +174,16 @@ class Backend:
 async def serving_backend(
     *, tls: ssl.SSLContext | None = None, path: Path | None = None
 ) -> AsyncIterator[Backend]:
-    """On a port of its own or a Unix socket; with `tls` it speaks that."""
+    """A backend on a free port or on the Unix socket `path`, with TLS if `tls` is given."""
     backend = Backend(Listen("127.0.0.1", 0), scheme="http" if tls is None else "https")
     server: asyncio.Server
     if path is None:
         server = await asyncio.start_server(
-            backend.serve, "127.0.0.1", 0, backlog=2048, limit=1 << 22, ssl=tls
+            backend.serve, "127.0.0.1", 0, backlog=2048, limit=STREAM_LIMIT, ssl=tls
         )
         backend.address = Listen(*server.sockets[0].getsockname()[:2])
     else:
-        server = await asyncio.start_unix_server(backend.serve, path, backlog=2048, limit=1 << 22)
+        server = await asyncio.start_unix_server(backend.serve, path, backlog=2048, limit=STREAM_LIMIT)
         backend.address = SocketFile(path)
     try:
         yield backend
@@ -310,7 +193,7 @@ async def serving_backend(
 
 
 def unused_port() -> int:
-    """A port on which nobody listens."""
+    """A port without a listener."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]
@@ -328,13 +211,14 @@ class House:
     backend: Backend
     clock: Clock
     database: Path
-    tls: ssl.SSLContext | None = None  # what its client speaks where a listener has a certificate
+    tls: ssl.SSLContext | None = None  # for the client, on listeners that have a certificate
 
     def speaks(self, listener: ListenTls) -> ssl.SSLContext | None:
+        """The client's TLS context for a listener, None for plain HTTP."""
         return None if listener.certificate_file is None else self.tls
 
     def adopt(self, policies: PolicySet | None) -> None:
-        """What is judged from now on is judged by these policies."""
+        """Judge later requests by these policies."""
         self.sidecar.live.terms = replace(self.sidecar.live.terms, policies=policies)
 
     # The data listener
@@ -346,7 +230,7 @@ class House:
         return await ask(self.sidecar.data_address, method, target, headers, body, tls=tls)
 
     async def issue(self, *, headers: HeaderList = (), **members: Any) -> dict[str, Any]:
-        """A scope, granted: one attempt of retry_agent for inc_1 unless told otherwise."""
+        """A granted scope. By default it has one attempt of retry_agent for inc_1."""
         answer = await self.ask_for_scope(headers=headers, **members)
         assert answer.status == 201, answer.body
         granted: dict[str, Any] = answer.json()
@@ -365,7 +249,7 @@ class House:
         headers: HeaderList = (),
         **members: Any,
     ) -> Message:
-        """Execute under a scope: its incident and its first action unless told otherwise; ... leaves out."""
+        """Execute under a scope, by default its first action for its incident. `...` omits a member."""
         kind, body = self.execution(scope, **members)
         return await self.data("POST", target, [*kind, *headers], body)
 
@@ -390,7 +274,7 @@ class House:
         return answer.json()
 
     async def scope(self, scope: Mapping[str, Any]) -> dict[str, Any]:
-        """How a scope is listed now."""
+        """The scope as its incident's list shows it now."""
         listed = (await self.scopes(scope["incident_id"], "?limit=1000"))["scopes"]
         (found,) = [each for each in listed if each["scope_id"] == scope["scope_id"]]
         return dict(found)
@@ -407,7 +291,7 @@ class House:
         return await ask(self.sidecar.admin_address, method, target, [*kind, *headers], body, tls=tls)
 
     async def records(self, query: str = "") -> list[dict[str, Any]]:
-        """Every record that a query finds, newest first, over all pages."""
+        """All records that match a query, from all pages, newest first."""
         found: list[dict[str, Any]] = []
         before = ""
         while True:
@@ -426,7 +310,7 @@ class House:
         return found
 
     async def ended(self, decision_id: str) -> dict[str, Any]:
-        """An execution once it is no longer in flight."""
+        """An execution when it is no longer in flight."""
         for _ in range(300):
             execution: dict[str, Any] = (await self.record(decision_id))["execution"]
             if execution["status"] != "in_flight":
@@ -443,7 +327,7 @@ class House:
     # The ops listener
 
     async def ready(self) -> tuple[int, dict[str, str]]:
-        """The status of readiness, and the reasons of the checks that fail."""
+        """The status code of /health/ready, and the reason of each failed check."""
         answer = await ask(self.sidecar.ops_address, "GET", "/health/ready")
         checks = answer.json()["checks"]
         return answer.status, {name: check["reason"] for name, check in checks.items() if not check["ok"]}
@@ -455,7 +339,7 @@ class House:
         return answer.body.decode()
 
     async def metric(self, line: str) -> float:
-        """The value of one series, 0 where it is not there (yet)."""
+        """The value of one series, 0 if the page does not have it (yet)."""
         for found in (await self.metrics()).splitlines():
             if found.startswith(f"{line} "):
                 return float(found.split(" ")[-1])
@@ -477,12 +361,12 @@ async def opened(
     renewal_seconds: float = 60.0,
     **sections: Any,
 ) -> AsyncIterator[House]:
-    """A sidecar on free ports over a SQLite file in a folder; `sections` are those of its settings."""
+    """A sidecar on free ports with a SQLite file in `folder`. `sections` are sections of its settings."""
     clock = clock or Clock()
     database = folder / "gate.db"
     for name in ("data", "admin", "ops"):
         sections.setdefault(name, {"listen": "127.0.0.1:0"})
-    # A busy machine takes its time for hundreds of requests at once. Tests of the deadline set their own.
+    # Hundreds of requests at once take long on a busy machine. Tests of the deadline set their own.
     store = {"url": f"sqlite:///{database}", "deadline_seconds": 30.0}
     sections["store"] = {**store, **sections.get("store", {})}
     sections.setdefault("shutdown", {"drain_seconds": 0.2})
@@ -497,11 +381,11 @@ async def opened(
 async def eventually(
     holds: Callable[[], Awaitable[bool]] | Callable[[], bool], *, seconds: float = 5.0
 ) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     until = asyncio.get_running_loop().time() + seconds
     while True:
         held = holds()
         if held if isinstance(held, bool) else await held:
             return
-        assert asyncio.get_running_loop().time() < until, "it did not come about in time"
+        assert asyncio.get_running_loop().time() < until, "the condition did not hold in time"
         await asyncio.sleep(0.005)

@@ -116,7 +116,7 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
     """Stand in front of the backend until SIGTERM."""
     import asyncio
 
-    from sidecar.serve import run as serve_until_stopped
+    from sidecar.cli.process import run as serve_until_stopped
     from sidecar.telemetry.logs import set_up_logging
 
     set_up_logging(log_format)

@@ -72,7 +72,7 @@ def grant(
         decision_id=new_decision_id(),
         scope=scope,
         ttl=ttl,
-        # A call that gives the default value explicitly cannot be told from one that leaves it out.
+        # A call that passes a default value looks like one that leaves the term out.
         defaulted=frozenset(term for term, value in asked.items() if value == DEFAULTS[term]),
         policies=policies,
         origin="library",

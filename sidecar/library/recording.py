@@ -41,7 +41,7 @@ FAILED = Counter(
 )
 
 
-# Ids and reasons become text, whatever their type.
+# Ids and reasons of any type become text.
 Text = Annotated[str, BeforeValidator(as_text)]
 Members = Annotated[dict[str, Any], BeforeValidator(plain)]
 

@@ -54,7 +54,7 @@ def load(folder: Path) -> PolicySet:
             digest.update(len(part).to_bytes(8, "big") + part)
         if not raw.strip():
             # A full disk leaves an empty file, and so does a writer that has just begun.
-            found.faults.append(Fault(str(path), "", "holds nothing; remove the file if that is meant"))
+            found.faults.append(Fault(str(path), "", "is empty; remove the file if that is intended"))
             complete = False
             continue
         document, broken = survey(raw, str(path))
@@ -64,7 +64,7 @@ def load(folder: Path) -> PolicySet:
         else:
             found.read(document)
     if not found.faults and not found.named:
-        message = "no file here names an action, so everything would be refused; list some under actions:"
+        message = "no file lists an action, so every request would be refused; list some under actions:"
         found.faults.append(Fault(str(folder), "actions", message))
     # The actions of an unreadable file are unknown, and "*" lists all actions. Neither allows the check.
     if complete and found.named and UNLISTED not in found.named:
@@ -95,7 +95,7 @@ def _files(folder: Path) -> list[Path]:
         message = f"the policies folder cannot be read ({reason}); {advice}"
         raise ConfigurationError([Fault(str(folder), "", message)]) from exc
     if not files:
-        message = "holds no *.yaml file; add one with actions:, such as the shipped policies/actions.yaml"
+        message = "contains no *.yaml file; add one with actions:, such as the shipped policies/actions.yaml"
         raise ConfigurationError([Fault(str(folder), "", message)])
     return files
 
@@ -135,7 +135,7 @@ class _Set:
         if top is None:
             return
         if "${" in document.source:
-            message = "variables are not filled in here; write the value"
+            message = "variables are not substituted in policies; write the value"
             self._wrong(document, (), (Mistake(path, message) for path in _with_variables(top, ())))
         _, mistakes = validated(PolicyFile, top)
         self._wrong(document, (), mistakes)
@@ -169,7 +169,7 @@ class _Set:
             message = 'patterns are refused; name each action, or "*" for all that are not listed'
             mistakes.append(Mistake((), message))
         if name in self.named:
-            mistakes.append(Mistake((), f"stands in {self.named[name]}, too; keep one of them"))
+            mistakes.append(Mistake((), f"is already at {self.named[name]}; keep one of them"))
         self.named.setdefault(name, document.place(path))
         self._wrong(document, path, mistakes)
         if section is not None:
@@ -182,7 +182,7 @@ class _Set:
             rule_id: Any = value.get("id")
             if is_identifier(rule_id):
                 if rule_id in self._ids:
-                    message = f"stands in {self._ids[rule_id]}, too; give each rule an id of its own"
+                    message = f"is already at {self._ids[rule_id]}; give each rule its own id"
                     mistakes.append(Mistake(("id",), message))
                 self._ids.setdefault(rule_id, document.place((*path, "id")))
             self._globs += ((document, (*path, *below), glob) for below, glob in _action_globs(value))

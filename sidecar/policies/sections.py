@@ -64,7 +64,8 @@ class ActionSection(Section):
     hold: Dollars = Field(0, alias="max_cost_usd")
     """US dollars that an execution holds against the scope until its real cost is known; 0 if left out. Set
     it to the most that one execution can cost: an execution whose hold does not fit under the scope's ceiling
-    is refused before anything is sent."""
+    is refused before anything is sent. If it exceeds `scopes.defaults.max_cost_usd`, requests for a scope
+    must name a `max_cost_usd`."""
     timeout_seconds: Annotated[Seconds | None, NOT_EMPTY] = None
     """Replaces `upstream.response_timeout_seconds` for this action. An execution that takes longer is
     `unknown` until it is reconciled, so set it for slow actions."""
@@ -135,7 +136,7 @@ class BrakeSection(Section):
 def _denies(value: object) -> object:
     if value == "allow":
         raise ValueError(
-            "allow is refused: a refusal by any rule refuses, so there is nothing to allow; remove the rule"
+            "allow has no effect: a request is allowed unless a rule refuses it; remove the rule"
         )
     return value
 

@@ -25,7 +25,7 @@ from sidecar.errors import ERRORS
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
 from sidecar.policies.gaterecords import instant
-from sidecar.settings.faults import Contradiction, Mistake, faults, one_of, validated
+from sidecar.settings.faults import Mistake, faults, one_of, refuse, validated
 from sidecar.settings.keys import Section
 from sidecar.settings.values import LIST, NOT_EMPTY, Dollars, Identifier, Identifiers, Text, whole
 
@@ -52,7 +52,7 @@ def _instant(value: object) -> int:
 def _code(value: object) -> str:
     if value not in ERRORS:
         near = did_you_mean(value, tuple(ERRORS)) if isinstance(value, str) else ""
-        raise ValueError(f"is no error of the gate{near}")
+        raise ValueError(f"is not an error code{near}")
     return str(value)
 
 
@@ -97,9 +97,8 @@ class GrantFacts(Who):
 
     @model_validator(mode="after")
     def _one_of_the_two(self) -> GrantFacts:
-        if bool(self.action) == bool(self.actions):
-            message = "is required, or actions as a list; give one of the two"
-            raise Contradiction((("action",), message))
+        message = "is required, or actions as a list; give one of the two"
+        refuse((bool(self.action) == bool(self.actions), ("action",), message))
         return self
 
 
@@ -128,11 +127,13 @@ class Wanted(Section):
     @model_validator(mode="after")
     def _of_the_verdict(self) -> Wanted:
         only = {"error": "refused", "retry_after_seconds": "refused", **dict.fromkeys(TERMS, "allowed")}
-        wrong = [name for name in self.model_fields_set if only.get(name, self.verdict) != self.verdict]
-        if wrong:
-            raise Contradiction(
-                *(((name,), f"is only there where it is {only[name]}; remove it") for name in wrong)
+        refuse(
+            *(
+                (verdict != self.verdict, (name,), f"applies only if the verdict is {verdict}; remove it")
+                for name, verdict in only.items()
+                if name in self.model_fields_set
             )
+        )
         return self
 
 
@@ -312,7 +313,7 @@ def read(folder: Path) -> list[PolicyTest]:
     found: list[Fault] = []
     files = sorted(path for path in (folder / FOLDER).glob("[!.]*") if path.suffix in (".yaml", ".yml"))
     if not files:
-        found.append(Fault(str(folder / FOLDER), "", "holds no *.yaml file; put one with tests: there"))
+        found.append(Fault(str(folder / FOLDER), "", "contains no *.yaml file; put one with tests: there"))
     for path in files:
         try:
             document, broken = survey(contents(path), str(path))
@@ -339,7 +340,7 @@ def _tests(document: Document, found: list[Fault]) -> Iterator[PolicyTest]:
         case, mistakes = _case(entry)
         if case is not None:
             if case.name in names:
-                message = f"stands in {names[case.name]}, too; give it a name of its own"
+                message = f"is already at {names[case.name]}; give it its own name"
                 mistakes.append(Mistake(("name",), message))
             names.setdefault(case.name, document.place((*path, "name")))
             yield PolicyTest(case=case, document=document, path=path)

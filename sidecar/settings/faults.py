@@ -27,8 +27,15 @@ class Contradiction(ValueError):
     section, with its own message."""
 
     def __init__(self, *found: tuple[KeyPath, str]) -> None:
-        super().__init__("holds values that contradict each other")
+        super().__init__("has values that contradict each other")
         self.found = found
+
+
+def refuse(*cases: tuple[object, KeyPath, str]) -> None:
+    """Raise Contradiction for the cases that apply: whether it does, the path of a key, and the message."""
+    found = [(path, message) for applies, path, message in cases if applies]
+    if found:
+        raise Contradiction(*found)
 
 
 class WrongText(ValueError):

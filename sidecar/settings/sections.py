@@ -21,7 +21,7 @@ from sidecar.core.policy import RiskClass
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
 from sidecar.settings.addresses import Address, Listen, SocketFile
-from sidecar.settings.faults import Contradiction
+from sidecar.settings.faults import Contradiction, refuse
 from sidecar.settings.keys import LIVE, SECRET, Key, Section, keys
 from sidecar.settings.values import (
     LIST,
@@ -55,6 +55,8 @@ from sidecar.settings.values import (
     reads_keys,
 )
 
+_NO_CERTIFICATE = "has no effect without certificate_file; set both"
+
 
 class ListenTls(Section):
     """TLS on the listener. Without a certificate the listener speaks plain HTTP."""
@@ -69,12 +71,10 @@ class ListenTls(Section):
 
     @model_validator(mode="after")
     def _what_belongs_together(self, info: ValidationInfo) -> ListenTls:
-        wrong = _half_a_pair(self.certificate_file, self.key_file)
-        if self.client_ca_file is not None and self.certificate_file is None:
-            message = "asks nobody for a certificate without certificate_file; give both"
-            wrong.append((("client_ca_file",), message))
-        if wrong:
-            raise Contradiction(*wrong)
+        refuse(
+            *_half_a_pair(self.certificate_file, self.key_file),
+            (self.client_ca_file and not self.certificate_file, ("client_ca_file",), _NO_CERTIFICATE),
+        )
         if self.certificate_file is not None:
             _try(lambda: tls.server_context(**self.files()), info)
         return self
@@ -99,9 +99,7 @@ class UpstreamTls(Section):
 
     @model_validator(mode="after")
     def _what_belongs_together(self, info: ValidationInfo) -> UpstreamTls:
-        wrong = _half_a_pair(self.certificate_file, self.key_file)
-        if wrong:
-            raise Contradiction(*wrong)
+        refuse(*_half_a_pair(self.certificate_file, self.key_file))
         if any(self.files().values()):
             _try(lambda: tls.client_context(**self.files()), info)
         return self
@@ -111,12 +109,15 @@ class UpstreamTls(Section):
         return {name: getattr(self, name) for name in ("ca_file", "certificate_file", "key_file")}
 
 
-def _half_a_pair(certificate: Path | None, key: Path | None) -> list[tuple[KeyPath, str]]:
-    if certificate is not None and key is None:
-        return [(("certificate_file",), "needs key_file, too; name the key that it was made for")]
-    if key is not None and certificate is None:
-        return [(("key_file",), "does nothing without certificate_file; give both")]
-    return []
+def _half_a_pair(certificate: Path | None, key: Path | None) -> list[tuple[object, KeyPath, str]]:
+    return [
+        (
+            certificate and not key,
+            ("certificate_file",),
+            "requires key_file; name the key of the certificate",
+        ),
+        (key and not certificate, ("key_file",), _NO_CERTIFICATE),
+    ]
 
 
 def _try(make: Callable[[], object], info: ValidationInfo) -> None:
@@ -211,10 +212,9 @@ class Upstream(Section):
 
     @model_validator(mode="after")
     def _tls_where_it_is_spoken(self) -> Upstream:
-        idle = [name for name in UpstreamTls.model_fields if getattr(self.tls, name) is not None]
-        if idle and not self.url.startswith("https:"):
-            message = "does nothing without https; write url: https://host:port, or remove this key"
-            raise Contradiction(*((("tls", name), message) for name in idle))
+        plain = not self.url.startswith("https:")
+        message = "has no effect without https; write url: https://host:port, or remove this key"
+        refuse(*((plain and value, ("tls", name), message) for name, value in self.tls))
         return self
 
 
@@ -318,9 +318,9 @@ class Gate(Section):
     def _each_path_once(self) -> Gate:
         paths = [(route.path.anywhere, route.path.folded) for route in self.routes]
         message = "is the path of a route above, too; keep one of them"
-        again = [index for index, path in enumerate(paths) if path in paths[:index]]
-        if again:
-            raise Contradiction(*((("routes", index, "path"), message) for index in again))
+        refuse(
+            *((path in paths[:index], ("routes", index, "path"), message) for index, path in enumerate(paths))
+        )
         return self
 
 
@@ -361,20 +361,16 @@ class Scopes(Section):
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> Scopes:
-        over: list[tuple[KeyPath, str]] = []
+        cases: list[tuple[object, KeyPath, str]] = []
         for name, field in ScopeDefaults.model_fields.items():
             key = field.alias or name
-            if getattr(self.defaults, name) <= getattr(self.limits, name):
-                continue
+            over = getattr(self.defaults, name) > getattr(self.limits, name)
+            above = f"is above scopes.limits.{key}; lower it, or raise the limit"
+            below = f"is below scopes.defaults.{key}; lower that one, too"
             # Name the key that was given explicitly, because only such a key has a place.
-            if name in self.defaults.model_fields_set:
-                over.append(
-                    (("defaults", key), f"is above scopes.limits.{key}; lower it, or raise the limit")
-                )
-            else:
-                over.append((("limits", key), f"is below scopes.defaults.{key}; lower that one, too"))
-        if over:
-            raise Contradiction(*over)
+            given = name in self.defaults.model_fields_set
+            cases.append((over, ("defaults", key), above) if given else (over, ("limits", key), below))
+        refuse(*cases)
         return self
 
 
@@ -398,20 +394,19 @@ class Log(Section):
 
     @model_validator(mode="after")
     def _what_belongs_together(self) -> Log:
-        wrong: list[tuple[KeyPath, str]] = []
-        if self.checkpoint_file is None and self.signing_key_file is not None:
-            wrong.append((("signing_key_file",), "signs nothing without log.checkpoint_file; give both"))
-        if self.checkpoint_file is not None and self.signing_key_file is None:
-            wrong.append((("checkpoint_file",), "stays empty without log.signing_key_file; give both"))
-        if self.checkpoint_file is not None and self.checkpoint_file in (
-            self.signing_key_file,
-            self.mask_key_file,
-        ):
-            wrong.append((("checkpoint_file",), "names a file that holds a key; name another one"))
-        if self.mask_key_file is not None and not self.mask:
-            wrong.append((("mask_key_file",), "does nothing without log.mask; say there what is masked"))
-        if wrong:
-            raise Contradiction(*wrong)
+        key, file = self.signing_key_file, self.checkpoint_file
+        keys = (key, self.mask_key_file)
+        without = "has no effect without log.{}; set both"
+        refuse(
+            (key and not file, ("signing_key_file",), without.format("checkpoint_file")),
+            (file and not key, ("checkpoint_file",), without.format("signing_key_file")),
+            (file and file in keys, ("checkpoint_file",), "is the file of a key, too; name another one"),
+            (
+                self.mask_key_file and not self.mask,
+                ("mask_key_file",),
+                "has no effect without log.mask; set what is masked there",
+            ),
+        )
         return self
 
     def masking(self) -> Mask | None:
@@ -470,7 +465,7 @@ class Settings(Section):
     def _each_address_once(self) -> Settings:
         """Two listeners cannot share an address, and an upstream that is the sidecar itself never ends."""
         taken: dict[Address, str] = {}
-        twice: list[tuple[KeyPath, str]] = []
+        twice: list[tuple[object, KeyPath, str]] = []
         addresses: tuple[tuple[str, str, Section, Address], ...] = (
             ("data", "listen", self.data, self.data.listen),
             ("admin", "listen", self.admin, self.admin.listen),
@@ -480,18 +475,17 @@ class Settings(Section):
         # Of two equal addresses, name the one given explicitly, because only such a key has a place.
         for name, key, _, address in sorted(addresses, key=lambda one: one[1] in one[2].model_fields_set):
             if address in taken:
-                twice.append(((name, key), f"is the address of {taken[address]}, too; use another one"))
+                twice.append((True, (name, key), f"is the address of {taken[address]}, too; use another one"))
             elif address.is_certain():
                 taken[address] = f"{name}.{key}"
-        if twice:
-            raise Contradiction(*twice)
+        refuse(*twice)
         return self
 
     @model_validator(mode="after")
     def _checkpoints_beside_the_store(self) -> Settings:
-        if self.log.checkpoint_file is not None and self.log.checkpoint_file == self.store.file:
-            message = "is the file of store.url, too; name another one"
-            raise Contradiction((("log", "checkpoint_file"), message))
+        file = self.log.checkpoint_file
+        message = "is the file of store.url, too; name another one"
+        refuse((file and file == self.store.file, ("log", "checkpoint_file"), message))
         return self
 
 

@@ -1,8 +1,7 @@
 """The kinds of values in configuration and policies, one row each: check, schema, and text in the file.
 
 A check raises ValueError with one sentence that says what is wanted. The sentence never repeats the value,
-which may be a secret. A value that cannot work is refused here, before anything starts. A value that a later
-release will know is refused as such, not as a typing error.
+which may be a secret. A value that cannot work is refused here, before anything starts.
 """
 
 from __future__ import annotations
@@ -38,8 +37,6 @@ from sidecar.files import keyfiles, signing
 from sidecar.files.keyfiles import KeyFileUnusable
 from sidecar.settings.addresses import Address, Listen, SocketFile, endpoint
 from sidecar.settings.faults import choices, kind, one_of
-
-LATER = "not yet known, it comes with a later release"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
@@ -153,10 +150,10 @@ def _socket_file(url: str, info: ValidationInfo) -> SocketFile:
         if not name.startswith("/"):
             raise ValueError("expects unix:/path; a socket's URL has no host")
     if not name or name.endswith("/"):
-        raise ValueError("expects unix:/path, the name of a socket")
+        raise ValueError("expects unix:/path, the path of a socket")
     path = _beside(name, info)
     if len(os.fsencode(path)) > MAX_SOCKET_NAME_BYTES:
-        raise ValueError(f"names a socket by more than {MAX_SOCKET_NAME_BYTES} bytes; use a shorter path")
+        raise ValueError(f"is a socket path of more than {MAX_SOCKET_NAME_BYTES} bytes; use a shorter one")
     return SocketFile(path)
 
 
@@ -164,7 +161,7 @@ def _own_address(value: object, info: ValidationInfo) -> Address:
     address = _address(value, info)
     if not address.is_loopback():
         raise ValueError(
-            "must be a loopback address while it asks for no authentication; write 127.0.0.1:9901"
+            "must be a loopback address, because these calls require no authentication; write 127.0.0.1:9901"
         )
     return address
 
@@ -178,10 +175,10 @@ def _upstream_url(value: object, info: ValidationInfo) -> str:
     if scheme not in _DEFAULT_PORTS or not rest.startswith("//"):
         raise ValueError("expects http://host:port, https://host:port or unix:/path")
     if "@" in rest:
-        raise ValueError("holds a user or a password; remove them, requests go up as the client sent them")
+        raise ValueError("contains a user or a password; remove them, requests are forwarded unchanged")
     authority, _, path = rest[2:].partition("/")
     if path or "?" in rest or "#" in rest:
-        raise ValueError("has a path or a query; remove it, targets go up as the client sent them")
+        raise ValueError("has a path or a query; remove it, targets are forwarded unchanged")
     host, port = endpoint(authority)
     if port == 0:
         raise ValueError("names port 0; write the port on which the backend listens")
@@ -194,7 +191,7 @@ def _collector_url(value: object) -> str:
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise ValueError("expects the URL of a collector, for example http://127.0.0.1:4318/v1/traces")
     if "@" in parts.netloc:
-        raise ValueError("holds a user or a password; give them in OTEL_EXPORTER_OTLP_HEADERS")
+        raise ValueError("contains a user or a password; set them in OTEL_EXPORTER_OTLP_HEADERS")
     if not all(map(_is_installed, _OTEL)):
         raise ValueError("needs the [otel] extra: pip install 'scopegate[otel]'")
     return given
@@ -217,9 +214,9 @@ def _host_name(value: object) -> str:
 def _allowed_host(value: object) -> str:
     host = Host.parse(text(value))
     if host is None:
-        raise ValueError("expects a name as it stands in Host, such as gate.example or [2001:db8::1]")
+        raise ValueError("expects a host name as in the Host header, such as gate.example or [2001:db8::1]")
     if host.port is not None:
-        raise ValueError("names a port; leave it out, names are compared without one")
+        raise ValueError("contains a port; remove it, names are compared without one")
     return host.bare
 
 
@@ -228,7 +225,7 @@ def _store_url(value: object, info: ValidationInfo) -> str:
     if given == "memory://":
         return given
     if re.match(r"postgres(ql)?(\+\w+)?:", given, re.IGNORECASE):
-        raise ValueError(f"postgresql is {LATER}; write sqlite:///file")
+        raise ValueError("postgresql is not supported yet; write sqlite:///file")
     name = given.removeprefix("sqlite:///")
     if name == given or not name or name[-1] == "/" or name == ":memory:" or "?" in name or "#" in name:
         raise ValueError(
@@ -300,7 +297,7 @@ def _file(value: object, info: ValidationInfo) -> Path:
             raise ValueError("names a folder; name a file in it")
     except PermissionError as exc:
         if reads_keys(info):
-            raise ValueError("stands in a folder that is closed; let the sidecar enter that folder") from exc
+            raise ValueError("is in a folder that the sidecar cannot enter; permit it") from exc
     except OSError:
         pass
     return path
@@ -339,10 +336,10 @@ def _route(value: object) -> RoutePattern:
 def _place(value: object, info: ValidationInfo) -> Source:
     source = Source.parse(text(value))
     if source.kind == "header" and not re.fullmatch(_HEADER, source.name):
-        raise ValueError("names a header that cannot exist; write header:Name")
+        raise ValueError("is not a valid header name; write header:Name")
     route = info.data.get("path")
     if source.kind == "path" and route is not None and source.name not in route.names:
-        raise ValueError("names a place that this route's path does not have; add it there as {name}")
+        raise ValueError("names a segment that the route's path does not have; add it there as {name}")
     return source
 
 

@@ -11,25 +11,9 @@ import logging
 import sys
 from collections.abc import Mapping
 from enum import Enum
+from functools import partialmethod
 from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any
-
-# What each logger is about.
-LOGGERS: Mapping[str, str] = {
-    "scopegate": "Starting and stopping.",
-    "scopegate.access": "The access log: one line for each request on the data listener "
-    "(`telemetry.access_log`).",
-    "scopegate.checkpoints": "Signed checkpoints of the decision log.",
-    "scopegate.decisions": "Decision records, in a Python program that embeds the library.",
-    "scopegate.gate": "Gated requests.",
-    "scopegate.library": "Scopes and executions, in a Python program that embeds the library.",
-    "scopegate.passthrough": "Requests that pass through.",
-    "scopegate.reload": "Configuration and policies.",
-    "scopegate.store": "The database.",
-    "scopegate.tls": "The certificates of the listeners, and the client certificate for the backend.",
-    "scopegate.tracing": "Traces for OpenTelemetry.",
-    "scopegate.web": "The listeners.",
-}
 
 # The fields that a log line can carry beside time, level, logger, message and exc_info.
 FIELDS: Mapping[str, str] = {
@@ -45,7 +29,7 @@ FIELDS: Mapping[str, str] = {
     "checkpoint_file": "the file that checkpoints are appended to",
     "config_revision": "the hash of the configuration that is now in force",
     "connections": "the number of connections that the data listener may hold",
-    "count": "the number of executions, settlements, refusals or connections that the line is about",
+    "count": "how many executions, settlements, refusals, connections or lines the line is about",
     "decision_id": "the decision record; of an execution, the one that admitted it; null: none is recorded",
     "drain_seconds": "the time that requests in flight have to end",
     "duration_ms": "milliseconds from the request's head to the end of its answer",
@@ -85,487 +69,366 @@ FIELDS: Mapping[str, str] = {
     "writer": "the database that is in use, by its name in the log",
 }
 
+# What each logger is about.
+LOGGERS: dict[str, str] = {}
+
+
+class _Logger:
+    """Makes the rows of a logger: message, what it means and what to do, fields."""
+
+    def __init__(self, name: str, about: str) -> None:
+        self.name = name
+        LOGGERS[name] = about
+
+    def _row(
+        self, level: int, message: str, meaning: str, fields: str = ""
+    ) -> tuple[str, int, str, str, str]:
+        return self.name, level, message, meaning, fields
+
+    debug = partialmethod(_row, DEBUG)
+    info = partialmethod(_row, INFO)
+    warning = partialmethod(_row, WARNING)
+    error = partialmethod(_row, ERROR)
+
+
+_SIDECAR = _Logger("scopegate", "Starting and stopping.")
+_ACCESS = _Logger(
+    "scopegate.access",
+    "The access log: one line for each request on the data listener (`telemetry.access_log`).",
+)
+_CHECKPOINTS = _Logger("scopegate.checkpoints", "Signed checkpoints of the decision log.")
+_DECISIONS = _Logger("scopegate.decisions", "Decision records, in a Python program that embeds the library.")
+_GATE = _Logger("scopegate.gate", "Gated requests.")
+_LIBRARY = _Logger("scopegate.library", "Scopes and executions, in a Python program that embeds the library.")
+_PASSTHROUGH = _Logger("scopegate.passthrough", "Requests that pass through.")
+_RELOAD = _Logger("scopegate.reload", "Configuration and policies.")
+_STORE = _Logger("scopegate.store", "The database.")
+_TLS = _Logger(
+    "scopegate.tls", "The certificates of the listeners, and the client certificate for the backend."
+)
+_TRACING = _Logger("scopegate.tracing", "Traces for OpenTelemetry.")
+_WEB = _Logger("scopegate.web", "The listeners.")
+
 _BUG = "This is a bug in the sidecar: report it, with the log around it."
 _RECONCILE = "`scopegate executions list --status unknown` lists the executions to reconcile."
-_STORE = "Look for the cause in the store."
+_STORE_FAILS = "Look for the cause in the store."
 
 _EXECUTION = (
     "decision_id request_id scope_id incident_id action attempt_number http_status cause settled "
     "trace_id? span_id?"
 )
 _CLAIMS = "request_id scope_id incident_id action"
-_RELOAD = (
+_TERMS = (
     "actions rules gated_routes old_actions old_rules old_gated_routes cause changed shadowed "
     "policy_revision old_policy_revision config_revision old_config_revision"
 )
 
 
 class LogEvent(Enum):
-    """One log line each: logger, level, message, fields, and what it means and what to do.
+    """One log line each: its logger and level, its message, what it means and what to do, and its fields.
 
     A message takes the positional arguments of `log` as `%s`. Fields are names from FIELDS; a line may lack a
     field that ends with `?`. The field `exc_info` says that a traceback comes with the line.
     """
 
     # Starting and stopping
-    OPEN_DOOR = (
-        "scopegate",
-        WARNING,
+    OPEN_DOOR = _SIDECAR.warning(
         "whoever reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it",
-        "",
         "The data listener is open to other hosts and issues scopes to every client.",
     )
-    UNKNOWN_VARIABLE = (
-        "scopegate",
-        WARNING,
-        "%s",
-        "",
-        "An environment variable begins with `SCOPEGATE_` and names no key. The sidecar ignores it.",
+    UNKNOWN_VARIABLE = _SIDECAR.warning(
+        "%s", "An environment variable begins with `SCOPEGATE_` and names no key. The sidecar ignores it."
     )
-    LOW_FILE_LIMIT = (
-        "scopegate",
-        WARNING,
+    LOW_FILE_LIMIT = _SIDECAR.warning(
         "the file limit leaves the data listener fewer connections than gate.max_in_flight; raise it",
-        "limit connections",
         "Raise the hard limit of open files, or lower `upstream.max_connections`.",
+        "limit connections",
     )
-    DRAINING = (
-        "scopegate",
-        INFO,
-        "draining",
-        "in_flight drain_seconds",
-        "SIGTERM or SIGINT came. The sidecar accepts no new requests.",
+    DRAINING = _SIDECAR.info(
+        "draining", "SIGTERM or SIGINT came. The sidecar accepts no new requests.", "in_flight drain_seconds"
     )
-    DRAIN_IS_OVER = (
-        "scopegate",
-        WARNING,
+    DRAIN_IS_OVER = _SIDECAR.warning(
         "the drain is over; executions end as unknown",
-        "count",
         f"They took longer than `shutdown.drain_seconds`. {_RECONCILE}",
+        "count",
     )
-    STOPPED = ("scopegate", INFO, "stopped", "", "The end of an orderly stop.")
-    STOPPED_DURING_START = (
-        "scopegate",
-        INFO,
+    LINES_DROPPED = _SIDECAR.warning(
+        "log lines were dropped",
+        "The reader of standard error is too slow. The decision log is complete.",
+        "count",
+    )
+    STOPPED = _SIDECAR.info("stopped", "The end of an orderly stop.")
+    STOPPED_DURING_START = _SIDECAR.info(
         "stopping before the start was complete",
-        "",
         "SIGTERM or SIGINT came while the store was being opened. The sidecar served nothing.",
     )
-    START_HANGS = (
-        "scopegate",
-        ERROR,
+    START_HANGS = _SIDECAR.error(
         "the start cannot be ended in time; the storage may hang",
-        "",
         "Opening the store took longer than `shutdown.drain_seconds` after SIGTERM. The process ends with "
         "code 1. Check the disk.",
     )
 
     # Requests
-    REQUEST = (
-        "scopegate.access",
-        INFO,
+    REQUEST = _ACCESS.info(
         "request",
-        "method path status duration_ms bytes remote route outcome request_id decision_id scope_id trace_id",
         "A request was answered, or its connection broke.",
+        "method path status duration_ms bytes remote route outcome request_id decision_id scope_id trace_id",
     )
-    EXECUTED = (
-        "scopegate.gate",
-        INFO,
-        "executed",
-        _EXECUTION,
-        "The backend answered a gated request.",
-    )
-    NOT_ANSWERED = (
-        "scopegate.gate",
-        INFO,
+    EXECUTED = _GATE.info("executed", "The backend answered a gated request.", _EXECUTION)
+    NOT_ANSWERED = _GATE.info(
         "execution %s",
-        _EXECUTION,
         "`execution not_sent` or `execution unknown`: no answer came. `cause` gives the reason.",
+        _EXECUTION,
     )
-    REFUSED = (
-        "scopegate.gate",
-        INFO,
+    REFUSED = _GATE.info(
         "refused",
-        f"error bound rules decision_id {_CLAIMS}",
         "A gated request, or a request for a scope, was refused. `error` gives the reason.",
+        f"error bound rules decision_id {_CLAIMS}",
     )
-    WOULD_BE_REFUSED = (
-        "scopegate.gate",
-        INFO,
+    WOULD_BE_REFUSED = _GATE.info(
         "would be refused",
-        f"error rule {_CLAIMS}",
         "A rule or a route in shadow mode would have refused this request. It went through.",
+        f"error rule {_CLAIMS}",
     )
-    REFUSED_UNRECORDED = (
-        "scopegate.gate",
-        WARNING,
+    REFUSED_UNRECORDED = _GATE.warning(
         "refused, not recorded",
-        f"error cause count {_CLAIMS}",
         "The store did not work, so this line is the only trace of the refusal: keep it. `cause` gives the "
         "store's error.",
+        f"error cause count {_CLAIMS}",
     )
-    SETTLEMENT_WAITS = (
-        "scopegate.gate",
-        WARNING,
+    SETTLEMENT_WAITS = _GATE.warning(
         "a settlement waits for the store",
-        "decision_id cause",
         "The client has its answer; the outcome waits in memory. Do not restart before "
         "`scopegate_unsettled` is 0.",
-    )
-    SETTLEMENT_LOST = (
-        "scopegate.gate",
-        ERROR,
-        "a settlement is lost; its execution is unknown after a restart",
         "decision_id cause",
+    )
+    SETTLEMENT_LOST = _GATE.error(
+        "a settlement is lost; its execution is unknown after a restart",
         "More than 10,000 settlements waited for the store, or the store can never write this one. Reconcile "
         "`decision_id` after the next start.",
+        "decision_id cause",
     )
-    SETTLEMENTS_LOST = (
-        "scopegate.gate",
-        ERROR,
+    SETTLEMENTS_LOST = _GATE.error(
         "settlements are lost; their executions are unknown after a restart",
-        "count",
         f"The sidecar stopped while the store did not work. After the next start {_RECONCILE}",
+        "count",
     )
-    LATE_GRANT_REVOKED = (
-        "scopegate.gate",
-        WARNING,
+    LATE_GRANT_REVOKED = _GATE.warning(
         "a scope was granted too late and is revoked",
-        "decision_id scope_id incident_id",
         "The store was slow, so the caller got 503 and does not know the scope. The record of the revocation "
         "gives the reason.",
+        "decision_id scope_id incident_id",
     )
-    LATE_GRANT_STANDS = (
-        "scopegate.gate",
-        ERROR,
+    LATE_GRANT_STANDS = _GATE.error(
         "a scope that was granted too late could not be revoked",
-        "scope_id cause",
         "The caller does not know the scope, which may stand until it expires. Revoke `scope_id`.",
+        "scope_id cause",
     )
-    GATED_REQUEST_FAILED = (
-        "scopegate.gate",
-        ERROR,
+    GATED_REQUEST_FAILED = _GATE.error(
         "a gated request failed",
-        "request_id? exc_info",
         f"The client got 500 and nothing was forwarded. {_BUG}",
+        "request_id? exc_info",
     )
-    GATED_REQUEST_HANGS = (
-        "scopegate.gate",
-        ERROR,
+    GATED_REQUEST_HANGS = _GATE.error(
         "a gated request did not end in time",
-        "request_id decision_id",
         f"A part of it hung. The client got 5xx; what may have been sent is unknown. {_BUG}",
+        "request_id decision_id",
     )
-    FORWARDING_FAILED = (
-        "scopegate.gate",
-        ERROR,
+    FORWARDING_FAILED = _GATE.error(
         "forwarding failed",
-        "decision_id exc_info",
         f"The execution is unknown until it is reconciled. {_BUG}",
+        "decision_id exc_info",
     )
-    PASSING_CUT = (
-        "scopegate.passthrough",
-        INFO,
+    PASSING_CUT = _PASSTHROUGH.info(
         "an answer passing through was cut",
-        "cause",
         "The backend broke off its answer, and the client got the same broken answer.",
+        "cause",
     )
 
     # Listeners and the sidecar's own calls
-    LISTENING = (
-        "scopegate.web",
-        INFO,
-        "listening",
-        "listener address",
-        "A listener is open. The sidecar is up once all three are open.",
+    LISTENING = _WEB.info(
+        "listening", "A listener is open. The sidecar is up once all three are open.", "listener address"
     )
-    FILE_LIMIT_STAYS = (
-        "scopegate.web",
-        INFO,
-        "the file limit stays as it is",
-        "cause limit",
-        "The system did not let the process raise it.",
+    FILE_LIMIT_STAYS = _WEB.info(
+        "the file limit stays as it is", "The system did not let the process raise it.", "cause limit"
     )
-    CANNOT_ACCEPT = (
-        "scopegate.web",
-        ERROR,
+    CANNOT_ACCEPT = _WEB.error(
         "cannot accept connections",
-        "listener cause",
         "The process has run out of file descriptors or memory; `cause` says which. It tries again ten times "
         "a second, and logs this once a second at most. Raise the file limit (`ulimit -n`).",
+        "listener cause",
     )
-    TOO_MANY_CONNECTIONS = (
-        "scopegate.web",
-        WARNING,
+    TOO_MANY_CONNECTIONS = _WEB.warning(
         "too many connections",
-        "listener limit count",
         "The listener reset `count` connections beyond `limit` since the last such line, which it logs once "
         "a minute at most. Find out which clients connect; for `data`, raise the file limit.",
+        "listener limit count",
     )
-    CONNECTION_BROKE_OFF = (
-        "scopegate.web",
-        DEBUG,
-        "a connection broke off",
-        "listener cause",
-        "The client closed a connection as soon as it was open.",
+    CONNECTION_BROKE_OFF = _WEB.debug(
+        "a connection broke off", "The client closed a connection as soon as it was open.", "listener cause"
     )
-    HANDSHAKE_BROKE_OFF = (
-        "scopegate.web",
-        DEBUG,
+    HANDSHAKE_BROKE_OFF = _WEB.debug(
         "a TLS handshake broke off",
-        "listener cause",
         "The client left during the handshake. It may be a port probe.",
-    )
-    HANDSHAKE_FAILED = (
-        "scopegate.web",
-        INFO,
-        "a TLS handshake failed",
         "listener cause",
+    )
+    HANDSHAKE_FAILED = _WEB.info(
+        "a TLS handshake failed",
         "The client speaks no TLS or too old a version, does not trust the certificate, or lacks the client "
         "certificate that the listener requires.",
+        "listener cause",
     )
-    UNPARSABLE = (
-        "scopegate.web",
-        INFO,
-        "a request could not be parsed",
-        "cause",
-        "The request is not valid HTTP. The client got 400.",
+    UNPARSABLE = _WEB.info(
+        "a request could not be parsed", "The request is not valid HTTP. The client got 400.", "cause"
     )
-    REQUEST_FAILED = (
-        "scopegate.web",
-        ERROR,
-        "a request failed",
-        "method? path? exc_info",
-        f"The client got 500. {_BUG}",
-    )
-    UNDECIDED = (
-        "scopegate.web",
-        ERROR,
+    REQUEST_FAILED = _WEB.error("a request failed", f"The client got 500. {_BUG}", "method? path? exc_info")
+    UNDECIDED = _WEB.error(
         "a gated request was not decided in time",
-        "request_id",
         f"Reading it or recording its refusal hung. The client got 503 and nothing was forwarded. {_BUG}",
+        "request_id",
     )
-    FOREIGN = (
-        "scopegate.web",
-        WARNING,
+    FOREIGN = _WEB.warning(
         "refused by its host or its site",
-        "listener method error",
         "A call of the sidecar itself named a host that is not the listener's (`error` is "
         "`misdirected_request`), or a browser sent a change from another site (`cross_site`). Put the name "
         "of a proxy before the listener into `allowed_hosts`. Any other such request may be a web page that "
         "attacks.",
+        "listener method error",
     )
-    CLOCK_ACCEPTED = (
-        "scopegate.web",
-        WARNING,
+    CLOCK_ACCEPTED = _WEB.warning(
         "the wall clock was accepted",
-        "decision_id step_seconds",
         "An operator accepted the wall clock. The sidecar's time moved by `step_seconds`.",
+        "decision_id step_seconds",
     )
-    RECONCILED = (
-        "scopegate.web",
-        INFO,
-        "reconciled",
-        "decision_id outcome scope_id",
-        "An operator reported how an unknown execution ended.",
+    RECONCILED = _WEB.info(
+        "reconciled", "An operator reported how an unknown execution ended.", "decision_id outcome scope_id"
     )
 
     # Configuration, policies, certificates
-    RELOADED = (
-        "scopegate.reload",
-        INFO,
+    RELOADED = _RELOAD.info(
         "reloaded",
-        _RELOAD,
         "A new configuration or new policies are in force; `changed` lists the differences.",
+        _TERMS,
     )
-    RELOADED_WITH_FEWER = (
-        "scopegate.reload",
-        WARNING,
+    RELOADED_WITH_FEWER = _RELOAD.warning(
         "reloaded with fewer %s",
-        _RELOAD,
         "There are fewer actions, rules or gated routes than before: check whether a file was truncated.",
+        _TERMS,
     )
-    RELOADED_UNCHANGED = (
-        "scopegate.reload",
-        INFO,
-        "reloaded; nothing is different",
-        _RELOAD,
-        "The files say the same as what is in force.",
+    RELOADED_UNCHANGED = _RELOAD.info(
+        "reloaded; nothing is different", "The files say the same as what is in force.", _TERMS
     )
-    RELOAD_REFUSED = (
-        "scopegate.reload",
-        ERROR,
+    RELOAD_REFUSED = _RELOAD.error(
         "reload refused; the old configuration and policies stay in force",
-        "cause errors",
         "`errors` lists every mistake, as `scopegate check` does. Correct the files: the sidecar reads them "
         "again by itself.",
-    )
-    RELOAD_IMPOSSIBLE = (
-        "scopegate.reload",
-        WARNING,
-        "reload refused",
         "cause errors",
-        "The sidecar is shutting down.",
     )
-    RELOAD_FAILED = (
-        "scopegate.reload",
-        ERROR,
-        "reading configuration and policies failed",
-        "exc_info",
-        f"The old ones stay in force. {_BUG}",
+    RELOAD_IMPOSSIBLE = _RELOAD.warning("reload refused", "The sidecar is shutting down.", "cause errors")
+    RELOAD_FAILED = _RELOAD.error(
+        "reading configuration and policies failed", f"The old ones stay in force. {_BUG}", "exc_info"
     )
-    SCOPELESS_ACTIONS = (
-        "scopegate.reload",
-        WARNING,
+    SCOPELESS_ACTIONS = _RELOAD.warning(
         "actions below %s risk need no scope",
-        "",
         "`gate.scope_required_from` says so. These actions are still recorded.",
     )
-    SHADOW_ROUTES = (
-        "scopegate.reload",
-        WARNING,
+    SHADOW_ROUTES = _RELOAD.warning(
         "routes in shadow mode protect nothing, they only record",
-        "routes",
         "Set `mode: enforce` once these routes would refuse only what they should.",
+        "routes",
     )
-    CERTIFICATE_RENEWED = (
-        "scopegate.tls",
-        INFO,
-        "certificate renewed",
-        "listener valid_until",
-        "New connections get the new certificate.",
+    CERTIFICATE_RENEWED = _TLS.info(
+        "certificate renewed", "New connections get the new certificate.", "listener valid_until"
     )
-    CERTIFICATE_EXPIRED = (
-        "scopegate.tls",
-        WARNING,
+    CERTIFICATE_EXPIRED = _TLS.warning(
         "certificate has expired; renew it",
-        "listener valid_until",
         "Clients refuse to connect. Replace the certificate.",
+        "listener valid_until",
     )
-    CERTIFICATE_NOT_RENEWED = (
-        "scopegate.tls",
-        ERROR,
+    CERTIFICATE_NOT_RENEWED = _TLS.error(
         "certificate not renewed; the old one stays in force",
-        "listener cause",
         "The files changed and cannot be used; `cause` gives the reason. Correct them: the sidecar reads "
         "them again by itself.",
+        "listener cause",
     )
-    RENEWAL_FAILED = (
-        "scopegate.tls",
-        ERROR,
-        "looking for a renewed certificate failed",
-        "exc_info",
-        f"The old certificate stays in force. {_BUG}",
+    RENEWAL_FAILED = _TLS.error(
+        "looking for a renewed certificate failed", f"The old certificate stays in force. {_BUG}", "exc_info"
     )
 
     # The store and its log
-    COMMIT_FAILED = (
-        "scopegate.store",
-        ERROR,
+    COMMIT_FAILED = _STORE.error(
         "a batch could not be committed",
-        "cause batch_size",
         "Its requests got 503. `cause` is the database's error: disk full, read-only, file moved.",
+        "cause batch_size",
     )
-    COMMAND_FAILED = (
-        "scopegate.store",
-        ERROR,
-        "a command could not be applied",
-        "exc_info",
-        f"Its request got 503. {_BUG}",
+    COMMAND_FAILED = _STORE.error(
+        "a command could not be applied", f"Its request got 503. {_BUG}", "exc_info"
     )
-    HEAD_UNREADABLE = (
-        "scopegate.store",
-        ERROR,
+    HEAD_UNREADABLE = _STORE.error(
         "the head of the log cannot be read",
-        "exc_info",
         "The database is damaged. The sidecar decides nothing until it is whole: restore a backup.",
+        "exc_info",
     )
-    STORE_HANGS = (
-        "scopegate.store",
-        ERROR,
+    STORE_HANGS = _STORE.error(
         "the store hangs and cannot be closed; what it was writing may be lost",
-        "",
         f"The disk does not respond. After the next start {_RECONCILE}",
     )
-    HOUSEKEEPING_FAILED = (
-        "scopegate.store",
-        WARNING,
+    HOUSEKEEPING_FAILED = _STORE.warning(
         "housekeeping of the store failed",
-        "cause",
         "The write-ahead log was not emptied; `cause` gives the reason. The sidecar tries again.",
+        "cause",
     )
-    LEFT_UNKNOWN = (
-        "scopegate.store",
-        WARNING,
+    LEFT_UNKNOWN = _STORE.warning(
         "executions without an outcome are now unknown; reconcile them",
-        "count",
         f"The previous sidecar was killed. {_RECONCILE}",
+        "count",
     )
-    CHECKPOINT_FAILED = (
-        "scopegate.checkpoints",
-        ERROR,
+    CHECKPOINT_FAILED = _CHECKPOINTS.error(
         "a checkpoint could not be written",
-        "cause checkpoint_file",
         "The sidecar tries again in ten seconds. Until it succeeds, records that are cut off the log's end "
         "cannot be noticed: check the disk and the folder of `log.checkpoint_file`.",
+        "cause checkpoint_file",
     )
-    FOREIGN_CHECKPOINTS = (
-        "scopegate.checkpoints",
-        WARNING,
+    FOREIGN_CHECKPOINTS = _CHECKPOINTS.warning(
         "the checkpoint file holds checkpoints of another database, so this log will verify as tampered "
         "with: give a new log.checkpoint_file, or put the old database back",
-        "checkpoint_file writer other_writers",
         "The message says what to do.",
+        "checkpoint_file writer other_writers",
     )
 
     # Traces
-    SPANS_LOST = (
-        "scopegate.tracing",
-        WARNING,
+    SPANS_LOST = _TRACING.warning(
         "spans are lost; the collector did not take them in time",
-        "",
         "Decisions are not affected. Check whether the collector is up.",
     )
-    TRACING_FAILED = (
-        "scopegate.tracing",
-        WARNING,
+    TRACING_FAILED = _TRACING.warning(
         "tracing does not work as it should",
-        "cause",
         "`cause` is the error of the OpenTelemetry library, most often about the collector.",
+        "cause",
     )
 
     # Python programs that embed the library
-    EMISSION_UNCONFIRMED = (
-        "scopegate.decisions",
-        ERROR,
+    EMISSION_UNCONFIRMED = _DECISIONS.error(
         "the store did not confirm %s: %s",
-        "exc_info?",
         "The record may be missing in the log; `scopegate_library_emissions_failed_total` counts these. "
-        f"{_STORE}",
+        f"{_STORE_FAILS}",
+        "exc_info?",
     )
-    LOOKUP_FAILED = (
-        "scopegate.decisions",
-        WARNING,
+    LOOKUP_FAILED = _DECISIONS.warning(
         "the store cannot say whether a decision is recorded: %s",
-        "",
-        f"The decision counts as not recorded. {_STORE}",
+        f"The decision counts as not recorded. {_STORE_FAILS}",
     )
-    KILL_SWITCH_UNREADABLE = (
-        "scopegate.decisions",
-        WARNING,
+    KILL_SWITCH_UNREADABLE = _DECISIONS.warning(
         "the store cannot say whether the kill switch is on, so it counts as on: %s",
-        "",
-        f"Routing is not optimized meanwhile. {_STORE}",
+        f"Routing is not optimized meanwhile. {_STORE_FAILS}",
     )
-    END_UNCONFIRMED = (
-        "scopegate.library",
-        ERROR,
+    END_UNCONFIRMED = _LIBRARY.error(
         "the end of an execution may not have been written down; then it is unknown after a restart",
-        "decision_id cause",
         "Check in the target system whether `decision_id` was executed, and reconcile it.",
+        "decision_id cause",
     )
 
-    def __init__(self, logger: str, level: int, message: str, fields: str, meaning: str) -> None:
+    def __init__(self, logger: str, level: int, message: str, meaning: str, fields: str) -> None:
         names = fields.split()
         self.logger = logging.getLogger(logger)
         self.level = level

@@ -176,10 +176,10 @@ class _OtelTrace(Trace):
                 "upstream", context=inside, kind=SpanKind.CLIENT, start_time=self._now()
             )
             inside = set_span_in_context(self._upstream, Context())
-        told: dict[str, str] = {}
-        _W3C.inject(told, inside)
+        carrier: dict[str, str] = {}
+        _W3C.inject(carrier, inside)
         kept = [(name, value) for name, value in headers if name.lower() not in _PROPAGATED]
-        return [*kept, *((name.encode(), value.encode()) for name, value in told.items())]
+        return [*kept, *((name.encode(), value.encode()) for name, value in carrier.items())]
 
     @_or_else(Trace.came_back)
     def came_back(self, status: int | None = None, failure: str | None = None) -> None:

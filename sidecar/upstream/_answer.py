@@ -72,18 +72,18 @@ class AnswerHead:
 
 
 class AnswerState(Enum):
-    """The state of an answer."""
+    """What the parser expects next, or how the answer ended."""
 
-    HEAD = "its head is not whole yet, or was an interim one"
-    COUNTED = "so many bytes of its body are to come"
-    CHUNK_LINE = "the size of a chunk is to come"
-    CHUNK = "so many bytes of a chunk are to come"
-    CHUNK_END = "the end of a chunk is to come"
-    TRAILERS = "the last chunk came"
-    UNTIL_EOF = "the end of the connection is the end of its body"
-    TUNNEL = "it is no HTTP any more"
-    COMPLETE = "it came to its true end"
-    FAILED = "it cannot be trusted; `fault` says why"
+    HEAD = "a head"  # of the answer, or of the next one after an interim answer
+    COUNTED = "a body of known length"
+    CHUNK_LINE = "a chunk size"
+    CHUNK = "a chunk"
+    CHUNK_END = "the end of a chunk"
+    TRAILERS = "a trailer or the empty line"
+    UNTIL_EOF = "a body that ends with the connection"
+    TUNNEL = "another protocol"
+    COMPLETE = "complete"
+    FAILED = "failed"  # `fault` says why
 
 
 _ENDED = (AnswerState.COMPLETE, AnswerState.FAILED)
@@ -91,29 +91,6 @@ _ENDED = (AnswerState.COMPLETE, AnswerState.FAILED)
 
 class AnswerParser:
     """Parses one answer from the bytes of its connection, without I/O. httptools calls the `on_` methods."""
-
-    __slots__ = (
-        "_bodyless",
-        "_headers",
-        "_http",
-        "_keep_alive",
-        "_left",
-        "_line",
-        "_offer",
-        "_overhead",
-        "_reason",
-        "_seam",
-        "_status",
-        "_version",
-        "cause",
-        "fault",
-        "head",
-        "pieces",
-        "reusable",
-        "state",
-        "tunnel",
-        "waiting",
-    )
 
     def __init__(self, bodyless: bool, offer: bytes | None) -> None:
         """`bodyless`: the request was a HEAD. `offer`: the protocol that the upstream may switch to."""
@@ -165,7 +142,7 @@ class AnswerParser:
         if self.until_eof:
             self.state = AnswerState.COMPLETE
         elif self.state not in _ENDED:
-            self._fail("it ends before its end")
+            self._fail("it ends early")
         return self.state
 
     def take(self) -> bytes:
@@ -251,7 +228,7 @@ class AnswerParser:
             # The client could not undo another coding, because this header goes no further.
             return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}" + " with a length" * bool(lengths))
         if status == 101 and (self._offer is None or upgrades != [self._offer.strip().lower()]):
-            return self._fail("it switches protocols unasked")
+            return self._fail("it switches to a protocol that was not offered")
         self.head = AnswerHead(
             status=status, reason=self._reason, headers=tuple(self._headers), version=(1, int(version[2]))
         )
@@ -296,13 +273,13 @@ class AnswerParser:
         whole, begun = _LINES[self.state]
         if found < 0:
             if len(self._line) <= _BEGUN and begun.fullmatch(self._line) is None:
-                return self._fail(f"{bytes(self._line)!r} where {self.state.value}")
+                return self._fail(f"{bytes(self._line)!r} where {self.state.value} is expected")
             return end
         line = bytes(self._line)
         self._line.clear()
         match = whole.fullmatch(line, 0, len(line) - 2)
         if match is None or not line.endswith(b"\r\n"):
-            return self._fail(f"{line[:_BEGUN]!r} where {self.state.value}")
+            return self._fail(f"{line[:_BEGUN]!r} where {self.state.value} is expected")
         if self.state is AnswerState.CHUNK_LINE:
             self._left = int(match[1], 16)
             self.state = AnswerState.CHUNK if self._left else AnswerState.TRAILERS

@@ -25,18 +25,6 @@ class Exchange:
     caller is still reading. Leaving the `with` block or calling `abort` before that closes the connection.
     """
 
-    __slots__ = (
-        "_connection",
-        "_failure",
-        "_parser",
-        "_sender",
-        "_sent_at",
-        "_timer",
-        "_waiter",
-        "_write_ended",
-        "head",
-    )
-
     head: AnswerHead
 
     def __init__(self, connection: UpstreamConnection, parser: AnswerParser) -> None:
@@ -331,7 +319,7 @@ class UpstreamConnection(asyncio.Protocol):
         return bool(self._poll.poll(0))
 
     def ended_well(self) -> bool:
-        """Whether the end of the connection is the upstream's own. Without TLS this cannot be told: True."""
+        """Whether the end of the connection is the upstream's own. Without TLS it always counts as such."""
         if self._tls is None:
             return True
         try:

@@ -1,10 +1,11 @@
-"""The real program as a process of its own, before real backends. Everything here waits with a bound, and
-ends what it started."""
+"""The real program as a process, in front of real backends.
+
+Every wait here has a time limit, and every fixture ends the processes that it started.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,80 +25,36 @@ import pytest
 import yaml
 
 from tests import forkserver
+from tests.client import ANSWER_SECONDS, BlockingConnection, Body, HeaderList, HostAndPort, Message, as_json
 
 PROJECT = Path(__file__).parents[2]
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
-ASK_SECONDS = 15.0
+ASK_SECONDS = ANSWER_SECONDS
 LOG_SECONDS = 5.0
 LOG_PAUSE_SECONDS = 0.15
 
 EXECUTE = "/api/v1/recovery/execute"
 
 T = TypeVar("T")
-Address = tuple[str, int]
+Address = HostAndPort
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Play = Callable[[Script], Awaitable[Address]]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer as it came: nothing decompressed, no redirect followed; only the chunks are put together."""
-
-    status: int
-    reason: str
-    headers: list[tuple[str, str]]
-    body: bytes
-
-    def values(self, name: str) -> list[str]:
-        return [value for key, value in self.headers if key.lower() == name.lower()]
-
-    def json(self) -> Any:
-        return json.loads(self.body)
+def ask(address: Address, method: str, target: str, headers: HeaderList = (), body: Body = None) -> Message:
+    """The answer to one request on a connection of its own. Raises Lost."""
+    with BlockingConnection(address) as connection:
+        return connection.ask(method, target, headers, body)
 
 
-def ask(
-    address: Address,
-    method: str,
-    target: str,
-    headers: Sequence[tuple[str, str]] = (),
-    body: bytes | Iterable[bytes] | None = None,
-) -> Answer:
-    """One request on a connection of its own, with these headers and Host only; an iterable is chunked."""
-    connection = http.client.HTTPConnection(*address, timeout=ASK_SECONDS)
-    try:
-        return ask_on(connection, method, target, headers, body)
-    finally:
-        connection.close()
-
-
-def ask_on(
-    connection: http.client.HTTPConnection,
-    method: str,
-    target: str,
-    headers: Sequence[tuple[str, str]] = (),
-    body: bytes | Iterable[bytes] | None = None,
-) -> Answer:
-    """The same on an open connection."""
-    connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
-    connection.putheader("Host", "localhost")
-    for name, value in headers:
-        connection.putheader(name, value)
-    chunked = body is not None and not isinstance(body, bytes)
-    if chunked:
-        connection.putheader("Transfer-Encoding", "chunked")
-    elif isinstance(body, bytes):
-        connection.putheader("Content-Length", str(len(body)))
-    connection.endheaders(body, encode_chunked=chunked)
-    response = connection.getresponse()
-    return Answer(response.status, response.reason, response.getheaders(), response.read())
-
-
-def ask_json(address: Address, method: str, target: str, body: Mapping[str, Any] | None = None) -> Answer:
-    """One request with a JSON body."""
-    if body is None:
+def ask_json(
+    address: Address, method: str, target: str, document: Mapping[str, Any] | None = None
+) -> Message:
+    """The same with a JSON body."""
+    if document is None:
         return ask(address, method, target)
-    return ask(address, method, target, [("Content-Type", "application/json")], json.dumps(body).encode())
+    return ask(address, method, target, *as_json(document))
 
 
 def issue_scope(data: Address, *, incident: str = "inc-1", attempts: int = 1, cost: float = 0.5) -> str:
@@ -121,12 +78,12 @@ def issue_scope(data: Address, *, incident: str = "inc-1", attempts: int = 1, co
 
 
 def execution(scope_id: str, *, incident: str = "inc-1") -> dict[str, Any]:
-    """The body that spends one attempt of it."""
+    """The body of an execution, which consumes one attempt of the scope."""
     return {"scope_id": scope_id, "incident_id": incident, "action": "retry_agent", "parameters": {}}
 
 
 def scope_of(data: Address, scope_id: str, *, incident: str = "inc-1") -> dict[str, Any]:
-    """The scope as the list of its incident shows it."""
+    """The scope as its incident's list shows it."""
     listed = ask(data, "GET", f"/api/v1/recovery/scopes/{incident}?limit=1000").json()["scopes"]
     (scope,) = (shown for shown in listed if shown["scope_id"] == scope_id)
     assert isinstance(scope, dict)
@@ -134,7 +91,7 @@ def scope_of(data: Address, scope_id: str, *, incident: str = "inc-1") -> dict[s
 
 
 def executions(admin: Address, status: str | None = None) -> list[dict[str, Any]]:
-    """All of them, page by page."""
+    """All executions, from all pages."""
     found: list[dict[str, Any]] = []
     before = ""
     while True:
@@ -147,7 +104,7 @@ def executions(admin: Address, status: str | None = None) -> list[dict[str, Any]
 
 
 def write_configuration(folder: Path, backend: Address, **sections: Mapping[str, Any]) -> Path:
-    """A folder with a configuration on free ports and a policy set; `sections` go on top."""
+    """Write a configuration with free ports, and policies. `sections` are added to the configuration."""
     policies = folder / "policies"
     policies.mkdir(parents=True, exist_ok=True)
     (policies / "actions.yaml").write_text(
@@ -201,7 +158,7 @@ class Program:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """What it logged since it was last started, once no more comes: a thread writes it a moment later."""
+        """The log lines since the last start, when no more arrive. The program writes them in a thread."""
         before, now = None, self.log()
         end = time.monotonic() + LOG_SECONDS
         while now != before and time.monotonic() < end:
@@ -210,7 +167,7 @@ class Program:
         return _lines(now)
 
     def start(self) -> None:
-        """Returns once it listens on all three addresses."""
+        """Start the program. Returns when it listens on all three addresses."""
         with self._log.open("wb") as stderr:
             arguments = ["run", "--config", str(self.config)]
             if self._through:
@@ -234,13 +191,13 @@ class Program:
         found: dict[str, Address] = {}
         for line in self.log().splitlines(keepends=True):
             if line.endswith("\n") and '"listening"' in line:
-                told = json.loads(line)
-                host, _, port = told["address"].rpartition(":")
-                found[told["listener"]] = host, int(port)
+                logged = json.loads(line)
+                host, _, port = logged["address"].rpartition(":")
+                found[logged["listener"]] = host, int(port)
         return found if len(found) == 3 else None
 
     def until(self, what: str, condition: Callable[[], T | None], seconds: float = 5.0) -> T:
-        """The first value of `condition` that says something."""
+        """The first true value of `condition`."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if value := condition():
@@ -250,7 +207,7 @@ class Program:
 
     def until_logged(self, message: str) -> dict[str, Any]:
         def line() -> dict[str, Any] | None:
-            return next((told for told in _lines(self.log()) if told["message"] == message), None)
+            return next((one for one in _lines(self.log()) if one["message"] == message), None)
 
         return self.until(f"logs {message!r}", line)
 
@@ -259,7 +216,7 @@ class Program:
         self._process.send_signal(number)
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
-        """Its exit code."""
+        """The exit code. The test fails if the program does not end within `seconds`."""
         assert self._process is not None
         try:
             return self._process.wait(seconds)
@@ -272,7 +229,7 @@ class Program:
         return self.wait()
 
     def kill(self) -> None:
-        """SIGKILL, if it still runs."""
+        """Send SIGKILL if the program still runs."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -284,13 +241,13 @@ def _lines(log: str) -> list[dict[str, Any]]:
 
 
 def scopegate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run a command to its end."""
     return forkserver.run(*map(str, arguments), seconds=START_SECONDS)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A backend, and the sidecar before it."""
+    """A backend and the sidecar in front of it."""
 
     backend: Address
     sidecar: Program
@@ -298,7 +255,7 @@ class Pair:
 
 @pytest.fixture(scope="session")
 def httpbin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """httpbin under gunicorn: a backend that nobody here wrote."""
+    """httpbin under gunicorn: a backend that is not part of this project."""
     folder = tmp_path_factory.mktemp("httpbin")
     log = folder / "gunicorn.log"
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -343,21 +300,21 @@ def httpbin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 def _until_it_answers(address: Address, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
-        with suppress(OSError, http.client.HTTPException):
+        with suppress(OSError):
             if ask(address, "GET", "/get").status == 200:
                 return
         time.sleep(0.05)
     pytest.fail(f"httpbin does not answer (exit code {process.poll()}):\n{log.read_text()}")
 
 
-# The times that the tests of scripted backends wait for.
+# The timeouts that the tests with scripted backends wait for.
 RESPONSE_TIMEOUT = 1.2
 HEAD_TIMEOUT = 0.8
 
 
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[socket.socket, Program]]:
-    """One sidecar for all scripted backends, which take turns on one listening socket."""
+    """One sidecar for all scripted backends, which use one listening socket in turn."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = write_configuration(
             tmp_path_factory.mktemp("stage"),
@@ -371,13 +328,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[socket.soc
 
 @pytest.fixture
 def sidecar(stage: tuple[socket.socket, Program]) -> Program:
-    """The sidecar before the backend that `play` scripts."""
+    """The sidecar in front of the backend that `play` starts."""
     return stage[1]
 
 
 @pytest.fixture
 async def play(stage: tuple[socket.socket, Program]) -> AsyncIterator[Play]:
-    """Start a backend that runs the script on each connection; gives its own address."""
+    """Starts a backend that runs a script on each connection, and returns the backend's address."""
     async for start in serving(stage[0]):
         yield start
 
@@ -396,7 +353,7 @@ async def serving(listening: socket.socket) -> AsyncIterator[Play]:
             try:
                 await script(reader, writer)
             except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                pass  # the other side went, or the test is over
+                pass  # the other side closed the connection, or the test has ended
             except BaseException as exc:
                 failures.append(exc)
             finally:
@@ -421,7 +378,7 @@ async def serving(listening: socket.socket) -> AsyncIterator[Play]:
 
 
 class Backend(ThreadingHTTPServer):
-    """A backend that answers executions in threads, and remembers under which decision each came."""
+    """A backend that answers executions in threads and keeps the decision id of each."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -431,7 +388,7 @@ class Backend(ThreadingHTTPServer):
         self.address: Address = ("127.0.0.1", self.server_port)
         self.delay = 0.0
         self.seen: list[str] = []
-        self.go_on = threading.Event()  # cleared, it hangs
+        self.go_on = threading.Event()  # the backend hangs while this is not set
         self.go_on.set()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
 
@@ -446,7 +403,7 @@ class Backend(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A sidecar that was killed is no news."""
+        """Ignore it: a sidecar that a test kills resets its connections."""
 
 
 class _Execution(BaseHTTPRequestHandler):

@@ -131,7 +131,7 @@ def test_what_others_wrote_moves_no_cursor(sidecar: Program) -> None:
     body = execution(scope_id, incident="inc_esc")
     body["parameters"] = {"\x1b[2J": "\x9b31m \u202eback\r\n\x7f", "list": ["\x1b]0;title\x07"]}
     answer = ask_json(sidecar.data, "POST", EXECUTE, body)
-    (decision_id,) = answer.values("Scopegate-Decision-Id")
+    (decision_id,) = answer.headers("Scopegate-Decision-Id")
     for ended in (
         decisions(sidecar, "show", decision_id),
         decisions(sidecar, "show", decision_id, "--json"),

@@ -197,7 +197,7 @@ def test_a_scope_is_shown_with_what_is_left_and_what_it_admitted(sidecar: Progra
     told = lines(ended)
     assert told["attempts"] == "2 of 3 left"
     assert told["cost"] == "0.499 of 0.5 USD left"
-    (decision_id,) = answer.values("Scopegate-Decision-Id")
+    (decision_id,) = answer.headers("Scopegate-Decision-Id")
     (row,) = [line for line in ended.stdout.splitlines() if line.startswith(decision_id)]
     assert "answered" in row
     fresh = scopes(sidecar, "show", created(sidecar, "inc_show"))

@@ -127,7 +127,7 @@ class Stage:
         scope = self.scope()
         answer = ask_json(self.sidecar.data, "POST", EXECUTE, self._body(scope))
         assert answer.status == 200, answer
-        return answer.values("Scopegate-Decision-Id")[0]
+        return answer.headers("Scopegate-Decision-Id")[0]
 
     def refused(self) -> None:
         answer = ask_json(
@@ -143,7 +143,7 @@ class Stage:
         finally:
             self._backend.go_on.set()
         assert answer.status == 504, answer
-        return answer.values("Scopegate-Decision-Id")[0]
+        return answer.headers("Scopegate-Decision-Id")[0]
 
     def scope(self) -> str:
         terms = {

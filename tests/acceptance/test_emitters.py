@@ -62,7 +62,7 @@ def test_under_load_nothing_is_emitted_once_the_kill_switch_is_answered(sidecar:
             sidecar.until("emits", lambda: len(emitted) > 40 or None)
             turned = ask(sidecar.admin, "PUT", SWITCH)
             assert turned.json() == {"active": True}
-            (decision_id,) = turned.values("scopegate-decision-id")
+            (decision_id,) = turned.headers("scopegate-decision-id")
             after = ask(sidecar.admin, "GET", "/api/v1/decisions?type=care_routing_optimized&limit=1").json()
         finally:
             ending.set()

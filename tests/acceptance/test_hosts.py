@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,20 +24,17 @@ from tests.acceptance.conftest import (
     scopegate,
     write_configuration,
 )
+from tests.client import BlockingConnection
 
 SCOPE = "/api/v1/recovery/scope"
 SWITCH = "/api/v1/care/kill-switch"
 
 
 def said(address: Address, raw: bytes) -> tuple[int, Any]:
-    """The status and the document that a request gets which is written byte for byte."""
-    with socket.create_connection(address, timeout=10) as client:
-        client.sendall(raw)
-        answer = b""
-        while piece := client.recv(65_536):
-            answer += piece
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return int(head.split(b" ")[1]), json.loads(body) if body else None
+    """The status and the document of the answer to these bytes."""
+    with BlockingConnection(address) as connection:
+        answer = connection.send(raw)
+    return answer.status, answer.json() if answer.body else None
 
 
 def raw(method: str, target: str, *headers: str, body: bytes = b"") -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import re
 import shutil
@@ -25,12 +24,12 @@ from tests.acceptance.conftest import (
     Program,
     ask,
     ask_json,
-    ask_on,
     execution,
     issue_scope,
     scopegate,
     write_configuration,
 )
+from tests.client import BlockingConnection
 
 SECRET = "hunter2-4111111111111111"
 
@@ -54,18 +53,14 @@ def execute(sidecar: Program, scope_id: str, **parameters: Any) -> str:
     body = {**execution(scope_id), "parameters": parameters}
     answer = ask_json(sidecar.data, "POST", EXECUTE, body)
     assert answer.status == 200, answer
-    return answer.values("scopegate-decision-id")[0]
+    return answer.headers("scopegate-decision-id")[0]
 
 
 def issue_many(sidecar: Program, count: int) -> None:
-    connection = http.client.HTTPConnection(*sidecar.data, timeout=ASK_SECONDS)
-    body = json.dumps({"incident_id": "inc-1", "action": "retry_agent", "intent": "many"}).encode()
-    try:
+    wanted = {"incident_id": "inc-1", "action": "retry_agent", "intent": "many"}
+    with BlockingConnection(sidecar.data) as connection:
         for _ in range(count):
-            headers = [("Content-Type", "application/json")]
-            assert ask_on(connection, "POST", "/api/v1/recovery/scope", headers, body).status == 201
-    finally:
-        connection.close()
+            assert connection.ask_json("POST", "/api/v1/recovery/scope", wanted).status == 201
 
 
 def attested(config: Path, *more: str | Path) -> int:

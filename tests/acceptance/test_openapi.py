@@ -40,6 +40,7 @@ async def test_an_unknown_execution_that_a_list_shows_can_be_reconciled(open_hou
     assert all(found.succeeded(call) for call in RECONCILED)
 
 
+@pytest.mark.slow
 async def test_it_does_so_in_another_configuration(open_house: Open) -> None:
     house = await open_house(**ELSEWHERE)
     url = f"http://{house.sidecar.admin_address}/openapi.json"

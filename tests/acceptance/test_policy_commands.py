@@ -94,7 +94,7 @@ def test_a_set_or_a_test_that_cannot_be_read_exits_2_with_every_mistake(tmp_path
     (folder / "rules.yaml").write_text(RULES)
     ended = scopegate("policy", "test", folder)
     assert ended.returncode == 2
-    assert "holds no *.yaml file" in ended.stderr
+    assert "contains no *.yaml file" in ended.stderr
 
 
 # policy replay ------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import shutil
 import signal
 import socket
@@ -24,12 +22,10 @@ from sidecar.cli.main import main
 from tests.acceptance.conftest import (
     ASK_SECONDS,
     EXECUTE,
-    Answer,
     Backend,
     Program,
     ask,
     ask_json,
-    ask_on,
     execution,
     executions,
     issue_scope,
@@ -37,6 +33,7 @@ from tests.acceptance.conftest import (
     scopegate,
     write_configuration,
 )
+from tests.client import BlockingConnection, Message, as_json
 
 NOWHERE = ("127.0.0.1", 9)
 
@@ -66,7 +63,7 @@ def aside() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def execute(sidecar: Program, scope_id: str) -> Answer:
+def execute(sidecar: Program, scope_id: str) -> Message:
     return ask_json(sidecar.data, "POST", EXECUTE, execution(scope_id))
 
 
@@ -184,13 +181,13 @@ class Load:
     """What clients on keep-alive connections saw while the sidecar was stopped."""
 
     sidecar: Program
-    answered: list[Answer] = field(default_factory=list)
+    answered: list[Message] = field(default_factory=list)
     turned_away: int = 0
     lost: list[str] = field(default_factory=list)
 
     def client(self, number: int) -> None:
         """Issue scopes and spend them until the sidecar takes no more connections."""
-        connection = http.client.HTTPConnection(*self.sidecar.data, timeout=ASK_SECONDS)
+        connection = BlockingConnection(self.sidecar.data)
         turn = 0
         scope = ""
         try:
@@ -208,13 +205,14 @@ class Load:
                     )
                 else:
                     target, body = EXECUTE, execution(scope)
-                fresh = connection.sock is None
-                headers = [("Content-Type", "application/json"), ("X-Request-Id", f"{number}-{turn}")]
+                fresh = connection.socket is None
+                headers, encoded = as_json(body)
+                headers.append(("X-Request-Id", f"{number}-{turn}"))
                 try:
-                    answer = ask_on(connection, "POST", target, headers, json.dumps(body).encode())
+                    answer = connection.ask("POST", target, headers, encoded)
                 except ConnectionRefusedError:
                     return
-                except (ConnectionError, http.client.HTTPException) as exc:
+                except ConnectionError as exc:
                     if not fresh:
                         self.lost.append(f"{number}-{turn}: {exc!r}")
                     self.turned_away += 1
@@ -243,7 +241,7 @@ def test_sigterm_under_load_loses_no_request(
     statuses = {answer.status for answer in load.answered}
     assert statuses <= {200, 201, 503}
     assert all(answer.json()["error"] == "draining" for answer in load.answered if answer.status == 503)
-    executed = [answer.values("scopegate-decision-id")[0] for answer in load.answered if answer.status == 200]
+    executed = [one.header("scopegate-decision-id") or "" for one in load.answered if one.status == 200]
     assert len(executed) > 100
     assert sorted(executed) == sorted(backend.seen)
     with sqlite3.connect(sidecar.store) as store:
@@ -259,19 +257,18 @@ def test_requests_that_come_while_draining_are_refused_as_such(
 ) -> None:
     first, second = issue_scope(sidecar.data), issue_scope(sidecar.data)
     backend.go_on.clear()
-    connection = http.client.HTTPConnection(*sidecar.data, timeout=ASK_SECONDS)
+    connection = BlockingConnection(sidecar.data)
     try:
-        ask_on(connection, "GET", "/api/v1/recovery/scopes/inc-1")  # so that it is open before the drain
+        connection.ask("GET", "/api/v1/recovery/scopes/inc-1")  # so that it is open before the drain
         running = aside.submit(execute, sidecar, first)
         sidecar.until("executes", lambda: backend.seen)
         sidecar.signal(signal.SIGTERM)
         sidecar.until_logged("draining")
         ready = ask(sidecar.ops, "GET", "/health/ready")
         assert (ready.status, ready.json()["checks"]["draining"]["ok"]) == (503, False)
-        body = json.dumps(execution(second)).encode()
-        refused = ask_on(connection, "POST", EXECUTE, [("Content-Type", "application/json")], body)
+        refused = connection.ask_json("POST", EXECUTE, execution(second))
         assert (refused.status, refused.json()["error"]) == (503, "draining")
-        assert refused.values("retry-after")
+        assert refused.headers("retry-after")
     finally:
         connection.close()
         backend.go_on.set()
@@ -291,7 +288,7 @@ def test_a_second_signal_exits_at_once(sidecar: Program, backend: Backend, aside
     sidecar.signal(signal.SIGTERM)
     assert sidecar.wait() == 1
     assert time.monotonic() - begun < 1
-    assert isinstance(running.exception(ASK_SECONDS), (ConnectionError, http.client.HTTPException))
+    assert isinstance(running.exception(ASK_SECONDS), ConnectionError)
     sidecar.start()
     assert [shown["status"] for shown in executions(sidecar.admin)] == ["unknown"]
 
@@ -311,7 +308,7 @@ def test_a_drain_that_ends_before_the_backend_leaves_an_unknown_execution(
         assert 0.9 < time.monotonic() - begun < 4
         answer = running.result(ASK_SECONDS)
         assert (answer.status, answer.json()["error"]) == (504, "upstream_timeout")
-        assert answer.values("scopegate-decision-id") == backend.seen
+        assert answer.headers("scopegate-decision-id") == backend.seen
         sidecar.start()
         (left,) = executions(sidecar.admin, "unknown")
         assert [left["decision_id"]] == backend.seen
@@ -349,7 +346,7 @@ def test_what_has_no_end_of_its_own_does_not_hold_up_the_drain(
 # Crashing ----------------------------------------------------------------------------------------------
 
 
-def reconcile(sidecar: Program, decision_id: str, **body: Any) -> Answer:
+def reconcile(sidecar: Program, decision_id: str, **body: Any) -> Message:
     target = f"/api/v1/executions/{decision_id}/reconcile"
     return ask_json(sidecar.admin, "POST", target, {"reason": "looked", **body})
 
@@ -359,14 +356,14 @@ def killed_while_executing(
 ) -> list[str]:
     """The decisions under which executions were at the backend when the sidecar was killed and restarted."""
     backend.go_on.clear()
-    running: list[Future[Answer]] = [aside.submit(execute, sidecar, scope) for _ in range(count)]
+    running: list[Future[Message]] = [aside.submit(execute, sidecar, scope) for _ in range(count)]
     sidecar.until("executes", lambda: len(backend.seen) == count or None)
     for decision_id in backend.seen:  # while the backend works, the record can already be read
         shown = ask(sidecar.admin, "GET", f"/api/v1/decisions/{decision_id}").json()
         assert (shown["event"], shown["outcome"]) == ("admitted", "in_flight")
     sidecar.kill()
     for request in running:
-        assert isinstance(request.exception(ASK_SECONDS), (ConnectionError, http.client.HTTPException))
+        assert isinstance(request.exception(ASK_SECONDS), ConnectionError)
     backend.go_on.set()
     sidecar.start()
     return list(backend.seen)
@@ -406,7 +403,7 @@ def test_what_was_in_flight_at_a_kill_is_unknown_and_can_be_reconciled_both_ways
 
 def test_an_answered_execution_survives_a_kill_and_cannot_be_reconciled(sidecar: Program) -> None:
     scope = issue_scope(sidecar.data, attempts=2)
-    decision_id = execute(sidecar, scope).values("scopegate-decision-id")[0]
+    decision_id = execute(sidecar, scope).headers("scopegate-decision-id")[0]
     sidecar.kill()
     sidecar.start()
     (shown,) = executions(sidecar.admin)

@@ -21,7 +21,6 @@ from tests.acceptance.conftest import (
     ASK_SECONDS,
     EXECUTE,
     PROJECT,
-    Answer,
     Backend,
     Program,
     ask,
@@ -30,8 +29,8 @@ from tests.acceptance.conftest import (
     issue_scope,
     write_configuration,
 )
+from tests.client import Message
 from tests.described import Described
-from tests.support import Message
 
 # policies.md promises that a change is taken up by itself; this is how long somebody may have to wait.
 MOST_SECONDS = 2.0
@@ -78,11 +77,10 @@ def status(sidecar: Program) -> dict[str, Any]:
     return shown
 
 
-def reload(sidecar: Program) -> Answer:
+def reload(sidecar: Program) -> Message:
     answer = ask(sidecar.admin, "POST", "/api/v1/reload")
     described = Described(ask(sidecar.admin, "GET", "/openapi.json").json())
-    message = Message(f"HTTP/1.1 {answer.status} {answer.reason}", tuple(answer.headers), answer.body)
-    described.assert_answered("reload", message)
+    described.assert_answered("reload", answer)
     return answer
 
 
@@ -171,7 +169,7 @@ def test_requests_in_flight_end_under_the_policies_that_they_began_with(
 def test_under_load_every_request_is_judged_by_one_of_the_two_sets(sidecar: Program, config: Path) -> None:
     scopes = [issue_scope(sidecar.data, attempts=10) for _ in range(30)]
 
-    def load(mine: list[str]) -> list[Answer]:
+    def load(mine: list[str]) -> list[Message]:
         return [ask_json(sidecar.data, "POST", EXECUTE, execution(scope)) for scope in mine for _ in range(8)]
 
     with ThreadPoolExecutor() as aside:
@@ -488,7 +486,7 @@ def test_a_pipe_among_the_policies_refuses_the_reload_and_holds_up_nothing(
     pipe = config.parent / "policies" / "pipe.yaml"
     os.mkfifo(pipe)
     (error,) = reload(sidecar).json()["errors"]
-    assert error == f"{pipe}: is no regular file; remove it, or put one in its place"
+    assert error == f"{pipe}: is not a regular file; remove it, or put one in its place"
     assert not refused_as_unknown(sidecar)
     checked = subprocess.run(
         [sys.executable, "-m", "sidecar", "check", "--config", str(config)],

@@ -18,6 +18,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -262,6 +263,14 @@ REDIRECTIONS = [
     "2>PIPE",
     ">PIPE 2>PIPE",
 ]
+EVERYDAY = ("<&- >&- 2>&-", "2>/dev/full", ">PIPE 2>PIPE")
+COMMANDS = {
+    ("check", "--config", "{config}"): 0,
+    ("check", "--config", "missing.yaml"): 2,
+    ("check",): 2,
+    ("run", "--config", "missing.yaml"): 2,
+    ("health", "--ops", "127.0.0.1:9"): 3,
+}
 
 
 @contextmanager
@@ -302,7 +311,10 @@ def is_ready(ops: Address) -> bool | None:
         return None
 
 
-@pytest.mark.parametrize("redirection", REDIRECTIONS)
+@pytest.mark.parametrize(
+    "redirection",
+    [each if each in EVERYDAY else pytest.param(each, marks=pytest.mark.slow) for each in REDIRECTIONS],
+)
 def test_run_serves_whatever_its_standard_descriptors_are(tmp_path: Path, redirection: str) -> None:
     data, admin, ops = free_addresses(3)
     listen = {
@@ -325,19 +337,16 @@ def test_run_serves_whatever_its_standard_descriptors_are(tmp_path: Path, redire
     assert verified.returncode == 0, verified
 
 
-@pytest.mark.parametrize("redirection", REDIRECTIONS)
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (("check", "--config", "{config}"), 0),
-        (("check", "--config", "missing.yaml"), 2),
-        (("check",), 2),
-        (("run", "--config", "missing.yaml"), 2),
-        (("health", "--ops", "127.0.0.1:9"), 3),
-    ],
-)
+def commands_and_redirections() -> Iterator[Any]:
+    """Every command with every redirection. The everyday run has each of them at least once."""
+    for (arguments, code), redirection in product(COMMANDS.items(), REDIRECTIONS):
+        everyday = code == 0 or redirection == EVERYDAY[0]
+        yield pytest.param(arguments, code, redirection, marks=() if everyday else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("arguments", "code", "redirection"), list(commands_and_redirections()))
 def test_a_command_ends_with_its_code_whatever_its_standard_descriptors_are(
-    config: Path, redirection: str, arguments: tuple[str, ...], code: int
+    config: Path, arguments: tuple[str, ...], code: int, redirection: str
 ) -> None:
     with redirected(redirection, *(each.format(config=config) for each in arguments)) as process:
         ended = process.wait(START_SECONDS)

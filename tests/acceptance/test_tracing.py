@@ -13,8 +13,9 @@ import pytest
 from sidecar import __version__
 from sidecar.settings.reading import Listen
 from tests.acceptance.conftest import Program, write_configuration
+from tests.client import HeaderList, Message, as_json, ask
 from tests.collector import CLIENT, INTERNAL, SERVER, Collector, Seen
-from tests.support import EXECUTE, SCOPE, Backend, HeaderList, Message, as_json, ask, replies, unused_port
+from tests.support import EXECUTE, SCOPE, Backend, replies, unused_port
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = ("traceparent", f"00-{TRACE}-{SPAN}-01")

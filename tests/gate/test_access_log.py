@@ -27,6 +27,7 @@ from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.serving.accesslog import MAX_PATH_CHARS, shown_path
 from tests.acceptance.conftest import PROJECT, write_configuration
+from tests.client import as_json, ask, connect, read_message, request_bytes
 from tests.gate.test_transport import on_both_kinds
 from tests.support import (
     EXECUTE,
@@ -35,13 +36,8 @@ from tests.support import (
     Backend,
     House,
     Open,
-    as_json,
-    ask,
-    connect,
     eventually,
-    read_message,
     replies,
-    request_bytes,
     reset,
     sends,
     unused_port,

@@ -15,7 +15,8 @@ import aiosqlite
 import pytest
 
 from sidecar.store.sqlite import SqliteEngine, _in_thread
-from tests.support import Backend, House, Message, Open, ask, opened, replies, sends
+from tests.client import Message, ask
+from tests.support import Backend, House, Open, opened, replies, sends
 
 
 def assert_problem(answer: Message, status: int, error: str) -> dict[str, Any]:

@@ -11,20 +11,9 @@ import pytest
 
 from sidecar.errors import StoreUnavailable
 from sidecar.gate import refusal_log as refusals
+from tests.client import as_json, ask, connect, read_message, request_bytes
 from tests.gate.test_store_faults import SlowStore
-from tests.support import (
-    EXECUTE,
-    SCOPES,
-    Backend,
-    Open,
-    as_json,
-    ask,
-    connect,
-    eventually,
-    read_message,
-    replies,
-    request_bytes,
-)
+from tests.support import EXECUTE, SCOPES, Backend, Open, eventually, replies
 from tests.support import House as House
 
 SWITCHING = [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]

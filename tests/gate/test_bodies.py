@@ -1,4 +1,4 @@
-"""What may stand in the body of a gated request, and what is refused (gate.md, steps 2 and 3)."""
+"""The body of a gated request: what is read from it, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import EXECUTE, Backend, House, Message, Open, connect, read_message, request_bytes
+from tests.client import Message, connect, read_message, request_bytes
+from tests.support import EXECUTE, Backend, House, Open
 
 JSON = ("Content-Type", "application/json")
 

@@ -14,20 +14,8 @@ import pytest
 
 from sidecar.settings.addresses import Address
 from tests.certificates import Authority
-from tests.support import (
-    EXECUTE,
-    Backend,
-    House,
-    Message,
-    Open,
-    connect,
-    eventually,
-    read_message,
-    replies,
-    request_bytes,
-    reset,
-    sends,
-)
+from tests.client import Message, connect, read_message, request_bytes
+from tests.support import EXECUTE, Backend, House, Open, eventually, replies, reset, sends
 
 CHUNKED = [("Content-Type", "application/json"), ("Transfer-Encoding", "chunked")]
 BROKEN = b"4\r\nHello\r\n0\r\n\r\n"

@@ -4,8 +4,6 @@ parsed is never quoted."""
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import logging
 import resource
 import socket
@@ -27,14 +25,14 @@ from tests.acceptance.conftest import (
     Backend,
     Program,
     ask,
-    ask_on,
+    ask_json,
     execution,
     write_configuration,
 )
 from tests.certificates import Authority
-from tests.support import EXECUTE, SCOPE, House, Message, Open, connect, eventually, read_message
+from tests.client import BlockingConnection, connect, read_message, send
+from tests.support import EXECUTE, SCOPE, House, Open, eventually
 
-AS_JSON = [("Content-Type", "application/json")]
 FEW_FILES = 120
 FLOOD = 300
 
@@ -123,10 +121,6 @@ def answers_soon(address: tuple[str, int], target: str) -> None:
     assert time.monotonic() - begun < 1, target
 
 
-def as_bytes(document: object) -> bytes:
-    return json.dumps(document).encode()
-
-
 @pytest.mark.parametrize("kind", ["plain", "tls"])
 def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(tmp_path: Path, kind: str) -> None:
     data: dict[str, Any] = {}
@@ -134,10 +128,8 @@ def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(tmp_p
     if kind == "tls":
         data["tls"] = authority.issue("served").settings()
 
-    def opened(program: Program) -> http.client.HTTPConnection:
-        if kind == "tls":
-            return http.client.HTTPSConnection(*program.data, timeout=5, context=authority.client())
-        return http.client.HTTPConnection(*program.data, timeout=5)
+    def opened(program: Program) -> BlockingConnection:
+        return BlockingConnection(program.data, authority.client() if kind == "tls" else None)
 
     with (
         Backend() as backend,
@@ -149,10 +141,10 @@ def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(tmp_p
         steady = opened(program)
         stack.callback(steady.close)
         wanted = {"incident_id": "inc-1", "action": "retry_agent", "intent": "a test", "max_attempts": 9}
-        scope_id = ask_on(steady, "POST", SCOPE, AS_JSON, as_bytes(wanted)).json()["scope_id"]
+        scope_id = steady.ask_json("POST", SCOPE, wanted).json()["scope_id"]
 
-        def executes(connection: http.client.HTTPConnection) -> bool:
-            return ask_on(connection, "POST", EXECUTE, AS_JSON, as_bytes(execution(scope_id))).status == 200
+        def executes(connection: BlockingConnection) -> bool:
+            return connection.ask_json("POST", EXECUTE, execution(scope_id)).status == 200
 
         assert executes(steady)
         held = flood(stack, program.data)
@@ -235,7 +227,7 @@ def test_descriptors_that_run_out_all_the_same_are_no_flood_of_lines(tmp_path: P
         assert len(program.log().splitlines()) < 50
         resource.prlimit(program.pid, resource.RLIMIT_NOFILE, before)
         answers_soon(program.ops, "/health/ready")
-        assert ask(program.data, "POST", "/agents", AS_JSON, b"{}").status == 200
+        assert ask_json(program.data, "POST", "/agents", {}).status == 200
 
 
 def address_of(house: House, listener: str) -> Address:
@@ -347,22 +339,12 @@ def everything(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     return so_far
 
 
-async def sent(address: Address, request: bytes) -> Message | None:
-    reader, writer = await connect(address)
-    try:
-        writer.write(request)
-        return await asyncio.wait_for(read_message(reader), 5)
-    finally:
-        writer.close()
-
-
 @pytest.mark.parametrize("listener", ["data", "admin", "ops"])
 @pytest.mark.parametrize("what", UNPARSABLE)
 async def test_what_cannot_be_parsed_is_refused_and_quoted_nowhere(
     house: House, everything: Callable[[], str], listener: str, what: str
 ) -> None:
-    answer = await sent(address_of(house, listener), UNPARSABLE[what])
-    assert answer is not None
+    answer = await send(address_of(house, listener), UNPARSABLE[what])
     assert (answer.status, answer.header("Content-Type")) == (400, "application/problem+json")
     assert answer.json()["error"] == "invalid_request"
     assert answer.json()["message"].startswith("This is not HTTP as it should be: ")

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from tests import lenient
+from tests.client import Message, connect, read_message
 from tests.corpus import Case, cases, counted, end_to_end, is_own
-from tests.support import House, Message, Open, connect, read_message
+from tests.support import House, Open
 
 CASES = list(cases())
 ANSWER_SECONDS = 5.0  # more than the body_timeout_seconds of this sidecar, which ends what is not finished

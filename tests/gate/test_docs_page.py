@@ -9,8 +9,9 @@ import pytest
 
 from sidecar.settings.addresses import Listen
 from sidecar.web.api.docpage import page
+from tests.client import ask
 from tests.described import described
-from tests.support import House, Open, ask
+from tests.support import House, Open
 from tests.unit.test_docpage import Page
 
 

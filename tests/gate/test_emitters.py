@@ -13,7 +13,8 @@ import yaml
 
 from sidecar.core.emission import FORBIDDEN_SIGNALS
 from sidecar.web.wire.emittermodels import EMITTER_MODELS
-from tests.support import Backend, House, Open, ask, opened
+from tests.client import ask
+from tests.support import Backend, House, Open, opened
 
 DECISIONS = "/api/v1/decisions"
 SWITCH = "/api/v1/care/kill-switch"

@@ -9,8 +9,9 @@ from urllib.parse import quote
 import pytest
 
 from sidecar.core.policy import ActionPolicy, Brake, RiskClass, Rule
+from tests.client import HeaderList, Message
 from tests.described import DOCUMENT
-from tests.support import POLICIES, HeaderList, House, Message, Open, replies
+from tests.support import POLICIES, House, Open, replies
 
 BODY = {"incident_id": "inc_1", "action": "retry_agent"}
 PILOT = {"path": "/pilot/run", "mode": "shadow"}

@@ -9,35 +9,17 @@ from typing import Any
 import pytest
 
 from sidecar.gate import refusal_log as refusals
-from tests.support import (
-    EXECUTE,
-    Backend,
-    House,
-    Message,
-    Open,
-    as_json,
-    connect,
-    read_message,
-    replies,
-    request_bytes,
-)
+from tests.client import Connection, Message, as_json, connect, request_bytes
+from tests.support import EXECUTE, Backend, House, Open, eventually, replies
 
 
 async def flood(house: House, count: int, body: bytes, *, connections: int = 100) -> list[Message]:
     """Many requests at once over keep-alive connections."""
     kind, _ = as_json(None)
-    request = request_bytes("POST", EXECUTE, kind, body)
 
     async def one(share: int) -> list[Message]:
-        reader, writer = await connect(house.sidecar.data_address)
-        answers = []
-        for _ in range(share):
-            writer.write(request)
-            answer = await read_message(reader)
-            assert answer is not None
-            answers.append(answer)
-        writer.close()
-        return answers
+        with Connection(house.sidecar.data_address) as connection:
+            return [await connection.ask("POST", EXECUTE, kind, body) for _ in range(share)]
 
     shares = await asyncio.gather(*(one(count // connections) for _ in range(connections)))
     return [answer for share in shares for answer in share]
@@ -126,11 +108,12 @@ async def test_a_client_that_leaves_a_flood_is_counted_all_the_same(
 ) -> None:
     monkeypatch.setattr(house.sidecar.gate.refusals, "_tokens", 0.0)
     monkeypatch.setattr(refusals, "PER_SECOND", 0.0)
+    monkeypatch.setattr(refusals, "SUMMARY_SECONDS", 1.0)
     kind, body = house.execution(None, scope_id="scope_none")
     leaver = await connect(house.sidecar.data_address)
     leaver[1].write(request_bytes("POST", EXECUTE, kind, body))
     await leaver[1].drain()
-    await asyncio.sleep(0.05)
+    await eventually(lambda: bool(house.sidecar.gate.refusals._summaries))
     leaver[1].transport.abort()
     answer = await house.execute(None, scope_id="scope_none")
     assert (await house.record(answer.json()["decision_id"]))["details"]["count"] == 2

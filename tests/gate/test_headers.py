@@ -1,4 +1,4 @@
-"""What the backend receives and what the client gets back (gate.md, steps 5 and 7)."""
+"""The headers that the backend receives and that the client gets back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from tests.support import EXECUTE, Backend, House, Message, Open, replies, sends
+from tests.client import Message
+from tests.support import EXECUTE, Backend, House, Open, replies, sends
 
 
 async def seen_with(house: House, *headers: tuple[str, str]) -> Message:

@@ -10,18 +10,8 @@ import pytest
 from sidecar.settings.addresses import Address, SocketFile
 from sidecar.web.api.scopetest import PREFIX, SUFFIX
 from tests.certificates import Authority
-from tests.support import (
-    EXECUTE,
-    SCOPE,
-    SCOPES,
-    House,
-    Message,
-    Open,
-    as_json,
-    ask,
-    connect,
-    read_message,
-)
+from tests.client import Message, as_json, ask, connect, send
+from tests.support import EXECUTE, SCOPE, SCOPES, House, Open
 
 SWITCH = "/api/v1/care/kill-switch"
 SCOPE_TEST = f"{PREFIX}c{SUFFIX}"
@@ -45,18 +35,6 @@ MALFORMED = [
 ]
 EVIL = ["evil.example", "evil.example:80", "localhost.evil.example", "0.0.0.0", "[2001:db8::1]"]
 OWN = ["localhost", "LOCALHOST.:1", "127.0.0.1", "127.8.8.8:9901", "[::1]:9901", "a.localhost"]
-
-
-async def sent(address: Address, raw: bytes) -> Message:
-    """The answer to a request that is written byte for byte."""
-    reader, writer = await connect(address)
-    try:
-        writer.write(raw)
-        answer = await read_message(reader)
-        assert answer is not None
-        return answer
-    finally:
-        writer.close()
 
 
 def a_get(target: str, *headers: str, version: str = "1.1") -> bytes:
@@ -112,7 +90,7 @@ async def test_a_gated_request_without_a_host_leaves_its_record_in_shadow_too(op
 async def test_a_refusal_by_its_host_waits_for_no_body(house: House) -> None:
     head = "Host: u@x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
     for target in ("/foo", EXECUTE, SCOPE):
-        answer = await sent(house.sidecar.data_address, f"POST {target} HTTP/1.1\r\n{head}".encode())
+        answer = await send(house.sidecar.data_address, f"POST {target} HTTP/1.1\r\n{head}".encode())
         assert code(answer) == (400, "invalid_request")
     assert await house.metric('scopegate_passed_through_total{outcome="invalid_request"}') == 1
 
@@ -125,8 +103,8 @@ async def test_http_1_0_may_come_without_a_host_and_nothing_else_may(house: Hous
         sidecar.ops_address: "/health/live",
     }
     for address, target in listeners.items():
-        assert (await sent(address, a_get(target, version="1.0"))).status == 200
-        assert (await sent(address, a_get(target, "Host: localhost", version="1.0"))).status == 200
+        assert (await send(address, a_get(target, version="1.0"))).status == 200
+        assert (await send(address, a_get(target, "Host: localhost", version="1.0"))).status == 200
         for raw in (
             a_get(target),
             a_get(target, "Host: localhost", "Host: localhost"),
@@ -138,9 +116,9 @@ async def test_http_1_0_may_come_without_a_host_and_nothing_else_may(house: Hous
             a_get(target, version="2.0"),
             f"GET {target}\r\n\r\n".encode(),
         ):
-            assert (await sent(address, raw)).status == 400, raw
+            assert (await send(address, raw)).status == 400, raw
     assert (await house.data("GET", SCOPES + "inc_1")).status == 200
-    assert (await sent(sidecar.data_address, a_get(SCOPES + "inc_1", version="1.0"))).status == 200
+    assert (await send(sidecar.data_address, a_get(SCOPES + "inc_1", version="1.0"))).status == 200
 
 
 async def test_the_authority_of_an_absolute_target_is_held_to_the_same(house: House) -> None:
@@ -367,8 +345,8 @@ async def test_a_change_from_a_page_of_the_listener_or_from_a_program_is_made(
 async def test_a_change_without_a_host_comes_from_a_program_only(house: House) -> None:
     address = house.sidecar.admin_address
     raw = f"PUT {SWITCH} HTTP/1.0\r\nContent-Length: 0\r\n"
-    assert code(await sent(address, f"{raw}Origin: http://{address}\r\n\r\n".encode())) == (403, "cross_site")
-    assert (await sent(address, f"{raw}\r\n".encode())).json() == {"active": True}
+    assert code(await send(address, f"{raw}Origin: http://{address}\r\n\r\n".encode())) == (403, "cross_site")
+    assert (await send(address, f"{raw}\r\n".encode())).json() == {"active": True}
 
 
 async def test_an_origin_is_held_against_both_forms_of_the_host(house: House) -> None:

@@ -21,19 +21,9 @@ from sidecar.errors import StoreUnavailable
 from sidecar.gate import deadlines
 from sidecar.gate import settlement as settlements
 from sidecar.store.verify import verify_sqlite
+from tests.client import Message, ask
 from tests.injection import INJECTION, Fault, Injection, everywhere
-from tests.support import (
-    EXECUTE,
-    House,
-    Message,
-    Script,
-    ask,
-    eventually,
-    opened,
-    replies,
-    sends,
-    serving_backend,
-)
+from tests.support import EXECUTE, House, Script, eventually, opened, replies, sends, serving_backend
 
 RELEASED = ("not_sent", "not_executed")
 # More than any of the outer deadlines that follow from the bounds of what hangs.

@@ -1,4 +1,4 @@
-"""G1 to G10 of gate.md, each in tests that carry its name."""
+"""The guarantees G1 to G10 of the README, each in tests that carry its name."""
 
 from __future__ import annotations
 
@@ -17,21 +17,8 @@ from sidecar.errors import StoreUnavailable
 from sidecar.gate.settlement import Settlements
 from sidecar.store import crash
 from sidecar.store.verify import verify_sqlite
-from tests.support import (
-    EXECUTE,
-    POLICIES,
-    Backend,
-    House,
-    Message,
-    Open,
-    connect,
-    eventually,
-    opened,
-    replies,
-    request_bytes,
-    reset,
-    sends,
-)
+from tests.client import Message, connect, request_bytes
+from tests.support import EXECUTE, POLICIES, Backend, House, Open, eventually, opened, replies, reset, sends
 
 
 def decision_id_of(answer: Message) -> str:

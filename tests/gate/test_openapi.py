@@ -19,22 +19,10 @@ from sidecar.web.api.docs import CONTENT_SECURITY_POLICY, FILES
 from sidecar.web.api.scopes import SCOPE_PATH, SCOPES_PREFIX
 from sidecar.web.api.scopetest import PREFIX, SUFFIX
 from sidecar.web.wire.emittermodels import EMITTER_MODELS
+from tests.client import Message, as_json, ask
 from tests.described import DOCUMENT, METHODS, STRANGE, Described, described
 from tests.gate.test_errors import WAYS, WIRE
-from tests.support import (
-    EXECUTE,
-    POLICIES,
-    SCOPE,
-    SCOPES,
-    Backend,
-    House,
-    Message,
-    Open,
-    as_json,
-    ask,
-    replies,
-    sends,
-)
+from tests.support import EXECUTE, POLICIES, SCOPE, SCOPES, Backend, House, Open, replies, sends
 
 # Routes -------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""How executions end (gate.md, steps 5 to 7): what the backend does, what the client gets, what is kept."""
+"""How executions end: what the backend does, what the client gets, and what is recorded."""
 
 from __future__ import annotations
 
@@ -10,18 +10,8 @@ from typing import Any
 import pytest
 
 from sidecar.gate import deadlines
-from tests.support import (
-    EXECUTE,
-    Backend,
-    House,
-    Message,
-    Open,
-    connect,
-    replies,
-    request_bytes,
-    sends,
-    unused_port,
-)
+from tests.client import Message, connect, request_bytes
+from tests.support import EXECUTE, Backend, House, Open, replies, sends, unused_port
 
 LONG = b"x" * 300_000
 

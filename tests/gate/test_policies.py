@@ -8,19 +8,8 @@ from typing import Any
 
 from sidecar.core.policy import Brake, Limit, Match, PolicySet, Require, Rule, Subject
 from sidecar.errors import ConditionFailed
-from tests.support import (
-    EXECUTE,
-    POLICIES,
-    House,
-    Message,
-    Open,
-    connect,
-    eventually,
-    read_message,
-    replies,
-    request_bytes,
-    sends,
-)
+from tests.client import Message, connect, read_message, request_bytes
+from tests.support import EXECUTE, POLICIES, House, Open, eventually, replies, sends
 
 HOUR = 3600
 

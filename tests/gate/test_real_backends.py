@@ -24,8 +24,9 @@ import pytest
 
 from sidecar.settings.addresses import Address, Listen
 from tests.backends.report import MARK
+from tests.client import connect, read_message
 from tests.corpus import BODY, TARGET, Case, Made, cases
-from tests.support import Open, connect, eventually, read_message, unused_port
+from tests.support import Open, eventually, unused_port
 from tests.tools import downloads, tool
 
 PROJECT = Path(__file__).parents[2]

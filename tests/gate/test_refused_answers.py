@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.upstream._answer import MAX_HEAD_BYTES, AnswerParser, AnswerState
-from tests.support import (
-    EXECUTE,
-    Backend,
-    House,
-    Message,
-    ask,
-    replies,
-    sends,
-)
+from tests.client import Message, ask
+from tests.support import EXECUTE, Backend, House, replies, sends
 
 LINE = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = LINE + b"Transfer-Encoding: chunked\r\n"

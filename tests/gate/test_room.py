@@ -11,18 +11,9 @@ import pytest
 from sidecar.files.strictjson import parse
 from sidecar.gate.places import Held, Memory, Places, parsed_bytes
 from sidecar.web.serving import connections as server
+from tests.client import connect, read_message, request_bytes
 from tests.gate.test_clients import CHUNKED, said
-from tests.support import (
-    EXECUTE,
-    Backend,
-    House,
-    Open,
-    connect,
-    eventually,
-    read_message,
-    replies,
-    request_bytes,
-)
+from tests.support import EXECUTE, Backend, House, Open, eventually, replies
 
 UNITS = [
     "[]",

@@ -1,4 +1,4 @@
-"""PIN-162's scope endpoints: what may be asked for, what is listed, what a revocation does."""
+"""The scope endpoints of the recovery API: granting, listing and revoking."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import EXECUTE, SCOPE, SCOPES, Backend, House, Message, Open, as_json, ask, replies, sends
+from tests.client import Message, as_json, ask
+from tests.support import EXECUTE, SCOPE, SCOPES, Backend, House, Open, replies, sends
 
 
 def assert_problem(answer: Message, status: int, error: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from sidecar.scoped_execution import test_recovery_scope
+from tests.client import Message, as_json
 from tests.gate.test_scope_api import assert_problem
-from tests.support import Backend, House, Message, Open, as_json
+from tests.support import Backend, House, Open
 
 PREFIX = "/api/v1/recovery/candidates/"
 PATH = PREFIX + "cand-1/scope-test"

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.client import ask
 from tests.gate.test_admin import stop_reading
-from tests.support import Backend, House, ask, opened
+from tests.support import Backend, House, opened
 
 MEASURED = (
     "store_free_bytes",

@@ -9,18 +9,8 @@ from typing import Any
 import pytest
 
 from sidecar.core.policy import Rule
-from tests.support import (
-    EXECUTE,
-    POLICIES,
-    House,
-    Message,
-    Open,
-    connect,
-    read_message,
-    replies,
-    request_bytes,
-    unused_port,
-)
+from tests.client import Message, connect, read_message, request_bytes
+from tests.support import EXECUTE, POLICIES, House, Open, replies, unused_port
 
 SHADOW = {"routes": [{"path": "**/recovery/execute", "mode": "shadow"}]}
 JSON = [("Content-Type", "application/json")]

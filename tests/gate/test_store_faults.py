@@ -21,6 +21,7 @@ from sidecar.core.policy import Brake, Rule
 from sidecar.errors import StoreUnavailable
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from sidecar.store.verify import verify_sqlite
+from tests.client import Message, connect, read_message, request_bytes
 from tests.gate.test_policies import with_rules
 from tests.support import (
     EXECUTE,
@@ -28,14 +29,10 @@ from tests.support import (
     Backend,
     Clock,
     House,
-    Message,
     Open,
-    connect,
     eventually,
     opened,
-    read_message,
     replies,
-    request_bytes,
     serving_backend,
 )
 

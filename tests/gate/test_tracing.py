@@ -14,21 +14,9 @@ from opentelemetry.sdk.trace import SpanProcessor, Tracer
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from sidecar.telemetry.otel import OtelTracing
+from tests.client import as_json, connect, request_bytes
 from tests.collector import Collector, Seen
-from tests.support import (
-    EXECUTE,
-    Backend,
-    House,
-    Open,
-    as_json,
-    connect,
-    eventually,
-    replies,
-    request_bytes,
-    reset,
-    sends,
-    unused_port,
-)
+from tests.support import EXECUTE, Backend, House, Open, eventually, replies, reset, sends, unused_port
 
 ROOT = "POST **/recovery/execute"
 STAGES = ["judge", "commit", "upstream", "settle"]

@@ -27,22 +27,8 @@ from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.sections import Shutdown
 from sidecar.upstream import Upstream, UpstreamTls
 from tests.certificates import Authority, Pair
-from tests.support import (
-    EXECUTE,
-    Clock,
-    House,
-    Message,
-    ask,
-    connect,
-    eventually,
-    opened,
-    read_message,
-    replies,
-    request_bytes,
-    reset,
-    sends,
-    serving_backend,
-)
+from tests.client import Message, ask, connect, read_message, request_bytes
+from tests.support import EXECUTE, Clock, House, eventually, opened, replies, reset, sends, serving_backend
 
 Build = Callable[..., Awaitable[House]]
 

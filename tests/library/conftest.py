@@ -1,4 +1,4 @@
-"""The store of the embedding program, fresh for each test of this folder."""
+"""A new store of the embedding program for each test."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sidecar.library.runtime import configure
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    """Where the SQLite file of `store_url` is."""
+    """The SQLite file of `store_url`."""
     return tmp_path / "library.db"
 
 
 @pytest.fixture(params=["memory", "sqlite"])
 def store_url(request: pytest.FixtureRequest, database: Path) -> Iterator[str]:
-    """A fresh store of each kind in turn, configured; afterwards the default is back."""
+    """A new store of each kind, configured. The default is configured again after the test."""
     url = "memory://" if request.param == "memory" else f"sqlite:///{database}"
     configure(url)
     yield url
@@ -30,7 +30,7 @@ def store_url(request: pytest.FixtureRequest, database: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def registered_actions() -> Iterator[dict[str, Action]]:
-    """The callables that a test registers; none before, none after."""
+    """The callables that a test registers. There are none before it and none after it."""
     actions._registered.clear()
     yield actions._registered
     actions._registered.clear()
@@ -41,7 +41,7 @@ Reconfigure = Callable[..., None]
 
 @pytest.fixture
 def reconfigure(store_url: str, tmp_path: Path) -> Reconfigure:
-    """Opens the store again, as a restart does, with a catalogue (`{name: {risk: ...}, ...}`) or without."""
+    """Opens the store again, as a restart does, with or without a catalogue (`{name: {risk: ...}, ...}`)."""
 
     def again(catalogue: str | None = None, **options: Any) -> None:
         if catalogue is not None:

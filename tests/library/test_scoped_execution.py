@@ -1,4 +1,4 @@
-"""Scopes and executions in the library: PIN-162, every refusal with its record, what a callable may do."""
+"""Scopes and executions in the library: the recovery API, every refusal with its record, and callables."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ RESULT = [
 ]
 
 
-# PIN-162 -------------------------------------------------------------------------------------------------
+# The recovery API ----------------------------------------------------------------------------------------
 
 
 async def test_a1_to_a5_of_pin_162_hold_one_after_the_other() -> None:

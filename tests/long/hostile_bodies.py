@@ -18,7 +18,8 @@ from collections import Counter
 from pathlib import Path
 
 from tests.acceptance.conftest import Program, ask, write_configuration
-from tests.support import EXECUTE, SCOPE, request_bytes, serving_backend
+from tests.client import request_bytes
+from tests.support import EXECUTE, SCOPE, serving_backend
 
 MAX_MIB = 1024.0
 BACKEND_SECONDS = 5.0

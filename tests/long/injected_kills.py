@@ -16,9 +16,10 @@ import tempfile
 from pathlib import Path
 
 from sidecar.store.verify import verify_sqlite
+from tests.client import Message
 from tests.gate.test_injected_faults import RELEASED, Run, house_with_faults
 from tests.injection import KILLED, everywhere
-from tests.support import Message, Script, opened, replies, serving_backend
+from tests.support import Script, opened, replies, serving_backend
 
 KILLED_IN = ("answered", "a long answer", "reset")
 

@@ -40,12 +40,12 @@ from sidecar.files.signing import SigningKey
 from sidecar.store.attestation import read_checkpoints
 from sidecar.store.verify import verify_sqlite
 from tests.acceptance.conftest import write_configuration
+from tests.client import Lost
 from tests.long.rig import (
     Backend,
     Client,
     DidNotStart,
     Findings,
-    Lost,
     Progress,
     Sidecar,
     command,

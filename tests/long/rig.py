@@ -21,16 +21,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.support import EXECUTE, SCOPE, Message, read_message, request_bytes
+from tests.client import STREAM_LIMIT, Connection, HostAndPort, Message, read_message
+from tests.support import EXECUTE, SCOPE
 
 PROJECT = Path(__file__).parents[2]
 START_SECONDS = 30.0
 STOP_SECONDS = 45.0
-ANSWER_SECONDS = 30.0
-STREAM_LIMIT = 1 << 22
 ACTION = "retry_agent"
 
-Address = tuple[str, int]
+Address = HostAndPort
 Headers = list[tuple[str, str]]
 
 
@@ -171,50 +170,11 @@ def command(*arguments: str | Path, seconds: float = 600.0) -> subprocess.Comple
 # Clients -----------------------------------------------------------------------------------------------
 
 
-class Lost(Exception):
-    """A connection ended without an answer, or the answer took too long."""
+class Client(Connection):
+    """A connection with the requests of these scripts."""
 
-
-class Client:
-    """One connection that is kept, and opened again once it was lost. Host is the address itself."""
-
-    def __init__(self, address: Address) -> None:
-        self.address = address
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(
-        self,
-        method: str,
-        target: str,
-        headers: Sequence[tuple[str, str]] = (),
-        body: bytes | None = None,
-        *,
-        seconds: float = ANSWER_SECONDS,
-    ) -> Message:
-        """One answer, whole. Raises Lost."""
-        host = [("Host", f"{self.address[0]}:{self.address[1]}")]
-        answer = None
-        try:
-            async with asyncio.timeout(seconds):
-                if self._streams is None:
-                    self._streams = await asyncio.open_connection(*self.address, limit=STREAM_LIMIT)
-                reader, writer = self._streams
-                writer.write(request_bytes(method, target, host + list(headers), body))
-                await writer.drain()
-                answer = await read_message(reader)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as exc:
-            raise Lost(f"{method} {target}: {exc!r}") from exc
-        finally:
-            if answer is None or not answer.whole or (answer.header("Connection") or "").lower() == "close":
-                self.close()
-        if answer is None or not answer.whole:
-            raise Lost(f"{method} {target}: the connection was closed")
-        return answer
-
-    async def ask_json(self, method: str, target: str, document: object) -> Message:
-        return await self.ask(
-            method, target, [("Content-Type", "application/json")], json.dumps(document).encode()
-        )
+    def __enter__(self) -> Client:
+        return self
 
     async def issue(self, incident: str = "inc-1", attempts: int = 1, **members: Any) -> Message:
         """Ask for a scope."""
@@ -223,17 +183,6 @@ class Client:
 
     async def execute(self, scope_id: str, incident: str = "inc-1", target: str = EXECUTE) -> Message:
         return await self.ask_json("POST", target, execution(scope_id, incident))
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def execution(scope_id: str | None, incident: str = "inc-1") -> dict[str, Any]:

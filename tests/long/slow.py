@@ -36,12 +36,12 @@ from functools import partial
 from pathlib import Path
 
 from tests.acceptance.conftest import write_configuration
+from tests.client import Lost, Message, read_message, request_bytes
 from tests.long.rig import (
     Address,
     Backend,
     Client,
     Findings,
-    Lost,
     Progress,
     Sidecar,
     alongside,
@@ -54,7 +54,7 @@ from tests.long.rig import (
     serving,
     table,
 )
-from tests.support import EXECUTE, Message, read_message, request_bytes
+from tests.support import EXECUTE
 
 TRICKLE_SECONDS = 1.5
 PROBE_SECONDS = 0.02

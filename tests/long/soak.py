@@ -38,10 +38,10 @@ from functools import partial
 from pathlib import Path
 
 from tests.acceptance.conftest import write_configuration
+from tests.client import Lost, Message
 from tests.long.rig import (
     Client,
     Findings,
-    Lost,
     Progress,
     Sidecar,
     alongside,
@@ -54,7 +54,7 @@ from tests.long.rig import (
     serving,
     table,
 )
-from tests.support import EXECUTE, Message
+from tests.support import EXECUTE
 
 FULL_SECONDS = 20.0
 SAMPLE_SECONDS = 30.0

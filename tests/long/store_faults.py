@@ -43,12 +43,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.acceptance.conftest import write_configuration
+from tests.client import Lost
 from tests.long.rig import (
     PROJECT,
     Backend,
     Client,
     Findings,
-    Lost,
     Progress,
     Sidecar,
     alongside,

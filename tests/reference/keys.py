@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config/scopegate.yaml"
 CONFIGURATION = ROOT / "config/reference/configuration.md"
 POLICIES = ROOT / "policies/README.md"
+KUBERNETES = ROOT / "config/deploy/kubernetes"
 
 WIDTH = 118
 HEAD = """\
@@ -41,8 +42,11 @@ refused by name."""
 
 
 def pages() -> dict[Path, str]:
-    """Whole files."""
-    return {SHIPPED: "\n".join(shipped()) + "\n"}
+    """Whole files: the configuration with every key, and the copies of shipped files that Kubernetes needs,
+    because kustomize reads no file outside its folder."""
+    copied = [ROOT / "config/container.yaml", *sorted(ROOT.glob("policies/*.yaml"))]
+    copies = {KUBERNETES / file.relative_to(ROOT): file.read_text(encoding="utf-8") for file in copied}
+    return {SHIPPED: "\n".join(shipped()) + "\n", **copies}
 
 
 def parts() -> dict[tuple[Path, str], str]:

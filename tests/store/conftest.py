@@ -1,4 +1,4 @@
-"""The engines that every test of this folder meets, and commands to submit."""
+"""A store of each engine, and commands for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OpenStore = Callable[..., Awaitable[Store]]
 
 
 def issue(**terms: Any) -> Issue:
-    """A grant of three attempts of failover, which holds 0.1, for inc_1, unless told otherwise."""
+    """A grant for inc_1, by default of three attempts."""
     scope = Scope(
         scope_id=new_scope_id(),
         tenant_id="default",
@@ -48,7 +48,7 @@ def admit(scope_id: str | None, action: str = "failover", **options: Any) -> Adm
 
 @pytest.fixture
 async def open_store(clock: Clock) -> AsyncIterator[OpenStore]:
-    """Opens stores that are closed at the end of the test."""
+    """Opens stores and closes them at the end of the test."""
     async with AsyncExitStack() as stack:
 
         async def open_one(path: Path | None, **options: Any) -> Store:
@@ -65,5 +65,5 @@ async def open_store(clock: Clock) -> AsyncIterator[OpenStore]:
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def store(request: pytest.FixtureRequest, open_store: OpenStore, tmp_path: Path) -> Store:
-    """An open store, of every engine in turn."""
+    """An open store. A test runs once for each engine."""
     return await open_store(None if request.param == "memory" else tmp_path / "store.db")

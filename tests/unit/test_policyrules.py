@@ -190,8 +190,7 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path, text: str, fou
         ("on: issue", ": does nothing; add limit, require, brake or effect: deny"),
         (
             "on: issue, effect: allow",
-            "effect: allow is refused: a refusal by any rule refuses, so there is nothing to allow; "
-            "remove the rule",
+            "effect: allow has no effect: a request is allowed unless a rule refuses it; remove the rule",
         ),
         ("on: issue, effect: dney", 'effect: expects one of deny; did you mean "deny"?'),
         (
@@ -391,7 +390,7 @@ def test_a_mistake_in_a_rule_is_named(tmp_path: Path, text: str, message: str) -
         ),
         (
             "rules:\n  - {id: a, on: issue, effect: deny}\n  - {id: a, on: issue, effect: deny}\n",
-            "3:6: rules[1].id: stands in r.yaml:2:6, too; give each rule an id of its own",
+            "3:6: rules[1].id: is already at r.yaml:2:6; give each rule its own id",
         ),
         (
             "rules:\n  - {id: a, on: issue, effect: deny}\n  - {id: b, on: issue, effect: &x deny}\n",
@@ -408,7 +407,7 @@ def test_a_mistake_in_a_list_of_rules_is_named_with_its_place(
 def test_an_id_in_two_files_names_both_places(tmp_path: Path) -> None:
     (tmp_path / "q.yaml").write_text("rules:\n\n  - id: a\n    on: issue\n    effect: deny\n")
     assert faults(tmp_path, "rules:\n  - {id: a, on: issue, effect: deny}\n") == [
-        "r.yaml:2:6: rules[0].id: stands in q.yaml:3:5, too; give each rule an id of its own"
+        "r.yaml:2:6: rules[0].id: is already at q.yaml:3:5; give each rule its own id"
     ]
 
 
@@ -422,7 +421,7 @@ def test_rules_without_any_action_are_no_policy_set(tmp_path: Path) -> None:
         tmp_path, "rules:\n  - {id: a, on: issue, match: {action: x}, effect: deny}\n", "actions: {}\n"
     )
     assert len(found) == 1
-    assert "no file here names an action" in found[0]
+    assert "no file lists an action" in found[0]
 
 
 def test_a_reason_stands_on_one_line_however_it_is_broken(tmp_path: Path) -> None:

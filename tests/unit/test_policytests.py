@@ -243,7 +243,7 @@ def test_files_are_read_in_name_order_and_hidden_ones_are_not(tmp_path: Path) ->
 def test_a_folder_without_tests_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         policytests.read(tmp_path)
-    assert str(caught.value) == f"{tmp_path}/tests: holds no *.yaml file; put one with tests: there"
+    assert str(caught.value) == f"{tmp_path}/tests: contains no *.yaml file; put one with tests: there"
 
 
 GOOD: dict[str, Any] = {
@@ -307,11 +307,11 @@ GOOD: dict[str, Any] = {
         ({"want": "{verdict: denied}"}, "tests[0].want.verdict: expects one of allowed, refused"),
         (
             {"want": "{verdict: refused, error: policy_denyed}"},
-            'tests[0].want.error: is no error of the gate; did you mean "policy_denied"?',
+            'tests[0].want.error: is not an error code; did you mean "policy_denied"?',
         ),
         (
             {"want": "{verdict: allowed, error: braked}"},
-            "tests[0].want.error: is only there where it is refused; remove it",
+            "tests[0].want.error: applies only if the verdict is refused; remove it",
         ),
         (
             {"want": "{verdict: allowed, max_attempts: 1}"},
@@ -324,7 +324,7 @@ GOOD: dict[str, Any] = {
         ({"on": "issue", "history": "[]"}, "tests[0].history: is not a known key"),
         (
             {"on": "issue", "want": "{verdict: refused, ttl_seconds: 1}"},
-            "tests[0].want.ttl_seconds: is only there where it is allowed; remove it",
+            "tests[0].want.ttl_seconds: applies only if the verdict is allowed; remove it",
         ),
     ],
 )
@@ -365,7 +365,7 @@ def test_what_is_no_list_of_tests_is_refused(tmp_path: Path, text: str, expected
 def test_each_name_stands_once_in_a_file(tmp_path: Path) -> None:
     case = "- {name: a, on: issue, facts: {action: retry}, want: {verdict: allowed}}\n"
     found = fault(tmp_path, f"tests:\n{case}{case}")
-    assert found.startswith("3:4: tests[1].name: stands in ")
+    assert found.startswith("3:4: tests[1].name: is already at ")
     write(tmp_path, f"tests:\n{case}")
     write(tmp_path, f"tests:\n{case}", "other")
     assert len(policytests.read(tmp_path)) == 2

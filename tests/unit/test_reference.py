@@ -15,7 +15,7 @@ from sidecar.errors import ERRORS, Refusal
 from sidecar.telemetry.events import FIELDS, LOGGERS, LogEvent
 from sidecar.telemetry.metrics import TABLE, Metrics
 from tests import reference
-from tests.reference import COMMAND, differences, filled, made, main
+from tests.reference import COMMAND, ROOT, differences, filled, made, main
 from tests.reference.logs import EVERY_LINE
 
 
@@ -59,6 +59,11 @@ def test_every_field_and_logger_is_explained_and_no_other() -> None:
     assert {event.logger.name for event in LogEvent} == LOGGERS.keys()
     assert EVERY_LINE.keys() & FIELDS.keys() == set()
     assert vars(logging.makeLogRecord({})).keys() & FIELDS.keys() == set()
+
+
+def test_every_log_line_is_an_event() -> None:
+    files = [file for file in ROOT.glob("sidecar/**/*.py") if 'getLogger("scopegate' in file.read_text()]
+    assert [file.name for file in files] == ["demo.py"], "only the demo, which shows what the gate logs"
 
 
 def test_no_two_events_say_the_same() -> None:

@@ -28,8 +28,8 @@ from sidecar.telemetry.metrics import Metrics
 from sidecar.web.api.routes import routes
 from sidecar.web.api.state import STATE, StateApi, last_reload
 from sidecar.web.wire.problem import problems
+from tests.client import ask
 from tests.described import DOCUMENT
-from tests.support import ask
 
 UPSTREAM = "upstream: {url: http://127.0.0.1:9000}\npolicies: policies/\n"
 SECRET = "s3cret"
@@ -171,11 +171,11 @@ async def test_a_policy_file_that_differs_in_a_remark_is_another_set(place: Plac
     [
         ("", "actions:\n  one: {risk: dreadful}\n", "policies/actions.yaml:2:9: actions.one.risk: expects"),
         ("", "actions: {one: {ri", "policies/actions.yaml:1:"),
-        ("", "# nothing\n", "policies: actions: no file here names an action"),
-        ("", "", "policies/actions.yaml: holds nothing"),
+        ("", "# nothing\n", "policies: actions: no file lists an action"),
+        ("", "", "policies/actions.yaml: is empty"),
         ("gate:\n  max_in_flight: x\n", "", "c.yaml:4:3: gate.max_in_flight: expects a whole number"),
         ("gate: {routes: []}\n", "", "c.yaml:3:8: gate.routes: is empty"),
-        ("policies: elsewhere\n", "", "c.yaml:3:1: policies: stands in line 2 too"),
+        ("policies: elsewhere\n", "", "c.yaml:3:1: policies: is already in line 2"),
     ],
 )
 async def test_what_cannot_be_used_changes_nothing_and_is_named_with_its_place(
@@ -205,7 +205,7 @@ async def test_files_that_are_gone_change_nothing(place: Place) -> None:
     before = place.live.terms
     (place.folder / "policies" / "actions.yaml").unlink()
     (error,) = place.told((await place.reloader.reload("call")).errors)
-    assert error.startswith("policies: holds no *.yaml file")
+    assert error.startswith("policies: contains no *.yaml file")
     os.unlink(place.folder / "c.yaml")
     (error,) = place.told((await place.reloader.reload("call")).errors)
     assert error.startswith("c.yaml: cannot be read (No such file or directory)")
@@ -275,7 +275,8 @@ def test_a_checkpoint_file_in_a_closed_folder_is_a_mistake_in_the_configuration(
             os.seteuid(65534)  # modes mean nothing to root
         try:
             with pytest.raises(
-                ConfigurationError, match=r"log\.checkpoint_file: stands in a folder that is closed"
+                ConfigurationError,
+                match=r"log\.checkpoint_file: is in a folder that the sidecar cannot enter",
             ):
                 default("http://127.0.0.1:9000", log={"checkpoint_file": f"{folder}/checkpoints"})
         finally:

@@ -1,7 +1,7 @@
 """Renders the OpenAPI document as one HTML page, which needs neither scripts nor other hosts.
 
 The page shows what stands in the document and knows no call by name. A schema keyword that has no words here
-is shown as it stands, so that the page leaves nothing out.
+is shown as JSON, so that the page leaves nothing out.
 """
 
 from __future__ import annotations
@@ -25,23 +25,9 @@ _LIMITS = (
     ("minItems", "maxItems", " items"),
 )
 # Keywords that are shown in words or as a table.
-_WORDED = frozenset(keyword for least, most, _ in _LIMITS for keyword in (least, most)) | {
-    "$ref",
-    "additionalProperties",
-    "anyOf",
-    "const",
-    "default",
-    "description",
-    "enum",
-    "format",
-    "items",
-    "multipleOf",
-    "pattern",
-    "properties",
-    "required",
-    "title",
-    "type",
-}
+_WORDED = {"$ref", "additionalProperties", "anyOf", "const", "default", "description", "enum", "format"}
+_WORDED |= {"items", "multipleOf", "pattern", "properties", "required", "title", "type"}
+_WORDED |= {keyword for least, most, _ in _LIMITS for keyword in (least, most)}
 
 
 class _Html(str):
@@ -332,7 +318,7 @@ def _limits(schema: Node) -> _Html:
 
 
 def _rest(schema: Node) -> _Html:
-    """The keywords that have no words, as they stand in the document."""
+    """The keywords that have no words, as JSON."""
     rest = {name: value for name, value in schema.items() if name not in _WORDED}
     if "properties" in schema and "anyOf" in schema:
         rest["anyOf"] = schema["anyOf"]
