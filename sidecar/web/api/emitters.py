@@ -176,7 +176,7 @@ def _emitter(kind: Kind, model: type[BaseModel]) -> Operation:
         call=f"POST /api/v1/decisions/{kind}",
         name="tell" + kind.title().replace("_", ""),
         tag="Emitters",
-        summary=f"Tell a decision: {kind.replace('_', ' ')}",
+        summary=f"Record a decision: {kind.replace('_', ' ')}",
         description=" ".join((model.__doc__ or "").split()),
         body=Body(schema=model, examples={kind.replace("_", " "): _EXAMPLES[kind]}),
         answers=(
@@ -200,11 +200,11 @@ def _switch(
         name=name,
         tag="Emitters",
         summary=summary,
-        description="It holds for everything on the same store, and survives a restart.",
+        description="It applies to everything on the same store, and survives a restart.",
         parameters=(REQUEST_ID,) if turns else (),
         answers=(
             Answer(
-                "How it stands.",
+                "Whether it is on.",
                 headers=(DECISION_ID_HEADER,) if turns else (),
                 links=TO_DECISION if turns else {},
             ),

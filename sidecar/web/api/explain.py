@@ -53,16 +53,16 @@ class ExplainApi:
         else:
             claims = read(Request(document=body), route.sources)
         if isinstance(claims, Refusal):
-            return explained(self._grants.unread(claims, terms, shadow=shadow), terms, route)
+            return answer_for(self._grants.unread(claims, terms, shadow=shadow), terms, route)
         assert tenant is not None
         try:
             explanation = await self._grants.explain(claims, tenant, terms, shadow=shadow)
         except StoreUnavailable as exc:
             explanation = Explanation(refusal=unavailable(exc))
-        return explained(explanation, terms, route, claims, tenant)
+        return answer_for(explanation, terms, route, claims, tenant)
 
 
-def explained(
+def answer_for(
     explanation: Explanation,
     terms: Terms,
     route: Route,

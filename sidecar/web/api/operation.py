@@ -131,12 +131,12 @@ def guarded_errors(operation: Operation) -> tuple[str, ...]:
 
 TAGS: Mapping[str, str] = MappingProxyType(
     {
-        "Scopes": "Ask for an execution scope, list an incident's scopes, revoke one, rehearse an action.",
-        "Execute": "What is gated: an execution goes to the backend only if it spends a scope.",
-        "Decisions": "What was decided, by the gate or by others, in an append-only log.",
-        "Emitters": "Decisions that other services make and tell.",
-        "Executions": "What was admitted and how it ended.",
-        "Status": "How the sidecar is.",
+        "Scopes": "Request an execution scope, list scopes, revoke one, rehearse an action.",
+        "Execute": "Gated requests: an execution goes to the backend only if it consumes a scope.",
+        "Decisions": "The decisions of the gate and of other services, in an append-only log.",
+        "Emitters": "Records of decisions that other services make.",
+        "Executions": "Admitted executions and their outcomes.",
+        "Status": "The state of the sidecar.",
         "Health": "For the platform: liveness, readiness, metrics.",
         "Documentation": "This document.",
     }
@@ -145,29 +145,29 @@ TAGS: Mapping[str, str] = MappingProxyType(
 # Every header that the document shows for an answer.
 HEADERS: Mapping[str, Schema] = {
     DECISION_ID_HEADER: {
-        "description": "The decision under which this is recorded.",
+        "description": "The decision that records this.",
         "schema": {"type": "string", "format": "uuid"},
     },
     REQUEST_ID_HEADER: {
-        "description": "The request's own, or the one that was made for it.",
+        "description": "The id of the request: its own, or a new one.",
         "schema": {"type": "string"},
     },
     "Scopegate-Scope-Status": {
-        "description": "How the scope stands after this.",
+        "description": "The status of the scope after this.",
         "schema": {"type": "string", "enum": ["active", "exhausted", "expired", "revoked"]},
     },
     "Scopegate-Attempts-Remaining": {
-        "description": "What is left of the scope.",
+        "description": "The attempts that remain of the scope.",
         "schema": {"type": "integer", "minimum": 0},
     },
     "Retry-After": {
-        "description": "The seconds after which it is worth another try.",
+        "description": "The seconds after which a retry may succeed.",
         "schema": {"type": "integer", "minimum": 1},
     },
     "Allow": {"description": "The methods that are served.", "schema": {"type": "string"}},
     "Location": {"description": "Where it is.", "schema": {"type": "string"}},
     "Content-Security-Policy": {
-        "description": "What the page may load and call: nothing but its own listener.",
+        "description": "What the page may load.",
         "schema": {"type": "string"},
     },
 }
@@ -184,13 +184,13 @@ REQUEST_ID = Parameter(
     REQUEST_ID_HEADER,
     "header",
     {"type": "string"},
-    "Names the request in records and answers. Another one is made where it is not printable.",
+    "Names the request in records and answers. If it is not printable, a new one is made.",
 )
 DECISION_ID = Parameter(
     "decision_id",
     "path",
     {"type": "string", "pattern": "^[^/{}]+$"},
-    "A UUID, unless a program named its record otherwise.",
+    "A UUID, unless a program gave its record another id.",
 )
 SCOPE_ID = Parameter("scope_id", "path", {"type": "string", "pattern": "^[^/{}]+$"})
 EXECUTION_ID = Parameter("decision_id", "path", UUID, "The decision that admitted the execution.")

@@ -69,8 +69,8 @@ class Ops:
         del request
         checks = await self.checks()
         ready = not any(checks.values())
-        shown = cast("health.Checks", {name: health.check(problem) for name, problem in checks.items()})
-        return Reply({"ready": ready, "checks": shown}, status=200 if ready else 503)
+        entries = cast("health.Checks", {name: health.check(problem) for name, problem in checks.items()})
+        return Reply({"ready": ready, "checks": entries}, status=200 if ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         del request

@@ -84,9 +84,13 @@ class ScopeApi:
     async def refuse(
         self, request: web.BaseRequest, target: str, request_id: str, refusal: Refusal
     ) -> web.Response:
-        """Refuse a request to a scope endpoint unread. Record it if it facts to issue or revoke a scope."""
+        """Refuse a request to a scope endpoint unread. Record it if it would have issued or revoked one."""
         path, terms = target.partition("?")[0], self._live.terms
-        name = scopetest.named(path.removeprefix(SCOPES_PREFIX)) if path.startswith(SCOPES_PREFIX) else None
+        name = (
+            scopetest.decoded_name(path.removeprefix(SCOPES_PREFIX))
+            if path.startswith(SCOPES_PREFIX)
+            else None
+        )
         if (request.method, path) != ("POST", SCOPE_PATH) and (request.method != "DELETE" or name is None):
             return problem(refusal, request_id=request_id)
         facts = RequestFacts(
@@ -113,7 +117,7 @@ class ScopeApi:
             return await self.issue(request, tenant, request_id, terms)
         if tenant is None:
             return _no_tenant(terms)
-        name = scopetest.named(path.removeprefix(SCOPES_PREFIX))
+        name = scopetest.decoded_name(path.removeprefix(SCOPES_PREFIX))
         if name is None:
             return Refusal("invalid_request", f"The last path segment must be {IDENTIFIER_RULE}.")
         if request.method == "GET":
@@ -124,7 +128,7 @@ class ScopeApi:
     async def test(
         self, request: web.BaseRequest, candidate: str, terms: Terms
     ) -> scopetest.Rehearsal | Refusal:
-        return scopetest.tested(candidate, await _body(request, terms))
+        return scopetest.rehearse(candidate, await _body(request, terms))
 
     async def issue(
         self, request: web.BaseRequest, tenant: str | None, request_id: str, terms: Terms
@@ -243,7 +247,7 @@ def _scope_terms(wanted: ScopeRequest, terms: Terms) -> ScopeTerms | Refusal:
     return ScopeTerms(max_attempts=attempts, ttl_seconds=ttl, max_cost=cost)
 
 
-_BOTH_IDS = (DECISION_ID_HEADER, REQUEST_ID_HEADER)
+_ID_HEADERS = (DECISION_ID_HEADER, REQUEST_ID_HEADER)
 
 SCOPES = (
     Operation(
@@ -251,7 +255,7 @@ SCOPES = (
         call="POST /api/v1/recovery/scope",
         name="createScope",
         tag="Scopes",
-        summary="Ask for a scope",
+        summary="Request a scope",
         description="Every action must be in the policy catalogue. Grant and refusal are both recorded.",
         parameters=(REQUEST_ID,),
         body=Body(
@@ -270,7 +274,7 @@ SCOPES = (
             Answer(
                 "The scope, granted.",
                 status="201",
-                headers=_BOTH_IDS,
+                headers=_ID_HEADERS,
                 links={
                     "Listed": link("listScopes", id="$response.body#/incident_id"),
                     "Revoke": link("revokeScope", id="$response.body#/scope_id"),
@@ -279,7 +283,7 @@ SCOPES = (
             ),
         ),
         errors=(*BODY_ERRORS, "invalid_scope", "policy_denied", *UNREADY_ERRORS),
-        error_headers=_BOTH_IDS,
+        error_headers=_ID_HEADERS,
         tenant="required",
         handler=ScopeApi.issue,
     ),
@@ -313,9 +317,9 @@ SCOPES = (
             Parameter("id", "path", IDENTIFIER, "The scope."),
             REQUEST_ID,
         ),
-        answers=(Answer("Revoked.", headers=_BOTH_IDS, links=TO_DECISION),),
+        answers=(Answer("Revoked.", headers=_ID_HEADERS, links=TO_DECISION),),
         errors=("invalid_request", "scope_not_found", *STORE_ERRORS),
-        error_headers=_BOTH_IDS,
+        error_headers=_ID_HEADERS,
         tenant="required",
         handler=ScopeApi.revoke,
     ),

@@ -51,7 +51,7 @@ def candidate_of(path: str) -> str | None:
     return segment if segment and "/" not in segment and path == f"{PREFIX}{segment}{SUFFIX}" else None
 
 
-def named(segment: str) -> str | None:
+def decoded_name(segment: str) -> str | None:
     """The decoded name in a raw path segment; None if it is not 1 to 256 printable characters."""
     try:
         name = unquote_to_bytes(segment).decode("utf-8")
@@ -60,7 +60,7 @@ def named(segment: str) -> str | None:
     return name if is_identifier(name) else None
 
 
-def tested(segment: str, body: dict[str, Any] | Refusal) -> Rehearsal | Refusal:
+def rehearse(segment: str, body: dict[str, Any] | Refusal) -> Rehearsal | Refusal:
     """The answer to a scope test: the members of the library's `test_recovery_scope`, or a refusal."""
     begun = perf_counter()
     wanted = body if isinstance(body, Refusal) else validated(ScopeTestRequest, body, "invalid_request")
@@ -76,7 +76,7 @@ def tested(segment: str, body: dict[str, Any] | Refusal) -> Rehearsal | Refusal:
 
 
 def _action(segment: str, wanted: ScopeTestRequest) -> RecoveryAction | Refusal:
-    action_id = named(segment)
+    action_id = decoded_name(segment)
     if action_id is None:
         return wrong("invalid_request", "id", f"must be {IDENTIFIER_RULE}")
     try:

@@ -68,7 +68,7 @@ class Recovery(WireModel):
 
 
 class Memory(WireModel):
-    """Whether memory was asked, found something, and gave it to the run."""
+    """Whether memory was queried, found something, and gave it to the run."""
 
     run_id: Identifier | None = None
     queried: bool

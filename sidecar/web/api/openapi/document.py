@@ -185,18 +185,18 @@ def _operation(operation: Operation, listener: str, tenant: str | None) -> dict[
                 required=operation.tenant == "required",
             )
         )
-    shown: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "tags": [operation.tag],
         "summary": operation.summary,
         "description": f"{operation.description}\n\nOn the {listener} listener.".strip(),
         "operationId": operation.name,
     }
     if parameters:
-        shown["parameters"] = [_parameter(parameter) for parameter in parameters]
+        entry["parameters"] = [_parameter(parameter) for parameter in parameters]
     if operation.body is not None:
-        shown["requestBody"] = _body(operation.body)
-    shown["responses"] = _responses(operation)
-    return shown
+        entry["requestBody"] = _body(operation.body)
+    entry["responses"] = _responses(operation)
+    return entry
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -226,16 +226,16 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 
 def _answer(answer: Answer, operation: Operation) -> dict[str, Any]:
-    shown: dict[str, Any] = {"description": answer.description}
+    entry: dict[str, Any] = {"description": answer.description}
     if answer.headers:
-        shown["headers"] = {name: {**HEADERS[name], "required": True} for name in answer.headers}
+        entry["headers"] = {name: {**HEADERS[name], "required": True} for name in answer.headers}
     if answer.contents is None:
-        shown["content"] = {"application/json": {"schema": _reference(operation.model())}}
+        entry["content"] = {"application/json": {"schema": _reference(operation.model())}}
     elif answer.contents:
-        shown["content"] = {kind: {"schema": schema} for kind, schema in answer.contents.items()}
+        entry["content"] = {kind: {"schema": schema} for kind, schema in answer.contents.items()}
     if answer.links:
-        shown["links"] = dict(answer.links)
-    return shown
+        entry["links"] = dict(answer.links)
+    return entry
 
 
 # Schemas --------------------------------------------------------------------------------------------

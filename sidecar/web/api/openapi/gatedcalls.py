@@ -61,11 +61,11 @@ _BOUND_ERRORS = (
 
 def gated_operations(routes: Sequence[Route]) -> Iterator[Operation]:
     """The calls of every gated route. If two routes have the same path, the first route is shown."""
-    shown: set[str] = set()
+    paths: set[str] = set()
     for number, route in enumerate(routes, start=1):
         path = path_of(route.path)
-        if path not in shown:
-            shown.add(path)
+        if path not in paths:
+            paths.add(path)
             suffix = "" if number == 1 else str(number)
             yield _execute(route, path, suffix)
             for method in _LOOKING:

@@ -76,10 +76,10 @@ def response(
     for name, needed in (("Retry-After", 429), ("Retry-After", 503), ("Allow", 405)):
         if status == needed:
             headers[name] = {**HEADERS[name], "required": not relayed}
-    shown: dict[str, Any] = {"description": "\n".join(lines)}
+    entry: dict[str, Any] = {"description": "\n".join(lines)}
     if headers:
-        shown["headers"] = headers
-    return {**shown, "content": content}
+        entry["headers"] = headers
+    return {**entry, "content": content}
 
 
 def shared() -> dict[str, Any]:
