@@ -232,11 +232,10 @@ def contradictions(rule: Mapping[str, Any]) -> Iterator[Mistake]:
     `rule` is as the file has it, so that mistakes in single keys do not hide these.
     """
     clauses = [key for key in _CLAUSES if key in rule]
-    effect = rule.get("effect")
-    if effect is None and not clauses:
+    if "effect" not in rule and not clauses:
         yield Mistake((), "does nothing; add limit, require, brake or effect: deny")
     for key in clauses:
-        if effect is not None and effect != "allow":
+        if "effect" in rule and rule["effect"] != "allow":
             message = "does nothing beside effect: deny, which refuses anyway; remove one of them"
             yield Mistake((key,), message)
         for (phase, clause), message in _MISPLACED.items():
