@@ -242,15 +242,23 @@ def test_the_newest_come_first_and_then_each_new_one_once(sidecar: Program, tmp_
 
 def test_more_than_a_page_at_once_comes_whole_and_in_order(sidecar: Program, tmp_path: Path) -> None:
     with tail(tmp_path, "--admin", at(sidecar), "--json", "-n", "0", "--event", "emitted") as following:
-        time.sleep(1)  # it has begun, and waits
-        os.kill(following.process.pid, signal.SIGSTOP)
         body = {"run_id": "r", "budget_requested": 1, "budget_available": 2, "enforcement": "hard"}
+
+        def emits_and_shows() -> bool:
+            assert ask_json(sidecar.admin, "POST", "/api/v1/decisions/budget", body).status == 201
+            return bool(following.records())
+
+        following.until("has begun", emits_and_shows)
+        os.kill(following.process.pid, signal.SIGSTOP)
         for _ in range(250):
             assert ask_json(sidecar.admin, "POST", "/api/v1/decisions/budget", body).status == 201
         os.kill(following.process.pid, signal.SIGCONT)
-        following.until("all of them", lambda: len(following.records()) >= 250)
+        (newest,) = listed(sidecar, "--event", "emitted", "--limit", "1")
+        following.until("all of them", lambda: following.records()[-1]["seq"] == newest["seq"])
         seqs = [record["seq"] for record in following.records()]
-    assert seqs == [record["seq"] for record in listed(sidecar, "--event", "emitted", "--limit", "250")][::-1]
+    assert len(seqs) > 250
+    shown = listed(sidecar, "--event", "emitted", "--limit", str(len(seqs)))
+    assert seqs == [record["seq"] for record in shown][::-1]
 
 
 def test_it_goes_on_over_a_restart_and_loses_nothing(backend: Backend, tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_sigterm_under_load_loses_no_request(
     backend.delay = 0.05
     load = Load(sidecar)
     clients = [aside.submit(load.client, number) for number in range(20)]
-    time.sleep(1.2)
+    sidecar.until("executes", lambda: len(backend.seen) > 150 or None, 30)
     begun = time.monotonic()
     sidecar.signal(signal.SIGTERM)
     assert sidecar.wait() == 0, sidecar.log()
