@@ -42,7 +42,7 @@ from sidecar.web.api.admin import About, Admin
 from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
 from sidecar.web.api.openapi.document import document
-from sidecar.web.api.ops import Ops
+from sidecar.web.api.ops import Ops, ReadinessCheck
 from sidecar.web.api.reloads import ReloadApi
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.data.passthrough import PassThrough
@@ -202,6 +202,7 @@ class Sidecar:
         self._data_server = DataServer(
             plane.handle, on_ended=access.ended, head_timeout_seconds=settings.gate.head_timeout_seconds
         )
+        readiness = ReadinessCheck(store=self.store, gate=self.gate, live=self.live)
         self._admin = Admin(
             store=self.store,
             gate=self.gate,
@@ -213,6 +214,7 @@ class Sidecar:
             docs=Docs(
                 lambda settings: document(settings, data=self.data_address, ops=self.ops_address), self.live
             ),
+            readiness=readiness,
             about=About(
                 started_at=self._elapsed(),
                 elapsed=self._elapsed,
@@ -220,7 +222,7 @@ class Sidecar:
                 listeners=self._listeners,
             ),
         )
-        self._ops = Ops(store=self.store, gate=self.gate, live=self.live, metrics=self.metrics)
+        self._ops = Ops(readiness, store=self.store, metrics=self.metrics)
 
     def _listeners(self) -> dict[str, str]:
         """The actual address of each listener, as `status` shows it."""

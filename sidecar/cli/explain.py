@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import click
 
 from sidecar.cli import shapes
-from sidecar.cli.calling import Listener, ProblemError
+from sidecar.cli.client import Caller, ProblemError
 from sidecar.cli.options import FAILED, Access, asks, json_option, misconfigured, tell
 from sidecar.cli.tables import line
 from sidecar.files.yamlfile import shown
@@ -94,7 +94,7 @@ def _body(given: str | None, members: dict[str, str]) -> bytes:
         misconfigured(f"{given}: cannot be read ({reason}); give a file, JSON text, or - for standard input")
 
 
-def _ask(listener: Listener, body: bytes, route: str | None, tenant: dict[str, bytes]) -> dict[str, Any]:
+def _ask(listener: Caller, body: bytes, route: str | None, tenant: dict[str, bytes]) -> dict[str, Any]:
     path = PATH if route is None else f"{PATH}?{urlencode({'route': route}, errors='surrogateescape')}"
     try:
         return listener.ask("POST", path, shapes.EXPLAINED, body, tenant).body

@@ -163,7 +163,7 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     epilog="""\b
 Examples:
   scopegate demo            serve until Ctrl-C, with commands to try
-  scopegate demo --once     walk through PIN-162's steps A1 to A5 and exit"""
+  scopegate demo --once     walk through steps A1 to A5 of the recovery API and exit"""
 )
 @click.option("--once", is_flag=True, help="Walk through steps A1 to A5, then exit; 0 only if all hold.")
 def demo(once: bool) -> None:

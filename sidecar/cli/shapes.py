@@ -104,6 +104,8 @@ ACCEPTED_CLOCK: Shape = {
     "step_seconds": number,
 }
 STATUS: Shape = {
+    "ready": optional(flag),
+    "checks": optional(each({"ok": flag, "reason": optional(text)})),
     "clock": optional({"ok": flag, "reason": optional(text)}),
     "uptime_seconds": seconds,
     "version": text,

@@ -90,6 +90,14 @@ def iso_time(instant: int) -> str:
     return (_EPOCH + timedelta(microseconds=instant)).isoformat(timespec="microseconds")
 
 
+def parse_time(text: str) -> int:
+    """A time in ISO 8601 as microseconds since 1970. Raises ValueError, also if the offset is missing."""
+    try:
+        return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
+    except TypeError as exc:
+        raise ValueError("a time needs its offset from UTC, such as Z") from exc
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """The 14 fields of a decision record. `decided_at` is in microseconds since 1970 (UTC)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
 import orjson
@@ -16,7 +15,7 @@ import orjson
 from sidecar.core.entries import OUTCOMES
 from sidecar.core.facts import Claims
 from sidecar.core.money import to_micros
-from sidecar.core.record import DecisionOutcome
+from sidecar.core.record import DecisionOutcome, parse_time
 from sidecar.core.rules import TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
 
@@ -31,8 +30,6 @@ Missing = dict[str, str]
 Kind = Literal["unchanged", "refused", "allowed", "otherwise", "lowered", "shadow", "undecidable"]
 
 _MASK = re.compile(r"\[masked(:[0-9a-f]{16})?\]")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _BY_POLICY = frozenset(
     code for code, outcome in OUTCOMES.items() if outcome is DecisionOutcome.POLICY_BLOCKED
 )
@@ -120,7 +117,7 @@ class GateRecord:
             event=read["event"],
             decision_id=record["decision_id"],
             decided_at=record["decided_at"],
-            now=instant(record["decided_at"]),
+            now=parse_time(record["decided_at"]),
             tenant_id=record["tenant_id"],
             scope_id=read["scope_id"],
             incident_id=read["incident_id"],
@@ -171,7 +168,7 @@ class GateRecord:
     def judged_at(self) -> int | None:
         """The time when the conditions were judged, or None if the record has no separate time."""
         told = self.details.get("judged_at")
-        return None if told is None or masked(told) else instant(told)
+        return None if told is None or masked(told) else parse_time(told)
 
     def claims(self) -> tuple[Claims, Missing]:
         """The claims of the request. For masked target agents, the mask itself stands in the claims.
@@ -324,14 +321,6 @@ class Finding:
             "now": None if self.now is None else self.now.to_dict(),
             "why": self.why,
         }
-
-
-def instant(text: str) -> int:
-    """A time in ISO 8601 as microseconds since 1970. Raises ValueError, also if the offset is missing."""
-    try:
-        return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
-    except TypeError as exc:
-        raise ValueError("a time needs its offset from UTC, such as Z") from exc
 
 
 def masked(value: Any) -> bool:

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from sidecar.errors import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, shown, survey
+from sidecar.settings import location
 from sidecar.settings.addresses import Listen
 from sidecar.settings.keys import Below, Section, complete, keys_of, put, section_of, typed
 from sidecar.settings.sections import Route, Settings
@@ -61,7 +62,7 @@ def load(
     warnings: list[str] = []
     given: list[tuple[str, str, str]] = []
     for variable in sorted(environment):
-        if variable.startswith(PREFIX):
+        if variable.startswith(PREFIX) and variable != location.VARIABLE:
             key = variable.removeprefix(PREFIX).lower().replace("__", ".")
             if key in keys and not section_of(keys[key]) and variable == _variable(key):
                 given.append((f"environment {variable}", key, environment[variable]))

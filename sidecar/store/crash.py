@@ -8,11 +8,13 @@ import logging
 from sidecar.core.command import Settle
 from sidecar.core.record import Origin
 from sidecar.ids import new_decision_id
+from sidecar.store.base import ExecutionsWanted
 from sidecar.store.batch import Store
 
 logger = logging.getLogger("scopegate.store")
 
 PAGE = 500
+IN_FLIGHT = ExecutionsWanted(status="in_flight")
 CAUSE = "the process stopped before the outcome was written"
 
 
@@ -22,7 +24,7 @@ async def account_for_crash(store: Store, origin: Origin = "gate") -> None:
     Call it before the first admission. Raises StoreUnavailable.
     """
     count = 0
-    while (page := await store.engine.executions("in_flight", before=None, limit=PAGE)).rows:
+    while (page := await store.engine.executions(IN_FLIGHT, before=None, limit=PAGE)).rows:
         settlements = (
             Settle(
                 decision_id=new_decision_id(),

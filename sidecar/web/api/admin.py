@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,20 +22,20 @@ from sidecar.gate.grants import Grants
 from sidecar.gate.messages import Explanation
 from sidecar.ids import new_decision_id
 from sidecar.live.terms import Live
-from sidecar.store.base import StoredDecision
+from sidecar.store.base import ExecutionsWanted, StoredDecision
 from sidecar.store.batch import Store
 from sidecar.store.lists import FILTERS, KINDS
 from sidecar.web.api.clockapi import ClockApi
 from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
 from sidecar.web.api.explained import explained
-from sidecar.web.api.ops import looked_at
+from sidecar.web.api.ops import ReadinessCheck, looked_at
 from sidecar.web.api.reloads import ReloadApi
 from sidecar.web.api.scopelists import ScopeLists
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.serving.body import read_document
 from sidecar.web.serving.hosts import Guard
-from sidecar.web.wire.asked import paging_of, query_of, request_id_of, tenant_of, unknown
+from sidecar.web.wire.asked import paging_of, query_of, request_id_of, since_of, tenant_of, unknown
 from sidecar.web.wire.models import ReconcileRequest, validated, wrong
 from sidecar.web.wire.problem import answer, problem, problems
 
@@ -68,6 +69,7 @@ class Admin:
         docs: Docs,
         grants: Grants,
         live: Live,
+        readiness: ReadinessCheck,
         about: About,
     ) -> None:
         self._store = store
@@ -78,6 +80,7 @@ class Admin:
         self._docs = docs
         self._grants = grants
         self._live = live
+        self._readiness = readiness
         self._about = about
         self._guard = Guard("admin", live)
 
@@ -122,19 +125,21 @@ class Admin:
         return await self._scopes.handle(request, request.raw_path, request_id_of(request))
 
     async def _decisions(self, request: web.Request) -> web.Response:
-        asked = query_of(request, (*DECISION_FILTERS, "limit", "before"))
+        asked = query_of(request, (*DECISION_FILTERS, "since", "limit", "before"))
         if isinstance(asked, Refusal):
             return problem(asked)
-        paging = paging_of(asked)
+        paging, since = paging_of(asked), since_of(asked)
         if isinstance(paging, Refusal):
             return problem(paging)
+        if isinstance(since, Refusal):
+            return problem(since)
         limit, before = paging
         filters = {name: value for name, value in asked.items() if name in DECISION_FILTERS}
         for name, known in KINDS.items():
             if filters.get(name, known[0]) not in known:
                 return problem(unknown(name, known))
         try:
-            page = await self._store.engine.decisions(filters, before=before, limit=limit)
+            page = await self._store.engine.decisions(filters, since=since, before=before, limit=limit)
         except ValueError as exc:
             return problem(wrong("invalid_request", "before", str(exc)))
         return answer({"decisions": [rendered(row) for row in page.rows], "next": page.next})
@@ -157,18 +162,23 @@ class Admin:
         )
 
     async def _executions(self, request: web.Request) -> web.Response:
-        asked = query_of(request, ("status", "limit", "before"))
+        asked = query_of(request, ("status", "incident_id", "action", "since", "limit", "before"))
         if isinstance(asked, Refusal):
             return problem(asked)
         status = asked.get("status")
         if status is not None and status not in EXECUTION_STATUSES:
             return problem(unknown("status", EXECUTION_STATUSES))
-        paging = paging_of(asked)
+        paging, since = paging_of(asked), since_of(asked)
         if isinstance(paging, Refusal):
             return problem(paging)
+        if isinstance(since, Refusal):
+            return problem(since)
         limit, before = paging
+        wanted = ExecutionsWanted(
+            status=status, incident_id=asked.get("incident_id"), action=asked.get("action"), since=since
+        )
         try:
-            page = await self._store.engine.executions(status, before=before, limit=limit)
+            page = await self._store.engine.executions(wanted, before=before, limit=limit)
         except ValueError as exc:
             return problem(wrong("invalid_request", "before", str(exc)))
         return answer({"executions": [execution.to_dict() for execution in page.rows], "next": page.next})
@@ -190,6 +200,7 @@ class Admin:
                 outcome=wanted.outcome,
                 cost=wanted.cost_usd,
                 reason=wanted.reason,
+                reconciled_by=wanted.reconciled_by,
                 request_id=request_id_of(request),
                 origin="api",
             )
@@ -239,11 +250,12 @@ class Admin:
         del request
         terms = self._live.terms
         policies, gate = terms.policies, terms.settings.gate
-        found, footprint = await looked_at(self._store)
+        ready, (found, footprint) = await asyncio.gather(self._readiness.to_dict(), looked_at(self._store))
         unknown, oldest = found or (None, None)
         trouble = self._store.clock_trouble()
         return answer(
             {
+                **ready,
                 "version": __version__,
                 "uptime_seconds": (self._about.elapsed() - self._about.started_at) / 1_000_000,
                 "draining": self._gate.draining,

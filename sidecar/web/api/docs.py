@@ -62,6 +62,7 @@ class Docs:
             web.get("/openapi.json", self._shown),
             web.get("/docs", self._page),
             web.get("/docs/", self._redirected),
+            web.get("/", self._redirected),
             web.get("/docs/{file}", self._file),
         ]
 

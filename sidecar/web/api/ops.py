@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 from prometheus_client import Gauge
@@ -27,30 +27,14 @@ T = TypeVar("T")
 FRESH_SECONDS = 10.0
 
 
-class Ops:
-    """Handlers of the ops listener. Readiness reports problems in JSON, and ignores the upstream."""
+class ReadinessCheck:
+    """Whether the gate can decide requests, and if not, why. It does not depend on the upstream."""
 
-    def __init__(self, *, store: Store, gate: Gate, live: Live, metrics: Metrics) -> None:
+    def __init__(self, *, store: Store, gate: Gate, live: Live) -> None:
         self._store = store
-        self._live = live
         self._gate = gate
-        self._metrics = metrics
+        self._live = live
         self._checked_at = float("-inf")
-
-    def application(self) -> web.Application:
-        application = web.Application(middlewares=[problems, well_formed_hosts])
-        application.add_routes(
-            [
-                web.get("/health/live", self._alive),
-                web.get("/health/ready", self._ready),
-                web.get("/metrics", self._page),
-            ]
-        )
-        return application
-
-    async def _alive(self, request: web.Request) -> web.Response:
-        del request
-        return answer({"alive": True})
 
     async def checks(self, *, fresh_seconds: float = 0.0) -> dict[str, str | None]:
         """Each check with its problem, or None if it passes. The store's check may be `fresh_seconds` old."""
@@ -68,19 +52,46 @@ class Ops:
             "draining": "the sidecar is shutting down" if self._gate.draining else None,
         }
 
-    async def _ready(self, request: web.Request) -> web.Response:
-        del request
+    async def to_dict(self) -> dict[str, Any]:
+        """The answer of `/health/ready`."""
         checks = await self.checks()
-        ready = not any(checks.values())
-        body = {
-            "ready": ready,
+        return {
+            "ready": not any(checks.values()),
             "checks": {name: {"ok": problem is None, "reason": problem} for name, problem in checks.items()},
         }
-        return answer(body, status=200 if ready else 503)
+
+
+class Ops:
+    """Handlers of the ops listener."""
+
+    def __init__(self, readiness: ReadinessCheck, *, store: Store, metrics: Metrics) -> None:
+        self._readiness = readiness
+        self._store = store
+        self._metrics = metrics
+
+    def application(self) -> web.Application:
+        application = web.Application(middlewares=[problems, well_formed_hosts])
+        application.add_routes(
+            [
+                web.get("/health/live", self._alive),
+                web.get("/health/ready", self._ready),
+                web.get("/metrics", self._page),
+            ]
+        )
+        return application
+
+    async def _alive(self, request: web.Request) -> web.Response:
+        del request
+        return answer({"alive": True})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        del request
+        body = await self._readiness.to_dict()
+        return answer(body, status=200 if body["ready"] else 503)
 
     async def _page(self, request: web.Request) -> web.Response:
         del request
-        for name, problem in (await self.checks(fresh_seconds=FRESH_SECONDS)).items():
+        for name, problem in (await self._readiness.checks(fresh_seconds=FRESH_SECONDS)).items():
             self._metrics.ready.labels(name).set(problem is None)
         self._metrics.store_queue.set(self._store.waiting)
         metrics, (unknown, footprint) = self._metrics, await looked_at(self._store)

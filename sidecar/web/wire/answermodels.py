@@ -367,6 +367,8 @@ class Check(AnswerModel):
 class Status(AnswerModel):
     """What runs here, and how it is."""
 
+    ready: bool
+    checks: Checks
     version: str
     uptime_seconds: float
     draining: bool

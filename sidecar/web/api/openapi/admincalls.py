@@ -16,6 +16,7 @@ from sidecar.web.api.openapi.operation import (
     LIMIT,
     REQUEST_ID,
     SCOPE_ID,
+    SINCE,
     STORE_ERRORS,
     Answer,
     Body,
@@ -36,16 +37,20 @@ DECISIONS: tuple[Operation, ...] = (
         name="listDecisions",
         tag="Decisions",
         summary="List decisions",
-        description="Newest first. Filters narrow each other.",
+        description="Newest first. Filters narrow each other. With `action`, and without a scope, incident, "
+        "request or run, a page looks at a piece of the list only, so it may be short, or empty, and still "
+        "have a `next`.",
         parameters=(
             filtered("type", "Of this type.", tuple(kind.value for kind in DecisionType)),
             filtered("outcome", "With this outcome.", tuple(outcome.value for outcome in DecisionOutcome)),
             filtered("event", "Left by this event.", get_args(Event)),
             filtered("scope_id", "About this scope."),
             filtered("incident_id", "About this incident."),
+            filtered("action", "About this action."),
             filtered("request_id", "Of this request."),
             filtered("run_id", "Of this run, told or bound later."),
             filtered("tenant_id", "Of this tenant."),
+            SINCE,
             LIMIT,
             AFTER_NUMBER,
         ),
@@ -122,9 +127,14 @@ DECISIONS: tuple[Operation, ...] = (
         name="listExecutions",
         tag="Executions",
         summary="List executions",
-        description="Newest first. `unknown` are those that somebody must look into.",
+        description="Newest first. `unknown` are those that somebody must look into. With `action` or "
+        "`since`, and without `incident_id`, a page looks at a piece of the list only, so it may be short, "
+        "or empty, and still have a `next`.",
         parameters=(
             filtered("status", "That stand so.", get_args(ExecutionStatus)),
+            filtered("incident_id", "About this incident."),
+            filtered("action", "Of this action."),
+            SINCE,
             LIMIT,
             AFTER_DECISION,
         ),
@@ -154,7 +164,12 @@ DECISIONS: tuple[Operation, ...] = (
         body=Body(
             schema=models.ReconcileRequest,
             examples={
-                "executed": {"outcome": "executed", "cost_usd": 0.04, "reason": "seen in the logs"},
+                "executed": {
+                    "outcome": "executed",
+                    "cost_usd": 0.04,
+                    "reason": "seen in the logs",
+                    "reconciled_by": "alice",
+                },
                 "not executed": {"outcome": "not_executed"},
             },
         ),
@@ -235,6 +250,15 @@ STATUS: tuple[Operation, ...] = (
         name="getPageElsewhere",
         tag="Documentation",
         summary="The page under another spelling",
+        answers=(Answer(status="308", description="It is at /docs.", contents={}, headers=("Location",)),),
+    ),
+    Operation(
+        listener="admin",
+        method="get",
+        path="/",
+        name="getRoot",
+        tag="Documentation",
+        summary="Leads to the page",
         answers=(Answer(status="308", description="It is at /docs.", contents={}, headers=("Location",)),),
     ),
     Operation(

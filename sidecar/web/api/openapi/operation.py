@@ -167,6 +167,12 @@ LIMIT = Parameter(
     schema={"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
     description="How many to show.",
 )
+SINCE = Parameter(
+    name="since",
+    place="query",
+    schema={"type": "string", "format": "date-time"},
+    description="From this time on.",
+)
 AFTER_NUMBER = Parameter(
     name="before",
     place="query",

@@ -100,14 +100,14 @@ def _first_certificate(file: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Endpoint:
     """The address of a listener, and whether it uses TLS."""
 
     address: Address
     tls: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> Endpoint:
         """`host:port`, `http://host:port`, `https://host:port` or `unix:/path`. Raises ValueError."""
         tls = text.startswith("https://")
         rest = text.removeprefix("https://") if tls else text.removeprefix("http://")
@@ -121,7 +121,7 @@ class Place:
         address = Listen.parse(rest.rstrip("/"))
         return cls(address=address, tls=tls)
 
-    def reachable(self) -> Place:
+    def reachable(self) -> Endpoint:
         """The place at which this host reaches a listener that is bound to every interface."""
         if isinstance(self.address, Listen) and self.address.host in _OWN:
             return replace(self, address=replace(self.address, host=_OWN[self.address.host]))
@@ -132,7 +132,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class CallResult:
     """The answer of a sidecar: a JSON object, its Date header, and the id of the recorded decision, if
     any."""
 
@@ -143,15 +143,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
+class Caller:
     """One listener of a running sidecar, by its name in the configuration."""
 
     name: str
-    place: Place
+    place: Endpoint
     trust: Trust
     timeout: float = TIMEOUT_SECONDS
 
-    def get(self, path: str, shape: Shape, **query: str | int | None) -> Answer:
+    def get(self, path: str, shape: Shape, **query: str | int | None) -> CallResult:
         """GET a path. Members of the query that are None are left out."""
         wanted = {name: value for name, value in query.items() if value is not None}
         target = path + (f"?{urlencode(wanted, errors='surrogateescape')}" if wanted else "")
@@ -167,7 +167,7 @@ class Listener:
         *,
         also: int = 200,
         look: str | None = None,
-    ) -> Answer:
+    ) -> CallResult:
         """Send one request and return its answer, which must match the shape.
 
         A body of bytes is sent unchanged, any other body as JSON. `also` is a second status that counts as
@@ -187,7 +187,7 @@ class Listener:
         if place is not None:
             raise self.stranger(status, odd=place)
         decision_id, date = told.get("Scopegate-Decision-Id"), told.get("Date")
-        return Answer(status=status, body=answer, decision_id=decision_id, date=date)
+        return CallResult(status=status, body=answer, decision_id=decision_id, date=date)
 
     def exchange(
         self,
@@ -205,7 +205,7 @@ class Listener:
                 f"what is asked takes {len(target):,} bytes, and {MAX_TARGET_BYTES:,} can be sent; "
                 "give shorter values"
             )
-        connection = _Connection(self.place, self.trust.context() if self.place.tls else None, self.timeout)
+        connection = _TimedCall(self.place, self.trust.context() if self.place.tls else None, self.timeout)
         try:
             connection.request(method, target, body, dict(headers))
             response = connection.getresponse()
@@ -255,11 +255,11 @@ class Listener:
 _CUT = (http.client.RemoteDisconnected, http.client.IncompleteRead)
 
 
-class _Connection(http.client.HTTPConnection):
+class _TimedCall(http.client.HTTPConnection):
     """A connection to a sidecar: HTTP/1.1 over TCP or a Unix socket, with or without TLS. One deadline covers
     the whole call, also if bytes keep arriving. The first request connects."""
 
-    def __init__(self, place: Place, context: ssl.SSLContext | None, timeout: float) -> None:
+    def __init__(self, place: Endpoint, context: ssl.SSLContext | None, timeout: float) -> None:
         address = place.address
         if isinstance(address, SocketFile):
             super().__init__("localhost")
@@ -314,7 +314,7 @@ class _Connection(http.client.HTTPConnection):
 class _Timed:
     """The part of a socket that http.client uses. Each operation gets the time that is left."""
 
-    def __init__(self, connected: socket.socket, call: _Connection) -> None:
+    def __init__(self, connected: socket.socket, call: _TimedCall) -> None:
         self._connected = connected
         self._call = call
 
@@ -334,7 +334,7 @@ class _Timed:
 class _TimedReads(io.RawIOBase):
     """The raw stream of the answer, read until the deadline."""
 
-    def __init__(self, connected: socket.socket, call: _Connection) -> None:
+    def __init__(self, connected: socket.socket, call: _TimedCall) -> None:
         self._connected = connected
         self._call = call
         # The file object keeps the connection open while the answer is read.
