@@ -42,7 +42,7 @@ from sidecar.core.command import (
 )
 from sidecar.core.facts import Claims
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
-from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record, iso_time
+from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record, iso_time, parse_time
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ERRORS, Refusal
 
@@ -659,6 +659,14 @@ def test_an_envelope_shows_the_fourteen_fields_and_who_wrote_them() -> None:
     assert (envelope["writer"], envelope["seq"], envelope["origin"]) == ("w-1", 4, "gate")
     assert len(envelope["record"]) == 14
     assert envelope["record"]["decided_at"] == "2026-01-01T00:00:00.000000+00:00"
+
+
+def test_a_time_is_read_as_it_is_written() -> None:
+    assert parse_time(iso_time(1_234_567)) == 1_234_567
+    assert parse_time("1970-01-01T01:00:01+01:00") == SECOND
+    for text in ("yesterday", "1970-01-01T00:00:00"):
+        with pytest.raises(ValueError, match=r"isoformat|offset"):
+            parse_time(text)
 
 
 def test_a_scope_shows_what_is_left_of_it() -> None:
