@@ -34,15 +34,13 @@ Examples:
 @click.option(
     "--route",
     metavar="PATH",
-    help="The gated route that is asked about, by its path in gate.routes.  [default: the first in enforce "
-    "mode, else the first]",
+    help="The gated route, by its path in gate.routes.  [default: the first route in enforce mode, else the "
+    "first route]",
 )
-@click.option(
-    "--tenant", metavar="NAME", help="Whose execution it is; sent as the configuration's gate.tenant_header."
-)
-@click.option("--action", metavar="NAME", help="Instead of a body: the action,")
-@click.option("--incident-id", metavar="ID", help="the incident,")
-@click.option("--scope-id", metavar="ID", help="and the scope, if there is one.")
+@click.option("--tenant", metavar="NAME", help="The tenant; sent in the header gate.tenant_header.")
+@click.option("--action", metavar="NAME", help="The action, instead of BODY.")
+@click.option("--incident-id", metavar="ID", help="The incident, instead of BODY.")
+@click.option("--scope-id", metavar="ID", help="The scope, instead of BODY.")
 @json_option
 @click.argument("body", required=False)
 def explain(
@@ -56,11 +54,11 @@ def explain(
     *,
     as_json: bool,
 ) -> None:
-    """Ask a running sidecar whether it would let an execution through, and why not.
+    """Ask a running sidecar whether it would admit an execution, and if not, why.
 
-    BODY is what would be sent to the execute endpoint: a file, JSON text, or - for standard input. The answer
-    names the route that judges it. Nothing is consumed or recorded. Exit code 0: allowed, 1: refused, 3: no
-    sidecar answers.
+    BODY is the request body of the execution: a file, JSON text, or - for standard input. The answer names
+    the route that judges the request. Nothing is consumed or recorded. Exit code 0: allowed, 1: refused, 3:
+    no sidecar answers.
     """
     members = {"scope_id": scope_id, "incident_id": incident_id, "action": action}
     asked = _body(body, {name: value for name, value in members.items() if value is not None})

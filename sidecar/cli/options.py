@@ -286,7 +286,7 @@ public_key_option = click.option(
 def database(config: Path, loaded: Settings) -> Path:
     """The database file. Ends the program if the store is in memory."""
     if loaded.store.file is None:
-        misconfigured(f"{config}: store.url: a store in memory has no log that could be read")
+        misconfigured(f"{config}: store.url: a store in memory has no log to read")
     return loaded.store.file
 
 
@@ -304,8 +304,8 @@ def check_known(attestation: Attestation) -> None:
     """End the program if an unknown key signed a checkpoint."""
     for key_id, count in attestation.unknown.items():
         failed(
-            f"not verified whole: {count} checkpoints are of the key {key_id}, which is not known; "
-            "give its public key with --public-key, or find out who wrote them"
+            f"not verified whole: {count} checkpoints are of the key {key_id}, which is unknown; give its "
+            "public key with --public-key, or find out who wrote them"
         )
 
 

@@ -144,7 +144,7 @@ def replay(
     """
     loaded = load_settings(config, overrides, read_keys=False)
     if loaded.store.file is None:
-        misconfigured(f"{config}: store.url: a store in memory has no log that could be read")
+        misconfigured(f"{config}: store.url: a store in memory has no log to read")
     try:
         policies = policyfiles.load(folder)
     except ConfigurationError as exc:

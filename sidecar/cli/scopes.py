@@ -440,7 +440,7 @@ class Sweep:
         except UnreachableError as exc:
             left = {scope_id: scope for scope_id, scope in left.items() if scope_id not in self._over}
             self.failures.update(dict.fromkeys(left.keys() - self.failures.keys(), str(exc)))
-        endless = "it was issued meanwhile, and there was no end of them; stop what asks for scopes first"
+        endless = "it was issued during the command, as were many others; stop what requests scopes first"
         return {scope_id: self.failures.get(scope_id, endless) for scope_id in left}
 
     def _pass(self, left: dict[str, dict[str, Any]]) -> None:
