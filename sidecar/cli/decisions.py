@@ -227,7 +227,7 @@ def _outcome(decision: dict[str, Any]) -> str:
             return ""
 
 
-REFUSED_BY = {"blocked": "by scope", "policy_blocked": "by policy", "policy_unavailable": "not decided"}
+REFUSED_BY = {"blocked": "by gate", "policy_blocked": "by policy", "policy_unavailable": "not decided"}
 
 
 def _action(decision: dict[str, Any]) -> str:

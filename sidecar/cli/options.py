@@ -12,10 +12,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -34,12 +34,9 @@ from sidecar.settings.location import DEFAULT, NOT_FOUND, default_file
 
 if TYPE_CHECKING:
     from sidecar.errors import LogTampered
-    from sidecar.files.signing import PublicKey
     from sidecar.live.reload import Files
     from sidecar.settings.reading import Settings
     from sidecar.store.attestation import Attestation
-
-T = TypeVar("T")
 
 FAILED = 1
 MISCONFIGURED = 2
@@ -93,15 +90,8 @@ class Access:
                 f"this sidecar serves scopes on the {name} listener; give its address with --{name}, as "
                 "this host reaches it, or give --config FILE"
             )
-        place = _address(name, self.settings, address)
-        trust = self.listener.trust
-        pinned = None if self.settings is None else _certificate_of(self.settings, name)
-        return Caller(
-            name=name,
-            place=place,
-            trust=Trust(pinned=pinned, ca=trust.ca, certificate=trust.certificate, key=trust.key),
-            timeout=self.listener.timeout,
-        )
+        trust = replace(self.listener.trust, pinned=_certificate_of(self.settings, name))
+        return replace(self.listener, name=name, place=_address(name, self.settings, address), trust=trust)
 
     def tenant_header(self, tenant: str | None) -> dict[str, bytes]:
         """The header that names the tenant, if the configuration has one."""
@@ -173,12 +163,7 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
             listener = Caller(
                 name=name,
                 place=_address(name, settings, address),
-                trust=Trust(
-                    pinned=None if settings is None else _certificate_of(settings, name),
-                    ca=ca,
-                    certificate=cert,
-                    key=key,
-                ),
+                trust=Trust(pinned=_certificate_of(settings, name), ca=ca, certificate=cert, key=key),
                 timeout=others.pop("timeout", TIMEOUT_SECONDS),
             )
             of_tls = listener.place.tls or (others.get("data") or "").startswith("https://")
@@ -221,11 +206,9 @@ def _address(name: Literal["data", "admin", "ops"], settings: Settings | None, t
     return place
 
 
-def _certificate_of(settings: Settings, name: str) -> Path | None:
-    """The certificate of a listener. It is known on the listener's own host, so no other is accepted
-    there."""
-    certificate: Path | None = getattr(settings, name).tls.certificate_file
-    return certificate
+def _certificate_of(settings: Settings | None, name: str) -> Path | None:
+    """The configured certificate of a listener. If it is known, no other certificate is accepted."""
+    return None if settings is None else getattr(settings, name).tls.certificate_file
 
 
 # Reading a configuration ----------------------------------------------------------------------------
@@ -292,12 +275,20 @@ def database(config: Path, loaded: Settings) -> Path:
 
 def attestation_of(loaded: Settings, public_keys: tuple[Path, ...]) -> Attestation:
     """Read the checkpoint file. Raises LogTampered and StoreUnavailable."""
+    from sidecar.errors import KeyFileUnusable
+    from sidecar.files.signing import load_public_key, load_signing_key
     from sidecar.store.attestation import NONE, read_checkpoints
 
-    keys = _keys(loaded, public_keys)
-    if loaded.log.checkpoint_file is None:
-        return NONE
-    return read_checkpoints(loaded.log.checkpoint_file, keys)
+    own = loaded.log.signing_key_file
+    keys, file = [], own
+    try:
+        for file in public_keys:
+            keys.append(load_public_key(file))
+        if not public_keys and own is not None:
+            keys.append(load_signing_key(own).public)
+    except KeyFileUnusable as exc:
+        misconfigured(f"{file}: {exc}; give --public-key FILE to verify with another one")
+    return NONE if loaded.log.checkpoint_file is None else read_checkpoints(loaded.log.checkpoint_file, keys)
 
 
 def check_known(attestation: Attestation) -> None:
@@ -307,29 +298,6 @@ def check_known(attestation: Attestation) -> None:
             f"not verified whole: {count} checkpoints are of the key {key_id}, which is unknown; give its "
             "public key with --public-key, or find out who wrote them"
         )
-
-
-def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
-    """The public keys whose checkpoints are accepted."""
-    from sidecar.errors import KeyFileUnusable
-    from sidecar.files.signing import load_public_key, load_signing_key
-
-    signing = loaded.log.signing_key_file
-    try:
-        if files or signing is None:
-            return [_named(file, load_public_key) for file in files]
-        return [_named(signing, load_signing_key).public]
-    except KeyFileUnusable as exc:
-        misconfigured(f"{exc}; give --public-key FILE to verify with another one")
-
-
-def _named(file: Path, load: Callable[[Path], T]) -> T:
-    from sidecar.errors import KeyFileUnusable
-
-    try:
-        return load(file)
-    except KeyFileUnusable as exc:
-        raise KeyFileUnusable(f"{file}: {exc}") from exc
 
 
 @contextmanager
