@@ -96,8 +96,8 @@ MESSAGES: Mapping[tuple[str, str], str] = {
     ),
     (
         "scopegate",
-        "whoever reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it",
-    ): "The data listener is open to other hosts, and grants scopes to whoever asks.",
+        "anyone who reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it",
+    ): "The data listener is open to other hosts, and grants scopes to anyone who asks.",
     (
         "scopegate",
         OPEN,

@@ -176,7 +176,7 @@ class Caller:
         """
         content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         kind = {} if content is None else {"Content-Type": "application/json"}
-        status, told, text = self.exchange(method, target, content, {**kind, **(headers or {})}, look)
+        status, received, text = self.exchange(method, target, content, {**kind, **(headers or {})}, look)
         answer = _document(text)
         problem = answer if status >= 400 and answer and _is_problem(answer) else None
         if problem is not None and problem["error"] != "not_found":
@@ -186,7 +186,7 @@ class Caller:
         place = misfit(answer, shape)
         if place is not None:
             raise self.stranger(status, odd=place)
-        decision_id, date = told.get("Scopegate-Decision-Id"), told.get("Date")
+        decision_id, date = received.get("Scopegate-Decision-Id"), received.get("Date")
         return CallResult(status=status, body=answer, decision_id=decision_id, date=date)
 
     def exchange(

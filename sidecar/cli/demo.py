@@ -22,6 +22,7 @@ import click
 from aiohttp import ClientSession, ClientTimeout, web
 
 from sidecar.cli.decisions import row
+from sidecar.cli.options import REPEATED
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.serve import Sidecar
 from sidecar.settings import reading as settings
@@ -43,9 +44,6 @@ RETRY = {"incident_id": "inc_123", "action": "retry_agent"}
 RESTART = {"incident_id": "inc_123", "action": "restart_agent"}
 TERMS = {"max_cost_usd": 0.5, "max_attempts": 1}
 GRANT = RETRY | {"intent": "Recover from hallucinated legal response"} | TERMS
-
-# Members of RFC 9457 that repeat the status line and the members `error` and `message` of a refusal.
-REPEATED = {"type", "title", "status", "detail"}
 
 RECORDS_LEFT = ("refused", "issued", "admitted", "settled", "refused", "refused")
 
@@ -289,7 +287,7 @@ def _introduce(demo: Running) -> None:
   gate     {demo.gate}   what clients talk to: it judges, records and forwards
   admin    {demo.admin}   what operators talk to: decisions and executions
   ops      {demo.ops}   what the platform talks to: readiness and metrics
-  backend  {demo.backend}   the example: it executes whatever it is told to""")
+  backend  {demo.backend}   the example: it executes every request""")
 
 
 def _show(body: dict[str, Any], prefix: str, colour: str | None = None) -> None:

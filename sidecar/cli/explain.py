@@ -14,8 +14,7 @@ import click
 
 from sidecar.cli import shapes
 from sidecar.cli.client import Caller, ProblemError
-from sidecar.cli.options import FAILED, Access, asks, json_option, misconfigured, tell
-from sidecar.cli.tables import line
+from sidecar.cli.options import FAILED, Access, answered, asks, json_option, misconfigured
 from sidecar.files.yamlfile import shown
 
 PATH = "/api/v1/explain"
@@ -64,11 +63,7 @@ def explain(
     asked = _body(body, {name: value for name, value in members.items() if value is not None})
     header = sidecar.tenant_header(tenant)
     answer = _ask(sidecar.listener, asked, route, header)
-    if as_json:
-        tell(answer)
-    else:
-        for told in _told(answer):
-            click.echo(told)
+    answered(answer, as_json, _described(answer))
     sys.exit(0 if answer["allowed"] else FAILED)
 
 
@@ -102,34 +97,32 @@ def _ask(listener: Caller, body: bytes, route: str | None, tenant: dict[str, byt
         raise listener.stranger(exc.status, exc.body) from exc  # a sidecar explains every request
 
 
-# Telling ------------------------------------------------------------------------------------------------
+# Describing ---------------------------------------------------------------------------------------------
 
 
-def _told(answer: dict[str, Any]) -> Iterator[str]:
-    """The lines of the answer."""
+def _described(answer: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """The labelled lines of the answer."""
     said = answer["message"] if answer["error"] is None else f"{answer['error']}: {answer['message']}"
-    yield line("allowed" if answer["allowed"] else "refused", said)
-    yield line("next", answer["next"])
-    yield line("route", answer["route"])
-    if answer["rules"]:
-        yield line("rules", ", ".join(answer["rules"]))
-    if answer["bound"]:
-        yield line("bound", answer["bound"])
+    yield "allowed" if answer["allowed"] else "refused", said
+    yield "next", answer["next"]
+    yield "route", answer["route"]
+    yield "rules", ", ".join(answer["rules"])
+    yield "bound", answer["bound"]
     scope, left = answer["scope"], answer["left"]
     if scope is not None:
-        yield line("scope", f"{scope['scope_id']} for {scope['incident_id']}, {scope['status']}")
+        yield "scope", f"{scope['scope_id']} for {scope['incident_id']}, {scope['status']}"
     elif not answer["scope_required"]:
-        yield line("scope", "none is needed")
+        yield "scope", "none is needed"
     if left is not None:
         dollars, seconds = f"{left['cost_usd']:.12g} USD", f"{left['seconds']:.0f} s"
-        yield line("left", f"{left['attempts']} attempts, {dollars}, {seconds}")
-    yield line("hold", f"{answer['hold_usd']:.12g} USD until the cost is known")
+        yield "left", f"{left['attempts']} attempts, {dollars}, {seconds}"
+    yield "hold", f"{answer['hold_usd']:.12g} USD until the cost is known"
     for index, brake in enumerate(answer["brakes"]):
-        yield line("" if index else "brakes", _brake(brake))
+        yield "" if index else "brakes", _brake(brake)
     for index, one in enumerate(answer["would_refuse"]):
         by = one["rule"] or "(route)"
-        yield line("" if index else "in shadow", f"{by}: {one['error']}: {one['message']}")
-    yield line("policies", f"revision {answer['policy_revision'] or 'none'}")
+        yield "" if index else "in shadow", f"{by}: {one['error']}: {one['message']}"
+    yield "policies", f"revision {answer['policy_revision'] or 'none'}"
 
 
 def _brake(brake: dict[str, Any]) -> str:

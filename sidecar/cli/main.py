@@ -213,5 +213,5 @@ def _read(files: Files) -> tuple[Settings, PolicySet]:
 def _warn_of_open_door(loaded: Settings) -> None:
     if loaded.scopes.serve_on == "data" and not loaded.data.listen.is_loopback():
         logging.getLogger("scopegate").warning(
-            "whoever reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it"
+            "anyone who reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it"
         )

@@ -43,6 +43,9 @@ MISCONFIGURED = 2
 UNREACHABLE = 3
 TAMPERED = 4
 
+# Members of RFC 9457 that repeat the status line and the members `error` and `message` of a refusal.
+REPEATED = {"type", "title", "status", "detail"}
+
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -358,10 +361,10 @@ def refused(problem: ProblemError, *, as_json: bool = False) -> NoReturn:
 
     if as_json:
         tell(problem.body)
-    told = {"type", "title", "status", "detail", "error", "message"}
-    brought = {name: value for name, value in problem.body.items() if name not in told and value != []}
+    shown = {"error", "message", *REPEATED}
+    others = {name: value for name, value in problem.body.items() if name not in shown and value != []}
     click.echo(f"scopegate: {cell(problem)}", err=True)
-    for line in lines_of(brought):
+    for line in lines_of(others):
         click.echo(line, err=True)
     sys.exit(FAILED)
 

@@ -158,12 +158,12 @@ def create(
 def _issuer(sidecar: Access, data: str | None) -> Caller:
     """The listener that issues and revokes scopes. The sidecar says which one it is; `data` or the
     configuration gives its address."""
-    told = sidecar.listener.get("/api/v1/status", shapes.SERVED)
-    on = told.body["scopes_served_on"]
+    status = sidecar.listener.get("/api/v1/status", shapes.SERVED)
+    on = status.body["scopes_served_on"]
     if on == "admin":
         return sidecar.listener
     if on != "data":
-        raise sidecar.listener.stranger(told.status, odd="scopes_served_on")
+        raise sidecar.listener.stranger(status.status, odd="scopes_served_on")
     return sidecar.beside("data", data)
 
 
