@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import click
 
+from sidecar.cli.lists import since_option
 from sidecar.cli.options import (
     FAILED,
     TAMPERED,
@@ -23,20 +23,16 @@ from sidecar.cli.options import (
     misconfigured,
     set_option,
 )
-from sidecar.clock import wall_clock
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import shown
 from sidecar.policies import files as policyfiles
 from sidecar.policies import testing as policytests
-from sidecar.policies.gaterecords import Finding, Kind, instant
+from sidecar.policies.gaterecords import Finding, Kind
 from sidecar.policies.replay import Replay, replayed
 
 # The least number of records per step of the progress bar. A shorter log is read in one step.
 LONG = 20_000
-
-_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d|w)")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 # The kinds of findings, in the order of the summary.
 _KINDS: dict[Kind, str] = {
@@ -134,16 +130,12 @@ Examples:
     metavar="FOLDER",
     help="The policy set to try.",
 )
-@click.option(
-    "--since",
-    metavar="WHEN",
-    help="Leave out what was decided before: a time such as 2026-12-24T12:00:00Z, or 90m, 24h, 7d ago.",
-)
+@since_option
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON document, which has also what is undecidable."
 )
 def replay(
-    config: Path, overrides: tuple[str, ...], folder: Path, since: str | None, *, as_json: bool
+    config: Path, overrides: tuple[str, ...], folder: Path, since: int | None, *, as_json: bool
 ) -> None:
     """Say what another policy set would change: decide what the log has again, in its order.
 
@@ -153,13 +145,12 @@ def replay(
     """
     loaded = load_settings(config, overrides, read_keys=False)
     if loaded.store.file is None:
-        misconfigured(f"{config}: store.url: a store in memory has no log that could be read")
-    begin = 0 if since is None else _since(since)
+        misconfigured(f"{config}: store.url: a store in memory has no log to read")
     try:
         policies = policyfiles.load(folder)
     except ConfigurationError as exc:
         misconfigured(str(exc))
-    again = Replay(policies, since=begin, scope_required_from=loaded.gate.scope_required_from)
+    again = Replay(policies, since=since or 0, scope_required_from=loaded.gate.scope_required_from)
     summary = _Summary(policies.revision)
     told = _told_as_json if as_json else _told_as_row
     written = 0
@@ -183,17 +174,6 @@ def replay(
         click.echo(f'{begun}, "summary": {json.dumps(summary.to_dict())}}}')
     else:
         click.echo("\n" * bool(written) + "\n".join(summary.lines(folder)))
-
-
-def _since(text: str) -> int:
-    ago = _DURATION.fullmatch(text)
-    if ago is not None:
-        return wall_clock() - int(ago[1]) * _SECONDS[ago[2]] * 1_000_000
-    try:
-        return instant(text)
-    except ValueError as exc:
-        message = f"{text!r} is no time with its offset, such as 2026-12-24T12:00:00Z, and no 90m, 24h or 7d"
-        raise click.BadParameter(message, param_hint="--since") from exc
 
 
 @dataclass
