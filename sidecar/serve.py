@@ -39,7 +39,7 @@ from sidecar.web.api.emitters import EmitterApi
 from sidecar.web.api.executions import ExecutionApi
 from sidecar.web.api.explain import ExplainApi
 from sidecar.web.api.openapi.document import document
-from sidecar.web.api.ops import Ops
+from sidecar.web.api.ops import Ops, ReadinessCheck
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.api.state import About, StateApi
 from sidecar.web.data.passthrough import PassThrough
@@ -200,6 +200,7 @@ class Sidecar:
         self._data_server = DataServer(
             plane.handle, on_ended=access.ended, head_timeout_seconds=settings.gate.head_timeout_seconds
         )
+        readiness = ReadinessCheck(store=self.store, gate=self.gate, live=self.live)
         about = About(
             started_at=self._elapsed(),
             elapsed=self._elapsed,
@@ -215,13 +216,18 @@ class Sidecar:
             explain=ExplainApi(grants=grants, live=self.live),
             emitters=EmitterApi(store=self.store, metrics=self.metrics, live=self.live),
             state=StateApi(
-                store=self.store, gate=self.gate, live=self.live, reloader=self.reloader, about=about
+                store=self.store,
+                gate=self.gate,
+                live=self.live,
+                reloader=self.reloader,
+                readiness=readiness,
+                about=about,
             ),
             docs=Docs(
                 lambda settings: document(settings, data=self.data_address, ops=self.ops_address), self.live
             ),
         )
-        self._ops = Ops(store=self.store, gate=self.gate, live=self.live, metrics=self.metrics)
+        self._ops = Ops(readiness, store=self.store, metrics=self.metrics)
 
     def _listeners(self) -> Listeners:
         """The actual address of each listener, as `status` shows it."""

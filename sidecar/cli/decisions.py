@@ -9,57 +9,52 @@ from typing import Any, get_args
 import click
 
 from sidecar.cli import executions
-from sidecar.cli.calling import Listener, ProblemError, UnreachableError, within
+from sidecar.cli.client import Caller, ProblemError, UnreachableError, within
 from sidecar.cli.lists import (
     MAX_PAGE,
     Cursors,
-    before_option,
-    identifier,
-    limit_option,
+    action_option,
+    incident_option,
+    listing,
     name,
+    named,
+    only,
     pages,
-    tell_of_more,
+    since_option,
     tenant_option,
 )
-from sidecar.cli.options import Access, asks, json_option, tell
+from sidecar.cli.options import Access, answered, asks, json_option, tell
 from sidecar.cli.shapes import is_number
-from sidecar.cli.tables import cell, dollars, fitted, lines, lines_of, moment, plain, table, when
+from sidecar.cli.tables import cell, dollars, fitted, lines, lines_of, moment, plain, when
 from sidecar.core.record import DecisionOutcome, DecisionType, Event
 from sidecar.web.wire import answers
 
 PATH = "/api/v1/decisions"
 
 
+FILTERS = (
+    only("--type", "those of this type", values=[kind.value for kind in DecisionType]),
+    only(
+        "--outcome",
+        "those whose record has this outcome",
+        values=[outcome.value for outcome in DecisionOutcome],
+    ),
+    only("--event", "those of this event", values=get_args(Event)),
+    only("--scope-id", "those about this scope"),
+    incident_option,
+    action_option,
+    # These two are not validated, because callers of the library may choose any run and request ids.
+    only("--request-id", "those of this request", check=None),
+    only("--run-id", "those of this run", check=None),
+    tenant_option,
+)
+
+
 def filters(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that filter decisions."""
-    for option in (
-        tenant_option,
-        # These two are not validated, because callers of the library may choose any run and request ids.
-        click.option("--run-id", metavar="ID", help="Only those of this run."),
-        click.option("--request-id", metavar="ID", help="Only those of this request."),
-        click.option(
-            "--incident-id", callback=identifier, metavar="ID", help="Only those about this incident."
-        ),
-        click.option("--scope-id", callback=identifier, metavar="ID", help="Only those about this scope."),
-        click.option("--event", type=click.Choice(get_args(Event)), help="Only what this event left."),
-        click.option(
-            "--outcome",
-            type=click.Choice([outcome.value for outcome in DecisionOutcome]),
-            help="Only those with this outcome.",
-        ),
-        click.option(
-            "--type",
-            type=click.Choice([kind.value for kind in DecisionType]),
-            help="Only those of this type.",
-        ),
-    ):
+    for option in reversed(FILTERS):
         command = option(command)
     return command
-
-
-def _named(wanted: dict[str, Any]) -> dict[str, str | None]:
-    """The filters under their names in the admin interface."""
-    return {("tenant_id" if name == "tenant" else name): value for name, value in wanted.items()}
 
 
 @click.group(
@@ -69,29 +64,7 @@ Examples:
   scopegate decisions tail --config config/scopegate.yaml"""
 )
 def decisions() -> None:
-    """Decision records: list them, show one, follow them as they come."""
-
-
-@decisions.command(
-    "list",
-    epilog="""\b
-Examples:
-  scopegate decisions list --config config/scopegate.yaml --event refused --limit 20
-  scopegate decisions list --admin 127.0.0.1:9901 --incident-id inc_123 --json""",
-)
-@asks("admin")
-@filters
-@limit_option
-@before_option
-@json_option
-def list_(sidecar: Access, limit: int, before: str | None, *, as_json: bool, **wanted: Any) -> None:
-    """List decisions, newest first. Filters narrow each other."""
-    found = pages(sidecar.listener, PATH, "decisions", answers.DecisionList, limit, before, **_named(wanted))
-    if as_json:
-        tell(found)
-        return
-    table([_row(decision) for decision in found["decisions"]], "There is no such decision.")
-    tell_of_more(found)
+    """Decision records: list them, show one, follow new ones."""
 
 
 @decisions.command(
@@ -104,12 +77,11 @@ Examples:
 @click.argument("decision_id", callback=name)
 @json_option
 def show(sidecar: Access, decision_id: str, *, as_json: bool) -> None:
-    """One decision: who asked for what, what was decided and why, its place in the log, how it ended."""
+    """Show one decision: the request, the decision and its reason, its place in the log, and the outcome."""
     decision = sidecar.listener.get(f"{PATH}/{within(decision_id)}", answers.Decision).body
+    answered(decision, as_json, _described(decision))
     if as_json:
-        tell(decision)
         return
-    lines(_told(decision))
     for head, member in (("inputs", "decision_inputs"), ("details", "details")):
         if decision[member]:
             click.echo(f"\n{head}")
@@ -117,7 +89,7 @@ def show(sidecar: Access, decision_id: str, *, as_json: bool) -> None:
                 click.echo(f"  {line}")
     if decision["execution"] is not None:
         click.echo()
-        lines(executions.told(decision["execution"]))
+        lines(executions.described(decision["execution"]))
 
 
 # Following ------------------------------------------------------------------------------------------
@@ -138,7 +110,7 @@ Examples:
     default=10,
     show_default=True,
     metavar="N",
-    help="How many of those that are there to begin with.",
+    help="How many existing decisions to show first.",
 )
 @click.option(
     "--interval",
@@ -146,15 +118,16 @@ Examples:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often to ask for new ones.",
+    help="How often to look for new decisions.",
 )
 @json_option
 def tail(sidecar: Access, last: int, interval: float, *, as_json: bool, **wanted: Any) -> None:
-    """Show the newest decisions, oldest first, then each new one as it comes, until Ctrl-C.
+    """Show the newest decisions, oldest first, then each new one, until Ctrl-C.
 
-    It outlives a restart of the sidecar. A record that is bound to a run later on does not come again.
+    The command continues across restarts of the sidecar. A record that is bound to a run later is not shown
+    again.
     """
-    following = Following(sidecar.listener, _named(wanted))
+    following = Following(sidecar.listener, named(wanted))
     try:
         found = following.first(last)
         while True:
@@ -162,7 +135,7 @@ def tail(sidecar: Access, last: int, interval: float, *, as_json: bool, **wanted
                 if as_json:
                     tell(decision)
                 else:
-                    click.echo(fitted(_line(_row(decision)), _BEGIN_OF_WHY))
+                    click.echo(fitted(_line(row(decision)), _BEGIN_OF_WHY))
             time.sleep(interval)
             found = following.new()
     except KeyboardInterrupt:
@@ -172,7 +145,7 @@ def tail(sidecar: Access, last: int, interval: float, *, as_json: bool, **wanted
 class Following:
     """Yields each decision once, also across restarts, by the writer and the record number."""
 
-    def __init__(self, listener: Listener, wanted: dict[str, str | None]) -> None:
+    def __init__(self, listener: Caller, wanted: dict[str, str | None]) -> None:
         self._listener = listener
         self._wanted = wanted
         self._seen: dict[str, int] = {}
@@ -222,23 +195,47 @@ class Following:
             self._seen[one["writer"]] = max(one["seq"], self._seen.get(one["writer"], 0))
 
 
-# Telling --------------------------------------------------------------------------------------------
+# Rows and lines -------------------------------------------------------------------------------------
 
 
-def _row(decision: dict[str, Any]) -> dict[str, str]:
+def row(decision: dict[str, Any]) -> dict[str, str]:
     """A decision as a row of the table. Only emitted records show their type, because the event of the others
     says enough."""
     event: str = decision["event"]
     return {
         "time": moment(decision["decided_at"]),
-        "event": f"{event} {decision['decision_type']}" if event == "emitted" else event,
-        "outcome": decision["decision_outcome"],
-        "action": decision["action"] or "",
+        "event": f"{event} {decision['decision_type']}" if event == "emitted" else event.replace("_", " "),
+        "outcome": _outcome(decision),
+        "action": _action(decision),
         "incident": decision["incident_id"] or "",
         "scope": decision["scope_id"] or "",
         "decision": decision["decision_id"],
-        "why": "; ".join(said for say in SAID.get(event, (_reason,)) if (said := say(decision))),
+        "why": "; ".join(part for describe in WHY.get(event, (_reason,)) if (part := describe(decision))),
     }
+
+
+def _outcome(decision: dict[str, Any]) -> str:
+    """How an execution ended, which part of the gate refused, or the outcome of an emitted record. The event
+    says the rest."""
+    recorded: str = decision["decision_outcome"]
+    match decision["event"]:
+        case "settled" | "reconciled":
+            return plain(decision["details"].get("outcome") or "").replace("_", " ")
+        case "refused":
+            return REFUSED_BY.get(recorded, recorded)
+        case "emitted":
+            return recorded.replace("_", " ")
+        case _:
+            return ""
+
+
+REFUSED_BY = {"blocked": "by gate", "policy_blocked": "by policy", "policy_unavailable": "not decided"}
+
+
+def _action(decision: dict[str, Any]) -> str:
+    """The action; of a grant, all actions that the scope allows."""
+    allowed = decision["details"].get("allowed_actions")
+    return decision["action"] or (plain(allowed) if allowed else "")
 
 
 # The "why" of a record: what each event says besides its columns. Any member of `details` may be masked; then
@@ -257,11 +254,11 @@ def _rules(decision: dict[str, Any]) -> str | None:
 
 def _would_refuse(decision: dict[str, Any]) -> str | None:
     """The shadow rules that would refuse; if the gate itself would refuse, its error."""
-    told = decision["details"].get("would_refuse")
-    if not isinstance(told, list):
-        return f"would refuse: {plain(told)}" if told else None
-    named = [(one.get("rule") or one.get("error")) if isinstance(one, dict) else one for one in told]
-    return f"would refuse: {', '.join(plain(one) for one in named)}" if named else None
+    found = decision["details"].get("would_refuse")
+    if not isinstance(found, list):
+        return f"would refuse: {plain(found)}" if found else None
+    names = [(one.get("rule") or one.get("error")) if isinstance(one, dict) else one for one in found]
+    return f"would refuse: {', '.join(plain(one) for one in names)}" if names else None
 
 
 def _without_scope(decision: dict[str, Any]) -> str | None:
@@ -276,11 +273,6 @@ def _cost(decision: dict[str, Any]) -> str | None:
     return f"cost {amount}{' (overrun)' if overrun is True else ''}"
 
 
-def _cause(decision: dict[str, Any]) -> str | None:
-    cause = decision["details"].get("cause")
-    return plain(cause) if cause else None
-
-
 def _count(decision: dict[str, Any]) -> str | None:
     """The number of requests that the summary of a flood represents."""
     count = decision["details"].get("count")
@@ -289,8 +281,8 @@ def _count(decision: dict[str, Any]) -> str | None:
 
 def _switch(decision: dict[str, Any]) -> str | None:
     turned = decision["details"].get("on")
-    told = plain(turned) if not isinstance(turned, bool) else "on" if turned else "off"
-    return f"{plain(decision['decision_inputs'].get('policy_id'))} {told}"
+    position = plain(turned) if not isinstance(turned, bool) else "on" if turned else "off"
+    return f"{plain(decision['decision_inputs'].get('policy_id'))} {position}"
 
 
 def _step(decision: dict[str, Any]) -> str | None:
@@ -303,43 +295,56 @@ def _principal(decision: dict[str, Any]) -> str | None:
     return f"by {plain(principal)}" if principal not in (None, "anonymous") else None
 
 
-SAID: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
-    "issued": (_rules, _would_refuse, _principal),
+def _detail(name: str, text: str = "{}") -> Callable[[dict[str, Any]], str | None]:
+    """A member of `details` in a text."""
+
+    def describe(decision: dict[str, Any]) -> str | None:
+        value = decision["details"].get(name)
+        return text.format(plain(value)) if value else None
+
+    return describe
+
+
+WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
+    "issued": (_detail("intent"), _detail("created_by", "by {}"), _principal, _rules, _would_refuse),
     "admitted": (_without_scope, _would_refuse, _principal),
-    "refused": (_reason, _rules, _would_refuse, _count, _principal),
-    "settled": (_reason, _without_scope, _cause, _cost),
-    "reconciled": (_reason, _without_scope, _cause, _cost, _principal),
-    "revoked": (_cause, _principal),
+    "refused": (_reason, _rules, _would_refuse, _count, _detail("intent"), _principal),
+    "settled": (_without_scope, _detail("cause"), _cost),
+    "reconciled": (
+        _detail("reconciled_because"),
+        _detail("reconciled_by", "by {}"),
+        _principal,
+        _without_scope,
+        _detail("cause"),
+        _cost,
+    ),
+    "revoked": (_detail("cause"), _principal),
     "clock_accepted": (_step, _principal),
     "switched": (_switch, _principal),
     "emitted": (_reason,),
 }
 
-_LINE = "{time}  {event:<10}  {outcome:<9}  {action:<15}  {incident:<12}  {scope:<38}  {decision}  {why}"
-_BEGIN_OF_WHY = 20 + 2 + 10 + 2 + 9 + 2 + 15 + 2 + 12 + 2 + 38 + 2 + 36 + 2
+_LINE = "{time}  {event:<10}  {outcome:<12}  {action:<15}  {incident:<12}  {scope:<38}  {decision}  {why}"
+_BEGIN_OF_WHY = 20 + 2 + 10 + 2 + 12 + 2 + 15 + 2 + 12 + 2 + 38 + 2 + 36 + 2
 
 
 def _line(row: dict[str, str]) -> str:
     return _LINE.format_map({name: cell(value) for name, value in row.items()}).rstrip()
 
 
-def _told(decision: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def _described(decision: dict[str, Any]) -> Iterator[tuple[str, object]]:
     """The labelled lines of a decision."""
     yield "decision", decision["decision_id"]
     yield "time", when(decision["decided_at"])
     yield "recorded", when(decision.get("recorded_at"))
-    yield "event", decision["event"]
-    yield "type", decision["decision_type"]
-    yield "outcome", decision["decision_outcome"]
+    shown = row(decision)
+    yield "event", shown["event"]
+    yield "outcome", shown["outcome"]
     yield "reason", decision["decision_reason"]
-    yield "action", decision["action"]
-    yield "incident", decision["incident_id"]
-    yield "scope", decision["scope_id"]
-    yield "tenant", decision["tenant_id"]
-    yield "request", decision["request_id"]
-    yield "run", decision["run_id"]
-    yield "workflow", decision["workflow_id"]
-    yield "admission", decision["admission_id"]
+    yield "action", shown["action"]
+    yield "record", f"{decision['decision_type']}, {decision['decision_outcome']}"
+    for label in ("incident", "scope", "tenant", "request", "run", "workflow", "admission"):
+        yield label, decision[f"{label}_id"]
     yield (
         "source",
         f"{decision['decision_source']}, {decision['decision_trigger']}, {decision['causal_role']}",
@@ -347,3 +352,20 @@ def _told(decision: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "log", f"record {decision['seq']} of writer {decision['writer']}, from the {decision['origin']}"
     yield "hash", decision["hash"]
     yield "previous", decision["previous_hash"]
+
+
+listing(
+    decisions,
+    PATH,
+    "decisions",
+    answers.DecisionList,
+    row,
+    *FILTERS,
+    since_option,
+    help="List decisions, newest first. A decision is shown if all filters match.",
+    examples="""\b
+Examples:
+  scopegate decisions list --config config/scopegate.yaml --event refused --limit 20
+  scopegate decisions list --admin 127.0.0.1:9901 --action restart_pod --since 1h
+  scopegate decisions list --admin 127.0.0.1:9901 --incident-id inc_123 --json""",
+)

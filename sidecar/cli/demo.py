@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import click
 from aiohttp import ClientSession, ClientTimeout, web
 
+from sidecar.cli.decisions import row
+from sidecar.cli.options import REPEATED
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.serve import Sidecar
 from sidecar.settings import reading as settings
@@ -135,7 +137,7 @@ async def demonstrate(*, once: bool) -> bool:
 # `demo --once` ---------------------------------------------------------------------------------
 
 
-class Answer(NamedTuple):
+class StepAnswer(NamedTuple):
     """The answer to one step."""
 
     status: int
@@ -172,7 +174,7 @@ class Walk:
         self._expect(answer, 403, "action_outside_scope")
         return len(self._held) == 5 and all(self._held)
 
-    async def _send(self, title: str, path: str, body: dict[str, Any]) -> Answer:
+    async def _send(self, title: str, path: str, body: dict[str, Any]) -> StepAnswer:
         click.secho(f"\n{title}", bold=True)
         click.secho(f"  > POST {path}", fg="cyan")
         _show(body, "  > ", "cyan")
@@ -182,15 +184,15 @@ class Walk:
         ):
             text = await response.text()
             document = json.loads(text) if response.content_type.endswith("json") else {"text": text}
-            answer = Answer(response.status, response.headers, document)
+            answer = StepAnswer(response.status, response.headers, document)
             click.echo(f"  < {response.status} {response.reason}")
         for name, value in answer.headers.items():
             if name.startswith("Scopegate-") or name == "X-Recovery-Cost-USD":
                 click.echo(f"  < {name}: {value}")
-        _show(answer.body, "  < ")
+        _show({name: value for name, value in answer.body.items() if name not in REPEATED}, "  < ")
         return answer
 
-    def _expect(self, answer: Answer, status: int, what: str, holds: bool | None = None) -> None:
+    def _expect(self, answer: StepAnswer, status: int, what: str, holds: bool | None = None) -> None:
         """Print whether the step passed. `what` is the expected error code, unless `holds` is given."""
         error = answer.body.get("error")
         held = answer.status == status and (error == what if holds is None else holds)
@@ -204,11 +206,11 @@ async def _what_is_left(demo: Running) -> bool:
     async with ClientSession() as session, session.get(f"{demo.admin}/api/v1/decisions") as response:
         records = (await response.json())["decisions"][::-1]
     click.secho("\nThe decision records that this left, oldest first", bold=True)
-    click.echo(f"  {'#':<3}{'event':<10}{'outcome':<10}{'action':<15}reason")
+    click.echo(f"  {'#':<3}{'event':<10}{'outcome':<10}{'action':<15}why")
     for record in records:
-        event, outcome = record["event"], record["decision_outcome"]
-        action, reason = record["action"] or "", record["decision_reason"] or ""
-        click.echo(f"  {record['seq']:<3}{event:<10}{outcome:<10}{action:<15}{reason}".rstrip())
+        shown = row(record)
+        line = "  {seq:<3}{event:<10}{outcome:<10}{action:<15}{why}".format(seq=record["seq"], **shown)
+        click.echo(line.rstrip())
     events = tuple(record["event"] for record in records)
     _verdict(events == RECORDS_LEFT, f"expected {len(RECORDS_LEFT)} records: {', '.join(RECORDS_LEFT)}")
     verified = await asyncio.to_thread(verify_sqlite, demo.store)  # raises if the log was tampered with
@@ -285,7 +287,7 @@ def _introduce(demo: Running) -> None:
   gate     {demo.gate}   what clients talk to: it judges, records and forwards
   admin    {demo.admin}   what operators talk to: decisions and executions
   ops      {demo.ops}   what the platform talks to: readiness and metrics
-  backend  {demo.backend}   the example: it executes whatever it is told to""")
+  backend  {demo.backend}   the example: it executes every request""")
 
 
 def _show(body: dict[str, Any], prefix: str, colour: str | None = None) -> None:

@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 import click
 
-from sidecar.cli.calling import within
-from sidecar.cli.lists import before_option, limit_option, name, pages, tell_of_more, usd
-from sidecar.cli.options import Access, asks, json_option, tell
-from sidecar.cli.tables import age, dollars, lines, moment, table, when
+from sidecar.cli.client import within
+from sidecar.cli.lists import action_option, incident_option, listing, name, only, since_option, usd
+from sidecar.cli.options import Access, answered, asks, json_option, login_name
+from sidecar.cli.tables import age, dollars, moment, when
 from sidecar.core.scope import ExecutionStatus
 from sidecar.web.wire import answers
 
@@ -24,37 +24,7 @@ Examples:
     --outcome executed --cost-usd 0.04 --reason 'Seen in the logs'"""
 )
 def executions() -> None:
-    """Admitted executions: list them, say what became of unknown ones."""
-
-
-@executions.command(
-    "list",
-    epilog="""\b
-Examples:
-  scopegate executions list --config config/scopegate.yaml --status unknown
-  scopegate executions list --admin 127.0.0.1:9901 --limit 20 --json""",
-)
-@asks("admin")
-@click.option("--status", type=click.Choice(get_args(ExecutionStatus)), help="Only those that stand so.")
-@limit_option
-@before_option
-@json_option
-def list_(sidecar: Access, status: str | None, limit: int, before: str | None, *, as_json: bool) -> None:
-    """List executions, newest first. Those that are `unknown` wait for somebody to reconcile them."""
-    found = pages(
-        sidecar.listener,
-        "/api/v1/executions",
-        "executions",
-        answers.ExecutionList,
-        limit,
-        before,
-        status=status,
-    )
-    if as_json:
-        tell(found)
-        return
-    table([row(execution) for execution in found["executions"]], "There is no such execution.")
-    tell_of_more(found)
+    """Executions: list them, and resolve those whose outcome is unknown."""
 
 
 @executions.command(
@@ -63,7 +33,7 @@ Examples:
   scopegate executions reconcile 0192... --config config/scopegate.yaml \\
     --outcome executed --cost-usd 0.04 --reason 'Seen in the logs'
   scopegate executions reconcile 0192... --admin 127.0.0.1:9901 \\
-    --outcome not_executed --reason 'The pod was never restarted'"""
+    --outcome not_executed --reason 'The pod was never restarted' --by alice"""
 )
 @asks("admin")
 @click.argument("decision_id", callback=name)
@@ -71,26 +41,33 @@ Examples:
     "--outcome",
     type=click.Choice(["executed", "not_executed"]),
     required=True,
-    help="What became of it. not_executed gives its attempt and its hold back.",
+    help="Whether the backend executed it. not_executed gives the attempt and the hold back to the scope.",
 )
-@click.option("--cost-usd", callback=usd, metavar="X", help="What it cost; without it, what it held.")
-@click.option("--reason", required=True, metavar="TEXT", help="How you know: it stands in the record.")
+@click.option("--cost-usd", callback=usd, metavar="X", help="The cost.  [default: the hold]")
+@click.option("--reason", required=True, metavar="TEXT", help="How you know; the record keeps it.")
+@click.option("--by", metavar="NAME", help="Who reconciles; the record keeps it.  [default: the login name]")
 @json_option
 def reconcile(
-    sidecar: Access, decision_id: str, outcome: str, cost_usd: float | None, reason: str, *, as_json: bool
+    sidecar: Access,
+    decision_id: str,
+    outcome: str,
+    cost_usd: float | None,
+    reason: str,
+    by: str | None,
+    *,
+    as_json: bool,
 ) -> None:
-    """Say what became of an execution that ended unknown. DECISION_ID is the decision that admitted it."""
+    """Record whether an execution with unknown outcome happened. DECISION_ID is the decision that admitted
+    it."""
     path = f"/api/v1/executions/{within(decision_id)}/reconcile"
-    wanted = {"outcome": outcome, "cost_usd": cost_usd, "reason": reason}
+    by = by or login_name()
+    wanted = {"outcome": outcome, "cost_usd": cost_usd, "reason": reason, "reconciled_by": by}
     look = f"scopegate decisions show {shlex.quote(decision_id)}"
     execution = sidecar.listener.ask("POST", path, answers.Execution, wanted, look=look).body
-    if as_json:
-        tell(execution)
-    else:
-        lines(told(execution))
+    answered(execution, as_json, [*described(execution), ("reason", reason), ("by", by)])
 
 
-def told(execution: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def described(execution: dict[str, Any]) -> Iterator[tuple[str, object]]:
     """The labelled lines of an execution."""
     attempt = execution["attempt_number"]
     yield "execution", execution["decision_id"]
@@ -124,3 +101,22 @@ def row(execution: dict[str, Any]) -> dict[str, str]:
         "http": "" if status is None else str(status),
         "cause": execution["cause"] or "",
     }
+
+
+listing(
+    executions,
+    "/api/v1/executions",
+    "executions",
+    answers.ExecutionList,
+    row,
+    only("--status", "those with this status", values=get_args(ExecutionStatus)),
+    incident_option,
+    action_option,
+    since_option,
+    help="List executions, newest first. Those with status `unknown` wait until an operator reconciles them.",
+    examples="""\b
+Examples:
+  scopegate executions list --config config/scopegate.yaml --status unknown
+  scopegate executions list --admin 127.0.0.1:9901 --action restart_pod --since 24h
+  scopegate executions list --admin 127.0.0.1:9901 --incident-id inc_123 --json""",
+)

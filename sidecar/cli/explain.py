@@ -12,9 +12,8 @@ from urllib.parse import urlencode
 
 import click
 
-from sidecar.cli.calling import Listener, ProblemError
-from sidecar.cli.options import FAILED, Access, asks, json_option, misconfigured, tell
-from sidecar.cli.tables import line
+from sidecar.cli.client import Caller, ProblemError
+from sidecar.cli.options import FAILED, Access, answered, asks, json_option, misconfigured
 from sidecar.files.yamlfile import shown
 from sidecar.web.wire import answers
 
@@ -34,15 +33,13 @@ Examples:
 @click.option(
     "--route",
     metavar="PATH",
-    help="The gated route that is asked about, by its path in gate.routes.  [default: the first in enforce "
-    "mode, else the first]",
+    help="The gated route, by its path in gate.routes.  [default: the first route in enforce mode, else the "
+    "first route]",
 )
-@click.option(
-    "--tenant", metavar="NAME", help="Whose execution it is; sent as the configuration's gate.tenant_header."
-)
-@click.option("--action", metavar="NAME", help="Instead of a body: the action,")
-@click.option("--incident-id", metavar="ID", help="the incident,")
-@click.option("--scope-id", metavar="ID", help="and the scope, if there is one.")
+@click.option("--tenant", metavar="NAME", help="The tenant; sent in the header gate.tenant_header.")
+@click.option("--action", metavar="NAME", help="The action, instead of BODY.")
+@click.option("--incident-id", metavar="ID", help="The incident, instead of BODY.")
+@click.option("--scope-id", metavar="ID", help="The scope, instead of BODY.")
 @json_option
 @click.argument("body", required=False)
 def explain(
@@ -56,21 +53,17 @@ def explain(
     *,
     as_json: bool,
 ) -> None:
-    """Ask a running sidecar whether it would let an execution through, and why not.
+    """Ask a running sidecar whether it would admit an execution, and if not, why.
 
-    BODY is what would be sent to the execute endpoint: a file, JSON text, or - for standard input. The answer
-    names the route that judges it. Nothing is consumed or recorded. Exit code 0: allowed, 1: refused, 3: no
-    sidecar answers.
+    BODY is the request body of the execution: a file, JSON text, or - for standard input. The answer names
+    the route that judges the request. Nothing is consumed or recorded. Exit code 0: allowed, 1: refused, 3:
+    no sidecar answers.
     """
     members = {"scope_id": scope_id, "incident_id": incident_id, "action": action}
     asked = _body(body, {name: value for name, value in members.items() if value is not None})
     header = sidecar.tenant_header(tenant)
     answer = _ask(sidecar.listener, asked, route, header)
-    if as_json:
-        tell(answer)
-    else:
-        for told in _told(answer):
-            click.echo(told)
+    answered(answer, as_json, _described(answer))
     sys.exit(0 if answer["allowed"] else FAILED)
 
 
@@ -94,7 +87,7 @@ def _body(given: str | None, members: dict[str, str]) -> bytes:
         misconfigured(f"{given}: cannot be read ({reason}); give a file, JSON text, or - for standard input")
 
 
-def _ask(listener: Listener, body: bytes, route: str | None, tenant: dict[str, bytes]) -> dict[str, Any]:
+def _ask(listener: Caller, body: bytes, route: str | None, tenant: dict[str, bytes]) -> dict[str, Any]:
     path = PATH if route is None else f"{PATH}?{urlencode({'route': route}, errors='surrogateescape')}"
     try:
         return listener.ask("POST", path, answers.Explanation, body, tenant).body
@@ -104,34 +97,32 @@ def _ask(listener: Listener, body: bytes, route: str | None, tenant: dict[str, b
         raise listener.stranger(exc.status, exc.body) from exc  # a sidecar explains every request
 
 
-# Telling ------------------------------------------------------------------------------------------------
+# Describing ---------------------------------------------------------------------------------------------
 
 
-def _told(answer: dict[str, Any]) -> Iterator[str]:
-    """The lines of the answer."""
+def _described(answer: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """The labelled lines of the answer."""
     said = answer["message"] if answer["error"] is None else f"{answer['error']}: {answer['message']}"
-    yield line("allowed" if answer["allowed"] else "refused", said)
-    yield line("next", answer["next"])
-    yield line("route", answer["route"])
-    if answer["rules"]:
-        yield line("rules", ", ".join(answer["rules"]))
-    if answer["bound"]:
-        yield line("bound", answer["bound"])
+    yield "allowed" if answer["allowed"] else "refused", said
+    yield "next", answer["next"]
+    yield "route", answer["route"]
+    yield "rules", ", ".join(answer["rules"])
+    yield "bound", answer["bound"]
     scope, left = answer["scope"], answer["left"]
     if scope is not None:
-        yield line("scope", f"{scope['scope_id']} for {scope['incident_id']}, {scope['status']}")
+        yield "scope", f"{scope['scope_id']} for {scope['incident_id']}, {scope['status']}"
     elif not answer["scope_required"]:
-        yield line("scope", "none is needed")
+        yield "scope", "none is needed"
     if left is not None:
         dollars, seconds = f"{left['cost_usd']:.12g} USD", f"{left['seconds']:.0f} s"
-        yield line("left", f"{left['attempts']} attempts, {dollars}, {seconds}")
-    yield line("hold", f"{answer['hold_usd']:.12g} USD until the cost is known")
+        yield "left", f"{left['attempts']} attempts, {dollars}, {seconds}"
+    yield "hold", f"{answer['hold_usd']:.12g} USD until the cost is known"
     for index, brake in enumerate(answer["brakes"]):
-        yield line("" if index else "brakes", _brake(brake))
+        yield "" if index else "brakes", _brake(brake)
     for index, one in enumerate(answer["would_refuse"]):
         by = one["rule"] or "(route)"
-        yield line("" if index else "in shadow", f"{by}: {one['error']}: {one['message']}")
-    yield line("policies", f"revision {answer['policy_revision'] or 'none'}")
+        yield "" if index else "in shadow", f"{by}: {one['error']}: {one['message']}"
+    yield "policies", f"revision {answer['policy_revision'] or 'none'}"
 
 
 def _brake(brake: dict[str, Any]) -> str:

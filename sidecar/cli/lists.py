@@ -1,25 +1,38 @@
-"""Shared parts of the list commands: their options, the validation of these, and paging."""
+"""List commands: their options with the validation of these, paging, and the command itself."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import click
 
-from sidecar.cli.calling import Listener
+from sidecar.cli.client import Caller
+from sidecar.cli.options import Access, asks, json_option, tell
 from sidecar.cli.shapes import Shape
+from sidecar.cli.tables import table
+from sidecar.clock import wall_clock
 from sidecar.core.facts import is_identifier
+from sidecar.core.instant import iso_time, parse_time
 
 MAX_PAGE = 1_000
 
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
-def name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+# Values ---------------------------------------------------------------------------------------------
+
+
+def name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Validate an id that is put into a path."""
     del ctx, param
-    if not is_identifier(value) or set(value) & set("/{}") or value in (".", ".."):
-        raise click.BadParameter("must be 1 to 256 printable characters, none of them a slash or a brace")
-    return value
+    if value is None or (is_identifier(value) and not set(value) & set("/{}") and value not in (".", "..")):
+        return value
+    raise click.BadParameter("must be 1 to 256 printable characters, none of them a slash or a brace")
 
 
 def identifier(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -40,26 +53,116 @@ def usd(ctx: click.Context, param: click.Parameter, value: str | None) -> float 
     except InvalidOperation:
         amount = Decimal("NaN")
     if not (amount.is_finite() and 0 <= amount < 10**12):
-        raise click.BadParameter(f"{value!r} is no amount of dollars, such as 0.25")
+        raise click.BadParameter(f"{value!r} is not an amount of dollars, such as 0.25")
     return float(amount)
 
 
-tenant_option = click.option(
-    "--tenant", callback=identifier, metavar="NAME", help="Only what belongs to this tenant."
+def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Parse a duration: a number of seconds, or a number with the unit s, m or h."""
+    del ctx, param
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})([smh]?)", value)
+    if found is None:
+        raise click.BadParameter(
+            f"{value!r} is not a number of seconds, nor a duration such as 90s, 5m or 1h"
+        )
+    return int(found[1]) * _SECONDS[found[2] or "s"]
+
+
+def since(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Parse a time, or how long ago it was. Returns microseconds since 1970."""
+    del ctx, param
+    if value is None:
+        return None
+    ago = re.fullmatch(r"([0-9]{1,9})([smhdw])", value)
+    if ago is not None:
+        return max(0, wall_clock() - int(ago[1]) * _SECONDS[ago[2]] * 1_000_000)
+    try:
+        return parse_time(value)
+    except ValueError as exc:
+        raise click.BadParameter(
+            f"{value!r} is not a time with its offset, such as 2026-12-24T12:00:00Z, nor a duration such as "
+            "90m, 24h or 7d"
+        ) from exc
+
+
+# Options --------------------------------------------------------------------------------------------
+
+
+def only(flag: str, help: str, *, values: Sequence[str] = (), check: Any = identifier) -> Decorator:
+    """An option that filters a list: by an id, or by one of some values."""
+    if values:
+        return click.option(flag, type=click.Choice(values), help=f"Only {help}.")
+    return click.option(flag, callback=check, metavar="ID", help=f"Only {help}.")
+
+
+tenant_option = click.option("--tenant", callback=identifier, metavar="NAME", help="Only this tenant's.")
+incident_option = only("--incident-id", "those of this incident")
+action_option = click.option(
+    "--action", callback=identifier, metavar="NAME", help="Only those of this action."
 )
-limit_option = click.option(
-    "--limit",
-    type=click.IntRange(1, MAX_PAGE),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="How many, at most.",
+since_option = click.option(
+    "--since",
+    callback=since,
+    metavar="WHEN",
+    help="Only from this time on: 90m, 24h or 7d ago, or a time such as 2026-12-24T12:00:00Z.",
 )
-before_option = click.option("--before", metavar="CURSOR", help="Go on behind a page: its `next`.")
+
+
+def named(wanted: Mapping[str, Any]) -> dict[str, str | None]:
+    """The filters of a command as the admin interface takes them."""
+    found = {("tenant_id" if name == "tenant" else name): value for name, value in wanted.items()}
+    if found.get("since") is not None:
+        found["since"] = iso_time(found["since"])
+    return found
+
+
+def listing(
+    group: click.Group,
+    path: str,
+    member: str,
+    shape: Shape,
+    row: Callable[[dict[str, Any]], dict[str, str]],
+    *filters: Decorator,
+    help: str,
+    examples: str,
+) -> None:
+    """Add the command `list` to a group. It prints a table of the rows that the filters find."""
+
+    def list_(sidecar: Access, limit: int, before: str | None, *, as_json: bool, **wanted: Any) -> None:
+        found = pages(sidecar.listener, path, member, shape, limit, before, **named(wanted))
+        if as_json:
+            tell(found)
+            return
+        table([row(one) for one in found[member]], f"There is no such {member[:-1]}.")
+        if found["next"] is not None:
+            click.echo(f"There are more: go on with --before {found['next']}", err=True)
+
+    list_.__doc__ = help
+    command: Callable[..., None] = list_
+    limit = click.option(
+        "--limit",
+        type=click.IntRange(1, MAX_PAGE),
+        default=100,
+        show_default=True,
+        metavar="N",
+        help="The most rows to show.",
+    )
+    before = click.option(
+        "--before", metavar="CURSOR", help="Continue behind an earlier page: the value of its `next`."
+    )
+    options: tuple[Decorator, ...] = (*filters, limit, before, json_option)
+    for option in reversed(options):
+        command = option(command)
+    group.command("list", epilog=examples)(asks("admin")(command))
+
+
+# Pages ----------------------------------------------------------------------------------------------
 
 
 def pages(
-    listener: Listener,
+    listener: Caller,
     path: str,
     member: str,
     shape: Shape,
@@ -84,7 +187,7 @@ def pages(
 class Cursors:
     """Checks the cursors of a list. A cursor that repeats would make the list endless."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Caller) -> None:
         self._listener = listener
         self._seen: set[str] = set()
 
@@ -94,9 +197,3 @@ class Cursors:
                 raise self._listener.stranger(200, odd="next")
             self._seen.add(cursor)
         return cursor
-
-
-def tell_of_more(found: dict[str, Any]) -> None:
-    """Say on standard error that a list is incomplete."""
-    if found["next"] is not None:
-        click.echo(f"There are more; go on with --before {found['next']}", err=True)

@@ -60,8 +60,7 @@ def verify(config: Path, overrides: tuple[str, ...], public_keys: tuple[Path, ..
     """Recompute the hash chain of the log; works beside a running sidecar. Exit code 4: tampering found.
 
     Signed checkpoints show whether records are missing from the end, and whether all of it was rewritten.
-    What is kept beside the records has to be as the sidecar leaves it, too: tables, append-only triggers,
-    switches, and what refers to records.
+    The tables, the append-only triggers, the switches and the references to records are verified as well.
     """
     loaded = load_settings(config, overrides, read_keys=False)
     path = database(config, loaded)
@@ -85,7 +84,7 @@ def _attested(file: Path | None, attestation: Attestation, verified: Verified) -
         checkpoint = verified.attested.checkpoint
         yield f"Attested up to record {checkpoint.count}, by key {checkpoint.key_id} at {checkpoint.time}."
         if checkpoint.count < verified.records:
-            yield f"The {verified.records - checkpoint.count} records behind it are not attested yet."
+            yield f"The {verified.records - checkpoint.count} records after it are not attested yet."
     else:
         if file is None:
             why = "log.signing_key_file and log.checkpoint_file are not configured"
@@ -93,7 +92,7 @@ def _attested(file: Path | None, attestation: Attestation, verified: Verified) -
             why = f"no checkpoint in {file} is of a known key"
         else:
             why = f"there is no checkpoint in {file}"
-        yield f"The tail is not attested: {why}, so records cut off it would not show."
+        yield f"The tail is not attested: {why}, so missing records at the end would go unnoticed."
 
 
 # Making a key --------------------------------------------------------------------------------------
@@ -122,8 +121,8 @@ def keygen(file: Path) -> None:
             failed(f"cannot make {path}: {exc.strerror or exc}; nothing was changed")
     click.echo(f"key id   {key.public.id}")
     click.echo(f"private  {file}, which signs: keep it secret")
-    click.echo(f"public   {public}, which verifies: give it to whoever does")
-    click.echo("\nFor the configuration (checkpoint_file is best on another disk than the store):\n")
+    click.echo(f"public   {public}, which verifies: give it to those who verify")
+    click.echo("\nFor the configuration (keep checkpoint_file on another disk than the store):\n")
     click.echo(f"log:\n  signing_key_file: {file.absolute()}\n  checkpoint_file: var/checkpoints.jsonl")
 
 
@@ -142,7 +141,7 @@ Examples:
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where to write; the file is there once it is whole. By default standard output.",
+    help="The file to write; it appears when it is complete.  [default: standard output]",
 )
 @click.option(
     "--after",
@@ -150,13 +149,13 @@ Examples:
     default=0,
     show_default=True,
     metavar="SEQ",
-    help="Leave out the records up to this one.",
+    help="Skip the records up to this number.",
 )
 def export(config: Path, overrides: tuple[str, ...], output: Path | None, after: int) -> None:
     """Write the log as JSON lines; works beside a running sidecar.
 
-    Each line has the record's number, its hash, the hash before it, and as `envelope` the very bytes that
-    are hashed: SHA-256 of the hash before (32 bytes, not hex) and of those.
+    Each line has the number of the record, its hash, the hash of the record before, and as `envelope` the
+    bytes that are hashed. A hash is SHA-256 over the hash before (32 bytes, not hex) and these bytes.
     """
     path = database(config, load_settings(config, overrides, read_keys=False))
     hidden = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
@@ -185,7 +184,7 @@ def _written(output: Path | None) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     if output.exists() and not output.is_file():
-        failed(f"{output} is no file that could be replaced; leave --output away for standard output")
+        failed(f"{output} is not a file, so it cannot be replaced; omit --output for standard output")
     number, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
     try:
         with open(number, "wb") as stream:

@@ -55,7 +55,7 @@ log_format_option = click.option(
     type=click.Choice(["json", "text"]),
     default="json",
     show_default=True,
-    help="JSON lines for machines, text for people. Logs go to standard error.",
+    help="The format of the log, which goes to standard error: JSON lines, or text for people.",
 )
 
 
@@ -113,7 +113,7 @@ Example:
 @set_option
 @log_format_option
 def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "text"]) -> None:
-    """Stand in front of the backend until SIGTERM."""
+    """Run the sidecar in front of the backend until SIGTERM."""
     import asyncio
 
     from sidecar.cli.process import run as serve_until_stopped
@@ -123,7 +123,7 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
     files = files_of(config, overrides)
     loaded, policies = _read(files)
     if loaded.store.file is None:
-        misconfigured(f"{config}: store.url: run needs a store that survives it; use sqlite:///file")
+        misconfigured(f"{config}: store.url: run needs a store on disk; use sqlite:///file")
     _warn_of_open_door(loaded)
     try:
         asyncio.run(serve_until_stopped(loaded, policies, files))
@@ -139,7 +139,7 @@ Example:
 @config_option
 @set_option
 def check(config: Path, overrides: tuple[str, ...]) -> None:
-    """Read configuration and policies as `run` would, and name every mistake."""
+    """Check the configuration and the policies as `run` reads them, and report every error."""
     from sidecar.core.policy import RiskClass
 
     loaded, policies = _read(files_of(config, overrides))
@@ -164,11 +164,11 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     epilog="""\b
 Examples:
   scopegate demo            serve until Ctrl-C, with commands to try
-  scopegate demo --once     walk through PIN-162's steps A1 to A5 and exit"""
+  scopegate demo --once     walk through steps A1 to A5 of the recovery API and exit"""
 )
 @click.option("--once", is_flag=True, help="Walk through steps A1 to A5, then exit; 0 only if all hold.")
 def demo(once: bool) -> None:
-    """Start an example backend and the sidecar before it, on free ports; the store is temporary."""
+    """Start an example backend with a sidecar in front of it, on free ports and with a temporary store."""
     import asyncio
 
     from sidecar.cli.demo import demonstrate
@@ -194,8 +194,8 @@ def _unwritable(exc: OSError) -> NoReturn:
     give_output_up()
     if exc.errno != errno.EPIPE:
         click.echo(
-            f"scopegate: standard output cannot be written ({exc.strerror}); what the command was asked to "
-            "do may be done: look before you repeat it",
+            f"scopegate: standard output cannot be written ({exc.strerror}); the command may have had its "
+            "effect: check before you repeat it",
             err=True,
         )
     sys.exit(FAILED)

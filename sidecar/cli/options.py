@@ -5,22 +5,23 @@ The modules that read a configuration are imported on use, because a health chec
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
-from sidecar.cli.calling import (
+from sidecar.cli.client import (
     TIMEOUT_SECONDS,
-    Listener,
-    Place,
+    Caller,
+    Endpoint,
     ProblemError,
     Trust,
     UncertainError,
@@ -28,38 +29,50 @@ from sidecar.cli.calling import (
     UnusableError,
 )
 from sidecar.settings.addresses import Listen
+from sidecar.settings.location import DEFAULT, NOT_FOUND, default_file
 from sidecar.telemetry.events import LogEvent
 
 if TYPE_CHECKING:
     from sidecar.errors import LogTampered
-    from sidecar.files.signing import PublicKey
     from sidecar.live.reload import Files
     from sidecar.settings.reading import Settings
     from sidecar.store.attestation import Attestation
-
-T = TypeVar("T")
 
 FAILED = 1
 MISCONFIGURED = 2
 UNREACHABLE = 3
 TAMPERED = 4
 
+# Members of RFC 9457 that repeat the status line and the members `error` and `message` of a refusal.
+REPEATED = {"type", "title", "status", "detail"}
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _config_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    del param
+    file = value or default_file(os.environ)
+    if file is None and not ctx.resilient_parsing:  # a shell that completes a command needs no configuration
+        misconfigured(NOT_FOUND)
+    return file
+
+
 config_option = click.option(
     "--config",
     "config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
+    type=_FILE,
+    callback=_config_file,
     metavar="FILE",
-    help="The configuration file (YAML).",
+    help=f"The configuration file (YAML).  [default: {DEFAULT}]",
 )
 set_option = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override one key, for example --set store.deadline_seconds=5. May be repeated.",
+    help="Override one key, such as store.deadline_seconds=5; repeatable.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="The answer as JSON, and nothing else.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, for programs.")
 
 
 # Asking a running sidecar ---------------------------------------------------------------------------
@@ -69,26 +82,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="The answer a
 class Access:
     """A running sidecar, found by the options of a command."""
 
-    listener: Listener
+    listener: Caller
     settings: Settings | None
 
-    def beside(self, name: Literal["data"], address: str | None) -> Listener:
+    def beside(self, name: Literal["data"], address: str | None) -> Caller:
         """Another listener of the same sidecar, at the address of the options or of the configuration. The
         address in the sidecar's status is not used, because it may be valid only on the sidecar's host."""
         if address is None and self.settings is None:
             raise click.UsageError(
-                f"this sidecar serves scopes on {name}; give its address with --{name}, as this host reaches "
-                "it, since the sidecar knows only how its own host does. Or give --config FILE"
+                f"this sidecar serves scopes on the {name} listener; give its address with --{name}, as "
+                "this host reaches it, or give --config FILE"
             )
-        place = _place(name, self.settings, address)
-        trust = self.listener.trust
-        pinned = None if self.settings is None else _certificate_of(self.settings, name)
-        return Listener(
-            name=name,
-            place=place,
-            trust=Trust(pinned=pinned, ca=trust.ca, certificate=trust.certificate, key=trust.key),
-            timeout=self.listener.timeout,
-        )
+        trust = replace(self.listener.trust, pinned=_certificate_of(self.settings, name))
+        return replace(self.listener, name=name, place=_address(name, self.settings, address), trust=trust)
 
     def tenant_header(self, tenant: str | None) -> dict[str, bytes]:
         """The header that names the tenant, if the configuration has one."""
@@ -98,7 +104,9 @@ class Access:
             raise click.BadParameter("must be 1 to 256 printable characters", param_hint="--tenant")
         if self.settings is None:
             if tenant is not None:
-                raise click.UsageError("give --config FILE with --tenant; it has the header that names it")
+                raise click.UsageError(
+                    "give --config FILE with --tenant; the file has the header for the tenant"
+                )
             return {}
         header = self.settings.gate.tenant_header
         if header is None and tenant is not None:
@@ -107,7 +115,7 @@ class Access:
             )
         if header is not None and tenant is None:
             misconfigured(
-                f"gate.tenant_header is {header}: what is asked is a tenant's; name it with --tenant"
+                f"gate.tenant_header is {header}, so every scope belongs to a tenant; name it with --tenant"
             )
         return {} if header is None or tenant is None else {header: tenant.encode()}
 
@@ -123,21 +131,24 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
         @click.option(
             "--config",
             "config",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=_FILE,
             metavar="FILE",
-            help=f"The configuration file (YAML); its {name}.listen is asked.",
+            help=f"The configuration file (YAML). Its {name}.listen is called.  [default: {DEFAULT}, unless "
+            f"--{name} is given]",
         )
         @set_option
         @click.option(
             f"--{name}",
             "address",
             metavar="ADDRESS",
-            help=f"The {name} listener to ask, instead of the configuration's: HOST:PORT, "
+            help=f"The {name} listener to call, instead of the configuration's: HOST:PORT, "
             "https://HOST:PORT or unix:/PATH.",
         )
-        @click.option("--ca", type=_FILE, metavar="FILE", help="With TLS: trust what this PEM file has.")
-        @click.option("--cert", type=_FILE, metavar="FILE", help="With TLS: the certificate to show (PEM),")
-        @click.option("--key", type=_FILE, metavar="FILE", help="and its key.")
+        @click.option(
+            "--ca", type=_FILE, metavar="FILE", help="TLS: trust the certificates in this PEM file."
+        )
+        @click.option("--cert", type=_FILE, metavar="FILE", help="TLS: the client certificate to send (PEM).")
+        @click.option("--key", type=_FILE, metavar="FILE", help="TLS: the key of --cert (PEM).")
         @wraps(command)
         def asking(
             config: Path | None,
@@ -150,22 +161,18 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
         ) -> None:
             if key is not None and cert is None:
                 raise click.UsageError("give the certificate that --key belongs to with --cert")
+            config = config or (default_file(os.environ) if address is None else None)
             settings = None if config is None else load_settings(config, overrides, read_keys=False)
-            listener = Listener(
+            listener = Caller(
                 name=name,
-                place=_place(name, settings, address),
-                trust=Trust(
-                    pinned=None if settings is None else _certificate_of(settings, name),
-                    ca=ca,
-                    certificate=cert,
-                    key=key,
-                ),
+                place=_address(name, settings, address),
+                trust=Trust(pinned=_certificate_of(settings, name), ca=ca, certificate=cert, key=key),
                 timeout=others.pop("timeout", TIMEOUT_SECONDS),
             )
             of_tls = listener.place.tls or (others.get("data") or "").startswith("https://")
             if not of_tls and (ca, cert) != (None, None):
                 raise click.UsageError(
-                    f"--ca, --cert and --key are for TLS, and {listener.place} is asked without; "
+                    f"--ca, --cert and --key are for TLS, and {listener.place} is called without TLS; "
                     f"write --{name} https://HOST:PORT"
                 )
             try:
@@ -184,32 +191,27 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
     return decorated
 
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-def _place(name: Literal["data", "admin", "ops"], settings: Settings | None, text: str | None) -> Place:
+def _address(name: Literal["data", "admin", "ops"], settings: Settings | None, text: str | None) -> Endpoint:
     if text is not None:
         try:
-            place = Place.parse(text).reachable()
+            place = Endpoint.parse(text).reachable()
         except ValueError as exc:
             raise click.BadParameter(str(exc), param_hint=f"--{name}") from exc
         if name == "admin" and not place.address.is_loopback():
-            raise click.BadParameter("only a sidecar on this host is asked", param_hint="--admin")
+            raise click.BadParameter("only a sidecar on this host is called", param_hint="--admin")
     elif settings is not None:
         section = getattr(settings, name)
-        place = Place(address=section.listen, tls=section.tls.certificate_file is not None).reachable()
+        place = Endpoint(address=section.listen, tls=section.tls.certificate_file is not None).reachable()
     else:
-        raise click.UsageError(f"give --config FILE, or --{name} HOST:PORT")
+        raise click.UsageError(f"{NOT_FOUND}, or --{name} HOST:PORT")
     if isinstance(place.address, Listen) and place.address.port == 0:
         misconfigured(f"{name}.listen has port 0, which is any free port; name the real one with --{name}")
     return place
 
 
-def _certificate_of(settings: Settings, name: str) -> Path | None:
-    """The certificate of a listener. It is known on the listener's own host, so no other is accepted
-    there."""
-    certificate: Path | None = getattr(settings, name).tls.certificate_file
-    return certificate
+def _certificate_of(settings: Settings | None, name: str) -> Path | None:
+    """The configured certificate of a listener. If it is known, no other certificate is accepted."""
+    return None if settings is None else getattr(settings, name).tls.certificate_file
 
 
 # Reading a configuration ----------------------------------------------------------------------------
@@ -260,60 +262,45 @@ STEPS = 200
 public_key_option = click.option(
     "--public-key",
     "public_keys",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="A key whose checkpoints count; by default the one of log.signing_key_file. May be repeated.",
+    help="Accept checkpoints of this public key; repeatable.  [default: the key of log.signing_key_file]",
 )
 
 
 def database(config: Path, loaded: Settings) -> Path:
     """The database file. Ends the program if the store is in memory."""
     if loaded.store.file is None:
-        misconfigured(f"{config}: store.url: a store in memory has no log that could be read")
+        misconfigured(f"{config}: store.url: a store in memory has no log to read")
     return loaded.store.file
 
 
 def attestation_of(loaded: Settings, public_keys: tuple[Path, ...]) -> Attestation:
     """Read the checkpoint file. Raises LogTampered and StoreUnavailable."""
+    from sidecar.files.keyfiles import KeyFileUnusable
+    from sidecar.files.signing import load_public_key, load_signing_key
     from sidecar.store.attestation import NONE, read_checkpoints
 
-    keys = _keys(loaded, public_keys)
-    if loaded.log.checkpoint_file is None:
-        return NONE
-    return read_checkpoints(loaded.log.checkpoint_file, keys)
+    own = loaded.log.signing_key_file
+    keys, file = [], own
+    try:
+        for file in public_keys:
+            keys.append(load_public_key(file))
+        if not public_keys and own is not None:
+            keys.append(load_signing_key(own).public)
+    except KeyFileUnusable as exc:
+        misconfigured(f"{file}: {exc}; give --public-key FILE to verify with another one")
+    return NONE if loaded.log.checkpoint_file is None else read_checkpoints(loaded.log.checkpoint_file, keys)
 
 
 def check_known(attestation: Attestation) -> None:
     """End the program if an unknown key signed a checkpoint."""
     for key_id, count in attestation.unknown.items():
         failed(
-            f"not verified whole: {count} checkpoints are of the key {key_id}, which is not known; "
-            "give its public key with --public-key, or find out who wrote them"
+            f"not verified whole: {count} checkpoints are of the key {key_id}, which is unknown; give its "
+            "public key with --public-key, or find out who wrote them"
         )
-
-
-def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
-    """The public keys whose checkpoints are accepted."""
-    from sidecar.files.keyfiles import KeyFileUnusable
-    from sidecar.files.signing import load_public_key, load_signing_key
-
-    signing = loaded.log.signing_key_file
-    try:
-        if files or signing is None:
-            return [_named(file, load_public_key) for file in files]
-        return [_named(signing, load_signing_key).public]
-    except KeyFileUnusable as exc:
-        misconfigured(f"{exc}; give --public-key FILE to verify with another one")
-
-
-def _named(file: Path, load: Callable[[Path], T]) -> T:
-    from sidecar.files.keyfiles import KeyFileUnusable
-
-    try:
-        return load(file)
-    except KeyFileUnusable as exc:
-        raise KeyFileUnusable(f"{file}: {exc}") from exc
 
 
 @contextmanager
@@ -341,6 +328,23 @@ def tampered(exc: LogTampered) -> NoReturn:
 # Ending ---------------------------------------------------------------------------------------------
 
 
+def answered(document: object, as_json: bool, labelled: Iterable[tuple[str, object]]) -> None:
+    """Print an answer: as JSON, or as labelled lines."""
+    from sidecar.cli.tables import lines
+
+    if as_json:
+        tell(document)
+    else:
+        lines(labelled)
+
+
+def login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user without a name, as in many containers
+        return "cli"
+
+
 def tell(document: object) -> None:
     """Print a JSON document on one line, in ASCII, so that it contains no control characters."""
     click.echo(json.dumps(document).replace("\x7f", "\\u007f"))
@@ -357,10 +361,10 @@ def refused(problem: ProblemError, *, as_json: bool = False) -> NoReturn:
 
     if as_json:
         tell(problem.body)
-    told = {"type", "title", "status", "detail", "error", "message"}
-    brought = {name: value for name, value in problem.body.items() if name not in told and value != []}
+    shown = {"error", "message", *REPEATED}
+    others = {name: value for name, value in problem.body.items() if name not in shown and value != []}
     click.echo(f"scopegate: {cell(problem)}", err=True)
-    for line in lines_of(brought):
+    for line in lines_of(others):
         click.echo(line, err=True)
     sys.exit(FAILED)
 

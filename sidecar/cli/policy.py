@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import click
 
+from sidecar.cli.lists import since_option
 from sidecar.cli.options import (
     FAILED,
     TAMPERED,
@@ -23,20 +23,16 @@ from sidecar.cli.options import (
     misconfigured,
     set_option,
 )
-from sidecar.clock import wall_clock
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import shown
 from sidecar.policies import files as policyfiles
 from sidecar.policies import testing as policytests
-from sidecar.policies.gaterecords import Finding, Kind, instant
+from sidecar.policies.gaterecords import Finding, Kind
 from sidecar.policies.replay import Replay, replayed
 
 # The least number of records per step of the progress bar. A shorter log is read in one step.
 LONG = 20_000
-
-_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d|w)")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 # The kinds of findings, in the order of the summary.
 _KINDS: dict[Kind, str] = {
@@ -134,11 +130,7 @@ Examples:
     metavar="FOLDER",
     help="The policy set to try.",
 )
-@click.option(
-    "--since",
-    metavar="WHEN",
-    help="Only decisions since then: a time such as 2026-12-24T12:00:00Z, or an age such as 90m, 24h, 7d.",
-)
+@since_option
 @click.option(
     "--json",
     "as_json",
@@ -146,7 +138,7 @@ Examples:
     help="Print one JSON document, with undecidable records, too.",
 )
 def replay(
-    config: Path, overrides: tuple[str, ...], folder: Path, since: str | None, *, as_json: bool
+    config: Path, overrides: tuple[str, ...], folder: Path, since: int | None, *, as_json: bool
 ) -> None:
     """Decide the recorded decisions again under another policy set, and show those that would change.
 
@@ -156,12 +148,11 @@ def replay(
     loaded = load_settings(config, overrides, read_keys=False)
     if loaded.store.file is None:
         misconfigured(f"{config}: store.url: a store in memory has no log to replay")
-    begin = 0 if since is None else _since(since)
     try:
         policies = policyfiles.load(folder)
     except ConfigurationError as exc:
         misconfigured(str(exc))
-    again = Replay(policies, since=begin, scope_required_from=loaded.gate.scope_required_from)
+    again = Replay(policies, since=since or 0, scope_required_from=loaded.gate.scope_required_from)
     summary = _Summary(policies.revision)
     show = _show_as_json if as_json else _show_as_row
     written = 0
@@ -185,17 +176,6 @@ def replay(
         click.echo(f'{begun}, "summary": {json.dumps(summary.to_dict())}}}')
     else:
         click.echo("\n" * bool(written) + "\n".join(summary.lines(folder)))
-
-
-def _since(text: str) -> int:
-    ago = _DURATION.fullmatch(text)
-    if ago is not None:
-        return wall_clock() - int(ago[1]) * _SECONDS[ago[2]] * 1_000_000
-    try:
-        return instant(text)
-    except ValueError as exc:
-        message = f"{text!r} is no time with an offset, such as 2026-12-24T12:00:00Z, nor an age such as 24h"
-        raise click.BadParameter(message, param_hint="--since") from exc
 
 
 @dataclass

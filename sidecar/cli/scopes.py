@@ -6,8 +6,6 @@ because an exhausted scope is still shown as exhausted after it is revoked.
 
 from __future__ import annotations
 
-import getpass
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,20 +16,38 @@ from typing import Annotated, Any, get_args
 
 import click
 
-from sidecar.cli.calling import Answer, Listener, ProblemError, UncertainError, UnreachableError, within
+from sidecar.cli.client import (
+    Caller,
+    CallResult,
+    ProblemError,
+    UncertainError,
+    UnreachableError,
+    within,
+)
 from sidecar.cli.decisions import PATH as DECISIONS
 from sidecar.cli.executions import row as execution_row
 from sidecar.cli.lists import (
-    before_option,
+    duration,
     identifier,
-    limit_option,
+    incident_option,
+    listing,
     name,
+    only,
     pages,
-    tell_of_more,
     tenant_option,
     usd,
 )
-from sidecar.cli.options import FAILED, Access, asks, ended, json_option, progress_bar, tell
+from sidecar.cli.options import (
+    FAILED,
+    Access,
+    answered,
+    asks,
+    ended,
+    json_option,
+    login_name,
+    progress_bar,
+    tell,
+)
 from sidecar.cli.tables import age, cell, dollars, lines, moment, table, when
 from sidecar.core.scope import ScopeStatus
 from sidecar.web.wire import answers
@@ -39,8 +55,6 @@ from sidecar.web.wire.forms import LATER, Dollars, Time
 
 CREATE = "/api/v1/recovery/scope"
 SCOPES = "/api/v1/scopes"
-
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600}
 
 
 class Grant(answers.GrantedScope):
@@ -51,22 +65,11 @@ class Grant(answers.GrantedScope):
     cost_used_usd: Annotated[Dollars, LATER]
 
 
-def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Parse a duration: a number of seconds, or a number with the unit s, m or h."""
-    del ctx, param
-    if value is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,9})([smh]?)", value)
-    if found is None:
-        raise click.BadParameter(f"{value!r} is no number of seconds, and no 90s, 5m or 1h")
-    return int(found[1]) * _SECONDS[found[2]]
-
-
 data_option = click.option(
     "--data",
     metavar="ADDRESS",
-    help="The data listener of the same sidecar, written as --admin is: needed with --admin where scopes are "
-    "served on data, since only you know how this host reaches it.",
+    help="The address of the same sidecar's data listener, written like --admin. Needed with --admin if the "
+    "data listener serves scopes, because the sidecar does not know how this host reaches it.",
 )
 
 
@@ -77,10 +80,10 @@ Examples:
   scopegate scopes show scope_... --config config/scopegate.yaml"""
 )
 def scopes() -> None:
-    """Execution scopes: ask for one, look at them, revoke one."""
+    """Execution scopes: create one, list and show them, revoke one or all."""
 
 
-# Asking for one -------------------------------------------------------------------------------------
+# Creating one ---------------------------------------------------------------------------------------
 
 
 @scopes.command(
@@ -95,30 +98,34 @@ Examples:
     --action retry_agent --intent 'Recover the agent')"""
 )
 @asks("admin")
-@click.option("--incident-id", required=True, metavar="ID", help="The only incident that it is for.")
+@click.option("--incident-id", required=True, metavar="ID", help="The incident that the scope is for.")
 @click.option(
     "--action",
     "actions",
     required=True,
     multiple=True,
     metavar="NAME",
-    help="What it allows. May be repeated.",
+    help="An action that the scope allows; repeatable.",
 )
-@click.option("--intent", required=True, metavar="TEXT", help="Why: it stands in the record of the grant.")
-@click.option("--max-attempts", type=int, metavar="N", help="How many executions.")
-@click.option("--ttl", callback=duration, metavar="TIME", help="For how long: seconds, or 5m, or 1h.")
-@click.option("--max-cost-usd", callback=usd, metavar="X", help="What its executions may cost together.")
+@click.option(
+    "--intent", required=True, metavar="TEXT", help="Why the actions are needed; the record keeps it."
+)
+@click.option("--max-attempts", type=int, metavar="N", help="The most executions.")
+@click.option(
+    "--ttl", callback=duration, metavar="TIME", help="How long the scope is valid: seconds, or 5m, or 1h."
+)
+@click.option(
+    "--max-cost-usd", callback=usd, metavar="X", help="The most that all executions may cost together."
+)
 @click.option(
     "--target-agent",
     "target_agents",
     multiple=True,
     metavar="ID",
-    help="The only agent that may be acted on; without it any. May be repeated.",
+    help="An agent that the actions may target; repeatable.  [default: any agent]",
 )
-@click.option("--created-by", metavar="NAME", help="Who asks.  [default: the login name]")
-@click.option(
-    "--tenant", metavar="NAME", help="Whose scope it is; sent as the configuration's gate.tenant_header."
-)
+@click.option("--created-by", metavar="NAME", help="Who creates the scope.  [default: the login name]")
+@click.option("--tenant", metavar="NAME", help="The tenant; sent in the header gate.tenant_header.")
 @data_option
 @click.option("--quiet", "-q", is_flag=True, help="Print the scope_id only.")
 @json_option
@@ -135,16 +142,16 @@ def create(
     as_json: bool,
     **terms: Any,
 ) -> None:
-    """Ask for a scope. What is left out gets the configuration's default."""
+    """Create a scope. Limits that are not given have the configuration's defaults."""
     if quiet and as_json:
-        raise click.UsageError("give --quiet or --json, not both: one prints the id only, the other all")
+        raise click.UsageError("give --quiet or --json, not both")
     header = sidecar.tenant_header(tenant)
     body = {
         **terms,
         "allowed_actions": list(actions),
         "ttl_seconds": ttl,
         "target_agents": list(target_agents),
-        "created_by": created_by or _login(),
+        "created_by": created_by or login_name(),
     }
     wanted = {name: value for name, value in body.items() if value is not None}
     issuer = _issuer(sidecar, data)
@@ -154,32 +161,23 @@ def create(
         _check_known(sidecar.listener, issuer, answer, header)
     if quiet:
         click.echo(answer.body["scope_id"])
-    elif as_json:
-        tell(answer.body)
     else:
-        lines([*_told(answer.body), ("decision", answer.decision_id)])
+        answered(answer.body, as_json, [*_described(answer.body), ("decision", answer.decision_id)])
 
 
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a user without a name, as in many containers
-        return "cli"
-
-
-def _issuer(sidecar: Access, data: str | None) -> Listener:
+def _issuer(sidecar: Access, data: str | None) -> Caller:
     """The listener that issues and revokes scopes. The sidecar says which one it is; `data` or the
     configuration gives its address."""
-    told = sidecar.listener.get("/api/v1/status", answers.Status)
-    on = told.body.get("scopes_served_on")
+    status = sidecar.listener.get("/api/v1/status", answers.Status)
+    on = status.body.get("scopes_served_on")
     if on == "admin":
         return sidecar.listener
     if on != "data":
-        raise sidecar.listener.stranger(told.status, odd="scopes_served_on")
+        raise sidecar.listener.stranger(status.status, odd="scopes_served_on")
     return sidecar.beside("data", data)
 
 
-def _check_known(admin: Listener, issuer: Listener, granted: Answer, header: dict[str, bytes]) -> None:
+def _check_known(admin: Caller, issuer: Caller, granted: CallResult, header: dict[str, bytes]) -> None:
     """Check that the admin listener knows the new scope. If not, the scope belongs to another sidecar, so it
     is revoked at its issuer."""
     scope_id = granted.body["scope_id"]
@@ -201,49 +199,6 @@ def _check_known(admin: Listener, issuer: Listener, granted: Answer, header: dic
 
 
 @scopes.command(
-    "list",
-    epilog="""\b
-Examples:
-  scopegate scopes list --config config/scopegate.yaml
-  scopegate scopes list --admin 127.0.0.1:9901 --incident-id inc_123 --status active --json""",
-)
-@asks("admin")
-@click.option("--incident-id", callback=identifier, metavar="ID", help="Only those of this incident.")
-@click.option("--status", type=click.Choice(get_args(ScopeStatus)), help="Only those that stand so now.")
-@tenant_option
-@limit_option
-@before_option
-@json_option
-def list_(
-    sidecar: Access,
-    incident_id: str | None,
-    status: str | None,
-    tenant: str | None,
-    limit: int,
-    before: str | None,
-    *,
-    as_json: bool,
-) -> None:
-    """List scopes, newest first, of all incidents and tenants. Looking consumes nothing."""
-    found = pages(
-        sidecar.listener,
-        SCOPES,
-        "scopes",
-        answers.ScopePage,
-        limit,
-        before,
-        incident_id=incident_id,
-        status=status,
-        tenant_id=tenant,
-    )
-    if as_json:
-        tell(found)
-        return
-    table([_row(scope) for scope in found["scopes"]], "There is no such scope.")
-    tell_of_more(found)
-
-
-@scopes.command(
     epilog="""\b
 Examples:
   scopegate scopes show scope_... --config config/scopegate.yaml
@@ -253,23 +208,17 @@ Examples:
 @click.argument("scope_id", callback=name)
 @json_option
 def show(sidecar: Access, scope_id: str, *, as_json: bool) -> None:
-    """One scope: its terms, what is left of it, and the executions that it admitted."""
+    """Show one scope: its limits, how much of them is left, and the executions that it admitted."""
     scope = sidecar.listener.get(f"{SCOPES}/{within(scope_id)}", answers.SpentScope).body
-    if as_json:
-        tell(scope)
-        return
-    lines(_told(scope))
-    if scope["executions"]:
-        click.echo()
-    admitted = [{**execution_row(one), "scope": ""} for one in scope["executions"]]
-    table(admitted, "It has admitted nothing.")
+    answered(scope, as_json, _described(scope))
+    if not as_json:
+        if scope["executions"]:
+            click.echo()
+        admitted = [{**execution_row(one), "scope": ""} for one in scope["executions"]]
+        table(admitted, "It has admitted nothing.")
 
 
 # Revoking ---------------------------------------------------------------------------------------------------
-
-
-def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    return None if value is None else name(ctx, param, value)
 
 
 @scopes.command(
@@ -281,16 +230,25 @@ Examples:
   scopegate scopes revoke --all --incident-id inc_123 --yes --config config/scopegate.yaml"""
 )
 @asks("admin")
-@click.argument("scope_id", required=False, callback=_named)
-@click.option("--all", "every", is_flag=True, help="Instead of SCOPE_ID: every scope that is not over.")
-@click.option("--incident-id", callback=identifier, metavar="ID", help="With --all: only of this incident.")
+@click.argument("scope_id", required=False, callback=name)
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="Instead of SCOPE_ID: every scope that is neither expired nor revoked.",
+)
+@click.option(
+    "--incident-id", callback=identifier, metavar="ID", help="With --all: only scopes of this incident."
+)
 @click.option(
     "--tenant",
     metavar="NAME",
-    help="Whose scope it is, where the configuration has tenants; with --all only this tenant's.",
+    help="The tenant of the scope, if the configuration has tenants. With --all: only this tenant's.",
 )
 @data_option
-@click.option("--yes", is_flag=True, help="With --all: do not ask first. Without a terminal it is required.")
+@click.option(
+    "--yes", is_flag=True, help="With --all: do not ask for confirmation. Required without a terminal."
+)
 @json_option
 def revoke(
     sidecar: Access,
@@ -303,13 +261,12 @@ def revoke(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Revoke a scope: nothing is admitted on it once this has answered. Can be repeated.
+    """Revoke a scope. Once this command has ended, the scope admits nothing. It can be repeated.
 
-    With --all every scope that has neither expired nor been revoked, of all incidents and tenants: after a
-    restored backup, and when at three in the morning recovery itself is what does the harm. Exhausted ones
-    are revoked, too: an execution of theirs that is reconciled as not_executed gives its attempt back, and
-    would bring them to life again. What is issued meanwhile is revoked as well. Whatever is in flight goes
-    on. Exit code 1: some could not be revoked; they are named.
+    With --all, revoke every scope that has neither expired nor been revoked, of all incidents and tenants:
+    after a restored backup, or when recovery itself does harm. Exhausted scopes are revoked as well, because
+    an execution that is reconciled as not_executed gives its attempt back. Scopes that are issued meanwhile
+    are revoked too. Executions in flight continue. Exit code 1: some could not be revoked; they are named.
     """
     if every == (scope_id is not None):
         raise click.UsageError("give SCOPE_ID, or --all instead of it")
@@ -319,7 +276,7 @@ def revoke(
         _revoke_one(sidecar, scope_id, tenant, data, as_json=as_json)
         return
     if not yes and not sys.stdin.isatty():
-        raise click.UsageError("give --yes with --all: there is no terminal to ask at whether you mean it")
+        raise click.UsageError("give --yes with --all, because there is no terminal to ask for confirmation")
     if tenant is not None:
         sidecar.tenant_header(tenant)
     filters = {"incident_id": incident_id, "tenant_id": tenant}
@@ -342,10 +299,10 @@ def _revoke_one(
         tell(answer.body)
         return
     scope = sidecar.listener.get(path, answers.SpentScope).body
-    lines([*_told(scope, "revoked"), ("decision", answer.decision_id)])
+    lines([*_described(scope, "revoked"), ("decision", answer.decision_id)])
 
 
-def _told(scope: dict[str, Any], what: str = "scope") -> Iterator[tuple[str, object]]:
+def _described(scope: dict[str, Any], what: str = "scope") -> Iterator[tuple[str, object]]:
     """The labelled lines of a scope."""
     yield what, scope["scope_id"]
     yield "status", scope["status"]
@@ -380,6 +337,22 @@ def _row(scope: dict[str, Any]) -> dict[str, str]:
     }
 
 
+listing(
+    scopes,
+    SCOPES,
+    "scopes",
+    answers.ScopePage,
+    _row,
+    incident_option,
+    only("--status", "those with this status now", values=get_args(ScopeStatus)),
+    tenant_option,
+    help="List scopes, newest first, of all incidents and tenants. Listing consumes nothing.",
+    examples="""\b
+Examples:
+  scopegate scopes list --config config/scopegate.yaml
+  scopegate scopes list --admin 127.0.0.1:9901 --incident-id inc_123 --status active --json""",
+)
+
 REVOKE = "/api/v1/recovery/scopes/"
 # The passes are limited, because clients that keep requesting scopes would make the sweep endless.
 PASSES = 20
@@ -392,15 +365,15 @@ LOOKS = ("active", "exhausted", "active")
 class DifferentSidecarsError(Exception):
     """The listener that issues scopes and the admin listener belong to different sidecars."""
 
-    def __init__(self, admin: Listener, issuer: Listener, found: str) -> None:
+    def __init__(self, admin: Caller, issuer: Caller, found: str) -> None:
         super().__init__(
             f"{issuer.place} (data) and {admin.place} (admin) are of different sidecars: {found}; "
             "give --data, or data.listen in the configuration, as this host reaches the same one"
         )
 
 
-def withdraw(admin: Listener, issuer: Listener, scope_id: str, header: dict[str, bytes]) -> Answer:
-    """Revoke one scope. Raises the errors of `Listener.ask`, and DifferentSidecarsError."""
+def withdraw(admin: Caller, issuer: Caller, scope_id: str, header: dict[str, bytes]) -> CallResult:
+    """Revoke one scope. Raises the errors of `Caller.ask`, and DifferentSidecarsError."""
     look = f"scopegate decisions list --scope-id {shlex.quote(scope_id)} --event revoked"
     try:
         answer = issuer.ask(
@@ -417,7 +390,7 @@ def withdraw(admin: Listener, issuer: Listener, scope_id: str, header: dict[str,
     return answer
 
 
-def is_revoked(admin: Listener, scope_id: str) -> bool:
+def is_revoked(admin: Caller, scope_id: str) -> bool:
     """Whether the log holds the revocation of a scope. The status of the scope does not matter."""
     return bool(
         pages(
@@ -434,7 +407,7 @@ class Sweep:
     """Revokes all valid scopes in repeated passes, until none is left."""
 
     sidecar: Access
-    issuer: Listener
+    issuer: Caller
     filters: dict[str, str | None]
     revoked: list[str] = field(default_factory=list)
     # The reason of each failure, by scope id.
@@ -486,7 +459,7 @@ class Sweep:
         except UnreachableError as exc:
             left = {scope_id: scope for scope_id, scope in left.items() if scope_id not in self._over}
             self.failures.update(dict.fromkeys(left.keys() - self.failures.keys(), str(exc)))
-        endless = "it was issued meanwhile, and there was no end of them; stop what asks for scopes first"
+        endless = "it was issued during the command, as were many others; stop what requests scopes first"
         return {scope_id: self.failures.get(scope_id, endless) for scope_id in left}
 
     def _pass(self, left: dict[str, dict[str, Any]]) -> None:
@@ -539,7 +512,7 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _date(answer: Answer) -> datetime:
+def _date(answer: CallResult) -> datetime:
     """The time on the sidecar's host, because the local clock may differ."""
     try:
         return parsedate_to_datetime(answer.date or "")

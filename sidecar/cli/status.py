@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sidecar.cli.options import FAILED, Access, asks, json_option, tell
+from sidecar.cli.options import FAILED, Access, answered, asks, json_option, tell
 from sidecar.web.wire.health import Liveness, Readiness
 
 
@@ -22,37 +22,35 @@ Examples:
 @asks("admin")
 @json_option
 def status(sidecar: Access, *, as_json: bool) -> None:
-    """What runs there, and how it is."""
-    from sidecar.cli.tables import lines
+    """Show whether a sidecar is ready, and if not, why; then its version, store, revisions and listeners."""
     from sidecar.web.wire import answers
 
     answer = sidecar.listener.get("/api/v1/status", answers.Status)
-    if as_json:
-        tell(answer.body)
-    else:
-        lines(_told(answer.body))
+    answered(answer.body, as_json, _described(answer.body))
 
 
-def _told(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def _described(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     """The labelled lines of the answer. An older sidecar sends fewer members."""
     from datetime import UTC, datetime, timedelta
 
     from sidecar.cli.tables import age, plain, size, when
 
-    up_since = datetime.now(UTC) - timedelta(seconds=told["uptime_seconds"])
-    yield "version", told["version"]
+    if found.get("ready") is not None:
+        yield "gate", "ready" if found["ready"] else f"NOT READY: {_problems(found.get('checks') or {})}"
+    up_since = datetime.now(UTC) - timedelta(seconds=found["uptime_seconds"])
+    yield "version", found["version"]
     yield "up since", when(up_since.isoformat())
-    yield "draining", "yes: it is shutting down" if told["draining"] else "no"
-    yield "in flight", told["in_flight"]
-    clock = told.get("clock")
+    yield "draining", "yes: it is shutting down" if found["draining"] else "no"
+    yield "in flight", found["in_flight"]
+    clock = found.get("clock")
     if clock is not None:
         yield "clock", "ok" if clock["ok"] else clock.get("reason") or "not ok"
-    unknown, oldest = told["unknown_executions"], told["oldest_unknown_admitted_at"]
+    unknown, oldest = found["unknown_executions"], found["oldest_unknown_admitted_at"]
     yield (
         "unknown",
         "not known" if unknown is None else f"{unknown}{f', the oldest {age(oldest)}' if oldest else ''}",
     )
-    store = dict(told["store"])
+    store = dict(found["store"])
     yield "store", store.pop("url")
     file, wal = store.pop("size"), store.pop("wal_size")
     yield "size", "not known" if file is None or wal is None else f"{size(file)}, and {size(wal)} of WAL"
@@ -62,16 +60,25 @@ def _told(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
     for name, value in store.items():
         if value is not None:
             yield f"store {name.replace('_', ' ')}", plain(value)
-    yield "policies", f"revision {told['policy_revision'] or 'none'}"
-    yield "configuration", f"revision {told['config_revision']}"
-    reload = told["last_reload"]
+    yield "policies", f"revision {found['policy_revision'] or 'none'}"
+    yield "configuration", f"revision {found['config_revision']}"
+    reload = found["last_reload"]
     yield "last reload", f"{'ok' if reload['ok'] else 'REFUSED'}, {when(reload['time'])}"
     yield from (("", error) for error in reload["errors"])
-    yield "scope needed", f"from {told['scope_required_from']} risk on"
-    yield "in shadow", ", ".join(told["shadow_routes"]) or "no route"
-    served_on = told.get("scopes_served_on")
-    for name, address in (told.get("listeners") or {}).items():
+    yield "scope needed", f"from {found['scope_required_from']} risk on"
+    yield "in shadow", ", ".join(found["shadow_routes"]) or "no route"
+    served_on = found.get("scopes_served_on")
+    for name, address in (found.get("listeners") or {}).items():
         yield f"{name} on", f"{address}{', which issues scopes' if name == served_on else ''}"
+
+
+def _problems(checks: dict[str, Any]) -> str:
+    """The failing checks with their reasons. Checks with the same reason are named together."""
+    failing: dict[str, list[str]] = {}
+    for name, check in checks.items():
+        if not check["ok"]:
+            failing.setdefault(check.get("reason") or "not ok", []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in failing.items())
 
 
 @click.command(
@@ -81,7 +88,7 @@ Examples:
   scopegate health --ops 127.0.0.1:9902 --live --timeout 1"""
 )
 @asks("ops")
-@click.option("--live", is_flag=True, help="Ask only whether the process answers, not whether it is ready.")
+@click.option("--live", is_flag=True, help="Check only that the process answers, not that it is ready.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.01, max=600),
@@ -92,7 +99,8 @@ Examples:
 )
 @json_option
 def health(sidecar: Access, *, live: bool, as_json: bool) -> None:
-    """Ask whether a sidecar is ready, and why not. Exit code 0: ready, 1: not ready, 3: nobody answers."""
+    """Check whether a sidecar is ready, and if not, why. Exit code 0: ready, 1: not ready, 3: no sidecar
+    answers."""
     path, shape = ("/health/live", Liveness) if live else ("/health/ready", Readiness)
     answer = sidecar.listener.ask("GET", path, shape, also=503)
     well, checks = answer.body["alive" if live else "ready"], answer.body.get("checks") or {}

@@ -44,7 +44,7 @@ Example:
   scopegate store backup /backup/scopegate.db --config config/scopegate.yaml"""
 )
 def store() -> None:
-    """The store: back it up, and accept the clock where its log disagrees."""
+    """The store: back it up, and accept the clock if the log disagrees with it."""
 
 
 @store.command(
@@ -57,10 +57,8 @@ Examples:
 @config_option
 @set_option
 @public_key_option
-@click.option(
-    "--force", is_flag=True, help="Replace FILE where it is there already, once the new one is whole."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@click.option("--force", is_flag=True, help="Replace an existing FILE, once the new copy is verified.")
+@json_option
 def backup(
     file: Path,
     config: Path,
@@ -69,11 +67,10 @@ def backup(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Copy the store to FILE as it is at one moment; works beside a running sidecar.
+    """Copy the store, as it is at one moment, to FILE. Works beside a running sidecar.
 
-    The copy is checked as `log verify` checks the store, and every page of it, and takes its name only then:
-    where anything is wrong there is no FILE. It is one file that needs no other. Exit code 4: tampering or
-    damage found.
+    The copy is verified as `log verify` verifies the store, and page by page, before it is named FILE. If
+    anything is wrong, there is no FILE. The copy is a single file. Exit code 4: tampering or damage found.
     """
     _end_as_by_ctrl_c()
     loaded = load_settings(config, overrides, read_keys=False)
@@ -125,9 +122,9 @@ Examples:
 @asks("admin")
 @json_option
 def accept_clock(sidecar: Access, *, as_json: bool) -> None:
-    """Take the wall clock of a running sidecar for right, where it jumped ahead or is behind the log.
+    """Accept the wall clock of a running sidecar, if the clock jumped ahead or is behind the log.
 
-    Look at it first (`date`): what is granted from now on expires by it. It is recorded.
+    Check the clock first (`date`), because scopes expire by it from now on. The acceptance is recorded.
     """
     look = "scopegate status"
     path = "/api/v1/store/accept-clock"
@@ -136,7 +133,7 @@ def accept_clock(sidecar: Access, *, as_json: bool) -> None:
         tell(accepted)
     else:
         step = f"{accepted['step_seconds']:+.3f} s"
-        click.echo(f"accepted: it is {accepted['now']}, {step} from the time that counted before")
+        click.echo(f"accepted: the time is {accepted['now']}, {step} from the sidecar's time before")
         click.echo(f"recorded as {accepted['decision_id']}")
 
 

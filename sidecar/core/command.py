@@ -122,13 +122,15 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconcile:
-    """Resolve an execution that ended `unknown`. If `cost` is None, the hold is the cost."""
+    """Resolve an execution that ended `unknown`. If `cost` is None, the hold is the cost. `reconciled_by` is
+    the person that the caller names, unverified."""
 
     decision_id: str
     admission_id: str
     outcome: Literal["executed", "not_executed"]
     cost: int | None = None
     reason: str | None = None
+    reconciled_by: str | None = None
     request_id: str | None = None
     principal: str = "anonymous"
     origin: Origin = "gate"

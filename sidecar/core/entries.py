@@ -106,6 +106,8 @@ def ended_entry(
         inputs["principal"] = command.principal
         details["reconciled_because"] = command.reason
         details["reconciled_by_request"] = command.request_id
+        if command.reconciled_by is not None:
+            details["reconciled_by"] = command.reconciled_by
     happened = execution.status in ("answered", "executed")
     return Entry(
         event=event,

@@ -20,3 +20,11 @@ def to_instant(time: datetime) -> int:
 def iso_time(instant: int) -> str:
     """The instant as ISO 8601 in UTC, always with six decimals so that it sorts as text."""
     return to_datetime(instant).isoformat(timespec="microseconds")
+
+
+def parse_time(text: str) -> int:
+    """A time in ISO 8601 as an instant. Raises ValueError, also if the offset is missing."""
+    try:
+        return to_instant(datetime.fromisoformat(text))
+    except TypeError as exc:
+        raise ValueError("a time needs its offset from UTC, such as Z") from exc

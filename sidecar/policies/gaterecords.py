@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Literal, get_args
 
 import orjson
 
 from sidecar.core.entries import OUTCOMES
 from sidecar.core.facts import Claims
-from sidecar.core.instant import to_instant
+from sidecar.core.instant import parse_time
 from sidecar.core.money import to_micros
 from sidecar.core.record import DecisionOutcome
 from sidecar.core.rules import TERMS
@@ -119,7 +118,7 @@ class GateRecord:
             event=read["event"],
             decision_id=record["decision_id"],
             decided_at=record["decided_at"],
-            now=instant(record["decided_at"]),
+            now=parse_time(record["decided_at"]),
             tenant_id=record["tenant_id"],
             scope_id=read["scope_id"],
             incident_id=read["incident_id"],
@@ -170,7 +169,7 @@ class GateRecord:
     def judged_at(self) -> int | None:
         """The time when the conditions were judged, or None if the record has no separate time."""
         time = self.details.get("judged_at")
-        return None if time is None or masked(time) else instant(time)
+        return None if time is None or masked(time) else parse_time(time)
 
     def claims(self) -> tuple[Claims, Missing]:
         """The claims of the request. For masked target agents, the mask itself stands in the claims.
@@ -323,14 +322,6 @@ class Finding:
             "now": None if self.now is None else self.now.to_dict(),
             "why": self.why,
         }
-
-
-def instant(text: str) -> int:
-    """A time in ISO 8601 as microseconds since 1970. Raises ValueError, also if the offset is missing."""
-    try:
-        return to_instant(datetime.fromisoformat(text))
-    except TypeError as exc:
-        raise ValueError("a time needs its offset from UTC, such as Z") from exc
 
 
 def masked(value: Any) -> bool:

@@ -18,13 +18,13 @@ from sidecar.core.apply import State, apply
 from sidecar.core.brakes import AdmissionGroup, groups_containing
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import Claims
+from sidecar.core.instant import parse_time
 from sidecar.core.policy import PolicySet
 from sidecar.core.rules import SECOND, TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
 from sidecar.errors import ERRORS
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
-from sidecar.policies.gaterecords import instant
 from sidecar.settings.faults import Mistake, faults, one_of, refuse, validated
 from sidecar.settings.keys import Section
 from sidecar.settings.values import LIST, NOT_EMPTY, Dollars, Identifier, Identifiers, Text, whole
@@ -44,7 +44,7 @@ _SCOPE_ID, _DECISION_ID = "scope_test", "the decision of this test"
 def _instant(value: object) -> int:
     """Microseconds since 1970."""
     try:
-        return instant(str(value))
+        return parse_time(str(value))
     except ValueError as exc:
         raise ValueError(f"expects a time with its offset in ISO 8601, such as {NOW}") from exc
 

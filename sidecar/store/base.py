@@ -88,6 +88,22 @@ class ScopesWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionsWanted:
+    """Which executions to list. None matches any value. `since` is the earliest time of admission, in
+    microseconds since 1970."""
+
+    status: str | None = None
+    incident_id: str | None = None
+    action: str | None = None
+    since: int | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a page looks at a bounded part of the list only, because no index serves the filter."""
+        return self.incident_id is None and not (self.action is None and self.since is None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDecision:
     """A record as the log holds it.
 
@@ -178,8 +194,11 @@ class Engine(Protocol):
     async def lapsed_scopes(self, now: int, *, before: str | None, limit: int) -> Page:
         """A page of the scopes that were past their expiry at `now`, including revoked and exhausted ones."""
 
-    async def decisions(self, filters: Mapping[str, str], *, before: str | None, limit: int) -> Page:
-        """A page of StoredDecision; `filters` maps columns of the log to the value wanted."""
+    async def decisions(
+        self, filters: Mapping[str, str], *, since: int | None = None, before: str | None, limit: int
+    ) -> Page:
+        """A page of StoredDecision; `filters` maps columns of the log to the value wanted. `since` is the
+        earliest time of the record, in microseconds since 1970."""
 
     async def decision(self, decision_id: str) -> StoredDecision | None: ...
 
@@ -193,7 +212,7 @@ class Engine(Protocol):
 
     async def is_on(self, switch: Switch) -> bool: ...
 
-    async def executions(self, status: str | None, *, before: str | None, limit: int) -> Page: ...
+    async def executions(self, wanted: ExecutionsWanted, *, before: str | None, limit: int) -> Page: ...
 
     async def unknown_executions(self) -> tuple[int, int | None]:
         """How many executions are unknown, and when the oldest of them was admitted."""

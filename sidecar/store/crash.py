@@ -7,10 +7,12 @@ import asyncio
 from sidecar.core.command import Settle
 from sidecar.core.record import Origin
 from sidecar.ids import new_decision_id
+from sidecar.store.base import ExecutionsWanted
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 
 PAGE = 500
+IN_FLIGHT = ExecutionsWanted(status="in_flight")
 CAUSE = "the process stopped before the outcome was written"
 
 
@@ -20,7 +22,7 @@ async def account_for_crash(store: Store, origin: Origin = "gate") -> None:
     Call it before the first admission. Raises StoreUnavailable.
     """
     count = 0
-    while (page := await store.engine.executions("in_flight", before=None, limit=PAGE)).rows:
+    while (page := await store.engine.executions(IN_FLIGHT, before=None, limit=PAGE)).rows:
         settlements = (
             Settle(
                 decision_id=new_decision_id(),

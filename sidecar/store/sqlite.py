@@ -14,7 +14,6 @@ import os
 import shutil
 import sqlite3
 import uuid
-from bisect import bisect_left
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -33,15 +32,25 @@ from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import rows
 from sidecar.store.admission_cache import AdmissionCache
-from sidecar.store.base import ChainHead, Changes, Footprint, Page, ScopesWanted, StoredDecision
+from sidecar.store.base import (
+    ChainHead,
+    Changes,
+    ExecutionsWanted,
+    Footprint,
+    Page,
+    ScopesWanted,
+    StoredDecision,
+)
 from sidecar.store.lists import (
     STORED_DECISION,
     cursor,
-    decision_cursor,
-    decisions_query,
+    decisions_page,
+    executions_page,
     page,
+    recorded_since,
     scopes_page,
     scopes_query,
+    stored_decision,
 )
 from sidecar.store.migrate import migrate
 from sidecar.store.ownership import Ownership
@@ -124,8 +133,6 @@ def counted(connection: sqlite3.Connection, group: AdmissionGroup, since: int) -
 
 DAY = 24 * 60 * 60 * 1_000_000
 
-_IS_YOUNGER = """
-    SELECT EXISTS (SELECT 1 FROM decisions WHERE seq = ? AND COALESCE(recorded_at, decided_at) > ?)"""
 # About as many pages as an empty database has: one for each table and index, and those of the schema's text.
 _EMPTY = """
     SELECT COUNT(NULLIF(rootpage, 0)) + SUM(LENGTH(sql)) / (SELECT page_size FROM pragma_page_size) + 1
@@ -153,15 +160,10 @@ def _known(measure: Callable[[], int]) -> int | None:
 
 def _grown(connection: sqlite3.Connection, since: int) -> int:
     """The bytes added since a time, estimated as the share of the younger records in the whole database."""
-
-    def is_younger(seq: int) -> int:
-        found: tuple[int] = connection.execute(_IS_YOUNGER, (seq, since)).fetchone()
-        return found[0]
-
     (last,) = connection.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()
     if not last:
         return 0
-    younger = last - bisect_left(range(1, last + 1), 1, key=is_younger)
+    younger = last + 1 - recorded_since(connection, since + 1, range(1, last + 1))
     # The page count, not the file size, because the file lacks the pages that are still in the WAL.
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (page_size,) = connection.execute("PRAGMA page_size").fetchone()
@@ -438,15 +440,16 @@ class SqliteEngine:
         )
         return page(found, limit, rows.scope_from_row)
 
-    async def decisions(self, filters: Mapping[str, str], *, before: str | None, limit: int) -> Page:
-        found = await self._rows(*decisions_query(filters, cursor(before), limit + 1))
-        return page(found, limit, _stored_decision)
+    async def decisions(
+        self, filters: Mapping[str, str], *, since: int | None = None, before: str | None, limit: int
+    ) -> Page:
+        return await self._read(lambda raw: decisions_page(raw, filters, since, before, limit))
 
     async def decision(self, decision_id: str) -> StoredDecision | None:
         found = await self._rows(
             f"{STORED_DECISION.format(found='decisions')} WHERE d.decision_id = ?", (decision_id,)
         )
-        return _stored_decision(found[0]) if found else None
+        return stored_decision(found[0]) if found else None
 
     async def is_kept(self, key: bytes) -> bool:
         return bool(await self._rows(IS_KEPT, (key,)))
@@ -470,16 +473,8 @@ class SqliteEngine:
         )
         return rows.execution_from_row(found[0]) if found else None
 
-    async def executions(self, status: str | None, *, before: str | None, limit: int) -> Page:
-        wanted = "" if status is None else " AND status = ?"
-        if status not in (None, "answered"):
-            wanted += " AND status <> 'answered'"  # redundant, but SQLite needs it to use the partial index
-        found = await self._rows(
-            f"SELECT {rows.EXECUTION_COLUMNS}, decision_id FROM executions WHERE decision_id < ?{wanted} "
-            "ORDER BY decision_id DESC LIMIT ?",
-            (decision_cursor(before), *(() if status is None else (status,)), limit + 1),
-        )
-        return page(found, limit, rows.execution_from_row)
+    async def executions(self, wanted: ExecutionsWanted, *, before: str | None, limit: int) -> Page:
+        return await self._read(lambda raw: executions_page(raw, wanted, before, limit))
 
     async def unknown_executions(self) -> tuple[int, int | None]:
         found = await self._rows(
@@ -594,7 +589,3 @@ def _write_all(connection: sqlite3.Connection, sql: str, wanted: Sequence[tuple[
 def _identity(name: str) -> tuple[str, int, int]:
     found = os.stat(name)
     return name, found.st_dev, found.st_ino
-
-
-def _stored_decision(row: Any) -> StoredDecision:
-    return StoredDecision(envelope=row[0], hash=row[1], previous=row[2], bound_run_id=row[3], seq=row[4])

@@ -133,7 +133,7 @@ class LogEvent(Enum):
 
     # Starting and stopping
     OPEN_DOOR = _SIDECAR.warning(
-        "whoever reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it",
+        "anyone who reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it",
         "The data listener is open to other hosts and issues scopes to every client.",
     )
     UNKNOWN_VARIABLE = _SIDECAR.warning(

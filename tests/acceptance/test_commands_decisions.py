@@ -104,6 +104,45 @@ def test_filters_narrow_each_other(sidecar: Program, wanted: tuple[str, ...], ev
     assert [record["event"] for record in found] == events
 
 
+def test_a_grant_shows_its_actions_its_intent_and_who_asked(sidecar: Program) -> None:
+    ended = scopegate(
+        *("scopes", "create", "--admin", at(sidecar), "--data", f"{sidecar.data[0]}:{sidecar.data[1]}"),
+        *("--incident-id", "inc_who", "--action", "retry_agent"),
+        *("--intent", "The pod does not answer", "--created-by", "alice"),
+    )
+    assert ended.returncode == 0, ended
+    (row,) = decisions(sidecar, "list", "--incident-id", "inc_who").stdout.splitlines()[1:]
+    assert "  retry_agent  " in row
+    assert row.endswith("  The pod does not answer; by alice")
+
+
+def test_tables_show_how_an_execution_ended_and_json_what_is_recorded(sidecar: Program) -> None:
+    scope_id = spent(sidecar, "inc_words")
+    shown = decisions(sidecar, "list", "--scope-id", scope_id).stdout
+    assert [row.split()[1:3] for row in shown.splitlines()[1:3]] == [
+        ["refused", "by"],
+        ["settled", "answered"],
+    ]
+    assert "selected" not in shown
+    assert [one["decision_outcome"] for one in listed(sidecar, "--scope-id", scope_id)] == [
+        "blocked",
+        *["selected"] * 3,
+    ]
+
+
+def test_an_action_and_a_time_narrow_a_list(sidecar: Program) -> None:
+    spent(sidecar, "inc_since")
+    wanted = ("--incident-id", "inc_since")
+    assert len(listed(sidecar, *wanted, "--action", "retry_agent", "--since", "1h")) == 3
+    assert len(listed(sidecar, "--action", "retry_agent", "--since", "7d", "--limit", "3")) == 3
+    for since in ("0s", "9999-01-01T00:00:00Z"):
+        assert listed(sidecar, *wanted, "--since", since) == []
+    assert listed(sidecar, *wanted, "--action", "none") == []
+    wrong = decisions(sidecar, "list", "--since", "yesterday")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "'--since'" in wrong.stderr
+
+
 def test_an_empty_list_says_so_where_programs_do_not_read(sidecar: Program) -> None:
     ended = decisions(sidecar, "list", "--incident-id", "inc_nothing")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "There is no such decision.\n")

@@ -82,6 +82,7 @@ def unknown_execution(sidecar: Program, backend: Backend) -> str:
 
 def test_the_status_is_told_in_lines(sidecar: Program) -> None:
     told = lines(scopegate("status", "--admin", at(sidecar.admin)))
+    assert next(iter(told.items())) == ("gate", "ready")
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ \(\d+ (s|min) ago\)", told["up since"])
     assert (told["draining"], told["in flight"]) == ("no", "0")
     assert told["store"] == f"sqlite:///{sidecar.store}"
@@ -150,6 +151,8 @@ def test_a_sidecar_that_is_not_ready_exits_1_and_says_why(tmp_path: Path, backen
         as_json = scopegate("health", "--ops", at(sidecar.ops), "--json")
         assert (as_json.returncode, json.loads(as_json.stdout)["ready"]) == (1, False)
         assert scopegate("health", "--ops", at(sidecar.ops), "--live").returncode == 0
+        first = scopegate("status", "--admin", at(sidecar.admin)).stdout.splitlines()[0]
+        assert re.match(r"gate +NOT READY: store, log: the database file .+ was moved", first)
 
 
 def test_a_health_check_reads_the_address_from_the_configuration(sidecar: Program) -> None:
@@ -202,15 +205,20 @@ def test_an_unknown_execution_is_reconciled_once(sidecar: Program, backend: Back
     assert (again.returncode, again.stdout) == (1, "")
     assert "scopegate: not_reconcilable: " in again.stderr
     assert scope_of(sidecar.data, told["scope"], incident="inc_unknown")["cost_used_usd"] == 0.004
-    record = scopegate("decisions", "list", "--admin", at(sidecar.admin), "--event", "reconciled", "--json")
-    assert json.loads(record.stdout)["decisions"][0]["details"]["reconciled_because"] == "in its logs"
+    listing = ("decisions", "list", "--admin", at(sidecar.admin), "--event", "reconciled", "--limit", "1")
+    details = json.loads(scopegate(*listing, "--json").stdout)["decisions"][0]["details"]
+    assert (details["reconciled_because"], details["reconciled_by"]) == ("in its logs", told["by"])
+    assert told["reason"] == "in its logs"
+    row = scopegate(*listing).stdout.splitlines()[1]
+    assert row.split()[1:3] == ["reconciled", "executed"]
+    assert f"  in its logs; by {told['by']}; " in row
 
 
 def test_what_was_not_executed_gives_its_attempt_back(sidecar: Program, backend: Backend) -> None:
     decision_id = unknown_execution(sidecar, backend)
     ended = scopegate(
         *("executions", "reconcile", decision_id, "--admin", at(sidecar.admin)),
-        *("--outcome", "not_executed", "--reason", "never seen", "--json"),
+        *("--outcome", "not_executed", "--reason", "never seen", "--by", "alice", "--json"),
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     reconciled = json.loads(ended.stdout)

@@ -108,6 +108,11 @@ async def test_decisions_are_filtered(house: House) -> None:
         "&tenant_id=none": 0,
         "&run_id=none": 0,
         "&type=policy&outcome=selected&incident_id=inc_a": 2,
+        "&action=retry_agent": 3,
+        "&action=none": 0,
+        "&since=1970-01-01T00:00:00Z": 5,
+        "&since=9999-01-01T00:00:00Z": 0,
+        "&since=2000-01-01T02:00:00%2B02:00&action=retry_agent&event=refused": 1,
     }.items():
         assert len(await house.records(query)) == count, query
 
@@ -144,6 +149,9 @@ async def test_decisions_come_newest_first_in_pages(house: House) -> None:
         "outcome=Selected",
         "event=issue",
         "event=issued&event=issued",
+        "since=1h",
+        "since=2026-01-01T00:00:00",
+        "since=",
     ],
 )
 async def test_a_wrong_query_is_refused(house: House, query: str) -> None:
@@ -276,7 +284,25 @@ async def test_executions_are_listed_by_status(house: House) -> None:
     assert ([each["decision_id"] for each in rest["executions"]], rest["next"]) == (ids[:1], None)
     assert len((await house.admin("GET", "/api/v1/executions")).json()["executions"]) == 4
     assert len((await house.admin("GET", "/api/v1/executions?status=answered")).json()["executions"]) == 1
-    assert_problem(await house.admin("GET", "/api/v1/executions?status=lost"), 400, "invalid_request")
+    for query in ("status=lost", "since=yesterday", "before=x&action=failover"):
+        assert_problem(await house.admin("GET", f"/api/v1/executions?{query}"), 400, "invalid_request")
+
+
+async def test_executions_are_filtered(house: House) -> None:
+    await house.execute(await house.issue(action="retry_agent", incident_id="inc_a"))
+    await unknown_execution(house)
+    for query, count in {
+        "action=retry_agent": 1,
+        "action=failover&status=unknown": 1,
+        "action=failover&status=answered": 0,
+        "incident_id=inc_a": 1,
+        "incident_id=inc_a&action=failover": 0,
+        "since=1970-01-01T00:00:00Z": 2,
+        "since=9999-01-01T00:00:00Z": 0,
+        "incident_id=inc_a&since=9999-01-01T00:00:00Z": 0,
+    }.items():
+        listed = (await house.admin("GET", f"/api/v1/executions?{query}")).json()
+        assert (len(listed["executions"]), listed["next"]) == (count, None), query
 
 
 async def test_reconciled_as_executed_its_cost_replaces_the_hold(house: House) -> None:
@@ -379,6 +405,34 @@ async def test_status_tells_versions_sizes_and_revisions(house: House) -> None:
     assert status["config_revision"]
     assert status["last_reload"]["ok"] is True
     assert {"time", "errors"} <= set(status["last_reload"])
+
+
+async def test_status_tells_whether_the_gate_is_ready_and_why_not(house: House) -> None:
+    status = (await house.admin("GET", "/api/v1/status")).json()
+    assert status["ready"] is True
+    away = house.database.with_suffix(".away")
+    house.database.rename(away)
+    status = (await house.admin("GET", "/api/v1/status")).json()
+    away.rename(house.database)
+    assert status["ready"] is False
+    assert {name for name, check in status["checks"].items() if not check["ok"]} == {"store", "log"}
+    assert "moved" in status["checks"]["store"]["reason"]
+
+
+async def test_who_reconciles_stands_in_the_record(house: House) -> None:
+    _, decision_id = await unknown_execution(house)
+    assert (await reconcile(house, decision_id, outcome="executed", reconciled_by="alice")).status == 200
+    _, other = await unknown_execution(house)
+    assert (await reconcile(house, other, outcome="executed")).status == 200
+    without, record = await house.records("&event=reconciled")
+    assert record["details"]["reconciled_by"] == "alice"
+    assert "reconciled_by" not in without["details"]
+    assert record["decision_inputs"]["principal"] == "anonymous"
+
+
+async def test_the_root_of_admin_leads_to_the_documentation(house: House) -> None:
+    answer = await house.admin("GET", "/")
+    assert (answer.status, answer.header("Location")) == (308, "/docs")
 
 
 async def test_status_answers_when_the_folder_of_the_store_is_gone(tmp_path: Path, backend: Backend) -> None:

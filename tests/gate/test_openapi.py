@@ -241,6 +241,7 @@ WALKS: dict[str, tuple[Walk, int]] = {
     "getDocument": (looks("/openapi.json"), 200),
     "getPage": (looks("/docs"), 200),
     "getPageElsewhere": (looks("/docs/"), 308),
+    "getRoot": (looks("/"), 308),
     "getPageFile": (looks("/docs/page.css"), 200),
     "getLiveness": (asks_ops("/health/live"), 200),
     "getReadiness": (asks_ops("/health/ready"), 200),

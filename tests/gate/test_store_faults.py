@@ -19,6 +19,7 @@ import pytest
 from sidecar.core.instant import iso_time
 from sidecar.core.policy import Brake, Rule
 from sidecar.errors import StoreUnavailable
+from sidecar.store.base import ExecutionsWanted
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from sidecar.store.verify import verify_sqlite
 from tests.client import Message, connect, read_message, request_bytes
@@ -332,7 +333,7 @@ async def test_a_rehearsed_decision_leaves_nothing_behind(house: House) -> None:
     store.last_error = "a fault"
     await store.check()
     assert await house.records() == before
-    page = await store.engine.executions(None, before=None, limit=10)
+    page = await store.engine.executions(ExecutionsWanted(), before=None, limit=10)
     assert not page.rows
     writer = engine_of(house)._writer
     assert writer is not None

@@ -6,19 +6,24 @@ import itertools
 import random
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pytest
 
-from sidecar.core.command import Bind, Emit, Refuse, Turn
+from sidecar.core.command import AcceptClock, Admitted, Bind, Emit, Refuse, Settle, Turn
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionType, Record
+from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
+from sidecar.store import lists
+from sidecar.store.base import ExecutionsWanted
 from sidecar.store.batch import Store
-from sidecar.store.lists import FILTERS, decisions_query
+from sidecar.store.lists import FILTERS, decisions_query, executions_query
 from tests.store.conftest import OpenStore, admit, issue
+from tests.support import SECOND, Clock
 
 VALUES = {
     "type": ("policy", "routing", "budget"),
@@ -26,6 +31,7 @@ VALUES = {
     "event": ("emitted", "refused", "issued"),
     "scope_id": ("scope_none", "scope_other"),
     "incident_id": ("inc_1", "inc_9"),
+    "action": ("failover", "none"),
     "request_id": ("req", "req_a", "req_b"),
     "run_id": ("run_1", "run_2"),
     "tenant_id": ("default", "acme"),
@@ -65,12 +71,14 @@ async def filled(store: Store) -> Store:
     return store
 
 
-async def every(store: Store, filters: dict[str, str], limit: int) -> list[dict[str, Any]]:
+async def every(
+    store: Store, filters: dict[str, str], limit: int, since: int | None = None
+) -> list[dict[str, Any]]:
     """All records that a filter finds, over pages of `limit`, as the admin interface shows them."""
     found: list[dict[str, Any]] = []
     before: str | None = None
     while True:
-        page = await store.engine.decisions(filters, before=before, limit=limit)
+        page = await store.engine.decisions(filters, since=since, before=before, limit=limit)
         assert len(page.rows) <= limit
         for row in page.rows:
             envelope = orjson.loads(row.envelope)
@@ -117,3 +125,142 @@ async def test_every_filter_is_served_by_an_index(open_store: OpenStore, tmp_pat
                 unserved = [step for step in steps if step.startswith("SCAN") and "SUBQUERY" not in step]
                 # Found are sequence numbers; nothing may read the whole log to find them.
                 assert [step for step in unserved if not step.startswith("SCAN (")] == [], (names, steps)
+
+
+# A time, and what no index serves -------------------------------------------------------------------------
+
+
+async def test_a_time_finds_the_records_from_then_on(store: Store, clock: Clock) -> None:
+    times = []
+    for _ in range(5):
+        times.append(store.now())
+        await store.submit(issue())
+        clock.move(60)
+    whole = await every(store, {}, 100)
+    for number, time in enumerate(times):
+        for filters in ({}, {"event": "issued"}, {"incident_id": "inc_1"}, {"tenant_id": "default"}):
+            assert await every(store, filters, 2, since=time) == whole[: 5 - number]
+    assert await every(store, {}, 100, since=0) == whole
+    assert await every(store, {}, 100, since=store.now()) == []
+
+
+async def test_a_time_finds_the_records_before_and_after_a_clock_was_set_back(
+    store: Store, clock: Clock
+) -> None:
+    begun = store.now()
+    await store.submit(issue())
+    clock.move(3_600)
+    await store.submit(issue())
+    clock.set(-3_600)
+    await store.submit(AcceptClock(decision_id=new_decision_id()))
+    await store.submit(issue())
+    seqs = {record["seq"] for record in await every(store, {}, 100, since=begun + 1_800 * SECOND)}
+    assert seqs == {2}
+    assert len(await every(store, {}, 100, since=begun)) == 4
+    clock.move(7_200)
+    await store.submit(issue())
+    seqs = {record["seq"] for record in await every(store, {}, 100, since=begun + 1_800 * SECOND)}
+    assert seqs == {2, 5}
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+async def test_an_action_is_found_piece_by_piece(
+    filled: Store, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    combinations = (
+        {"action": "failover"},
+        {"action": "failover", "event": "admitted"},
+        {"action": "failover", "tenant_id": "acme"},
+        {"action": "none"},
+    )
+    whole = [await every(filled, filters, 1000) for filters in combinations]
+    assert len(whole[0]) == 10
+    monkeypatch.setattr(lists, "LOOKED_AT", 7)
+    assert [await every(filled, filters, limit) for filters in combinations] == whole
+    page = await filled.engine.decisions({"action": "none"}, before=None, limit=100)
+    assert page.rows == []
+    assert page.next is not None
+    recent = await filled.engine.decisions(
+        {"action": "none"}, since=filled.now() + SECOND, before=None, limit=100
+    )
+    assert (recent.rows, recent.next) == ([], None)
+
+
+# Executions -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def executed(store: Store, clock: Clock) -> Store:
+    """Forty executions in two incidents of two tenants, a minute apart; half of them have ended."""
+    chance = random.Random(7)
+    for number in range(40):
+        tenant, incident = chance.choice(("default", "acme")), chance.choice(("inc_1", "inc_2"))
+        granted = issue(tenant_id=tenant, incident_id=incident)
+        await store.submit(granted)
+        action = chance.choice(("failover", "retry_agent"))
+        command = admit(granted.scope.scope_id, action, tenant_id=tenant)
+        command = replace(command, claims=replace(command.claims, incident_id=incident))
+        reply = await store.submit(command)
+        assert isinstance(reply, Admitted)
+        if number % 2:
+            outcome: Literal["answered", "unknown"] = chance.choice(("answered", "unknown"))
+            settle = Settle(decision_id=new_decision_id(), admission_id=command.decision_id, outcome=outcome)
+            await store.submit(settle)
+        clock.move(60)
+    return store
+
+
+async def every_execution(store: Store, wanted: ExecutionsWanted, limit: int) -> list[Execution]:
+    found: list[Execution] = []
+    before: str | None = None
+    while True:
+        page = await store.engine.executions(wanted, before=before, limit=limit)
+        assert len(page.rows) <= limit
+        found += page.rows
+        if page.next is None:
+            return found
+        before = page.next
+
+
+@pytest.mark.parametrize(("limit", "piece"), [(1000, 20_000), (3, 20_000), (3, 5), (1000, 5), (5, 5)])
+async def test_every_combination_of_filters_finds_exactly_those_executions(
+    executed: Store, monkeypatch: pytest.MonkeyPatch, limit: int, piece: int
+) -> None:
+    monkeypatch.setattr(lists, "LOOKED_AT", piece)
+    whole = await every_execution(executed, ExecutionsWanted(), 1000)
+    assert [one.decision_id for one in whole] == sorted((one.decision_id for one in whole), reverse=True)
+    middle = sorted(one.admitted_at for one in whole)[20]
+    values: dict[str, tuple[Any, ...]] = {
+        "status": (None, "answered", "unknown", "in_flight"),
+        "incident_id": (None, "inc_1", "inc_9"),
+        "action": (None, "failover", "none"),
+        "since": (None, middle, middle + 10**12),
+    }
+    for chosen in itertools.product(*values.values()):
+        filters = dict(zip(values, chosen, strict=True))
+        expected = [
+            one
+            for one in whole
+            if all(
+                value is None
+                or (one.admitted_at >= value if name == "since" else getattr(one, name) == value)
+                for name, value in filters.items()
+            )
+        ]
+        assert await every_execution(executed, ExecutionsWanted(**filters), limit) == expected, filters
+
+
+async def test_no_list_of_executions_reads_all_of_them(open_store: OpenStore, tmp_path: Path) -> None:
+    await open_store(tmp_path / "log.db")
+    with closing(sqlite3.connect(f"file:{tmp_path / 'log.db'}?mode=ro", uri=True)) as connection:
+        for chosen in itertools.product((None, "unknown", "answered"), (None, "x"), (None, "x"), (None, 1)):
+            status, incident, action, since = chosen
+            wanted = ExecutionsWanted(status=status, incident_id=incident, action=action, since=since)
+            sql, parameters = executions_query(wanted, "~", 101)
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters).fetchall()
+            steps = [step for *_, step in plan]
+            assert [step for step in steps if step.startswith("SCAN executions")] == [], (wanted, steps)
+            if incident is None:
+                assert "USE TEMP B-TREE FOR ORDER BY" not in steps, (wanted, steps)
+            if status == "unknown" and incident is None:
+                assert any("executions_not_answered" in step for step in steps), (wanted, steps)

@@ -32,6 +32,7 @@ from sidecar.core.rules import preview, subject_of
 from sidecar.core.scope import Scope
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.policies.files import load
+from sidecar.store.base import ExecutionsWanted
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 from tests.cases import load_cases
@@ -410,7 +411,7 @@ async def test_of_two_hundred_at_once_exactly_as_many_are_admitted_as_the_brake_
         await store.close()
         store = await open_store(path, clock=clock)
         assert admitted_of(await together(store, *(free() for _ in range(200)))) == [False] * 200
-        found = (await store.engine.executions(None, before=None, limit=1000)).rows
+        found = (await store.engine.executions(ExecutionsWanted(), before=None, limit=1000)).rows
         assert sum(execution.incident_id == "inc_1" for execution in found) == 5
         clock.wait(3600)
         assert admitted_of(await together(store, *(free() for _ in range(9)))) == [True] * 5 + [False] * 4

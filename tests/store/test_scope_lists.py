@@ -66,7 +66,7 @@ async def every(store: Store, limit: int, **wanted: Any) -> list[Scope]:
 async def test_every_combination_of_filters_finds_exactly_what_it_says(
     filled: Store, monkeypatch: pytest.MonkeyPatch, piece: int, limit: int
 ) -> None:
-    monkeypatch.setattr(lists, "SCOPES_LOOKED_AT", piece)
+    monkeypatch.setattr(lists, "LOOKED_AT", piece)
     whole = await every(filled, 1000)
     assert len(whole) == 24
     assert [scope.created_at for scope in whole] == sorted((s.created_at for s in whole), reverse=True)
@@ -93,7 +93,7 @@ async def test_every_combination_of_filters_finds_exactly_what_it_says(
 async def test_a_page_ends_at_the_piece_that_it_looked_at(
     filled: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "SCOPES_LOOKED_AT", 5)
+    monkeypatch.setattr(lists, "LOOKED_AT", 5)
     wanted = ScopesWanted(tenant_id="default", now=filled.now())  # which are the twelve oldest
     page = await filled.engine.scopes_wanted(wanted, before=None, limit=100)
     assert (page.rows, page.next) == ([], "20")

@@ -8,36 +8,39 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli import tables
-from sidecar.cli.calling import Place, Trust, UnusableError, within
+from sidecar.cli.client import Endpoint, Trust, UnusableError, within
 from sidecar.settings.addresses import Listen, SocketFile
 
 
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("127.0.0.1:9901", Place(address=Listen("127.0.0.1", 9901))),
-        ("http://127.0.0.1:9901/", Place(address=Listen("127.0.0.1", 9901))),
-        ("https://[::1]:9901", Place(address=Listen("::1", 9901), tls=True)),
-        ("unix:/run/admin.sock", Place(address=SocketFile(Path("/run/admin.sock")))),
-        ("https://unix:/run/admin.sock", Place(address=SocketFile(Path("/run/admin.sock")), tls=True)),
+        ("127.0.0.1:9901", Endpoint(address=Listen("127.0.0.1", 9901))),
+        ("http://127.0.0.1:9901/", Endpoint(address=Listen("127.0.0.1", 9901))),
+        ("https://[::1]:9901", Endpoint(address=Listen("::1", 9901), tls=True)),
+        ("unix:/run/admin.sock", Endpoint(address=SocketFile(Path("/run/admin.sock")))),
+        (
+            "https://unix:/run/admin.sock",
+            Endpoint(address=SocketFile(Path("/run/admin.sock")), tls=True),
+        ),
     ],
 )
-def test_an_address_is_read_and_told_in_the_same_way(text: str, place: Place) -> None:
-    assert Place.parse(text) == place
-    assert Place.parse(str(place)) == place
+def test_an_address_is_read_and_told_in_the_same_way(text: str, place: Endpoint) -> None:
+    assert Endpoint.parse(text) == place
+    assert Endpoint.parse(str(place)) == place
 
 
 @pytest.mark.parametrize("text", ["", "127.0.0.1", "unix:admin.sock", "ftp://127.0.0.1:1", "http://h:1/path"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expects"):
-        Place.parse(text)
+        Endpoint.parse(text)
 
 
 @pytest.mark.parametrize(
     ("text", "asked"), [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:80", "[::1]:80"), ("h:80", "h:80")]
 )
 def test_a_listener_on_every_interface_is_asked_on_loopback(text: str, asked: str) -> None:
-    assert str(Place.parse(text).reachable()) == asked
+    assert str(Endpoint.parse(text).reachable()) == asked
 
 
 def test_a_file_that_tls_cannot_use_is_named(tmp_path: Path) -> None:

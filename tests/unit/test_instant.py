@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.instant import iso_time, to_datetime, to_instant
+from sidecar.core.instant import iso_time, parse_time, to_datetime, to_instant
 
 
 def test_a_time_has_six_decimals_and_its_offset() -> None:
@@ -26,3 +26,11 @@ def test_a_date_counts_with_its_offset_and_not_without() -> None:
     assert to_instant(datetime(1970, 1, 1, 2, tzinfo=timezone(timedelta(hours=2)))) == 0
     with pytest.raises(TypeError):
         to_instant(datetime(1970, 1, 1))  # noqa: DTZ001 - a date without an offset is what is tested
+
+
+def test_a_time_is_read_as_it_is_written() -> None:
+    assert parse_time(iso_time(1_234_567)) == 1_234_567
+    assert parse_time("1970-01-01T01:00:01+01:00") == 1_000_000
+    for text in ("yesterday", "1970-01-01T00:00:00"):
+        with pytest.raises(ValueError, match=r"isoformat|offset"):
+            parse_time(text)

@@ -682,7 +682,9 @@ async def listening(place: Place) -> AsyncIterator[Listen]:
     """The call alone on a listener, so that nobody else reloads."""
     application = web.Application(middlewares=[problems])
     unused: Any = None
-    api = StateApi(store=unused, gate=unused, live=place.live, reloader=place.reloader, about=unused)
+    api = StateApi(
+        store=unused, gate=unused, live=place.live, reloader=place.reloader, readiness=unused, about=unused
+    )
     application.add_routes(routes(STATE, api))
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()

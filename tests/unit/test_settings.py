@@ -948,7 +948,7 @@ def test_an_unknown_variable_warns_and_names_the_nearest_key(tmp_path: Path) -> 
         "SCOPEGATE_gate__max_in_flight": "5",
         "OTHER": "x",
     }
-    loaded = load(file, environment=environment)
+    loaded = load(file, environment={**environment, "SCOPEGATE_CONFIG": "elsewhere.yaml"})
     warnings = loaded.warnings
     assert loaded.settings.gate.max_in_flight == 1024
     assert [warning.partition(":")[0] for warning in warnings] == [

@@ -11,6 +11,7 @@ from sidecar.web.api.operation import (
     AFTER_NUMBER,
     DECISION_ID,
     LIMIT,
+    SINCE,
     STORE_ERRORS,
     Answer,
     Operation,
@@ -29,7 +30,9 @@ class DecisionLists:
 
     async def list(self, request: web.Request, query: Query) -> answers.DecisionList:
         del request
-        page = await self._store.engine.decisions(query.given, before=query.before, limit=query.limit)
+        page = await self._store.engine.decisions(
+            query.given, since=query.since, before=query.before, limit=query.limit
+        )
         return {
             "decisions": [answers.logged_decision(row.envelope, row.bound_run_id) for row in page.rows],
             "next": page.next,
@@ -58,16 +61,20 @@ DECISIONS = (
         name="listDecisions",
         tag="Decisions",
         summary="List decisions",
-        description="Newest first. Filters narrow each other.",
+        description="Newest first. Filters narrow each other. With `action`, and without a scope, incident, "
+        "request or run, a page looks at a piece of the list only, so it may be short, or empty, and still "
+        "have a `next`.",
         parameters=(
             choice("type", "Of this type.", KINDS["type"]),
             choice("outcome", "With this outcome.", KINDS["outcome"]),
             choice("event", "Left by this event.", KINDS["event"]),
             choice("scope_id", "About this scope."),
             choice("incident_id", "About this incident."),
+            choice("action", "About this action."),
             choice("request_id", "Of this request."),
             choice("run_id", "Of this run, named in the record or bound later."),
             choice("tenant_id", "Of this tenant."),
+            SINCE,
             LIMIT,
             AFTER_NUMBER,
         ),

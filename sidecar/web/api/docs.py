@@ -117,6 +117,14 @@ DOCUMENTATION = (
         handler=Docs.redirected,
     ),
     Operation(
+        call="GET /",
+        name="getRoot",
+        tag="Documentation",
+        summary="Leads to the page",
+        answers=(Answer("It is at /docs.", status="308", contents={}, headers=("Location",)),),
+        handler=Docs.redirected,
+    ),
+    Operation(
         call="GET /docs/{file}",
         name="getPageFile",
         tag="Documentation",

@@ -11,6 +11,7 @@ from sidecar.core.scope import ExecutionStatus
 from sidecar.errors import Refusal
 from sidecar.gate.execution import Gate
 from sidecar.ids import new_decision_id
+from sidecar.store.base import ExecutionsWanted
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.api.operation import (
@@ -19,6 +20,7 @@ from sidecar.web.api.operation import (
     EXECUTION_ID,
     LIMIT,
     REQUEST_ID,
+    SINCE,
     STORE_ERRORS,
     Answer,
     Body,
@@ -41,9 +43,8 @@ class ExecutionApi:
 
     async def list(self, request: web.Request, query: Query) -> answers.ExecutionList:
         del request
-        page = await self._store.engine.executions(
-            query.given.get("status"), before=query.before, limit=query.limit
-        )
+        wanted = ExecutionsWanted(**query.given, since=query.since)
+        page = await self._store.engine.executions(wanted, before=query.before, limit=query.limit)
         return {"executions": [answers.execution(execution) for execution in page.rows], "next": page.next}
 
     async def reconcile(self, request: web.Request) -> answers.Execution | Refusal:
@@ -60,6 +61,7 @@ class ExecutionApi:
                 outcome=wanted.outcome,
                 cost=wanted.cost_usd,
                 reason=wanted.reason,
+                reconciled_by=wanted.reconciled_by,
                 request_id=request_id_of(request),
                 origin="api",
             )
@@ -78,8 +80,17 @@ EXECUTIONS = (
         name="listExecutions",
         tag="Executions",
         summary="List executions",
-        description="Newest first. Operators reconcile those that are `unknown`.",
-        parameters=(choice("status", "With this status.", get_args(ExecutionStatus)), LIMIT, AFTER_DECISION),
+        description="Newest first. Operators reconcile those that are `unknown`. With `action` or `since`, "
+        "and without `incident_id`, a page looks at a piece of the list only, so it may be short, or empty, "
+        "and still have a `next`.",
+        parameters=(
+            choice("status", "With this status.", get_args(ExecutionStatus)),
+            choice("incident_id", "About this incident."),
+            choice("action", "Of this action."),
+            SINCE,
+            LIMIT,
+            AFTER_DECISION,
+        ),
         answers=(
             Answer(
                 "A page of them.",
@@ -101,7 +112,12 @@ EXECUTIONS = (
         body=Body(
             schema=ReconcileRequest,
             examples={
-                "executed": {"outcome": "executed", "cost_usd": 0.04, "reason": "seen in the logs"},
+                "executed": {
+                    "outcome": "executed",
+                    "cost_usd": 0.04,
+                    "reason": "seen in the logs",
+                    "reconciled_by": "alice",
+                },
                 "not executed": {"outcome": "not_executed"},
             },
         ),

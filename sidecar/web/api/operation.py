@@ -200,6 +200,7 @@ LIMIT = Parameter(
     {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
     "How many to show.",
 )
+SINCE = Parameter("since", "query", {"type": "string", "format": "date-time"}, "From this time on.")
 AFTER_NUMBER = Parameter(
     "before", "query", {"type": "string", "pattern": f"^{CURSOR}$"}, "The `next` of the page before."
 )

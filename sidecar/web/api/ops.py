@@ -30,24 +30,14 @@ T = TypeVar("T")
 FRESH_SECONDS = 10.0
 
 
-class Ops:
-    """Handlers of the ops listener. Readiness reports problems in JSON, and ignores the upstream."""
+class ReadinessCheck:
+    """Whether the gate can decide requests, and if not, why. It does not depend on the upstream."""
 
-    def __init__(self, *, store: Store, gate: Gate, live: Live, metrics: Metrics) -> None:
+    def __init__(self, *, store: Store, gate: Gate, live: Live) -> None:
         self._store = store
-        self._live = live
         self._gate = gate
-        self._metrics = metrics
+        self._live = live
         self._checked_at = float("-inf")
-
-    def application(self) -> web.Application:
-        application = web.Application(middlewares=[problems, well_formed_hosts])
-        application.add_routes(routes(OPS, self))
-        return application
-
-    async def live(self, request: web.Request) -> health.Liveness:
-        del request
-        return {"alive": True}
 
     async def checks(self, *, fresh_seconds: float = 0.0) -> dict[str, str | None]:
         """Each check with its problem, or None if it passes. The store's check may be `fresh_seconds` old."""
@@ -65,16 +55,37 @@ class Ops:
             "draining": "the sidecar is shutting down" if self._gate.draining else None,
         }
 
+    async def state(self) -> health.Readiness:
+        checks = await self.checks()
+        shown = cast("health.Checks", {name: health.check(problem) for name, problem in checks.items()})
+        return {"ready": not any(checks.values()), "checks": shown}
+
+
+class Ops:
+    """Handlers of the ops listener."""
+
+    def __init__(self, readiness: ReadinessCheck, *, store: Store, metrics: Metrics) -> None:
+        self._readiness = readiness
+        self._store = store
+        self._metrics = metrics
+
+    def application(self) -> web.Application:
+        application = web.Application(middlewares=[problems, well_formed_hosts])
+        application.add_routes(routes(OPS, self))
+        return application
+
+    async def live(self, request: web.Request) -> health.Liveness:
+        del request
+        return {"alive": True}
+
     async def ready(self, request: web.Request) -> Reply[health.Readiness]:
         del request
-        checks = await self.checks()
-        ready = not any(checks.values())
-        entries = cast("health.Checks", {name: health.check(problem) for name, problem in checks.items()})
-        return Reply({"ready": ready, "checks": entries}, status=200 if ready else 503)
+        state = await self._readiness.state()
+        return Reply(state, status=200 if state["ready"] else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         del request
-        for name, problem in (await self.checks(fresh_seconds=FRESH_SECONDS)).items():
+        for name, problem in (await self._readiness.checks(fresh_seconds=FRESH_SECONDS)).items():
             self._metrics.ready.labels(name).set(problem is None)
         self._metrics.store_queue.set(self._store.waiting)
         metrics, (unknown, footprint) = self._metrics, await measured(self._store)

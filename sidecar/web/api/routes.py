@@ -15,15 +15,18 @@ from sidecar.web.api.operation import Operation, Reply
 from sidecar.web.serving.body import read_document
 from sidecar.web.wire.models import Model, validated, wrong
 from sidecar.web.wire.problem import answer, problem, refused_problem
-from sidecar.web.wire.request import paging_of, unknown
+from sidecar.web.wire.request import paging_of, since_of, unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """The query of a call: `limit` and `before` of a list, and the other parameters that were given."""
+    """The query of a call: `limit`, `before` and `since` of a list, and the other parameters that were given.
+
+    `since` is in microseconds since 1970."""
 
     limit: int
     before: str | None
+    since: int | None
     given: dict[str, str]
 
 
@@ -88,14 +91,17 @@ def read_query(operation: Operation, request: web.Request) -> Query | Refusal:
         values = known[name].schema.get("enum", [value])
         if value not in values:
             return unknown(name, values)
-    paging = paging_of(given)
+    paging, since = paging_of(given), since_of(given)
     if isinstance(paging, Refusal):
         return paging
+    if isinstance(since, Refusal):
+        return since
     limit, before = paging
     return Query(
         limit=limit,
         before=before,
-        given={name: value for name, value in given.items() if name not in ("limit", "before")},
+        since=since,
+        given={name: value for name, value in given.items() if name not in ("limit", "before", "since")},
     )
 
 

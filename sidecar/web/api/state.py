@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +20,7 @@ from sidecar.live.terms import Live
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.api.operation import REQUEST_ID, STORE_ERRORS, Answer, Operation
-from sidecar.web.api.ops import measured
+from sidecar.web.api.ops import ReadinessCheck, measured
 from sidecar.web.wire import answers
 from sidecar.web.wire.forms import TypedDict
 from sidecar.web.wire.health import check
@@ -51,19 +52,30 @@ class About:
 class StateApi:
     """Handlers of the admin listener. A reload is the same as by SIGHUP, and is awaited to its end."""
 
-    def __init__(self, *, store: Store, gate: Gate, live: Live, reloader: Reloader, about: About) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        gate: Gate,
+        live: Live,
+        reloader: Reloader,
+        readiness: ReadinessCheck,
+        about: About,
+    ) -> None:
         self._store = store
         self._gate = gate
         self._live = live
         self._reloader = reloader
+        self._readiness = readiness
         self._about = about
 
     async def status(self, request: web.Request) -> answers.Status:
         del request
         terms = self._live.terms
-        unknown, footprint = await measured(self._store)
+        readiness, (unknown, footprint) = await asyncio.gather(self._readiness.state(), measured(self._store))
         count, oldest = unknown or (None, None)
         return {
+            **readiness,
             "version": __version__,
             "uptime_seconds": (self._about.elapsed() - self._about.started_at) / 1_000_000,
             "draining": self._gate.draining,
@@ -128,7 +140,7 @@ STATE = (
         call="GET /api/v1/status",
         name="getStatus",
         tag="Status",
-        summary="Version, store, revisions, unknown executions",
+        summary="Readiness, version, store, revisions, unknown executions",
         answers=(Answer("The state of the sidecar."),),
         errors=STORE_ERRORS,
         handler=StateApi.status,

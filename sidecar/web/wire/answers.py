@@ -26,7 +26,7 @@ from sidecar.core.record import (
 from sidecar.core.scope import ExecutionStatus, ScopeStatus
 from sidecar.errors import ERRORS
 from sidecar.web.wire.forms import LATER, OPEN, Count, Dollars, Keywords, Time, TypedDict
-from sidecar.web.wire.health import Check
+from sidecar.web.wire.health import Check, Checks
 
 Hash = Annotated[str, Keywords(pattern="^[0-9a-f]{64}$")]
 ScopeId = Annotated[str, Keywords(pattern="^scope_[0-9a-f]{24,}$")]
@@ -341,6 +341,8 @@ class Listeners(TypedDict):
 class Status(TypedDict):
     """What runs here, and how it is."""
 
+    ready: Annotated[bool, LATER]
+    checks: Annotated[Checks, LATER, OPEN]
     version: str
     uptime_seconds: Annotated[float, Keywords(minimum=0)]
     draining: bool

@@ -186,6 +186,7 @@ class ReconcileRequest(WireModel):
         Annotated[str, Field(max_length=MAX_INTENT_CHARS), BeforeValidator(_reason), WithJsonSchema(INTENT)]
         | None
     ) = None
+    reconciled_by: Annotated[Identifier | None, Field(description="Who says so. Nobody verifies it.")] = None
 
 
 class ScopeTestRequest(NoNulls):

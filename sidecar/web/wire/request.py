@@ -1,4 +1,4 @@
-"""Reads the values that every listener reads alike from a request: its id, its tenant, and paging."""
+"""Reads the values that every listener reads alike from a request: its id, its tenant, paging and times."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from aiohttp import web
 
 from sidecar.core.facts import is_identifier
+from sidecar.core.instant import parse_time
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
 from sidecar.web.wire.models import wrong
@@ -31,6 +32,17 @@ def paging_of(query: Mapping[str, str]) -> tuple[int, str | None] | Refusal:
     if not re.fullmatch(r"[1-9][0-9]{0,3}", text) or int(text) > MAX_PAGE:
         return wrong("invalid_request", "limit", f"must be from 1 to {MAX_PAGE}")
     return int(text), query.get("before")
+
+
+def since_of(query: Mapping[str, str]) -> int | Refusal | None:
+    """The time `since`, in microseconds since 1970; None if it is absent."""
+    if "since" not in query:
+        return None
+    try:
+        return parse_time(query["since"])
+    except ValueError:
+        message = "must be a time with its offset, such as 2026-12-24T12:00:00Z (in a URL, + is written %2B)"
+        return wrong("invalid_request", "since", message)
 
 
 def tenant_of(request: web.BaseRequest, header: str | None) -> str | None:

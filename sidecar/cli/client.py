@@ -7,13 +7,13 @@ imports little, because health checks run it every few seconds.
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import re
 import socket
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,14 @@ def _first_certificate(file: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Endpoint:
     """The address of a listener, and whether it uses TLS."""
 
     address: Address
     tls: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> Endpoint:
         """`host:port`, `http://host:port`, `https://host:port` or `unix:/path`. Raises ValueError."""
         tls = text.startswith("https://")
         rest = text.removeprefix("https://") if tls else text.removeprefix("http://")
@@ -121,7 +121,7 @@ class Place:
         address = Listen.parse(rest.rstrip("/"))
         return cls(address=address, tls=tls)
 
-    def reachable(self) -> Place:
+    def reachable(self) -> Endpoint:
         """The place at which this host reaches a listener that is bound to every interface."""
         if isinstance(self.address, Listen) and self.address.host in _OWN:
             return replace(self, address=replace(self.address, host=_OWN[self.address.host]))
@@ -132,7 +132,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class CallResult:
     """The answer of a sidecar: a JSON object, its Date header, and the id of the recorded decision, if
     any."""
 
@@ -143,15 +143,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
+class Caller:
     """One listener of a running sidecar, by its name in the configuration."""
 
     name: str
-    place: Place
+    place: Endpoint
     trust: Trust
     timeout: float = TIMEOUT_SECONDS
 
-    def get(self, path: str, shape: Shape, **query: str | int | None) -> Answer:
+    def get(self, path: str, shape: Shape, **query: str | int | None) -> CallResult:
         """GET a path. Members of the query that are None are left out."""
         wanted = {name: value for name, value in query.items() if value is not None}
         target = path + (f"?{urlencode(wanted, errors='surrogateescape')}" if wanted else "")
@@ -167,7 +167,7 @@ class Listener:
         *,
         also: int = 200,
         look: str | None = None,
-    ) -> Answer:
+    ) -> CallResult:
         """Send one request and return its answer, which must match the shape.
 
         A body of bytes is sent unchanged, any other body as JSON. `also` is a second status that counts as
@@ -176,7 +176,7 @@ class Listener:
         """
         content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         kind = {} if content is None else {"Content-Type": "application/json"}
-        status, told, text = self.exchange(method, target, content, {**kind, **(headers or {})}, look)
+        status, received, text = self.exchange(method, target, content, {**kind, **(headers or {})}, look)
         answer = _document(text)
         problem = answer if status >= 400 and answer and _is_problem(answer) else None
         if problem is not None and problem["error"] != "not_found":
@@ -186,8 +186,8 @@ class Listener:
         place = misfit(answer, shape)
         if place is not None:
             raise self.stranger(status, odd=place)
-        decision_id, date = told.get("Scopegate-Decision-Id"), told.get("Date")
-        return Answer(status=status, body=answer, decision_id=decision_id, date=date)
+        decision_id, date = received.get("Scopegate-Decision-Id"), received.get("Date")
+        return CallResult(status=status, body=answer, decision_id=decision_id, date=date)
 
     def exchange(
         self,
@@ -202,10 +202,12 @@ class Listener:
         and UncertainError."""
         if len(target) > MAX_TARGET_BYTES:
             raise UnusableError(
-                f"what is asked takes {len(target):,} bytes, and {MAX_TARGET_BYTES:,} can be sent; "
-                "give shorter values"
+                f"the request line would have {len(target):,} bytes, more than {MAX_TARGET_BYTES:,}; give "
+                "shorter values"
             )
-        connection = _Connection(self.place, self.trust.context() if self.place.tls else None, self.timeout)
+        connection = _TimedCall(
+            self.place.address, self.trust.context() if self.place.tls else None, self.timeout
+        )
         try:
             connection.request(method, target, body, dict(headers))
             response = connection.getresponse()
@@ -255,101 +257,81 @@ class Listener:
 _CUT = (http.client.RemoteDisconnected, http.client.IncompleteRead)
 
 
-class _Connection(http.client.HTTPConnection):
-    """A connection to a sidecar: HTTP/1.1 over TCP or a Unix socket, with or without TLS. One deadline covers
-    the whole call, also if bytes keep arriving. The first request connects."""
+class _TimedSocket(socket.socket):
+    """A socket whose operations together end at one deadline, also if bytes keep arriving."""
 
-    def __init__(self, place: Place, context: ssl.SSLContext | None, timeout: float) -> None:
-        address = place.address
-        if isinstance(address, SocketFile):
-            super().__init__("localhost")
-        else:
-            super().__init__(address.host, address.port)
+    deadline = 0.0
+
+    def hurry(self) -> None:
+        """Give the next operation the time that is left. Raises TimeoutError if none is."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+
+    def connect(self, address: Any) -> None:
+        self.hurry()
+        super().connect(address)
+
+    def sendall(self, *args: Any) -> None:
+        self.hurry()
+        super().sendall(*args)
+
+    def recv_into(self, *args: Any) -> int:
+        self.hurry()
+        return super().recv_into(*args)
+
+
+class _TimedTlsSocket(_TimedSocket, ssl.SSLSocket):
+    """The same with TLS."""
+
+
+class _TimedCall(http.client.HTTPConnection):
+    """A connection to a sidecar: HTTP/1.1 over TCP or a Unix socket, with or without TLS. One deadline covers
+    the whole call. The first request connects."""
+
+    def __init__(self, address: Address, context: ssl.SSLContext | None, timeout: float) -> None:
+        super().__init__("localhost" if isinstance(address, SocketFile) else address.host)
         self._address = address
         self._context = context
         self._deadline = time.monotonic() + timeout
         self.has_sent = False
 
     def connect(self) -> None:
-        if isinstance(self._address, SocketFile):
-            connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            name = "localhost"
-        else:
-            name = self._address.host
-            connected = self._dialled(name, self._address.port)
-        try:
-            if isinstance(self._address, SocketFile):
-                connected.settimeout(self.left())
-                connected.connect(str(self._address.path))
-            if self._context is not None:
-                connected.settimeout(self.left())
-                connected = self._context.wrap_socket(connected, server_hostname=name)
-        except BaseException:
-            connected.close()
-            raise
-        self.sock = _Timed(connected, self)
+        connected = self._dialled()
+        if self._context is not None:
+            self._context.sslsocket_class = _TimedTlsSocket
+            connected.hurry()
+            with closing(connected):  # the TLS socket takes over its descriptor
+                connected = self._context.wrap_socket(connected, server_hostname=self.host)  # type: ignore[assignment]
+            connected.deadline = self._deadline
+        self.sock = connected
 
-    def _dialled(self, host: str, port: int) -> socket.socket:
-        """Connect to the first address of the host that works. All addresses share the deadline."""
+    def _dialled(self) -> _TimedSocket:
+        """Connect to the first address that works."""
+        address, kind = self._address, socket.SOCK_STREAM
+        found: list[Any] = (
+            [(socket.AF_UNIX, kind, 0, "", str(address.path))]
+            if isinstance(address, SocketFile)
+            else socket.getaddrinfo(address.host, address.port, 0, kind)
+        )
         failure = OSError("it has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
-            connected = socket.socket(family, kind, protocol)
+        for family, _, protocol, _, target in found:
+            connected = _TimedSocket(family, kind, protocol)
+            connected.deadline = self._deadline
             try:
-                connected.settimeout(self.left())
-                connected.connect(address)
+                connected.connect(target)
                 return connected
             except OSError as exc:
                 connected.close()
                 failure = exc
         raise failure
 
-    def left(self) -> float:
-        """The seconds until the deadline. Raises TimeoutError."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
-
-
-class _Timed:
-    """The part of a socket that http.client uses. Each operation gets the time that is left."""
-
-    def __init__(self, connected: socket.socket, call: _Connection) -> None:
-        self._connected = connected
-        self._call = call
-
-    def sendall(self, sent: Any) -> None:
-        self._connected.settimeout(self._call.left())
-        self._call.has_sent = True
-        self._connected.sendall(sent)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        del mode  # http.client only reads from it
-        return io.BufferedReader(_TimedReads(self._connected, self._call))
-
-    def close(self) -> None:
-        self._connected.close()
-
-
-class _TimedReads(io.RawIOBase):
-    """The raw stream of the answer, read until the deadline."""
-
-    def __init__(self, connected: socket.socket, call: _Connection) -> None:
-        self._connected = connected
-        self._call = call
-        # The file object keeps the connection open while the answer is read.
-        self._raw = connected.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, into: Any) -> int | None:
-        self._connected.settimeout(self._call.left())
-        return self._raw.readinto(into)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        self.has_sent = True
+        super().send(data)
 
 
 def within(name: str) -> str:
