@@ -21,10 +21,15 @@ from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
 from sidecar.live.reload import Files, Reloader, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
-from sidecar.live.terms import Live, Terms
+from sidecar.live.snapshot import Live, Snapshot
 from sidecar.settings.addresses import Address
-from sidecar.settings.sections import ListenTls, Log, Settings, Telemetry
-from sidecar.settings.sections import Upstream as UpstreamSection
+from sidecar.settings.sections import (
+    ListenTlsSection,
+    LogSection,
+    Settings,
+    TelemetrySection,
+    UpstreamSection,
+)
 from sidecar.store.batch import Store
 from sidecar.store.checkpoints import Checkpointer
 from sidecar.store.crash import account_for_crash
@@ -100,7 +105,7 @@ class Sidecar:
             observer=self._checkpointer or self.metrics,
             mask=settings.log.masking(),
         )
-        self.live = Live(Terms(settings, policies))
+        self.live = Live(Snapshot(settings, policies))
         self.reloader = Reloader(files, live=self.live, metrics=self.metrics, clock=clock)
         self._files = files
         self.tracing = Tracing()
@@ -146,7 +151,7 @@ class Sidecar:
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
         self.data_address = await self._listen("data", self._data_server, settings.data.listen)
         self._renewing = asyncio.create_task(self.renewal.watch())
-        warn_of_openings(self.live.terms.settings)
+        warn_of_openings(self.live.snapshot.settings)
         if self._files is not None:
             self._watching = asyncio.create_task(self.reloader.watch())
 
@@ -268,7 +273,7 @@ class Sidecar:
 
     async def stop(self) -> None:
         """Accept nothing new, wait for requests in flight within the drain limit, then close everything."""
-        limit = self.live.terms.settings.shutdown.drain_seconds
+        limit = self.live.snapshot.settings.shutdown.drain_seconds
         # Closing takes time, too. Draining and closing together stay within the limit unless it is very
         # short.
         patience = max(limit * 0.8, limit - LAST_CALL_SECONDS - 2 * FLUSH_SECONDS)
@@ -317,7 +322,7 @@ class Sidecar:
         await spans
 
 
-def _tracing(telemetry: Telemetry) -> Tracing:
+def _tracing(telemetry: TelemetrySection) -> Tracing:
     if telemetry.otlp_endpoint is None:
         return Tracing()
     from sidecar.telemetry.otel import OtelTracing  # an optional extra, and slow to import
@@ -325,17 +330,17 @@ def _tracing(telemetry: Telemetry) -> Tracing:
     return OtelTracing(telemetry.otlp_endpoint)
 
 
-def _checkpointer(log: Log, metrics: Metrics) -> Checkpointer | None:
+def _checkpointer(log: LogSection, metrics: Metrics) -> Checkpointer | None:
     if log.signing_key_file is None or log.checkpoint_file is None:
         return None
     return Checkpointer(load_signing_key(log.signing_key_file), log.checkpoint_file, metrics)
 
 
-def _url(address: Address, tls: ListenTls) -> str:
+def _url(address: Address, tls: ListenTlsSection) -> str:
     return f"https://{address}" if tls.certificate_file else str(address)
 
 
-def _listening(name: str, tls: ListenTls) -> Credentials | None:
+def _listening(name: str, tls: ListenTlsSection) -> Credentials | None:
     return Credentials(name, tls.files(), server_context) if tls.certificate_file else None
 
 

@@ -17,7 +17,7 @@ from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.serve import Sidecar
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import default
-from sidecar.settings.sections import ListenTls
+from sidecar.settings.sections import ListenTlsSection
 from tests.client import STREAM_LIMIT, HeaderList, Message, as_json, ask, read_message
 
 SECOND = 1_000_000
@@ -213,13 +213,13 @@ class House:
     database: Path
     tls: ssl.SSLContext | None = None  # for the client, on listeners that have a certificate
 
-    def speaks(self, listener: ListenTls) -> ssl.SSLContext | None:
+    def speaks(self, listener: ListenTlsSection) -> ssl.SSLContext | None:
         """The client's TLS context for a listener, None for plain HTTP."""
         return None if listener.certificate_file is None else self.tls
 
     def adopt(self, policies: PolicySet | None) -> None:
         """Judge later requests by these policies."""
-        self.sidecar.live.terms = replace(self.sidecar.live.terms, policies=policies)
+        self.sidecar.live.snapshot = replace(self.sidecar.live.snapshot, policies=policies)
 
     # The data listener
 

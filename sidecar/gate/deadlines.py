@@ -36,15 +36,15 @@ def judging_seconds(settings: Settings) -> float:
 
 def response_seconds(request: GatedRequest) -> float:
     """The time for the backend's whole answer: the action's timeout, else the upstream's."""
-    policies = request.terms.policies
+    policies = request.snapshot.policies
     action = policies.actions.get(request.facts.claims.action or "") if policies else None
-    patience = request.terms.settings.upstream.response_timeout_seconds
+    patience = request.snapshot.settings.upstream.response_timeout_seconds
     return (action and action.timeout_seconds) or patience
 
 
 def executing_seconds(request: GatedRequest) -> float:
     """The time to admit, connect, read the whole answer and settle."""
-    settings = request.terms.settings
+    settings = request.snapshot.settings
     connect = settings.upstream.connect_timeout_seconds
     return 2 * settings.store.deadline_seconds + connect + response_seconds(request) + MARGIN_SECONDS
 
@@ -57,9 +57,9 @@ def streaming_seconds(settings: Settings, backend_seconds: float, client_seconds
 def answering_seconds(request: GatedRequest) -> float:
     """The time to write a long answer to its client while it arrives, and to flush it at its end."""
     seconds, patience = response_seconds(request), client_seconds(request)
-    return streaming_seconds(request.terms.settings, seconds, 2 * patience)
+    return streaming_seconds(request.snapshot.settings, seconds, 2 * patience)
 
 
 def client_seconds(request: GatedRequest) -> float:
     """The total time that a slow client may delay a long answer."""
-    return max(response_seconds(request), request.terms.settings.upstream.response_timeout_seconds)
+    return max(response_seconds(request), request.snapshot.settings.upstream.response_timeout_seconds)

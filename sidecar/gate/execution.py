@@ -35,7 +35,7 @@ from sidecar.gate.places import Place, Places
 from sidecar.gate.refusal_log import RETRY_AFTER_SECONDS, RefusalLog
 from sidecar.gate.settlement import Settlements
 from sidecar.ids import new_decision_id
-from sidecar.live.terms import Terms
+from sidecar.live.snapshot import Snapshot
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
@@ -68,7 +68,7 @@ class InFlight:
 
 
 class Gate:
-    """Admits, forwards and settles gated requests. A request keeps the terms that it began with."""
+    """Admits, forwards and settles gated requests. A request keeps the snapshot that it began with."""
 
     def __init__(
         self,
@@ -90,11 +90,11 @@ class Gate:
 
     # The way of one request --------------------------------------------------------------------
 
-    def unready(self, terms: Terms) -> Refused | None:
+    def unready(self, snapshot: Snapshot) -> Refused | None:
         """Why nothing can be admitted now, with the seconds to wait before a retry; None if it can be."""
         if self.draining:
             return _DRAINING
-        if terms.policies is None:
+        if snapshot.policies is None:
             refusal = Refusal("policy_unavailable", "No valid policy set is loaded; nothing is allowed.")
             return Refused(refusal=refusal, retry_after=30)
         trouble = self._store.clock_trouble()
@@ -102,12 +102,12 @@ class Gate:
             return Refused(refusal=clock_refusal(trouble), retry_after=30)
         return None
 
-    def enter(self, terms: Terms) -> Place | Refused:
+    def enter(self, snapshot: Snapshot) -> Place | Refused:
         """Take a place in flight before the request's body is read, or return the refusal."""
-        unready = self.unready(terms)
+        unready = self.unready(snapshot)
         if unready is not None:
             return unready
-        most = terms.settings.gate.max_in_flight
+        most = snapshot.settings.gate.max_in_flight
         refusal = Refusal("overloaded", f"{most} gated requests are in flight.", {"cause": "in_flight"})
         return self._places.take(most) or Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
 
@@ -217,7 +217,7 @@ class Gate:
 
     async def _admit(self, flight: InFlight) -> Admitted | Denied | Refused:
         request, facts = flight.request, flight.request.facts
-        policies = request.terms.policies
+        policies = request.snapshot.policies
         assert policies is not None
         subject = subject_of(facts.claims, facts.tenant_id, facts.principal, policies, self._store.now())
         command = Admit(
@@ -225,7 +225,7 @@ class Gate:
             claims=facts.claims,
             policies=policies,
             preview=preview(policies, "execute", subject),
-            scope_required_from=request.terms.settings.gate.scope_required_from,
+            scope_required_from=request.snapshot.settings.gate.scope_required_from,
             shadow=request.shadow,
             tenant_id=facts.tenant_id,
             request_id=facts.request_id,
@@ -251,7 +251,7 @@ class Gate:
 
     async def _forward(self, flight: InFlight, admitted: Admitted) -> None:
         """Send, read and settle. Every path ends in exactly one settlement (G8)."""
-        request, settings = flight.request, flight.request.terms.settings
+        request, settings = flight.request, flight.request.snapshot.settings
         seconds = admitted.timeout_seconds or settings.upstream.response_timeout_seconds
         begun = time.perf_counter()
         try:
@@ -305,7 +305,7 @@ class Gate:
         rest = flight.rest = Remainder(patience)
         loop = asyncio.get_running_loop()
         flight.timer.cancel()
-        settings = flight.request.terms.settings
+        settings = flight.request.snapshot.settings
         left = deadlines.streaming_seconds(settings, deadline - loop.time(), patience)
         flight.timer = loop.call_later(left, self._end, flight, LATE)
         _set(flight.answer, Forwarded(last=admitted, head=exchange.head, body=body, rest=rest))

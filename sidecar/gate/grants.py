@@ -12,10 +12,10 @@ from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.gate.execution import Gate
-from sidecar.gate.messages import Explanation, Refused, RequestFacts
+from sidecar.gate.messages import Prediction, Refused, RequestFacts
 from sidecar.gate.observer import Observer
 from sidecar.ids import new_decision_id
-from sidecar.live.terms import Terms
+from sidecar.live.snapshot import Snapshot
 from sidecar.store.batch import Store, predicted
 
 
@@ -72,30 +72,32 @@ class Grants:
         self._observer.allowed(facts, reply.shadow if isinstance(reply, Issued) else ())
         return reply
 
-    async def explain(self, claims: Claims, tenant_id: str, terms: Terms, *, shadow: bool) -> Explanation:
+    async def explain(
+        self, claims: Claims, tenant_id: str, snapshot: Snapshot, *, shadow: bool
+    ) -> Prediction:
         """Predict the decision on an execution with the same judgment. `shadow` is true on a shadow route.
 
         It consumes and records nothing (G10). Raises StoreUnavailable.
         """
-        unready = self._gate.unready(terms)
-        if unready is not None or terms.policies is None:
-            return Explanation(refusal=unready.refusal if unready else None)
+        unready = self._gate.unready(snapshot)
+        if unready is not None or snapshot.policies is None:
+            return Prediction(refusal=unready.refusal if unready else None)
         missing = incomplete(claims) if shadow else None
         if missing is not None:
-            return self.unread(missing, terms, shadow=True)
+            return self.unread(missing, snapshot, shadow=True)
         command = Admit(
             decision_id=new_decision_id(),
             claims=claims,
-            policies=terms.policies,
+            policies=snapshot.policies,
             tenant_id=tenant_id,
-            scope_required_from=terms.settings.gate.scope_required_from,
+            scope_required_from=snapshot.settings.gate.scope_required_from,
             shadow=shadow,
         )
         now = self._store.now()
         found = await predicted(self._store.engine, command, now)
         scope = found.case.scope
         mine = scope is not None and scope.tenant_id == tenant_id
-        return Explanation(
+        return Prediction(
             refusal=found.refusal,
             scope=scope if mine else None,
             scope_required=found.waived is None,
@@ -105,11 +107,11 @@ class Grants:
             now=now,
         )
 
-    def unread(self, refusal: Refusal, terms: Terms, *, shadow: bool) -> Explanation:
+    def unread(self, refusal: Refusal, snapshot: Snapshot, *, shadow: bool) -> Prediction:
         """Explain a request that cannot be judged. It is refused, or passed through on a shadow route."""
         if not shadow:
-            return Explanation(refusal=refusal)
-        unready = self._gate.unready(terms)
+            return Prediction(refusal=refusal)
+        unready = self._gate.unready(snapshot)
         if unready is not None:
-            return Explanation(refusal=unready.refusal)
-        return Explanation(refusal=None, shadow=(Objection(refusal, None, shadow=True),))
+            return Prediction(refusal=unready.refusal)
+        return Prediction(refusal=None, shadow=(Objection(refusal, None, shadow=True),))

@@ -15,7 +15,7 @@ from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 from sidecar.gate.places import Place
-from sidecar.live.terms import Terms
+from sidecar.live.snapshot import Snapshot
 from sidecar.telemetry.tracing import NO_TRACE, Trace
 from sidecar.upstream import AnswerHead
 
@@ -52,7 +52,7 @@ class GatedRequest:
     body: bytes
     body_sha256: str
     cost_source: Source
-    terms: Terms
+    snapshot: Snapshot
     place: Place
     shadow: bool = False
     log_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -94,7 +94,7 @@ Outcome = Forwarded | Undelivered | Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class Prediction:
     """The predicted decision on an execution. If `refusal` is None, the execution would be admitted.
 
     `hold` is in micro-dollars. `shadow` holds the objections that are only recorded. `uses` gives the use of

@@ -25,8 +25,7 @@ from sidecar.gate.observer import Observer
 from sidecar.gate.settlement import Settlements
 from sidecar.policies import files as policyfiles
 from sidecar.settings.faults import validated
-from sidecar.settings.sections import Care
-from sidecar.settings.sections import Store as StoreSettings
+from sidecar.settings.sections import CareSection, StoreSection
 from sidecar.store.base import Engine
 from sidecar.store.batch import Store
 from sidecar.store.crash import account_for_crash
@@ -63,7 +62,7 @@ class _Running(NamedTuple):
 class ThreadedStore:
     """One store, opened on first use. A call that fails raises StoreUnavailable, naming the cause."""
 
-    def __init__(self, store: StoreSettings, *, policies: PolicySet, min_confidence: float) -> None:
+    def __init__(self, store: StoreSection, *, policies: PolicySet, min_confidence: float) -> None:
         self.url = store.url
         self.policies = policies
         self.min_confidence = min_confidence
@@ -380,9 +379,9 @@ def opened(store_url: str) -> ThreadedStore:
         )
 
 
-def _store_settings(store_url: str, deadline_seconds: float) -> StoreSettings:
+def _store_settings(store_url: str, deadline_seconds: float) -> StoreSection:
     given = {"url": store_url, "deadline_seconds": deadline_seconds}
-    settings, mistakes = validated(StoreSettings, given, {"folder": Path.cwd()})
+    settings, mistakes = validated(StoreSection, given, {"folder": Path.cwd()})
     if settings is None:
         name = {"url": "store_url"}.get(str(mistakes[0].path[0]), mistakes[0].path[0])
         raise ValueError(f"{name} {mistakes[0].message}")
@@ -390,7 +389,7 @@ def _store_settings(store_url: str, deadline_seconds: float) -> StoreSettings:
 
 
 def _confidence(value: float) -> float:
-    care, mistakes = validated(Care, {"min_confidence": value})
+    care, mistakes = validated(CareSection, {"min_confidence": value})
     if care is None:
         raise ValueError(f"min_confidence {mistakes[0].message}")
     return care.min_confidence

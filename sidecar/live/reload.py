@@ -1,6 +1,6 @@
 """Reloading: the files are read again, checked as a whole, and put in force in one assignment.
 
-If the files are invalid, or change a key that is fixed at the start, the old terms stay in force. An
+If the files are invalid, or change a key that is fixed at the start, the old snapshot stays in force. An
 automatic reload waits until the files stop changing, because a partly written file may be valid and hold
 fewer rules.
 
@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import contents, in_order
-from sidecar.live.terms import Live, Terms
+from sidecar.live.snapshot import Live, Snapshot
 from sidecar.policies import files as policyfiles
 from sidecar.settings import reading as settings
 from sidecar.settings.keys import differing, values_of
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class Files:
-    """The files of the terms, and a hash of their contents at the last read.
+    """The files of the snapshot, and a hash of their contents at the last read.
 
     The overrides are fixed at the start, so later changes of the environment have no effect.
     """
@@ -138,7 +138,7 @@ def _digest(files: Iterable[Path]) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """One reload: the terms in force after it, and the changed keys or the errors.
+    """One reload: the snapshot in force after it, and the changed keys or the errors.
 
     `changed` holds keys of the configuration, including `policies` if the policy set differs. `shadowed`
     holds the keys of the file that the environment or a flag overrides.
@@ -146,14 +146,14 @@ class Reload:
 
     time: int
     cause: Cause
-    terms: Terms
+    snapshot: Snapshot
     errors: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     shadowed: tuple[str, ...] = ()
 
 
 class Reloader:
-    """Puts new terms in force, one reload after another. Without files, every reload is refused."""
+    """Puts new snapshots in force, one reload after another. Without files, every reload is refused."""
 
     def __init__(
         self, files: Files | None, *, live: Live, metrics: Metrics, clock: Callable[[], int]
@@ -166,7 +166,7 @@ class Reloader:
         self._reads: set[object] = set()
         self.draining = False
         self.renew: Callable[[], Awaitable[None]] | None = None  # renews the certificates
-        self.last = Reload(time=clock(), cause="start", terms=live.terms)
+        self.last = Reload(time=clock(), cause="start", snapshot=live.snapshot)
         self._show_last()
 
     async def reload(self, cause: Cause) -> Reload:
@@ -221,7 +221,7 @@ class Reloader:
     async def _reload(
         self, cause: Cause, files: Files, read: Callable[[], tuple[Loaded, PolicySet] | None]
     ) -> Reload:
-        before = self._live.terms
+        before = self._live.snapshot
         try:
             found = await self._aside(read)
             if found is None:
@@ -238,14 +238,14 @@ class Reloader:
             return self._impossible(cause, "the sidecar is shutting down; its next start reads everything")
         if faults:
             return self._refused(cause, faults)
-        after = Terms(loaded.settings, policies)
+        after = Snapshot(loaded.settings, policies)
         changed = _changed(before, after)
         if changed:
-            self._live.terms = after
+            self._live.snapshot = after
         self.last = Reload(
             time=self._clock(),
             cause=cause,
-            terms=self._live.terms,
+            snapshot=self._live.snapshot,
             changed=changed,
             shadowed=loaded.shadowed,
         )
@@ -275,7 +275,7 @@ class Reloader:
 
     def _refused(self, cause: Cause, faults: Sequence[Fault]) -> Reload:
         errors = tuple(map(str, faults))
-        self.last = Reload(time=self._clock(), cause=cause, terms=self._live.terms, errors=errors)
+        self.last = Reload(time=self._clock(), cause=cause, snapshot=self._live.snapshot, errors=errors)
         self._metrics.reloads.labels("refused").inc()
         self._show_last()
         LogEvent.RELOAD_REFUSED.log(cause=cause, errors=errors)
@@ -284,7 +284,7 @@ class Reloader:
     def _impossible(self, cause: Cause, why: str) -> Reload:
         """Refuse a reload that is impossible with any files. `last` does not record it."""
         LogEvent.RELOAD_IMPOSSIBLE.log(cause=cause, errors=(why,))
-        return Reload(time=self._clock(), cause=cause, terms=self._live.terms, errors=(why,))
+        return Reload(time=self._clock(), cause=cause, snapshot=self._live.snapshot, errors=(why,))
 
     def _show_last(self) -> None:
         self._metrics.last_reload_success.set(not self.last.errors)
@@ -301,19 +301,19 @@ def unchangeable(before: Settings, loaded: Loaded) -> Iterator[Fault]:
             yield Fault(loaded.document.place(tuple(key.split("."))), key, message)
 
 
-def _changed(before: Terms, after: Terms) -> tuple[str, ...]:
+def _changed(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
     keys = differing(before.settings, after.settings)
-    revisions = [terms.policies.revision if terms.policies else None for terms in (before, after)]
+    revisions = [snapshot.policies.revision if snapshot.policies else None for snapshot in (before, after)]
     return keys if revisions[0] == revisions[1] or "policies" in keys else (*keys, "policies")
 
 
-def _numbers(terms: Terms) -> dict[str, int]:
+def _numbers(snapshot: Snapshot) -> dict[str, int]:
     """The numbers of actions, rules and gated routes. A drop in them reveals a truncated file."""
-    policies = terms.policies
+    policies = snapshot.policies
     return {
         "actions": len(policies.actions) if policies else 0,
         "rules": len(policies.rules) if policies else 0,
-        "gated_routes": len(terms.enforced),
+        "gated_routes": len(snapshot.enforced),
     }
 
 
@@ -322,6 +322,6 @@ def warn_of_openings(in_force: Settings) -> None:
     least = in_force.gate.scope_required_from
     if least > RiskClass.LOW:
         LogEvent.SCOPELESS_ACTIONS.log(least.value)
-    shadowed = [route.path.text for route in Terms(in_force, None).shadow_routes]
+    shadowed = [route.path.text for route in Snapshot(in_force, None).shadow_routes]
     if shadowed:
         LogEvent.SHADOW_ROUTES.log(routes=shadowed)

@@ -58,7 +58,7 @@ from sidecar.settings.values import (
 _NO_CERTIFICATE = "has no effect without certificate_file; set both"
 
 
-class ListenTls(Section):
+class ListenTlsSection(Section):
     """TLS on the listener. Without a certificate the listener speaks plain HTTP."""
 
     certificate_file: File = None
@@ -70,7 +70,7 @@ class ListenTls(Section):
     """The authorities that sign client certificates. With it a client needs a certificate."""
 
     @model_validator(mode="after")
-    def _what_belongs_together(self, info: ValidationInfo) -> ListenTls:
+    def _what_belongs_together(self, info: ValidationInfo) -> ListenTlsSection:
         refuse(
             *_half_a_pair(self.certificate_file, self.key_file),
             (self.client_ca_file and not self.certificate_file, ("client_ca_file",), _NO_CERTIFICATE),
@@ -81,10 +81,10 @@ class ListenTls(Section):
 
     def files(self) -> dict[str, Any]:
         """As `tls.server_context` takes them."""
-        return {name: getattr(self, name) for name in ListenTls.model_fields}
+        return {name: getattr(self, name) for name in ListenTlsSection.model_fields}
 
 
-class UpstreamTls(Section):
+class UpstreamTlsSection(Section):
     """TLS towards the backend, which an `https` url turns on."""
 
     ca_file: File = None
@@ -98,7 +98,7 @@ class UpstreamTls(Section):
     """The name in the certificate of the backend, if it is not the host of the url."""
 
     @model_validator(mode="after")
-    def _what_belongs_together(self, info: ValidationInfo) -> UpstreamTls:
+    def _what_belongs_together(self, info: ValidationInfo) -> UpstreamTlsSection:
         refuse(*_half_a_pair(self.certificate_file, self.key_file))
         if any(self.files().values()):
             _try(lambda: tls.client_context(**self.files()), info)
@@ -129,7 +129,7 @@ def _try(make: Callable[[], object], info: ValidationInfo) -> None:
             raise Contradiction(((exc.key,), exc.reason)) from exc
 
 
-class Data(Section):
+class DataSection(Section):
     """The listener for clients: the proxy, and the calls that issue, list and revoke scopes."""
 
     listen: ListenAddress = Listen("127.0.0.1", 8000)
@@ -141,7 +141,7 @@ class Data(Section):
     `localhost`. Another Host gets 421, so that a web page cannot reach these calls through a browser.
     Requests that pass through may have any Host. `null`: loopback names only if it listens on loopback, any
     name otherwise. See [Hosts and browsers](#hosts-and-browsers)."""
-    tls: ListenTls
+    tls: ListenTlsSection
 
     @property
     def hosts(self) -> tuple[str, ...] | None:
@@ -150,7 +150,7 @@ class Data(Section):
         return () if self.allowed_hosts is None and listens_on_loopback else self.allowed_hosts
 
 
-class Admin(Section):
+class AdminSection(Section):
     """The listener for operators: decisions, open executions, reconciling, reload."""
 
     listen: OwnAddress = Listen("127.0.0.1", 9901)
@@ -160,7 +160,7 @@ class Admin(Section):
     """The host names, without port, under which these calls answer, besides loopback names: those of a proxy
     before this listener. Another Host gets 421. On a Unix socket any name is accepted if the list is empty.
     See [Hosts and browsers](#hosts-and-browsers)."""
-    tls: ListenTls
+    tls: ListenTlsSection
 
     @property
     def hosts(self) -> tuple[str, ...] | None:
@@ -168,15 +168,15 @@ class Admin(Section):
         return None if isinstance(self.listen, SocketFile) and not self.allowed_hosts else self.allowed_hosts
 
 
-class Ops(Section):
+class OpsSection(Section):
     """The listener for the platform: `/health/live`, `/health/ready` and `/metrics`, nothing else."""
 
     listen: ListenAddress = Listen("127.0.0.1", 9902)
     """The address for probes and Prometheus. Open it to other hosts if they connect from outside the pod."""
-    tls: ListenTls
+    tls: ListenTlsSection
 
 
-class Upstream(Section):
+class UpstreamSection(Section):
     """The backend that executes recovery actions. Requests that are not gated pass to it untouched."""
 
     url: UpstreamUrl = Field(examples=["http://127.0.0.1:9000"])
@@ -195,7 +195,7 @@ class Upstream(Section):
     max_connections: Count = 512
     """Connections to the backend. Pass-through requests may hold three quarters of them, so that endless
     streams and WebSockets leave room for gated requests. Raise it for many slow streams."""
-    tls: UpstreamTls
+    tls: UpstreamTlsSection
 
     @property
     def address(self) -> Address:
@@ -211,14 +211,14 @@ class Upstream(Section):
         return self.tls.server_name or self.address.host
 
     @model_validator(mode="after")
-    def _tls_where_it_is_spoken(self) -> Upstream:
+    def _tls_where_it_is_spoken(self) -> UpstreamSection:
         plain = not self.url.startswith("https:")
         message = "has no effect without https; write url: https://host:port, or remove this key"
         refuse(*((plain and value, ("tls", name), message) for name, value in self.tls))
         return self
 
 
-class Store(Section):
+class StoreSection(Section):
     """The database for scopes, attempts and the decision log. Gated requests are refused without it."""
 
     url: Annotated[StoreUrl, SECRET] = Field("sqlite:///var/scopegate.db", validate_default=True)
@@ -234,7 +234,7 @@ class Store(Section):
         return Path(self.url.removeprefix("sqlite:///")) if self.url.startswith("sqlite:") else None
 
 
-class Clock(Section):
+class ClockSection(Section):
     """How the sidecar treats a wall clock that is set while it runs."""
 
     settle_seconds: Seconds = SETTLE_SECONDS
@@ -281,7 +281,7 @@ class Route(Section):
         )
 
 
-class Gate(Section):
+class GateSection(Section):
     """Which requests need a scope, and how they are read."""
 
     routes: Annotated[tuple[Route, ...], LIST, NOT_EMPTY, LIVE] = Field(
@@ -315,7 +315,7 @@ class Gate(Section):
     threshold](../../policies/README.md#risk-threshold)."""
 
     @model_validator(mode="after")
-    def _each_path_once(self) -> Gate:
+    def _each_path_once(self) -> GateSection:
         paths = [(route.path.anywhere, route.path.folded) for route in self.routes]
         message = "is the path of a route above, too; keep one of them"
         refuse(
@@ -324,7 +324,7 @@ class Gate(Section):
         return self
 
 
-class ScopeDefaults(Section):
+class ScopeDefaultsSection(Section):
     """The terms of a scope if the request does not name them. They must not exceed the limits."""
 
     max_attempts: Annotated[Count, LIVE] = 1
@@ -337,7 +337,7 @@ class ScopeDefaults(Section):
     six digits after the point. With 0, only actions without a hold are admitted."""
 
 
-class ScopeLimits(Section):
+class ScopeLimitsSection(Section):
     """The most that a request over HTTP may ask for. Policies can only narrow this."""
 
     max_attempts: Annotated[Count, LIVE] = 10
@@ -350,19 +350,19 @@ class ScopeLimits(Section):
     """The most US dollars that a request over HTTP may ask for; a request for more gets 422."""
 
 
-class Scopes(Section):
+class ScopesSection(Section):
     """The terms of execution scopes."""
 
     serve_on: Literal["data", "admin"] = "data"
     """The listener that issues, lists and revokes scopes: `data` or `admin`. `admin` keeps issuing away from
     clients."""
-    defaults: ScopeDefaults
-    limits: ScopeLimits
+    defaults: ScopeDefaultsSection
+    limits: ScopeLimitsSection
 
     @model_validator(mode="after")
-    def _defaults_within_limits(self) -> Scopes:
+    def _defaults_within_limits(self) -> ScopesSection:
         cases: list[tuple[object, KeyPath, str]] = []
-        for name, field in ScopeDefaults.model_fields.items():
+        for name, field in ScopeDefaultsSection.model_fields.items():
             key = field.alias or name
             over = getattr(self.defaults, name) > getattr(self.limits, name)
             above = f"is above scopes.limits.{key}; lower it, or raise the limit"
@@ -374,7 +374,7 @@ class Scopes(Section):
         return self
 
 
-class Log(Section):
+class LogSection(Section):
     """The decision log, which is always hash-linked. These keys sign it, and keep values out of it."""
 
     signing_key_file: SigningKeyFile = None
@@ -393,7 +393,7 @@ class Log(Section):
     then get equal masks. `null`: all masks are the same."""
 
     @model_validator(mode="after")
-    def _what_belongs_together(self) -> Log:
+    def _what_belongs_together(self) -> LogSection:
         key, file = self.signing_key_file, self.checkpoint_file
         keys = (key, self.mask_key_file)
         without = "has no effect without log.{}; set both"
@@ -417,7 +417,7 @@ class Log(Section):
         return Mask(pointers=tuple(map(pointer, self.mask)), key=key)
 
 
-class Telemetry(Section):
+class TelemetrySection(Section):
     """Logs and traces of requests, beside the decision records. Metrics are always on the ops listener."""
 
     access_log: Annotated[Literal["all", "gated", "none"], LIVE] = "all"
@@ -427,14 +427,14 @@ class Telemetry(Section):
     `[otel]` extra; the `OTEL_` variables configure the rest. `null`: no spans."""
 
 
-class Care(Section):
+class CareSection(Section):
     """The decisions of the routing optimizer, which come through the library and the admin listener."""
 
     min_confidence: Annotated[Fraction, LIVE] = 0.5
     """An optimization with a lower confidence (0 to 1) is not recorded as a decision."""
 
 
-class Shutdown(Section):
+class ShutdownSection(Section):
     """How the sidecar stops after SIGTERM."""
 
     drain_seconds: Annotated[Grace, LIVE] = 25.0
@@ -445,18 +445,18 @@ class Shutdown(Section):
 class Settings(Section):
     """All keys of the configuration. `load` and `default` make it, and put in every section."""
 
-    data: Data
-    admin: Admin
-    ops: Ops
-    upstream: Upstream
-    store: Store
-    clock: Clock
-    gate: Gate
-    scopes: Scopes
-    log: Log
-    telemetry: Telemetry
-    care: Care
-    shutdown: Shutdown
+    data: DataSection
+    admin: AdminSection
+    ops: OpsSection
+    upstream: UpstreamSection
+    store: StoreSection
+    clock: ClockSection
+    gate: GateSection
+    scopes: ScopesSection
+    log: LogSection
+    telemetry: TelemetrySection
+    care: CareSection
+    shutdown: ShutdownSection
     policies: Annotated[Folder, LIVE] = Field("../policies/", validate_default=True)
     """The folder of policy files, relative to the configuration file. The sidecar does not start without a
     valid set in it. See [Policies](../../policies/README.md)."""

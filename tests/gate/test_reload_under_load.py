@@ -76,7 +76,7 @@ async def test_100_reloads_under_load_half_of_them_invalid(house: House, tmp_pat
                 failed[answer.status] += 1
 
     def remember(number: int) -> None:
-        held = house.sidecar.live.terms.policies
+        held = house.sidecar.live.snapshot.policies
         assert held is not None
         revisions[held.revision] = number
 
@@ -95,7 +95,7 @@ async def test_100_reloads_under_load_half_of_them_invalid(house: House, tmp_pat
         else:
             assert answer.status == 409
             assert "all.yaml:6:1: rulez" in answer.json()["errors"][0]
-        held = house.sidecar.live.terms.policies
+        held = house.sidecar.live.snapshot.policies
         assert held is not None
         assert revisions[held.revision] == good
         await asyncio.sleep(0.01)

@@ -24,7 +24,7 @@ import pytest
 from sidecar.errors import ScopegateError
 from sidecar.files.tls import Credentials, client_context, valid_until
 from sidecar.settings.addresses import Address, Listen, SocketFile
-from sidecar.settings.sections import Shutdown
+from sidecar.settings.sections import ShutdownSection
 from sidecar.upstream import Upstream, UpstreamTls
 from tests.certificates import Authority, Pair
 from tests.client import Message, ask, connect, read_message, request_bytes
@@ -911,9 +911,9 @@ async def test_what_is_in_flight_is_settled_and_answered_when_the_sidecar_stops(
     build: Build, authority: Authority, pair: Pair, tmp_path: Path, kind: str
 ) -> None:
     async with both_sides(build, authority, pair, tmp_path, kind) as (house, address, tls):
-        house.sidecar.live.terms = replace(
-            house.sidecar.live.terms,
-            settings=house.sidecar.settings.model_copy(update={"shutdown": Shutdown(drain_seconds=5)}),
+        house.sidecar.live.snapshot = replace(
+            house.sidecar.live.snapshot,
+            settings=house.sidecar.settings.model_copy(update={"shutdown": ShutdownSection(drain_seconds=5)}),
         )
         goes_on = asyncio.Event()
         house.backend.script = replies(after=goes_on)

@@ -21,7 +21,7 @@ from sidecar.core.instant import iso_time
 from sidecar.core.policy import RiskClass
 from sidecar.files.faults import ConfigurationError
 from sidecar.live.reload import SETTLE_SECONDS, Cause, Files, Reloader, warn_of_openings
-from sidecar.live.terms import Live, Terms
+from sidecar.live.snapshot import Live, Snapshot
 from sidecar.policies import files as policyfiles
 from sidecar.settings.reading import Listen, default
 from sidecar.telemetry.metrics import Metrics
@@ -37,7 +37,7 @@ SECRET = "s3cret"
 
 @dataclass
 class Place:
-    """A folder with a configuration and policies, and terms that were read from it."""
+    """A folder with a configuration and policies, and the snapshot that was read from it."""
 
     folder: Path
     files: Files
@@ -55,8 +55,8 @@ class Place:
         )
 
     def allowed(self) -> list[str]:
-        assert self.live.terms.policies is not None
-        return sorted(self.live.terms.policies.actions)
+        assert self.live.snapshot.policies is not None
+        return sorted(self.live.snapshot.policies.actions)
 
     def told(self, errors: tuple[str, ...]) -> list[str]:
         return [error.replace(f"{self.folder}/", "") for error in errors]
@@ -76,7 +76,7 @@ def opened(
     (folder / "c.yaml").write_text(UPSTREAM + text)
     files = Files(folder / "c.yaml", environment=environment or {}, overrides=flags)
     loaded, policies = files.read()
-    live, metrics = Live(Terms(loaded.settings, policies)), Metrics()
+    live, metrics = Live(Snapshot(loaded.settings, policies)), Metrics()
     return Place(folder, files, live, metrics, Reloader(files, live=live, metrics=metrics, clock=wall_clock))
 
 
@@ -89,12 +89,12 @@ def place(tmp_path: Path) -> Place:
 
 
 async def test_configuration_and_policies_come_into_force_together(place: Place) -> None:
-    before = place.live.terms
+    before = place.live.snapshot
     place.configure("gate: {max_in_flight: 7}\n")
     place.allow("one", "two")
     reload = await place.reloader.reload("call")
-    after = place.live.terms
-    assert reload.terms is after
+    after = place.live.snapshot
+    assert reload.snapshot is after
     assert after is not before
     assert (after.settings.gate.max_in_flight, place.allowed()) == (7, ["one", "two"])
     assert (reload.errors, reload.changed) == ((), ("gate.max_in_flight", "policies"))
@@ -125,7 +125,7 @@ async def test_a_key_that_can_change_live_does(place: Place, text: str, key: str
         place.configure(f"{opened_by}{'  ' * len(sections)}{name}: {key}\n")
     reload = await place.reloader.reload("call")
     assert (reload.errors, reload.changed) == ((), (text,))
-    found: Any = place.live.terms.settings
+    found: Any = place.live.snapshot.settings
     for step in text.split("."):
         found = getattr(found, step)
     assert found == value
@@ -134,8 +134,8 @@ async def test_a_key_that_can_change_live_does(place: Place, text: str, key: str
 async def test_routes_are_one_key(place: Place) -> None:
     place.configure("gate:\n  routes:\n    - path: /a\n    - path: /b\n      mode: shadow\n")
     assert (await place.reloader.reload("call")).changed == ("gate.routes",)
-    assert [route.path.text for route in place.live.terms.settings.gate.routes] == ["/a", "/b"]
-    assert [route.path.text for route in place.live.terms.enforced] == ["/a"]
+    assert [route.path.text for route in place.live.snapshot.settings.gate.routes] == ["/a", "/b"]
+    assert [route.path.text for route in place.live.snapshot.enforced] == ["/a"]
 
 
 async def test_another_folder_of_policies_may_be_named(place: Place) -> None:
@@ -147,20 +147,20 @@ async def test_another_folder_of_policies_may_be_named(place: Place) -> None:
 
 
 async def test_where_nothing_is_different_nothing_is_put_in_force(place: Place) -> None:
-    before = place.live.terms
+    before = place.live.snapshot
     place.configure("# a remark\ngate: {max_in_flight: 1024}\n")
     reload = await place.reloader.reload("signal")
     assert (reload.errors, reload.changed) == ((), ())
-    assert place.live.terms is before
-    assert reload.terms is before
+    assert place.live.snapshot is before
+    assert reload.snapshot is before
     assert place.counted() == (0, 1, 0)
 
 
 async def test_a_policy_file_that_differs_in_a_remark_is_another_set(place: Place) -> None:
-    before = place.live.terms.policies
+    before = place.live.snapshot.policies
     (place.folder / "policies" / "actions.yaml").write_text("actions:\n  one: {risk: low}  # remark\n")
     assert (await place.reloader.reload("call")).changed == ("policies",)
-    assert place.live.terms.policies is not before
+    assert place.live.snapshot.policies is not before
 
 
 # What is refused ----------------------------------------------------------------------------------------
@@ -181,14 +181,14 @@ async def test_a_policy_file_that_differs_in_a_remark_is_another_set(place: Plac
 async def test_what_cannot_be_used_changes_nothing_and_is_named_with_its_place(
     place: Place, config: str, policies: str, expected: str
 ) -> None:
-    before = place.live.terms
+    before = place.live.snapshot
     place.configure(config)
     (place.folder / "policies" / "actions.yaml").write_text(policies)
     reload = await place.reloader.reload("call")
     (error,) = place.told(reload.errors)
     assert error.startswith(expected)
-    assert place.live.terms is before
-    assert (reload.terms, reload.changed, reload.shadowed) == (before, (), ())
+    assert place.live.snapshot is before
+    assert (reload.snapshot, reload.changed, reload.shadowed) == (before, (), ())
 
 
 async def test_every_fault_is_named(place: Place) -> None:
@@ -202,14 +202,14 @@ async def test_every_fault_is_named(place: Place) -> None:
 
 
 async def test_files_that_are_gone_change_nothing(place: Place) -> None:
-    before = place.live.terms
+    before = place.live.snapshot
     (place.folder / "policies" / "actions.yaml").unlink()
     (error,) = place.told((await place.reloader.reload("call")).errors)
     assert error.startswith("policies: contains no *.yaml file")
     os.unlink(place.folder / "c.yaml")
     (error,) = place.told((await place.reloader.reload("call")).errors)
     assert error.startswith("c.yaml: cannot be read (No such file or directory)")
-    assert place.live.terms is before
+    assert place.live.snapshot is before
 
 
 PUT_BACK = "cannot change while it runs; restart to change it, or put back"
@@ -232,12 +232,12 @@ PUT_BACK = "cannot change while it runs; restart to change it, or put back"
 async def test_a_key_that_cannot_change_live_is_refused_by_name(
     place: Place, text: str, expected: str
 ) -> None:
-    before = place.live.terms
+    before = place.live.snapshot
     place.configure(text)
     place.allow("one", "two")
     reload = await place.reloader.reload("call")
     assert place.told(reload.errors) == [expected]
-    assert place.live.terms is before
+    assert place.live.snapshot is before
     place.configure("")
     assert (await place.reloader.reload("call")).changed == ("policies",)
 
@@ -256,7 +256,7 @@ async def test_a_secret_is_named_neither_old_nor_new(
 
 async def test_every_key_that_cannot_change_live_is_named_beside_those_that_can(tmp_path: Path) -> None:
     place = opened(tmp_path, "ops: {listen: 127.0.0.1:1}\nstore: {deadline_seconds: 5}\n")
-    before = place.live.terms
+    before = place.live.snapshot
     place.configure("store:\ngate: {max_in_flight: 5, head_timeout_seconds: 5}\n")
     reload = await place.reloader.reload("call")
     assert place.told(reload.errors) == [
@@ -264,7 +264,7 @@ async def test_every_key_that_cannot_change_live_is_named_beside_those_that_can(
         f"c.yaml:3:1: store.deadline_seconds: {PUT_BACK} 5.0",
         f"c.yaml:4:26: gate.head_timeout_seconds: {PUT_BACK} 10.0",
     ]
-    assert place.live.terms is before
+    assert place.live.snapshot is before
 
 
 def test_a_checkpoint_file_in_a_closed_folder_is_a_mistake_in_the_configuration() -> None:
@@ -290,12 +290,12 @@ async def test_our_own_failure_to_read_them_changes_nothing(
     def broken(folder: Path) -> None:
         raise ZeroDivisionError(SECRET)
 
-    before = place.live.terms
+    before = place.live.snapshot
     monkeypatch.setattr(policyfiles, "load", broken)
     (error,) = (await place.reloader.reload("call")).errors
     assert "ZeroDivisionError" in error
     assert SECRET not in error
-    assert place.live.terms is before
+    assert place.live.snapshot is before
     monkeypatch.undo()
     place.allow("two")
     assert (await place.reloader.reload("call")).changed == ("policies",)
@@ -321,7 +321,7 @@ async def test_the_environment_of_the_start_and_the_flags_still_win_and_shadow_k
     assert reload.errors == ()
     assert reload.changed == ("gate.max_body_bytes",)
     assert reload.shadowed == ("ops.listen", "gate.max_in_flight", "gate.tenant_header")
-    settings = place.live.terms.settings
+    settings = place.live.snapshot.settings
     assert (settings.gate.max_in_flight, settings.gate.max_body_bytes) == (5, 100)
     assert (settings.gate.tenant_header, settings.care.min_confidence) == ("X-Tenant", 0.5)
 
@@ -544,7 +544,7 @@ async def test_a_thread_that_nobody_waits_for_is_known_to_read_until_it_ends(
 async def test_a_change_between_the_start_and_the_first_look_is_caught_up(place: Place) -> None:
     place.configure("gate: {max_in_flight: 3}\n")
     await place.reloader.catch_up()
-    assert place.live.terms.settings.gate.max_in_flight == 3
+    assert place.live.snapshot.settings.gate.max_in_flight == 3
 
 
 async def test_a_folder_that_was_named_too_early_is_read_once_it_is_there(place: Place) -> None:
@@ -588,11 +588,11 @@ async def test_the_last_reload_is_remembered_shown_and_counted(place: Place) -> 
 
 async def test_the_log_tells_what_came_of_it(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "scopegate.reload")
-    before = place.live.terms
+    before = place.live.snapshot
     place.allow("two")
     place.configure("gate: {max_in_flight: 5}\n")
     await place.reloader.reload("signal")
-    after = place.live.terms
+    after = place.live.snapshot
     assert before.policies is not None
     assert after.policies is not None
     (line,) = caplog.records
@@ -701,13 +701,13 @@ async def test_the_call_answers_with_the_revisions_and_what_changed(tmp_path: Pa
         place.allow("two")
         place.configure("care: {min_confidence: 0}\ngate: {max_in_flight: 5}\n")
         answer = await ask(address, "POST", "/api/v1/reload")
-    terms = place.live.terms
-    assert terms.policies is not None
+    snapshot = place.live.snapshot
+    assert snapshot.policies is not None
     assert (answer.status, answer.json()) == (
         200,
         {
-            "policy_revision": terms.policies.revision,
-            "config_revision": terms.revision,
+            "policy_revision": snapshot.policies.revision,
+            "config_revision": snapshot.revision,
             "changed": ["gate.max_in_flight", "policies"],
             "shadowed": ["care.min_confidence"],
         },
@@ -732,23 +732,23 @@ async def test_the_call_answers_409_with_every_error(place: Place) -> None:
 
 
 async def test_without_a_file_a_reload_is_refused_and_leaves_no_trace() -> None:
-    live, metrics = Live(Terms(default("http://127.0.0.1:9000"), None)), Metrics()
+    live, metrics = Live(Snapshot(default("http://127.0.0.1:9000"), None)), Metrics()
     reloader = Reloader(None, live=live, metrics=metrics, clock=wall_clock)
-    before = live.terms
+    before = live.snapshot
     reload = await reloader.reload("call")
     assert "without" in reload.errors[0]
-    assert live.terms is before
+    assert live.snapshot is before
     assert (reloader.last.cause, last_reload(reloader.last)["ok"]) == ("start", True)
     assert metrics.registry.get_sample_value("scopegate_last_reload_success") == 1
     await reloader.catch_up()
 
 
 async def test_while_it_drains_nothing_is_put_in_force(place: Place) -> None:
-    before = place.live.terms
+    before = place.live.snapshot
     place.allow("two")
     place.reloader.draining = True
     reload = await place.reloader.reload("signal")
     assert "shutting down" in reload.errors[0]
     await place.reloader.catch_up()
-    assert place.live.terms is before
+    assert place.live.snapshot is before
     assert (place.reloader.last.cause, place.counted()) == ("start", (0, 0, 0))

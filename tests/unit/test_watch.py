@@ -14,7 +14,7 @@ import pytest
 from sidecar.clock import wall_clock
 from sidecar.live import reload
 from sidecar.live.reload import Files, Reloader
-from sidecar.live.terms import Live, Terms
+from sidecar.live.snapshot import Live, Snapshot
 from sidecar.telemetry.metrics import Metrics
 
 # From the change until it is in force; an operator waits for it.
@@ -51,13 +51,13 @@ class Noticed:
     def __init__(self, files: Files) -> None:
         loaded, policies = files.read()
         self.files = files
-        self.live = Live(Terms(loaded.settings, policies))
+        self.live = Live(Snapshot(loaded.settings, policies))
         self.reloader = Reloader(files, live=self.live, metrics=Metrics(), clock=wall_clock)
 
     def _names(self) -> list[str]:
-        if self.reloader.last.errors or self.live.terms.policies is None:
+        if self.reloader.last.errors or self.live.snapshot.policies is None:
             return []
-        return sorted(self.live.terms.policies.actions)
+        return sorted(self.live.snapshot.policies.actions)
 
     async def until(self, *names: str) -> None:
         """Wait until the policies in force name these actions; without names, until a reload is refused."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from sidecar.live.terms import Live
+from sidecar.live.snapshot import Live
 from sidecar.store.batch import Store
 from sidecar.web.api.decisions import DECISIONS, DecisionLists
 from sidecar.web.api.docs import DOCUMENTATION, Docs

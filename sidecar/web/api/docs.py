@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from sidecar.live.terms import Live
+from sidecar.live.snapshot import Live
 from sidecar.settings.reading import Settings
 from sidecar.web.api.docpage import page
 from sidecar.web.api.operation import Answer, Operation, Parameter
@@ -51,7 +51,7 @@ class Docs:
         self._rendered: tuple[dict[str, Any], str, bytes] | None = None
 
     def _document(self) -> dict[str, Any]:
-        settings = self._live.terms.settings
+        settings = self._live.snapshot.settings
         if self._made is None or self._made[0] is not settings:
             self._made = settings, self._make(settings)
         return self._made[1]

@@ -13,7 +13,7 @@ from sidecar.core.emission import CARESignalAccessError, Kind, emission
 from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
-from sidecar.live.terms import Live
+from sidecar.live.snapshot import Live
 from sidecar.store.batch import Store
 from sidecar.telemetry.metrics import Metrics
 from sidecar.web.api.operation import (
@@ -82,7 +82,7 @@ class EmitterApi:
                 given.model_dump(),
                 decision_id=new_decision_id(),
                 now=self._store.now(),
-                min_confidence=self._live.terms.settings.care.min_confidence,
+                min_confidence=self._live.snapshot.settings.care.min_confidence,
             )
         except CARESignalAccessError as exc:
             return wrong("invalid_request", "signals_used", f"holds what may not be used: {exc}")

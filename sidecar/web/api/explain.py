@@ -15,8 +15,8 @@ from sidecar.core.policy import Rule
 from sidecar.core.scope import Scope
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.gate.grants import Grants
-from sidecar.gate.messages import Explanation
-from sidecar.live.terms import Live, Terms
+from sidecar.gate.messages import Prediction
+from sidecar.live.snapshot import Live, Snapshot
 from sidecar.settings.sections import Route
 from sidecar.web.api.operation import Answer, Body, Operation, choice
 from sidecar.web.api.routes import Query
@@ -35,15 +35,15 @@ class ExplainApi:
         self._live = live
 
     async def explain(self, request: web.Request, query: Query) -> answers.Explanation | Refusal:
-        terms = self._live.terms
-        header = terms.settings.gate.tenant_header
-        routes = {route.path.text: route for route in terms.settings.gate.routes}
+        snapshot = self._live.snapshot
+        header = snapshot.settings.gate.tenant_header
+        routes = {route.path.text: route for route in snapshot.settings.gate.routes}
         body = await read_document(request)
-        name = query.given.get("route", next(iter(terms.enforced or routes.values())).path.text)
+        name = query.given.get("route", next(iter(snapshot.enforced or routes.values())).path.text)
         if name not in routes:
             return unknown("route", tuple(routes))
-        route = terms.judging(routes[name])
-        shadow = route in terms.shadow_routes
+        route = snapshot.judging(routes[name])
+        shadow = route in snapshot.shadow_routes
         tenant = tenant_of(request, header)
         claims: Claims | Refusal
         if isinstance(body, Refusal):
@@ -53,18 +53,18 @@ class ExplainApi:
         else:
             claims = read(Request(document=body), route.sources)
         if isinstance(claims, Refusal):
-            return answer_for(self._grants.unread(claims, terms, shadow=shadow), terms, route)
+            return answer_for(self._grants.unread(claims, snapshot, shadow=shadow), snapshot, route)
         assert tenant is not None
         try:
-            explanation = await self._grants.explain(claims, tenant, terms, shadow=shadow)
+            explanation = await self._grants.explain(claims, tenant, snapshot, shadow=shadow)
         except StoreUnavailable as exc:
-            explanation = Explanation(refusal=unavailable(exc))
-        return answer_for(explanation, terms, route, claims, tenant)
+            explanation = Prediction(refusal=unavailable(exc))
+        return answer_for(explanation, snapshot, route, claims, tenant)
 
 
 def answer_for(
-    explanation: Explanation,
-    terms: Terms,
+    explanation: Prediction,
+    snapshot: Snapshot,
     route: Route,
     claims: Claims | None = None,
     tenant_id: str = "default",
@@ -94,11 +94,11 @@ def answer_for(
         "left": None if scope is None else _left(scope, explanation.now),
         "brakes": [_brake(rule, use, facets) for rule, use in explanation.uses],
         "would_refuse": [cast("answers.WouldRefuse", one.to_dict()) for one in explanation.shadow],
-        "policy_revision": terms.policies.revision if terms.policies else None,
+        "policy_revision": snapshot.policies.revision if snapshot.policies else None,
     }
 
 
-def _next(refusal: Refusal, explanation: Explanation) -> str:
+def _next(refusal: Refusal, explanation: Prediction) -> str:
     """The advice for a refusal."""
     scope, hold = explanation.scope, explanation.hold
     if scope is not None and refusal.members.get("bound") == "max_cost_usd":

@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 
 from sidecar.errors import StoreUnavailable
 from sidecar.gate.execution import Gate
-from sidecar.live.terms import Live
+from sidecar.live.snapshot import Live
 from sidecar.store.base import Footprint
 from sidecar.store.batch import Store
 from sidecar.telemetry.metrics import Metrics
@@ -50,7 +50,7 @@ class ReadinessCheck:
         return {
             "store": failing,
             "log": failing,
-            "policies": None if self._live.terms.policies else "no valid policy set is loaded",
+            "policies": None if self._live.snapshot.policies else "no valid policy set is loaded",
             "clock": self._store.clock_trouble(),
             "draining": "the sidecar is shutting down" if self._gate.draining else None,
         }

@@ -18,7 +18,7 @@ from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
 from sidecar.gate.messages import Refused, RequestFacts
 from sidecar.ids import new_scope_id
-from sidecar.live.terms import Live, Terms
+from sidecar.live.snapshot import Live, Snapshot
 from sidecar.store.batch import Store
 from sidecar.store.lists import UnknownCursor
 from sidecar.web.api import scopetest
@@ -85,7 +85,7 @@ class ScopeApi:
         self, request: web.BaseRequest, target: str, request_id: str, refusal: Refusal
     ) -> web.Response:
         """Refuse a request to a scope endpoint unread. Record it if it would have issued or revoked one."""
-        path, terms = target.partition("?")[0], self._live.terms
+        path, snapshot = target.partition("?")[0], self._live.snapshot
         name = (
             scopetest.decoded_name(path.removeprefix(SCOPES_PREFIX))
             if path.startswith(SCOPES_PREFIX)
@@ -95,59 +95,59 @@ class ScopeApi:
             return problem(refusal, request_id=request_id)
         facts = RequestFacts(
             gatekept="scope_grant",
-            tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
+            tenant_id=tenant_of(request, snapshot.settings.gate.tenant_header) or "default",
             request_id=request_id,
-            policies=terms.policies,
+            policies=snapshot.policies,
             claims=Claims(scope_id=name),
         )
         return refused_problem(await self._gate.refusals.refuse(refusal, facts), request_id)
 
     async def _serve(self, request: web.BaseRequest, target: str, request_id: str) -> object:
         path, _, query = target.partition("?")
-        terms = self._live.terms
+        snapshot = self._live.snapshot
         candidate = scopetest.candidate_of(path)
         allow = ("GET", "DELETE") if path != SCOPE_PATH and candidate is None else ("POST",)
         if request.method not in allow:
             refusal = Refusal("method_not_allowed", f"{request.method} is not served here.")
             return problem(refusal, request_id=request_id, allow=allow)
         if candidate is not None:
-            return await self.test(request, candidate, terms)
-        tenant = tenant_of(request, terms.settings.gate.tenant_header)
+            return await self.test(request, candidate, snapshot)
+        tenant = tenant_of(request, snapshot.settings.gate.tenant_header)
         if path == SCOPE_PATH:
-            return await self.issue(request, tenant, request_id, terms)
+            return await self.issue(request, tenant, request_id, snapshot)
         if tenant is None:
-            return _no_tenant(terms)
+            return _no_tenant(snapshot)
         name = scopetest.decoded_name(path.removeprefix(SCOPES_PREFIX))
         if name is None:
             return Refusal("invalid_request", f"The last path segment must be {IDENTIFIER_RULE}.")
         if request.method == "GET":
             return await self.list(name, query, tenant)
         names_scope(request, name)
-        return await self.revoke(name, tenant, request_id, terms)
+        return await self.revoke(name, tenant, request_id, snapshot)
 
     async def test(
-        self, request: web.BaseRequest, candidate: str, terms: Terms
+        self, request: web.BaseRequest, candidate: str, snapshot: Snapshot
     ) -> scopetest.Rehearsal | Refusal:
-        return scopetest.rehearse(candidate, await _body(request, terms))
+        return scopetest.rehearse(candidate, await _body(request, snapshot))
 
     async def issue(
-        self, request: web.BaseRequest, tenant: str | None, request_id: str, terms: Terms
+        self, request: web.BaseRequest, tenant: str | None, request_id: str, snapshot: Snapshot
     ) -> Reply[answers.GrantedScope] | Refused:
         facts = RequestFacts(
             gatekept="scope_grant",
             tenant_id=tenant or "default",
             request_id=request_id,
-            policies=terms.policies,
+            policies=snapshot.policies,
         )
         refuse = self._gate.refusals.refuse
-        unready = self._gate.unready(terms)
+        unready = self._gate.unready(snapshot)
         if unready is not None:
             return await refuse(unready.refusal, facts, retry_after=unready.retry_after)
-        wanted = await _wanted(request, terms) if tenant is not None else _no_tenant(terms)
+        wanted = await _wanted(request, snapshot) if tenant is not None else _no_tenant(snapshot)
         if isinstance(wanted, Refusal):
             return await refuse(wanted, facts)
         facts = replace(facts, claims=Claims(incident_id=wanted.incident_id))
-        granted = _scope_terms(wanted, terms)
+        granted = _scope_terms(wanted, snapshot)
         if isinstance(granted, Refusal):
             return await refuse(granted, facts)
         scope = Scope(
@@ -186,10 +186,10 @@ class ScopeApi:
         }
 
     async def revoke(
-        self, scope_id: str, tenant: str, request_id: str, terms: Terms
+        self, scope_id: str, tenant: str, request_id: str, snapshot: Snapshot
     ) -> Reply[answers.Revocation] | Refused:
         facts = RequestFacts(
-            policies=terms.policies,
+            policies=snapshot.policies,
             gatekept="scope_grant",
             tenant_id=tenant,
             request_id=request_id,
@@ -208,31 +208,31 @@ class ScopeApi:
         )
 
 
-async def _wanted(request: web.BaseRequest, terms: Terms) -> ScopeRequest | Refusal:
-    body = await _body(request, terms)
+async def _wanted(request: web.BaseRequest, snapshot: Snapshot) -> ScopeRequest | Refusal:
+    body = await _body(request, snapshot)
     return body if isinstance(body, Refusal) else validated(ScopeRequest, body, "invalid_scope")
 
 
-async def _body(request: web.BaseRequest, terms: Terms) -> dict[str, Any] | Refusal:
-    bounds = terms.settings.gate
+async def _body(request: web.BaseRequest, snapshot: Snapshot) -> dict[str, Any] | Refusal:
+    bounds = snapshot.settings.gate
     body = await read_json(
         request, max_bytes=bounds.max_body_bytes, timeout_seconds=bounds.body_timeout_seconds
     )
     return body if isinstance(body, Refusal) else body[1]
 
 
-def _no_tenant(terms: Terms) -> Refusal:
-    named = terms.settings.gate.tenant_header
+def _no_tenant(snapshot: Snapshot) -> Refusal:
+    named = snapshot.settings.gate.tenant_header
     return Refusal("invalid_request", f"{named} must name one tenant.", {"member": f"header:{named}"})
 
 
-def _scope_terms(wanted: ScopeRequest, terms: Terms) -> ScopeTerms | Refusal:
+def _scope_terms(wanted: ScopeRequest, snapshot: Snapshot) -> ScopeTerms | Refusal:
     """The terms with defaults filled in, or a refusal that names the first term out of bounds."""
     if not wanted.actions:
         return wrong("invalid_scope", "action", "is required (or allowed_actions)")
     if wanted.action and wanted.allowed_actions and wanted.action not in wanted.allowed_actions:
         return wrong("invalid_scope", "action", "must be among allowed_actions where both are given")
-    limits, defaults = terms.settings.scopes.limits, terms.settings.scopes.defaults
+    limits, defaults = snapshot.settings.scopes.limits, snapshot.settings.scopes.defaults
     shortest = min(MIN_TTL_SECONDS, limits.ttl_seconds)
     attempts = defaults.max_attempts if wanted.max_attempts is None else wanted.max_attempts
     if not 1 <= attempts <= limits.max_attempts:

@@ -16,7 +16,7 @@ from sidecar.errors import Refusal
 from sidecar.gate.execution import Gate
 from sidecar.ids import new_decision_id
 from sidecar.live.reload import Reload, Reloader
-from sidecar.live.terms import Live
+from sidecar.live.snapshot import Live
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.api.operation import REQUEST_ID, STORE_ERRORS, Answer, Operation
@@ -71,7 +71,7 @@ class StateApi:
 
     async def status(self, request: web.Request) -> answers.Status:
         del request
-        terms = self._live.terms
+        snapshot = self._live.snapshot
         readiness, (unknown, footprint) = await asyncio.gather(self._readiness.state(), measured(self._store))
         count, oldest = unknown or (None, None)
         return {
@@ -90,11 +90,11 @@ class StateApi:
                 "free": footprint.free,
                 "growth_per_day": footprint.growth_per_day,
             },
-            "policy_revision": terms.policies.revision if terms.policies else None,
-            "config_revision": terms.revision,
+            "policy_revision": snapshot.policies.revision if snapshot.policies else None,
+            "config_revision": snapshot.revision,
             "last_reload": last_reload(self._reloader.last),
-            "scope_required_from": terms.settings.gate.scope_required_from,
-            "shadow_routes": [route.path.text for route in terms.shadow_routes],
+            "scope_required_from": snapshot.settings.gate.scope_required_from,
+            "shadow_routes": [route.path.text for route in snapshot.shadow_routes],
             "scopes_served_on": self._about.scopes_served_on,
             "listeners": self._about.listeners(),
         }
@@ -107,10 +107,10 @@ class StateApi:
             more = f" (and {len(others)} more)" if others else ""
             message = f"Nothing was changed: {first}{more}."
             return Refusal("reload_refused", message, {"errors": list(reload.errors)})
-        policies = reload.terms.policies
+        policies = reload.snapshot.policies
         return {
             "policy_revision": policies.revision if policies else None,
-            "config_revision": reload.terms.revision,
+            "config_revision": reload.snapshot.revision,
             "changed": list(reload.changed),
             "shadowed": list(reload.shadowed),
         }

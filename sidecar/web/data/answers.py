@@ -124,7 +124,7 @@ async def write_forwarded(
     headers = without_our_own(end_to_end(head.headers))
     headers = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
     body = forwarded.body
-    settings = gated.terms.settings
+    settings = gated.snapshot.settings
     if settings.gate.annotate_response and forwarded.rest is None:
         headers, body = annotated(forwarded, headers, body, now=now)
     headers += admission_report(forwarded.last, now)

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from sidecar.core.target import wants_websocket
 from sidecar.errors import Refusal
-from sidecar.live.terms import Live
+from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
@@ -45,7 +45,7 @@ class PassThrough:
         *,
         live: Live,
     ) -> None:
-        settings = live.terms.settings.upstream
+        settings = live.snapshot.settings.upstream
         max_connections = settings.max_connections
         self._upstream = upstream
         self._metrics = metrics
@@ -131,7 +131,7 @@ class PassThrough:
                 headers,
                 _body(request, recorded.taken if recorded else Taken()) if streamed else None,
                 chunked=streamed and not has_length,
-                head_deadline=self._live.terms.settings.upstream.response_timeout_seconds,
+                head_deadline=self._live.snapshot.settings.upstream.response_timeout_seconds,
             )
         finally:
             connection.on_lost = None

@@ -16,7 +16,7 @@ from sidecar.gate import deadlines
 from sidecar.gate.execution import Gate
 from sidecar.gate.messages import GatedRequest, Refused, RequestFacts, Undelivered
 from sidecar.gate.observer import Observer
-from sidecar.live.terms import Live, Terms
+from sidecar.live.snapshot import Live, Snapshot
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
@@ -95,8 +95,8 @@ class DataPlane:
                 return await self._scopes.refuse(request, target, request_id_of(request), foreign)
             return await self._scopes.handle(request, target, request_id_of(request))
         unnamed = malformed(request)
-        terms = self._live.terms
-        course = course_of(request, target, terms)
+        snapshot = self._live.snapshot
+        course = course_of(request, target, snapshot)
         if course is None:
             if unnamed is not None:
                 self._metrics.passed.labels(unnamed.code).inc()
@@ -115,14 +115,14 @@ class DataPlane:
         )
         visit.trace_id = visit.trace.ids.get("trace_id", visit.trace_id)
         try:
-            async with asyncio.timeout(deadlines.judging_seconds(terms.settings)) as visit.deadline:
-                return await self._gated(request, target, course, terms, unnamed)
+            async with asyncio.timeout(deadlines.judging_seconds(snapshot.settings)) as visit.deadline:
+                return await self._gated(request, target, course, snapshot, unnamed)
         except TimeoutError:
             if visit.deadline is None or not visit.deadline.expired():
                 raise
         # The outer deadline passed, which is not the request's fault. Nothing of it was forwarded, because
         # the gate ends an execution before that.
-        facts = facts_of(request, terms)
+        facts = facts_of(request, snapshot)
         LogEvent.UNDECIDED.log(request_id=facts.request_id)
         refused = self._gate.refusals.undecided("it was not decided in time", facts)
         return refused_problem(refused, facts.request_id)
@@ -130,25 +130,30 @@ class DataPlane:
     # A gated request ---------------------------------------------------------------------------
 
     async def _gated(
-        self, request: web.BaseRequest, target: str, course: Course, terms: Terms, unnamed: Refusal | None
+        self,
+        request: web.BaseRequest,
+        target: str,
+        course: Course,
+        snapshot: Snapshot,
+        unnamed: Refusal | None,
     ) -> web.StreamResponse:
         """Judge and execute a gated request. `unnamed` is the refusal of a request without a valid host."""
         visit, taken = visit_of(request), Taken()
         if unnamed is not None:
             # Shadow routes refuse it too, because the backend would choose where it goes.
             self._observer.judged(visit.trace, visit.begun)
-            return await self._refuse(Refused(refusal=unnamed), facts_of(request, terms))
+            return await self._refuse(Refused(refusal=unnamed), facts_of(request, snapshot))
         if isinstance(course.verdict, Rejected):
             self._observer.judged(visit.trace, visit.begun)
             refusal = course.verdict.refusal
-            return await self._unjudged(request, target, course, refusal, terms, taken)
-        place = self._gate.enter(terms)
+            return await self._unjudged(request, target, course, refusal, snapshot, taken)
+        place = self._gate.enter(snapshot)
         if isinstance(place, Refused):
             self._observer.judged(visit.trace, visit.begun)
-            return await self._refuse(place, facts_of(request, terms))
+            return await self._refuse(place, facts_of(request, snapshot))
         gated: GatedRequest | Refusal | None = None
         try:
-            gated = await read_gated(request, target, course, terms, taken, place)
+            gated = await read_gated(request, target, course, snapshot, taken, place)
         finally:
             # A refusal may have to wait for its summary; it must not hold a place meanwhile.
             if not isinstance(gated, GatedRequest):
@@ -158,14 +163,14 @@ class DataPlane:
             if not course.shadow:
                 taken.pieces.clear()
                 del place  # gives back the memory that it counts
-            return await self._unjudged(request, target, course, gated, terms, taken)
+            return await self._unjudged(request, target, course, gated, snapshot, taken)
         return await self._execute(request, gated)
 
     async def _execute(self, request: web.BaseRequest, gated: GatedRequest) -> web.StreamResponse:
         visit, facts = visit_of(request), gated.facts
         visit.request_id, visit.scope_id = facts.request_id, facts.claims.scope_id
         visit.trace_id = gated.log_fields.get("trace_id")
-        visit.extend(deadlines.executing_seconds(gated) + deadlines.judging_seconds(gated.terms.settings))
+        visit.extend(deadlines.executing_seconds(gated) + deadlines.judging_seconds(gated.snapshot.settings))
         try:
             outcome = await self._gate.execute(gated)
         finally:
@@ -192,16 +197,16 @@ class DataPlane:
         target: str,
         course: Course,
         refusal: Refusal,
-        terms: Terms,
+        snapshot: Snapshot,
         taken: Taken,
     ) -> web.StreamResponse:
         """Refuse a request that cannot be judged. On a shadow route, record that and pass it through."""
-        facts, refused = facts_of(request, terms), Refused(refusal=refusal)
+        facts, refused = facts_of(request, snapshot), Refused(refusal=refusal)
         if course.shadow:
             unfit = (
                 passthrough.upgrade_refusal(request) or passthrough.uncarried(request) or broken_body(request)
             )
-            unready = self._gate.unready(terms)
+            unready = self._gate.unready(snapshot)
             if unfit is None and unready is None:
                 return await self._pass_over(request, target, refusal, facts, taken)
             refused = Refused(refusal=unfit) if unfit is not None else unready or refused

@@ -17,9 +17,8 @@ from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.gate.places import Place
 from sidecar.ids import new_traceparent
-from sidecar.live.terms import Terms
-from sidecar.settings.sections import Gate as GateSettings
-from sidecar.settings.sections import Route
+from sidecar.live.snapshot import Snapshot
+from sidecar.settings.sections import GateSection, Route
 from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import uncarried
 from sidecar.web.serving.accesslog import visit_of
@@ -40,7 +39,7 @@ class Course:
     shadow: bool
 
 
-def course_of(request: web.BaseRequest, target: str, terms: Terms) -> Course | None:
+def course_of(request: web.BaseRequest, target: str, snapshot: Snapshot) -> Course | None:
     """The classification of a request. None: it is not gated, or only reads.
 
     A request that an enforced route matches in any reading is enforced, even if other routes match it.
@@ -49,29 +48,29 @@ def course_of(request: web.BaseRequest, target: str, terms: Terms) -> Course | N
     def verdict_by(patterns: Sequence[RoutePattern]) -> PassThrough | Gated | Rejected:
         return classify(request.method, target, request.headers.items(), request.body_exists, patterns)
 
-    verdict, routes, shadow = verdict_by(terms.patterns), terms.settings.gate.routes, False
+    verdict, routes, shadow = verdict_by(snapshot.patterns), snapshot.settings.gate.routes, False
     if isinstance(verdict, PassThrough):
         return None
-    if len(terms.enforced) < len(routes):
-        enforced = verdict_by(terms.enforced_patterns)
+    if len(snapshot.enforced) < len(routes):
+        enforced = verdict_by(snapshot.enforced_patterns)
         if isinstance(enforced, PassThrough):
             shadow = True
         else:
-            verdict, routes = enforced, terms.enforced
+            verdict, routes = enforced, snapshot.enforced
     return Course(verdict, routes[verdict.index] if isinstance(verdict, Gated) else None, shadow)
 
 
-def facts_of(request: web.BaseRequest, terms: Terms) -> RequestFacts:
+def facts_of(request: web.BaseRequest, snapshot: Snapshot) -> RequestFacts:
     """The facts for a record that a request shows without its body: its tenant and its id."""
     return RequestFacts(
-        tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
+        tenant_id=tenant_of(request, snapshot.settings.gate.tenant_header) or "default",
         request_id=request_id_of(request),
-        policies=terms.policies,
+        policies=snapshot.policies,
     )
 
 
 async def read_gated(
-    request: web.BaseRequest, target: str, course: Course, terms: Terms, taken: Taken, place: Place
+    request: web.BaseRequest, target: str, course: Course, snapshot: Snapshot, taken: Taken, place: Place
 ) -> GatedRequest | Refusal:
     """Read the body of a gated request and what it claims, or say why it cannot be judged.
 
@@ -79,7 +78,7 @@ async def read_gated(
     """
     assert isinstance(course.verdict, Gated)
     assert course.route is not None
-    gated, sources, bounds = course.verdict, course.route.sources, terms.settings.gate
+    gated, sources, bounds = course.verdict, course.route.sources, snapshot.settings.gate
     unfit = uncarried(request)
     if unfit is not None:
         return unfit
@@ -128,7 +127,7 @@ async def read_gated(
             claims=claims,
             tenant_id=tenant,
             request_id=request_id,
-            policies=terms.policies,
+            policies=snapshot.policies,
         ),
         method=request.method,
         target=target_bytes(target),
@@ -136,7 +135,7 @@ async def read_gated(
         body=raw,
         body_sha256=hashlib.sha256(raw).hexdigest(),
         cost_source=sources.cost,
-        terms=terms,
+        snapshot=snapshot,
         place=place,
         shadow=course.shadow,
         log_fields=trace.ids or trace_ids((value_of(headers, b"traceparent") or b"").decode("latin-1")),
@@ -166,7 +165,7 @@ def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str])
 
 
 def _upstream_headers(
-    request: web.BaseRequest, judged_headers: set[str], body: bytes, request_id: str, bounds: GateSettings
+    request: web.BaseRequest, judged_headers: set[str], body: bytes, request_id: str, bounds: GateSection
 ) -> list[tuple[bytes, bytes]]:
     # A header that was judged must reach the backend, even if Connection names it as hop-by-hop.
     headers = without_our_own(

@@ -15,7 +15,7 @@ from typing import Literal
 import orjson
 from aiohttp import web
 
-from sidecar.live.terms import Live
+from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.tracing import NO_TRACE, Trace, trace_ids
 from sidecar.web.wire.request import MAX_REQUEST_ID_CHARS
@@ -68,7 +68,7 @@ class AccessLog:
         visit = Visit(
             path=shown_path(request._message.path),
             begun=time.perf_counter(),
-            wanted=self._live.terms.settings.telemetry.access_log,
+            wanted=self._live.snapshot.settings.telemetry.access_log,
             request_id=given[:MAX_REQUEST_ID_CHARS] if given else None,
             trace_id=trace_ids(request.headers.get("traceparent")).get("trace_id"),
         )
@@ -92,7 +92,7 @@ class AccessLog:
 
     def _unparsed(self, request: web.BaseRequest, answer: web.StreamResponse | None) -> None:
         """Log a request that could not be parsed, unless the log is off: it may have meant any route."""
-        visit = Visit(path="", begun=0.0, wanted=self._live.terms.settings.telemetry.access_log)
+        visit = Visit(path="", begun=0.0, wanted=self._live.snapshot.settings.telemetry.access_log)
         if isinstance(answer, web.Response):
             _note_answer(visit, request, answer)
         if visit.wanted != "none":

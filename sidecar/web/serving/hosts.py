@@ -23,7 +23,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 
 from sidecar.core.host import Host, answers_to, hosts_of
 from sidecar.errors import Refusal
-from sidecar.live.terms import Live
+from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.wire.problem import problem
 
@@ -68,7 +68,7 @@ class Guard:
     def _foreign(self, request: web.BaseRequest) -> Refusal | None:
         hosts = _hosts(request)
         assert not isinstance(hosts, str)
-        settings = self._live.terms.settings
+        settings = self._live.snapshot.settings
         section = settings.data if self._listener == "data" else settings.admin
         names = section.hosts
         for host in hosts:

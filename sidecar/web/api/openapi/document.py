@@ -18,7 +18,7 @@ from sidecar import __version__
 from sidecar.core.money import to_dollars
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import Settings
-from sidecar.settings.sections import ListenTls, Route
+from sidecar.settings.sections import ListenTlsSection, Route
 from sidecar.web.api.decisions import DECISIONS
 from sidecar.web.api.docs import DOCUMENTATION
 from sidecar.web.api.emitters import EMITTERS, RUNS_AND_SWITCH
@@ -156,7 +156,7 @@ def _unnamed(path: str) -> str:
     return re.sub(r"\{\w+\}", "{}", path)
 
 
-def _server(address: Address, tls: ListenTls, description: str) -> dict[str, str]:
+def _server(address: Address, tls: ListenTlsSection, description: str) -> dict[str, str]:
     """The server entry of a listener. A wildcard address is shown as localhost."""
     scheme = "http" if tls.certificate_file is None else "https"
     if isinstance(address, SocketFile):

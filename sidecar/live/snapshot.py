@@ -1,6 +1,6 @@
-"""The terms: the configuration and policies that apply to a request, as one immutable value.
+"""A snapshot: the configuration and policies that apply to a request, as one immutable value.
 
-A reload creates new terms. A request reads the terms once, when it begins, and keeps them to its end. No
+A reload creates a new snapshot. A request reads the snapshot once, when it begins, and keeps it to its end. No
 request is therefore judged by a mixture of two versions.
 """
 
@@ -16,7 +16,7 @@ from sidecar.settings.sections import Route, Settings
 
 
 @dataclass(frozen=True)
-class Terms:
+class Snapshot:
     """The configuration and policies of one moment. Without policies, every gated request is refused."""
 
     settings: Settings
@@ -72,7 +72,7 @@ def _spelled(pattern: RoutePattern) -> str:
 
 
 class Live:
-    """The terms in force. Only a reload replaces them."""
+    """The snapshot in force. Only a reload replaces it."""
 
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
