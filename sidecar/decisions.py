@@ -29,27 +29,26 @@ When a call appends a record
 A function returns its record, or None if it appends none. The store enforces "once", so it holds under
 concurrency and across restarts. The position of the kill switch is stored as well.
 
-When the store fails A decision record never stops its caller. If the store does not confirm a call in time,
-the logger `scopegate.decisions` logs it, and `get_decision_service().failures` and the Prometheus counter
-`scopegate_library_emissions_failed_total` count it. Then `emit` and `emit_sync` return False, the `emit_*`
-functions still return their record, a backfill returns 0, turning the kill switch returns False, and the
-switch counts as on. A record whose call timed out while it was being written may still appear in the log. A
-record of more than 1 MiB is refused in the same way.
+When the store fails
+    A decision record never stops its caller. If the store does not confirm a call in time, the logger
+    `scopegate.decisions` logs it, and `get_decision_service().failures` and the Prometheus counter
+    `scopegate_library_emissions_failed_total` count it. Then `emit` and `emit_sync` return False, the
+    `emit_*` functions still return their record, a backfill returns 0, turning the kill switch returns
+    False, and the switch counts as on. A record whose call timed out while it was being written may still
+    appear in the log. A record of more than 1 MiB is refused in the same way.
 
 Values in a record are copied and become JSON at once. They may have any type (see `DecisionRecord`).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any
 
-from sidecar.core.command import Bind, Bound, Emit, NotEmitted, Switch, Turn
-from sidecar.core.emission import Kind, check_signal, emission, once_key
+from sidecar.core.command import Bind, Emit, NotEmitted, RunBound, Switch, Turn
+from sidecar.core.emission import CARESignalAccessError, Kind, check_signal, emission, once_key
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionSource, DecisionTrigger, DecisionType
-from sidecar.errors import CARESignalAccessError
 from sidecar.files.jsonvalue import as_text, plain
 from sidecar.ids import new_decision_id
 from sidecar.library.recording import (
@@ -59,7 +58,8 @@ from sidecar.library.recording import (
     decision_record,
     get_decision_service,
 )
-from sidecar.library.runtime import configure, library
+from sidecar.library.runtime import configure, configured_store
+from sidecar.telemetry.events import LogEvent
 
 __all__ = [
     "configure",
@@ -88,28 +88,7 @@ __all__ = [
     "is_care_kill_switch_active",
 ]
 
-logger = logging.getLogger("scopegate.decisions")
-
 _KILL_SWITCH: Switch = "care_kill_switch"
-
-# Arguments that are converted to booleans. As text, every value would count as true.
-_FLAGS = frozenset(
-    {
-        "evaluated",
-        "injected",
-        "matched",
-        "optimization_enabled",
-        "passed",
-        "proceeded",
-        "queried",
-        "routed",
-        "service_available",
-        "shadow_mode",
-        "triggered",
-        "violated",
-    }
-)
-
 
 # Every call appends a record -----------------------------------------------------------------------
 
@@ -279,6 +258,15 @@ def emit_care_optimization_decision(
     return _recorded("care_optimization", locals())
 
 
+# Arguments that are converted to booleans. As text, every value would count as true.
+_FLAGS = frozenset(
+    name
+    for emitter in (value for word, value in globals().items() if word.startswith("emit_"))
+    for name, annotation in emitter.__annotations__.items()
+    if annotation == "bool"
+)
+
+
 def _always_recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord:
     record = _recorded(kind, arguments)
     assert record is not None
@@ -287,7 +275,7 @@ def _always_recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord
 
 def _recorded(kind: Kind, arguments: Mapping[str, Any]) -> DecisionRecord | None:
     """Make and submit the record of a call; None if a rule or the store decides that there is none."""
-    store = library()
+    store = configured_store()
     made = emission(
         kind,
         {name: _argument(name, value) for name, value in arguments.items()},
@@ -338,10 +326,10 @@ def _check_care_optimization_exists(request_id: str) -> bool:
 def _is_kept(decision_type: DecisionType, *parts: str) -> bool:
     key = once_key(decision_type, *(_argument("", part) for part in parts))
     try:
-        return library().read_sync(lambda engine: engine.is_kept(key))
+        return configured_store().read_sync(lambda engine: engine.is_kept(key))
     except Exception as exc:
         # False is safe, because a later emit still meets the unique key in the store.
-        logger.warning("the store cannot say whether a decision is recorded: %s", exc)
+        LogEvent.LOOKUP_FAILED.log(exc)
         return False
 
 
@@ -358,7 +346,7 @@ def backfill_run_id_for_request(request_id: str, run_id: str) -> int:
     if not request or not run:
         return 0
     reply = get_decision_service().submit(Bind(request_id=request, run_id=run))
-    return reply.count if isinstance(reply, Bound) else 0
+    return reply.count if isinstance(reply, RunBound) else 0
 
 
 def check_signal_access(signal_name: str) -> bool:
@@ -389,7 +377,7 @@ def _turned(*, on: bool) -> bool:
 def is_care_kill_switch_active() -> bool:
     """Whether the kill switch is on. True if the store cannot be read, because that is the safe answer."""
     try:
-        return library().read_sync(lambda engine: engine.is_on(_KILL_SWITCH))
+        return configured_store().read_sync(lambda engine: engine.is_on(_KILL_SWITCH))
     except Exception as exc:
-        logger.warning("the store cannot say whether the kill switch is on, so it counts as on: %s", exc)
+        LogEvent.KILL_SWITCH_UNREADABLE.log(exc)
         return True

@@ -1,62 +1,312 @@
-"""All error codes and exceptions. This module imports no other module of the package.
+"""The table of error codes, refusals, and the exceptions of more than one room. It imports nothing of the
+package.
 
-Each code has exactly one HTTP status, and this table is its only source. A refusal is a value. An exception
-means that something could not be decided or delivered. Only the library raises refusals as exceptions.
+Each code has one row in the table. From it are made the answer's status and title, the advice of `explain`,
+the errors in the OpenAPI document, and the tables in `config/reference/wire.md`. A refusal is a value. An
+exception means that something could not be decided or delivered. Only the library raises refusals as
+exceptions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """One row of the table: the code on the wire, its HTTP status, its RFC 9457 title."""
+    """One row of the table.
+
+    `advice` is one sentence that says what the caller does next. `members` are those that every such answer
+    has besides the ones of all errors, with an example of each. `retry` is whether the same request may
+    succeed later.
+    """
 
     code: str
     status: int
     title: str
+    advice: str
+    members: Mapping[str, Any] = field(default_factory=dict)
+    retry: bool = False
 
+
+_SCOPE = {"scope_id": "scope_0123456789abcdef0123456789abcdef"}
 
 _ROWS: tuple[ErrorKind, ...] = (
-    ErrorKind("scoped_execution_required", 400, "A recovery action needs an execution scope"),
-    ErrorKind("scope_exhausted", 400, "The execution scope is used up"),
-    ErrorKind("scope_expired", 400, "The execution scope has expired"),
-    ErrorKind("scope_revoked", 400, "The execution scope was revoked"),
-    ErrorKind("invalid_request", 400, "The request cannot be judged"),
-    ErrorKind("ambiguous_path", 400, "The path can be read in more than one way"),
-    ErrorKind("override_refused", 400, "Method and target overrides are refused here"),
-    ErrorKind("upgrade_refused", 400, "This protocol upgrade is refused"),
-    ErrorKind("incident_mismatch", 403, "The scope belongs to another incident"),
-    ErrorKind("action_outside_scope", 403, "The scope does not allow this action"),
-    ErrorKind("target_outside_scope", 403, "The scope does not allow these target agents"),
-    ErrorKind("policy_denied", 403, "Policy denies this"),
-    ErrorKind("cross_site", 403, "Another site may not change this"),
-    ErrorKind("scope_not_found", 404, "No such execution scope"),
-    ErrorKind("decision_not_found", 404, "No such decision"),
-    ErrorKind("not_found", 404, "No such resource"),
-    ErrorKind("method_not_allowed", 405, "Method not allowed"),
-    ErrorKind("body_timeout", 408, "The request body did not arrive in time"),
-    ErrorKind("not_reconcilable", 409, "The execution cannot be reconciled"),
-    ErrorKind("reload_refused", 409, "The new configuration or policies cannot be used; the old ones hold"),
-    ErrorKind("body_too_large", 413, "The request body is too large"),
-    ErrorKind("unsupported_media_type", 415, "Only plain application/json can be judged"),
-    ErrorKind("misdirected_request", 421, "This host is not one of the listener's"),
-    ErrorKind("invalid_scope", 422, "The requested scope is not valid"),
-    ErrorKind("braked", 429, "Policy brakes this for a while"),
-    ErrorKind("internal_error", 500, "The sidecar failed"),
-    ErrorKind("upstream_unreachable", 502, "The backend could not be reached; nothing was sent"),
-    ErrorKind("upstream_failed", 502, "The backend's answer was lost"),
-    ErrorKind("store_unavailable", 503, "The store cannot record a decision"),
-    ErrorKind("policy_unavailable", 503, "No policy set is loaded"),
-    ErrorKind("overloaded", 503, "Too many requests are in flight"),
-    ErrorKind("draining", 503, "The sidecar is shutting down"),
-    ErrorKind("upstream_timeout", 504, "The backend did not answer in time"),
+    ErrorKind(
+        "scoped_execution_required",
+        400,
+        "A recovery action needs an execution scope",
+        "Ask for a scope (POST /api/v1/recovery/scope) and send its scope_id.",
+        {"incident_id": "inc_123", "action": "retry_agent"},
+    ),
+    ErrorKind(
+        "scope_exhausted",
+        400,
+        "The execution scope is used up",
+        "See what its attempts achieved, then ask for a new scope if another one makes sense.",
+        {**_SCOPE, "bound": "max_attempts"},
+    ),
+    ErrorKind(
+        "scope_expired",
+        400,
+        "The execution scope has expired",
+        "Ask for a new scope; they live for minutes only.",
+        {**_SCOPE, "expires_at": "2026-01-31T12:05:00.000000+00:00"},
+    ),
+    ErrorKind(
+        "scope_revoked",
+        400,
+        "The execution scope was revoked",
+        "Find out who revoked it and why before you ask for another one.",
+        _SCOPE,
+    ),
+    ErrorKind("invalid_request", 400, "The request cannot be judged", "Correct the member that is named."),
+    ErrorKind(
+        "ambiguous_path",
+        400,
+        "The path can be read in more than one way",
+        "Spell the gated path out: no encoded slashes, dot segments or the like.",
+    ),
+    ErrorKind(
+        "override_refused",
+        400,
+        "Method and target overrides are refused here",
+        "Do not send method or target overrides (`X-HTTP-Method-Override` and the like).",
+    ),
+    ErrorKind(
+        "upgrade_refused",
+        400,
+        "This protocol upgrade is refused",
+        "Only WebSockets may upgrade, and not on a gated path; do not send CONNECT.",
+    ),
+    ErrorKind(
+        "incident_mismatch",
+        403,
+        "The scope belongs to another incident",
+        "Ask for a scope for this incident.",
+        {**_SCOPE, "incident_id": "inc_124"},
+    ),
+    ErrorKind(
+        "action_outside_scope",
+        403,
+        "The scope does not allow this action",
+        "Ask for a scope that lists this action.",
+        {**_SCOPE, "action": "restart_pod"},
+    ),
+    ErrorKind(
+        "target_outside_scope",
+        403,
+        "The scope does not allow these target agents",
+        "Name only target agents of the scope, or ask for one that has them.",
+        {**_SCOPE, "target_agents": ["agent_2"]},
+    ),
+    ErrorKind(
+        "policy_denied",
+        403,
+        "Policy denies this",
+        "Read the rules' reasons; change the request, or have the policies changed.",
+        {"rules": [], "action": "drop_database"},
+    ),
+    ErrorKind(
+        "cross_site",
+        403,
+        "Another site may not change this",
+        "Send it from a page of the listener itself, or by a program that sends neither `Origin` nor "
+        "`Sec-Fetch-Site`.",
+    ),
+    ErrorKind(
+        "scope_not_found",
+        404,
+        "No such execution scope",
+        "Check the scope_id and the tenant; scopes are listed by incident.",
+        _SCOPE,
+    ),
+    ErrorKind(
+        "decision_not_found",
+        404,
+        "No such decision",
+        "Check the decision_id; the admin listener lists decisions.",
+        {"decision_id": "01961234-5678-7abc-8def-0123456789ab"},
+    ),
+    ErrorKind("not_found", 404, "No such resource", "Check the path; /openapi.json lists those that exist."),
+    ErrorKind("method_not_allowed", 405, "Method not allowed", "Use a method that the `Allow` header names."),
+    ErrorKind(
+        "body_timeout",
+        408,
+        "The request body did not arrive in time",
+        "Send the whole body within `gate.body_timeout_seconds`.",
+        retry=True,
+    ),
+    ErrorKind(
+        "not_reconcilable",
+        409,
+        "The execution cannot be reconciled",
+        "Reconcile only an execution that ended `unknown`, and only once.",
+        {"execution_status": "answered"},
+    ),
+    ErrorKind(
+        "reload_refused",
+        409,
+        "The new configuration or policies cannot be used; the old ones hold",
+        "Correct the places that `errors` names, and reload again.",
+        {"errors": ["policies/actions.yaml:3:11: actions.retry_agent.risk: expects one of low, medium"]},
+    ),
+    ErrorKind(
+        "body_too_large",
+        413,
+        "The request body is too large",
+        "Send at most `max_bytes` bytes, or have `gate.max_body_bytes` raised.",
+        {"max_bytes": 1_048_576},
+    ),
+    ErrorKind(
+        "unsupported_media_type",
+        415,
+        "Only plain application/json can be judged",
+        "Send `application/json` in UTF-8, without content encoding.",
+    ),
+    ErrorKind(
+        "misdirected_request",
+        421,
+        "This host is not one of the listener's",
+        "Use a loopback name, or add the name to `admin.allowed_hosts` (`data.allowed_hosts` for scopes on "
+        "the data listener).",
+    ),
+    ErrorKind(
+        "invalid_scope",
+        422,
+        "The requested scope is not valid",
+        "Correct the terms that `errors` names, such as a blank intent or a bound past its limit.",
+        {
+            "member": "intent",
+            "errors": [{"member": "/intent", "problem": "is required and must say why; it cannot be blank"}],
+        },
+    ),
+    ErrorKind(
+        "braked",
+        429,
+        "Policy brakes this for a while",
+        "Wait until it ends, or look for what the last executions did not mend.",
+        {
+            "rules": ["storm-brake"],
+            "retry_after_seconds": 1740,
+            "ends_at": "2026-01-31T12:34:56.000000+00:00",
+        },
+        retry=True,
+    ),
+    ErrorKind(
+        "internal_error",
+        500,
+        "The sidecar failed",
+        "Look for the cause in the sidecar's log; this is a bug in the sidecar.",
+    ),
+    ErrorKind(
+        "upstream_unreachable",
+        502,
+        "The backend could not be reached; nothing was sent",
+        "Check that the backend runs; a gated attempt has been given back.",
+        {"cause": "connection refused"},
+        retry=True,
+    ),
+    ErrorKind(
+        "upstream_failed",
+        502,
+        "The backend's answer was lost",
+        "Find out whether the backend acted; a gated execution is `unknown` until it is reconciled.",
+        {"cause": "the connection was reset"},
+    ),
+    ErrorKind(
+        "store_unavailable",
+        503,
+        "The store cannot record a decision",
+        "Look at readiness (/health/ready) and at the store's disk.",
+        {"cause": "disk I/O error"},
+        retry=True,
+    ),
+    ErrorKind(
+        "policy_unavailable",
+        503,
+        "No policy set is loaded",
+        "Correct the policies; `scopegate check` names what is wrong.",
+        retry=True,
+    ),
+    ErrorKind("overloaded", 503, "Too many requests are in flight", "Try again in a moment.", retry=True),
+    ErrorKind(
+        "draining",
+        503,
+        "The sidecar is shutting down",
+        "Ask another sidecar, or wait for the restart.",
+        retry=True,
+    ),
+    ErrorKind(
+        "upstream_timeout",
+        504,
+        "The backend did not answer in time",
+        "Find out whether the backend acted; a gated execution is `unknown` until it is reconciled.",
+        {"cause": "no whole answer within 30 s"},
+    ),
 )
 
 ERRORS: Mapping[str, ErrorKind] = {row.code: row for row in _ROWS}
+
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "array", "items": _TEXT}
+_TIME = {"type": "string", "format": "date-time"}
+_NULL = {"type": "null"}
+
+# Every member that an error may have besides the RFC's and its message, as JSON Schema.
+MEMBERS: Mapping[str, Mapping[str, Any]] = {
+    "decision_id": {
+        **_TEXT,
+        "description": "The decision that records the refusal, or the one that does not exist.",
+    },
+    "scope_id": {**_TEXT, "description": "The scope that the request names."},
+    "incident_id": {"anyOf": [_TEXT, _NULL], "description": "The incident that the request names."},
+    "action": {"anyOf": [_TEXT, _NULL], "description": "The action that the request names."},
+    "target_agents": {**_TEXTS, "description": "The target agents that the request names."},
+    "bound": {
+        **_TEXT,
+        "enum": ["max_attempts", "max_cost_usd"],
+        "description": "The bound of the scope that is used up.",
+    },
+    "expires_at": {**_TIME, "description": "When the scope expired."},
+    "rules": {
+        **_TEXTS,
+        "description": "The policy rules that refuse it. If there are none, the catalogue refuses it: the "
+        "action is not listed, or names no target agents where it must.",
+    },
+    "limit": {
+        **_TEXT,
+        "enum": ["max_attempts", "ttl_seconds", "max_cost_usd"],
+        "description": "The term of a scope that a rule limits.",
+    },
+    "value": {"type": "number", "minimum": 0, "description": "The most that the limit allows."},
+    "require": {
+        **_TEXT,
+        "enum": ["intent_min_chars", "target_agents"],
+        "description": "What a rule requires the request to say.",
+    },
+    "condition_error": {**_TEXT, "description": "Why a rule's condition could not be judged."},
+    "ends_at": {
+        "anyOf": [_TIME, _NULL],
+        "description": "When the brake ends. If it is null, the brake ends with the executions in flight.",
+    },
+    "retry_after_seconds": {
+        "type": "integer",
+        "minimum": 1,
+        "description": "The seconds until the brake ends, as in `Retry-After`.",
+    },
+    "member": {**_TEXT, "description": "The first member that is missing or wrong."},
+    "errors": {
+        "anyOf": [{"type": "array", "items": {"$ref": "#/components/schemas/WrongMember"}}, _TEXTS],
+        "description": "Every member, or every place in the files, that is wrong.",
+    },
+    "cause": {**_TEXT, "description": "Why the sidecar could not decide or deliver."},
+    "path": {**_TEXT, "description": "The path that can be read in more than one way."},
+    "max_bytes": {"type": "integer", "minimum": 0, "description": "The largest body that is judged."},
+    "execution_status": {**_TEXT, "description": "How the execution ended, or that it is in flight."},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,145 +373,3 @@ class StoreClosed(StoreUnavailable):
 
 class LogTampered(ScopegateError):
     """The decision log does not verify. The message names the first invalid record."""
-
-
-class KeyFileUnusable(ScopegateError, ValueError):
-    """A key file cannot be used. The message says why, and never shows the contents of the file."""
-
-
-class CARESignalAccessError(ScopegateError):
-    """Routing optimization may not read this signal, because the signal is forbidden or unknown."""
-
-    def __init__(self, message: str, signal: object = None) -> None:
-        super().__init__(message)
-        self.signal = signal
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One mistake in a file: its place, its key, and what to do about it.
-
-    `place` is `file:line:column`, or the environment variable or flag that holds the value. `key` is the
-    dotted key, or empty if the fault concerns the file as a whole.
-    """
-
-    place: str
-    key: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.key}: {self.message}" if self.key else f"{self.place}: {self.message}"
-
-
-class ConfigurationError(ScopegateError):
-    """The configuration or the policies cannot be used. `faults` holds every fault that was found."""
-
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__("\n".join(str(fault) for fault in faults))
-        self.faults = tuple(faults)
-
-
-# Refusals in the library -------------------------------------------------------------------------------
-
-
-class ScopeRefused(ScopegateError):
-    """A scope or an execution was refused: the library's form of a `Refusal`. Nothing was consumed.
-
-    `code` and `http_status` are the same as on the wire. `decision_id` names the record of the refusal.
-    `members` holds the members of the code; the ones below are also attributes, None if absent. Distinguish
-    refusals by class or by `code`, never by the message.
-    """
-
-    code = "invalid_request"
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        code: str | None = None,
-        decision_id: str | None = None,
-        members: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = code or self.code
-        self.http_status = ERRORS[self.code].status
-        self.decision_id = decision_id
-        self.members: dict[str, Any] = dict(members or {})
-        self.scope_id: str | None = self.members.get("scope_id")
-        self.incident_id: str | None = self.members.get("incident_id")
-        self.action: str | None = self.members.get("action")
-        self.bound: str | None = self.members.get("bound")
-        self.expires_at: str | None = self.members.get("expires_at")
-        self.target_agents: list[str] | None = self.members.get("target_agents")
-        self.member: str | None = self.members.get("member")
-        self.rules: list[str] | None = self.members.get("rules")
-
-
-class ScopedExecutionRequired(ScopeRefused):
-    """A recovery action needs a scope, and none was given."""
-
-    code = "scoped_execution_required"
-
-
-class ScopeNotFound(ScopeRefused):
-    """No scope has this scope_id."""
-
-    code = "scope_not_found"
-
-
-class ScopeIncidentMismatch(ScopeRefused):
-    """The scope was granted for another incident."""
-
-    code = "incident_mismatch"
-
-
-class ScopeActionMismatch(ScopeRefused):
-    """The scope does not list this action."""
-
-    code = "action_outside_scope"
-
-
-class ScopeTargetMismatch(ScopeRefused):
-    """The scope is limited to certain target agents, and the request named others or none."""
-
-    code = "target_outside_scope"
-
-
-class ScopeRevoked(ScopeRefused):
-    """The scope was revoked."""
-
-    code = "scope_revoked"
-
-
-class ScopeExpired(ScopeRefused):
-    """The scope has expired."""
-
-    code = "scope_expired"
-
-
-class ScopeExhausted(ScopeRefused):
-    """The scope is exhausted. `bound` names the exhausted bound: `max_attempts` or `max_cost_usd`."""
-
-    code = "scope_exhausted"
-
-
-SCOPE_ERRORS: Mapping[str, type[ScopeRefused]] = {
-    kind.code: kind
-    for kind in (
-        ScopedExecutionRequired,
-        ScopeNotFound,
-        ScopeIncidentMismatch,
-        ScopeActionMismatch,
-        ScopeTargetMismatch,
-        ScopeRevoked,
-        ScopeExpired,
-        ScopeExhausted,
-    )
-}
-
-
-def scope_refused(refusal: Refusal, decision_id: str | None) -> ScopeRefused:
-    """The library's exception for a refusal: the class of its code, or ScopeRefused for other codes."""
-    kind = SCOPE_ERRORS.get(refusal.code, ScopeRefused)
-    return kind(refusal.message, code=refusal.code, decision_id=decision_id, members=refusal.members)

@@ -51,28 +51,32 @@ What is refused
 
     Invalid terms of a scope (a blank intent, a cost below 0) raise ValueError.
 
-When the store fails Nothing is executed without a record. If the store cannot commit within
-`deadline_seconds`, the call raises StoreUnavailable, naming the cause, and nothing has run.
-`BoundExecutionScope.is_valid` and `can_execute` then answer no. A settlement that cannot be committed is kept
-in memory and written later, and the caller gets its result. Executions in flight when the program died become
-`unknown` when the store is opened again. Refusals consume nothing. Calls that only read consume and record
-nothing.
+When the store fails
+    Nothing is executed without a record. If the store cannot commit within `deadline_seconds`, the call
+    raises StoreUnavailable, naming the cause, and nothing has run. `BoundExecutionScope.is_valid` and
+    `can_execute` then return False. A settlement that cannot be committed is kept in memory and written
+    later, and the caller gets its result. Executions in flight when the program died become `unknown` when
+    the store is opened again. Refusals consume nothing. Calls that only read consume and record nothing.
 
 The functions are async; `BoundExecutionScope` and `ScopeStore` are sync. All of them work from any thread.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from sidecar.core.command import Issued
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import RiskClass
-from sidecar.core.record import iso_time
 from sidecar.core.rehearsal import ExecutionScope, RecoveryAction, ScopedExecutionResult
-from sidecar.errors import (
+from sidecar.errors import StoreUnavailable
+from sidecar.library.actions import NotBegun, begin, register_action, registered
+from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
+from sidecar.library.boundscope import BoundExecutionScope, ScopeStore, members_of, snapshot
+from sidecar.library.guard import requires_scoped_execution
+from sidecar.library.refusals import (
     ScopeActionMismatch,
     ScopedExecutionRequired,
     ScopeExhausted,
@@ -82,14 +86,9 @@ from sidecar.errors import (
     ScopeRefused,
     ScopeRevoked,
     ScopeTargetMismatch,
-    StoreUnavailable,
 )
-from sidecar.library.actions import NotBegun, begin, register_action, registered
-from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
-from sidecar.library.boundscope import BoundExecutionScope, ScopeStore
-from sidecar.library.guard import requires_scoped_execution
 from sidecar.library.rehearsals import ScopedExecutionContext, test_recovery_scope
-from sidecar.library.runtime import configure, library
+from sidecar.library.runtime import configure, configured_store
 
 __all__ = [
     "configure",
@@ -119,8 +118,6 @@ __all__ = [
     "StoreUnavailable",
 ]
 
-logger = logging.getLogger("scopegate.library")
-
 _scope_store = ScopeStore()
 
 
@@ -145,21 +142,21 @@ async def create_recovery_scope(
     ScopeRefused (`policy_denied`) for an action that the configured catalogue does not list, and
     StoreUnavailable.
     """
-    asked = library()
+    store = configured_store()
     command = grant(
-        asked.policies,
-        incident_id=incident_id,
-        allowed_actions=[action],
-        intent=intent,
-        max_cost_usd=max_cost_usd,
-        max_attempts=max_attempts,
-        ttl_seconds=ttl_seconds,
-        target_agents=target_agents,
-        created_by=created_by,
+        store.policies,
+        incident_id,
+        [action],
+        intent,
+        max_cost_usd,
+        max_attempts,
+        ttl_seconds,
+        target_agents,
+        created_by,
     )
-    issued = allowed(command, await asked.submit(command))
+    issued = allowed(command, await store.submit(command))
     assert isinstance(issued, Issued)
-    return issued.scope.to_dict(asked.now())
+    return members_of(snapshot(issued.scope, (), store.now()))
 
 
 async def execute_with_scope(
@@ -175,35 +172,35 @@ async def execute_with_scope(
     registered, `result` is its return value. Raises ScopeRefused (its subclasses say why), StoreUnavailable,
     TimeoutError, and the exceptions of the callable.
     """
-    asked = library()
+    store = configured_store()
     # A copy, so that the callable gets the parameters that were judged.
     given = copied(dict(parameters)) if isinstance(parameters, Mapping) else parameters
     command = admission(
-        asked.policies, scope_id=scope_id, incident_id=incident_id, action=action, parameters=given
+        store.policies, scope_id=scope_id, incident_id=incident_id, action=action, parameters=given
     )
-    admitted = await admit(asked, command)
+    admitted = await admit(store, command)
     execution = admitted.execution
     run = registered(execution.action)
     done: dict[str, Any] = {}
     if run is None:
-        scope = await settle(asked, admitted, "answered")
+        scope = await settle(store, admitted, "answered")
     else:
         try:
             running = begin(run, given if isinstance(given, dict) else {}, admitted.timeout_seconds)
         except NotBegun as exc:
-            await settle(asked, admitted, "not_sent", cause=str(exc))
+            await settle(store, admitted, "not_sent", cause=str(exc))
             raise
-        done["result"], scope = await to_its_end(asked, admitted, running)
+        done["result"], scope = await to_its_end(store, admitted, running)
     return {
         "success": True,
         "scope_id": scope.scope_id,
         "action": execution.action,
         "incident_id": scope.incident_id,
         "attempt_number": execution.attempt_number,
-        "scope_status": scope.status(asked.now()),
+        "scope_status": scope.status(store.now()),
         "attempts_remaining": scope.attempts_remaining,
         "cost_used_usd": to_dollars(scope.spent),
-        "executed_at": iso_time(asked.now()),
+        "executed_at": iso_time(store.now()),
         **done,
     }
 
@@ -214,5 +211,5 @@ async def validate_scope_required(incident_id: str, action: str) -> None:
     Call it when a request carries no scope_id. Always raises ScopedExecutionRequired, ScopeRefused for names
     of a wrong type, or StoreUnavailable.
     """
-    asked = library()
-    await admit(asked, admission(asked.policies, scope_id=None, incident_id=incident_id, action=action))
+    store = configured_store()
+    await admit(store, admission(store.policies, scope_id=None, incident_id=incident_id, action=action))

@@ -1,4 +1,4 @@
-"""The wiring of the sidecar: settings, store, gate and listeners; running and draining.
+"""The wiring of the sidecar: from the settings to the store, the gate and the listeners, and the drain.
 
 This is the only module that wires the parts together. It makes no decisions.
 """
@@ -6,46 +6,42 @@ This is the only module that wires the parts together. It makes no decisions.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import signal
 import time
 from types import TracebackType
-from typing import Any
 
 from aiohttp import web
 
 from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
-from sidecar.errors import ScopegateError
 from sidecar.files.signing import load_signing_key
 from sidecar.files.tls import Credentials, client_context, server_context
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
+from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
 from sidecar.live.reload import Files, Reloader, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.terms import Live, Terms
-from sidecar.live.watch import watch
 from sidecar.settings.addresses import Address
 from sidecar.settings.sections import ListenTls, Log, Settings, Telemetry
 from sidecar.settings.sections import Upstream as UpstreamSection
-from sidecar.startup import reload_requested
 from sidecar.store.batch import Store
 from sidecar.store.checkpoints import Checkpointer
 from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
-from sidecar.telemetry.logqueue import flush_logs, never_wait_for_logs
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics, without_created_series
 from sidecar.telemetry.tracing import Tracing
-from sidecar.upstream import Secured, Upstream
-from sidecar.web.api.admin import About, Admin
+from sidecar.upstream import Upstream, UpstreamTls
+from sidecar.web.api.admin import Admin
 from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
+from sidecar.web.api.executions import ExecutionApi
+from sidecar.web.api.explain import ExplainApi
 from sidecar.web.api.openapi.document import document
 from sidecar.web.api.ops import Ops
-from sidecar.web.api.reloads import ReloadApi
 from sidecar.web.api.scopes import ScopeApi
+from sidecar.web.api.state import About, StateApi
 from sidecar.web.data.passthrough import PassThrough
 from sidecar.web.data.plane import DataPlane
 from sidecar.web.serving.accesslog import AccessLog
@@ -55,9 +51,8 @@ from sidecar.web.serving.connections import (
     keep_requests_out_of_logs,
     require_fast_parser,
 )
-from sidecar.web.serving.listener import Factory, Listener, connections, file_limit, raise_file_limit
-
-logger = logging.getLogger("scopegate")
+from sidecar.web.serving.listener import Factory, Listener, connections, file_limit
+from sidecar.web.wire.answers import Listeners
 
 # The time before an idle connection is closed in the drain.
 LAST_CALL_SECONDS = 0.5
@@ -153,7 +148,7 @@ class Sidecar:
         self._renewing = asyncio.create_task(self.renewal.watch())
         warn_of_openings(self.live.terms.settings)
         if self._files is not None:
-            self._watching = asyncio.create_task(watch(self._files, self.reloader.catch_up))
+            self._watching = asyncio.create_task(self.reloader.watch())
 
     def _wire(self) -> None:
         settings = self.settings
@@ -179,13 +174,14 @@ class Sidecar:
             reuse_idle_seconds=settings.upstream.reuse_idle_seconds,
             max_connections=settings.upstream.max_connections,
         )
+        observer = Observer(self.metrics)
         self.gate = Gate(
             store=self.store,
             upstream=self.upstream,
-            refusals=RefusalLog(self.store, self.metrics),
-            metrics=self.metrics,
+            refusals=RefusalLog(self.store, observer),
+            observer=observer,
         )
-        grants = Grants(store=self.store, gate=self.gate, metrics=self.metrics)
+        grants = Grants(store=self.store, gate=self.gate, observer=observer)
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
         self.passing = PassThrough(self.upstream, self.metrics, live=self.live)
@@ -197,42 +193,43 @@ class Sidecar:
             scopes=scopes if on_data else None,
             live=self.live,
             metrics=self.metrics,
+            observer=observer,
             access=access,
             tracing=self.tracing,
         )
         self._data_server = DataServer(
             plane.handle, on_ended=access.ended, head_timeout_seconds=settings.gate.head_timeout_seconds
         )
+        about = About(
+            started_at=self._elapsed(),
+            elapsed=self._elapsed,
+            store_url=settings.store.url,
+            listeners=self._listeners,
+            scopes_served_on=settings.scopes.serve_on,
+        )
         self._admin = Admin(
             store=self.store,
-            gate=self.gate,
-            scopes=None if on_data else scopes,
-            grants=grants,
             live=self.live,
+            scopes=None if on_data else scopes,
+            executions=ExecutionApi(store=self.store, gate=self.gate),
+            explain=ExplainApi(grants=grants, live=self.live),
             emitters=EmitterApi(store=self.store, metrics=self.metrics, live=self.live),
-            reloads=ReloadApi(self.reloader),
+            state=StateApi(
+                store=self.store, gate=self.gate, live=self.live, reloader=self.reloader, about=about
+            ),
             docs=Docs(
                 lambda settings: document(settings, data=self.data_address, ops=self.ops_address), self.live
-            ),
-            about=About(
-                started_at=self._elapsed(),
-                elapsed=self._elapsed,
-                store_url=settings.store.url,
-                listeners=self._listeners,
             ),
         )
         self._ops = Ops(store=self.store, gate=self.gate, live=self.live, metrics=self.metrics)
 
-    def _listeners(self) -> dict[str, str]:
+    def _listeners(self) -> Listeners:
         """The actual address of each listener, as `status` shows it."""
         settings = self.settings
         return {
-            name: f"https://{address}" if section.tls.certificate_file else str(address)
-            for name, address, section in (
-                ("data", self.data_address, settings.data),
-                ("admin", self.admin_address, settings.admin),
-                ("ops", self.ops_address, settings.ops),
-            )
+            "data": _url(self.data_address, settings.data.tls),
+            "admin": _url(self.admin_address, settings.admin.tls),
+            "ops": _url(self.ops_address, settings.ops.tls),
         }
 
     async def _serve(self, name: str, application: web.Application, address: Address) -> Address:
@@ -272,18 +269,18 @@ class Sidecar:
         ends = time.monotonic() + limit
         until = time.monotonic() + patience
         self.gate.draining = self.passing.draining = self.reloader.draining = True
-        logger.info("draining", extra={"in_flight": self.gate.in_flight, "drain_seconds": limit})
+        LogEvent.DRAINING.log(in_flight=self.gate.in_flight, drain_seconds=limit)
         self._open["data"].close()
         unfinished = await self.gate.drain(patience)
         if unfinished:
-            logger.warning("the drain is over; executions end as unknown", extra={"count": unfinished})
+            LogEvent.DRAIN_IS_OVER.log(count=unfinished)
         await self._until_quiet(until)
         # The remaining requests may never end by themselves (event streams, WebSockets, stalled uploads).
         await self.upstream.close()
         self._data_server.pre_shutdown()
         await self._data_server.shutdown(FLUSH_SECONDS)
         await self._close(min(SPANS_SECONDS, max(LAST_CALL_SECONDS, ends - time.monotonic())))
-        logger.info("stopped")
+        LogEvent.STOPPED.log()
 
     async def _until_quiet(self, until: float) -> None:
         """Wait for pass-through requests to end, and for idle connections for a short time."""
@@ -328,83 +325,16 @@ def _checkpointer(log: Log, metrics: Metrics) -> Checkpointer | None:
     return Checkpointer(load_signing_key(log.signing_key_file), log.checkpoint_file, metrics)
 
 
+def _url(address: Address, tls: ListenTls) -> str:
+    return f"https://{address}" if tls.certificate_file else str(address)
+
+
 def _listening(name: str, tls: ListenTls) -> Credentials | None:
     return Credentials(name, tls.files(), server_context) if tls.certificate_file else None
 
 
-def _towards(upstream: UpstreamSection) -> Secured | None:
+def _towards(upstream: UpstreamSection) -> UpstreamTls | None:
     if upstream.verified_name is None:
         return None
     credentials = Credentials("upstream", upstream.tls.files(), client_context)
-    return Secured(credentials=credentials, server_name=upstream.verified_name)
-
-
-async def _started(sidecar: Sidecar, stopping: asyncio.Event) -> bool:
-    """Start the sidecar and return True. If it must stop during the start, close it and return False.
-
-    Raises ScopegateError.
-    """
-    starting = asyncio.create_task(sidecar.__aenter__())
-    stop_requested = asyncio.create_task(stopping.wait())
-    await asyncio.wait([starting, stop_requested], return_when=asyncio.FIRST_COMPLETED)
-    stop_requested.cancel()
-    if not starting.done():
-        logger.info("stopping before the start was complete")
-        starting.cancel()
-        await asyncio.wait([starting], timeout=sidecar.settings.shutdown.drain_seconds)
-        if not starting.done():
-            logger.error("the start cannot be ended in time; the storage may hang")
-            logging.shutdown()
-            os._exit(1)
-    if starting.cancelled():
-        return False
-    starting.result()
-    return True
-
-
-async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal exits at once. SIGHUP reloads.
-
-    Raises ScopegateError.
-    """
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-
-    def stop() -> None:
-        if stopping.is_set():
-            os._exit(1)
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    never_wait_for_logs()
-    raise_file_limit()
-    sidecar = Sidecar(settings, policies, files=files)
-    if sidecar.connections["data"] < settings.gate.max_in_flight:
-        logger.warning(
-            "the file limit leaves the data listener fewer connections than gate.max_in_flight; raise it",
-            extra={"limit": file_limit(), "connections": sidecar.connections["data"]},
-        )
-    reloads: set[asyncio.Task[Any]] = set()
-
-    def reload() -> None:
-        task = loop.create_task(sidecar.reloader.reload("signal"))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    try:
-        if await _started(sidecar, stopping):
-            if reload_requested():
-                reload()
-            await stopping.wait()
-            await sidecar.stop()
-    except ScopegateError:
-        flush_logs()  # the lines that led to the error must precede its message
-        raise
-    if sidecar.hung:
-        logging.shutdown()
-        os._exit(1)  # the interpreter would wait for the thread of a hanging storage
-    if sidecar.reloader.is_reading() or sidecar.renewal.reading:
-        logging.shutdown()
-        os._exit(0)  # the interpreter would wait for the thread that reads files
+    return UpstreamTls(credentials=credentials, server_name=upstream.verified_name)

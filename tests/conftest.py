@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from sidecar.telemetry.events import LogEvent
 from sidecar.web.serving.listener import raise_file_limit
 from tests.support import Backend, Clock, House, Open, opened, serving_backend
 
@@ -30,6 +31,23 @@ settings.register_profile("everyday", max_examples=30, deadline=None, derandomiz
 settings.register_profile("ci", parent=settings.get_profile("everyday"), max_examples=200)
 settings.register_profile("thorough", max_examples=3_000, deadline=None)
 settings.load_profile("everyday")
+
+
+@pytest.fixture(autouse=True)
+def every_log_line_carries_the_fields_of_its_event(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Holds the calls to the table of events, whatever the test is about."""
+    log, wrong = LogEvent.log, []
+
+    def checked(event: LogEvent, *args: object, exc: BaseException | None = None, **fields: Any) -> None:
+        given = {*fields, "exc_info"} if exc is not None else {*fields}
+        known = set(event.fields)
+        if not known - event.optional_fields <= given <= known or len(args) != event.message.count("%s"):
+            wrong.append(f"{event.name} was logged with {sorted(given)} and {len(args)} arguments")
+        log(event, *args, exc=exc, **fields)
+
+    monkeypatch.setattr(LogEvent, "log", checked)
+    yield
+    assert wrong == []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -213,7 +213,7 @@ if __name__ == "__main__":
 
     for module in pkgutil.iter_modules(cli.__path__, "sidecar.cli."):
         importlib.import_module(module.name)
-    importlib.import_module("sidecar.serve")
+    importlib.import_module("sidecar.cli.process")
     gc.freeze()
     _serve(socket.socket(fileno=int(sys.argv[1])))
     main()

@@ -135,7 +135,7 @@ def run(
 
 
 def _is_spent(check: str, response: Response | None) -> bool:
-    """PIN-162 answers 400, as for a request that is wrong, where nothing is wrong but the scope's state."""
+    """The recovery API answers 400 also if nothing is wrong with a request but the state of its scope."""
     if check != "positive_data_acceptance" or response is None or response.status_code != 400:
         return False
     return response.json()["error"] in ("scope_exhausted", "scope_expired", "scope_revoked")

@@ -28,10 +28,10 @@ from sidecar.gate.settlement import Settlements
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.upstream import Exchange, Upstream
-from sidecar.upstream.exchange import Connection
+from sidecar.upstream._exchange import UpstreamConnection
 
 REMEMBER = (SqliteEngine, Store, Settlements, RefusalLog)
-CLASSES = (*REMEMBER, Gate, Upstream, Exchange, Connection, Remainder)
+CLASSES = (*REMEMBER, Gate, Upstream, Exchange, UpstreamConnection, Remainder)
 # The loop of the store's writer: it runs from the start to the end, so it is no place in an execution, and
 # what goes on inside is behind the calls of the engine.
 WRITER = (

@@ -19,12 +19,14 @@ import yaml
 
 from sidecar.cli.options import config_option, failed, misconfigured, pairs, set_option, warn
 from sidecar.cli.tables import cell
-from sidecar.errors import ConfigurationError
-from sidecar.files.yamlfile import Document, did_you_mean, dotted, shown, survey
+from sidecar.files.faults import ConfigurationError
+from sidecar.files.yamlfile import Document, did_you_mean, shown, survey
 from sidecar.settings import reading as settings
 from sidecar.settings import schema as configschema
-from sidecar.settings.keys import LIVE, SECRET, keys_of, section_of, values_of
+from sidecar.settings.keys import Key, values_of
+from sidecar.settings.keys import keys as every_key
 from sidecar.settings.reading import Loaded, Settings
+from sidecar.settings.sections import KEYS
 
 MASKED = "***"
 
@@ -51,7 +53,7 @@ Examples:
   scopegate config schema --output scopegate.schema.json""",
 )
 def config() -> None:
-    """The configuration: what is in force and where it was given; its schema for editors."""
+    """Show the configuration in force and its sources; print its schema for editors."""
 
 
 # Showing ----------------------------------------------------------------------------------------------------
@@ -66,13 +68,13 @@ Examples:
 )
 @config_option
 @set_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON, an object by key.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object by key.")
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 def show(config: Path, overrides: tuple[str, ...], keys: tuple[str, ...], *, as_json: bool) -> None:
-    """Show each key's value as it takes effect, and where it was given; passwords are masked.
+    """Show the value of each key as it takes effect, and its source. Passwords are masked.
 
-    KEY is a key or a section; without one all are shown. What LIVE marks changes by a reload, all else by a
-    restart. A file name is shown as it resolves; the file itself is not read.
+    KEY is a key or a section; without it all keys are shown. A reload can change the keys that LIVE marks;
+    the others need a restart. File names are shown as they resolve; the files are not read.
     """
     wanted = _wanted(keys)
     try:
@@ -80,35 +82,36 @@ def show(config: Path, overrides: tuple[str, ...], keys: tuple[str, ...], *, as_
     except ConfigurationError as exc:
         misconfigured(str(exc))
     warn(loaded.warnings)
-    found = _told(loaded, wanted)
+    found = _in_force(loaded, wanted)
     if as_json:
-        click.echo(json.dumps({one.key: one.to_dict() for one in found}, indent=2))
+        click.echo(json.dumps({one.key.name: one.to_dict() for one in found}, indent=2))
         return
     from tabulate import tabulate
 
     rows = [
-        (one.key, "\n".join(one.lines()), "yes" if one.key in LIVE else "", one.origin()) for one in found
+        (one.key.name, "\n".join(one.lines()), "yes" if one.key.is_live else "", one.origin())
+        for one in found
     ]
     text = tabulate(rows, ("KEY", "VALUE", "LIVE", "SOURCE"), tablefmt="plain", disable_numparse=True)
     click.echo("\n".join(line.rstrip() for line in text.splitlines()))
 
 
-def _wanted(words: Sequence[str]) -> list[str]:
+def _wanted(words: Sequence[str]) -> list[Key]:
     """The requested keys, in the order of the file."""
-    known = {dotted(path): field for path, field in keys_of(Settings)}
+    known = {key.name for key in every_key(Settings)}
     for word in words:
         if word not in known:
             message = f"{shown(word)} is not a known key{did_you_mean(word, known)}"
             raise click.BadParameter(message, param_hint="KEY")
-    keys = [key for key, field in known.items() if not section_of(field)]
-    return [key for key in keys if not words or any(f"{key}.".startswith(f"{word}.") for word in words)]
+    below = tuple(f"{word}." for word in words)
+    return [key for name, key in KEYS.items() if not words or f"{name}.".startswith(below)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Told:
+class _Setting:
     """One key: its value without secrets, and the places that set it. The place in force comes first."""
 
-    key: str
+    key: Key
     value: Any
     places: tuple[str, ...]
     variables: Mapping[str, bool]  # by name, whether it is set
@@ -119,7 +122,7 @@ class _Told:
             "source": self.places[0] if self.places else "default",
             "overrides": list(self.places[1:]),
             "variables": list(self.variables),
-            "live": self.key in LIVE,
+            "live": self.key.is_live,
         }
 
     def lines(self) -> Iterator[str]:
@@ -142,23 +145,16 @@ class _Told:
         return cell(", ".join(parts))
 
 
-def _told(loaded: Loaded, keys: Sequence[str]) -> list[_Told]:
+def _in_force(loaded: Loaded, keys: Sequence[Key]) -> list[_Setting]:
     values = values_of(loaded.settings)
     written, _ = survey(loaded.document.source, loaded.document.file)
     found = []
     for key in keys:
-        places = loaded.places[key]
-        path = tuple(key.split("."))
-        in_file = places[:1] == (loaded.document.place(path),)
-        variables = _variables(written, path) if in_file else {}
-        found.append(
-            _Told(
-                key=key,
-                value=without_secrets(key, values[key], variables),
-                places=places,
-                variables=variables,
-            )
-        )
+        places = loaded.places[key.name]
+        in_file = places[:1] == (loaded.document.place(key.path),)
+        variables = _variables(written, key.path) if in_file else {}
+        value = without_secrets(key, values[key.name], variables)
+        found.append(_Setting(key=key, value=value, places=places, variables=variables))
     return found
 
 
@@ -171,16 +167,16 @@ def _variables(written: Document | None, path: tuple[str, ...]) -> dict[str, boo
     return {name: name in os.environ for name in names}
 
 
-def without_secrets(key: str, value: Any, variables: Mapping[str, bool]) -> Any:
+def without_secrets(key: Key, value: Any, variables: Mapping[str, bool]) -> Any:
     """The value with its secrets masked."""
     if any(map(_SECRET_NAME.match, variables)):
         return MASKED
-    if key not in SECRET or value is None:
+    if not key.is_secret or value is None:
         return value
     if not isinstance(value, str) or "://" not in value:
         return MASKED
-    told = _PASSWORD.sub(rf"\1:{MASKED}@", _EITHER.sub(MASKED, value))
-    return _MEMBER.sub(lambda member: f"{member[1] or ''}{MASKED}", told)
+    masked = _PASSWORD.sub(rf"\1:{MASKED}@", _EITHER.sub(MASKED, value))
+    return _MEMBER.sub(lambda member: f"{member[1] or ''}{MASKED}", masked)
 
 
 # The schema -------------------------------------------------------------------------------------------------
@@ -198,17 +194,17 @@ and the first line of the configuration:
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where it is written; by default to standard output.",
+    help="The file to write; standard output by default.",
 )
 def schema(output: Path | None) -> None:
-    """Print the JSON Schema of the configuration file, by which an editor completes and checks it.
+    """Print the JSON Schema of the configuration file, with which editors complete and check it.
 
-    It never marks what Scopegate would accept. Scopegate itself checks more: `scopegate check`.
+    The schema accepts everything that Scopegate accepts. `scopegate check` checks more.
     """
     made = configschema.schema_of(
         Settings,
         title="Scopegate configuration",
-        description="Every key has a default but upstream.url, which the file or the environment gives.",
+        description="Every key but upstream.url has a default. The environment may supply each of them.",
     )
     text = json.dumps(made, indent=2) + "\n"
     if output is None:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from sidecar.cli import executions, shapes
+from sidecar.cli import executions
 from sidecar.cli.calling import Listener, ProblemError, UnreachableError, within
 from sidecar.cli.lists import (
     MAX_PAGE,
@@ -22,8 +22,10 @@ from sidecar.cli.lists import (
     tenant_option,
 )
 from sidecar.cli.options import Access, asks, json_option, tell
+from sidecar.cli.shapes import is_number
 from sidecar.cli.tables import cell, dollars, fitted, lines, lines_of, moment, plain, table, when
 from sidecar.core.record import DecisionOutcome, DecisionType, Event
+from sidecar.web.wire import answers
 
 PATH = "/api/v1/decisions"
 
@@ -84,7 +86,7 @@ Examples:
 @json_option
 def list_(sidecar: Access, limit: int, before: str | None, *, as_json: bool, **wanted: Any) -> None:
     """List decisions, newest first. Filters narrow each other."""
-    found = pages(sidecar.listener, PATH, "decisions", shapes.DECISION, limit, before, **_named(wanted))
+    found = pages(sidecar.listener, PATH, "decisions", answers.DecisionList, limit, before, **_named(wanted))
     if as_json:
         tell(found)
         return
@@ -103,7 +105,7 @@ Examples:
 @json_option
 def show(sidecar: Access, decision_id: str, *, as_json: bool) -> None:
     """One decision: who asked for what, what was decided and why, its place in the log, how it ended."""
-    decision = sidecar.listener.get(f"{PATH}/{within(decision_id)}", shapes.DECISION_WHOLE).body
+    decision = sidecar.listener.get(f"{PATH}/{within(decision_id)}", answers.Decision).body
     if as_json:
         tell(decision)
         return
@@ -213,7 +215,7 @@ class Following:
                 return found
 
     def _page(self, limit: int, before: str | None) -> dict[str, Any]:
-        return pages(self._listener, PATH, "decisions", shapes.DECISION, limit, before, **self._wanted)
+        return pages(self._listener, PATH, "decisions", answers.DecisionList, limit, before, **self._wanted)
 
     def _remember(self, decisions: list[dict[str, Any]]) -> None:
         for one in decisions:
@@ -270,7 +272,7 @@ def _cost(decision: dict[str, Any]) -> str | None:
     cost, overrun = decision["details"].get("cost_usd"), decision["details"].get("cost_overrun")
     if cost is None:
         return None
-    amount = f"{dollars(cost)} USD" if shapes.number(cost) else plain(cost)
+    amount = f"{dollars(cost)} USD" if is_number(cost) else plain(cost)
     return f"cost {amount}{' (overrun)' if overrun is True else ''}"
 
 
@@ -293,7 +295,7 @@ def _switch(decision: dict[str, Any]) -> str | None:
 
 def _step(decision: dict[str, Any]) -> str | None:
     step = decision["details"].get("step_seconds")
-    return f"{step:+.3f} s" if shapes.number(step) else None
+    return f"{step:+.3f} s" if is_number(step) else None
 
 
 def _principal(decision: dict[str, Any]) -> str | None:

@@ -8,12 +8,12 @@ from typing import Any, get_args
 
 import click
 
-from sidecar.cli import shapes
 from sidecar.cli.calling import within
 from sidecar.cli.lists import before_option, limit_option, name, pages, tell_of_more, usd
 from sidecar.cli.options import Access, asks, json_option, tell
 from sidecar.cli.tables import age, dollars, lines, moment, table, when
 from sidecar.core.scope import ExecutionStatus
+from sidecar.web.wire import answers
 
 
 @click.group(
@@ -45,7 +45,7 @@ def list_(sidecar: Access, status: str | None, limit: int, before: str | None, *
         sidecar.listener,
         "/api/v1/executions",
         "executions",
-        shapes.EXECUTION,
+        answers.ExecutionList,
         limit,
         before,
         status=status,
@@ -83,7 +83,7 @@ def reconcile(
     path = f"/api/v1/executions/{within(decision_id)}/reconcile"
     wanted = {"outcome": outcome, "cost_usd": cost_usd, "reason": reason}
     look = f"scopegate decisions show {shlex.quote(decision_id)}"
-    execution = sidecar.listener.ask("POST", path, shapes.EXECUTION, wanted, look=look).body
+    execution = sidecar.listener.ask("POST", path, answers.Execution, wanted, look=look).body
     if as_json:
         tell(execution)
     else:

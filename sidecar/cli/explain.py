@@ -12,11 +12,11 @@ from urllib.parse import urlencode
 
 import click
 
-from sidecar.cli import shapes
 from sidecar.cli.calling import Listener, ProblemError
 from sidecar.cli.options import FAILED, Access, asks, json_option, misconfigured, tell
 from sidecar.cli.tables import line
 from sidecar.files.yamlfile import shown
+from sidecar.web.wire import answers
 
 PATH = "/api/v1/explain"
 
@@ -97,7 +97,7 @@ def _body(given: str | None, members: dict[str, str]) -> bytes:
 def _ask(listener: Listener, body: bytes, route: str | None, tenant: dict[str, bytes]) -> dict[str, Any]:
     path = PATH if route is None else f"{PATH}?{urlencode({'route': route}, errors='surrogateescape')}"
     try:
-        return listener.ask("POST", path, shapes.EXPLAINED, body, tenant).body
+        return listener.ask("POST", path, answers.Explanation, body, tenant).body
     except ProblemError as exc:
         if route is not None and exc.body["error"] == "invalid_request":
             misconfigured(f"--route: {listener.place} answers: {shown(exc.body['message'], 2_000)}")

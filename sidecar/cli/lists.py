@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sidecar.cli.calling import Listener
-from sidecar.cli.shapes import Shape, nullable, text
+from sidecar.cli.shapes import Shape
 from sidecar.core.facts import is_identifier
 
 MAX_PAGE = 1_000
@@ -74,7 +74,7 @@ def pages(
     while True:
         size = MAX_PAGE if limit is None else limit - len(found)
         asked: dict[str, str | int | None] = {**filters, "before": before, "limit": size}
-        answer = listener.get(path, {member: [shape], "next": nullable(text)}, **asked)
+        answer = listener.get(path, shape, **asked)
         found += answer.body[member]
         before = cursors.next(answer.body["next"])
         if before is None or (limit is not None and len(found) >= limit):

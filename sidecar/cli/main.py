@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +26,9 @@ from sidecar.cli.options import (
     set_option,
     warn,
 )
-from sidecar.errors import ConfigurationError, ScopegateError
+from sidecar.errors import ScopegateError
+from sidecar.files.faults import ConfigurationError
+from sidecar.telemetry.events import LogEvent
 
 if TYPE_CHECKING:
     from sidecar.core.policy import PolicySet
@@ -115,8 +116,8 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
     """Stand in front of the backend until SIGTERM."""
     import asyncio
 
-    from sidecar.serve import run as serve_until_stopped
-    from sidecar.telemetry.metrics import set_up_logging
+    from sidecar.cli.process import run as serve_until_stopped
+    from sidecar.telemetry.logs import set_up_logging
 
     set_up_logging(log_format)
     files = files_of(config, overrides)
@@ -171,7 +172,7 @@ def demo(once: bool) -> None:
     import asyncio
 
     from sidecar.cli.demo import demonstrate
-    from sidecar.telemetry.metrics import set_up_logging
+    from sidecar.telemetry.logs import set_up_logging
 
     set_up_logging("text", "WARNING")
     try:
@@ -212,6 +213,4 @@ def _read(files: Files) -> tuple[Settings, PolicySet]:
 
 def _warn_of_open_door(loaded: Settings) -> None:
     if loaded.scopes.serve_on == "data" and not loaded.data.listen.is_loopback():
-        logging.getLogger("scopegate").warning(
-            "whoever reaches the data listener can issue scopes; set scopes.serve_on: admin to prevent it"
-        )
+        LogEvent.OPEN_DOOR.log()

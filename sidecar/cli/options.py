@@ -6,7 +6,6 @@ The modules that read a configuration are imported on use, because a health chec
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from sidecar.cli.calling import (
     UnusableError,
 )
 from sidecar.settings.addresses import Listen
+from sidecar.telemetry.events import LogEvent
 
 if TYPE_CHECKING:
     from sidecar.errors import LogTampered
@@ -217,7 +217,7 @@ def _certificate_of(settings: Settings, name: str) -> Path | None:
 
 def load_settings(config: Path, overrides: tuple[str, ...], *, read_keys: bool = True) -> Settings:
     """Load the settings. Ends the program with a message about every mistake in them."""
-    from sidecar.errors import ConfigurationError
+    from sidecar.files.faults import ConfigurationError
     from sidecar.settings import reading as settings
 
     try:
@@ -249,7 +249,7 @@ def pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
-        logging.getLogger("scopegate").warning(warning)
+        LogEvent.UNKNOWN_VARIABLE.log(warning)
 
 
 # Reading the log ------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def check_known(attestation: Attestation) -> None:
 
 def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
     """The public keys whose checkpoints are accepted."""
-    from sidecar.errors import KeyFileUnusable
+    from sidecar.files.keyfiles import KeyFileUnusable
     from sidecar.files.signing import load_public_key, load_signing_key
 
     signing = loaded.log.signing_key_file
@@ -308,7 +308,7 @@ def _keys(loaded: Settings, files: tuple[Path, ...]) -> list[PublicKey]:
 
 
 def _named(file: Path, load: Callable[[Path], T]) -> T:
-    from sidecar.errors import KeyFileUnusable
+    from sidecar.files.keyfiles import KeyFileUnusable
 
     try:
         return load(file)

@@ -24,7 +24,8 @@ from sidecar.cli.options import (
     set_option,
 )
 from sidecar.clock import wall_clock
-from sidecar.errors import ConfigurationError, Fault, LogTampered, StoreUnavailable
+from sidecar.errors import LogTampered, StoreUnavailable
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import shown
 from sidecar.policies import files as policyfiles
 from sidecar.policies import testing as policytests
@@ -57,7 +58,7 @@ Examples:
   scopegate policy replay --config config/scopegate.yaml --policies new/ --since 7d"""
 )
 def policy() -> None:
-    """Policies: run the tests beside them, try a new set on what was decided so far."""
+    """Test policies, and decide recorded decisions again under another set."""
 
 
 # Testing ------------------------------------------------------------------------------------------------
@@ -81,10 +82,10 @@ policies/tests/freeze.yaml:
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("policies"))
 def check_tests(folder: Path) -> None:
-    """Run the tests of a policies folder: FOLDER/tests/*.yaml. Exit code 1: one of them does not hold.
+    """Run the tests of a policies folder, FOLDER/tests/*.yaml. The exit code is 1 if one does not hold.
 
-    Each gives facts and says what the gate must answer: verdict, error, rules. Nothing runs for it, and no
-    store is touched.
+    Each test gives facts and the expected decision: verdict, error, rules. Nothing is executed, and no store
+    is opened.
     """
     faults: list[Fault] = []
     policies, tests = None, []
@@ -136,23 +137,25 @@ Examples:
 @click.option(
     "--since",
     metavar="WHEN",
-    help="Leave out what was decided before: a time such as 2026-12-24T12:00:00Z, or 90m, 24h, 7d ago.",
+    help="Only decisions since then: a time such as 2026-12-24T12:00:00Z, or an age such as 90m, 24h, 7d.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="One JSON document, which has also what is undecidable."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document, with undecidable records, too.",
 )
 def replay(
     config: Path, overrides: tuple[str, ...], folder: Path, since: str | None, *, as_json: bool
 ) -> None:
-    """Say what another policy set would change: decide what the log has again, in its order.
+    """Decide the recorded decisions again under another policy set, and show those that would change.
 
-    Works beside a running sidecar, and changes nothing. Shown are the admissions, refusals and grants that
-    would end otherwise; what cannot be decided again, because a record lacks a fact that a rule looks at, is
-    counted. Exit code 0, whatever would change.
+    It works beside a running sidecar and changes nothing. Records that lack a fact which a rule reads cannot
+    be decided again; they are counted. The exit code is 0 even if decisions would change.
     """
     loaded = load_settings(config, overrides, read_keys=False)
     if loaded.store.file is None:
-        misconfigured(f"{config}: store.url: a store in memory has no log that could be read")
+        misconfigured(f"{config}: store.url: a store in memory has no log to replay")
     begin = 0 if since is None else _since(since)
     try:
         policies = policyfiles.load(folder)
@@ -160,7 +163,7 @@ def replay(
         misconfigured(str(exc))
     again = Replay(policies, since=begin, scope_required_from=loaded.gate.scope_required_from)
     summary = _Summary(policies.revision)
-    told = _told_as_json if as_json else _told_as_row
+    show = _show_as_json if as_json else _show_as_row
     written = 0
     try:
         with _progress() as (progress, clear):
@@ -170,7 +173,7 @@ def replay(
                 if finding.kind == "unchanged" or (finding.kind == "undecidable" and not as_json):
                     continue
                 clear()
-                told(finding, first=not written)
+                show(finding, first=not written)
                 written += 1
     except LogTampered as exc:
         click.echo(f"TAMPERED: {exc}; scopegate log verify says more", err=True)
@@ -191,7 +194,7 @@ def _since(text: str) -> int:
     try:
         return instant(text)
     except ValueError as exc:
-        message = f"{text!r} is no time with its offset, such as 2026-12-24T12:00:00Z, and no 90m, 24h or 7d"
+        message = f"{text!r} is no time with an offset, such as 2026-12-24T12:00:00Z, nor an age such as 24h"
         raise click.BadParameter(message, param_hint="--since") from exc
 
 
@@ -236,11 +239,11 @@ class _Summary:
             yield f"    {count:>9}  {why}, for example {self.examples[why]}"
 
 
-def _told_as_json(finding: Finding, *, first: bool) -> None:
+def _show_as_json(finding: Finding, *, first: bool) -> None:
     click.echo(('{"changes": [\n' if first else ",") + json.dumps(finding.to_dict()))
 
 
-def _told_as_row(finding: Finding, *, first: bool) -> None:
+def _show_as_row(finding: Finding, *, first: bool) -> None:
     if first:
         click.echo(_ROW.format("decision", "time", "what", "action", "incident", "recorded -> now"))
     record = finding.record

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import click
 
-from sidecar.cli import shapes
 from sidecar.cli.calling import Answer, Listener, ProblemError, UncertainError, UnreachableError, within
 from sidecar.cli.decisions import PATH as DECISIONS
 from sidecar.cli.executions import row as execution_row
@@ -35,11 +34,21 @@ from sidecar.cli.lists import (
 from sidecar.cli.options import FAILED, Access, asks, ended, json_option, progress_bar, tell
 from sidecar.cli.tables import age, cell, dollars, lines, moment, table, when
 from sidecar.core.scope import ScopeStatus
+from sidecar.web.wire import answers
+from sidecar.web.wire.forms import LATER, Dollars, Time
 
 CREATE = "/api/v1/recovery/scope"
 SCOPES = "/api/v1/scopes"
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600}
+
+
+class Grant(answers.GrantedScope):
+    """A granted scope. Another version may answer with more members of a scope, and these are shown, too."""
+
+    tenant_id: Annotated[str, LATER]
+    created_at: Annotated[Time, LATER]
+    cost_used_usd: Annotated[Dollars, LATER]
 
 
 def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -140,7 +149,7 @@ def create(
     wanted = {name: value for name, value in body.items() if value is not None}
     issuer = _issuer(sidecar, data)
     look = f"scopegate scopes list --incident-id {shlex.quote(terms['incident_id'])}"
-    answer = issuer.ask("POST", CREATE, shapes.GRANT, wanted, header, look=look)
+    answer = issuer.ask("POST", CREATE, Grant, wanted, header, look=look)
     if issuer is not sidecar.listener:
         _check_known(sidecar.listener, issuer, answer, header)
     if quiet:
@@ -161,8 +170,8 @@ def _login() -> str:
 def _issuer(sidecar: Access, data: str | None) -> Listener:
     """The listener that issues and revokes scopes. The sidecar says which one it is; `data` or the
     configuration gives its address."""
-    told = sidecar.listener.get("/api/v1/status", shapes.SERVED)
-    on = told.body["scopes_served_on"]
+    told = sidecar.listener.get("/api/v1/status", answers.Status)
+    on = told.body.get("scopes_served_on")
     if on == "admin":
         return sidecar.listener
     if on != "data":
@@ -175,13 +184,13 @@ def _check_known(admin: Listener, issuer: Listener, granted: Answer, header: dic
     is revoked at its issuer."""
     scope_id = granted.body["scope_id"]
     try:
-        admin.get(f"{SCOPES}/{within(scope_id)}", shapes.SCOPE_WHOLE)
+        admin.get(f"{SCOPES}/{within(scope_id)}", answers.SpentScope)
     except (ProblemError, UnreachableError) as exc:
         if not isinstance(exc, ProblemError) or exc.body["error"] != "scope_not_found":
             ended(FAILED, f"{scope_id} was made on {issuer.place}, but cannot be read back: {exc}")
         what = "was revoked again"
         try:
-            issuer.ask("DELETE", REVOKE + within(scope_id), shapes.REVOKED, headers=header, look="")
+            issuer.ask("DELETE", REVOKE + within(scope_id), answers.Revocation, headers=header, look="")
         except (ProblemError, UnreachableError, UncertainError) as failure:
             what = f"could not be revoked again ({failure})"
         found = f"{scope_id} was made on the first, which the second does not know, and {what}"
@@ -220,7 +229,7 @@ def list_(
         sidecar.listener,
         SCOPES,
         "scopes",
-        shapes.SCOPE,
+        answers.ScopePage,
         limit,
         before,
         incident_id=incident_id,
@@ -245,7 +254,7 @@ Examples:
 @json_option
 def show(sidecar: Access, scope_id: str, *, as_json: bool) -> None:
     """One scope: its terms, what is left of it, and the executions that it admitted."""
-    scope = sidecar.listener.get(f"{SCOPES}/{within(scope_id)}", shapes.SCOPE_WHOLE).body
+    scope = sidecar.listener.get(f"{SCOPES}/{within(scope_id)}", answers.SpentScope).body
     if as_json:
         tell(scope)
         return
@@ -324,7 +333,7 @@ def _revoke_one(
     header = sidecar.tenant_header(tenant)
     path = f"{SCOPES}/{within(scope_id)}"
     # This read ends the command for an unknown scope, before anything is revoked.
-    sidecar.listener.get(path, shapes.SCOPE_WHOLE)
+    sidecar.listener.get(path, answers.SpentScope)
     try:
         answer = withdraw(sidecar.listener, _issuer(sidecar, data), scope_id, header)
     except DifferentSidecarsError as exc:
@@ -332,7 +341,7 @@ def _revoke_one(
     if as_json:
         tell(answer.body)
         return
-    scope = sidecar.listener.get(path, shapes.SCOPE_WHOLE).body
+    scope = sidecar.listener.get(path, answers.SpentScope).body
     lines([*_told(scope, "revoked"), ("decision", answer.decision_id)])
 
 
@@ -394,7 +403,9 @@ def withdraw(admin: Listener, issuer: Listener, scope_id: str, header: dict[str,
     """Revoke one scope. Raises the errors of `Listener.ask`, and DifferentSidecarsError."""
     look = f"scopegate decisions list --scope-id {shlex.quote(scope_id)} --event revoked"
     try:
-        answer = issuer.ask("DELETE", REVOKE + within(scope_id), shapes.REVOKED, headers=header, look=look)
+        answer = issuer.ask(
+            "DELETE", REVOKE + within(scope_id), answers.Revocation, headers=header, look=look
+        )
     except ProblemError as exc:
         if issuer is admin or exc.body["error"] != "scope_not_found":
             raise
@@ -409,9 +420,9 @@ def withdraw(admin: Listener, issuer: Listener, scope_id: str, header: dict[str,
 def is_revoked(admin: Listener, scope_id: str) -> bool:
     """Whether the log holds the revocation of a scope. The status of the scope does not matter."""
     return bool(
-        pages(admin, DECISIONS, "decisions", shapes.DECISION, 1, None, scope_id=scope_id, event="revoked")[
-            "decisions"
-        ]
+        pages(
+            admin, DECISIONS, "decisions", answers.DecisionList, 1, None, scope_id=scope_id, event="revoked"
+        )["decisions"]
     )
 
 
@@ -433,11 +444,18 @@ class Sweep:
     def standing(self) -> dict[str, dict[str, Any]]:
         """The scopes that have neither expired nor been revoked, by id."""
         admin = self.sidecar.listener
-        now = _date(admin.get("/api/v1/status", shapes.SERVED))
+        now = _date(admin.get("/api/v1/status", answers.Status))
         found: dict[str, dict[str, Any]] = {}
         for status in LOOKS:
             listed = pages(
-                admin, "/api/v1/scopes", "scopes", shapes.SCOPE, None, None, status=status, **self.filters
+                admin,
+                "/api/v1/scopes",
+                "scopes",
+                answers.ScopePage,
+                None,
+                None,
+                status=status,
+                **self.filters,
             )
             for scope in listed["scopes"]:
                 if scope["scope_id"] not in found and self._stands(scope, status, now):

@@ -1,229 +1,109 @@
-"""The shapes of a sidecar's answers, as far as commands read them. An answer that does not match is rejected.
+"""Checks the answers of a sidecar by the models they are made from. An answer that does not fit is rejected.
 
-A shape is a test of one value, a dict of members (there may be others), or a list with the shape of every
-entry. Health checks use it, so it imports next to nothing.
+A check is more tolerant than the model, because the sidecar may be of another version: it ignores unknown
+members, takes any text for a word of a list, and lets members marked `LATER` be missing. Health checks use
+it, so it imports next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, TypeAlias
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
 
-Shape: TypeAlias = "Callable[[Any], bool] | Mapping[str, Shape] | list[Shape]"
+from sidecar.web.wire.forms import LATER, OPEN, Keywords
 
-_ABSENT = object()
-# Larger than every amount, count and size in an answer, and small enough to print and to calculate with.
-_MOST = 1e18
-_LONGEST_SECONDS = 1e10
+# The model of an answer, or the type of one of its members.
+Shape = Any
+
+# Larger than every count and size in an answer, and small enough to print and to calculate with.
+_MAX_COUNT = 10**18
+# Larger than every number of dollars and seconds, and small enough for a date.
+_MAX_NUMBER = 1e10
+_members = cache(lambda model: get_type_hints(model, include_extras=True))
 
 
-def misfit(value: Any, shape: Shape, place: str = "the answer") -> str | None:
-    """The place of the first value that does not match its shape; None if all match."""
-    if isinstance(shape, Mapping):
-        if not isinstance(value, dict):
-            return place
-        return _first(
-            misfit(value.get(name, _ABSENT), inner, _member(place, name)) for name, inner in shape.items()
-        )
-    if isinstance(shape, list):
+def misfit(value: Any, shape: Shape) -> str | None:
+    """The place of the first value that does not fit its shape; None if all fit."""
+    place = next(_misfits(value, shape, ""), None)
+    return "the answer" if place == "" else place
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that can be printed and calculated with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MAX_COUNT
+
+
+def _misfits(value: Any, shape: Shape, place: str) -> Iterator[str]:
+    origin: Any = get_origin(shape)
+    arms = get_args(shape)
+    if origin is Annotated:
+        shape, *marks = arms
+        if LATER in marks and value is None:
+            return
+        if OPEN in marks:
+            one = next(iter(_members(shape).values()))
+            if not isinstance(value, dict) or any(misfit(each, one) for each in value.values()):
+                yield place
+            return
+        if not all(_obeys(value, mark.keywords) for mark in marks if isinstance(mark, Keywords)):
+            yield place
+        yield from _misfits(value, shape, place)
+    elif origin in (Union, UnionType):
+        if value is not None or NoneType not in arms:
+            (arm,) = (each for each in arms if each is not NoneType)
+            yield from _misfits(value, arm, place)
+    elif origin is list:
         if not isinstance(value, list):
-            return place
-        return _first(misfit(one, shape[0], f"{place}[{index}]") for index, one in enumerate(value))
-    return None if shape(value) else place
+            yield place
+            return
+        for index, each in enumerate(value):
+            yield from _misfits(each, arms[0], f"{place}[{index}]")
+    elif isinstance(shape, type) and hasattr(shape, "__total__"):
+        yield from _misfits_of_members(value, shape, place)
+    elif shape is not Any and not _is_of(value, origin or shape, arms):
+        yield place
 
 
-def _first(found: Any) -> str | None:
-    return next((place for place in found if place is not None), None)
+def _misfits_of_members(value: Any, model: Shape, place: str) -> Iterator[str]:
+    """Those of a JSON object. Wrong members come before missing ones, because they say more."""
+    if not isinstance(value, dict):
+        yield place
+        return
+    above = f"{place}." if place else ""
+    members = _members(model)
+    for name, shape in members.items():
+        if name in value:
+            inner = get_args(shape)[0] if get_origin(shape) is NotRequired else shape
+            yield from _misfits(value[name], inner, f"{above}{name}")
+    for name, shape in members.items():
+        if name not in value and get_origin(shape) is not NotRequired and LATER not in get_args(shape):
+            yield f"{above}{name}"
 
 
-def _member(place: str, name: str) -> str:
-    return name if place == "the answer" else f"{place}.{name}"
+def _is_of(value: Any, kind: Any, words: tuple[Any, ...]) -> bool:
+    """Whether a value is of a type without members. The words of a `Literal` are all of one type."""
+    if kind is Literal:
+        return isinstance(value, type(words[0]))
+    if kind is int or kind is float:
+        most = _MAX_COUNT if isinstance(value, int) and kind is int else _MAX_NUMBER
+        return is_number(value) and isinstance(value, int | kind) and abs(value) < most
+    return isinstance(value, dict if kind is dict else bool if kind is bool else str)
 
 
-# Tests of one value -----------------------------------------------------------------------------------------
+def _obeys(value: Any, keywords: dict[str, Any]) -> bool:
+    """Whether a value obeys the keywords on which calculations depend: a minimum and the form of a time."""
+    if "minimum" in keywords and is_number(value) and value < keywords["minimum"]:
+        return False
+    return keywords.get("format") != "date-time" or value is None or _is_time(value)
 
 
-def text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST
-
-
-def count(value: Any) -> bool:
-    return number(value) and isinstance(value, int)
-
-
-def seconds(value: Any) -> bool:
-    return number(value) and 0 <= value < _LONGEST_SECONDS
-
-
-def instant(value: Any) -> bool:
-    """A time with its offset, within the years that date arithmetic supports."""
+def _is_time(value: Any) -> bool:
+    """Whether a value is a time with its offset, within the years that date arithmetic supports."""
     try:
         then = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return False
     return then.tzinfo is not None and 1970 <= then.year < 9000
-
-
-def members(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def nullable(shape: Shape) -> Shape:
-    """The shape, or null."""
-    return lambda value: value is None or (value is not _ABSENT and misfit(value, shape) is None)
-
-
-def optional(shape: Shape) -> Shape:
-    """The shape, or null, or a missing member, because sidecars of other versions leave it out."""
-    return lambda value: value is None or value is _ABSENT or misfit(value, shape) is None
-
-
-def each(shape: Shape) -> Shape:
-    """An object whose members all have this shape, under any name."""
-    return lambda value: isinstance(value, dict) and all(misfit(one, shape) is None for one in value.values())
-
-
-# Answers ----------------------------------------------------------------------------------------------------
-
-ALIVE: Shape = {"alive": flag}
-READY: Shape = {"ready": flag, "checks": optional(each({"ok": flag, "reason": optional(text)}))}
-
-ACCEPTED_CLOCK: Shape = {
-    "decision_id": text,
-    "now": instant,
-    "time_before": instant,
-    "step_seconds": number,
-}
-STATUS: Shape = {
-    "clock": optional({"ok": flag, "reason": optional(text)}),
-    "uptime_seconds": seconds,
-    "version": text,
-    "draining": flag,
-    "in_flight": count,
-    "oldest_unknown_admitted_at": nullable(instant),
-    "unknown_executions": nullable(count),
-    # A value that was not measured is null.
-    "store": {
-        "url": text,
-        "size": nullable(number),
-        "wal_size": nullable(number),
-        "free": optional(number),
-        "growth_per_day": optional(number),
-    },
-    "policy_revision": nullable(text),
-    "config_revision": text,
-    "last_reload": {"ok": flag, "time": instant, "errors": [text]},
-    "scope_required_from": text,
-    "shadow_routes": [text],
-    "scopes_served_on": optional(text),
-    "listeners": optional(each(text)),
-}
-SERVED: Shape = {"scopes_served_on": text}
-
-_TERMS: dict[str, Shape] = {
-    "scope_id": text,
-    "status": text,
-    "incident_id": text,
-    "allowed_actions": [text],
-    "intent": text,
-    "target_agents": [text],
-    "max_attempts": count,
-    "attempts_remaining": count,
-    "max_cost_usd": number,
-    "expires_at": instant,
-    "created_by": text,
-}
-GRANT: Shape = {
-    **_TERMS,
-    "cost_used_usd": optional(number),
-    "created_at": optional(instant),
-    "tenant_id": optional(text),
-}
-REVOKED: Shape = {"data": {"scope_id": text, "status": text}}
-SCOPE: dict[str, Shape] = {
-    **_TERMS,
-    "tenant_id": text,
-    "attempts_used": count,
-    "cost_used_usd": number,
-    "created_at": instant,
-}
-EXECUTION: Shape = {
-    "decision_id": text,
-    "status": text,
-    "cause": nullable(text),
-    "action": text,
-    "incident_id": text,
-    "scope_id": nullable(text),
-    "attempt_number": nullable(count),
-    "hold_usd": number,
-    "cost_usd": nullable(number),
-    "http_status": nullable(count),
-    "admitted_at": instant,
-    "ended_at": nullable(instant),
-    "request_id": nullable(text),
-}
-SCOPE_WHOLE: Shape = {**SCOPE, "executions": [EXECUTION]}
-DECISION: dict[str, Shape] = {
-    "decision_id": text,
-    "decision_type": text,
-    "decision_outcome": text,
-    "decision_source": text,
-    "decision_trigger": text,
-    "causal_role": text,
-    "decision_reason": nullable(text),
-    "decision_inputs": members,
-    "details": members,
-    "decided_at": instant,
-    "recorded_at": optional(instant),
-    "event": text,
-    "origin": text,
-    "seq": count,
-    "writer": text,
-    "tenant_id": text,
-    **dict.fromkeys(
-        ("action", "incident_id", "scope_id", "request_id", "run_id", "workflow_id", "admission_id"),
-        nullable(text),
-    ),
-}
-DECISION_WHOLE: Shape = {
-    **DECISION,
-    "hash": text,
-    "previous_hash": text,
-    "execution": nullable(EXECUTION),
-}
-EXPLAINED: Shape = {
-    "allowed": flag,
-    "error": nullable(text),
-    "message": text,
-    "next": text,
-    "route": text,
-    "rules": [text],
-    "bound": nullable(text),
-    "scope": nullable({"scope_id": text, "incident_id": text, "status": text}),
-    "scope_required": flag,
-    "left": nullable({"cost_usd": number, "seconds": number, "attempts": count}),
-    "hold_usd": number,
-    "brakes": [
-        {
-            "rule": text,
-            "mode": text,
-            "per": members,
-            "used": count,
-            "max_attempts": nullable(count),
-            "window_seconds": nullable(number),
-            "holds": flag,
-            "ends_at": nullable(text),
-        }
-    ],
-    "would_refuse": [{"rule": nullable(text), "error": text, "message": text}],
-    "policy_revision": nullable(text),
-}

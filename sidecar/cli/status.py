@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from sidecar.cli import shapes
 from sidecar.cli.options import FAILED, Access, asks, json_option, tell
+from sidecar.web.wire.health import Liveness, Readiness
 
 
 @click.command(
@@ -24,8 +24,9 @@ Examples:
 def status(sidecar: Access, *, as_json: bool) -> None:
     """What runs there, and how it is."""
     from sidecar.cli.tables import lines
+    from sidecar.web.wire import answers
 
-    answer = sidecar.listener.get("/api/v1/status", shapes.STATUS)
+    answer = sidecar.listener.get("/api/v1/status", answers.Status)
     if as_json:
         tell(answer.body)
     else:
@@ -92,7 +93,7 @@ Examples:
 @json_option
 def health(sidecar: Access, *, live: bool, as_json: bool) -> None:
     """Ask whether a sidecar is ready, and why not. Exit code 0: ready, 1: not ready, 3: nobody answers."""
-    path, shape = ("/health/live", shapes.ALIVE) if live else ("/health/ready", shapes.READY)
+    path, shape = ("/health/live", Liveness) if live else ("/health/ready", Readiness)
     answer = sidecar.listener.ask("GET", path, shape, also=503)
     well, checks = answer.body["alive" if live else "ready"], answer.body.get("checks") or {}
     if as_json:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import click
 
-from sidecar.cli import shapes
 from sidecar.cli.options import (
     FAILED,
     Access,
@@ -36,6 +35,7 @@ from sidecar.cli.options import (
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.settings.reading import Settings
 from sidecar.store.backup import Backup, back_up
+from sidecar.web.wire.answers import AcceptedClock
 
 
 @click.group(
@@ -131,7 +131,7 @@ def accept_clock(sidecar: Access, *, as_json: bool) -> None:
     """
     look = "scopegate status"
     path = "/api/v1/store/accept-clock"
-    accepted = sidecar.listener.ask("POST", path, shapes.ACCEPTED_CLOCK, look=look).body
+    accepted = sidecar.listener.ask("POST", path, AcceptedClock, look=look).body
     if as_json:
         tell(accepted)
     else:

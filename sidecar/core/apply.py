@@ -19,18 +19,17 @@ from sidecar.core.bounds import (
     CATALOGUE_BOUNDS,
     SCOPE_BOUNDS,
     UNSCOPED_BOUNDS,
-    Case,
+    BoundInput,
     judge,
     not_in_catalogue,
     targets_required,
 )
-from sidecar.core.brakes import Found, Tally, Use, tallies_for
+from sidecar.core.brakes import AdmissionGroup, CountCache, Use, groups_for
 from sidecar.core.command import (
     AcceptClock,
     Admit,
     Admitted,
     Bind,
-    Bound,
     ClockAccepted,
     Command,
     Denied,
@@ -46,6 +45,7 @@ from sidecar.core.command import (
     Reply,
     Revoke,
     Revoked,
+    RunBound,
     Settle,
     Settled,
     Switch,
@@ -54,9 +54,10 @@ from sidecar.core.command import (
 )
 from sidecar.core.entries import clock_accepted_entry, ended_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule, Subject
-from sidecar.core.record import Entry, Event, iso_time
+from sidecar.core.record import Entry, Event
 from sidecar.core.rules import (
     SECOND,
     GrantJudgment,
@@ -78,13 +79,96 @@ SHADOW_ROUTE = "the route is in shadow mode"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decided:
-    """The result of a decision: the reply, the rows that change, the entry for the log."""
+class Names:
+    """The rows that commands need.
 
-    reply: Admitted | Issued | Denied
+    `scopes` are scope ids. `executions` are admission ids; the scope of each execution is loaded with it.
+    `groups` maps each group to a time in microseconds: its admissions after that time are loaded, and those
+    still in flight, but never executions that were not sent. `once` are keys under which a record is kept
+    once. `requests` are request ids; their records without a run are loaded.
+    """
+
+    scopes: Sequence[str] = ()
+    executions: Sequence[str] = ()
+    groups: Mapping[AdmissionGroup, int] = field(default_factory=dict)
+    once: Sequence[bytes] = ()
+    switches: Sequence[Switch] = ()
+    requests: Sequence[str] = ()
+
+
+def names(commands: Iterable[Command], now: int) -> Names:
+    """The rows that commands need, each row once. `now` is in microseconds since 1970 (UTC)."""
+    scopes: dict[str, None] = {}
+    executions: dict[str, None] = {}
+    groups: dict[AdmissionGroup, int] = {}
+    once: dict[bytes, None] = {}
+    switches: dict[Switch, None] = {}
+    requests: dict[str, None] = {}
+    for command in commands:
+        match command:
+            case Admit(claims=claims):
+                if claims.scope_id is not None:
+                    scopes[claims.scope_id] = None
+                wanted = groups_for(command.policies, command.tenant_id, claims.incident_id, claims.action)
+                for group, seconds in wanted.items():
+                    since = now - seconds * SECOND
+                    groups[group] = min(groups.get(group, since), since)
+            case Settle() | Reconcile():
+                executions[command.admission_id] = None
+            case Revoke():
+                scopes[command.scope_id] = None
+            case Emit():
+                if command.once is not None:
+                    once[command.once] = None
+                if command.unless_switched is not None:
+                    switches[command.unless_switched] = None
+            case Turn():
+                switches[command.switch] = None
+            case Bind():
+                requests[command.request_id] = None
+            case _:
+                pass
+    return Names(
+        scopes=tuple(scopes),
+        executions=tuple(executions),
+        groups=groups,
+        once=tuple(once),
+        switches=tuple(switches),
+        requests=tuple(requests),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The current rows that a batch of commands names. A name without a row is absent.
+
+    `admissions` lists the ids of the executions that brakes count, by group, oldest first. `executions` holds
+    these executions. With `found`, a brake examines each of them only once for many decisions, and stops
+    counting once its answer is known. Without it, every decision counts all of them. `kept` holds the keys
+    whose record exists already. `on` holds the switches that are on. `unbound` maps each named request
+    to the sequence numbers of its pre-run records that have no run.
+    """
+
+    scopes: Mapping[str, Scope] = field(default_factory=dict)
+    executions: Mapping[str, Execution] = field(default_factory=dict)
+    admissions: Mapping[AdmissionGroup, Sequence[str]] = field(default_factory=dict)
+    found: CountCache | None = field(default=None, repr=False, compare=False)
+    kept: Set[bytes] = frozenset()
+    on: Set[Switch] = frozenset()
+    unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """The result of applying one command: the reply, the changes, the entry for the log."""
+
+    reply: Reply
     scope: Scope | None = None
     execution: Execution | None = None
     entry: Entry | None = None
+    kept: bytes | None = None
+    turned: Turn | None = None
+    bound: Bind | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +180,7 @@ class Judgment:
     holds the ones that are only recorded. `uses` gives the use of each brake.
     """
 
-    case: Case
+    case: BoundInput
     scope: Scope | None
     refusal: Refusal | None
     shadow: tuple[Objection, ...] = ()
@@ -105,25 +189,14 @@ class Judgment:
     waived: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
-    """Recent executions by decision id, and their ids by tally, oldest first.
-
-    With `found`, a batch examines each execution only once. Without it, every decision counts all of them.
-    """
-
-    admissions: Mapping[Tally, Sequence[str]] = field(default_factory=dict)
-    executions: Mapping[str, Execution] = field(default_factory=dict)
-    found: Found | None = None
-
-
 # An execution -------------------------------------------------------------------------------------------
 
 
-def judgment(command: Admit, scope: Scope | None, past: Past, now: int) -> Judgment:
+def judgment(command: Admit, state: State, now: int) -> Judgment:
     """Judge one execution. Both `admit` and `explain` use this judgment."""
     claims, policies = command.claims, command.policies
-    case = Case.of(claims, command.tenant_id, scope, policies, now, command.announced_cost)
+    scope = state.scopes.get(claims.scope_id or "")
+    case = BoundInput.of(claims, command.tenant_id, scope, policies, now, command.announced_cost)
     waived = None
     found: list[Objection] = []
     refusal = judge(case, SCOPE_BOUNDS)
@@ -141,7 +214,7 @@ def judgment(command: Admit, scope: Scope | None, past: Past, now: int) -> Judgm
     if refusal is not None:
         found.append(Objection(refusal, None))
     uses: list[tuple[Rule, Use]] = []
-    found += _objections(command, consumed, past, now, uses)
+    found += _objections(command, consumed, state, now, uses)
     if command.shadow:
         found = [replace(one, shadow=True) for one in found]
     found = in_order(found)
@@ -157,7 +230,7 @@ def judgment(command: Admit, scope: Scope | None, past: Past, now: int) -> Judgm
 
 
 def _objections(
-    command: Admit, scope: Scope | None, past: Past, now: int, uses: list[tuple[Rule, Use]]
+    command: Admit, scope: Scope | None, state: State, now: int, uses: list[tuple[Rule, Use]]
 ) -> Iterator[Objection]:
     """The objections of the rules to an execution. The use of each brake is appended to `uses`."""
     policies = command.policies
@@ -166,15 +239,15 @@ def _objections(
     for each in applying(known, subject):
         yield from objections(each, subject)
         if each.rule.brake is not None and each.failure is None:
-            used = brakes.use(each.rule, subject, policies, past.admissions, past.executions, past.found)
+            used = brakes.use(each.rule, subject, policies, state.admissions, state.executions, state.found)
             uses.append((each.rule, used))
             yield from brakes.objection(each.rule, used, now)
 
 
-def admit(command: Admit, scope: Scope | None, past: Past, now: int) -> Decided:
+def admit(command: Admit, state: State, now: int) -> Applied:
     """Consume the scope, hold the cost and record it, or refuse."""
     claims, revision = command.claims, command.policies.revision
-    found = judgment(command, scope, past, now)
+    found = judgment(command, state, now)
     told = _told(found.shadow)
     if command.preview is not None and command.preview.conditional:
         # The conditions were judged at this time, which is earlier than the time of the record.
@@ -183,8 +256,8 @@ def admit(command: Admit, scope: Scope | None, past: Past, now: int) -> Decided:
         told["route_mode"] = "shadow"
     if found.refusal is not None:
         if not command.record_denial:
-            return Decided(reply=Denied(found.refusal, None, found.objections))
-        return Decided(
+            return Applied(reply=Denied(found.refusal, None, found.objections))
+        return Applied(
             reply=Denied(found.refusal, command.decision_id, found.objections),
             entry=gate_entry(command, "refused", found.refusal, claims, revision, now, **told),
         )
@@ -223,7 +296,7 @@ def admit(command: Admit, scope: Scope | None, past: Past, now: int) -> Decided:
         **told,
     )
     timeout = case.entry.timeout_seconds if case.entry else None
-    return Decided(
+    return Applied(
         reply=Admitted(consumed, execution, timeout, found.shadow),
         scope=consumed,
         execution=execution,
@@ -240,7 +313,7 @@ def _told(shadow: Iterable[Objection]) -> dict[str, Any]:
 # A grant ------------------------------------------------------------------------------------------------
 
 
-def issue(command: Issue, now: int) -> Decided:
+def issue(command: Issue, now: int) -> Applied:
     """Grant a scope on the terms that the policies allow, or refuse it."""
     asked = _terms(command)
     found = command.judged or granted(command, now)
@@ -252,10 +325,10 @@ def issue(command: Issue, now: int) -> Decided:
     if refusal is not None:
         denied = Denied(refusal, command.decision_id if command.record_denial else None, found.objections)
         if not command.record_denial:
-            return Decided(reply=denied)
+            return Applied(reply=denied)
         claims = _claims(replace(command.scope, scope_id=""))
         told |= _asked(command, asked)
-        return Decided(
+        return Applied(
             reply=denied,
             entry=gate_entry(
                 command,
@@ -289,7 +362,7 @@ def issue(command: Issue, now: int) -> Decided:
         **_asked(command, terms),
         **told,
     )
-    return Decided(reply=Issued(scope, command.decision_id, shadow), scope=scope, entry=entry)
+    return Applied(reply=Issued(scope, command.decision_id, shadow), scope=scope, entry=entry)
 
 
 def granted(command: Issue, now: int) -> GrantJudgment:
@@ -349,90 +422,17 @@ def _asked(command: Issue, terms: ScopeTerms) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """The current rows that a batch of commands names. A name without a row is absent.
-
-    `admissions` lists the ids of the executions that brakes count, by tally, oldest first. `executions` holds
-    these executions. `found` caches what the brakes found in them while a batch is decided. `kept` holds the
-    keys whose record exists already. `on` holds the switches that are on. `unbound` maps each named request
-    to the sequence numbers of its pre-run records that have no run.
-    """
-
-    scopes: Mapping[str, Scope] = field(default_factory=dict)
-    executions: Mapping[str, Execution] = field(default_factory=dict)
-    admissions: Mapping[Tally, Sequence[str]] = field(default_factory=dict)
-    found: Found = field(default_factory=dict, repr=False, compare=False)
-    kept: Set[bytes] = frozenset()
-    on: Set[Switch] = frozenset()
-    unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
-    """The result of applying one command: the reply, the changes, the entry for the log."""
-
-    reply: Reply
-    scope: Scope | None = None
-    execution: Execution | None = None
-    entry: Entry | None = None
-    kept: bytes | None = None
-    turned: Turn | None = None
-    bound: Bind | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
-    """The rows that a command needs. Loading an admission also loads its scope.
-
-    `tallies` maps each tally to the number of seconds that the command looks back.
-    """
-
-    scope_id: str | None = None
-    admission_id: str | None = None
-    tallies: Mapping[Tally, int] = field(default_factory=dict)
-    once: bytes | None = None
-    switch: Switch | None = None
-    request_id: str | None = None
-
-
-_NOTHING = Named()
-
-
-def names(command: Command) -> Named:
-    """The rows of the store that a command needs."""
-    match command:
-        case Admit():
-            claims = command.claims
-            counted = tallies_for(command.policies, command.tenant_id, claims.incident_id, claims.action)
-            return Named(scope_id=claims.scope_id, tallies=counted)
-        case Settle() | Reconcile():
-            return Named(admission_id=command.admission_id)
-        case Revoke():
-            return Named(scope_id=command.scope_id)
-        case Emit():
-            return Named(once=command.once, switch=command.unless_switched)
-        case Turn():
-            return Named(switch=command.switch)
-        case Bind():
-            return Named(request_id=command.request_id)
-        case _:
-            return _NOTHING
-
-
 def apply(command: Command, state: State, now: int) -> Applied:
     """Apply one command to the rows that it names. `now` is in microseconds since 1970 (UTC)."""
     match command:
         case Admit():
-            scope = state.scopes.get(command.claims.scope_id or "")
-            past = Past(state.admissions, state.executions, state.found)
-            return _decided(admit(command, scope, past, now))
+            return admit(command, state, now)
         case Settle():
             return _settle(command, state, now)
         case Refuse():
             return _refuse(command, now)
         case Issue():
-            return _decided(issue(command, now))
+            return issue(command, now)
         case Revoke():
             return _revoke(command, state, now)
         case Emit():
@@ -441,7 +441,7 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _turn(command, state, now)
         case Bind():
             count = len(state.unbound.get(command.request_id, ()))
-            return Applied(reply=Bound(count), bound=command if count else None)
+            return Applied(reply=RunBound(count), bound=command if count else None)
         case AcceptClock():
             return Applied(
                 reply=ClockAccepted(command.decision_id, command.before, now),
@@ -449,10 +449,6 @@ def apply(command: Command, state: State, now: int) -> Applied:
             )
         case _:
             return _reconcile(command, state, now)
-
-
-def _decided(decided: Decided) -> Applied:
-    return Applied(reply=decided.reply, scope=decided.scope, execution=decided.execution, entry=decided.entry)
 
 
 def _refuse(command: Refuse, now: int) -> Applied:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, PolicySet
-from sidecar.core.record import iso_time
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class BoundInput:
     """The facts that a bound may read. `entry` is the action's catalogue entry, None if it is not listed.
 
     `announced_cost` is the cost that the caller expects, in micro-dollars, or 0 if it is not known yet.
@@ -40,7 +40,7 @@ class Case:
         policies: PolicySet,
         now: int,
         announced_cost: int = 0,
-    ) -> Case:
+    ) -> BoundInput:
         return cls(claims, tenant_id, scope, policies.action(claims.action or ""), now, announced_cost)
 
     @property
@@ -55,32 +55,38 @@ class Case:
         return max(self.entry.hold if self.entry else 0, self.announced_cost)
 
 
-def _scope_given(case: Case) -> Refusal | None:
-    if case.claims.scope_id is not None:
-        return None
+def _scope_given(case: BoundInput) -> Refusal | None:
+    return None if case.claims.scope_id is not None else _scope_required(case.claims)
+
+
+def _scope_required(claims: Claims) -> Refusal:
     return Refusal(
         "scoped_execution_required",
         "A recovery action without a valid execution scope is invalid by definition: ask for a scope, "
         "then send its scope_id.",
-        {"incident_id": case.claims.incident_id, "action": case.claims.action},
+        {"incident_id": claims.incident_id, "action": claims.action},
     )
 
 
-def _members_given(case: Case) -> Refusal | None:
+def _members_given(case: BoundInput) -> Refusal | None:
+    return _missing_member(case.claims)
+
+
+def _missing_member(claims: Claims) -> Refusal | None:
     for member in ("incident_id", "action"):
-        if getattr(case.claims, member) is None:
+        if getattr(claims, member) is None:
             return Refusal("invalid_request", f"{member} is missing or empty.", {"member": member})
     return None
 
 
-def _scope_exists(case: Case) -> Refusal | None:
+def _scope_exists(case: BoundInput) -> Refusal | None:
     # The answer for another tenant's scope is the same as for a scope that does not exist.
     if case.scope is not None and case.scope.tenant_id == case.tenant_id:
         return None
     return Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": case.claims.scope_id})
 
 
-def _incident_matches(case: Case) -> Refusal | None:
+def _incident_matches(case: BoundInput) -> Refusal | None:
     if case.granted.incident_id == case.claims.incident_id:
         return None
     return Refusal(
@@ -90,7 +96,7 @@ def _incident_matches(case: Case) -> Refusal | None:
     )
 
 
-def _action_allowed(case: Case) -> Refusal | None:
+def _action_allowed(case: BoundInput) -> Refusal | None:
     if case.claims.action in case.granted.allowed_actions:
         return None
     return Refusal(
@@ -100,7 +106,7 @@ def _action_allowed(case: Case) -> Refusal | None:
     )
 
 
-def _targets_allowed(case: Case) -> Refusal | None:
+def _targets_allowed(case: BoundInput) -> Refusal | None:
     allowed = case.granted.target_agents
     named = case.claims.target_agents
     if not allowed or (named and set(named) <= set(allowed)):
@@ -112,13 +118,13 @@ def _targets_allowed(case: Case) -> Refusal | None:
     )
 
 
-def _not_revoked(case: Case) -> Refusal | None:
+def _not_revoked(case: BoundInput) -> Refusal | None:
     if case.granted.revoked_at is None:
         return None
     return Refusal("scope_revoked", "The scope was revoked.", {"scope_id": case.granted.scope_id})
 
 
-def _not_expired(case: Case) -> Refusal | None:
+def _not_expired(case: BoundInput) -> Refusal | None:
     if case.now < case.granted.expires_at:
         return None
     return Refusal(
@@ -128,24 +134,24 @@ def _not_expired(case: Case) -> Refusal | None:
     )
 
 
-def _attempts_left(case: Case) -> Refusal | None:
+def _attempts_left(case: BoundInput) -> Refusal | None:
     if case.granted.attempts_remaining:
         return None
     return _exhausted(case, "max_attempts", "All attempts of the scope are used.")
 
 
-def _cost_left(case: Case) -> Refusal | None:
+def _cost_left(case: BoundInput) -> Refusal | None:
     scope = case.granted
     if not scope.cost_exhausted and scope.spent + case.hold <= scope.max_cost:
         return None
     return _exhausted(case, "max_cost_usd", "The scope's cost ceiling leaves no room for this action.")
 
 
-def _exhausted(case: Case, bound: str, message: str) -> Refusal:
+def _exhausted(case: BoundInput, bound: str, message: str) -> Refusal:
     return Refusal("scope_exhausted", message, {"scope_id": case.granted.scope_id, "bound": bound})
 
 
-def _action_in_catalogue(case: Case) -> Refusal | None:
+def _action_in_catalogue(case: BoundInput) -> Refusal | None:
     if case.entry is not None:
         return None
     return not_in_catalogue(case.claims.action)
@@ -159,7 +165,7 @@ def not_in_catalogue(action: str | None) -> Refusal:
     )
 
 
-def _targets_named(case: Case) -> Refusal | None:
+def _targets_named(case: BoundInput) -> Refusal | None:
     if case.entry is None or not case.entry.targets_required or case.claims.target_agents:
         return None
     return targets_required(case.claims.action)
@@ -173,7 +179,7 @@ def targets_required(action: str | None) -> Refusal:
     )
 
 
-Bound = Callable[[Case], Refusal | None]
+Bound = Callable[[BoundInput], Refusal | None]
 
 SCOPE_BOUNDS: tuple[Bound, ...] = (
     _scope_given,
@@ -192,7 +198,15 @@ UNSCOPED_BOUNDS: tuple[Bound, ...] = (_members_given,)
 CATALOGUE_BOUNDS: tuple[Bound, ...] = (_action_in_catalogue, _targets_named)
 
 
-def judge(case: Case, bounds: Sequence[Bound] = (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS)) -> Refusal | None:
+def incomplete(claims: Claims) -> Refusal | None:
+    """The refusal of claims without an incident or an action, which no scope and no brake can judge."""
+    missing = _missing_member(claims)
+    if missing is None or claims.scope_id is not None:
+        return missing
+    return _scope_required(claims)
+
+
+def judge(case: BoundInput, bounds: Sequence[Bound]) -> Refusal | None:
     """The refusal of the first bound that fails, or None if all bounds hold."""
     for bound in bounds:
         refusal = bound(case)

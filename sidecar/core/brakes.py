@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import Brake, PolicySet, Rule, Subject
-from sidecar.core.record import iso_time
 from sidecar.core.rules import SECOND, Objection, braked
 from sidecar.core.scope import Execution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
+class AdmissionGroup:
     """A key for admissions that are counted together. A field that is None matches every admission.
 
     An incident belongs to one tenant: the same name with another tenant is another incident.
@@ -46,53 +46,53 @@ class Use:
     until: int | None = None
 
 
-def tally_of(rule: Rule, tenant_id: str, incident_id: str, action: str) -> Tally:
-    """The narrowest tally that contains every execution that the brake counts for this one."""
+def group_of(rule: Rule, tenant_id: str, incident_id: str, action: str) -> AdmissionGroup:
+    """The narrowest group that contains every execution that the brake counts for this one."""
     assert rule.brake is not None
     per = rule.brake.per
-    return Tally(
+    return AdmissionGroup(
         tenant_id=tenant_id if "incident_id" in per else None,
         incident_id=incident_id if "incident_id" in per else None,
         action=action if "action" in per else None,
     )
 
 
-def tallies_with(execution: Execution) -> tuple[Tally, ...]:
-    """Every tally that an execution belongs to."""
+def groups_containing(execution: Execution) -> tuple[AdmissionGroup, ...]:
+    """Every group that an execution belongs to."""
     tenant_id, incident_id, action = execution.tenant_id, execution.incident_id, execution.action
     return (
-        Tally(tenant_id=tenant_id, incident_id=incident_id, action=action),
-        Tally(tenant_id=tenant_id, incident_id=incident_id),
-        Tally(action=action),
-        Tally(),
+        AdmissionGroup(tenant_id=tenant_id, incident_id=incident_id, action=action),
+        AdmissionGroup(tenant_id=tenant_id, incident_id=incident_id),
+        AdmissionGroup(action=action),
+        AdmissionGroup(),
     )
 
 
-def tallies_for(
+def groups_for(
     policies: PolicySet, tenant_id: str, incident_id: str | None, action: str | None
-) -> dict[Tally, int]:
-    """The tallies that an execution needs, each with the number of seconds that it must cover."""
-    wanted: dict[Tally, int] = {}
+) -> dict[AdmissionGroup, int]:
+    """The groups that an execution needs, each with the number of seconds that it must cover."""
+    wanted: dict[AdmissionGroup, int] = {}
     for rule in policies.brakes(action or ""):
         assert rule.brake is not None
-        tally = tally_of(rule, tenant_id, incident_id or "", action or "")
-        wanted[tally] = max(wanted.get(tally, 0), rule.brake.horizon_seconds)
+        group = group_of(rule, tenant_id, incident_id or "", action or "")
+        wanted[group] = max(wanted.get(group, 0), rule.brake.horizon_seconds)
     return wanted
 
 
 # A cache of the counted ids per brake: the policy set, the number of ids examined so far, and the ids that
-# count. The owner of the cache only appends ids to the tallies, so each admission examines only the new ones.
+# count. The owner of the cache only appends ids to the groups, so each admission examines only the new ones.
 # The entry keeps the policy set alive, because the key contains the id() of the set.
-Found = dict[tuple[Any, ...], tuple[PolicySet, int, list[str]]]
+CountCache = dict[tuple[Any, ...], tuple[PolicySet, int, list[str]]]
 
 
 def use(
     rule: Rule,
     subject: Subject,
     policies: PolicySet,
-    admissions: Mapping[Tally, Sequence[str]],
+    admissions: Mapping[AdmissionGroup, Sequence[str]],
     executions: Mapping[str, Execution],
-    found: Found | None = None,
+    found: CountCache | None = None,
 ) -> Use:
     """The use of an applying brake for a subject. `admissions` are oldest first."""
     names = _counted(rule, subject, policies, admissions, executions, {} if found is None else found)
@@ -114,16 +114,16 @@ def _counted(
     rule: Rule,
     subject: Subject,
     policies: PolicySet,
-    admissions: Mapping[Tally, Sequence[str]],
+    admissions: Mapping[AdmissionGroup, Sequence[str]],
     executions: Mapping[str, Execution],
-    found: Found,
+    found: CountCache,
 ) -> list[str]:
     """The executions that the rule counts for the subject, oldest first.
 
     Target agents are not compared here.
     """
     assert rule.brake is not None
-    names = admissions.get(tally_of(rule, subject.tenant_id, subject.incident_id, subject.action), ())
+    names = admissions.get(group_of(rule, subject.tenant_id, subject.incident_id, subject.action), ())
     kind = (
         subject.tenant_id,
         *(getattr(subject, facet) for facet in rule.brake.per if facet != "target_agents"),

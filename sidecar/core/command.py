@@ -266,7 +266,7 @@ class Turned:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class RunBound:
     """A run was bound. `count` is the number of records that it was bound to."""
 
     count: int
@@ -283,4 +283,4 @@ class ClockAccepted:
 
 Granting = Issued | Admitted | Denied | Revoked
 Ending = Settled | NotInFlight
-Reply = Granting | Ending | Recorded | Emitted | NotEmitted | Turned | Bound | ClockAccepted
+Reply = Granting | Ending | Recorded | Emitted | NotEmitted | Turned | RunBound | ClockAccepted

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from sidecar.core.command import Switch
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionTrigger, DecisionType, Record
-from sidecar.errors import CARESignalAccessError
+from sidecar.errors import ScopegateError
 
 Kind = Literal[
     "routing",
@@ -71,6 +71,14 @@ FORBIDDEN_SIGNALS = frozenset(
         "user_feedback",
     }
 )
+
+
+class CARESignalAccessError(ScopegateError):
+    """Routing optimization may not read this signal, because the signal is forbidden or unknown."""
+
+    def __init__(self, message: str, signal: object = None) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def check_signal(name: object) -> None:

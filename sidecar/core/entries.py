@@ -8,15 +8,9 @@ from typing import Any
 
 from sidecar.core.command import AcceptClock, Admit, Issue, Reconcile, Refuse, Revoke, Settle, Turn
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
-from sidecar.core.record import (
-    DecisionOutcome,
-    DecisionType,
-    Entry,
-    Event,
-    Record,
-    iso_time,
-)
+from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Event, Record
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
 

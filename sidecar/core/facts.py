@@ -31,10 +31,11 @@ from sidecar.errors import Refusal
 
 MAX_ID_CHARS = 256
 MAX_TARGET_AGENTS = 256
+IDENTIFIER_RULE = f"1 to {MAX_ID_CHARS} printable characters"
 
 
 def is_identifier(value: object) -> bool:
-    """Whether a value is 1 to 256 printable characters. Every id, action and agent name obeys this rule."""
+    """Whether a value obeys IDENTIFIER_RULE, as every id, action and agent name does."""
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARS and value.isprintable()
 
 
@@ -175,7 +176,7 @@ def read(request: Request, sources: FactSources) -> Claims | Refusal:
         elif isinstance(value, str) and is_identifier(value):
             found[name] = value
         else:
-            return _refused(str(source), "must be a string of 1 to 256 printable characters")
+            return _refused(str(source), f"must be a string of {IDENTIFIER_RULE}")
     parameters = _find(request, sources.parameters)
     if isinstance(parameters, Refusal):
         return parameters
@@ -200,7 +201,7 @@ def _target_agents(request: Request, sources: Iterable[Source]) -> tuple[str, ..
         if source.kind != "pointer":
             value = [value]
         if not isinstance(value, list) or not all(is_identifier(agent) for agent in value):
-            return _refused(str(source), "must be a list of strings of 1 to 256 printable characters")
+            return _refused(str(source), f"must be a list of strings of {IDENTIFIER_RULE}")
         if len(value) > MAX_TARGET_AGENTS:
             return _refused(str(source), f"must name at most {MAX_TARGET_AGENTS} agents")
         if agents is not None and agents != tuple(value):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Literal
+
+from sidecar.core.instant import iso_time
 
 Origin = Literal["gate", "library", "api"]
 Event = Literal[
@@ -80,14 +81,6 @@ class CausalRole(str, Enum):
     PRE_RUN = "pre_run"
     IN_RUN = "in_run"
     POST_RUN = "post_run"
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def iso_time(instant: int) -> str:
-    """Microseconds since 1970 as ISO 8601 in UTC, always with six decimals so that it sorts as text."""
-    return (_EPOCH + timedelta(microseconds=instant)).isoformat(timespec="microseconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from math import isinf
 from types import MappingProxyType
 from typing import Any
 
-from sidecar.core.facts import is_identifier
+from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.core.money import MAX_MICROS, to_micros
 from sidecar.core.policy import RiskClass
 from sidecar.core.wording import visible_chars
@@ -135,9 +135,7 @@ def action_asked_for(
     if agents is None:
         agents = []
     if not isinstance(agents, list) or not all(is_identifier(agent) for agent in agents):
-        raise ValueError(
-            "parameters/target_agents must be a list of strings of 1 to 256 printable characters"
-        )
+        raise ValueError(f"parameters/target_agents must be a list of strings of {IDENTIFIER_RULE}")
     return RecoveryAction(
         id=action_id,
         name=action_name,

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from sidecar.core.money import to_dollars
-from sidecar.core.record import iso_time
+from typing import Literal
 
 ScopeStatus = Literal["active", "exhausted", "expired", "revoked"]
 ExecutionStatus = Literal["in_flight", "answered", "not_sent", "unknown", "executed", "not_executed"]
@@ -64,25 +61,6 @@ class Scope:
             return "expired" if self.expires_at <= self.revoked_at else "revoked"
         return "expired" if now >= self.expires_at else "active"
 
-    def to_dict(self, now: int) -> dict[str, Any]:
-        """The scope as a JSON object, with the attempts that remain and the status at `now`."""
-        return {
-            "scope_id": self.scope_id,
-            "incident_id": self.incident_id,
-            "allowed_actions": list(self.allowed_actions),
-            "max_cost_usd": to_dollars(self.max_cost),
-            "max_attempts": self.max_attempts,
-            "expires_at": iso_time(self.expires_at),
-            "intent": self.intent,
-            "target_agents": list(self.target_agents),
-            "created_at": iso_time(self.created_at),
-            "created_by": self.created_by,
-            "attempts_used": self.attempts_used,
-            "attempts_remaining": self.attempts_remaining,
-            "cost_used_usd": to_dollars(self.spent),
-            "status": self.status(now),
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
@@ -107,21 +85,3 @@ class Execution:
     ended_at: int | None = None
     http_status: int | None = None
     cause: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "decision_id": self.decision_id,
-            "scope_id": self.scope_id,
-            "tenant_id": self.tenant_id,
-            "incident_id": self.incident_id,
-            "action": self.action,
-            "request_id": self.request_id,
-            "attempt_number": self.attempt_number,
-            "status": self.status,
-            "hold_usd": to_dollars(self.hold),
-            "cost_usd": None if self.cost is None else to_dollars(self.cost),
-            "http_status": self.http_status,
-            "cause": self.cause,
-            "admitted_at": iso_time(self.admitted_at),
-            "ended_at": None if self.ended_at is None else iso_time(self.ended_at),
-        }

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sidecar.errors import KeyFileUnusable
+from sidecar.errors import ScopegateError
+from sidecar.files.regular import NotRegular, read_regular
 
 MAX_BYTES = 65_536
 MIN_MASK_KEY_BYTES = 16
 
 
+class KeyFileUnusable(ScopegateError, ValueError):
+    """A key file cannot be used. The message says why, and never shows the contents of the file."""
+
+
 def secret(path: Path) -> bytes:
     """The contents of a file that only its owner may read. Raises KeyFileUnusable."""
-    return _contents(path, private=True)
+    return _contents(path, _check_private)
 
 
 def public(path: Path) -> bytes:
     """The contents of a file that everyone may read. Raises KeyFileUnusable."""
-    return _contents(path, private=False)
+    return _contents(path)
 
 
 def mask_key(path: Path) -> bytes:
     """The key for masks: the bytes of the file without trailing line ends. Raises KeyFileUnusable."""
     key = secret(path).rstrip(b"\r\n")
     if len(key) < MIN_MASK_KEY_BYTES:
-        raise KeyFileUnusable(f"holds less than {MIN_MASK_KEY_BYTES} bytes, so few that they can be guessed")
+        raise KeyFileUnusable(f"has fewer than {MIN_MASK_KEY_BYTES} bytes, which can be guessed")
     return key
 
 
@@ -45,19 +51,6 @@ def create(path: Path, contents: bytes, mode: int) -> None:
         raise
 
 
-def _contents(path: Path, *, private: bool) -> bytes:
-    try:
-        with open(path, "rb", opener=_at_once) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise KeyFileUnusable("is no file")
-            if private:
-                _check_private(status)
-            return stream.read(MAX_BYTES)
-    except OSError as exc:
-        raise KeyFileUnusable(f"cannot be read ({exc.strerror or exc})") from exc
-
-
 def _check_private(status: os.stat_result) -> None:
     """Check that only the owner may read the file. If root owns it, the group of the file may read it, too.
 
@@ -68,10 +61,14 @@ def _check_private(status: os.stat_result) -> None:
     if mode & (0o037 if handed else 0o077):
         raise KeyFileUnusable(
             f"may be read or written by others than its owner (mode {mode:04o}); "
-            "chmod 600 it, and take a new key if somebody may have read this one"
+            "chmod 600 it, and replace the key if others may have read it"
         )
 
 
-def _at_once(name: str, flags: int) -> int:
-    """Open a file without blocking, because opening a pipe would wait for its writer."""
-    return os.open(name, flags | os.O_NONBLOCK)
+def _contents(path: Path, check: Callable[[os.stat_result], None] | None = None) -> bytes:
+    try:
+        return read_regular(path, MAX_BYTES, check)
+    except NotRegular as exc:
+        raise KeyFileUnusable(str(exc)) from exc
+    except OSError as exc:
+        raise KeyFileUnusable(f"cannot be read ({exc.strerror or exc})") from exc

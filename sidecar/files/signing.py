@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from sidecar.core.checkpoint import Checkpoint
-from sidecar.errors import KeyFileUnusable
 from sidecar.files import keyfiles
+from sidecar.files.keyfiles import KeyFileUnusable
 
 
 class PublicKey:

@@ -7,9 +7,7 @@ connection sees half of a renewal.
 
 from __future__ import annotations
 
-import os
 import ssl
-import stat
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from hashlib import sha256
@@ -18,12 +16,13 @@ from pathlib import Path
 from cryptography import x509
 
 from sidecar.errors import ScopegateError
+from sidecar.files.regular import NotRegular, read_regular
 
 MAX_BYTES = 16 << 20  # the CA bundle of a system is smaller than 1 MiB
 # How often the files are read again if they change while they are read.
 TRIES = 3
 
-_NO_PEM = "holds no {what} in PEM; name a file that does"
+_NO_PEM = "contains no {what} in PEM; name a file that does"
 
 
 class TlsFileUnusable(ScopegateError, ValueError):
@@ -84,7 +83,7 @@ def valid_until(certificate_file: Path) -> datetime:
         raise TlsFileUnusable("certificate_file", certificate_file, reason) from exc
 
 
-def told(exc: BaseException | None) -> str:
+def describe_failure(exc: BaseException | None) -> str:
     """Describe the failure of a connection, TLS or not, for a message and without a full stop."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return exc.verify_message.rstrip(".")
@@ -175,16 +174,16 @@ def _load_pair(context: ssl.SSLContext, certificate_file: Path, key_file: Path) 
     try:
         context.load_cert_chain(certificate_file, key_file, no_prompt)
     except _PassphraseWanted as exc:
-        reason = "has a passphrase, which nobody is there to type; store the key without one"
+        reason = "has a passphrase; store the key without one, because the sidecar cannot ask for it"
         raise TlsFileUnusable("key_file", key_file, reason) from exc
     except ssl.SSLError as exc:
         if exc.reason == "KEY_VALUES_MISMATCH":
-            reason = "does not belong to the certificate; name the key that it was made for"
+            reason = "does not belong to the certificate; name the key of the certificate"
             raise TlsFileUnusable("key_file", key_file, reason) from exc
         if exc.reason is None or exc.reason in ("NO_START_LINE", "PEM_LIB", "UNSUPPORTED"):
             reason = _NO_PEM.format(what="private key")
             raise TlsFileUnusable("key_file", key_file, reason) from exc
-        reason = f"cannot be used ({told(exc)}); have a new certificate made"
+        reason = f"cannot be used ({describe_failure(exc)}); have a new certificate made"
         raise TlsFileUnusable("certificate_file", certificate_file, reason) from exc
     except OSError as exc:
         raise TlsFileUnusable("certificate_file", certificate_file, _unread(exc)) from exc
@@ -202,13 +201,11 @@ def _load_authority(context: ssl.SSLContext, key: str, path: Path) -> None:
 
 def _contents(key: str, path: Path) -> bytes:
     try:
-        # O_NONBLOCK, because opening a pipe would wait for its writer.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
-            if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                return stream.read(MAX_BYTES)
+        return read_regular(path, MAX_BYTES)
+    except NotRegular as exc:
+        raise TlsFileUnusable(key, path, f"{exc}; name a file in PEM") from exc
     except OSError as exc:
         raise TlsFileUnusable(key, path, _unread(exc)) from exc
-    raise TlsFileUnusable(key, path, "is no file; name a file in PEM")
 
 
 def _unread(exc: OSError) -> str:

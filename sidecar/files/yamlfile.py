@@ -13,9 +13,7 @@ refused.
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +22,8 @@ from typing import Any
 
 import yaml
 
-from sidecar.errors import ConfigurationError, Fault
+from sidecar.files.faults import ConfigurationError, Fault
+from sidecar.files.regular import NotRegular, read_regular
 
 MAX_BYTES = 1_048_576
 
@@ -125,14 +124,14 @@ def careful(text: str) -> Iterator[Any]:
         # PyYAML notices an open quote at the end of the file. The message names the place where it opens.
         opened = "found unexpected" in cause and "quoted scalar" in cause
         mark = exc.context_mark if opened else exc.problem_mark
-        raise Unreadable(of(mark), message or f"is not YAML ({exc.problem or 'unreadable'})") from exc
+        raise Unreadable(_place(mark), message or f"is not YAML ({exc.problem or 'unreadable'})") from exc
     except (yaml.YAMLError, ValueError, OverflowError) as exc:
         message = "behind this place stands an escape or a number that YAML does not know"
-        raise Unreadable(of(last), message) from exc
+        raise Unreadable(_place(last), message) from exc
 
 
-def of(mark: Any) -> tuple[int, int]:
-    """Line and column, from 1, of a mark of PyYAML."""
+def _place(mark: Any) -> tuple[int, int]:
+    """The line and column, from 1, of a mark of PyYAML."""
     return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
 
 
@@ -264,19 +263,13 @@ def survey(
 def contents(path: Path) -> bytes:
     """Read at most MAX_BYTES + 1 bytes of a file. Raises ConfigurationError if it cannot be read."""
     try:
-        with open(path, "rb", opener=_at_once) as stream:
-            if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                return stream.read(MAX_BYTES + 1)
-            message = "is no regular file; remove it, or put one in its place"
+        return read_regular(path, MAX_BYTES + 1)
+    except NotRegular:
+        message = "is not a regular file; remove it, or put one in its place"
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         message = f"cannot be read ({reason}); check the name and the permissions"
     raise ConfigurationError([Fault(str(path), "", message)])
-
-
-def _at_once(name: str, flags: int) -> int:
-    """Open a file without blocking, because opening a pipe would wait for its writer."""
-    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def plain(text: str) -> Any:
@@ -349,7 +342,7 @@ class _Reading:
         return Document(self.file, value, self.marks, frozenset(self.broken), self.starts, source)
 
     def _fault(self, event: Any, path: KeyPath, message: str) -> None:
-        line, column = of(event.start_mark)
+        line, column = _place(event.start_mark)
         self.faults.append(Fault(f"{self.file}:{line}:{column}", dotted(path), message))
 
     def _document(self, events: Iterator[Any]) -> Any:
@@ -357,12 +350,14 @@ class _Reading:
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
                 if self.marks:
-                    raise Unreadable(of(event.start_mark), "a second document begins here; keep one per file")
+                    raise Unreadable(
+                        _place(event.start_mark), "a second document begins here; keep one per file"
+                    )
                 if event.tags:
                     self._fault(event, (), "directives (%TAG) have no use here; remove the line")
                 root = next(events)
                 value = self._value(root, events, ())
-                self.marks[()] = of((event if value is None else root).start_mark)
+                self.marks[()] = _place((event if value is None else root).start_mark)
         return value
 
     def _value(self, event: Any, events: Iterator[Any], path: KeyPath) -> Any:
@@ -375,7 +370,7 @@ class _Reading:
             return value
         if len(path) >= MAX_DEPTH:
             message = f"is nested more than {MAX_DEPTH} levels deep; make it flatter"
-            raise Unreadable(of(event.start_mark), message)
+            raise Unreadable(_place(event.start_mark), message)
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(events, path)
         items: list[Any] = []
@@ -383,7 +378,7 @@ class _Reading:
             if isinstance(item, yaml.SequenceEndEvent):
                 break
             here = (*path, len(items))
-            self.marks[here] = of(item.start_mark)
+            self.marks[here] = _place(item.start_mark)
             items.append(self._value(item, events, here))
         return items
 
@@ -404,7 +399,7 @@ class _Reading:
             here = path if key is None else (*path, key)
             if key is not None and here in self.marks:
                 line, _ = self.marks[here]
-                self._fault(event, here, f"stands in line {line} too; remove one of them")
+                self._fault(event, here, f"is already in line {line}; remove one of them")
                 key = None
             if key is None:
                 # The value of an unusable key is read only to find its faults, and leaves no marks.
@@ -413,11 +408,11 @@ class _Reading:
                 self._value(next(events), events, here)
                 self.marks, self.starts, self.broken = kept
             else:
-                self.marks[here] = of(event.start_mark)
+                self.marks[here] = _place(event.start_mark)
                 behind = next(events)
                 value = mapping[key] = self._value(behind, events, here)
                 if isinstance(value, str):
-                    self.starts[here] = of(behind.start_mark)
+                    self.starts[here] = _place(behind.start_mark)
         return mapping
 
     def _key(self, event: Any, events: Iterator[Any], path: KeyPath) -> str | None:

@@ -13,13 +13,13 @@ from sidecar.core.facts import Source
 from sidecar.core.money import MAX_MICROS, to_micros
 from sidecar.core.pointer import follow
 from sidecar.files.strictjson import MAX_EXPONENT, NotJson, parse_value
-from sidecar.upstream import Head
+from sidecar.upstream import AnswerHead
 
 # An amount in a header has the syntax of a non-negative JSON number. Decimal alone would accept more.
 _AMOUNT = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 
 
-def reported_cost(source: Source, head: Head, body: bytes | None) -> int | None:
+def reported_cost(source: Source, head: AnswerHead, body: bytes | None) -> int | None:
     """The cost that the answer reports, in micro-dollars, or None if it is absent or unreadable."""
     value: object = None
     if source.kind == "header":

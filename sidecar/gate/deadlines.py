@@ -22,7 +22,7 @@ inner deadlines and a margin, so that it never passes before an inner one:
 
 from __future__ import annotations
 
-from sidecar.gate.messages import Judged
+from sidecar.gate.messages import GatedRequest
 from sidecar.settings.sections import Settings
 
 # The margin for a busy event loop, so that the inner deadlines always pass first.
@@ -34,19 +34,19 @@ def judging_seconds(settings: Settings) -> float:
     return settings.gate.body_timeout_seconds + settings.store.deadline_seconds + MARGIN_SECONDS
 
 
-def response_seconds(judged: Judged) -> float:
+def response_seconds(request: GatedRequest) -> float:
     """The time for the backend's whole answer: the action's timeout, else the upstream's."""
-    policies = judged.terms.policies
-    action = policies.actions.get(judged.claims.action or "") if policies else None
-    patience = judged.terms.settings.upstream.response_timeout_seconds
+    policies = request.terms.policies
+    action = policies.actions.get(request.facts.claims.action or "") if policies else None
+    patience = request.terms.settings.upstream.response_timeout_seconds
     return (action and action.timeout_seconds) or patience
 
 
-def executing_seconds(judged: Judged) -> float:
+def executing_seconds(request: GatedRequest) -> float:
     """The time to admit, connect, read the whole answer and settle."""
-    settings = judged.terms.settings
+    settings = request.terms.settings
     connect = settings.upstream.connect_timeout_seconds
-    return 2 * settings.store.deadline_seconds + connect + response_seconds(judged) + MARGIN_SECONDS
+    return 2 * settings.store.deadline_seconds + connect + response_seconds(request) + MARGIN_SECONDS
 
 
 def streaming_seconds(settings: Settings, backend_seconds: float, client_seconds: float) -> float:
@@ -54,12 +54,12 @@ def streaming_seconds(settings: Settings, backend_seconds: float, client_seconds
     return backend_seconds + client_seconds + settings.store.deadline_seconds + MARGIN_SECONDS
 
 
-def answering_seconds(judged: Judged) -> float:
+def answering_seconds(request: GatedRequest) -> float:
     """The time to write a long answer to its client while it arrives, and to flush it at its end."""
-    seconds, patience = response_seconds(judged), client_seconds(judged)
-    return streaming_seconds(judged.terms.settings, seconds, 2 * patience)
+    seconds, patience = response_seconds(request), client_seconds(request)
+    return streaming_seconds(request.terms.settings, seconds, 2 * patience)
 
 
-def client_seconds(judged: Judged) -> float:
+def client_seconds(request: GatedRequest) -> float:
     """The total time that a slow client may delay a long answer."""
-    return max(response_seconds(judged), judged.terms.settings.upstream.response_timeout_seconds)
+    return max(response_seconds(request), request.terms.settings.upstream.response_timeout_seconds)

@@ -5,77 +5,71 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sidecar.core.apply import granted
-from sidecar.core.bounds import Case, judge
+from sidecar.core.bounds import incomplete
 from sidecar.core.command import Admit, Denied, Issue, Issued, Reply, Revoke, Revoked
 from sidecar.core.facts import Claims
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.gate.execution import Gate
-from sidecar.gate.messages import Explanation
-from sidecar.gate.refusal_log import Asked, Refused
+from sidecar.gate.messages import Explanation, Refused, RequestFacts
+from sidecar.gate.observer import Observer
 from sidecar.ids import new_decision_id
 from sidecar.live.terms import Terms
-from sidecar.store.batch import Store
-from sidecar.store.foresight import foreseen
-from sidecar.telemetry.metrics import Metrics
+from sidecar.store.batch import Store, predicted
 
 
 class Grants:
     """The operations of the scope endpoints and of `explain`."""
 
-    def __init__(self, *, store: Store, gate: Gate, metrics: Metrics) -> None:
+    def __init__(self, *, store: Store, gate: Gate, observer: Observer) -> None:
         self._store = store
         self._gate = gate
-        self._metrics = metrics
+        self._observer = observer
 
     async def issue(
-        self, scope: Scope, ttl_seconds: int, defaulted: frozenset[str], asked: Asked
+        self, scope: Scope, ttl_seconds: int, defaulted: frozenset[str], facts: RequestFacts
     ) -> Issued | Refused:
         """Grant a scope if the policies allow it. `defaulted` names the terms that the request omitted."""
-        assert asked.policies is not None
+        assert facts.policies is not None
         command = Issue(
             decision_id=new_decision_id(),
             scope=scope,
             ttl=ttl_seconds,
             defaulted=defaulted,
-            policies=asked.policies,
-            request_id=asked.request_id,
-            principal=asked.principal,
-            record_denial=self._gate.refusals.reserve(),
+            policies=facts.policies,
+            request_id=facts.request_id or None,
+            principal=facts.principal,
         )
         # The rules judge here and not in the writer, because all commands wait for the writer.
         command = replace(command, judged=granted(command, self._store.now()))
-        reply = await self._submit(command, asked)
+        reply = await self._submit(command, facts)
         assert isinstance(reply, Issued | Refused)
-        if isinstance(reply, Issued):
-            self._gate.refusals.let_through(reply.shadow, asked)
         return reply
 
-    async def revoke(self, scope_id: str, asked: Asked) -> Revoked | Refused:
+    async def revoke(self, scope_id: str, facts: RequestFacts) -> Revoked | Refused:
         """Revoke a scope."""
         command = Revoke(
             decision_id=new_decision_id(),
             scope_id=scope_id,
-            policy_revision=None if asked.policies is None else asked.policies.revision,
-            tenant_id=asked.tenant_id,
-            request_id=asked.request_id,
-            principal=asked.principal,
-            record_denial=self._gate.refusals.reserve(),
+            policy_revision=None if facts.policies is None else facts.policies.revision,
+            tenant_id=facts.tenant_id,
+            request_id=facts.request_id or None,
+            principal=facts.principal,
         )
-        reply = await self._submit(command, asked)
+        reply = await self._submit(command, facts)
         assert isinstance(reply, Revoked | Refused)
         return reply
 
-    async def _submit(self, command: Issue | Revoke, asked: Asked) -> Reply | Refused:
+    async def _submit(self, command: Issue | Revoke, facts: RequestFacts) -> Reply | Refused:
         refusals = self._gate.refusals
         try:
             reply = await refusals.submit(command, late=self._gate.give_back)
         except StoreUnavailable as exc:
-            return refusals.unconfirmed(exc, asked)
+            return refusals.unconfirmed(exc, facts)
         if isinstance(reply, Denied):
-            return await refusals.denied(reply, asked)
-        self._metrics.decisions.labels("selected", "none", "none").inc()
+            return await refusals.denied(reply, facts)
+        self._observer.allowed(facts, reply.shadow if isinstance(reply, Issued) else ())
         return reply
 
     async def explain(self, claims: Claims, tenant_id: str, terms: Terms, *, shadow: bool) -> Explanation:
@@ -85,11 +79,10 @@ class Grants:
         """
         unready = self._gate.unready(terms)
         if unready is not None or terms.policies is None:
-            return Explanation(refusal=unready[0] if unready else None)
-        if shadow and (claims.incident_id is None or claims.action is None):
-            too_little = judge(Case(claims, tenant_id, None, None, now=0))
-            assert too_little is not None
-            return self.unread(too_little, terms, shadow=True)
+            return Explanation(refusal=unready.refusal if unready else None)
+        missing = incomplete(claims) if shadow else None
+        if missing is not None:
+            return self.unread(missing, terms, shadow=True)
         command = Admit(
             decision_id=new_decision_id(),
             claims=claims,
@@ -99,7 +92,8 @@ class Grants:
             shadow=shadow,
         )
         now = self._store.now()
-        found, scope = await foreseen(self._store.engine, command, now)
+        found = await predicted(self._store.engine, command, now)
+        scope = found.case.scope
         mine = scope is not None and scope.tenant_id == tenant_id
         return Explanation(
             refusal=found.refusal,
@@ -117,5 +111,5 @@ class Grants:
             return Explanation(refusal=refusal)
         unready = self._gate.unready(terms)
         if unready is not None:
-            return Explanation(refusal=unready[0])
+            return Explanation(refusal=unready.refusal)
         return Explanation(refusal=None, shadow=(Objection(refusal, None, shadow=True),))

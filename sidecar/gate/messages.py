@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.core.brakes import Use
-from sidecar.core.command import Admitted
+from sidecar.core.command import Admitted, Gatekept, Settled
 from sidecar.core.facts import Claims, Source
-from sidecar.core.policy import Rule
+from sidecar.core.policy import PolicySet, Rule
 from sidecar.core.rules import Objection
-from sidecar.core.scope import Scope, ScopeStatus
+from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 from sidecar.gate.places import Place
-from sidecar.gate.refusal_log import Refused
 from sidecar.live.terms import Terms
 from sidecar.telemetry.tracing import NO_TRACE, Trace
-from sidecar.upstream import Head
+from sidecar.upstream import AnswerHead
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A readable gated request: its claims, and the bytes to forward."""
+class RequestFacts:
+    """The facts about a request that its decision record names, as far as they could be read."""
 
-    claims: Claims
-    tenant_id: str
-    request_id: str
-    principal: str
+    gatekept: Gatekept = "scoped_execution"
+    claims: Claims = field(default_factory=Claims)
+    tenant_id: str = "default"
+    request_id: str = ""
+    principal: str = "anonymous"
+    policies: PolicySet | None = None
+
+    @property
+    def action_label(self) -> str:
+        """The action as a metric label. Only names of the catalogue are used."""
+        if self.claims.action is None or self.policies is None:
+            return "none"
+        return self.policies.label(self.claims.action)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedRequest:
+    """A gated request that could be read: its facts, and the bytes to forward."""
+
+    facts: RequestFacts
     method: str
     target: bytes
     headers: Headers
@@ -40,42 +55,39 @@ class Judged:
     terms: Terms
     place: Place
     shadow: bool = False
-    log_fields: dict[str, Any] = field(default_factory=dict)
+    log_fields: Mapping[str, Any] = field(default_factory=dict)
     trace: Trace = NO_TRACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forwarded:
-    """The upstream's answer.
+    """The upstream's answer. `last` is the last confirmed write, which holds the consumed scope, if any.
 
     `body` is the whole body, or the first part of a body above `max_answer_bytes`. `rest` then holds the
     other part, and the execution is settled when the rest has been read.
     """
 
-    admitted: Admitted
-    scope: Scope | None
-    scope_status: ScopeStatus | None
-    head: Head
+    last: Settled | Admitted
+    head: AnswerHead
     body: bytes
     rest: Remainder | None = None
-
-    @property
-    def decision_id(self) -> str:
-        return self.admitted.execution.decision_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undelivered:
-    """An admitted execution without an answer: the reason, and the scope after settlement."""
+    """An admitted execution without an answer: the reason, and the last confirmed write."""
 
-    admitted: Admitted
-    scope: Scope | None
-    scope_status: ScopeStatus | None
+    last: Settled | Admitted
     refusal: Refusal
 
-    @property
-    def decision_id(self) -> str:
-        return self.admitted.execution.decision_id
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A refusal on its way to the answer. `decision_id` is None if no record could be made."""
+
+    refusal: Refusal
+    decision_id: str | None = None
+    retry_after: int | None = None
 
 
 Outcome = Forwarded | Undelivered | Refused
@@ -152,11 +164,11 @@ class Remainder:
 
 
 def admission_headers(admitted: Admitted) -> Headers:
-    """What the upstream is told of the admission, and of a scope only if it was consumed."""
-    told = [(b"Scopegate-Decision-Id", admitted.execution.decision_id.encode("ascii"))]
+    """The headers that name the admission to the upstream, and the scope if one was consumed."""
+    headers = [(b"Scopegate-Decision-Id", admitted.execution.decision_id.encode("ascii"))]
     if admitted.scope is not None:
-        told += [
+        headers += [
             (b"Scopegate-Scope-Id", admitted.scope.scope_id.encode("utf-8")),
             (b"Scopegate-Attempt-Number", str(admitted.execution.attempt_number).encode("ascii")),
         ]
-    return told
+    return headers

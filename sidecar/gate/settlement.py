@@ -3,28 +3,23 @@
 The client's answer waits for a settlement only for a limited time. If the store refuses a settlement, fails
 or does not answer, the settlement is kept in memory and submitted again. A settlement that is committed twice
 changes nothing the second time, because its execution has ended already.
-
-A settlement that the store refuses, or does not answer, is not lost: it is kept and submitted again. One that
-gets through twice finds its execution ended, and changes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from sidecar.core.command import Admitted, Issued, Reply, Revoke, Settle, Settled
 from sidecar.core.record import Origin
 from sidecar.errors import CommandFailed, StoreClosed, StoreUnavailable
+from sidecar.gate.messages import GatedRequest
+from sidecar.gate.observer import Observer
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
-from sidecar.telemetry.metrics import Metrics
-
-logger = logging.getLogger("scopegate.gate")
+from sidecar.telemetry.events import LogEvent
 
 # The most settlements that wait for the store. A further one is lost, and its execution ends as `unknown` at
 # the next start, which is the safe outcome.
@@ -38,21 +33,22 @@ GRACE_SECONDS = 0.5
 class Settlements:
     """Records settlements, and keeps those in memory that must wait for the store."""
 
-    def __init__(self, store: Store, metrics: Metrics, origin: Origin = "gate") -> None:
+    def __init__(self, store: Store, observer: Observer, origin: Origin = "gate") -> None:
         self._store = store
         self._origin: Origin = origin
-        self._metrics = metrics
+        self._observer = observer
         self._kept: deque[Settle | Revoke] = deque()
         self._writer: asyncio.Task[None] | None = None
 
     async def settle(
         self,
         admitted: Admitted,
-        log_fields: Mapping[str, Any],
         outcome: Literal["answered", "not_sent", "unknown"],
+        *,
         cost: int | None = None,
         http_status: int | None = None,
         cause: str | None = None,
+        request: GatedRequest | None = None,
     ) -> Settled | None:
         """Record how an execution ended. The result is None if the settlement must wait for the store."""
         command = Settle(
@@ -66,37 +62,15 @@ class Settlements:
         )
         begun = time.perf_counter()
         settled = await self._submit(command)
-        self._metrics.settle.observe(time.perf_counter() - begun)
-        self._metrics.executions.labels(outcome).inc()
-        self.count_overrun(settled)
-        logger.info(
-            "executed" if outcome == "answered" else f"execution {outcome}",
-            extra={
-                "decision_id": admitted.execution.decision_id,
-                "request_id": admitted.execution.request_id,
-                "scope_id": admitted.execution.scope_id,
-                "incident_id": admitted.execution.incident_id,
-                "action": admitted.execution.action,
-                "attempt_number": admitted.execution.attempt_number,
-                "http_status": http_status,
-                "cause": cause,
-                "settled": settled is not None,
-                **log_fields,
-            },
-        )
+        self._observer.settled(admitted.execution, command, settled, begun, request)
         return settled
 
     def give_back(self, reply: Reply) -> None:
         """Reverse an admission or a grant that was committed after its request had been given up."""
         if isinstance(reply, Issued):
             scope = reply.scope
-            logger.warning(
-                "a scope was granted too late and is revoked",
-                extra={
-                    "decision_id": reply.decision_id,
-                    "scope_id": scope.scope_id,
-                    "incident_id": scope.incident_id,
-                },
+            LogEvent.LATE_GRANT_REVOKED.log(
+                decision_id=reply.decision_id, scope_id=scope.scope_id, incident_id=scope.incident_id
             )
             self._keep(
                 Revoke(
@@ -110,7 +84,7 @@ class Settlements:
             )
         if isinstance(reply, Admitted):
             cause = "the admission was committed only after its request had been given up"
-            self._metrics.executions.labels("not_sent").inc()
+            self._observer.ended("not_sent")
             self.later(reply.execution.decision_id, "not_sent", cause)
 
     def later(self, admission_id: str, outcome: Literal["not_sent", "unknown"], cause: str) -> None:
@@ -134,10 +108,7 @@ class Settlements:
             await asyncio.wait([self._writer], timeout=seconds)
             self._writer.cancel()
         if self._kept:
-            logger.error(
-                "settlements are lost; their executions are unknown after a restart",
-                extra={"count": len(self._kept)},
-            )
+            LogEvent.SETTLEMENTS_LOST.log(count=len(self._kept))
 
     async def _submit(self, command: Settle) -> Settled | None:
         """Settle now, or keep the settlement for later. Cancellation does not interrupt the write."""
@@ -160,24 +131,16 @@ class Settlements:
         if failure is None:
             reply = submitting.result()
             return reply if isinstance(reply, Settled) else None
-        logger.warning(
-            "a settlement waits for the store",
-            extra={"decision_id": command.admission_id, "cause": str(failure)},
-        )
+        LogEvent.SETTLEMENT_WAITS.log(decision_id=command.admission_id, cause=str(failure))
         self._keep(command)
         return None
-
-    def count_overrun(self, reply: Reply | None) -> None:
-        """Count a cost overrun, which a settlement or a reconciliation may report."""
-        if isinstance(reply, Settled) and reply.overrun:
-            self._metrics.cost_overruns.inc()
 
     def _keep(self, command: Settle | Revoke) -> None:
         if len(self._kept) >= MAX_KEPT:
             _lost(command, f"{MAX_KEPT} are waiting already")
             return
         self._kept.append(command)
-        self._metrics.unsettled.set(len(self._kept))
+        self._observer.unsettled(len(self._kept))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_kept(), name="scopegate-settlements")
 
@@ -187,7 +150,7 @@ class Settlements:
         while self._kept:
             try:
                 async with asyncio.timeout(self._store.deadline_seconds + GRACE_SECONDS):
-                    self.count_overrun(await self._store.submit(self._kept[0]))
+                    self._observer.overrun(await self._store.submit(self._kept[0]))
             except CommandFailed as exc:
                 # A retry would fail again and block the other commands.
                 _lost(self._kept[0], str(exc))
@@ -200,18 +163,12 @@ class Settlements:
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
                 continue
             self._kept.popleft()
-            self._metrics.unsettled.set(len(self._kept))
+            self._observer.unsettled(len(self._kept))
             pause = FIRST_PAUSE_SECONDS
 
 
 def _lost(command: Settle | Revoke, cause: str) -> None:
     if isinstance(command, Settle):
-        logger.error(
-            "a settlement is lost; its execution is unknown after a restart",
-            extra={"decision_id": command.admission_id, "cause": cause},
-        )
+        LogEvent.SETTLEMENT_LOST.log(decision_id=command.admission_id, cause=cause)
     else:
-        logger.error(
-            "a scope that was granted too late could not be revoked",
-            extra={"scope_id": command.scope_id, "cause": cause},
-        )
+        LogEvent.LATE_GRANT_STANDS.log(scope_id=command.scope_id, cause=cause)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Literal, TypeVar, overload
 
-from sidecar.core.facts import is_identifier
+from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 
 # Takes the parameters. Returns any value: a mapping with `cost_usd` sets the cost, an awaitable is awaited.
 Action = Callable[[dict[str, Any]], Any]
@@ -48,7 +48,7 @@ def register_action(name: str, callable: Any = None) -> Any:
     printable characters, and TypeError for an object that cannot be called.
     """
     if not is_identifier(name):
-        raise ValueError("the name of an action is 1 to 256 printable characters")
+        raise ValueError(f"the name of an action is {IDENTIFIER_RULE}")
     if callable is None:
         return lambda decorated: register_action(name, decorated)
     if not builtins.callable(callable):

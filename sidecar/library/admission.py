@@ -5,9 +5,8 @@ Nothing is judged here. Facts are read by the same rules as HTTP requests, and t
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -15,19 +14,19 @@ from typing import Any
 import orjson
 
 from sidecar.core.command import Admit, Admitted, Denied, Gatekept, Issue, Recorded, Refuse, Reply, Settled
-from sidecar.core.facts import DEFAULT_SOURCES, Claims, Request, is_identifier, read
+from sidecar.core.facts import DEFAULT_SOURCES, IDENTIFIER_RULE, Claims, Request, is_identifier, read
 from sidecar.core.money import is_whole_micros, to_micros
 from sidecar.core.policy import PolicySet
 from sidecar.core.rehearsal import reported_cost
 from sidecar.core.scope import MAX_INTENT_CHARS, Scope
 from sidecar.core.wording import visible_chars
-from sidecar.errors import Refusal, StoreUnavailable, scope_refused
+from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.files.jsonvalue import plain
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.library.actions import ending
-from sidecar.library.runtime import Ending, Library
-
-logger = logging.getLogger("scopegate.library")
+from sidecar.library.refusals import scope_refused
+from sidecar.library.runtime import Ending, ThreadedStore
+from sidecar.telemetry.events import LogEvent
 
 TENANT = "default"
 
@@ -42,7 +41,6 @@ MAX_TTL_SECONDS = 100 * 365 * 24 * 3_600
 
 def grant(
     policies: PolicySet,
-    *,
     incident_id: object,
     allowed_actions: object,
     intent: object,
@@ -74,7 +72,7 @@ def grant(
         decision_id=new_decision_id(),
         scope=scope,
         ttl=ttl,
-        # A call that gives the default value explicitly cannot be told from one that leaves it out.
+        # A call that passes a default value looks like one that leaves the term out.
         defaulted=frozenset(term for term, value in asked.items() if value == DEFAULTS[term]),
         policies=policies,
         origin="library",
@@ -119,13 +117,13 @@ def _intent(value: object) -> str:
 
 def _identifier(name: str, value: object) -> str:
     if not isinstance(value, str) or not is_identifier(value):
-        raise ValueError(f"{name} must be a string of 1 to 256 printable characters")
+        raise ValueError(f"{name} must be a string of {IDENTIFIER_RULE}")
     return value
 
 
 def _identifiers(name: str, values: object) -> tuple[str, ...]:
     if not isinstance(values, list | tuple) or not all(is_identifier(value) for value in values):
-        raise ValueError(f"{name} must be a list of strings of 1 to 256 printable characters")
+        raise ValueError(f"{name} must be a list of strings of {IDENTIFIER_RULE}")
     return tuple(values)
 
 
@@ -224,54 +222,69 @@ def allowed(command: Admit | Issue | Refuse, reply: Reply) -> Reply:
     return reply
 
 
-async def admit(library: Library, command: Admit | Refuse) -> Admitted:
+async def admit(store: ThreadedStore, command: Admit | Refuse) -> Admitted:
     """Admit an execution. Raises ScopeRefused or StoreUnavailable; nothing may be executed then.
 
-    If the caller is cancelled before it gets the reply, the library gives the admission back.
+    If the caller is cancelled before it gets the reply, the store gives the admission back.
     """
-    admitted = allowed(command, await library.submit(command))
-    assert isinstance(admitted, Admitted)
-    return admitted
+    return _admitted(command, await store.submit(command))
 
 
-def admit_sync(library: Library, command: Admit | Refuse) -> Admitted:
+def admit_sync(store: ThreadedStore, command: Admit | Refuse) -> Admitted:
     """As `admit`."""
-    admitted = allowed(command, library.submit_sync(command))
+    return _admitted(command, store.submit_sync(command))
+
+
+def _admitted(command: Admit | Refuse, reply: Reply) -> Admitted:
+    admitted = allowed(command, reply)
     assert isinstance(admitted, Admitted)
     return admitted
 
 
 async def settle(
-    library: Library, admitted: Admitted, outcome: Ending, cost: int | None = None, cause: str | None = None
+    store: ThreadedStore,
+    admitted: Admitted,
+    outcome: Ending,
+    cost: int | None = None,
+    cause: str | None = None,
 ) -> Scope:
     """Settle an execution, and return the last known state of its scope. Never raises for a failing store,
     because the execution has already happened."""
     settled: Settled | None = None
-    try:
-        settled = await library.settle(admitted, outcome, cost=cost, cause=cause)
-    except StoreUnavailable as exc:
-        _unsettled(admitted, exc)
-    return _consumed(settled or admitted)
+    with _logged(admitted):
+        settled = await store.wait_async(store.begin_settling(admitted, outcome, cost=cost, cause=cause))
+    return _scope_after(settled or admitted)
 
 
 def settle_sync(
-    library: Library, admitted: Admitted, outcome: Ending, cost: int | None = None, cause: str | None = None
+    store: ThreadedStore,
+    admitted: Admitted,
+    outcome: Ending,
+    cost: int | None = None,
+    cause: str | None = None,
 ) -> Scope:
     """As `settle`."""
     settled: Settled | None = None
-    try:
-        settled = library.settle_sync(admitted, outcome, cost=cost, cause=cause)
-    except StoreUnavailable as exc:
-        _unsettled(admitted, exc)
-    return _consumed(settled or admitted)
+    with _logged(admitted):
+        settled = store.wait(store.begin_settling(admitted, outcome, cost=cost, cause=cause))
+    return _scope_after(settled or admitted)
 
 
-def _consumed(last: Settled | Admitted) -> Scope:
+def _scope_after(last: Settled | Admitted) -> Scope:
     assert last.scope is not None, "nothing is executed without a scope here"
     return last.scope
 
 
-async def to_its_end(library: Library, admitted: Admitted, running: Awaitable[Any]) -> tuple[Any, Scope]:
+@contextmanager
+def _logged(admitted: Admitted) -> Iterator[None]:
+    """Log a settlement that the store did not take, and go on."""
+    try:
+        yield
+    except StoreUnavailable as exc:
+        LogEvent.END_UNCONFIRMED.log(decision_id=admitted.execution.decision_id, cause=str(exc))
+
+
+async def to_its_end(store: ThreadedStore, admitted: Admitted, running: Awaitable[Any]) -> tuple[Any, Scope]:
     """Await an admitted execution and settle it. Returns its result and the scope after the settlement.
 
     Exceptions of the execution propagate.
@@ -281,19 +294,10 @@ async def to_its_end(library: Library, admitted: Admitted, running: Awaitable[An
     except GeneratorExit:
         # The event loop has ended, so the settlement cannot be awaited.
         with suppress(StoreUnavailable):
-            library.begin_settling(
-                admitted, "unknown", cause="the loop of the program ended before the action"
-            )
+            store.begin_settling(admitted, "unknown", cause="the loop of the program ended before the action")
         raise
     except BaseException as exc:
         outcome, cause = ending(exc)
-        await settle(library, admitted, outcome, cause=cause)
+        await settle(store, admitted, outcome, cause=cause)
         raise
-    return returned, await settle(library, admitted, "answered", reported_cost(returned))
-
-
-def _unsettled(admitted: Admitted, exc: StoreUnavailable) -> None:
-    logger.error(
-        "the end of an execution may not have been written down; then it is unknown after a restart",
-        extra={"decision_id": admitted.execution.decision_id, "cause": str(exc)},
-    )
+    return returned, await settle(store, admitted, "answered", reported_cost(returned))

@@ -8,31 +8,26 @@ snapshot permits nothing by itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar
 
-from sidecar.core.command import Issued, Refuse, Revoke, Revoked
+from sidecar.core.command import Admit, Issued, Refuse, Revoke, Revoked
 from sidecar.core.facts import is_identifier
+from sidecar.core.instant import iso_time, to_datetime
 from sidecar.core.money import to_dollars
-from sidecar.core.record import iso_time
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.library.admission import TENANT, admission, admit_sync, allowed, grant, micros_of, settle_sync
-from sidecar.library.runtime import library
+from sidecar.library.runtime import Query, ThreadedStore, configured_store
 from sidecar.store.base import Engine, Page
-from sidecar.store.foresight import foreseen
+from sidecar.store.batch import predicted
 
 # Scopes per read. The executions of each scope are read with it.
 PAGE = 200
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _instant(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 @dataclass
@@ -60,31 +55,22 @@ class BoundExecutionScope:
 
     def is_valid(self) -> bool:
         """Whether the stored scope is active now. False if the store does not answer."""
+        store = configured_store()
         try:
-            scope = library().read_sync(scope_of(self.scope_id))
+            scope = store.read_sync(scope_of(self.scope_id))
         except StoreUnavailable:
             return False
-        return scope is not None and scope.status(library().now()) == "active"
+        return scope is not None and scope.status(store.now()) == "active"
 
     def can_execute(self, action: str, incident_id: str) -> tuple[bool, str | None]:
         """Whether the stored scope would admit this action now, for its own target agents; if not, the code
         of the refusal. Consumes and records nothing."""
-        asked = library()
+        store = configured_store()
         try:
-            scope = asked.read_sync(scope_of(self.scope_id))
-        except StoreUnavailable:
-            return False, "store_unavailable"
-        command = admission(
-            asked.policies,
-            scope_id=self.scope_id,
-            incident_id=incident_id,
-            action=action,
-            target_agents=_agents(scope),
-        )
-        if isinstance(command, Refuse):
-            return False, command.refusal.code
-        try:
-            found, _ = asked.read_sync(lambda engine: foreseen(engine, command, asked.now()))
+            command = self._admission(store, incident_id, action)
+            if isinstance(command, Refuse):
+                return False, command.refusal.code
+            found = store.read_sync(lambda engine: predicted(engine, command, store.now()))
         except StoreUnavailable:
             return False, "store_unavailable"
         return found.refusal is None, None if found.refusal is None else found.refusal.code
@@ -96,22 +82,28 @@ class BoundExecutionScope:
         Nothing is consumed then.
         """
         cost = micros_of("cost_usd", cost_usd)
-        asked = library()
-        command = admission(
-            asked.policies,
-            scope_id=self.scope_id,
-            incident_id=self.incident_id,
-            action=action,
-            target_agents=_agents(asked.read_sync(scope_of(self.scope_id))),
-            announced_cost=cost,
-        )
-        admitted = admit_sync(asked, command)
-        scope = settle_sync(asked, admitted, "answered", cost)
+        store = configured_store()
+        admitted = admit_sync(store, self._admission(store, self.incident_id, action, cost))
+        scope = settle_sync(store, admitted, "answered", cost)
         try:
-            executions = asked.read_sync(lambda engine: engine.executions_of(self.scope_id))
+            executions = store.read_sync(lambda engine: engine.executions_of(self.scope_id))
         except StoreUnavailable:
             executions = [admitted.execution]  # the attempt is consumed even though the read failed
-        self._refresh(snapshot(scope, executions, asked.now()))
+        self._refresh(snapshot(scope, executions, store.now()))
+
+    def _admission(
+        self, store: ThreadedStore, incident_id: str, action: str, cost: int = 0
+    ) -> Admit | Refuse:
+        """The command for an execution on the scope's own target agents. Raises StoreUnavailable."""
+        scope = store.read_sync(scope_of(self.scope_id))
+        return admission(
+            store.policies,
+            scope_id=self.scope_id,
+            incident_id=incident_id,
+            action=action,
+            target_agents=[] if scope is None else list(scope.target_agents),
+            announced_cost=cost,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Every field but `execution_log`, with `attempts_remaining`; times in ISO 8601.
@@ -119,29 +111,34 @@ class BoundExecutionScope:
         The object is refreshed first. If the store does not know the scope or does not answer, the fields are
         returned as they are, but the status is never active after the expiry.
         """
-        asked = library()
+        store = configured_store()
         try:
-            found = asked.read_sync(_with_executions(self.scope_id))
+            found = store.read_sync(_with_executions(self.scope_id))
         except StoreUnavailable:
             found = None
         if found is not None:
             scope, executions = found
-            self._refresh(snapshot(scope, executions, asked.now()))
-        elif self.status == "active" and self.expires_at <= _instant(asked.now()):
+            self._refresh(snapshot(scope, executions, store.now()))
+        elif self.status == "active" and self.expires_at <= to_datetime(store.now()):
             self.status = "expired"
-        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "execution_log"}
-        return {
-            **shown,
-            "allowed_actions": list(self.allowed_actions),
-            "target_agents": list(self.target_agents),
-            "expires_at": self.expires_at.isoformat(timespec="microseconds"),
-            "created_at": self.created_at.isoformat(timespec="microseconds"),
-            "attempts_remaining": max(0, self.max_attempts - self.attempts_used),
-        }
+        return members_of(self)
 
     def _refresh(self, now: BoundExecutionScope) -> None:
         for each in fields(self):
             setattr(self, each.name, getattr(now, each.name))
+
+
+def members_of(scope: BoundExecutionScope) -> dict[str, Any]:
+    """The members that `BoundExecutionScope.to_dict` returns, without asking the store."""
+    shown = {each.name: getattr(scope, each.name) for each in fields(scope) if each.name != "execution_log"}
+    return {
+        **shown,
+        "allowed_actions": list(scope.allowed_actions),
+        "target_agents": list(scope.target_agents),
+        "expires_at": scope.expires_at.isoformat(timespec="microseconds"),
+        "created_at": scope.created_at.isoformat(timespec="microseconds"),
+        "attempts_remaining": max(0, scope.max_attempts - scope.attempts_used),
+    }
 
 
 def snapshot(scope: Scope, executions: Sequence[Execution], now: int) -> BoundExecutionScope:
@@ -152,10 +149,10 @@ def snapshot(scope: Scope, executions: Sequence[Execution], now: int) -> BoundEx
         allowed_actions=list(scope.allowed_actions),
         max_cost_usd=to_dollars(scope.max_cost),
         max_attempts=scope.max_attempts,
-        expires_at=_instant(scope.expires_at),
+        expires_at=to_datetime(scope.expires_at),
         intent=scope.intent,
         target_agents=list(scope.target_agents),
-        created_at=_instant(scope.created_at),
+        created_at=to_datetime(scope.created_at),
         created_by=scope.created_by,
         attempts_used=scope.attempts_used,
         cost_used_usd=to_dollars(scope.spent),
@@ -201,93 +198,80 @@ class ScopeStore:
     ) -> BoundExecutionScope:
         """Grant a scope. Raises ValueError, naming the wrong term, and ScopeRefused with the code
         `policy_denied` for an action that the configured catalogue does not list."""
-        asked = library()
+        store = configured_store()
         command = grant(
-            asked.policies,
-            incident_id=incident_id,
-            allowed_actions=allowed_actions,
-            intent=intent,
-            max_cost_usd=max_cost_usd,
-            max_attempts=max_attempts,
-            ttl_seconds=ttl_seconds,
-            target_agents=target_agents,
-            created_by=created_by,
+            store.policies,
+            incident_id,
+            allowed_actions,
+            intent,
+            max_cost_usd,
+            max_attempts,
+            ttl_seconds,
+            target_agents,
+            created_by,
         )
-        issued = allowed(command, asked.submit_sync(command))
+        issued = allowed(command, store.submit_sync(command))
         assert isinstance(issued, Issued)
-        return snapshot(issued.scope, (), asked.now())
+        return snapshot(issued.scope, (), store.now())
 
     def get_scope(self, scope_id: str) -> BoundExecutionScope | None:
         """The scope; None if it does not exist."""
-        asked = library()
-        found = asked.read_sync(_with_executions(scope_id))
-        return None if found is None else snapshot(*found, asked.now())
+        store = configured_store()
+        found = store.read_sync(_with_executions(scope_id))
+        return None if found is None else snapshot(*found, store.now())
 
     def get_scopes_for_incident(self, incident_id: str) -> list[BoundExecutionScope]:
         """All scopes of an incident, newest first."""
         if not is_identifier(incident_id):
             return []
-        asked = library()
-        found: list[BoundExecutionScope] = []
-        before: str | None = None
-        while True:
-            scopes, before = asked.read_sync(_page_of(incident_id, before))
-            found += [snapshot(scope, executions, asked.now()) for scope, executions in scopes]
-            if before is None:
-                return found
+        store = configured_store()
+
+        async def page_before(before: str | None, engine: Engine) -> Page:
+            page, _ = await engine.scopes(TENANT, incident_id, before=before, limit=PAGE)
+            rows = [(scope, await engine.executions_of(scope.scope_id)) for scope in page.rows]
+            return replace(page, rows=rows)
+
+        return [snapshot(scope, made, store.now()) for scope, made in _rows(store, page_before)]
 
     def revoke_scope(self, scope_id: str) -> bool:
         """Revoke a scope; False if it does not exist. The call is repeatable, and each call is recorded."""
         if not is_identifier(scope_id):
             return False
-        asked = library()
+        store = configured_store()
         command = Revoke(
             decision_id=new_decision_id(),
             scope_id=scope_id,
-            policy_revision=asked.policies.revision,
+            policy_revision=store.policies.revision,
             tenant_id=TENANT,
             origin="library",
         )
-        return isinstance(asked.submit_sync(command), Revoked)
+        return isinstance(store.submit_sync(command), Revoked)
 
     def cleanup_expired(self) -> int:
         """Count the scopes that expired before they were used up or revoked. Deletes none, because scopes are
         evidence."""
-        asked = library()
-        now = asked.now()
-        count = 0
-        before: str | None = None
-        while True:
-            page = asked.read_sync(_lapsed(now, before))
-            scopes: Sequence[Scope] = page.rows
-            count += sum(scope.tenant_id == TENANT and scope.status(now) == "expired" for scope in scopes)
-            before = page.next
-            if before is None:
-                return count
+        store = configured_store()
+        now = store.now()
+        lapsed = _rows(store, lambda before, engine: engine.lapsed_scopes(now, before=before, limit=PAGE))
+        return sum(scope.tenant_id == TENANT and scope.status(now) == "expired" for scope in lapsed)
 
 
 # Queries on the store ------------------------------------------------------------------------------------
 
 
-def _agents(scope: Scope | None) -> list[str]:
-    return [] if scope is None else list(scope.target_agents)
-
-
-def scope_of(scope_id: object) -> Callable[[Engine], Awaitable[Scope | None]]:
+def scope_of(scope_id: object) -> Query[Scope | None]:
     """A scope of this tenant."""
 
     async def query(engine: Engine) -> Scope | None:
-        found = (
-            await engine.scope(scope_id) if isinstance(scope_id, str) and is_identifier(scope_id) else None
-        )
+        if not isinstance(scope_id, str) or not is_identifier(scope_id):
+            return None
+        found = await engine.scope(scope_id)
         return found if found is not None and found.tenant_id == TENANT else None
 
     return query
 
 
-def _with_executions(
-    scope_id: object,
-) -> Callable[[Engine], Awaitable[tuple[Scope, Sequence[Execution]] | None]]:
+def _with_executions(scope_id: object) -> Query[tuple[Scope, Sequence[Execution]] | None]:
     async def query(engine: Engine) -> tuple[Scope, Sequence[Execution]] | None:
         scope = await scope_of(scope_id)(engine)
         return None if scope is None else (scope, await engine.executions_of(scope.scope_id))
@@ -295,15 +279,14 @@ def _with_executions(
     return query
 
 
-def _page_of(
-    incident_id: str, before: str | None
-) -> Callable[[Engine], Awaitable[tuple[list[tuple[Scope, Sequence[Execution]]], str | None]]]:
-    async def query(engine: Engine) -> tuple[list[tuple[Scope, Sequence[Execution]]], str | None]:
-        page, _ = await engine.scopes(TENANT, incident_id, before=before, limit=PAGE)
-        return [(scope, await engine.executions_of(scope.scope_id)) for scope in page.rows], page.next
-
-    return query
-
-
-def _lapsed(now: int, before: str | None) -> Callable[[Engine], Awaitable[Page]]:
-    return lambda engine: engine.lapsed_scopes(now, before=before, limit=PAGE)
+def _rows(
+    store: ThreadedStore, page_before: Callable[[str | None, Engine], Awaitable[Page]]
+) -> Iterator[Any]:
+    """The rows of every page of a list."""
+    before: str | None = None
+    while True:
+        page = store.read_sync(partial(page_before, before))
+        yield from page.rows
+        before = page.next
+        if before is None:
+            return

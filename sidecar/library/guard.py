@@ -26,12 +26,12 @@ from sidecar.library.admission import (
     to_its_end,
 )
 from sidecar.library.boundscope import scope_of
-from sidecar.library.runtime import Library, library
+from sidecar.library.runtime import ThreadedStore, configured_store
 
 R = TypeVar("R")
 
 # Keywords of the guard. The function also gets those of them that its signature accepts.
-OURS = ("scope_id", "incident_id", "skip_scope")
+KEYWORDS = ("scope_id", "incident_id", "skip_scope")
 
 
 def requires_scoped_execution(
@@ -66,54 +66,59 @@ def requires_scoped_execution(
 
 def _guarded(function: Callable[..., Any], threshold: RiskClass) -> Callable[..., Any]:
     signature = inspect.signature(function)
-    kept_back = [name for name in OURS if not _takes(signature, name)]
+    kept_back = [name for name in KEYWORDS if not _accepts(signature, name)]
 
-    def look_at(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The keywords for the function, and the guard's keywords of the call, also if given by position."""
+    def prepare(
+        args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[ThreadedStore, Callable[[], Any], Mapping[str, Any], RecoveryAction | Refuse | None]:
+        """The store, the call without the keywords that are only the guard's, those keywords (also if given
+        by position), and the action that needs a scope."""
+        args, kwargs = _snapshots(args, kwargs)
         arguments = {name: value for name, value in kwargs.items() if name not in kept_back}
         # `bind` raises for arguments that the function does not accept, before anything is consumed.
         named = {**signature.bind(*args, **arguments).arguments, **kwargs}
-        return arguments, {name: named.get(name) for name in OURS}
+        keywords = {name: named.get(name) for name in KEYWORDS}
+        store = configured_store()
+        risky = _risky_action(store.policies, threshold, [*args, *kwargs.values()], keywords)
+        return store, functools.partial(function, *args, **arguments), keywords, risky
 
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def run_within_scope(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = _snapshots(args, kwargs)
-            arguments, ours = look_at(args, kwargs)
-            store = library()
-            risky = _risky_action(store.policies, threshold, [*args, *kwargs.values()], ours)
+            store, run, keywords, risky = prepare(args, kwargs)
             if risky is None:
-                return await function(*args, **arguments)
-            scope = await store.read(scope_of(ours["scope_id"]))
-            admitted = await admit(store, _command(store.policies, risky, ours, scope))
-            returned, _ = await to_its_end(store, admitted, function(*args, **arguments))
-            return returned
+                return await run()
+            scope = await store.read(scope_of(keywords["scope_id"]))
+            admitted = await admit(store, _command(store.policies, risky, keywords, scope))
+            return await _returned(store, admitted, run())
 
         return run_within_scope
 
     @functools.wraps(function)
     def run_within_scope_sync(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = _snapshots(args, kwargs)
-        arguments, ours = look_at(args, kwargs)
-        store = library()
-        risky = _risky_action(store.policies, threshold, [*args, *kwargs.values()], ours)
+        store, run, keywords, risky = prepare(args, kwargs)
         if risky is None:
-            return function(*args, **arguments)
-        scope = store.read_sync(scope_of(ours["scope_id"]))
-        admitted = admit_sync(store, _command(store.policies, risky, ours, scope))
+            return run()
+        scope = store.read_sync(scope_of(keywords["scope_id"]))
+        admitted = admit_sync(store, _command(store.policies, risky, keywords, scope))
         try:
-            returned = function(*args, **arguments)
+            returned = run()
         except BaseException as exc:
             outcome, cause = ending(exc)
             settle_sync(store, admitted, outcome, cause=cause)
             raise
-        if inspect.isawaitable(returned):
-            return _rest(store, admitted, returned)
+        if inspect.isawaitable(returned):  # the execution ends with it
+            return _returned(store, admitted, returned)
         settle_sync(store, admitted, "answered", reported_cost(returned))
         return returned
 
     return run_within_scope_sync
+
+
+async def _returned(store: ThreadedStore, admitted: Admitted, running: Awaitable[Any]) -> Any:
+    returned, _ = await to_its_end(store, admitted, running)
+    return returned
 
 
 def _snapshots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -127,7 +132,7 @@ def _snapshot(value: Any) -> Any:
     return replace(value, parameters=copied(value.parameters), target_agents=copied(value.target_agents))
 
 
-def _takes(signature: inspect.Signature, name: str) -> bool:
+def _accepts(signature: inspect.Signature, name: str) -> bool:
     """Whether a function accepts a keyword."""
     if any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
         return True
@@ -136,36 +141,36 @@ def _takes(signature: inspect.Signature, name: str) -> bool:
 
 
 def _risky_action(
-    policies: PolicySet, threshold: RiskClass, values: list[Any], ours: Mapping[str, Any]
+    policies: PolicySet, threshold: RiskClass, values: list[Any], keywords: Mapping[str, Any]
 ) -> RecoveryAction | Refuse | None:
     """The action that needs a scope, a refusal if no scope could help, or None below the threshold."""
     actions = [value for value in values if isinstance(value, RecoveryAction)]
     if len(actions) != 1:
         message = f"A guarded function takes exactly one RecoveryAction; this call carried {len(actions)}."
-        return _required(policies, message, ours, None)
+        return _required(policies, message, keywords, None)
     (action,) = actions
     entry = policies.action(action.name)
     risk = RiskClass.CRITICAL if entry is None else max(action.risk_class, entry.risk)
     if risk < threshold:
         return None
-    if ours["skip_scope"]:
+    if keywords["skip_scope"]:
         message = f"An action of {risk.value} risk cannot skip its scope."
-        return _required(policies, message, ours, action.name)
+        return _required(policies, message, keywords, action.name)
     return action
 
 
-def _required(policies: PolicySet, message: str, ours: Mapping[str, Any], action: str | None) -> Refuse:
-    claims = known(None, ours["incident_id"], action)
+def _required(policies: PolicySet, message: str, keywords: Mapping[str, Any], action: str | None) -> Refuse:
+    claims = known(None, keywords["incident_id"], action)
     members = {"incident_id": claims.incident_id, "action": claims.action}
     return refusal_of(policies, Refusal("scoped_execution_required", message, members), claims)
 
 
 def _command(
-    policies: PolicySet, risky: RecoveryAction | Refuse, ours: Mapping[str, Any], scope: Scope | None
+    policies: PolicySet, risky: RecoveryAction | Refuse, keywords: Mapping[str, Any], scope: Scope | None
 ) -> Admit | Refuse:
     if isinstance(risky, Refuse):
         return risky
-    scope_id, incident_id = ours["scope_id"], ours["incident_id"]
+    scope_id, incident_id = keywords["scope_id"], keywords["incident_id"]
     if incident_id is None and scope is not None:
         incident_id = scope.incident_id
     elif incident_id is None and is_identifier(scope_id):
@@ -179,9 +184,3 @@ def _command(
         parameters=risky.parameters,
         target_agents=risky.target_agents or None,
     )
-
-
-async def _rest(store: Library, admitted: Admitted, running: Awaitable[Any]) -> Any:
-    """Await the awaitable that a sync function returned, because the execution ends with it."""
-    returned, _ = await to_its_end(store, admitted, running)
-    return returned

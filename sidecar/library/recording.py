@@ -7,10 +7,9 @@ the caller continues.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
@@ -18,6 +17,7 @@ from prometheus_client import Counter
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from sidecar.core.command import Bind, Emit, Reply, Turn
+from sidecar.core.instant import to_datetime, to_instant
 from sidecar.core.record import (
     CausalRole,
     DecisionOutcome,
@@ -29,9 +29,8 @@ from sidecar.core.record import (
 from sidecar.errors import StoreUnavailable
 from sidecar.files.jsonvalue import as_text, plain
 from sidecar.ids import new_decision_id
-from sidecar.library.runtime import Library, library, opened
-
-logger = logging.getLogger("scopegate.decisions")
+from sidecar.library.runtime import ThreadedStore, configured_store, opened
+from sidecar.telemetry.events import LogEvent
 
 MAX_RECORD_BYTES = 1 << 20
 
@@ -41,11 +40,8 @@ FAILED = Counter(
     "Decision records, bindings of runs and turns of switches that the store did not confirm.",
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
-
-# Ids and reasons become text, whatever their type.
+# Ids and reasons of any type become text.
 Text = Annotated[str, BeforeValidator(as_text)]
 Members = Annotated[dict[str, Any], BeforeValidator(plain)]
 
@@ -101,7 +97,7 @@ def core_record(record: DecisionRecord) -> Record:
             **values,
             "decision_inputs": plain(record.decision_inputs),
             "details": plain(record.details),
-            "decided_at": (record.decided_at - _EPOCH) // _MICROSECOND,
+            "decided_at": to_instant(record.decided_at),
         }
     )
 
@@ -109,7 +105,7 @@ def core_record(record: DecisionRecord) -> Record:
 def decision_record(record: Record) -> DecisionRecord:
     """Convert a record of the core to the public type. Raises ValueError for invalid values."""
     values = {field.name: getattr(record, field.name) for field in fields(Record)}
-    return DecisionRecord(**{**values, "decided_at": _EPOCH + record.decided_at * _MICROSECOND})
+    return DecisionRecord(**{**values, "decided_at": to_datetime(record.decided_at)})
 
 
 class DecisionRecordService:
@@ -123,7 +119,7 @@ class DecisionRecordService:
     def __init__(self, db_url: str | None = None) -> None:
         # The URL is made absolute now, because the program may change its working folder later.
         self._url = None if db_url is None else opened(db_url).url
-        self._in_use: Library | None = None
+        self._in_use: ThreadedStore | None = None
         self._counting = threading.Lock()
         self._failures = 0
 
@@ -169,13 +165,13 @@ class DecisionRecordService:
         self._in_use = chosen
         return reply
 
-    def _library(self) -> Library:
-        return library() if self._url is None else opened(self._url)
+    def _library(self) -> ThreadedStore:
+        return configured_store() if self._url is None else opened(self._url)
 
     def _failed(self, command: Emit | Bind | Turn, exc: Exception) -> None:
         # Any exception but StoreUnavailable is a programming error, so its traceback is logged.
         trace = None if isinstance(exc, StoreUnavailable) else exc
-        logger.error("the store did not confirm %s: %s", _called(command), exc, exc_info=trace)
+        LogEvent.EMISSION_UNCONFIRMED.log(_called(command), exc, exc=trace)
         with self._counting:
             self._failures += 1
         FAILED.inc()

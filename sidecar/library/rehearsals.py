@@ -19,7 +19,7 @@ from sidecar.files.jsonvalue import plain
 from sidecar.ids import new_decision_id
 from sidecar.library.actions import Unfinished, begin, registered
 from sidecar.library.admission import TENANT
-from sidecar.library.runtime import library
+from sidecar.library.runtime import configured_store
 
 
 class ScopedExecutionContext:
@@ -76,7 +76,7 @@ class ScopedExecutionContext:
 
     async def _record(self) -> None:
         """Record that a callable is about to run. Raises StoreUnavailable."""
-        store = library()
+        store = configured_store()
         record = Record(
             decision_id=new_decision_id(),
             decision_type=DecisionType.RECOVERY,

@@ -15,27 +15,32 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import ValidationError
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from sidecar.clock import wall_clock
 from sidecar.core.command import Admitted, Command, Reply, Settled
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.errors import StoreClosed, StoreUnavailable
+from sidecar.gate.observer import Observer
 from sidecar.gate.settlement import Settlements
 from sidecar.policies import files as policyfiles
+from sidecar.settings.faults import validated
 from sidecar.settings.sections import Care
 from sidecar.settings.sections import Store as StoreSettings
-from sidecar.settings.values import sentence
 from sidecar.store.base import Engine
 from sidecar.store.batch import Store
 from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry.metrics import Metrics
 
-T = TypeVar("T")
+__all__ = ["ThreadedStore", "configure", "configured_store", "opened"]
 
+T = TypeVar("T")
+Query = Callable[[Engine], Awaitable[T]]
+
+MEMORY = "memory://"
+DEADLINE_SECONDS = 2.0
+MIN_CONFIDENCE = 0.50
 # How long the thread may take beyond the store's own deadline before it counts as hanging.
 GRACE_SECONDS = 1.0
 # The time limit of closing, and of opening, which may have to migrate a large database.
@@ -47,16 +52,18 @@ Ending = Literal["answered", "not_sent", "unknown"]
 _of_parents: list[object] = []
 
 
-class Library:
+class _Running(NamedTuple):
+    """What lives on the thread of an open store."""
+
+    engine: SqliteEngine
+    store: Store
+    settlements: Settlements
+
+
+class ThreadedStore:
     """One store, opened on first use. A call that fails raises StoreUnavailable, naming the cause."""
 
-    def __init__(
-        self,
-        store: StoreSettings,
-        *,
-        policies: PolicySet,
-        min_confidence: float,
-    ) -> None:
+    def __init__(self, store: StoreSettings, *, policies: PolicySet, min_confidence: float) -> None:
         self.url = store.url
         self.policies = policies
         self.min_confidence = min_confidence
@@ -66,9 +73,7 @@ class Library:
         self._under_way: Future[None] | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._engine: SqliteEngine | None = None
-        self._store: Store | None = None
-        self._settlements: Settlements | None = None
+        self._running: _Running | None = None
         self._closed = False
 
     # Opening and closing ---------------------------------------------------------------------------
@@ -78,7 +83,7 @@ class Library:
 
         The caller waits at most `seconds` (None: as long as any call). After that the opening goes on.
         """
-        if self._store is not None:
+        if self._running is not None:
             return
         with self._opening:
             if self._closed:
@@ -93,7 +98,7 @@ class Library:
                 self._under_way = self._begin(self._open())
             under_way = self._under_way
         try:
-            self._wait(under_way, self._patience if seconds is None else seconds)
+            self.wait(under_way, seconds)
         finally:
             with self._opening:
                 if under_way.done() and self._under_way is under_way:
@@ -109,7 +114,7 @@ class Library:
         except BaseException:
             await store.close()
             raise
-        self._engine, self._settlements, self._store = engine, Settlements(store, metrics, "library"), store
+        self._running = _Running(engine, store, Settlements(store, Observer(metrics), "library"))
 
     def close(self) -> None:
         """Commit the waiting commands, close the store and end its thread. Later calls raise StoreClosed."""
@@ -120,21 +125,20 @@ class Library:
             return
         if under_way is not None:
             with suppress(Exception):
-                self._wait(under_way, OPEN_SECONDS)
-        store, settlements = self._store, self._settlements
-        self._loop = self._engine = self._store = self._settlements = None
+                self.wait(under_way, OPEN_SECONDS)
+        running, self._running, self._loop = self._running, None, None
 
-        async def last_words() -> None:
-            if store is not None and settlements is not None:
-                await settlements.close()
-                await store.close()
+        async def drain() -> None:
+            if running is not None:
+                await running.settlements.close()
+                await running.store.close()
             # Callers that still wait get a reply, or an exception, before the loop ends.
             waiting = asyncio.all_tasks() - {asyncio.current_task()}
             for late in (await asyncio.wait(waiting, timeout=GRACE_SECONDS))[1] if waiting else ():
                 late.cancel()
 
         try:
-            self._wait(asyncio.run_coroutine_threadsafe(last_words(), loop), OPEN_SECONDS)
+            self.wait(asyncio.run_coroutine_threadsafe(drain(), loop), OPEN_SECONDS)
         finally:
             loop.call_soon_threadsafe(loop.stop)
 
@@ -142,24 +146,23 @@ class Library:
         """In a forked child, detach from the parent's store. The store's thread does not exist in the child.
         The child keeps references to the objects it was using, because garbage collection would tear them
         down."""
-        if self._engine is not None:
-            self._engine.abandon()
-        _of_parents.append((self._loop, self._store, self._settlements))
+        if self._running is not None:
+            self._running.engine.abandon()
+        _of_parents.append((self._loop, self._running))
         self._opening = threading.Lock()
-        self._under_way = None
-        self._loop = self._engine = self._store = self._settlements = None
+        self._under_way = self._running = self._loop = None
 
     def adjust(self, *, policies: PolicySet, deadline_seconds: float, min_confidence: float) -> None:
         """Keep the open store and change its policies and limits."""
         self.policies, self.min_confidence, self._deadline = policies, min_confidence, deadline_seconds
-        if self._store is not None:
-            self._store.deadline_seconds = deadline_seconds
+        if self._running is not None:
+            self._running.store.deadline_seconds = deadline_seconds
 
     # Use -------------------------------------------------------------------------------------------
 
     def now(self) -> int:
         """The store's time, in microseconds since 1970 (UTC)."""
-        return wall_clock() if self._store is None else self._store.now()
+        return wall_clock() if self._running is None else self._running.store.now()
 
     def submit_sync(self, command: Command) -> Reply:
         """Apply a command and return its reply once it is committed.
@@ -168,73 +171,78 @@ class Library:
         admission is given back.
         """
         self.open()
-        told = self._hand_over(command)
+        reply = self._hand_over(command)
         try:
-            return self._wait(told, self._patience)
+            return self.wait(reply)
         except BaseException:
-            self._let_go(told)
+            self._let_go(reply)
             raise
 
     async def submit(self, command: Command) -> Reply:
         """As `submit_sync`."""
         await self._opened()
-        told = self._hand_over(command)
+        reply = self._hand_over(command)
         try:
-            return await self._await(told)
+            return await self.wait_async(reply)
         except BaseException:
-            self._let_go(told)
+            self._let_go(reply)
             raise
 
-    def read_sync(self, query: Callable[[Engine], Awaitable[T]]) -> T:
+    def read_sync(self, query: Query[T]) -> T:
         """Run a query on the store and return its result."""
         self.open()
-        return self._wait(self._begin(self._read(query)), self._patience)
+        return self.wait(self._begin(self._read(query)))
 
-    async def read(self, query: Callable[[Engine], Awaitable[T]]) -> T:
+    async def read(self, query: Query[T]) -> T:
         """As `read_sync`."""
         await self._opened()
-        return await self._await(self._begin(self._read(query)))
-
-    def settle_sync(
-        self, admitted: Admitted, outcome: Ending, *, cost: int | None = None, cause: str | None = None
-    ) -> Settled | None:
-        """Settle an execution. None: the store cannot commit now, and the settlement is kept for later."""
-        return self._wait(self.begin_settling(admitted, outcome, cost=cost, cause=cause), self._patience)
-
-    async def settle(
-        self, admitted: Admitted, outcome: Ending, *, cost: int | None = None, cause: str | None = None
-    ) -> Settled | None:
-        """As `settle_sync`. Cancelling the caller does not cancel the settlement."""
-        return await self._await(self.begin_settling(admitted, outcome, cost=cost, cause=cause))
+        return await self.wait_async(self._begin(self._read(query)))
 
     def begin_settling(
         self, admitted: Admitted, outcome: Ending, *, cost: int | None = None, cause: str | None = None
     ) -> Future[Settled | None]:
-        """Start a settlement without waiting for it."""
+        """Start to settle an execution. None: the store cannot commit now, and keeps it for later."""
         return self._begin(self._settle(admitted, outcome, cost, cause))
+
+    def wait(self, future: Future[T], seconds: float | None = None) -> T:
+        """Wait for the store, at most `seconds` (None: as long as any call)."""
+        seconds = self._patience if seconds is None else seconds
+        try:
+            return future.result(seconds)
+        except TimeoutError as exc:
+            raise _late(seconds) from exc
+
+    async def wait_async(self, future: Future[T]) -> T:
+        """As `wait`. Cancelling the caller does not cancel the store's work."""
+        try:
+            async with asyncio.timeout(self._patience):
+                return await asyncio.shield(asyncio.wrap_future(future))
+        except TimeoutError as exc:
+            raise _late(self._patience) from exc
 
     # On the store's thread -------------------------------------------------------------------------
 
-    async def _submit(self, command: Command) -> Reply:
-        if self._store is None or self._settlements is None:
+    def _open_now(self) -> _Running:
+        if self._running is None:
             raise StoreClosed("the store is closed")
-        return await self._store.submit(command, late=self._settlements.give_back)
+        return self._running
 
-    async def _read(self, query: Callable[[Engine], Awaitable[T]]) -> T:
-        if self._store is None:
-            raise StoreClosed("the store is closed")
+    async def _submit(self, command: Command) -> Reply:
+        running = self._open_now()
+        return await running.store.submit(command, late=running.settlements.give_back)
+
+    async def _read(self, query: Query[T]) -> T:
+        store = self._open_now().store
         try:
             async with asyncio.timeout(self._deadline):
-                return await query(self._store.engine)
+                return await query(store.engine)
         except TimeoutError as exc:
-            raise StoreUnavailable(f"the store did not answer within {self._deadline:g} s") from exc
+            raise _late(self._deadline) from exc
 
     async def _settle(
         self, admitted: Admitted, outcome: Ending, cost: int | None, cause: str | None
     ) -> Settled | None:
-        if self._settlements is None:
-            raise StoreClosed("the store is closed")
-        return await self._settlements.settle(admitted, {}, outcome, cost, cause=cause)
+        return await self._open_now().settlements.settle(admitted, outcome, cost=cost, cause=cause)
 
     # Between the threads ---------------------------------------------------------------------------
 
@@ -243,7 +251,7 @@ class Library:
         return self._deadline + GRACE_SECONDS
 
     async def _opened(self) -> None:
-        if self._store is None:
+        if self._running is None:
             await asyncio.to_thread(self.open)
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -261,52 +269,38 @@ class Library:
     def _hand_over(self, command: Command) -> Future[Reply]:
         """Submit a command. The caller takes its reply from the future; if the future is cancelled first, an
         admission is given back. Exactly one of the two happens, also when the caller is cancelled."""
-        told: Future[Reply] = Future()
+        taken: Future[Reply] = Future()
 
         async def carry_out() -> None:
             try:
                 reply = await self._submit(command)
             except BaseException as exc:
-                cause = (
-                    StoreClosed("the store was closed") if isinstance(exc, asyncio.CancelledError) else exc
-                )
-                if told.set_running_or_notify_cancel():
-                    told.set_exception(cause)
+                closed = isinstance(exc, asyncio.CancelledError)
+                if taken.set_running_or_notify_cancel():
+                    taken.set_exception(StoreClosed("the store was closed") if closed else exc)
             else:
-                if told.set_running_or_notify_cancel():
-                    told.set_result(reply)
+                if taken.set_running_or_notify_cancel():
+                    taken.set_result(reply)
                 else:
-                    self._give_back(reply)
+                    await self._give_back(reply)
 
         self._begin(carry_out())
-        return told
+        return taken
 
-    def _let_go(self, told: Future[Reply]) -> None:
+    def _let_go(self, reply: Future[Reply]) -> None:
         """Abandon a reply. Its admission, now or later, is given back."""
-        if told.cancel() or told.exception() is not None:
+        if reply.cancel() or reply.exception() is not None:
             return
         with suppress(StoreUnavailable):
-            self._begin(self._later(told.result()))
+            self._begin(self._give_back(reply.result()))
 
-    async def _later(self, reply: Reply) -> None:
-        self._give_back(reply)
+    async def _give_back(self, reply: Reply) -> None:
+        if self._running is not None:
+            self._running.settlements.give_back(reply)
 
-    def _give_back(self, reply: Reply) -> None:
-        if self._settlements is not None:
-            self._settlements.give_back(reply)
 
-    def _wait(self, future: Future[T], seconds: float) -> T:
-        try:
-            return future.result(seconds)
-        except TimeoutError as exc:
-            raise StoreUnavailable(f"the store did not answer within {seconds:g} s") from exc
-
-    async def _await(self, future: Future[T]) -> T:
-        try:
-            async with asyncio.timeout(self._patience):
-                return await asyncio.shield(asyncio.wrap_future(future))
-        except TimeoutError as exc:
-            raise StoreUnavailable(f"the store did not answer within {self._patience:g} s") from exc
+def _late(seconds: float) -> StoreUnavailable:
+    return StoreUnavailable(f"the store did not answer within {seconds:g} s")
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
@@ -314,18 +308,14 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-__all__ = ["Library", "configure", "library", "opened"]
-
-MEMORY = "memory://"
-DEADLINE_SECONDS = 2.0
-MIN_CONFIDENCE = 0.50
+# The stores of this process -------------------------------------------------------------------------
 
 # Without policy files the scope alone decides, as in the system that the library replaces.
 UNRESTRICTED = PolicySet(revision="none", actions={}, unlisted=ActionPolicy(risk=RiskClass.LOW))
 
 _choosing = threading.RLock()
-_libraries: dict[str, Library] = {}
-_configured: Library | None = None
+_stores: dict[str, ThreadedStore] = {}
+_configured: ThreadedStore | None = None
 
 
 def configure(
@@ -348,13 +338,13 @@ def configure(
     StoreUnavailable, naming the cause, if the store cannot be opened; later calls then try again.
     """
     global _configured
-    chosen = Library(
+    chosen = ThreadedStore(
         _store_settings(store_url, deadline_seconds),
         policies=UNRESTRICTED if policies is None else policyfiles.load(Path(policies)),
         min_confidence=_confidence(min_confidence),
     )
     with _choosing:
-        current = _libraries.get(chosen.url)
+        current = _stores.get(chosen.url)
         if current is not None and chosen.url != MEMORY:
             # The store stays open, because running executions must still be settled in it.
             current.adjust(
@@ -362,19 +352,17 @@ def configure(
             )
             chosen = current
         before, _configured = _configured, chosen
-        _libraries[chosen.url] = chosen
-        given_up = {before, current} - {None, chosen}
+        _stores[chosen.url] = chosen
+        given_up = [each for each in {before, current} if each is not None and each is not chosen]
         for each in given_up:
-            assert each is not None
-            if _libraries.get(each.url) is each:
-                del _libraries[each.url]
+            if _stores.get(each.url) is each:
+                del _stores[each.url]
     for each in given_up:
-        assert each is not None
         each.close()
     chosen.open(OPEN_SECONDS)
 
 
-def library() -> Library:
+def configured_store() -> ThreadedStore:
     """The configured store; a store in memory if none was configured."""
     global _configured
     with _choosing:
@@ -383,36 +371,34 @@ def library() -> Library:
         return _configured
 
 
-def opened(store_url: str) -> Library:
+def opened(store_url: str) -> ThreadedStore:
     """The store of this URL, shared by all callers in this process. Raises ValueError."""
     store = _store_settings(store_url, DEADLINE_SECONDS)
     with _choosing:
-        return _libraries.setdefault(
-            store.url, Library(store, policies=UNRESTRICTED, min_confidence=MIN_CONFIDENCE)
+        return _stores.setdefault(
+            store.url, ThreadedStore(store, policies=UNRESTRICTED, min_confidence=MIN_CONFIDENCE)
         )
 
 
 def _store_settings(store_url: str, deadline_seconds: float) -> StoreSettings:
-    try:
-        return StoreSettings.model_validate(
-            {"url": store_url, "deadline_seconds": deadline_seconds}, context={"folder": Path.cwd()}
-        )
-    except ValidationError as exc:
-        error = exc.errors(include_url=False)[0]
-        name = {"url": "store_url"}.get(str(error["loc"][0]), error["loc"][0])
-        raise ValueError(f"{name} {sentence(dict(error))}") from exc
+    given = {"url": store_url, "deadline_seconds": deadline_seconds}
+    settings, mistakes = validated(StoreSettings, given, {"folder": Path.cwd()})
+    if settings is None:
+        name = {"url": "store_url"}.get(str(mistakes[0].path[0]), mistakes[0].path[0])
+        raise ValueError(f"{name} {mistakes[0].message}")
+    return settings
 
 
 def _confidence(value: float) -> float:
-    try:
-        return Care.model_validate({"min_confidence": value}).min_confidence
-    except ValidationError as exc:
-        raise ValueError(f"min_confidence {sentence(dict(exc.errors(include_url=False)[0]))}") from exc
+    care, mistakes = validated(Care, {"min_confidence": value})
+    if care is None:
+        raise ValueError(f"min_confidence {mistakes[0].message}")
+    return care.min_confidence
 
 
 def _close_all() -> None:
     """Close all stores at exit. The daemon threads of the stores still run then."""
-    for each in list(_libraries.values()):
+    for each in list(_stores.values()):
         with suppress(StoreUnavailable):
             each.close()
 
@@ -420,7 +406,7 @@ def _close_all() -> None:
 def _after_fork() -> None:
     global _choosing
     _choosing = threading.RLock()
-    for each in _libraries.values():
+    for each in _stores.values():
         each.abandon()
 
 

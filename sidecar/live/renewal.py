@@ -7,14 +7,12 @@ connections keep the certificate that they began with.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from sidecar.files.tls import Credentials, TlsFileUnusable
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
-
-logger = logging.getLogger("scopegate.tls")
 
 LOOK_SECONDS = 60.0
 
@@ -53,16 +51,13 @@ class Renewal:
                 try:
                     renewed = await asyncio.to_thread(self._renew, each)
                 except TlsFileUnusable as exc:
-                    logger.error(
-                        "certificate not renewed; the old one stays in force",
-                        extra={"listener": each.name, "cause": str(exc)},
-                    )
-                except Exception:  # a defect of the sidecar must not end the checks
-                    logger.exception("looking for a renewed certificate failed")
+                    LogEvent.CERTIFICATE_NOT_RENEWED.log(listener=each.name, cause=str(exc))
+                except Exception as exc:  # a defect of the sidecar must not end the checks
+                    LogEvent.RENEWAL_FAILED.log(exc=exc)
                 else:
                     if renewed:
                         ends = None if each.ends is None else each.ends.isoformat()
-                        logger.info("certificate renewed", extra={"listener": each.name, "valid_until": ends})
+                        LogEvent.CERTIFICATE_RENEWED.log(listener=each.name, valid_until=ends)
                         self._show(each)
 
     def _renew(self, each: Credentials) -> bool:
@@ -77,7 +72,4 @@ class Renewal:
             return
         self._metrics.certificate_expiry.labels(each.name).set(each.ends.timestamp())
         if each.ends <= datetime.fromtimestamp(self._clock() / 1_000_000, UTC):
-            logger.warning(
-                "certificate has expired; renew it",
-                extra={"listener": each.name, "valid_until": each.ends.isoformat()},
-            )
+            LogEvent.CERTIFICATE_EXPIRED.log(listener=each.name, valid_until=each.ends.isoformat())

@@ -22,14 +22,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from sidecar.core.instant import to_datetime
 from sidecar.core.policy import FACTS, RiskClass, Subject
 from sidecar.errors import ConditionFailed
 from sidecar.files.yamlfile import did_you_mean, shown
+from sidecar.settings.faults import WrongText
 
 MAX_CHARS = 4096
 # Limits on the parameters that a condition reads: values at all depths, and characters of texts and keys.
@@ -38,7 +39,6 @@ MAX_CHARS = 4096
 MAX_VALUES = 128
 MAX_VALUE_CHARS = 4096
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Comments and quoted texts, which contain no names.
 _NO_NAMES = re.compile(
@@ -91,14 +91,6 @@ _FAILURES: tuple[tuple[str, str], ...] = (
 )
 
 
-class NoCondition(ValueError):
-    """A text cannot be used as a condition. `position` is the line and column in it, from 1, or None."""
-
-    def __init__(self, message: str, position: tuple[int, int] | None = None) -> None:
-        super().__init__(message)
-        self.position = position
-
-
 @dataclass(frozen=True, slots=True)
 class CelCondition:
     """A checked condition. `members` names the parameters that it reads, or is None if it may read any."""
@@ -135,15 +127,15 @@ class CelCondition:
 
 
 def condition(text: str) -> CelCondition:
-    """Compile and check a condition. Raises NoCondition."""
+    """Compile and check a condition. Raises WrongText."""
     if not text.strip():
-        raise NoCondition("is empty; write a condition, or remove the key")
+        raise WrongText("is empty; write a condition, or remove the key")
     if len(text) > MAX_CHARS:
-        raise NoCondition(f"has over {MAX_CHARS} characters; make it shorter, or write several rules")
+        raise WrongText(f"has over {MAX_CHARS} characters; make it shorter, or write several rules")
     try:
         from cel_expr_python import cel
     except ImportError as exc:
-        raise NoCondition("needs the engine for conditions; install it with scopegate[cel]") from exc
+        raise WrongText("needs the engine for conditions; install it with scopegate[cel]") from exc
     environment = _environment(cel)
     try:
         compiled = environment.compile(text)
@@ -151,9 +143,7 @@ def condition(text: str) -> CelCondition:
         raise _mistake(text, str(exc)) from exc
     kind = compiled.return_type()
     if kind != cel.Type.BOOL and kind != cel.Type.DYN:
-        raise NoCondition(
-            f"must come to true or false, not to {str(kind).lower()}; compare it with something"
-        )
+        raise WrongText(f"must come to true or false, not to {str(kind).lower()}; compare it with something")
     names = _NO_NAMES.sub(_blotted, text)
     _check_patterns(text, names, environment)
     _check_constants(text, names)
@@ -194,7 +184,7 @@ def _check_patterns(text: str, names: str, environment: Any) -> None:
             message = "matches(...) is given a text that is no regular expression; correct it"
         if message:
             before = names[: found.start() + len(found[1] or "")].split("\n")
-            raise NoCondition(message, (len(before), len(before[-1]) + 1))
+            raise WrongText(message, (len(before), len(before[-1]) + 1))
 
 
 def _check_constants(text: str, names: str) -> None:
@@ -215,7 +205,7 @@ def _check_constants(text: str, names: str) -> None:
             message = "takes an offset of at most 23 hours and 59 minutes, such as -08:00"
         if message:
             before = names[: found.start()].split("\n")
-            raise NoCondition(f"{name}(...) {message}", (len(before), len(before[-1]) + 1))
+            raise WrongText(f"{name}(...) {message}", (len(before), len(before[-1]) + 1))
 
 
 def _brackets(names: str, opening: int) -> slice:
@@ -225,7 +215,7 @@ def _brackets(names: str, opening: int) -> slice:
         depth += {"(": 1, ")": -1}.get(names[place], 0)
         if not depth:
             return slice(opening + 1, place)
-    raise NoCondition("is no condition that the engine can read; close its brackets")
+    raise WrongText("is no condition that the engine can read; close its brackets")
 
 
 def _no_zone(name: str) -> str:
@@ -267,7 +257,7 @@ _FACT: Mapping[str, Callable[[Subject], Any]] = {
     "attempts_used": lambda subject: subject.attempts_used,
     "attempts_remaining": lambda subject: subject.attempts_remaining,
     "scope_age_seconds": lambda subject: subject.scope_age_seconds,
-    "now": lambda subject: _EPOCH + timedelta(microseconds=subject.now),
+    "now": lambda subject: to_datetime(subject.now),
 }
 
 
@@ -319,13 +309,13 @@ class _Handover:
 # Mistakes in a text -------------------------------------------------------------------------------------
 
 
-def _mistake(text: str, said: str) -> NoCondition:
+def _mistake(text: str, said: str) -> WrongText:
     """The first mistake that the engine reports, in the sidecar's own words, with its position."""
     found = _ERROR.search(said)
     if found is None or found[1].startswith("-"):
         if "recursion" in said:
-            return NoCondition("is nested too deeply; write several rules, or combine fewer values")
-        return NoCondition("is no condition that the engine can read; write it in CEL")
+            return WrongText("is nested too deeply; write several rules, or combine fewer values")
+        return WrongText("is no condition that the engine can read; write it in CEL")
     lines = text.rstrip().split("\n")
     # If the text ends too early, the position is after its last word.
     line, column = min((int(found[1]), int(found[2])), (len(lines), len(lines[-1]) + 1))
@@ -336,8 +326,8 @@ def _mistake(text: str, said: str) -> NoCondition:
         # The engine points after the name of a function, and at the last dot of a qualified name.
         begins = here.rfind(unknown[1], 0, column - 1 + len(unknown[1]))
         called = here[column - 1 : column] == "("
-        return NoCondition(_unknown(unknown[1], called), (line, column if begins < 0 else begins + 1))
-    return NoCondition(_words(problem, here[: column - 1], here[column - 1 :]), (line, column))
+        return WrongText(_unknown(unknown[1], called), (line, column if begins < 0 else begins + 1))
+    return WrongText(_words(problem, here[: column - 1], here[column - 1 :]), (line, column))
 
 
 def _unknown(name: str, called: bool) -> str:

@@ -1,44 +1,52 @@
-"""Reading policies from files. A mistake in one file makes the whole folder unusable.
+"""Reads policies from files. A mistake in one file makes the whole folder unusable.
 
 The files `policies/*.yaml`, in name order, become one immutable `PolicySet` with the actions and rules of all
-files.
+files. The name of an action and the id of a rule are unique over all files. A rule for actions that no scope
+can name is a mistake, because a brake with a misspelled action would look effective.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sidecar.core.facts import is_identifier
-from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
-from sidecar.errors import ConfigurationError, Fault
-from sidecar.files.yamlfile import Document, KeyPath, contents, in_order, survey
-from sidecar.policies.rules import IDENTIFIER, RISKS, Entry, Rules
-from sidecar.settings.values import MAX_SECONDS, kind
+from sidecar.core.policy import ActionPolicy, PolicySet, Rule, globbed
+from sidecar.files.faults import ConfigurationError, Fault
+from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
+from sidecar.policies.sections import ActionSection, PolicyFile, RuleSection, contradictions
+from sidecar.settings.faults import Mistake, faults, validated
+from sidecar.settings.values import IDENTIFIER
 
 UNLISTED = "*"
+# Finding the nearest of thousands of actions takes long. With more mistakes than this, spelling is not the
+# cause.
+MAX_SUGGESTIONS = 20
+
+# A large set is read while the same process serves requests, so the reader pauses after this number of rules.
+# Compiling a condition takes as long as reading several rules without one.
+RULES_IN_A_ROW = 50
+CONDITION_IN_RULES = 5
+TURN_SECONDS = 0.0002
 
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*[:}]")
-
-_TOP_KEYS = ("actions", "rules")
-_ACTION_KEYS = ("risk", "max_cost_usd", "timeout_seconds", "targets_required")
 
 
 def load(folder: Path) -> PolicySet:
     """The policy set that a folder holds. Raises ConfigurationError with the faults of all files."""
-    faults: list[Fault] = []
-    catalogue, rules = _Catalogue(faults), Rules(faults)
+    found = _Set()
     digest = hashlib.sha256()
     complete = True
     for path in _files(folder):
         try:
             raw = contents(path)
         except ConfigurationError as exc:
-            faults += exc.faults
+            found.faults += exc.faults
             complete = False
             continue
         # The parts are length-prefixed, so that no two different folders feed the same bytes to the hash.
@@ -46,29 +54,29 @@ def load(folder: Path) -> PolicySet:
             digest.update(len(part).to_bytes(8, "big") + part)
         if not raw.strip():
             # A full disk leaves an empty file, and so does a writer that has just begun.
-            faults.append(Fault(str(path), "", "holds nothing; remove the file if that is meant"))
+            found.faults.append(Fault(str(path), "", "is empty; remove the file if that is intended"))
             complete = False
             continue
-        document, found = survey(raw, str(path))
-        faults += found
+        document, broken = survey(raw, str(path))
+        found.faults += broken
         if document is None:
             complete = False
         else:
-            _read(document, catalogue, rules)
-    if not faults and not catalogue.places:
-        message = "no file here names an action, so everything would be refused; list some under actions:"
-        faults.append(Fault(str(folder), "actions", message))
+            found.read(document)
+    if not found.faults and not found.named:
+        message = "no file lists an action, so every request would be refused; list some under actions:"
+        found.faults.append(Fault(str(folder), "actions", message))
     # The actions of an unreadable file are unknown, and "*" lists all actions. Neither allows the check.
-    if complete and catalogue.places and UNLISTED not in catalogue.places:
-        rules.check_actions(catalogue.places)
-    if faults:
-        raise ConfigurationError(in_order(faults))
-    unlisted = catalogue.actions.pop(UNLISTED, None)
+    if complete and found.named and UNLISTED not in found.named:
+        found.check_globs()
+    if found.faults:
+        raise ConfigurationError(in_order(found.faults))
+    unlisted = found.actions.pop(UNLISTED, None)
     return PolicySet(
         revision=digest.hexdigest()[:16],
-        actions=catalogue.actions,
+        actions=found.actions,
         unlisted=unlisted,
-        rules=tuple(rules.found),
+        rules=tuple(found.rules),
     )
 
 
@@ -87,28 +95,9 @@ def _files(folder: Path) -> list[Path]:
         message = f"the policies folder cannot be read ({reason}); {advice}"
         raise ConfigurationError([Fault(str(folder), "", message)]) from exc
     if not files:
-        message = "holds no *.yaml file; add one with actions:, such as the shipped policies/actions.yaml"
+        message = "contains no *.yaml file; add one with actions:, such as the shipped policies/actions.yaml"
         raise ConfigurationError([Fault(str(folder), "", message)])
     return files
-
-
-def _read(document: Document, catalogue: _Catalogue, rules: Rules) -> None:
-    """Add the actions and rules of one file."""
-    top = document.value
-    if top is None:
-        return
-    file = Entry(document, (), top, catalogue.faults)
-    if "${" in document.source:
-        for path in _with_variables(top, ()):
-            file.fault(path, "variables are not filled in here; write the value")
-    if not isinstance(top, dict):
-        file.fault((), f"expects the keys actions: and rules: on top, found {kind(top)}")
-        return
-    file.check_keys(_TOP_KEYS)
-    if top.get("actions") is not None:
-        catalogue.add(file, top["actions"])
-    if top.get("rules") is not None:
-        rules.add(file, top["rules"])
 
 
 def _with_variables(value: Any, path: KeyPath) -> Iterator[KeyPath]:
@@ -126,39 +115,109 @@ def _with_variables(value: Any, path: KeyPath) -> Iterator[KeyPath]:
         yield path
 
 
-@dataclass(slots=True)
-class _Catalogue:
-    """Collects the actions of all files. Mistakes go to `faults`."""
+class _Set:
+    """Collects the actions, rules and faults of all files."""
 
-    faults: list[Fault]
-    actions: dict[str, ActionPolicy] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self.actions: dict[str, ActionPolicy] = {}
+        self.rules: list[Rule] = []
+        # The places of all names, valid or not, so that one is reported if it stands twice.
+        self.named: dict[str, str] = {}
+        self._ids: dict[str, str] = {}
+        # The globs on actions, checked once the catalogue is complete.
+        self._globs: list[tuple[Document, KeyPath, str]] = []
+        self._in_a_row = 0
 
-    def add(self, file: Entry, actions: Any) -> None:
-        """Add the actions under `actions:` in one file."""
-        if not isinstance(actions, dict):
-            file.fault(("actions",), f"expects a map of actions, found {kind(actions)}")
+    def read(self, document: Document) -> None:
+        """Add the actions and rules of one file."""
+        top = document.value
+        if top is None:
             return
-        for name, value in actions.items():
-            self._add(file, name, value)
+        if "${" in document.source:
+            message = "variables are not substituted in policies; write the value"
+            self._wrong(document, (), (Mistake(path, message) for path in _with_variables(top, ())))
+        _, mistakes = validated(PolicyFile, top)
+        self._wrong(document, (), mistakes)
+        # A mistake in one of the two does not hide those in the other.
+        actions, rules = (top.get(key) if isinstance(top, dict) else None for key in ("actions", "rules"))
+        for name, value in actions.items() if isinstance(actions, dict) else ():
+            self._action(document, name, value)
+        for number, value in enumerate(rules if isinstance(rules, list) else ()):
+            self._rule(document, ("rules", number), value)
 
-    def _add(self, file: Entry, name: str, value: Any) -> None:
+    def check_globs(self) -> None:
+        """Report the globs that match no action of the catalogue."""
+        names = sorted(self.named)
+        suggestions = 0
+        for document, path, glob in self._globs:
+            if not _matches_any(glob, names):
+                suggestions += 1
+                near = did_you_mean(glob, names) if suggestions <= MAX_SUGGESTIONS else ""
+                message = f"matches no action of the catalogue{near or '; correct it, or list the action'}"
+                self._wrong(document, path, [Mistake((), message)])
+
+    def _wrong(self, document: Document, above: KeyPath, mistakes: Iterable[Mistake]) -> None:
+        self.faults += faults(document, mistakes, above)
+
+    def _action(self, document: Document, name: str, value: Any) -> None:
         path = ("actions", name)
+        section, mistakes = validated(ActionSection, value)
         if not is_identifier(name):
-            file.fault(path, f"the name of an action is {IDENTIFIER}")
+            mistakes.append(Mistake((), f"the name of an action is {IDENTIFIER}"))
         elif name != UNLISTED and any(character in name for character in "*?["):
-            file.fault(path, 'patterns are refused; name each action, or "*" for all that are not listed')
-        if name in self.places:
-            file.fault(path, f"stands in {self.places[name]}, too; keep one of them")
-        self.places.setdefault(name, file.document.place(path))
-        entry = Entry.of(file.document, path, value, self.faults, keys=_ACTION_KEYS, example="{risk: low}")
-        if entry is None:
-            return
-        risk = entry.choice("risk", RISKS)
-        hold = entry.micros("max_cost_usd")
-        timeout = entry.seconds("timeout_seconds", MAX_SECONDS)
-        targets = entry.flag("targets_required")
-        if risk is not None:
-            self.actions[name] = ActionPolicy(
-                risk=RiskClass(risk), hold=hold or 0, timeout_seconds=timeout, targets_required=targets
-            )
+            message = 'patterns are refused; name each action, or "*" for all that are not listed'
+            mistakes.append(Mistake((), message))
+        if name in self.named:
+            mistakes.append(Mistake((), f"is already at {self.named[name]}; keep one of them"))
+        self.named.setdefault(name, document.place(path))
+        self._wrong(document, path, mistakes)
+        if section is not None:
+            self.actions[name] = section.policy()
+
+    def _rule(self, document: Document, path: KeyPath, value: Any) -> None:
+        section, mistakes = validated(RuleSection, value)
+        if isinstance(value, dict):
+            mistakes += contradictions(value)
+            rule_id: Any = value.get("id")
+            if is_identifier(rule_id):
+                if rule_id in self._ids:
+                    message = f"is already at {self._ids[rule_id]}; give each rule its own id"
+                    mistakes.append(Mistake(("id",), message))
+                self._ids.setdefault(rule_id, document.place((*path, "id")))
+            self._globs += ((document, (*path, *below), glob) for below, glob in _action_globs(value))
+            self._give_way(CONDITION_IN_RULES if "when" in value else 1)
+        if section is not None and not mistakes:
+            self.rules.append(section.rule())
+        self._wrong(document, path, mistakes)
+
+    def _give_way(self, rules: int) -> None:
+        self._in_a_row += rules
+        if self._in_a_row >= RULES_IN_A_ROW:
+            self._in_a_row = 0
+            time.sleep(TURN_SECONDS)
+
+
+def _action_globs(rule: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """The globs on actions of a rule as the file has it, with their paths below it."""
+    match = rule.get("match")
+    globs = match.get("action") if isinstance(match, dict) else None
+    if isinstance(globs, list):
+        found: Iterable[tuple[KeyPath, Any]] = (
+            (("match", "action", number), glob) for number, glob in enumerate(globs)
+        )
+    else:
+        found = [(("match", "action"), globs)]
+    return ((path, glob) for path, glob in found if is_identifier(glob))
+
+
+def _matches_any(glob: str, names: list[str]) -> bool:
+    """Whether a glob matches one of the sorted names. Only names with its literal prefix are tested."""
+    plain = re.split(r"[*?\[]", glob, maxsplit=1)[0]
+    for number in range(bisect_left(names, plain), len(names)):
+        name = names[number]
+        if not name.startswith(plain):
+            break
+        if name == glob or glob == plain + "*" or (glob != plain and globbed((glob,), name)):
+            return True
+    return False

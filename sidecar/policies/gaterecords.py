@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 import orjson
 
 from sidecar.core.entries import OUTCOMES
 from sidecar.core.facts import Claims
+from sidecar.core.instant import to_instant
 from sidecar.core.money import to_micros
 from sidecar.core.record import DecisionOutcome
 from sidecar.core.rules import TERMS
@@ -31,8 +32,6 @@ Missing = dict[str, str]
 Kind = Literal["unchanged", "refused", "allowed", "otherwise", "lowered", "shadow", "undecidable"]
 
 _MASK = re.compile(r"\[masked(:[0-9a-f]{16})?\]")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _BY_POLICY = frozenset(
     code for code, outcome in OUTCOMES.items() if outcome is DecisionOutcome.POLICY_BLOCKED
 )
@@ -70,9 +69,9 @@ class Verdict:
         return said + (f", in shadow: {', '.join(self.would_refuse)}" if self.would_refuse else "")
 
 
-def objecting(told: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def objecting(shadow: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The rules of the shadow objections by policy, and the error code for an objection of the catalogue."""
-    return tuple(sorted({one["rule"] or one["error"] for one in told if one["error"] in _BY_POLICY}))
+    return tuple(sorted({one["rule"] or one["error"] for one in shadow if one["error"] in _BY_POLICY}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +154,11 @@ class GateRecord:
 
     @property
     def verdict(self) -> Verdict:
-        told = self.details.get("would_refuse", [])
+        shadow = self.details.get("would_refuse", [])
         return Verdict(
             error=(self.reason or "refused") if self.event == "refused" else None,
             rules=tuple(self.details.get("rules", ())),
-            would_refuse=None if masked(told) else objecting(told),
+            would_refuse=None if masked(shadow) else objecting(shadow),
         )
 
     @property
@@ -170,8 +169,8 @@ class GateRecord:
     @property
     def judged_at(self) -> int | None:
         """The time when the conditions were judged, or None if the record has no separate time."""
-        told = self.details.get("judged_at")
-        return None if told is None or masked(told) else instant(told)
+        time = self.details.get("judged_at")
+        return None if time is None or masked(time) else instant(time)
 
     def claims(self) -> tuple[Claims, Missing]:
         """The claims of the request. For masked target agents, the mask itself stands in the claims.
@@ -299,7 +298,7 @@ class Finding:
             return "undecidable"
         if (was.error is None) != (now.error is None):
             return "refused" if was.error is None else "allowed"
-        told = was.would_refuse is not None and now.would_refuse is not None
+        known = was.would_refuse is not None and now.would_refuse is not None
         if now.error is not None:
             by_another = (was.error != now.error and not masked(was.error)) or set(was.rules) != set(
                 now.rules
@@ -308,7 +307,7 @@ class Finding:
             return "otherwise" if by_another and now.would_refuse is not None else "unchanged"
         if now.lowered:
             return "lowered"
-        return "shadow" if told and was.would_refuse != now.would_refuse else "unchanged"
+        return "shadow" if known and was.would_refuse != now.would_refuse else "unchanged"
 
     def to_dict(self) -> dict[str, Any]:
         record = self.record
@@ -329,7 +328,7 @@ class Finding:
 def instant(text: str) -> int:
     """A time in ISO 8601 as microseconds since 1970. Raises ValueError, also if the offset is missing."""
     try:
-        return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
+        return to_instant(datetime.fromisoformat(text))
     except TypeError as exc:
         raise ValueError("a time needs its offset from UTC, such as Z") from exc
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.core import apply as deciding
-from sidecar.core.apply import Past
-from sidecar.core.brakes import Tally, tallies_for
+from sidecar.core.apply import State
+from sidecar.core.brakes import AdmissionGroup, groups_for
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import Claims
 from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, RiskClass, Rule, Subject
@@ -179,7 +179,8 @@ class Replay:
         scope = None
         if claims.scope_id is not None:
             scope = _kept_to(record, claims, granted, entry)
-        found = deciding.judgment(command, scope, self._executions.before(subject), record.now)
+        state = self._executions.before(subject, {} if scope is None else {scope.scope_id: scope})
+        found = deciding.judgment(command, state, record.now)
         return _verdict(
             found.refusal,
             [one.to_dict() for one in found.shadow],
@@ -188,8 +189,8 @@ class Replay:
 
     def _threshold(self, record: GateRecord, entry: ActionPolicy | None) -> RiskClass:
         """The lowest risk that needs a scope. It is above the recorded risk, which needed none."""
-        risks, told = list(RiskClass), record.details.get("risk")
-        risk = RiskClass(told) if told in risks else entry.risk if entry else RiskClass.LOW
+        risks, recorded = list(RiskClass), record.details.get("risk")
+        risk = RiskClass(recorded) if recorded in risks else entry.risk if entry else RiskClass.LOW
         above = risks[min(risks.index(risk) + 1, len(risks) - 1)]
         return max(self._scope_required_from, above)
 
@@ -259,12 +260,12 @@ def _kept_to(
 
 def _verdict(
     refusal: Refusal | None,
-    told: Sequence[Mapping[str, Any]],
+    shadow: Sequence[Mapping[str, Any]],
     left_out: list[tuple[Rule, str]],
     lowered: Mapping[str, float] | None = None,
 ) -> tuple[Verdict | None, str | None]:
     """The verdict, or the reason why it is undecidable: a rule that was left out might have refused."""
-    would_refuse = None if left_out else objecting(told)
+    would_refuse = None if left_out else objecting(shadow)
     if refusal is not None:
         rules = tuple(refusal.members.get("rules", ()))
         return Verdict(error=refusal.code, rules=rules, would_refuse=would_refuse), None
@@ -332,7 +333,7 @@ class _Executions:
         horizons = [rule.brake.horizon_seconds for rule in policies.rules if rule.brake is not None]
         self._horizon = max(horizons, default=0) * SECOND
         self._kept: dict[str, Execution] = {}
-        self._by_tally: dict[Tally, dict[str, None]] = {}
+        self._by_group: dict[AdmissionGroup, dict[str, None]] = {}
         self._ageing: deque[str] = deque()
         self._late: set[str] = set()  # executions in flight for longer than any brake looks back
         self._masked: set[str] = set()
@@ -343,13 +344,13 @@ class _Executions:
         return bool(self._masked)
 
     def add(self, execution: Execution) -> None:
-        name, tallies = execution.decision_id, self._tallies(execution)
-        if not tallies:
+        name, groups = execution.decision_id, self._groups(execution)
+        if not groups:
             return
         self._kept[name] = execution
         self._ageing.append(name)
-        for tally in tallies:
-            self._by_tally.setdefault(tally, {})[name] = None
+        for group in groups:
+            self._by_group.setdefault(group, {})[name] = None
         if any(map(masked, execution.target_agents)):
             self._masked.add(name)
 
@@ -359,10 +360,10 @@ class _Executions:
             if name in self._late:
                 self._drop(name)
 
-    def before(self, subject: Subject) -> Past:
-        """The executions that brakes may count for a subject."""
-        tallies = self._tallies(subject)
-        return Past({tally: tuple(self._by_tally.get(tally, ())) for tally in tallies}, self._kept)
+    def before(self, subject: Subject, scopes: Mapping[str, Scope]) -> State:
+        """The scopes, and the executions that brakes may count for a subject."""
+        admissions = {group: tuple(self._by_group.get(group, ())) for group in self._groups(subject)}
+        return State(scopes=scopes, executions=self._kept, admissions=admissions)
 
     def forget(self, now: int) -> None:
         """Drop the executions that no brake can count any more."""
@@ -373,15 +374,15 @@ class _Executions:
             else:
                 self._drop(name)
 
-    def _tallies(self, about: Subject | Execution) -> Collection[Tally]:
-        """The tallies of the brakes that may apply, empty if there are none."""
-        return tallies_for(self._policies, about.tenant_id, about.incident_id, about.action)
+    def _groups(self, about: Subject | Execution) -> Collection[AdmissionGroup]:
+        """The groups of the brakes that may apply, empty if there are none."""
+        return groups_for(self._policies, about.tenant_id, about.incident_id, about.action)
 
     def _drop(self, name: str) -> None:
-        for tally in self._tallies(self._kept.pop(name)):
-            names = self._by_tally[tally]
+        for group in self._groups(self._kept.pop(name)):
+            names = self._by_group[group]
             del names[name]
             if not names:
-                del self._by_tally[tally]
+                del self._by_group[group]
         self._late.discard(name)
         self._masked.discard(name)

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, ValidationError, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from sidecar.core.apply import State, apply
-from sidecar.core.brakes import Tally, tallies_with
+from sidecar.core.brakes import AdmissionGroup, groups_containing
 from sidecar.core.command import Admit, Denied, Issue
-from sidecar.core.facts import MAX_ID_CHARS, Claims, is_identifier
+from sidecar.core.facts import Claims
 from sidecar.core.policy import PolicySet
 from sidecar.core.rules import SECOND, TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
-from sidecar.errors import ERRORS, ConfigurationError, Fault
-from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, dotted, in_order, survey
-from sidecar.settings.keys import Below, Section
-from sidecar.settings.values import Dollars, kind, sentence, text_of
+from sidecar.errors import ERRORS
+from sidecar.files.faults import ConfigurationError, Fault
+from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
+from sidecar.policies.gaterecords import instant
+from sidecar.settings.faults import Mistake, faults, one_of, refuse, validated
+from sidecar.settings.keys import Section
+from sidecar.settings.values import LIST, NOT_EMPTY, Dollars, Identifier, Identifiers, Text, whole
 
 FOLDER = "tests"
 
@@ -35,60 +37,45 @@ INTENT = "A policy test that does not say why it asks, in words enough for most 
 TTL_SECONDS, CEILING = 300, 500_000
 
 _SCOPE_ID, _DECISION_ID = "scope_test", "the decision of this test"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # The file format ----------------------------------------------------------------------------------------
-
-
-def _identifier(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expects text, found {kind(value)}; write it in quotes")
-    if not is_identifier(value):
-        raise ValueError(f"expects 1 to {MAX_ID_CHARS} printable characters")
-    return value
-
-
-def _identifiers(value: object) -> tuple[str, ...]:
-    return tuple(map(_identifier, value if isinstance(value, list) else [value]))
-
-
-def _map(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"expects a map, found {kind(value)}")
-    return value
 
 
 def _instant(value: object) -> int:
     """Microseconds since 1970."""
     try:
-        time = datetime.fromisoformat(str(value))
-        return (time - _EPOCH) // timedelta(microseconds=1)
-    except (TypeError, ValueError) as exc:
+        return instant(str(value))
+    except ValueError as exc:
         raise ValueError(f"expects a time with its offset in ISO 8601, such as {NOW}") from exc
 
 
 def _code(value: object) -> str:
     if value not in ERRORS:
         near = did_you_mean(value, tuple(ERRORS)) if isinstance(value, str) else ""
-        raise ValueError(f"is no error of the gate{near}")
+        raise ValueError(f"is not an error code{near}")
     return str(value)
 
 
-Identifier = Annotated[str, PlainValidator(_identifier)]
-Identifiers = Annotated[tuple[str, ...], PlainValidator(_identifiers)]
-Intent = Annotated[str, PlainValidator(text_of)]
-Whole = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Some = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Natural = Annotated[int, whole(0, 1_000_000_000)]
+Positive = Annotated[int, whole(1, 1_000_000_000)]
+
+
+class CaseFile(Section):
+    """One file. Its cases are validated one by one."""
+
+    example = "{tests: [...]}"
+
+    tests: Annotated[list[Any], NOT_EMPTY]
 
 
 class ScopeFacts(Section):
     """The scope of an execution. An omitted member gets a value that allows the execution."""
 
-    intent: Intent = INTENT
-    max_attempts: Some | None = None
-    attempts_used: Whole = 0
+    intent: Text = INTENT
+    max_attempts: Positive | None = None
+    attempts_used: Natural = 0
     max_cost_usd: Dollars | None = None
-    age_seconds: Whole = 0
+    age_seconds: Natural = 0
 
 
 class Who(Section):
@@ -103,28 +90,28 @@ class GrantFacts(Who):
 
     action: Identifiers = ()
     actions: Identifiers = ()
-    intent: Intent = INTENT
-    max_attempts: Some = 1
-    ttl_seconds: Some = TTL_SECONDS
+    intent: Text = INTENT
+    max_attempts: Positive = 1
+    ttl_seconds: Positive = TTL_SECONDS
     max_cost_usd: Dollars = CEILING
 
     @model_validator(mode="after")
     def _one_of_the_two(self) -> GrantFacts:
-        if bool(self.action) == bool(self.actions):
-            raise Below([(("action",), "is required, or actions as a list; give one of the two")])
+        message = "is required, or actions as a list; give one of the two"
+        refuse((bool(self.action) == bool(self.actions), ("action",), message))
         return self
 
 
 class ExecutionFacts(Who):
     action: Identifier
-    parameters: Annotated[dict[str, Any], PlainValidator(_map)] = Field(default_factory=dict)
+    parameters: dict[str, Any] = Field(default_factory=dict)
     scope: ScopeFacts = ScopeFacts()
 
 
 class Before(Who):
     """An earlier execution. An omitted member has the value of the facts."""
 
-    seconds_ago: Whole
+    seconds_ago: Natural
     status: ExecutionStatus = "answered"
     action: Identifier = ""
 
@@ -140,23 +127,29 @@ class Wanted(Section):
     @model_validator(mode="after")
     def _of_the_verdict(self) -> Wanted:
         only = {"error": "refused", "retry_after_seconds": "refused", **dict.fromkeys(TERMS, "allowed")}
-        wrong = [name for name in self.model_fields_set if only.get(name, self.verdict) != self.verdict]
-        if wrong:
-            raise Below([((name,), f"is only there where it is {only[name]}; remove it") for name in wrong])
+        refuse(
+            *(
+                (verdict != self.verdict, (name,), f"applies only if the verdict is {verdict}; remove it")
+                for name, verdict in only.items()
+                if name in self.model_fields_set
+            )
+        )
         return self
 
 
 class WantedGrant(Wanted):
-    max_attempts: Some | None = None
-    ttl_seconds: Some | None = None
+    max_attempts: Positive | None = None
+    ttl_seconds: Positive | None = None
     max_cost_usd: Dollars = 0
 
 
 class WantedExecution(Wanted):
-    retry_after_seconds: Some | None = None
+    retry_after_seconds: Positive | None = None
 
 
 class Case(Section):
+    example = "{name: ..., on: execute, facts: {...}, want: {...}}"
+
     name: Identifier
     now: Annotated[int, PlainValidator(_instant)] = _instant(NOW)
 
@@ -195,7 +188,7 @@ class GrantCase(Case):
 class ExecutionCase(Case):
     on: Literal["execute"]
     facts: ExecutionFacts
-    history: Annotated[tuple[Before, ...], Field(strict=False)] = ()
+    history: Annotated[tuple[Before, ...], LIST] = ()
     want: WantedExecution
 
     def command(self, policies: PolicySet) -> tuple[Admit, State]:
@@ -216,10 +209,10 @@ class ExecutionCase(Case):
         )
         before = sorted(map(self._before, range(len(self.history))), key=lambda one: one.admitted_at)
         executions = {one.decision_id: one for one in before}
-        admissions: dict[Tally, list[str]] = {}
+        admissions: dict[AdmissionGroup, list[str]] = {}
         for execution in executions.values():
-            for tally in tallies_with(execution):
-                admissions.setdefault(tally, []).append(execution.decision_id)
+            for group in groups_containing(execution):
+                admissions.setdefault(group, []).append(execution.decision_id)
         scopes = {_SCOPE_ID: self._scope(policies)}
         return admit, State(scopes=scopes, executions=executions, admissions=admissions)
 
@@ -317,83 +310,46 @@ def _shown(value: Any) -> str:
 def read(folder: Path) -> list[PolicyTest]:
     """The cases of a policies folder, file by file. Raises ConfigurationError with every fault."""
     tests: list[PolicyTest] = []
-    faults: list[Fault] = []
+    found: list[Fault] = []
     files = sorted(path for path in (folder / FOLDER).glob("[!.]*") if path.suffix in (".yaml", ".yml"))
     if not files:
-        faults.append(Fault(str(folder / FOLDER), "", "holds no *.yaml file; put one with tests: there"))
+        found.append(Fault(str(folder / FOLDER), "", "contains no *.yaml file; put one with tests: there"))
     for path in files:
         try:
-            document, found = survey(contents(path), str(path))
+            document, broken = survey(contents(path), str(path))
         except ConfigurationError as exc:
-            faults += exc.faults
+            found += exc.faults
             continue
-        faults += found
+        found += broken
         if document is not None:
-            tests += _tests(document, faults)
-    if faults:
-        raise ConfigurationError(in_order(faults))
+            tests += _tests(document, found)
+    if found:
+        raise ConfigurationError(in_order(found))
     return tests
 
 
-def _tests(document: Document, faults: list[Fault]) -> Iterator[PolicyTest]:
-    def fault(path: KeyPath, message: str) -> None:
-        if not document.is_broken(path):  # faulty YAML is reported already
-            faults.append(Fault(document.place(path), dotted(path), message))
-
+def _tests(document: Document, found: list[Fault]) -> Iterator[PolicyTest]:
+    """The cases of one file. Faults go to `found`."""
     top = {} if document.value is None else document.value
-    if not isinstance(top, dict):
-        fault((), f"expects the key tests: on top, found {kind(top)}")
-        return
-    for key in top.keys() - {"tests"}:
-        fault((key,), f"is not a known key{did_you_mean(key, ('tests',))}")
-    entries = top.get("tests")
-    if not isinstance(entries, list) or not entries:
-        found = "an empty one" if entries == [] else kind(entries)
-        fault(("tests",), f"expects a list of tests, found {found}")
-        return
+    _, mistakes = validated(CaseFile, top)
+    found += faults(document, mistakes)
+    entries = top.get("tests") if isinstance(top, dict) else None
     names: dict[str, str] = {}
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(entries if isinstance(entries, list) else ()):
         path: KeyPath = ("tests", index)
-        case, wrong = _case(entry)
-        for below, message in wrong:
-            fault((*path, *below), message)
-        if case is None:
-            continue
-        if case.name in names:
-            fault((*path, "name"), f"stands in {names[case.name]}, too; give it a name of its own")
-        names.setdefault(case.name, document.place((*path, "name")))
-        yield PolicyTest(case=case, document=document, path=path)
+        case, mistakes = _case(entry)
+        if case is not None:
+            if case.name in names:
+                message = f"is already at {names[case.name]}; give it its own name"
+                mistakes.append(Mistake(("name",), message))
+            names.setdefault(case.name, document.place((*path, "name")))
+            yield PolicyTest(case=case, document=document, path=path)
+        found += faults(document, mistakes, path)
 
 
-def _case(entry: Any) -> tuple[GrantCase | ExecutionCase | None, list[tuple[KeyPath, str]]]:
-    """One case, or its mistakes as paths below the case and messages."""
-    if not isinstance(entry, dict):
-        return None, [((), f"expects a map with name, on, facts and want, found {kind(entry)}")]
-    kinds: dict[object, type[GrantCase | ExecutionCase]] = {"issue": GrantCase, "execute": ExecutionCase}
-    model = kinds.get(str(entry.get("on")))
-    if model is None:
-        return None, [(("on",), "expects issue (a scope is asked for) or execute")]
-    try:
-        return model.model_validate(entry), []
-    except ValidationError as exc:
-        errors = exc.errors(include_url=False)
-    wrong: list[tuple[KeyPath, str]] = []
-    for error in errors:
-        cause = error.get("ctx", {}).get("error")
-        if error["type"] == "extra_forbidden":
-            near = did_you_mean(str(error["loc"][-1]), _keys(model, error["loc"][:-1]))
-            wrong.append((error["loc"], f"is not a known key{near}"))
-        elif isinstance(cause, Below):
-            wrong += [((*error["loc"], *rest), message) for rest, message in cause.found]
-        else:
-            wrong.append((error["loc"], sentence(dict(error))))
-    return None, wrong
-
-
-def _keys(model: type[Section], path: KeyPath) -> tuple[str, ...]:
-    """The known keys of the section that a path leads to."""
-    for step in path:
-        if isinstance(step, str):
-            annotation = model.model_fields[step].annotation
-            model = next(one for one in (annotation, *get_args(annotation)) if isinstance(one, type))
-    return tuple(model.model_fields)
+def _case(entry: Any) -> tuple[GrantCase | ExecutionCase | None, list[Mistake]]:
+    kinds: dict[str, type[GrantCase | ExecutionCase]] = {"issue": GrantCase, "execute": ExecutionCase}
+    on = entry.get("on") if isinstance(entry, dict) else "execute"
+    if on not in tuple(kinds):
+        return None, [Mistake(("on",), one_of(tuple(kinds), on))]
+    return validated(kinds[on], entry)

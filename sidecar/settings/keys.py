@@ -1,159 +1,173 @@
-"""The keys of the configuration as a tree of sections, and how text from outside gets to its place there."""
+"""The keys of a file as a tree of sections, and the way from text of the environment or a flag to its key.
+
+A section is a pydantic model. Everything about a key stands at the key: its type says what it accepts, LIVE
+and SECRET mark it, and the text below it describes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ast
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import lru_cache
+from itertools import pairwise
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
-from sidecar.errors import ConfigurationError, Fault
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import KeyPath, dotted, plain, survey
 
-# A reload may change the keys in LIVE. The keys in AT_START need a restart, because open sockets,
-# connections, files and threads were made from them. Every key is in exactly one of the two sets.
-LIVE = frozenset(
-    {
-        "data.allowed_hosts",
-        "admin.allowed_hosts",
-        "upstream.response_timeout_seconds",
-        "gate.routes",
-        "gate.max_body_bytes",
-        "gate.max_answer_bytes",
-        "gate.body_timeout_seconds",
-        "gate.max_in_flight",
-        "gate.annotate_response",
-        "gate.tenant_header",
-        "gate.scope_required_from",
-        "scopes.defaults.max_attempts",
-        "scopes.defaults.ttl_seconds",
-        "scopes.defaults.max_cost_usd",
-        "scopes.limits.max_attempts",
-        "scopes.limits.ttl_seconds",
-        "scopes.limits.max_cost_usd",
-        "telemetry.access_log",
-        "care.min_confidence",
-        "shutdown.drain_seconds",
-        "policies",
-    }
-)
-AT_START = frozenset(
-    {
-        "data.listen",
-        "data.tls.certificate_file",
-        "data.tls.key_file",
-        "data.tls.client_ca_file",
-        "admin.listen",
-        "admin.tls.certificate_file",
-        "admin.tls.key_file",
-        "admin.tls.client_ca_file",
-        "ops.listen",
-        "ops.tls.certificate_file",
-        "ops.tls.key_file",
-        "ops.tls.client_ca_file",
-        "upstream.url",
-        "upstream.connect_timeout_seconds",
-        "upstream.reuse_idle_seconds",
-        "upstream.max_connections",
-        "upstream.tls.ca_file",
-        "upstream.tls.certificate_file",
-        "upstream.tls.key_file",
-        "upstream.tls.server_name",
-        "store.url",
-        "store.deadline_seconds",
-        "clock.settle_seconds",
-        "gate.head_timeout_seconds",
-        "scopes.serve_on",
-        "log.signing_key_file",
-        "log.checkpoint_file",
-        "log.mask",
-        "log.mask_key_file",
-        "telemetry.otlp_endpoint",
-    }
-)
-# Values that no message repeats, because they may contain a password.
-SECRET = frozenset({"store.url", "telemetry.otlp_endpoint"})
+
+class Mark(Enum):
+    """What a key says of itself beside its type, as in `Annotated[Seconds, LIVE]`."""
+
+    LIVE = auto()
+    SECRET = auto()
 
 
-class Below(ValueError):
-    """A mistake that only the section as a whole can see, said of the keys in it that are wrong."""
-
-    def __init__(self, found: Sequence[tuple[KeyPath, str]]) -> None:
-        super().__init__("holds values that contradict each other")
-        self.found = found
+# A reload may change the key. A key without this mark needs a restart, which is the safe assumption.
+LIVE = Mark.LIVE
+# No message repeats the value, because it may contain a password.
+SECRET = Mark.SECRET
 
 
 class Section(BaseModel):
+    """A map in a file. `example` shows one in messages, if the section has one."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    example: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a file, which may hold a section."""
+
+    path: tuple[str, ...]
+    owner: type[Section]
+    field_name: str
+
+    @property
+    def field(self) -> FieldInfo:
+        return self.owner.model_fields[self.field_name]
+
+    @property
+    def name(self) -> str:
+        """The dotted key."""
+        return dotted(self.path)
+
+    @property
+    def text(self) -> str:
+        """The description. It may hold links, relative to the page of the reference that shows it."""
+        text = descriptions(self.owner).get(self.path[-1])
+        return " ".join((text or inspect.getdoc(self.section) or "").split())
+
+    @property
+    def section(self) -> type[Section] | None:
+        """The section that stands below the key."""
+        return section_in(self.field.annotation)
+
+    @property
+    def is_live(self) -> bool:
+        return LIVE in self.field.metadata
+
+    @property
+    def is_secret(self) -> bool:
+        return SECRET in self.field.metadata
+
+    def parse(self, text: str, place: str) -> Any:
+        """A value from the environment or a flag. YAML reads numbers, truth values and lists; text is taken
+        as it is. Raises ConfigurationError."""
+        wanted = self.field.annotation
+        nothing = NoneType in get_args(wanted) and text in ("", "~", "null")
+        if not nothing and any(get_origin(kind) is tuple for kind in (wanted, *get_args(wanted))):
+            document, faults = survey(text, place)
+            if document is None or faults:
+                raise ConfigurationError(faults)
+            return document.value
+        if nothing or wanted in (int, float, bool, NoneType):
+            try:
+                return plain(text)
+            except ValueError as exc:
+                raise ConfigurationError([Fault(place, "", f"the value {exc}")]) from exc
+        return text
+
+
+def keys(model: type[Section], above: tuple[str, ...] = ()) -> Iterator[Key]:
+    """Every key below a section, in the order of the file, sections included. A list is one key."""
+    for field_name, field in model.model_fields.items():
+        key = Key((*above, field.alias or field_name), model, field_name)
+        yield key
+        if key.section:
+            yield from keys(key.section, key.path)
+
+
+def section_in(annotation: Any, *, in_lists: bool = False) -> type[Section] | None:
+    """The section that a type admits: itself, a member of a union, or an item of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if get_origin(annotation) is tuple and not in_lists:
+        return None
+    found = (section_in(one, in_lists=in_lists) for one in get_args(annotation))
+    return next((section for section in found if section), None)
+
+
+def without_links(text: str) -> str:
+    """A description for a place that has no links: without references to other sections."""
+    return re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", re.sub(r" See \[[^]]+\]\([^)]+\)\.", "", text))
+
+
+@lru_cache
+def descriptions(model: type[BaseModel]) -> Mapping[str, str]:
+    """The text below each key, by the name of the file. It is read from the source when it is needed,
+    because pydantic would read it at each start, which takes longer than to make the models."""
+    found = {}
+    for statement, below in pairwise(ast.iter_child_nodes(ast.parse(inspect.getsource(model)).body[0])):
+        match statement, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[model.model_fields[name].alias or name] = " ".join(text.split())
+    return found
 
 
 def complete(tree: Any, model: type[Section]) -> Any:
-    """The tree with every section in it: one that is left out, or empty, is all defaults."""
+    """The tree with every section in it. A section that is left out, or empty, has all its defaults."""
     if not isinstance(tree, dict):
         return tree
     opened = dict(tree)
     for name, field in model.model_fields.items():
-        inner = section_of(field)
+        inner = section_in(field.annotation)
         if inner:
             opened[name] = complete({} if opened.get(name) is None else opened[name], inner)
     return opened
 
 
-def section_of(field: FieldInfo) -> type[Section] | None:
-    kind_of = field.annotation
-    return kind_of if isinstance(kind_of, type) and issubclass(kind_of, Section) else None
-
-
-def keys_of(model: type[Section], above: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:
-    """Every key of the file down to lists, sections included."""
-    for name, field in model.model_fields.items():
-        path = (*above, field.alias or name)
-        yield path, field
-        inner = section_of(field)
-        if inner:
-            yield from keys_of(inner, path)
-
-
 def values_of(section: Section) -> dict[str, Any]:
-    """Every value by its dotted key, as the file would have it."""
+    """Every value by its dotted key, as a file would hold it."""
     dumped = section.model_dump(mode="json", by_alias=True)
     values: dict[str, Any] = {}
-    for path, field in keys_of(type(section)):
-        if not section_of(field):
+    for key in keys(type(section)):
+        if not key.section:
             value: Any = dumped
-            for step in path:
+            for step in key.path:
                 value = value[step]
-            values[dotted(path)] = value
+            values[key.name] = value
     return values
 
 
 def differing(one: Section, other: Section) -> tuple[str, ...]:
-    """The dotted keys in which two sections of a kind differ; a list differs as a whole."""
+    """The dotted keys in which two sections of a kind differ. A list differs as a whole."""
     others = values_of(other)
     return tuple(key for key, value in values_of(one).items() if value != others[key])
 
 
-def typed(field: FieldInfo, text: str, place: str) -> Any:
-    """Text of the environment or a flag, read as the key is: text as it is, else as YAML reads it."""
-    wanted = field.annotation
-    nothing = NoneType in get_args(wanted) and text in ("", "~", "null")
-    if not nothing and any(get_origin(kind) is tuple for kind in (wanted, *get_args(wanted))):
-        document, faults = survey(text, place)
-        if document is None or faults:
-            raise ConfigurationError(faults)
-        return document.value
-    if nothing or wanted in (int, float, bool, NoneType):
-        try:
-            return plain(text)
-        except ValueError as exc:
-            raise ConfigurationError([Fault(place, "", f"the value {exc}")]) from exc
-    return text
-
-
 def put(tree: Any, path: KeyPath, value: Any) -> None:
-    """Sets a key; where the file has no map on the way there, its own fault is enough."""
+    """Set a key of a tree. If the tree has no map on the way, nothing happens: that is a fault of its own."""
     for step in path[:-1]:
         if not isinstance(tree, dict):
             return

@@ -1,18 +1,18 @@
 """The sections of the configuration, key by key as they stand in the file.
 
-What one value may be stands in `values`. What only a section as a whole can see is checked here, such as
-what the files of a `tls` section must hold together. The text below a key is what the reference and editors
-show.
+The type of a key says what it accepts (see `values`), and LIVE says that a reload may change it. The text
+below it is its description in config/scopegate.yaml, the reference and the schema. Conditions on several keys
+are checked here, such as those on the files of a `tls` section.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from sidecar.clock import SETTLE_SECONDS
 from sidecar.core.facts import DEFAULT_SOURCES, FactSources
@@ -21,8 +21,11 @@ from sidecar.core.policy import RiskClass
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
 from sidecar.settings.addresses import Address, Listen, SocketFile
-from sidecar.settings.keys import Below, Section
+from sidecar.settings.faults import Contradiction, refuse
+from sidecar.settings.keys import LIVE, SECRET, Key, Section, keys
 from sidecar.settings.values import (
+    LIST,
+    NOT_EMPTY,
     AllowedHost,
     AnswerPlace,
     BodyPlace,
@@ -49,28 +52,29 @@ from sidecar.settings.values import (
     SigningKeyFile,
     StoreUrl,
     UpstreamUrl,
-    some,
+    reads_keys,
 )
+
+_NO_CERTIFICATE = "has no effect without certificate_file; set both"
 
 
 class ListenTls(Section):
-    """TLS on a listener: off without a certificate."""
+    """TLS on the listener. Without a certificate the listener speaks plain HTTP."""
 
     certificate_file: File = None
-    """a certificate in PEM, with those between it and its authority; with it the listener speaks TLS"""
+    """The certificate in PEM, followed by those between it and its authority. With it the listener speaks
+    TLS. A renewed file is used without a restart."""
     key_file: File = None
-    """its key, without a passphrase"""
+    """The private key of the certificate, without a passphrase."""
     client_ca_file: File = None
-    """who signs clients' certificates; then a client needs one"""
+    """The authorities that sign client certificates. With it a client needs a certificate."""
 
     @model_validator(mode="after")
     def _what_belongs_together(self, info: ValidationInfo) -> ListenTls:
-        wrong = _half_a_pair(self.certificate_file, self.key_file)
-        if self.client_ca_file is not None and self.certificate_file is None:
-            message = "asks nobody for a certificate without certificate_file; give both"
-            wrong.append((("client_ca_file",), message))
-        if wrong:
-            raise Below(wrong)
+        refuse(
+            *_half_a_pair(self.certificate_file, self.key_file),
+            (self.client_ca_file and not self.certificate_file, ("client_ca_file",), _NO_CERTIFICATE),
+        )
         if self.certificate_file is not None:
             _try(lambda: tls.server_context(**self.files()), info)
         return self
@@ -81,22 +85,21 @@ class ListenTls(Section):
 
 
 class UpstreamTls(Section):
-    """TLS towards the backend, which an https:// url switches on."""
+    """TLS towards the backend, which an `https` url turns on."""
 
     ca_file: File = None
-    """who signs the certificate of an https backend; `null`: whom this system trusts"""
+    """The authorities that sign the certificate of the backend (PEM). `null`: those that the system
+    trusts."""
     certificate_file: File = None
-    """the certificate that is shown to it"""
+    """The client certificate that the sidecar shows to the backend."""
     key_file: File = None
-    """its key, without a passphrase"""
+    """The private key of the client certificate, without a passphrase."""
     server_name: HostName = None
-    """the name in its certificate, where that is not the host of the url"""
+    """The name in the certificate of the backend, if it is not the host of the url."""
 
     @model_validator(mode="after")
     def _what_belongs_together(self, info: ValidationInfo) -> UpstreamTls:
-        wrong = _half_a_pair(self.certificate_file, self.key_file)
-        if wrong:
-            raise Below(wrong)
+        refuse(*_half_a_pair(self.certificate_file, self.key_file))
         if any(self.files().values()):
             _try(lambda: tls.client_context(**self.files()), info)
         return self
@@ -106,31 +109,38 @@ class UpstreamTls(Section):
         return {name: getattr(self, name) for name in ("ca_file", "certificate_file", "key_file")}
 
 
-def _half_a_pair(certificate: Path | None, key: Path | None) -> list[tuple[KeyPath, str]]:
-    if certificate is not None and key is None:
-        return [(("certificate_file",), "needs key_file, too; name the key that it was made for")]
-    if key is not None and certificate is None:
-        return [(("key_file",), "does nothing without certificate_file; give both")]
-    return []
+def _half_a_pair(certificate: Path | None, key: Path | None) -> list[tuple[object, KeyPath, str]]:
+    return [
+        (
+            certificate and not key,
+            ("certificate_file",),
+            "requires key_file; name the key of the certificate",
+        ),
+        (key and not certificate, ("key_file",), _NO_CERTIFICATE),
+    ]
 
 
 def _try(make: Callable[[], object], info: ValidationInfo) -> None:
     """Whether TLS can use the files, unless the context says that keys are not read."""
-    if (info.context or {}).get("read_keys", True):
+    if reads_keys(info):
         try:
             make()
         except tls.TlsFileUnusable as exc:
-            raise Below([((exc.key,), exc.reason)]) from exc
+            raise Contradiction(((exc.key,), exc.reason)) from exc
 
 
 class Data(Section):
-    """What clients talk to: the proxy, and the calls that issue, list and revoke scopes."""
+    """The listener for clients: the proxy, and the calls that issue, list and revoke scopes."""
 
     listen: ListenAddress = Listen("127.0.0.1", 8000)
-    """where clients talk to the gate: host:port, or `unix:/path`; port 0 is any free port"""
-    allowed_hosts: Annotated[tuple[AllowedHost, ...] | None, Field(strict=False)] = None
-    """under which names, besides loopback ones, scopes are issued, listed and revoked: names without a port;
-    else 421. `null`: loopback names where it listens on loopback, any name where it does not"""
+    """The address for clients: `host:port`, or `unix:/path` for a Unix socket. `"[::]"` (in quotes) is every
+    interface by IPv6 and IPv4, `0.0.0.0` is IPv4 only, port 0 is any free port. Everyone who can reach it can
+    request scopes, so keep loopback if the client runs in the same pod."""
+    allowed_hosts: Annotated[tuple[AllowedHost, ...] | None, LIST, LIVE] = None
+    """The host names, without port, under which the scope calls answer, besides loopback names such as
+    `localhost`. Another Host gets 421, so that a web page cannot reach these calls through a browser.
+    Requests that pass through may have any Host. `null`: loopback names only if it listens on loopback, any
+    name otherwise. See [Hosts and browsers](#hosts-and-browsers)."""
     tls: ListenTls
 
     @property
@@ -141,14 +151,15 @@ class Data(Section):
 
 
 class Admin(Section):
-    """What operators talk to: decisions, open executions, reconciling, reload."""
+    """The listener for operators: decisions, open executions, reconciling, reload."""
 
     listen: OwnAddress = Listen("127.0.0.1", 9901)
-    """decisions, executions, reconciling; loopback or a Unix socket only, since it asks for no
-    authentication"""
-    allowed_hosts: Annotated[tuple[AllowedHost, ...], Field(strict=False)] = ()
-    """under which names, besides loopback ones, it answers: names without a port; else 421. See Hosts
-    and browsers"""
+    """The address for operators. Only loopback or a Unix socket is accepted, because these calls require no
+    authentication yet."""
+    allowed_hosts: Annotated[tuple[AllowedHost, ...], LIST, LIVE] = ()
+    """The host names, without port, under which these calls answer, besides loopback names: those of a proxy
+    before this listener. Another Host gets 421. On a Unix socket any name is accepted if the list is empty.
+    See [Hosts and browsers](#hosts-and-browsers)."""
     tls: ListenTls
 
     @property
@@ -158,28 +169,32 @@ class Admin(Section):
 
 
 class Ops(Section):
-    """What the platform talks to: /health/live, /health/ready and /metrics, nothing else."""
+    """The listener for the platform: `/health/live`, `/health/ready` and `/metrics`, nothing else."""
 
     listen: ListenAddress = Listen("127.0.0.1", 9902)
-    """readiness and metrics"""
+    """The address for probes and Prometheus. Open it to other hosts if they connect from outside the pod."""
     tls: ListenTls
 
 
 class Upstream(Section):
-    """The backend that executes recovery actions. Everything that is not gated goes there untouched."""
+    """The backend that executes recovery actions. Requests that are not gated pass to it untouched."""
 
-    url: UpstreamUrl
-    """the backend: `http://host:port`, `https://host:port`, or `unix:/path` for HTTP over a Unix socket. The
-    one key that must be set"""
+    url: UpstreamUrl = Field(examples=["http://127.0.0.1:9000"])
+    """The backend: `http://host:port`, `https://host:port`, or `unix:/path` for HTTP over a Unix socket,
+    without path and credentials. This is the only key that must be set."""
     connect_timeout_seconds: Seconds = 2.0
-    """to establish a connection; nothing was sent yet, so the attempt returns"""
-    response_timeout_seconds: Seconds = 30.0
-    """until a gated answer is complete, or a pass-through one has begun"""
+    """Seconds to establish a connection. Nothing was sent before, so a failure gives the attempt back."""
+    response_timeout_seconds: Annotated[Seconds, LIVE] = 30.0
+    """Seconds until a gated answer is complete, or a pass-through answer has begun. A gated execution that
+    takes longer is `unknown` until it is reconciled. Set it above your slowest action, or give that action
+    its own `timeout_seconds` in the policies."""
     reuse_idle_seconds: Grace = 1.0
-    """how long an idle connection may be used again; keep it below the backend's own keep-alive"""
+    """Seconds for which an idle connection may be used again. Keep it below the keep-alive time of the
+    backend, because a request can otherwise meet a connection that is closing. 0 opens a new connection for
+    each request."""
     max_connections: Count = 512
-    """connections to the backend; pass-through may hold three quarters of them, the rest are kept for the
-    gate"""
+    """Connections to the backend. Pass-through requests may hold three quarters of them, so that endless
+    streams and WebSockets leave room for gated requests. Raise it for many slow streams."""
     tls: UpstreamTls
 
     @property
@@ -197,20 +212,21 @@ class Upstream(Section):
 
     @model_validator(mode="after")
     def _tls_where_it_is_spoken(self) -> Upstream:
-        idle = [name for name in UpstreamTls.model_fields if getattr(self.tls, name) is not None]
-        if idle and not self.url.startswith("https:"):
-            message = "does nothing without https; write url: https://host:port, or remove this key"
-            raise Below([(("tls", name), message) for name in idle])
+        plain = not self.url.startswith("https:")
+        message = "has no effect without https; write url: https://host:port, or remove this key"
+        refuse(*((plain and value, ("tls", name), message) for name, value in self.tls))
         return self
 
 
 class Store(Section):
-    """Where scopes, attempts and the decision log are kept. Without it nothing gated goes through."""
+    """The database for scopes, attempts and the decision log. Gated requests are refused without it."""
 
-    url: StoreUrl = Field("sqlite:///var/scopegate.db", validate_default=True)
-    """three slashes: relative to the file, four: absolute. One sidecar a file. `memory://` is for tests"""
+    url: Annotated[StoreUrl, SECRET] = Field("sqlite:///var/scopegate.db", validate_default=True)
+    """`sqlite:///file` relative to the configuration file, or `sqlite:////file` absolute. One sidecar per
+    file, on a local disk that survives restarts. `memory://` is for tests; `scopegate run` refuses it."""
     deadline_seconds: Seconds = 2.0
-    """for a decision to be on disk; past it 503, and nothing is forwarded"""
+    """Seconds for a decision to become durable. A request that waits longer is refused with 503, and nothing
+    is forwarded."""
 
     @property
     def file(self) -> Path | None:
@@ -219,32 +235,38 @@ class Store(Section):
 
 
 class Clock(Section):
-    """When a wall clock is believed that was set while the sidecar ran."""
+    """How the sidecar treats a wall clock that is set while it runs."""
 
     settle_seconds: Seconds = SETTLE_SECONDS
-    """how long a wall clock that jumped ahead by more than a minute must be stable before it is believed;
-    until then 503"""
+    """Seconds for which a wall clock that jumped ahead by more than a minute must run steadily before
+    decisions use it. Until then gated requests are refused with 503, unless `scopegate store accept-clock`
+    accepts the time at once. At the start any time is accepted that is not before the last record of the
+    log."""
 
 
 class Route(Section):
-    """One path that is gated, and where its facts stand."""
+    """One gated path, and where its facts stand. A place is a JSON pointer into the body (`/scope_id`),
+    `path:name` for a `{name}` of the path, `query:name`, or `header:Name`."""
 
     path: Pattern
-    """`**/x`: any path that ends in `/x`; anything else: exactly that path; `{name}`: one segment"""
+    """`**/x` matches every path that ends in `/x`. Any other path matches only itself. `{name}` stands for
+    one segment."""
     mode: Literal["enforce", "shadow"] = "enforce"
-    """`shadow` refuses nothing and records what it would refuse; see Policies"""
+    """`enforce` refuses requests without a valid scope. `shadow` forwards them and records what would have
+    been refused; it protects nothing. See [Shadow routes](../../policies/README.md#shadow-routes)."""
     scope_id: Place = DEFAULT_SOURCES.scope_id
-    """the place of the scope that is spent"""
+    """The place of the scope that the request spends."""
     incident_id: Place = DEFAULT_SOURCES.incident_id
-    """the place of the incident; it must be the scope's"""
+    """The place of the incident. It must be the incident of the scope."""
     action: Place = DEFAULT_SOURCES.action
-    """the place of the action"""
+    """The place of the action. It must be one of the actions of the scope and of the catalogue."""
     parameters: BodyPlace = DEFAULT_SOURCES.parameters
-    """the place of the action's parameters, a JSON object in the body"""
+    """The place of the action's parameters, a JSON object in the body."""
     target_agents: Places = DEFAULT_SOURCES.target_agents
-    """one place or several; those that hold a value must agree"""
+    """The place of the target agents, or a list of places. Those places that hold a value must agree."""
     cost: AnswerPlace = DEFAULT_SOURCES.cost
-    """the place of the cost in the backend's answer: a header, or a JSON pointer"""
+    """The place of the cost in US dollars in the backend's answer: a header or a JSON pointer into the
+    body."""
 
     @cached_property
     def sources(self) -> FactSources:
@@ -262,120 +284,129 @@ class Route(Section):
 class Gate(Section):
     """Which requests need a scope, and how they are read."""
 
-    routes: Annotated[tuple[Route, ...], Field(strict=False), BeforeValidator(some)] = Field(
+    routes: Annotated[tuple[Route, ...], LIST, NOT_EMPTY, LIVE] = Field(
         [{"path": "**/recovery/execute"}], validate_default=True, json_schema_extra={"minItems": 1}
     )
-    """what is gated; see Routes"""
-    max_body_bytes: Bytes = 1_048_576
-    """of a gated request; past it 413"""
-    max_answer_bytes: Bytes = 1_048_576
-    """of a gated answer held back until it is settled; a longer one streams"""
+    """The gated paths, at least one. A request is gated if any reading of its path matches one of them. See
+    [Routes](#routes)."""
+    max_body_bytes: Annotated[Bytes, LIVE] = 1_048_576
+    """Bytes of a gated request body, which is held in memory. A longer body gets 413."""
+    max_answer_bytes: Annotated[Bytes, LIVE] = 1_048_576
+    """Bytes of a gated answer that are held back until the execution is settled. A longer answer is streamed,
+    and its cost can only come from a header."""
     head_timeout_seconds: Seconds = 10.0
-    """for a request head to arrive, on any path; past it the connection is closed"""
-    body_timeout_seconds: Seconds = 10.0
-    """for a gated body to arrive; past it 408"""
-    max_in_flight: Count = 1024
-    """gated requests at once, from the first byte of the body on; past it 503 `overloaded`"""
-    annotate_response: bool = False
-    """`true` adds scope_id, attempt_number, scope_status, attempts_remaining, cost_used_usd, executed_at to
-    JSON answers that lack them"""
-    tenant_header: HeaderName = None
-    """the header that names the tenant; only where a proxy in front controls it. `null`: all is tenant
-    `default`"""
-    scope_required_from: Risk = RiskClass.LOW
-    """the lowest risk that needs a scope: `low` (everything), `medium`, `high` or `critical`; see Policies"""
+    """Seconds for a request head to arrive, on any path, after which the connection is closed. This bounds
+    what slow or idle clients can hold open."""
+    body_timeout_seconds: Annotated[Seconds, LIVE] = 10.0
+    """Seconds for a gated body to arrive. A slower body gets 408."""
+    max_in_flight: Annotated[Count, LIVE] = 1024
+    """Gated requests at once, from the first byte of the body. One more gets 503 `overloaded`. Lower it to
+    protect a small backend."""
+    annotate_response: Annotated[bool, LIVE] = False
+    """`true` adds scope_id, attempt_number, scope_status, attempts_remaining, cost_used_usd and executed_at
+    to JSON answers that lack them, for clients that do not read the `Scopegate-` headers. `false` leaves the
+    body unchanged."""
+    tenant_header: Annotated[HeaderName, LIVE] = None
+    """The header that names the tenant. Set it only if a proxy before the sidecar controls this header.
+    `null`: every request belongs to the tenant `default`."""
+    scope_required_from: Annotated[Risk, LIVE] = RiskClass.LOW
+    """The lowest risk that needs a scope: `low` (every action), `medium`, `high` or `critical`. Actions of
+    lower risk are executed without a scope and recorded, and each start logs a warning. See [Risk
+    threshold](../../policies/README.md#risk-threshold)."""
 
     @model_validator(mode="after")
     def _each_path_once(self) -> Gate:
         paths = [(route.path.anywhere, route.path.folded) for route in self.routes]
         message = "is the path of a route above, too; keep one of them"
-        again = [index for index, path in enumerate(paths) if path in paths[:index]]
-        if again:
-            raise Below([(("routes", index, "path"), message) for index in again])
+        refuse(
+            *((path in paths[:index], ("routes", index, "path"), message) for index, path in enumerate(paths))
+        )
         return self
 
 
 class ScopeDefaults(Section):
-    """What a scope gets where the request for it does not say. Never above the limits."""
+    """The terms of a scope if the request does not name them. They must not exceed the limits."""
 
-    max_attempts: Count = 1
-    """what a scope gets where the request does not say"""
-    ttl_seconds: Lifetime = 300
-    """what a scope gets where the request does not say"""
+    max_attempts: Annotated[Count, LIVE] = 1
+    """Executions that a scope admits if the request does not say."""
+    ttl_seconds: Annotated[Lifetime, LIVE] = 300
+    """Seconds from issue to expiry if the request does not say."""
     # The value is in micro-dollars; the file gives dollars.
-    max_cost: Dollars = Field(500_000, alias="max_cost_usd")
-    """what a scope gets where the request does not say; at most six digits after the point"""
+    max_cost: Annotated[Dollars, LIVE] = Field(500_000, alias="max_cost_usd")
+    """US dollars that all executions of a scope may cost together if the request does not say, with at most
+    six digits after the point. With 0, only actions without a hold are admitted."""
 
 
 class ScopeLimits(Section):
-    """The most that a request over HTTP may ask for."""
+    """The most that a request over HTTP may ask for. Policies can only narrow this."""
 
-    max_attempts: Count = 10
-    """the most that may be asked for over HTTP; past it 422"""
-    ttl_seconds: Lifetime = 3600
-    """the most that may be asked for over HTTP; past it 422"""
-    max_cost: Dollars = Field(100_000_000, alias="max_cost_usd")
-    """the most that may be asked for over HTTP; past it 422"""
+    max_attempts: Annotated[Count, LIVE] = 10
+    """The most executions that a request over HTTP may ask for; a request for more gets 422. Each one is
+    another chance to make an outage worse."""
+    ttl_seconds: Annotated[Lifetime, LIVE] = 3600
+    """The longest time that a request over HTTP may ask for, in seconds; a request for more gets 422. A scope
+    that outlives its incident is a standing permission."""
+    max_cost: Annotated[Dollars, LIVE] = Field(100_000_000, alias="max_cost_usd")
+    """The most US dollars that a request over HTTP may ask for; a request for more gets 422."""
 
 
 class Scopes(Section):
-    """What an execution scope may grant."""
+    """The terms of execution scopes."""
 
     serve_on: Literal["data", "admin"] = "data"
-    """the listener that issues, lists and revokes scopes: `data` or `admin`"""
+    """The listener that issues, lists and revokes scopes: `data` or `admin`. `admin` keeps issuing away from
+    clients."""
     defaults: ScopeDefaults
     limits: ScopeLimits
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> Scopes:
-        over: list[tuple[KeyPath, str]] = []
+        cases: list[tuple[object, KeyPath, str]] = []
         for name, field in ScopeDefaults.model_fields.items():
             key = field.alias or name
-            if getattr(self.defaults, name) <= getattr(self.limits, name):
-                continue
+            over = getattr(self.defaults, name) > getattr(self.limits, name)
+            above = f"is above scopes.limits.{key}; lower it, or raise the limit"
+            below = f"is below scopes.defaults.{key}; lower that one, too"
             # Name the key that was given explicitly, because only such a key has a place.
-            if name in self.defaults.model_fields_set:
-                over.append(
-                    (("defaults", key), f"is above scopes.limits.{key}; lower it, or raise the limit")
-                )
-            else:
-                over.append((("limits", key), f"is below scopes.defaults.{key}; lower that one, too"))
-        if over:
-            raise Below(over)
+            given = name in self.defaults.model_fields_set
+            cases.append((over, ("defaults", key), above) if given else (over, ("limits", key), below))
+        refuse(*cases)
         return self
 
 
 class Log(Section):
-    """The decision log: signing it, and keeping things out of it."""
+    """The decision log, which is always hash-linked. These keys sign it, and keep values out of it."""
 
     signing_key_file: SigningKeyFile = None
-    """the Ed25519 key that signs checkpoints, mode 0600 (0440 where root owns it); `scopegate log keygen`
-    makes one. See The decision log"""
+    """The Ed25519 key that signs checkpoints, made by `scopegate log keygen FILE`. Its mode is 0600, or 0440
+    if root owns it, as in a mounted Secret. It requires `checkpoint_file`. `null`: no checkpoints, so records
+    that are cut off the end of the log are not noticed. See [The decision log](log.md)."""
     checkpoint_file: File = None
-    """where signed checkpoints go, best on another disk than the store; together with the key or not at
-    all"""
-    mask: Annotated[tuple[MaskPointer, ...], Field(strict=False)] = ()
-    """what is masked before a record is written: JSON pointers below `/decision_inputs` or `/details`, or
-    `/decision_reason`"""
+    """The file to which signed checkpoints are appended. Keep it on another disk than the store, or copy it
+    away. It requires `signing_key_file`."""
+    mask: Annotated[tuple[MaskPointer, ...], LIST] = ()
+    """JSON pointers whose values are masked before a record is written, for example
+    `/decision_inputs/parameters/customer`: below `/decision_inputs` and `/details`, and `/decision_reason`.
+    Masked values cannot be restored."""
     mask_key_file: MaskKeyFile = None
-    """16 bytes or more, mode as before: then equal values get equal masks"""
+    """A key of 16 bytes or more, as `openssl rand -hex 32` prints one, with a mode as above. Equal values
+    then get equal masks. `null`: all masks are the same."""
 
     @model_validator(mode="after")
     def _what_belongs_together(self) -> Log:
-        wrong: list[tuple[KeyPath, str]] = []
-        if self.checkpoint_file is None and self.signing_key_file is not None:
-            wrong.append((("signing_key_file",), "signs nothing without log.checkpoint_file; give both"))
-        if self.checkpoint_file is not None and self.signing_key_file is None:
-            wrong.append((("checkpoint_file",), "stays empty without log.signing_key_file; give both"))
-        if self.checkpoint_file is not None and self.checkpoint_file in (
-            self.signing_key_file,
-            self.mask_key_file,
-        ):
-            wrong.append((("checkpoint_file",), "names a file that holds a key; name another one"))
-        if self.mask_key_file is not None and not self.mask:
-            wrong.append((("mask_key_file",), "does nothing without log.mask; say there what is masked"))
-        if wrong:
-            raise Below(wrong)
+        key, file = self.signing_key_file, self.checkpoint_file
+        keys = (key, self.mask_key_file)
+        without = "has no effect without log.{}; set both"
+        refuse(
+            (key and not file, ("signing_key_file",), without.format("checkpoint_file")),
+            (file and not key, ("checkpoint_file",), without.format("signing_key_file")),
+            (file and file in keys, ("checkpoint_file",), "is the file of a key, too; name another one"),
+            (
+                self.mask_key_file and not self.mask,
+                ("mask_key_file",),
+                "has no effect without log.mask; set what is masked there",
+            ),
+        )
         return self
 
     def masking(self) -> Mask | None:
@@ -387,30 +418,32 @@ class Log(Section):
 
 
 class Telemetry(Section):
-    """What is told of each request, beside the records."""
+    """Logs and traces of requests, beside the decision records. Metrics are always on the ops listener."""
 
-    access_log: Literal["all", "gated", "none"] = "all"
-    """a log line for each request on the data listener: `all`, `gated` or `none`"""
-    otlp_endpoint: CollectorUrl = None
-    """where spans are sent by OTLP over HTTP; needs the `[otel]` extra"""
+    access_log: Annotated[Literal["all", "gated", "none"], LIVE] = "all"
+    """The log lines for requests on the data listener: `all`, `gated` (without pass-through) or `none`."""
+    otlp_endpoint: Annotated[CollectorUrl, SECRET] = None
+    """The collector for spans by OTLP over HTTP, for example `http://127.0.0.1:4318/v1/traces`. It needs the
+    `[otel]` extra; the `OTEL_` variables configure the rest. `null`: no spans."""
 
 
 class Care(Section):
-    """The routing optimizer's decisions."""
+    """The decisions of the routing optimizer, which come through the library and the admin listener."""
 
-    min_confidence: Fraction = 0.5
-    """below this confidence a routing optimization is not recorded as a decision"""
+    min_confidence: Annotated[Fraction, LIVE] = 0.5
+    """An optimization with a lower confidence (0 to 1) is not recorded as a decision."""
 
 
 class Shutdown(Section):
-    """What happens on SIGTERM."""
+    """How the sidecar stops after SIGTERM."""
 
-    drain_seconds: Grace = 25.0
-    """for requests in flight to end after SIGTERM; keep it below the platform's grace period"""
+    drain_seconds: Annotated[Grace, LIVE] = 25.0
+    """Seconds for requests in flight to end. The rest are settled as `unknown`. Keep it below the grace
+    period of the platform (30 seconds in Kubernetes)."""
 
 
 class Settings(Section):
-    """Everything that can be configured. Made by `load` and `default`, which put in every section."""
+    """All keys of the configuration. `load` and `default` make it, and put in every section."""
 
     data: Data
     admin: Admin
@@ -424,14 +457,15 @@ class Settings(Section):
     telemetry: Telemetry
     care: Care
     shutdown: Shutdown
-    policies: Folder = Field("../policies/", validate_default=True)
-    """the folder of policy files; without a valid set in it nothing starts"""
+    policies: Annotated[Folder, LIVE] = Field("../policies/", validate_default=True)
+    """The folder of policy files, relative to the configuration file. The sidecar does not start without a
+    valid set in it. See [Policies](../../policies/README.md)."""
 
     @model_validator(mode="after")
     def _each_address_once(self) -> Settings:
         """Two listeners cannot share an address, and an upstream that is the sidecar itself never ends."""
         taken: dict[Address, str] = {}
-        twice: list[tuple[KeyPath, str]] = []
+        twice: list[tuple[object, KeyPath, str]] = []
         addresses: tuple[tuple[str, str, Section, Address], ...] = (
             ("data", "listen", self.data, self.data.listen),
             ("admin", "listen", self.admin, self.admin.listen),
@@ -441,15 +475,19 @@ class Settings(Section):
         # Of two equal addresses, name the one given explicitly, because only such a key has a place.
         for name, key, _, address in sorted(addresses, key=lambda one: one[1] in one[2].model_fields_set):
             if address in taken:
-                twice.append(((name, key), f"is the address of {taken[address]}, too; use another one"))
+                twice.append((True, (name, key), f"is the address of {taken[address]}, too; use another one"))
             elif address.is_certain():
                 taken[address] = f"{name}.{key}"
-        if twice:
-            raise Below(twice)
+        refuse(*twice)
         return self
 
     @model_validator(mode="after")
     def _checkpoints_beside_the_store(self) -> Settings:
-        if self.log.checkpoint_file is not None and self.log.checkpoint_file == self.store.file:
-            raise Below([(("log", "checkpoint_file"), "is the file of store.url, too; name another one")])
+        file = self.log.checkpoint_file
+        message = "is the file of store.url, too; name another one"
+        refuse((file and file == self.store.file, ("log", "checkpoint_file"), message))
         return self
+
+
+# Every key that holds a value, by its dotted name.
+KEYS: Mapping[str, Key] = {key.name: key for key in keys(Settings) if not key.section}

@@ -1,7 +1,7 @@
-"""What one configuration value may be. A value that cannot work is refused here, before anything starts.
+"""The kinds of values in configuration and policies, one row each: check, schema, and text in the file.
 
-Each check raises ValueError with one sentence that says what is wanted. The sentence never repeats the value,
-which may be a secret. What a later release brings is refused as such, never as a typing error.
+A check raises ValueError with one sentence that says what is wanted. The sentence never repeats the value,
+which may be a secret. A value that cannot work is refused here, before anything starts.
 """
 
 from __future__ import annotations
@@ -10,52 +10,113 @@ import importlib.util
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    WrapValidator,
+)
 
 from sidecar.core import masking
-from sidecar.core.facts import Source
-from sidecar.core.host import Host
+from sidecar.core.facts import MAX_ID_CHARS, Source, is_identifier
+from sidecar.core.host import BRACKETED, NAME, Host
 from sidecar.core.money import is_whole_micros, to_dollars, to_micros
 from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
-from sidecar.errors import KeyFileUnusable
 from sidecar.files import keyfiles, signing
-from sidecar.settings import schema as schema
+from sidecar.files.keyfiles import KeyFileUnusable
 from sidecar.settings.addresses import Address, Listen, SocketFile, endpoint
-
-LATER = "not yet known, it comes with a later release"
+from sidecar.settings.faults import choices, kind, one_of
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
 # The longest socket name that every kernel accepts: 107 bytes on Linux, 103 on macOS.
 MAX_SOCKET_NAME_BYTES = 103
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+MAX_SECONDS = 86_400
+MAX_LIFETIME_SECONDS = 366 * MAX_SECONDS
+MAX_COUNT = 1_000_000
+MAX_DOLLARS = 1_000_000_000
+IDENTIFIER = f"1 to {MAX_ID_CHARS} printable characters"
 
 
-def kind(value: object) -> str:
-    """What a value is, for "expects ..., found ..."."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true or false"
-    kinds = {
-        int: "a number",
-        float: "a decimal number",
-        str: "text",
-        dict: "a map",
-        list: "a list",
-        tuple: "a list",
-    }
-    return kinds.get(type(value), "something else")
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """One kind of value, as metadata of a type: its check, its JSON Schema, and how a file writes it."""
+
+    # By this attribute pydantic knows that the items stand for the object.
+    __is_annotated_types_grouped_metadata__: ClassVar[Literal[True]] = True
+
+    check: Callable[[object], object] | Callable[[object, ValidationInfo], object]
+    schema: dict[str, Any]
+    written: Callable[[Any], object] | None = None
+    is_optional: bool = False
+
+    def optional(self) -> Kind:
+        """The same kind, or null."""
+        schema = {**self.schema, "type": [self.schema["type"], "null"]}
+        return replace(self, schema=schema, is_optional=True)
+
+    def __iter__(self) -> Iterator[object]:
+        yield PlainValidator(self.check)
+        if self.is_optional:
+            yield WrapValidator(_unless_null)
+        if self.written is not None:
+            yield PlainSerializer(self.written)
+        yield WithJsonSchema(self.schema)
 
 
-def text_of(value: object) -> str:
+def _unless_null(value: object, check: Callable[[object], object]) -> object:
+    return None if value is None else check(value)
+
+
+def _not_empty(value: object) -> object:
+    """Refuse null and the empty list. Other values are checked by the type."""
+    if value is None or value == []:
+        raise ValueError("is empty; add a value, or remove the key")
+    return value
+
+
+def _as_list(value: object) -> object:
+    """A single value counts as a list of it."""
+    return value if isinstance(value, list) else [value]
+
+
+NOT_EMPTY = BeforeValidator(_not_empty)
+ONE_OR_MORE = BeforeValidator(_as_list)
+# Pydantic takes lists for tuples.
+LIST = Field(strict=False)
+
+
+# Text ---------------------------------------------------------------------------------------------------
+
+_HEADER = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_HOST = r"(\[[^\[\]]+\]|[A-Za-z0-9._-]+)"
+_PORT = r":[0-9]{1,5}"
+_LOOPBACK = r"(\[[^\[\]]+\]|localhost|127\.[0-9.]+)"
+_SOCKET = r"[Uu][Nn][Ii][Xx]:.*[^/]"
+_HTTP = r"[Hh][Tt][Tt][Pp][Ss]?://"
+_POINTER = r"(/([^/~]|~[01])+)+"
+_PLACES = (_POINTER, "(path|query):[^ ]+", f"header:{_HEADER}")
+_ROUTE = r"""(\*\*)?(/[!"$&-)+-.0-:<->@-\[\]-~]+)+"""
+
+
+def _shaped(*patterns: str) -> dict[str, Any]:
+    """The schema of text in one of some shapes; without patterns, of any text that is not empty."""
+    pattern = {"pattern": f"^({'|'.join(patterns)})$"} if patterns else {"minLength": 1}
+    return {"type": "string", **pattern}
+
+
+def text(value: object) -> str:
     """Text on one line, not empty."""
     if not isinstance(value, str):
         raise ValueError(f"expects text, found {kind(value)}; write it in quotes")
@@ -64,54 +125,11 @@ def text_of(value: object) -> str:
     return value
 
 
-def micros_of(value: object) -> int:
-    """Dollars, exactly, as micro-dollars: a bound is never rounded."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"expects an amount of dollars, found {kind(value)}")
-    micros = to_micros(value)
-    if not is_whole_micros(Decimal(repr(value))):
-        raise ValueError("has a fraction of a micro-dollar; use at most six digits after the point")
-    return micros
-
-
-_WANTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-    "model_type": "keys below it",
-}
-_BOUNDS = {
-    "greater_than": ("must be above", "gt"),
-    "greater_than_equal": ("must be at least", "ge"),
-    "less_than_equal": ("must be at most", "le"),
-}
-
-
-def sentence(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in our words: what is wanted, and what was found."""
-    name, context = error["type"], error.get("ctx", {})
-    if name == "value_error":
-        return str(context["error"])
-    if name == "missing":
-        example = ", for example http://127.0.0.1:9000" if error["loc"] == ("upstream", "url") else ""
-        return f"is required; add it{example}"
-    if name in _WANTED:
-        return f"expects {_WANTED[name]}, found {kind(error['input'])}"
-    if name in _BOUNDS:
-        words, bound = _BOUNDS[name]
-        return f"{words} {context[bound]:.12g}"
-    if name == "literal_error":
-        return f"expects {context['expected']}".replace("'", "")
-    return "has a value that cannot be used here; compare the shipped config/scopegate.yaml"
-
-
-def some(value: object) -> object:
-    """A list with something in it; what is no list is somebody else's to refuse."""
-    if isinstance(value, list) and not value:
-        raise ValueError("is empty, so nothing would be gated; add one, or remove the key for the default")
+def _identifier(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expects text, found {kind(value)}; write it in quotes")
+    if not is_identifier(value):
+        raise ValueError(f"expects {IDENTIFIER}")
     return value
 
 
@@ -120,22 +138,22 @@ def _address(value: object, info: ValidationInfo) -> Address:
         return value
     if isinstance(value, int | list):
         raise ValueError(f'expects host:port, for example "127.0.0.1:8000", found {kind(value)}')
-    text = text_of(value)
-    return _socket_file(text, info) if text.startswith("unix:") else Listen.parse(text)
+    given = text(value)
+    return _socket_file(given, info) if given.startswith("unix:") else Listen.parse(given)
 
 
-def _socket_file(text: str, info: ValidationInfo) -> SocketFile:
+def _socket_file(url: str, info: ValidationInfo) -> SocketFile:
     """`unix:/absolute`, `unix:///absolute`, or `unix:relative` to the configuration's folder."""
-    name = text.removeprefix("unix:")
+    name = url.removeprefix("unix:")
     if name.startswith("//"):
         name = name[2:]
         if not name.startswith("/"):
             raise ValueError("expects unix:/path; a socket's URL has no host")
     if not name or name.endswith("/"):
-        raise ValueError("expects unix:/path, the name of a socket")
+        raise ValueError("expects unix:/path, the path of a socket")
     path = _beside(name, info)
     if len(os.fsencode(path)) > MAX_SOCKET_NAME_BYTES:
-        raise ValueError(f"names a socket by more than {MAX_SOCKET_NAME_BYTES} bytes; use a shorter path")
+        raise ValueError(f"is a socket path of more than {MAX_SOCKET_NAME_BYTES} bytes; use a shorter one")
     return SocketFile(path)
 
 
@@ -143,244 +161,265 @@ def _own_address(value: object, info: ValidationInfo) -> Address:
     address = _address(value, info)
     if not address.is_loopback():
         raise ValueError(
-            "must be a loopback address while it asks for no authentication; write 127.0.0.1:9901"
+            "must be a loopback address, because these calls require no authentication; write 127.0.0.1:9901"
         )
     return address
 
 
 def _upstream_url(value: object, info: ValidationInfo) -> str:
-    text = text_of(value)
-    scheme, _, rest = text.partition(":")
+    given = text(value)
+    scheme, _, rest = given.partition(":")
     scheme = scheme.lower()
     if scheme == "unix":
         return str(_socket_file(f"unix:{rest}", info))
     if scheme not in _DEFAULT_PORTS or not rest.startswith("//"):
         raise ValueError("expects http://host:port, https://host:port or unix:/path")
     if "@" in rest:
-        raise ValueError("holds a user or a password; remove them, requests go up as the client sent them")
+        raise ValueError("contains a user or a password; remove them, requests are forwarded unchanged")
     authority, _, path = rest[2:].partition("/")
     if path or "?" in rest or "#" in rest:
-        raise ValueError("has a path or a query; remove it, targets go up as the client sent them")
+        raise ValueError("has a path or a query; remove it, targets are forwarded unchanged")
     host, port = endpoint(authority)
     if port == 0:
         raise ValueError("names port 0; write the port on which the backend listens")
     return f"{scheme}://{Listen(host, _DEFAULT_PORTS[scheme] if port is None else port)}"
 
 
-def _collector_url(value: object) -> str | None:
-    if value is None:
-        return None
-    text = text_of(value)
-    parts = urlsplit(text)
+def _collector_url(value: object) -> str:
+    given = text(value)
+    parts = urlsplit(given)
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise ValueError("expects the URL of a collector, for example http://127.0.0.1:4318/v1/traces")
     if "@" in parts.netloc:
-        raise ValueError("holds a user or a password; give them in OTEL_EXPORTER_OTLP_HEADERS")
-    if not all(map(_installed, _OTEL)):
+        raise ValueError("contains a user or a password; set them in OTEL_EXPORTER_OTLP_HEADERS")
+    if not all(map(_is_installed, _OTEL)):
         raise ValueError("needs the [otel] extra: pip install 'scopegate[otel]'")
-    return text
+    return given
 
 
-def _installed(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
-def _host_name(value: object) -> str | None:
-    if value is None:
-        return None
-    host, port = endpoint(text_of(value))
+def _host_name(value: object) -> str:
+    host, port = endpoint(text(value))
     if port is not None:
         raise ValueError("expects a name without a port")
     return host
 
 
 def _allowed_host(value: object) -> str:
-    host = Host.parse(text_of(value))
+    host = Host.parse(text(value))
     if host is None:
-        raise ValueError("expects a name as it stands in Host, such as gate.example or [2001:db8::1]")
+        raise ValueError("expects a host name as in the Host header, such as gate.example or [2001:db8::1]")
     if host.port is not None:
-        raise ValueError("names a port; leave it out, names are compared without one")
+        raise ValueError("contains a port; remove it, names are compared without one")
     return host.bare
 
 
 def _store_url(value: object, info: ValidationInfo) -> str:
-    text = text_of(value)
-    if text == "memory://":
-        return text
-    if re.match(r"postgres(ql)?(\+\w+)?:", text, re.IGNORECASE):
-        raise ValueError(f"postgresql is {LATER}; write sqlite:///file")
-    name = text.removeprefix("sqlite:///")
-    if name == text or not name or name[-1] == "/" or name == ":memory:" or "?" in name or "#" in name:
+    given = text(value)
+    if given == "memory://":
+        return given
+    if re.match(r"postgres(ql)?(\+\w+)?:", given, re.IGNORECASE):
+        raise ValueError("postgresql is not supported yet; write sqlite:///file")
+    name = given.removeprefix("sqlite:///")
+    if name == given or not name or name[-1] == "/" or name == ":memory:" or "?" in name or "#" in name:
         raise ValueError(
             "expects sqlite:///file (relative to this file), sqlite:////absolute/file or memory://"
         )
     return f"sqlite:///{_beside(name, info)}"
 
 
-def _folder(value: object, info: ValidationInfo) -> Path:
-    return _beside(str(value) if isinstance(value, Path) else text_of(value), info)
-
-
-def _beside(name: str, info: ValidationInfo) -> Path:
-    """A name that is relative to the configuration file's folder; `..` is taken as it reads."""
-    return Path(os.path.normpath(Path(info.context["folder"] if info.context else ".", name)))
-
-
-def _file(value: object, info: ValidationInfo) -> Path | None:
-    """A file that need not be there yet."""
-    if value is None:
-        return None
-    path = _folder(value, info)
-    try:
-        if stat.S_ISDIR(os.stat(path).st_mode):
-            raise ValueError("names a folder; name a file in it")
-    except PermissionError as exc:
-        # A command that only reads the log needs no access to the files that the sidecar writes beside it.
-        if (info.context or {}).get("read_keys", True):
-            raise ValueError("stands in a folder that is closed; let the sidecar enter that folder") from exc
-    except OSError:
-        pass
-    return path
-
-
-def key_file(read: Callable[[Path], object], advice: str) -> PlainValidator:
-    """A file in which `read` finds a key, unless the context says that keys are not read."""
-
-    def check(value: object, info: ValidationInfo) -> Path | None:
-        path = None if value is None else _folder(value, info)
-        if path is not None and (info.context or {}).get("read_keys", True):
-            try:
-                read(path)
-            except KeyFileUnusable as exc:
-                raise ValueError(f"{exc}; {advice}") from exc
-        return path
-
-    return PlainValidator(check)
+def _header_name(value: object) -> str:
+    given = text(value)
+    if not re.fullmatch(_HEADER, given):
+        raise ValueError("expects the name of a header, for example X-Tenant, or null")
+    return given
 
 
 def _mask_pointer(value: object) -> str:
-    text = text_of(value)
-    masking.pointer(text)
-    return text
-
-
-def _header_name(value: object) -> str | None:
-    if value is None:
-        return None
-    if not _HEADER_NAME.fullmatch(text_of(value)):
-        raise ValueError("expects the name of a header, for example X-Tenant, or null")
-    return str(value)
+    given = text(value)
+    masking.pointer(given)
+    return given
 
 
 def _risk(value: object) -> RiskClass:
     try:
         return RiskClass(value)
     except ValueError:
-        *names, last = (risk.value for risk in RiskClass)
-        raise ValueError(f"expects {', '.join(names)} or {last}") from None
+        raise ValueError(one_of(RISKS, value)) from None
 
 
-def _pattern(value: object) -> RoutePattern:
-    return RoutePattern.parse(text_of(value))
+RISKS = choices(RiskClass)
+Text = Annotated[str, Kind(text, _shaped())]
+Identifier = Annotated[str, Kind(_identifier, _shaped())]
+Identifiers = Annotated[tuple[Identifier, ...], LIST, ONE_OR_MORE]
+ListenAddress = Annotated[Address, Kind(_address, _shaped(_HOST + _PORT, "unix:.*[^/]"), str)]
+OwnAddress = Annotated[Address, Kind(_own_address, _shaped(_LOOPBACK + _PORT, "unix:.*[^/]"), str)]
+UpstreamUrl = Annotated[str, Kind(_upstream_url, _shaped(f"{_HTTP}{_HOST}({_PORT})?/?", _SOCKET))]
+CollectorUrl = Annotated[str | None, Kind(_collector_url, _shaped(_HTTP + r"[^/?#@]+([/?#].*)?")).optional()]
+HostName = Annotated[str | None, Kind(_host_name, _shaped(_HOST)).optional()]
+AllowedHost = Annotated[str, Kind(_allowed_host, _shaped(NAME, BRACKETED))]
+StoreUrl = Annotated[str, Kind(_store_url, _shaped("memory://", r"sqlite:///[^?#]*[^?#/]"))]
+HeaderName = Annotated[str | None, Kind(_header_name, _shaped(_HEADER)).optional()]
+MaskPointer = Annotated[
+    str, Kind(_mask_pointer, _shaped(r"/(decision_inputs|details)/.+", "/decision_reason"))
+]
+Risk = Annotated[RiskClass, Kind(_risk, {"enum": list(RISKS)}, lambda risk: risk.value)]
 
 
-def _source(value: object, info: ValidationInfo) -> Source:
-    source = Source.parse(text_of(value))
-    if source.kind == "header" and not _HEADER_NAME.fullmatch(source.name):
-        raise ValueError("names a header that cannot exist; write header:Name")
-    pattern = info.data.get("path")
-    if source.kind == "path" and pattern is not None and source.name not in pattern.names:
-        raise ValueError("names a place that this route's path does not have; add it there as {name}")
+# Files --------------------------------------------------------------------------------------------------
+
+
+def _folder(value: object, info: ValidationInfo) -> Path:
+    return _beside(str(value) if isinstance(value, Path) else text(value), info)
+
+
+def _beside(name: str, info: ValidationInfo) -> Path:
+    """A name relative to the configuration file's folder. `..` is resolved as text, without links."""
+    return Path(os.path.normpath(Path(info.context["folder"] if info.context else ".", name)))
+
+
+def reads_keys(info: ValidationInfo) -> bool:
+    """Whether the context permits reading key files. Commands that only read the log do not need them."""
+    return bool((info.context or {}).get("read_keys", True))
+
+
+def _file(value: object, info: ValidationInfo) -> Path:
+    """A file that need not exist yet."""
+    path = _folder(value, info)
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            raise ValueError("names a folder; name a file in it")
+    except PermissionError as exc:
+        if reads_keys(info):
+            raise ValueError("is in a folder that the sidecar cannot enter; permit it") from exc
+    except OSError:
+        pass
+    return path
+
+
+def _key_file(read: Callable[[Path], object], advice: str) -> Kind:
+    """A file in which `read` finds a key."""
+
+    def check(value: object, info: ValidationInfo) -> Path:
+        path = _folder(value, info)
+        if reads_keys(info):
+            try:
+                read(path)
+            except KeyFileUnusable as exc:
+                raise ValueError(f"{exc}; {advice}") from exc
+        return path
+
+    return Kind(check, _shaped()).optional()
+
+
+Folder = Annotated[Path, Kind(_folder, _shaped())]
+File = Annotated[Path | None, Kind(_file, _shaped()).optional()]
+SigningKeyFile = Annotated[
+    Path | None, _key_file(signing.load_signing_key, "`scopegate log keygen FILE` makes one")
+]
+MaskKeyFile = Annotated[Path | None, _key_file(keyfiles.mask_key, "`openssl rand -hex 32` prints one")]
+
+
+# Routes and the places of facts -------------------------------------------------------------------------
+
+
+def _route(value: object) -> RoutePattern:
+    return RoutePattern.parse(text(value))
+
+
+def _place(value: object, info: ValidationInfo) -> Source:
+    source = Source.parse(text(value))
+    if source.kind == "header" and not re.fullmatch(_HEADER, source.name):
+        raise ValueError("is not a valid header name; write header:Name")
+    route = info.data.get("path")
+    if source.kind == "path" and route is not None and source.name not in route.names:
+        raise ValueError("names a segment that the route's path does not have; add it there as {name}")
     return source
 
 
-def _sources(value: object, info: ValidationInfo) -> tuple[Source, ...]:
-    texts = value if isinstance(value, list) else [value]
-    if not texts:
-        raise ValueError("needs at least one place; remove the key for the default")
-    return tuple(_source(text, info) for text in texts)
-
-
-def _body_source(value: object, info: ValidationInfo) -> Source:
-    source = _source(value, info)
+def _body_place(value: object, info: ValidationInfo) -> Source:
+    source = _place(value, info)
     if source.kind != "pointer":
         raise ValueError("is a JSON object, which only the body can hold; write a JSON pointer (/member)")
     return source
 
 
-def _answer_source(value: object, info: ValidationInfo) -> Source:
-    source = _source(value, info)
+def _answer_place(value: object, info: ValidationInfo) -> Source:
+    source = _place(value, info)
     if source.kind not in ("pointer", "header"):
         raise ValueError("is read from the answer; write a JSON pointer (/member) or header:Name")
     return source
 
 
-def _texts(places: tuple[Source, ...]) -> list[str]:
-    return [str(place) for place in places]
-
-
-def _risk_text(risk: RiskClass) -> str:
-    return risk.value
-
-
-def _path_text(pattern: RoutePattern) -> str:
-    return pattern.text
-
-
-# A value is serialized as its text in the file.
-AS_TEXT = PlainSerializer(str, return_type=str)
-
-ListenAddress = Annotated[Address, PlainValidator(_address), AS_TEXT, schema.ADDRESS]
-OwnAddress = Annotated[Address, PlainValidator(_own_address), AS_TEXT, schema.OWN_ADDRESS]
-CollectorUrl = Annotated[str | None, PlainValidator(_collector_url), schema.COLLECTOR_URL]
-AllowedHost = Annotated[str, PlainValidator(_allowed_host), schema.ALLOWED_HOST]
-HostName = Annotated[str | None, PlainValidator(_host_name), schema.HOST_NAME]
-UpstreamUrl = Annotated[str, PlainValidator(_upstream_url), schema.UPSTREAM_URL]
-StoreUrl = Annotated[str, PlainValidator(_store_url), schema.STORE_URL]
-Folder = Annotated[Path, PlainValidator(_folder), schema.FOLDER]
-Dollars = Annotated[
-    int, PlainValidator(micros_of), PlainSerializer(to_dollars, return_type=float), schema.DOLLARS
-]
-HeaderName = Annotated[str | None, PlainValidator(_header_name), schema.HEADER_NAME]
-Risk = Annotated[
-    RiskClass,
-    PlainValidator(_risk),
-    PlainSerializer(_risk_text, return_type=str),
-    WithJsonSchema({"enum": [risk.value for risk in RiskClass]}),
-]
-Pattern = Annotated[
-    RoutePattern,
-    PlainValidator(_pattern),
-    PlainSerializer(_path_text, return_type=str),
-    schema.PATTERN,
-]
-Place = Annotated[Source, PlainValidator(_source), AS_TEXT, schema.PLACE]
+_PLACE = _shaped(*_PLACES)
+Pattern = Annotated[RoutePattern, Kind(_route, _shaped(_ROUTE), lambda route: route.text)]
+Place = Annotated[Source, Kind(_place, _PLACE, str)]
 Places = Annotated[
-    tuple[Source, ...],
-    PlainValidator(_sources),
-    PlainSerializer(_texts, return_type=list[str]),
-    schema.PLACES,
+    tuple[Place, ...],
+    LIST,
+    NOT_EMPTY,
+    ONE_OR_MORE,
+    PlainSerializer(lambda places: list(map(str, places))),
+    WithJsonSchema({"anyOf": [_PLACE, {"type": "array", "items": _PLACE, "minItems": 1}]}),
 ]
-BodyPlace = Annotated[Source, PlainValidator(_body_source), AS_TEXT, schema.BODY_PLACE]
-AnswerPlace = Annotated[Source, PlainValidator(_answer_source), AS_TEXT, schema.ANSWER_PLACE]
-File = Annotated[Path | None, PlainValidator(_file), schema.FILE]
-SigningKeyFile = Annotated[
-    Path | None,
-    key_file(signing.load_signing_key, "`scopegate log keygen FILE` makes one"),
-    schema.FILE,
-]
-MaskKeyFile = Annotated[
-    Path | None, key_file(keyfiles.mask_key, "`openssl rand -hex 32` prints one"), schema.FILE
-]
-MaskPointer = Annotated[str, PlainValidator(_mask_pointer), schema.MASK_POINTER]
+BodyPlace = Annotated[Source, Kind(_body_place, _shaped(_POINTER), str)]
+AnswerPlace = Annotated[Source, Kind(_answer_place, _shaped(_POINTER, f"header:{_HEADER}"), str)]
 
-MAX_SECONDS = 86_400
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-Grace = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
-Bytes = Annotated[int, Field(ge=1, le=1 << 30)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Lifetime = Annotated[int, Field(ge=1, le=366 * MAX_SECONDS)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+
+# Numbers ------------------------------------------------------------------------------------------------
+
+
+def whole(low: int, high: int) -> Kind:
+    """Whole numbers between two bounds, both included."""
+
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"expects a whole number, found {kind(value)}")
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low} to {high}")
+        return value
+
+    return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
+
+
+def number(low: float, high: float, *, above: bool = False) -> Kind:
+    """Numbers between two bounds. The lower one is included unless they must lie above it."""
+
+    def check(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"expects a number, found {kind(value)}")
+        # Not a number fails every comparison.
+        if not (low < value if above else low <= value) or not value <= high:
+            raise ValueError(
+                f"must be above {low} and at most {high}" if above else f"must be from {low} to {high}"
+            )
+        return float(value)
+
+    lower = {"exclusiveMinimum" if above else "minimum": low}
+    return Kind(check, {"type": "number", **lower, "maximum": high})
+
+
+def _micros(value: object) -> int:
+    """Dollars as micro-dollars, exactly: a bound is never rounded."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expects an amount of dollars, found {kind(value)}")
+    micros = to_micros(value)
+    if not is_whole_micros(Decimal(repr(value))):
+        raise ValueError("has a fraction of a micro-dollar; use at most six digits after the point")
+    return micros
+
+
+Seconds = Annotated[float, number(0, MAX_SECONDS, above=True)]
+Grace = Annotated[float, number(0, MAX_SECONDS)]
+Fraction = Annotated[float, number(0, 1)]
+Bytes = Annotated[int, whole(1, 1 << 30)]
+Count = Annotated[int, whole(1, MAX_COUNT)]
+Lifetime = Annotated[int, whole(1, MAX_LIFETIME_SECONDS)]
+# Micro-dollars; the file has dollars.
+Dollars = Annotated[int, Kind(_micros, {"type": "number", "minimum": 0, "maximum": MAX_DOLLARS}, to_dollars)]

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from sidecar.core.apply import State
-from sidecar.core.brakes import Tally
+from sidecar.core.apply import Names, State
 from sidecar.core.command import Bind, Switch, Turn
 from sidecar.core.record import Entry
 from sidecar.core.scope import Execution, Scope, ScopeStatus
@@ -19,17 +18,17 @@ Bindings = Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ChainHead:
     """The end of a writer's chain: its name, the last sequence number, hash and time (0 and zeros: empty).
 
-    `unsaid` holds the run bindings that no record names yet; the next record names them.
+    `unlogged` holds the run bindings that no record names yet; the next record names them.
     """
 
     writer: str
     seq: int
     hash: bytes
     time: int
-    unsaid: Bindings = field(default_factory=dict)
+    unlogged: Bindings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +42,13 @@ class LogRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """The rows that a batch needs.
-
-    `scopes` are scope ids. `executions` are admission ids; the scope of each execution is loaded with it.
-    `tallies` maps each tally to a time in microseconds: its admissions after that time are loaded, and those
-    still in flight, but never executions that were not sent. `once` are keys under which a record is kept
-    once. `requests` are request ids; their records without a run are loaded.
-    """
-
-    scopes: Sequence[str] = ()
-    executions: Sequence[str] = ()
-    tallies: Mapping[Tally, int] = field(default_factory=dict)
-    once: Sequence[bytes] = ()
-    switches: Sequence[Switch] = ()
-    requests: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Changes:
     """What one transaction writes.
 
     `issued` are new scopes. `scopes` and `executions` are rows in their new state. `log` are new log rows.
     `kept` pairs each key with the decision that is kept under it. `bound` pairs the sequence number of a
-    record with its run. `said` are the records whose binding the log names from now on. `now` is the time of
-    the whole transaction. `stepped` is the number of microseconds to subtract from the admission time of
+    record with its run. `logged` are the records whose binding the log names from now on. `now` is the time
+    of the whole transaction. `stepped` is the number of microseconds to subtract from the admission time of
     every execution that was admitted after `now`.
     """
 
@@ -79,7 +60,7 @@ class Changes:
     kept: Sequence[tuple[bytes, str]]
     turned: Sequence[Turn]
     bound: Sequence[tuple[int, Bind]]
-    said: Sequence[int] = ()
+    logged: Sequence[int] = ()
     stepped: int = 0
 
 
@@ -145,10 +126,10 @@ class StoreObserver(Protocol):
 class Engine(Protocol):
     """One database, one writer."""
 
-    async def open(self) -> Head:
+    async def open(self) -> ChainHead:
         """Take the database for this process and bring its schema up to date."""
 
-    async def head(self) -> Head:
+    async def head(self) -> ChainHead:
         """Return the end of the chain as the database holds it."""
 
     async def transact(self, names: Names, decide: Callable[[State], Changes], *, durable: bool) -> None:

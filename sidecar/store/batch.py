@@ -17,19 +17,14 @@ that what it admitted is given back.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from types import MappingProxyType
-from typing import Any, TypeGuard
 
 from sidecar.clock import SETTLE_SECONDS, Clock, Moment, Timekeeper
-from sidecar.core.apply import Named, State, apply, names
-from sidecar.core.brakes import Tally, tallies_with
-from sidecar.core.chain import GENESIS, link
+from sidecar.core.apply import Judgment, State, judgment, names
+from sidecar.core.chain import GENESIS
 from sidecar.core.command import (
     AcceptClock,
     Admit,
@@ -40,18 +35,12 @@ from sidecar.core.command import (
     Refuse,
     Reply,
     Settle,
-    Switch,
-    Turn,
 )
-from sidecar.core.record import CausalRole, Entry
-from sidecar.core.rules import SECOND
-from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ClockUnsettled, CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
-from sidecar.files.jsonvalue import dumps
-from sidecar.store.base import Bindings, Changes, Engine, Head, LogRow, Names, StoreObserver
+from sidecar.store.base import ChainHead, Changes, Engine, StoreObserver
+from sidecar.store.changes import Masking, apply_all
 from sidecar.store.rehearsal import rehearsed
-
-logger = logging.getLogger("scopegate.store")
+from sidecar.telemetry.events import LogEvent
 
 # The size of a batch is bounded, because the commands behind it wait for the whole transaction.
 MAX_BATCH = 512
@@ -63,16 +52,10 @@ LOOK_SECONDS = 0.5
 # How long `check` waits for the next rehearsal while the store fails.
 PATIENCE_SECONDS = 0.5
 
-# The most bindings that one record names, because the size of a record must be bounded.
-MAX_BINDINGS = 1_000
-_NO_BINDINGS: Bindings = MappingProxyType({})
-
 # How long closing may take beyond the deadline of the commands that still wait.
 CLOSE_SECONDS = 1.0
 
 LateReply = Callable[[Reply], None]
-# Masks a record, given as `Record.to_dict()`, before it is serialized.
-Masking = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(slots=True, eq=False)
@@ -107,12 +90,12 @@ class Store:
         self._sweep: asyncio.TimerHandle | None = None
         self._wakeup: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._head: Head | None = None
-        self.durable = Head("", 0, GENESIS, 0)
+        self._head: ChainHead | None = None
+        self.durable = ChainHead("", 0, GENESIS, 0)
         self._committing = False
         self._closing = False
         # A batch that failed but may be committed: the head it would leave, and its late replies.
-        self._doubted: tuple[Head, list[tuple[LateReply, Reply]]] | None = None
+        self._doubted: tuple[ChainHead, list[tuple[LateReply, Reply]]] | None = None
         self._rehearsal: asyncio.Future[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         # Why the last durable commit failed, and decisions with it. None: no failure is known.
@@ -137,7 +120,7 @@ class Store:
         if done:
             closing.result()
         else:
-            logger.error("the store hangs and cannot be closed; what it was writing may be lost")
+            LogEvent.STORE_HANGS.log()
         return bool(done)
 
     async def _close(self) -> None:
@@ -306,14 +289,12 @@ class Store:
             replies = await self._transact(batch, moment, durable=durable)
         except StoreUnavailable as exc:
             self.last_error = str(exc)
-            logger.error(
-                "a batch could not be committed", extra={"cause": str(exc), "batch_size": len(batch)}
-            )
+            LogEvent.COMMIT_FAILED.log(cause=str(exc), batch_size=len(batch))
             await self._failed(batch, exc)
         except Exception as exc:
             # One of the commands failed, not the storage. Apply each by itself, so that the others succeed.
             if len(batch) == 1:
-                logger.exception("a command could not be applied")
+                LogEvent.COMMAND_FAILED.log(exc=exc)
                 failed = CommandFailed(f"the command could not be applied: {exc!r}")
                 self.last_error = str(failed)
                 await self._failed(batch, failed)
@@ -352,9 +333,9 @@ class Store:
             self._time.found(self._head.time)
         except StoreUnavailable:
             self._head = None
-        except Exception:
+        except Exception as exc:
             # The database was altered. Nothing is decided until its head can be read.
-            logger.exception("the head of the log cannot be read")
+            LogEvent.HEAD_UNREADABLE.log(exc=exc)
             self._head = None
         return self._resolve()
 
@@ -374,7 +355,7 @@ class Store:
             await self.engine.tidy()
         except Exception as exc:
             # The writer must outlive every fault, or nothing would be decided any more.
-            logger.warning("housekeeping of the store failed", extra={"cause": str(exc) or repr(exc)})
+            LogEvent.HOUSEKEEPING_FAILED.log(cause=str(exc) or repr(exc))
 
     async def _rehearse(self, asked: asyncio.Future[None]) -> None:
         """Test whether a decision can be written now. Never raises, because that would end the writer."""
@@ -383,7 +364,7 @@ class Store:
         try:
             head = await self._known_head()
             await self.engine.rehearse(
-                rows_of([names(command) for command in commands], now),
+                names(commands, now),
                 lambda state: apply_all(commands, state, head, now, [], self._mask)[0],
             )
         except StoreUnavailable as exc:
@@ -397,7 +378,7 @@ class Store:
         if not asked.done():
             asked.set_result(None)
 
-    async def _known_head(self) -> Head:
+    async def _known_head(self) -> ChainHead:
         if self._head is None:
             self._head = await self.engine.head()
             self._time.found(self._head.time)
@@ -418,8 +399,8 @@ class Store:
             heads.append(head_after)
             return changes
 
-        heads: list[Head] = []
-        wanted = rows_of([names(command) for command in commands], now)
+        heads: list[ChainHead] = []
+        wanted = names(commands, now)
         try:
             await self.engine.transact(wanted, decide, durable=durable)
         except Exception:
@@ -455,131 +436,13 @@ def _let_wait_for_the_clock(batch: Sequence[_Waiting], trouble: str) -> list[_Wa
     return rest
 
 
-def rows_of(named: Sequence[Named], now: int) -> Names:
-    """The rows that a batch needs at a given time, each row once."""
-    tallies: dict[Tally, int] = {}
-    for one in named:
-        for tally, seconds in one.tallies.items():
-            since = now - seconds * SECOND
-            tallies[tally] = min(tallies.get(tally, since), since)
-    return Names(
-        scopes=list({one.scope_id for one in named if one.scope_id is not None}),
-        executions=list({one.admission_id for one in named if one.admission_id is not None}),
-        tallies=tallies,
-        once=list({one.once for one in named if one.once is not None}),
-        switches=list({one.switch for one in named if one.switch is not None}),
-        requests=list({one.request_id for one in named if one.request_id is not None}),
-    )
+async def predicted(engine: Engine, command: Admit, now: int) -> Judgment:
+    """The judgment that an execution would get now, by the same rows and code. It changes nothing.
+
+    Raises StoreUnavailable.
+    """
+    return await engine.look(names([command], now), lambda state: judgment(command, state, now))
 
 
 def _has_result(reply: asyncio.Future[Reply]) -> bool:
     return reply.done() and not reply.cancelled() and reply.exception() is None
-
-
-def apply_all(
-    commands: Sequence[Command],
-    state: State,
-    head: Head,
-    now: int,
-    replies: list[Reply],
-    mask: Masking | None = None,
-) -> tuple[Changes, Head]:
-    """Apply commands in order, each to the state that the one before left. Link their records to the
-    chain."""
-    scopes = dict(state.scopes)
-    executions = dict(state.executions)
-    admissions = {tally: list(found) for tally, found in state.admissions.items()}
-    kept = set(state.kept)
-    on = set(state.on)
-    unbound = {request_id: list(seqs) for request_id, seqs in state.unbound.items()}
-    running = State(
-        scopes=scopes, executions=executions, admissions=admissions, kept=kept, on=on, unbound=unbound
-    )
-    issued: dict[str, Scope] = {}
-    changed_scopes: dict[str, Scope] = {}
-    changed_executions: dict[str, Execution] = {}
-    log: list[LogRow] = []
-    newly_kept: list[tuple[bytes, str]] = []
-    turned: dict[Switch, Turn] = {}
-    bound: list[tuple[int, Bind]] = []
-    unsaid, said = dict(head.unsaid), dict[int, str]()
-    seq, hash_ = head.seq, head.hash
-    for command in commands:
-        applied = apply(command, running, now)
-        replies.append(applied.reply)
-        if applied.scope is not None:
-            scope_id = applied.scope.scope_id
-            changed = issued if isinstance(command, Issue) or scope_id in issued else changed_scopes
-            scopes[scope_id] = changed[scope_id] = applied.scope
-        if applied.execution is not None:
-            execution = applied.execution
-            executions[execution.decision_id] = changed_executions[execution.decision_id] = execution
-            if isinstance(command, Admit):
-                for tally in tallies_with(execution):
-                    if tally in admissions:
-                        admissions[tally].append(execution.decision_id)
-        if applied.entry is not None:
-            seq += 1
-            telling = dict(islice(unsaid.items(), MAX_BINDINGS))
-            for bound_seq in telling:
-                del unsaid[bound_seq]
-            said |= telling
-            envelope = canonical(applied.entry, head.writer, seq, mask, kept=applied.kept, bindings=telling)
-            hash_ = link(hash_, envelope)
-            log.append(LogRow(seq, applied.entry, envelope, hash_))
-            record = applied.entry.record
-            if applied.kept is not None:
-                kept.add(applied.kept)
-                newly_kept.append((applied.kept, record.decision_id))
-            waits_for_run = record.causal_role is CausalRole.PRE_RUN and record.run_id is None
-            if waits_for_run and record.request_id in unbound:
-                unbound[record.request_id].append(seq)
-        if applied.turned is not None:
-            (on.add if applied.turned.on else on.discard)(applied.turned.switch)
-            turned[applied.turned.switch] = applied.turned
-        if applied.bound is not None:
-            bound += [(of_request, applied.bound) for of_request in unbound[applied.bound.request_id]]
-            unsaid |= dict.fromkeys(unbound[applied.bound.request_id], applied.bound.run_id)
-            unbound[applied.bound.request_id].clear()
-    changes = Changes(
-        now=now,
-        issued=list(issued.values()),
-        scopes=list(changed_scopes.values()),
-        executions=list(changed_executions.values()),
-        log=log,
-        kept=newly_kept,
-        turned=list(turned.values()),
-        bound=bound,
-        said=list(said),
-        stepped=sum(command.before - now for command in commands if _steps_back(command, now)),
-    )
-    return changes, Head(head.writer, seq, hash_, now if log else head.time, unsaid)
-
-
-def _steps_back(command: Command, now: int) -> TypeGuard[AcceptClock]:
-    return isinstance(command, AcceptClock) and command.before > now
-
-
-def canonical(
-    entry: Entry,
-    writer: str,
-    seq: int,
-    mask: Masking | None = None,
-    *,
-    kept: bytes | None = None,
-    bindings: Bindings = _NO_BINDINGS,
-) -> bytes:
-    """The bytes of an envelope: JSON with sorted keys and no white space. They are serialized only once.
-
-    The envelope also names what the record changes in tables beside the log: the key under which the record
-    is kept once, and the bindings made since the record before. Both stand outside `record`, so a mask does
-    not touch them.
-    """
-    envelope = entry.envelope(writer, seq)
-    if kept is not None:
-        envelope["kept_once"] = kept.hex()
-    if bindings:
-        envelope["run_bindings"] = [[*binding] for binding in bindings.items()]
-    if mask is not None:
-        envelope["record"] = mask(envelope["record"])
-    return dumps(envelope, sort_keys=True)

@@ -6,21 +6,19 @@ A checkpoint covers durable records only, so a power failure never makes an unto
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 from sidecar.core.checkpoint import Checkpoint
-from sidecar.core.record import iso_time
+from sidecar.core.instant import iso_time
 from sidecar.errors import StoreUnavailable
 from sidecar.files.signing import SigningKey
 from sidecar.store.batch import Store
 from sidecar.store.ownership import is_owned
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
-
-logger = logging.getLogger("scopegate.checkpoints")
 
 # A checkpoint is due after this many new records, or this many seconds after the first of them.
 RECORDS = 1_000
@@ -88,14 +86,8 @@ class Checkpointer:
         with suppress(OSError):  # the file does not exist yet, or the first write reports the error
             others = writers(self._path) - {writer}
             if others:
-                logger.warning(
-                    "the checkpoint file holds checkpoints of another database, so this log will verify as "
-                    "tampered with: give a new log.checkpoint_file, or put the old database back",
-                    extra={
-                        "checkpoint_file": str(self._path),
-                        "writer": writer,
-                        "other_writers": sorted(others),
-                    },
+                LogEvent.FOREIGN_CHECKPOINTS.log(
+                    checkpoint_file=str(self._path), writer=writer, other_writers=sorted(others)
                 )
 
     async def _run(self, store: Store) -> None:
@@ -147,9 +139,7 @@ class Checkpointer:
 
     def _failed(self, cause: str) -> None:
         self._metrics.checkpoint_failures.inc()
-        logger.error(
-            "a checkpoint could not be written", extra={"cause": cause, "checkpoint_file": str(self._path)}
-        )
+        LogEvent.CHECKPOINT_FAILED.log(cause=cause, checkpoint_file=str(self._path))
 
 
 def writers(path: Path) -> set[str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from sidecar.core.command import Settle
 from sidecar.core.record import Origin
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
-
-logger = logging.getLogger("scopegate.store")
+from sidecar.telemetry.events import LogEvent
 
 PAGE = 500
 CAUSE = "the process stopped before the outcome was written"
@@ -36,6 +34,4 @@ async def account_for_crash(store: Store, origin: Origin = "gate") -> None:
         await asyncio.gather(*map(store.submit, settlements))
         count += len(page.rows)
     if count:
-        logger.warning(
-            "executions without an outcome are now unknown; reconcile them", extra={"count": count}
-        )
+        LogEvent.LEFT_UNKNOWN.log(count=count)

@@ -148,21 +148,33 @@ def scopes_page(found: list[Any], wanted: ScopesWanted, below: int, limit: int) 
     return Page(scopes, str(rest) if shown.next is None and wanted.bounded and rest > 1 else shown.next)
 
 
+# The two forms of a cursor.
+CURSOR = "[0-9]{1,18}"
+DECISION_CURSOR = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+
+class UnknownCursor(ValueError):
+    """A cursor is not the `next` of a page. The message says what to give."""
+
+    def __init__(self) -> None:
+        super().__init__("takes the value of next of the page before")
+
+
 def cursor(before: str | None) -> int:
-    """Parse a cursor: the sequence number below which the next page starts. Raises ValueError."""
+    """Parse a cursor: the sequence number below which the next page starts. Raises UnknownCursor."""
     if before is None:
         return 2**63 - 1
-    if not before.isascii() or not before.isdigit() or len(before) > 18:
-        raise ValueError("takes the value of next of the page before")
+    if not re.fullmatch(CURSOR, before):
+        raise UnknownCursor
     return int(before)
 
 
 def decision_cursor(before: str | None) -> str:
-    """Parse a cursor of a list that is ordered by decision id. Raises ValueError."""
+    """Parse a cursor of a list that is ordered by decision id. Raises UnknownCursor."""
     if before is None:
         return "~"  # sorts after every id
-    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", before):
-        raise ValueError("takes the value of next of the page before")
+    if not re.fullmatch(DECISION_CURSOR, before):
+        raise UnknownCursor
     return before
 
 

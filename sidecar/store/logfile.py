@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.store.sqlite import UNSAID, read_only_uri
+from sidecar.store.sqlite import UNLOGGED_BINDINGS, read_only_uri
 
 # Records per page. A page is small enough to stay in the processor's cache while it is checked.
 PAGE = 256
@@ -74,9 +74,9 @@ class LogFile:
         found = self._connection.execute("SELECT run_id FROM run_bindings WHERE seq = ?", (seq,)).fetchone()
         return None if found is None else str(found[0])
 
-    def unsaid(self) -> list[tuple[int, str]]:
+    def unlogged(self) -> list[tuple[int, str]]:
         """The bindings that no record names yet, as pairs of record number and run."""
-        return self._connection.execute(UNSAID).fetchall()
+        return self._connection.execute(UNLOGGED_BINDINGS).fetchall()
 
     def schema(self) -> list[Any]:
         """As `schema_of`."""

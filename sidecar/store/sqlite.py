@@ -25,14 +25,15 @@ from urllib.parse import quote
 import aiosqlite
 import orjson
 
-from sidecar.core.apply import State
-from sidecar.core.brakes import Tally
+from sidecar.core.apply import Names, State
+from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.chain import GENESIS
 from sidecar.core.command import Switch
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import rows
-from sidecar.store.base import Changes, Footprint, Head, Names, Page, ScopesWanted, StoredDecision
+from sidecar.store.admission_cache import AdmissionCache
+from sidecar.store.base import ChainHead, Changes, Footprint, Page, ScopesWanted, StoredDecision
 from sidecar.store.lists import (
     STORED_DECISION,
     cursor,
@@ -44,7 +45,6 @@ from sidecar.store.lists import (
 )
 from sidecar.store.migrate import migrate
 from sidecar.store.ownership import Ownership
-from sidecar.store.recent import Recent
 
 _NAMED = "IN (SELECT value FROM json_each(?))"
 IS_KEPT = "SELECT 1 FROM kept_once WHERE key = ?"
@@ -57,8 +57,8 @@ _UNBOUND = """
     ORDER BY seq"""
 
 
-def load(connection: sqlite3.Connection, names: Names, recent: Recent | None = None) -> State:
-    """Load the named rows. Executions that `recent` holds are not read again."""
+def load(connection: sqlite3.Connection, names: Names, cache: AdmissionCache | None = None) -> State:
+    """Load the named rows. Executions that `cache` holds are not read again."""
     executions: dict[str, Execution] = {}
     wanted = list(names.scopes)
     if names.executions:
@@ -84,29 +84,28 @@ def load(connection: sqlite3.Connection, names: Names, recent: Recent | None = N
         request_id: [seq for (seq,) in connection.execute(_UNBOUND, (request_id,))]
         for request_id in names.requests
     }
-    recent = recent or Recent(counted)
-    admissions, lately = recent.of(connection, names.tallies)
+    admissions, lately = (cache or AdmissionCache(counted)).of(connection, names.groups)
     return State(
         scopes=scopes,
         executions=lately | executions,
         admissions=admissions,
-        found=recent.found,
+        found=None if cache is None else cache.found,
         kept=frozenset(once),
         on=frozenset(on),
         unbound=unbound,
     )
 
 
-def counted_query(tally: Tally, since: int) -> tuple[str, tuple[Any, ...]]:
-    """SQL and parameters for the admissions of a tally that a brake may count, oldest first.
+def counted_query(group: AdmissionGroup, since: int) -> tuple[str, tuple[Any, ...]]:
+    """SQL and parameters for the admissions of a group that a brake may count, oldest first.
 
     The second SELECT finds those still in flight, of any age, by the partial index of executions that are not
     answered. The plus signs keep SQLite from another index, with which it would read the whole history of an
     incident.
     """
-    agreeing = {name: value for name, value in asdict(tally).items() if value is not None}
+    agreeing = {name: value for name, value in asdict(group).items() if value is not None}
     # Few executions of an incident belong to another action, so the index by incident is the selective one.
-    by_incident = tally.incident_id is not None
+    by_incident = group.incident_id is not None
     alike = "".join(f" AND {'+' if by_incident and name == 'action' else ''}{name} = ?" for name in agreeing)
     flying = "".join(f" AND +{name} = ?" for name in agreeing)
     where = f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE"
@@ -118,9 +117,9 @@ def counted_query(tally: Tally, since: int) -> tuple[str, tuple[Any, ...]]:
     )
 
 
-def counted(connection: sqlite3.Connection, tally: Tally, since: int) -> list[Execution]:
+def counted(connection: sqlite3.Connection, group: AdmissionGroup, since: int) -> list[Execution]:
     """The executions that `counted_query` finds."""
-    return [rows.execution_from_row(row) for row in connection.execute(*counted_query(tally, since))]
+    return [rows.execution_from_row(row) for row in connection.execute(*counted_query(group, since))]
 
 
 DAY = 24 * 60 * 60 * 1_000_000
@@ -192,9 +191,9 @@ _TURN = """
     ON CONFLICT (name) DO UPDATE SET is_on = excluded.is_on, changed_at = excluded.changed_at"""
 _BIND = "INSERT INTO run_bindings (seq, run_id, bound_at) VALUES (?, ?, ?)"
 # A binding that no record names yet is also in `meta`, under the number of its record.
-UNSAID = "SELECT CAST(SUBSTR(key, 7) AS INTEGER), value FROM meta WHERE key GLOB 'bound:*'"
-_UNSAY = "INSERT INTO meta (key, value) VALUES ('bound:' || ?, ?)"
-_SAY = "DELETE FROM meta WHERE key = 'bound:' || ?"
+UNLOGGED_BINDINGS = "SELECT CAST(SUBSTR(key, 7) AS INTEGER), value FROM meta WHERE key GLOB 'bound:*'"
+_NOTE_BINDING = "INSERT INTO meta (key, value) VALUES ('bound:' || ?, ?)"
+_DROP_BINDING = "DELETE FROM meta WHERE key = 'bound:' || ?"
 # Brakes count by age. When a clock that was ahead is corrected, executions admitted by it keep their age.
 _STEP = "UPDATE executions SET admitted_at = admitted_at - ? WHERE admitted_at > ?"
 # The room that a rehearsal takes: four times the largest body that a record holds. This is more than a
@@ -238,11 +237,11 @@ class SqliteEngine:
         self._wal_size = 0
         self._rows_since_checkpoint = 0
         self._full_sync = True
-        self._recent = Recent(counted)
+        self._admissions = AdmissionCache(counted)
 
     # The writer --------------------------------------------------------------------------------
 
-    async def open(self) -> Head:
+    async def open(self) -> ChainHead:
         try:
             if self._ownership is not None:
                 self._ownership.take()
@@ -267,7 +266,7 @@ class SqliteEngine:
             await self.close()
             raise
 
-    async def head(self) -> Head:
+    async def head(self) -> ChainHead:
         return await self._write(_head)
 
     async def transact(self, names: Names, decide: Callable[[State], Changes], *, durable: bool) -> None:
@@ -275,19 +274,19 @@ class SqliteEngine:
             self._sync(connection, full=durable)
             connection.execute("BEGIN IMMEDIATE")
             try:
-                changes = decide(load(connection, names, self._recent))
+                changes = decide(load(connection, names, self._admissions))
                 _save(connection, changes)
                 self._check_files()
                 connection.execute("COMMIT")
                 self._check_wal()
             except BaseException:
-                self._recent.forget()
+                self._admissions.forget()
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
             if changes.stepped:
-                self._recent.forget()
-            self._recent.learn(changes.executions)
+                self._admissions.forget()
+            self._admissions.learn(changes.executions)
             self._rows_since_checkpoint += len(changes.scopes) + len(changes.executions) + len(changes.log)
 
         await self._write(transaction)
@@ -555,13 +554,13 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('writer', ?)", (str(uuid.uuid4()),))
 
 
-def _head(connection: sqlite3.Connection) -> Head:
+def _head(connection: sqlite3.Connection) -> ChainHead:
     (writer,) = connection.execute("SELECT value FROM meta WHERE key = 'writer'").fetchone()
     last = connection.execute(
         "SELECT seq, hash, COALESCE(recorded_at, decided_at) FROM decisions ORDER BY seq DESC LIMIT 1"
     ).fetchone()
     seq, hash_, time = last or (0, GENESIS, 0)
-    return Head(writer, seq, hash_, time, dict(connection.execute(UNSAID).fetchall()))
+    return ChainHead(writer, seq, hash_, time, dict(connection.execute(UNLOGGED_BINDINGS).fetchall()))
 
 
 def _save(connection: sqlite3.Connection, changes: Changes) -> None:
@@ -573,11 +572,15 @@ def _save(connection: sqlite3.Connection, changes: Changes) -> None:
     _write_all(connection, _UPDATE_SCOPE, [rows.scope_counters(each) for each in changes.scopes])
     _write_all(connection, _SAVE_EXECUTION, [rows.execution_to_row(each) for each in changes.executions])
     _write_all(connection, _APPEND, [rows.log_to_row(each) for each in changes.log])
-    connection.executemany(_KEEP, changes.kept)
-    connection.executemany(_TURN, ((turn.switch, turn.on, now) for turn in changes.turned))
-    connection.executemany(_BIND, ((seq, bind.run_id, now) for seq, bind in changes.bound))
-    connection.executemany(_UNSAY, ((seq, bind.run_id) for seq, bind in changes.bound))
-    connection.executemany(_SAY, ((seq,) for seq in changes.said))
+    if changes.kept:
+        connection.executemany(_KEEP, changes.kept)
+    if changes.turned:
+        connection.executemany(_TURN, ((turn.switch, turn.on, now) for turn in changes.turned))
+    if changes.bound:
+        connection.executemany(_BIND, ((seq, bind.run_id, now) for seq, bind in changes.bound))
+        connection.executemany(_NOTE_BINDING, ((seq, bind.run_id) for seq, bind in changes.bound))
+    if changes.logged:
+        connection.executemany(_DROP_BINDING, ((seq,) for seq in changes.logged))
 
 
 def _write_all(connection: sqlite3.Connection, sql: str, wanted: Sequence[tuple[Any, ...]]) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from sidecar.core.chain import GENESIS
-from sidecar.core.record import iso_time
+from sidecar.core.instant import iso_time
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.store.attestation import NONE, Attestation, Attested
 from sidecar.store.logfile import READ_ERRORS, START, LogFile, damage_of, opened, schema_of
@@ -159,7 +159,7 @@ def _check_beside(log: LogFile, beside: str | None) -> None:
         raise LogTampered(f"the run {stray[0]} is bound to record {stray[1]}, which is not in the log")
     if beside is not None:
         raise LogTampered(beside)
-    for bound, run_id in log.unsaid():
+    for bound, run_id in log.unlogged():
         if missing := _wrong_binding(log, bound, run_id, "what the next record is to say"):
             raise LogTampered(missing)
 

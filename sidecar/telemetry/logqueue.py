@@ -11,11 +11,13 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from queue import Empty, SimpleQueue
 
 from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from sidecar.telemetry.events import LogEvent
 
 MAX_WAITING_LINES = 10_000
 LINES_A_WRITE = 256
@@ -35,7 +37,7 @@ class LogQueue(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self.dropped = 0
-        self._told = 0
+        self._reported = 0
         self._descriptor = descriptor
         self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
         threading.Thread(target=self._write_for_ever, name="scopegate-log", daemon=True).start()
@@ -62,7 +64,7 @@ class LogQueue(logging.Handler):
                 while len(taken) < LINES_A_WRITE:
                     taken.append(self._lines.get_nowait())
             except Empty:
-                taken += self._confession()
+                taken += self._report()
             try:
                 lines = "".join(one for one in taken if isinstance(one, str))
                 self._write(lines.encode("utf-8", "backslashreplace"))
@@ -74,15 +76,19 @@ class LogQueue(logging.Handler):
             if len(taken) < LINES_A_WRITE:
                 time.sleep(GATHER_SECONDS)
 
-    def _confession(self) -> list[str]:
+    def _report(self) -> list[str]:
         """A log line that counts the lines dropped since the last such line; empty if none were dropped."""
-        count = self.dropped - self._told
+        count = self.dropped - self._reported
         if not count:
             return []
-        self._told += count
-        level = {"levelname": "WARNING", "levelno": logging.WARNING}
-        said = {"name": "scopegate", "msg": "log lines were dropped", "count": count, **level}
-        return [self.format(logging.makeLogRecord(said)) + "\n"]
+        self._reported += count
+        event = LogEvent.LINES_DROPPED
+        head = {
+            "name": event.logger.name,
+            "levelname": logging.getLevelName(event.level),
+            "msg": event.message,
+        }
+        return [self.format(logging.makeLogRecord({**head, "count": count})) + "\n"]
 
     def _write(self, lines: bytes) -> None:
         while lines:
@@ -112,10 +118,13 @@ def flush_logs() -> None:
 class DroppedLines(Collector):
     """Collects the metric from the log handlers, because they belong to the process, not to one sidecar."""
 
+    def __init__(
+        self, family: str, meaning: str, labels: Sequence[str], *, registry: CollectorRegistry
+    ) -> None:
+        del labels
+        self._names = family, meaning
+        registry.register(self)
+
     def collect(self) -> Iterable[CounterMetricFamily]:
         queues = [one for one in logging.getLogger().handlers if isinstance(one, LogQueue)]
-        yield CounterMetricFamily(
-            "scopegate_log_lines_dropped",
-            "Log lines that were not written, because nobody read them in time.",
-            value=sum(queue.dropped for queue in queues),
-        )
+        yield CounterMetricFamily(*self._names, value=sum(queue.dropped for queue in queues))

@@ -1,303 +1,337 @@
-"""The sidecar's metrics and logs. No label and no log line carries a secret or a body.
+"""Every metric of the sidecar, as one table: the class `Metrics`. The names are a stable interface.
 
-Labels are bounded: outcomes and error codes come from fixed tables, actions from the catalogue.
+To add a metric, add a row and a call such as `metrics.cost_overruns.inc()`, then run
+`python -m tests.reference`, which writes config/cookbook/metrics.md. No label carries a secret. Labels are
+bounded: their values come from fixed tables, from the catalogue or from the policies.
 """
 
 from __future__ import annotations
 
-import json
-import logging
+import math
 import platform
-import re
-import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TextIO
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args, overload
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from pythonjsonlogger.json import JsonFormatter
+import prometheus_client
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 
 from sidecar import __version__
+from sidecar.core.emission import Kind
+from sidecar.errors import ERRORS
 from sidecar.telemetry.logqueue import DroppedLines
 
-_TRACEPARENT = re.compile(
-    r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?P<span>(?!0{16})[0-9a-f]{16})"
-    r"-[0-9a-f]{2}(?P<more>-.*)?"
-)
+# The values of a label with their meanings ("": the value says it), or a sentence about a label whose values
+# are not known beforehand.
+Label: TypeAlias = Mapping[str, str] | str
+M = TypeVar("M", bound="MetricWrapperBase | DroppedLines")
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-EXECUTION_OUTCOMES = ("answered", "not_sent", "unknown")
-PASSED_OUTCOMES = (
-    "answered",
-    "tunnelled",
-    "client_left",
-    "cut",
-    "invalid_request",
-    "overloaded",
-    "upstream_unreachable",
-    "upstream_failed",
-    "upstream_timeout",
-)
-
-# The fields that a log line can carry beside time, level, logger and message, with their meanings. A test
-# compares this table with the fields that the code logs. config/cookbook/logs.md is generated from it.
-LOG_FIELDS: Mapping[str, str] = {
-    "action": "the action that was asked for, as the request named it; null: none could be read",
-    "actions": "how many actions the catalogue in force lists",
-    "address": "where the listener listens, host:port, with the port that the system chose for port 0",
-    "attempt_number": "which attempt of its scope the execution is; null: it needed none",
-    "batch_size": "how many commands were in the transaction",
-    "bytes": "how many bytes of the answer's body were sent",
-    "bound": "the bound of the scope that refused; null: it was no bound",
-    "cause": "why: what the store, the system or the backend said, or what set off a reload",
-    "changed": "the keys that a reload changed, and `policies`",
-    "checkpoint_file": "the file that checkpoints are appended to",
-    "config_revision": "the hash of the configuration in force from now on",
-    "connections": "how many connections the data listener may hold",
-    "count": "how many executions, settlements, refusals or connections the line is about",
-    "decision_id": "the decision record; of an execution the one that admitted it. null: nothing is recorded",
-    "drain_seconds": "how long requests in flight are given to end",
-    "duration_ms": "milliseconds from the request's head to the end of its answer",
-    "error": "the error code of the answer",
-    "errors": "every mistake in the files, each with file, line, column and key",
-    "gated_routes": "how many routes are enforced",
-    "http_status": "the status of the backend's answer; null: none came",
-    "in_flight": "gated requests that were under way",
-    "incident_id": "the incident that the request named",
-    "limit": "how many connections the listener may hold, or how many files the process may have open",
-    "listener": "`data`, `admin` or `ops`; of certificates also `upstream`",
-    "method": "the method of the request",
-    "old_actions": "`actions` before the reload",
-    "old_config_revision": "`config_revision` before the reload",
-    "old_gated_routes": "`gated_routes` before the reload",
-    "old_policy_revision": "`policy_revision` before the reload",
-    "old_rules": "`rules` before the reload",
-    "other_writers": "the databases whose checkpoints the file holds already",
-    "outcome": "how it ended: of a request `answered`, an error code, or how passing through ended; of a "
-    "reconciled execution `executed` or `not_executed`",
-    "path": "the path of the request, without its query",
-    "policy_revision": "the hash of the policies in force from now on",
-    "remote": "the address of the client, or of what stands before the sidecar",
-    "request_id": "the request's X-Request-Id, given to it where it had none",
-    "route": "where the request went: `gated`, `scopes` (the sidecar's own calls) or `passed`",
-    "routes": "the paths of the routes in shadow mode",
-    "rule": "the rule in shadow mode; null: it was the route or the scope",
-    "rules": "the rules that refused, or, of a reload, how many there are",
-    "scope_id": "the scope that the request named, or that was spent",
-    "settled": "whether the ending is written; false: it waits in memory for the store",
-    "shadowed": "the keys whose value in the file does not count: the environment or a flag overrides it",
-    "span_id": "the caller's span, from its traceparent header",
-    "status": "the status that the client got; null: none, 499: it left before",
-    "step_seconds": "how far the time that counts was set by accepting the wall clock; below 0: back",
-    "trace_id": "the trace, from the request's traceparent header",
-    "valid_until": "when the certificate ends",
-    "writer": "the database that is in use, as its log names it",
-}
+_CODES = {code: kind.title for code, kind in ERRORS.items()}
 
 
-def _measured(name: str, meaning: str, registry: CollectorRegistry) -> Gauge:
-    """A gauge of a value from the store. It is NaN until measured, because a zero would set off alerts."""
-    gauge = Gauge(name, f"{meaning} NaN: not measured since the start.", registry=registry)
-    gauge.set(float("nan"))
-    return gauge
+class _Labelled(MetricWrapperBase):
+    """Keeps the children of its labels, because prometheus-client takes a lock to look one up."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._children: dict[tuple[object, ...], Any] = {}
+        super().__init__(*args, **options)
+
+    def labels(self, *values: object, **named: object) -> Any:
+        child = self._children.get(values)
+        if child is None:
+            child = super().labels(*values, **named)
+            if values:
+                self._children[values] = child
+        return child
 
 
-def without_created_series() -> None:
-    """Disable the `_created` series of all metrics, because the sidecar does not use them.
+class Counter(_Labelled, prometheus_client.Counter):
+    """A count that only grows."""
 
-    Only `serve` calls this, because it applies to the whole process. A program that embeds the library
-    decides for itself.
-    """
-    disable: Callable[[], None] = disable_created_metrics
-    disable()
+
+class Gauge(_Labelled, prometheus_client.Gauge):
+    """A value that goes up and down."""
+
+
+class Histogram(_Labelled, prometheus_client.Histogram):
+    """How many observations lie below each bucket's bound."""
+
+
+class Metric(Generic[M]):
+    """One row. `metrics.NAME` is its counter, gauge or histogram; `Metrics.NAME` is the row."""
+
+    def __init__(
+        self,
+        type: type[M],
+        family: str,
+        meaning: str,
+        /,
+        *,
+        buckets: tuple[float, ...] = (),
+        zero: Iterable[str] | Literal["all"] = (),
+        measured: bool = False,
+        **labels: Label,
+    ) -> None:
+        """`zero` are the values of its one label whose series exist, with 0, from the start.
+
+        Prometheus' increase() does not see the first event of a series that begins with it, so the series
+        that alerts use are in `zero`. A `measured` gauge shows a value from the store. It is NaN until
+        measured, because a zero would set off alerts.
+        """
+        self.type = type
+        self.family = family
+        self.meaning = f"{meaning} NaN: not measured since the start." if measured else meaning
+        self.labels = labels
+        self.buckets = buckets
+        self._zero = [*chain(*labels.values())] if zero == "all" else [*zero]
+        self._measured = measured
+
+    @property
+    def kind(self) -> str:
+        """Its type, as Prometheus calls it."""
+        return "counter" if self.type is DroppedLines else self.type.__name__.lower()
+
+    @property
+    def name(self) -> str:
+        return self.family + ("_total" if self.kind == "counter" else "")
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        self.attribute = name
+
+    @overload
+    def __get__(self, metrics: None, owner: type[Any]) -> Metric[M]: ...
+    @overload
+    def __get__(self, metrics: Metrics, owner: type[Any]) -> M: ...
+    def __get__(self, metrics: Metrics | None, owner: type[Any]) -> Metric[M] | M:
+        # `make` puts the metric itself into the dictionary of the instance, where Python looks first.
+        return self
+
+    def make(self, registry: CollectorRegistry) -> M:
+        options: dict[str, Any] = {"buckets": self.buckets} if self.buckets else {}
+        made = self.type(self.family, self.meaning, tuple(self.labels), registry=registry, **options)
+        if isinstance(made, MetricWrapperBase):
+            for value in self._zero:
+                made.labels(value)
+        if self._measured and isinstance(made, prometheus_client.Gauge):
+            made.set(math.nan)
+        return made
 
 
 class Metrics:
-    """Every metric, in a registry of its own. The metric names are a stable interface."""
+    """Every metric, in a registry of its own."""
+
+    decisions = Metric(
+        Counter,
+        "scopegate_decisions",
+        "Decisions about gated requests, and about issuing and revoking scopes (action none): outcome, error "
+        "code as reason (none: let through), action (other: not in the catalogue).",
+        outcome={
+            "selected": "let through; or a scope was issued or revoked",
+            "blocked": "refused by a bound of the scope, or as malformed",
+            "policy_blocked": "refused by a rule or the catalogue",
+            "policy_unavailable": "no decision was possible",
+        },
+        reason={"none": "", **_CODES},
+        action="the actions of the catalogue; `other`: an action that it does not list; `none`: the request "
+        "names no readable action, or a scope was issued or revoked",
+    )
+    unrecorded = Metric(
+        Counter,
+        "scopegate_unrecorded_refusals",
+        "Refusals that could not be recorded, because the store did not work.",
+        reason=_CODES,
+        zero=("store_unavailable", "overloaded", "draining"),
+    )
+    executions = Metric(
+        Counter,
+        "scopegate_executions",
+        "Executions by outcome: answered (a 5xx, too), provably not_sent, or unknown.",
+        outcome={
+            "answered": "the backend answered, perhaps with an error",
+            "not_sent": "provably nothing was sent; the scope has its attempt and hold back",
+            "unknown": "the answer was lost or late; attempt and hold stay until an operator reconciles it",
+        },
+        zero="all",
+    )
+    emissions = Metric(
+        Counter,
+        "scopegate_emissions",
+        "Decisions that other services reported over the admin interface: recorded, or why not.",
+        kind=dict.fromkeys(get_args(Kind), ""),
+        result={
+            "recorded": "",
+            "ruled_out": "the emission rule says that there is no record",
+            "repeated": "it is recorded already",
+            "switched_off": "the kill switch is on",
+        },
+    )
+    shadow_refusals = Metric(
+        Counter,
+        "scopegate_shadow_refusals",
+        "What rules and routes in shadow mode would have refused; rule is empty for a route.",
+        reason=_CODES,
+        rule="ids of rules; empty: the route or the scope",
+    )
+    condition_errors = Metric(
+        Counter,
+        "scopegate_condition_errors",
+        "Conditions (when) that could not be judged, and so refused.",
+        rule="ids of rules",
+    )
+    cost_overruns = Metric(
+        Counter,
+        "scopegate_cost_overruns",
+        "Executions that cost more than their hold, which exhausts their scope.",
+    )
+    judge = Metric(
+        Histogram,
+        "scopegate_judge_seconds",
+        "Until a gated request, with its body, was read and understood; before the store is asked.",
+        buckets=_FAST,
+    )
+    commit = Metric(
+        Histogram,
+        "scopegate_commit_seconds",
+        "Until a decision about an execution was on disk, with its wait for the writer.",
+        buckets=_FAST,
+    )
+    upstream = Metric(
+        Histogram,
+        "scopegate_upstream_seconds",
+        "From an admission until the backend's answer was there, or was given up.",
+        buckets=_SLOW,
+    )
+    settle = Metric(
+        Histogram,
+        "scopegate_settle_seconds",
+        "Until the end of an execution was written, or kept in memory for later.",
+        buckets=_FAST,
+    )
+    in_flight = Metric(Gauge, "scopegate_in_flight", "Gated requests being worked on.")
+    passing = Metric(Gauge, "scopegate_passing_through", "Pass-through requests under way.")
+    passed = Metric(
+        Counter,
+        "scopegate_passed_through",
+        "Pass-through requests by how they ended.",
+        outcome={
+            "answered": "the whole answer went to the client",
+            "tunnelled": "a WebSocket, to its end",
+            "client_left": "the client did not wait for the end",
+            "cut": "the backend broke its answer off",
+            "invalid_request": "the request could not be forwarded as it came",
+            "overloaded": "no connection to the backend was free",
+            "upstream_unreachable": "nothing was sent",
+            "upstream_failed": "the answer was lost",
+            "upstream_timeout": "no answer began in time",
+        },
+        zero="all",
+    )
+    batch_size = Metric(
+        Histogram, "scopegate_store_batch_size", "Commands in one transaction of the store.", buckets=_SIZES
+    )
+    batch_seconds = Metric(
+        Histogram,
+        "scopegate_store_batch_seconds",
+        "How long one transaction of the store took.",
+        buckets=_FAST,
+    )
+    store_failures = Metric(Counter, "scopegate_store_failures", "Transactions of the store that failed.")
+    store_queue = Metric(Gauge, "scopegate_store_queue", "Commands waiting for the store.")
+    store_size = Metric(Gauge, "scopegate_store_size_bytes", "Bytes of the database file.", measured=True)
+    store_wal_size = Metric(
+        Gauge, "scopegate_store_wal_size_bytes", "Bytes of its write-ahead log.", measured=True
+    )
+    store_free = Metric(
+        Gauge, "scopegate_store_free_bytes", "Bytes free on the disk of the database.", measured=True
+    )
+    store_growth = Metric(
+        Gauge,
+        "scopegate_store_growth_bytes",
+        "Bytes added in the last 24 hours, by the share of their records.",
+        measured=True,
+    )
+    unsettled = Metric(Gauge, "scopegate_unsettled", "Settlements kept in memory until the store takes them.")
+    unknown = Metric(
+        Gauge,
+        "scopegate_unknown_executions",
+        "Executions with an unknown outcome that wait to be reconciled.",
+        measured=True,
+    )
+    oldest_unknown = Metric(
+        Gauge,
+        "scopegate_oldest_unknown_execution_seconds",
+        "Age of the oldest execution that waits to be reconciled; 0: none does.",
+        measured=True,
+    )
+    checkpoint_failures = Metric(
+        Counter, "scopegate_checkpoint_failures", "Checkpoints that could not be written."
+    )
+    checkpoint_seq = Metric(
+        Gauge,
+        "scopegate_checkpoint_seq",
+        "Records that the last checkpoint attests; 0: none since the start.",
+    )
+    reloads = Metric(
+        Counter,
+        "scopegate_reloads",
+        "Reloads of configuration and policies: ok, unchanged, or refused.",
+        result={
+            "ok": "something changed and is in force",
+            "unchanged": "nothing was different",
+            "refused": "the files cannot be used; the old ones stay in force",
+        },
+        zero="all",
+    )
+    last_reload_success = Metric(
+        Gauge,
+        "scopegate_last_reload_success",
+        "Whether the last reload, or else the start, could use the files: 1 or 0.",
+    )
+    last_reload_time = Metric(
+        Gauge,
+        "scopegate_last_reload_timestamp_seconds",
+        "When the last reload, or else the start, was; in seconds since 1970.",
+    )
+    certificate_expiry = Metric(
+        Gauge,
+        "scopegate_certificate_expiry_timestamp_seconds",
+        "When the certificate in use expires, in seconds since 1970.",
+        listener={"data": "", "admin": "", "ops": "", "upstream": "the client certificate for the backend"},
+    )
+    ready = Metric(
+        Gauge,
+        "scopegate_ready",
+        "Each check of /health/ready: 1 passes, 0 fails. Send clients here only while all are 1.",
+        check={
+            "store": "the store can write (checked at most ten seconds ago)",
+            "log": "the last decisions could be recorded",
+            "policies": "a valid set is loaded",
+            "clock": "the clock is not behind the log",
+            "draining": "the sidecar is not shutting down",
+        },
+    )
+    log_lines_dropped = Metric(
+        DroppedLines,
+        "scopegate_log_lines_dropped",
+        "Log lines that were not written, because standard error was not read in time.",
+    )
+    build_info = Metric(
+        Gauge,
+        "scopegate_build_info",
+        "Always 1; the labels hold the versions.",
+        version="the release",
+        python="the version of Python",
+    )
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        registry = self.registry
-        self.decisions = Counter(
-            "scopegate_decisions",
-            "Decisions about gated requests, and about issuing and revoking scopes (action none): outcome, "
-            "error code as reason (none: let through), action (other: not in the catalogue).",
-            ("outcome", "reason", "action"),
-            registry=registry,
-        )
-        self.unrecorded = Counter(
-            "scopegate_unrecorded_refusals",
-            "Refusals that could not be recorded, because the store did not work.",
-            ("reason",),
-            registry=registry,
-        )
-        # Prometheus' increase() does not see the first event of a series that begins with it. Series that
-        # alerts use therefore begin with zero.
-        for reason in ("store_unavailable", "overloaded", "draining"):
-            self.unrecorded.labels(reason)
-        self.executions = Counter(
-            "scopegate_executions",
-            "Executions by how they ended: answered (a 5xx, too), provably not_sent, or unknown.",
-            ("outcome",),
-            registry=registry,
-        )
-        for outcome in EXECUTION_OUTCOMES:
-            self.executions.labels(outcome)
-        self.emissions = Counter(
-            "scopegate_emissions",
-            "Decisions that others told over the admin interface: recorded, or why not.",
-            ("kind", "result"),
-            registry=registry,
-        )
-        self.shadow_refusals = Counter(
-            "scopegate_shadow_refusals",
-            "What rules and routes in shadow mode would have refused; rule is empty for a route.",
-            ("reason", "rule"),
-            registry=registry,
-        )
-        self.condition_errors = Counter(
-            "scopegate_condition_errors",
-            "Conditions (when) that could not be judged, and so refused.",
-            ("rule",),
-            registry=registry,
-        )
-        self.cost_overruns = Counter(
-            "scopegate_cost_overruns",
-            "Executions that cost more than their hold, which exhausts their scope.",
-            registry=registry,
-        )
-        self.judge = Histogram(
-            "scopegate_judge_seconds",
-            "Until a gated request, with its body, was read and understood; before the store is asked.",
-            buckets=_FAST,
-            registry=registry,
-        )
-        self.commit = Histogram(
-            "scopegate_commit_seconds",
-            "Until a decision about an execution was on disk, with its wait for the writer.",
-            buckets=_FAST,
-            registry=registry,
-        )
-        self.upstream = Histogram(
-            "scopegate_upstream_seconds",
-            "From an admission until the backend's answer was there, or was given up.",
-            buckets=_SLOW,
-            registry=registry,
-        )
-        self.settle = Histogram(
-            "scopegate_settle_seconds",
-            "Until the end of an execution was written, or kept in memory for later.",
-            buckets=_FAST,
-            registry=registry,
-        )
-        self.in_flight = Gauge("scopegate_in_flight", "Gated requests being worked on.", registry=registry)
-        self.passing = Gauge(
-            "scopegate_passing_through", "Pass-through requests under way.", registry=registry
-        )
-        self.passed = Counter(
-            "scopegate_passed_through",
-            "Pass-through requests by how they ended.",
-            ("outcome",),
-            registry=registry,
-        )
-        for outcome in PASSED_OUTCOMES:
-            self.passed.labels(outcome)
-        self.batch_size = Histogram(
-            "scopegate_store_batch_size",
-            "Commands in one transaction of the store.",
-            buckets=_SIZES,
-            registry=registry,
-        )
-        self.batch_seconds = Histogram(
-            "scopegate_store_batch_seconds",
-            "How long one transaction of the store took.",
-            buckets=_FAST,
-            registry=registry,
-        )
-        self.store_failures = Counter(
-            "scopegate_store_failures", "Transactions of the store that failed.", registry=registry
-        )
-        self.store_queue = Gauge(
-            "scopegate_store_queue", "Commands waiting for the store.", registry=registry
-        )
-        self.store_size = _measured("scopegate_store_size_bytes", "Bytes of the database file.", registry)
-        self.store_wal_size = _measured(
-            "scopegate_store_wal_size_bytes", "Bytes of its write-ahead log.", registry
-        )
-        self.store_free = _measured(
-            "scopegate_store_free_bytes", "Bytes free on the disk of the database.", registry
-        )
-        self.store_growth = _measured(
-            "scopegate_store_growth_bytes",
-            "Bytes added in the last 24 hours, by the share of their records.",
-            registry,
-        )
-        self.unsettled = Gauge(
-            "scopegate_unsettled", "Settlements kept in memory until the store takes them.", registry=registry
-        )
-        self.unknown = _measured(
-            "scopegate_unknown_executions",
-            "Executions of which nobody knows how they ended, and that wait to be reconciled.",
-            registry,
-        )
-        self.oldest_unknown = _measured(
-            "scopegate_oldest_unknown_execution_seconds",
-            "Age of the oldest execution that waits to be reconciled; 0: none does.",
-            registry,
-        )
-        self.checkpoint_failures = Counter(
-            "scopegate_checkpoint_failures", "Checkpoints that could not be written.", registry=registry
-        )
-        self.checkpoint_seq = Gauge(
-            "scopegate_checkpoint_seq",
-            "Records that the last checkpoint attests; 0: none since the start.",
-            registry=registry,
-        )
-        self.reloads = Counter(
-            "scopegate_reloads",
-            "Reloads of configuration and policies: ok, unchanged, or refused.",
-            ("result",),
-            registry=registry,
-        )
-        for result in ("ok", "unchanged", "refused"):
-            self.reloads.labels(result)
-        self.last_reload_success = Gauge(
-            "scopegate_last_reload_success",
-            "Whether the last reload, or else the start, could use the files: 1 or 0.",
-            registry=registry,
-        )
-        self.last_reload_time = Gauge(
-            "scopegate_last_reload_timestamp_seconds",
-            "When the last reload, or else the start, was; in seconds since 1970.",
-            registry=registry,
-        )
-        self.certificate_expiry = Gauge(
-            "scopegate_certificate_expiry_timestamp_seconds",
-            "When the certificate in use ends, in seconds since 1970: that of a listener, or the one that is "
-            "shown to the upstream.",
-            ("listener",),
-            registry=registry,
-        )
-        self.ready = Gauge(
-            "scopegate_ready",
-            "Each check of /health/ready: 1 well, 0 not. Clients should be sent here only while all are 1.",
-            ("check",),
-            registry=registry,
-        )
-        registry.register(DroppedLines())
-        build = Gauge(
-            "scopegate_build_info", "Always 1; the labels tell.", ("version", "python"), registry=registry
-        )
-        build.labels(__version__, platform.python_version()).set(1)
+        for row in TABLE:
+            vars(self)[row.attribute] = row.make(self.registry)
+        self.build_info.labels(__version__, platform.python_version()).set(1)
 
     def batch_committed(self, size: int, seconds: float) -> None:
         self.batch_size.observe(size)
@@ -312,50 +346,14 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _TextFormatter(logging.Formatter):
-    """`time level message key=value ...`, for people."""
-
-    _ordinary = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        extras = {key: value for key, value in vars(record).items() if key not in self._ordinary}
-        head, newline, traceback = line.partition("\n")
-        told = "".join(
-            f" {key}={value if isinstance(value, int | float) else json.dumps(value, default=str)}"
-            for key, value in extras.items()
-            if value is not None
-        )
-        return f"{head}{told}{newline}{traceback}"
+TABLE: tuple[Metric[Any], ...] = tuple(row for row in vars(Metrics).values() if isinstance(row, Metric))
 
 
-def set_up_logging(
-    format: Literal["json", "text"], level: str = "INFO", stream: TextIO | None = None
-) -> None:
-    """Send all logs to `stream` (standard error by default), one line for each record."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    if format == "text":
-        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-    else:
-        handler.setFormatter(
-            JsonFormatter(
-                "%(levelname)s %(name)s %(message)s",
-                rename_fields={"levelname": "level", "name": "logger"},
-                timestamp="time",
-            )
-        )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    # The sidecar's own log lines cover what these libraries report at INFO.
-    for noisy in ("aiosqlite", "asyncio", "watchfiles"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+def without_created_series() -> None:
+    """Disable the `_created` series of all metrics, because the sidecar does not use them.
 
-
-def trace_ids(traceparent: str | None) -> dict[str, Any]:
-    """`trace_id` and `span_id` of a W3C traceparent header; empty if it is absent or not valid."""
-    found = _TRACEPARENT.fullmatch(traceparent or "")
-    # Only a version above 00 may append fields.
-    if found is None or (found["version"] == "00" and found["more"] is not None):
-        return {}
-    return {"trace_id": found["trace"], "span_id": found["span"]}
+    Only `serve` calls this, because it applies to the whole process. A program that embeds the library
+    decides for itself.
+    """
+    disable: Callable[[], None] = disable_created_metrics
+    disable()

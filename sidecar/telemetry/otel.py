@@ -35,9 +35,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from sidecar import __version__
 from sidecar.core.facts import Claims
 from sidecar.errors import ScopegateError
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.tracing import NO_TRACE, Headers, Stage, Trace, Tracing
-
-logger = logging.getLogger("scopegate.tracing")
 
 POLL_SECONDS = 0.02
 COMPLAIN_EVERY_SECONDS = 60.0
@@ -122,7 +121,7 @@ class OtelTracing(Tracing):
         while closing.is_alive() and time.monotonic() < until:
             await asyncio.sleep(POLL_SECONDS)
         if closing.is_alive():
-            logger.warning("spans are lost; the collector did not take them in time")
+            LogEvent.SPANS_LOST.log()
 
     @_or_else(lambda _: None)
     def _shut_down(self) -> None:
@@ -177,10 +176,10 @@ class _OtelTrace(Trace):
                 "upstream", context=inside, kind=SpanKind.CLIENT, start_time=self._now()
             )
             inside = set_span_in_context(self._upstream, Context())
-        told: dict[str, str] = {}
-        _W3C.inject(told, inside)
+        carrier: dict[str, str] = {}
+        _W3C.inject(carrier, inside)
         kept = [(name, value) for name, value in headers if name.lower() not in _PROPAGATED]
-        return [*kept, *((name.encode(), value.encode()) for name, value in told.items())]
+        return [*kept, *((name.encode(), value.encode()) for name, value in carrier.items())]
 
     @_or_else(Trace.came_back)
     def came_back(self, status: int | None = None, failure: str | None = None) -> None:
@@ -247,7 +246,7 @@ class _Complaints(logging.Handler):
     def complain(self, cause: str) -> None:
         if time.monotonic() >= self.silent_until:
             self.silent_until = time.monotonic() + COMPLAIN_EVERY_SECONDS
-            logger.warning("tracing does not work as it should", extra={"cause": _QUERY.sub("?***", cause)})
+            LogEvent.TRACING_FAILED.log(cause=_QUERY.sub("?***", cause))
 
 
 _COMPLAINTS = _Complaints()

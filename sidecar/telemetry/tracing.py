@@ -7,15 +7,20 @@ the request.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from sidecar.core.facts import Claims
 
 Headers = Sequence[tuple[bytes, bytes]]
 Stage = Literal["judge", "commit", "settle"]
 
+_TRACEPARENT = re.compile(
+    r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?P<span>(?!0{16})[0-9a-f]{16})"
+    r"-[0-9a-f]{2}(?P<more>-.*)?"
+)
 _NO_IDS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -59,3 +64,12 @@ class Tracing:
 
     async def close(self, seconds: float) -> None:
         """Stop tracing, and hand over the remaining spans within this time."""
+
+
+def trace_ids(traceparent: str | None) -> dict[str, Any]:
+    """`trace_id` and `span_id` of a W3C traceparent header; empty if it is absent or not valid."""
+    found = _TRACEPARENT.fullmatch(traceparent or "")
+    # Only a version above 00 may append fields.
+    if found is None or (found["version"] == "00" and found["more"] is not None):
+        return {}
+    return {"trace_id": found["trace"], "span_id": found["span"]}

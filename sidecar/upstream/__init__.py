@@ -8,8 +8,8 @@ The errors say what can be proven. A failure before the one write that begins a 
 Every failure from that write on raises `Unanswered`.
 """
 
-from sidecar.upstream.answer import Failed, Head, NotSent, TimedOut, Unanswered
-from sidecar.upstream.client import Secured, Upstream
-from sidecar.upstream.exchange import Exchange
+from sidecar.upstream._answer import AnswerHead, Failed, NotSent, TimedOut, Unanswered
+from sidecar.upstream._client import Upstream, UpstreamTls
+from sidecar.upstream._exchange import Exchange
 
-__all__ = ["Exchange", "Failed", "Head", "NotSent", "Secured", "TimedOut", "Unanswered", "Upstream"]
+__all__ = ["Exchange", "Failed", "AnswerHead", "NotSent", "UpstreamTls", "TimedOut", "Unanswered", "Upstream"]

@@ -21,9 +21,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.errors import ERRORS
-from sidecar.web.api.explained import NEXT
 from tests.acceptance.conftest import PROJECT, Backend, scopegate
+from tests.described import DOCUMENT
 from tests.tools import tool
 
 COOKBOOK = PROJECT / "config" / "cookbook"
@@ -454,6 +453,10 @@ def test_the_agent_knows_what_to_do_about_every_refusal_of_an_execution() -> Non
     )
     assert isinstance(advice, ast.Dict)
     known = {key.value for key in advice.keys if isinstance(key, ast.Constant)}
-    ended = {"upstream_unreachable", "upstream_failed", "upstream_timeout"}
-    assert set(NEXT) | ended <= known
-    assert known <= set(ERRORS)
+    responses = DOCUMENT.operation("execute")["responses"].values()
+    problems = [each["content"].get("application/problem+json", {}) for each in responses]
+    possible = {code for problem in problems for code in problem.get("examples", {})}
+    # What no request of the agent's own making is answered with.
+    strange = {"ambiguous_path", "override_refused", "upgrade_refused", "unsupported_media_type"}
+    assert possible - known == {*strange, "body_timeout", "body_too_large", "internal_error"}
+    assert known <= possible

@@ -111,7 +111,7 @@ def test_a_web_page_can_neither_look_nor_change(tmp_path: Path) -> None:
         assert said(program.data, raw("POST", SCOPE, evil, kind, body=wanted))[0] == 421
         assert said(program.data, raw("POST", SCOPE, data, origin, kind, body=wanted))[0] == 403
         assert said(program.data, raw("POST", SCOPE, data, kind, body=wanted))[0] == 201
-        # As Swagger UI does from the page of the listener itself.
+        # As a page of the listener itself would.
         page = [own, f"Origin: http://{program.admin[0]}:{program.admin[1]}", "Sec-Fetch-Site: same-origin"]
         assert said(program.admin, raw("PUT", SWITCH, *page)) == (200, {"active": True})
         assert said(program.admin, raw("DELETE", SWITCH, own)) == (200, {"active": False})

@@ -31,7 +31,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sidecar.cli.main import main
-from sidecar.telemetry.metrics import LOG_FIELDS
+from sidecar.telemetry.events import FIELDS
+from sidecar.telemetry.metrics import TABLE
 from tests.acceptance.conftest import (
     EXECUTE,
     PROJECT,
@@ -43,7 +44,8 @@ from tests.acceptance.conftest import (
     scopegate,
     write_configuration,
 )
-from tests.reference import EVERY_LINE, LOGS_PAGE, METRICS_PAGE, label_values, metrics
+from tests.reference import logs, metrics
+from tests.reference.logs import EVERY_LINE
 from tests.tools import tool
 
 MONITORING = PROJECT / "config/monitoring"
@@ -491,13 +493,18 @@ def test_rules_can_be_evaluated_and_alerts_say_what_they_should(seen: Seen) -> N
 
 
 def test_the_reference_knows_every_label_value_and_every_log_field_of_the_run(seen: Seen) -> None:
-    known = label_values()
+    known = {
+        (row.family, name): {*label}
+        for row in TABLE
+        for name, label in row.labels.items()
+        if not isinstance(label, str)
+    }
     series = re.findall(r"^(scopegate_\w+?)(?:_total)?\{(.+)\} ", seen.page, re.MULTILINE)
     labels = {(name, *pair) for name, told in series for pair in re.findall(r'(\w+)="([^"]*)"', told)}
     assert len(labels) > 50
     assert [each for each in labels if each[2] not in known.get(each[:2], {each[2]})] == []
     assert len(seen.log) > 50
-    assert {key for line in seen.log for key in line} - {*EVERY_LINE, *LOG_FIELDS} == set()
+    assert {key for line in seen.log for key in line} - {*EVERY_LINE, *FIELDS} == set()
 
 
 # The files themselves -----------------------------------------------------------------------------------
@@ -533,7 +540,7 @@ def test_every_alert_says_how_urgent_it_is_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [MONITORING / "README.md", METRICS_PAGE, LOGS_PAGE], ids=lambda page: page.name
+    "page", [MONITORING / "README.md", metrics.PAGE, logs.PAGE], ids=lambda page: page.name
 )
 def test_every_link_of_the_pages_resolves(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -603,4 +610,4 @@ def test_every_panel_says_what_it_shows_and_asks_the_datasource_that_was_chosen(
 
 def test_every_metric_is_on_the_dashboard_or_in_an_alert() -> None:
     shown = " ".join([query for _, query in QUERIES] + [rule["expr"] for rule in ALERTS.values()])
-    assert [each.name for each in metrics() if each.family not in shown] == []
+    assert [row.name for row in TABLE if row.family not in shown] == []

@@ -56,13 +56,6 @@ def sidecar(config: Path) -> Iterator[Program]:
         yield running
 
 
-@pytest.fixture(params=["notices", "polling"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How the program finds out that files changed."""
-    monkeypatch.setenv("WATCHFILES_FORCE_POLLING", "true" if request.param == "polling" else "")
-    return str(request.param)
-
-
 def policy(config: Path, text: str) -> None:
     """One rename puts the file in its place, so that it is never read half."""
     file = config.parent / "policies" / "actions.yaml"
@@ -405,7 +398,7 @@ def test_what_lets_actions_through_is_warned_of_at_the_start(tmp_path: Path, bac
 # By itself ----------------------------------------------------------------------------------------------
 
 
-def test_changed_files_are_taken_up_by_themselves(way: str, sidecar: Program, config: Path) -> None:
+def test_changed_files_are_taken_up_by_themselves(sidecar: Program, config: Path) -> None:
     policies = config.parent / "policies"
     policy(config, WITHOUT_RETRY)
     assert seconds_until(sidecar, lambda: refused_as_unknown(sidecar)) < MOST_SECONDS
@@ -420,7 +413,7 @@ def test_changed_files_are_taken_up_by_themselves(way: str, sidecar: Program, co
     assert {line["cause"] for line in reloads(sidecar)} == {"files changed"}
 
 
-def test_the_swap_of_a_config_map_is_taken_up(way: str, tmp_path: Path, backend: Backend) -> None:
+def test_the_swap_of_a_config_map_is_taken_up(tmp_path: Path, backend: Backend) -> None:
     config = write_configuration(tmp_path / "etc", backend.address)
     policies = config.parent / "policies"
     shutil.rmtree(policies)
@@ -454,7 +447,7 @@ def test_the_swap_of_a_config_map_is_taken_up(way: str, tmp_path: Path, backend:
 
 
 def test_a_file_that_is_half_written_is_refused_and_taken_up_when_it_is_whole(
-    way: str, sidecar: Program, config: Path
+    sidecar: Program, config: Path
 ) -> None:
     file = config.parent / "policies" / "actions.yaml"
     half = len(WITHOUT_RETRY) - 4
@@ -471,7 +464,7 @@ def test_a_file_that_is_half_written_is_refused_and_taken_up_when_it_is_whole(
     assert [line["level"] for line in reloads(sidecar)] == ["ERROR", "WARNING"]
 
 
-def test_the_beginning_of_a_file_is_not_taken_for_the_whole(way: str, sidecar: Program, config: Path) -> None:
+def test_the_beginning_of_a_file_is_not_taken_for_the_whole(sidecar: Program, config: Path) -> None:
     """Cut behind a line it could be used, and would allow what the rest refuses."""
     text = GOOD.replace("retry_agent", "later") + "rules:\n  - {id: none, on: issue, effect: deny}\n"
     text += "  - {id: more, on: execute, effect: deny}\n"
@@ -488,12 +481,12 @@ def test_the_beginning_of_a_file_is_not_taken_for_the_whole(way: str, sidecar: P
 
 
 def test_a_pipe_among_the_policies_refuses_the_reload_and_holds_up_nothing(
-    way: str, sidecar: Program, config: Path
+    sidecar: Program, config: Path
 ) -> None:
     pipe = config.parent / "policies" / "pipe.yaml"
     os.mkfifo(pipe)
     (error,) = reload(sidecar).json()["errors"]
-    assert error == f"{pipe}: is no regular file; remove it, or put one in its place"
+    assert error == f"{pipe}: is not a regular file; remove it, or put one in its place"
     assert not refused_as_unknown(sidecar)
     checked = subprocess.run(
         [sys.executable, "-m", "sidecar", "check", "--config", str(config)],
@@ -530,9 +523,7 @@ def test_a_large_reload_does_not_outlast_the_end(config: Path) -> None:
         assert reloads(sidecar) == []
 
 
-def test_nothing_is_reloaded_and_nothing_logged_where_nothing_changed(
-    way: str, sidecar: Program, config: Path
-) -> None:
+def test_nothing_is_reloaded_and_nothing_logged_where_nothing_changed(sidecar: Program, config: Path) -> None:
     before = status(sidecar)["last_reload"]
     policy(config, GOOD)
     os.utime(config)
@@ -543,7 +534,7 @@ def test_nothing_is_reloaded_and_nothing_logged_where_nothing_changed(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_watching_does_not_hold_up_the_end(way: str, sidecar: Program, number: signal.Signals) -> None:
+def test_watching_does_not_hold_up_the_end(sidecar: Program, number: signal.Signals) -> None:
     assert ask(sidecar.ops, "GET", "/health/ready").status == 200
     begun = time.monotonic()
     sidecar.signal(number)

@@ -1,6 +1,6 @@
 """Group commit against one transaction each, in one run: admissions a second at N concurrent callers.
 
-    python -m tests.bench.admissions [--folder /dev/shm] [--concurrency 64] [--seconds 5]
+    python -m tests.bench.admissions [--folder /dev/shm] [--concurrency 64] [--seconds 5] [--only NAME --json]
 
 Three ways to admit, on the same kind of file with the same schema, durability and core:
   plain aiosqlite       one transaction each, one awaited call a statement, as its documentation shows it
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -28,6 +30,7 @@ from sidecar.core.scope import Scope
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.store import batch, rows, sqlite
 from sidecar.store.batch import Store
+from sidecar.store.changes import apply_all
 from sidecar.store.sqlite import SqliteEngine
 
 POLICIES = PolicySet(revision="bench", actions={"retry_agent": ActionPolicy(risk=RiskClass.LOW, hold=1)})
@@ -132,7 +135,7 @@ async def measure_plain(folder: Path, concurrency: int, seconds: float) -> tuple
                 row = await cursor.fetchone()
                 assert row is not None
                 state = State(scopes={scope_id: rows.scope_from_row(tuple(row))}, executions={})
-                changes, head = batch.apply_all([command], state, head, wall_clock(), [])
+                changes, head = apply_all([command], state, head, wall_clock(), [])
                 await connection.execute(sqlite._UPDATE_SCOPE, rows.scope_counters(changes.scopes[0]))
                 await connection.execute(sqlite._SAVE_EXECUTION, rows.execution_to_row(changes.executions[0]))
                 await connection.execute(sqlite._APPEND, rows.log_to_row(changes.log[0]))
@@ -147,26 +150,34 @@ async def measure_plain(folder: Path, concurrency: int, seconds: float) -> tuple
 
 
 async def main() -> None:
+    ways: dict[str, Callable[[Path, int, float], Awaitable[tuple[int, float]]]] = {
+        "plain aiosqlite": measure_plain,
+        "one transaction each": partial(measure, max_batch=1),
+        "group commit": partial(measure, max_batch=batch.MAX_BATCH),
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", default="/dev/shm", help="where the databases are made (default: tmpfs)")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--only", choices=ways, help="one of the three")
+    parser.add_argument("--json", action="store_true", help="an object a line, for programs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        place, width = Path(folder), arguments.concurrency
         rates: dict[str, float] = {}
-        for name, run in (
-            ("plain aiosqlite", measure_plain(place, width, arguments.seconds)),
-            ("one transaction each", measure(place, width, arguments.seconds, 1)),
-            ("group commit", measure(place, width, arguments.seconds, batch.MAX_BATCH)),
-        ):
-            count, taken = await run
+        for name in [arguments.only] if arguments.only else ways:
+            used = time.process_time()
+            count, taken = await ways[name](Path(folder), arguments.concurrency, arguments.seconds)
+            used = time.process_time() - used
             rates[name] = count / taken
-            print(f"{name:22} {count:8d} admissions in {taken:.2f} s: {rates[name]:8.0f} a second")
-        for name in ("plain aiosqlite", "one transaction each"):
-            print(f"group commit makes {rates['group commit'] / rates[name]:.1f} times {name}")
+            if arguments.json:
+                print(json.dumps({"admissions": count, "seconds": taken, "cpu_seconds": used}))
+            else:
+                print(f"{name:22} {count:8d} admissions in {taken:.2f} s: {rates[name]:8.0f} a second")
+        if len(rates) > 1 and not arguments.json:
+            for name in ("plain aiosqlite", "one transaction each"):
+                print(f"group commit makes {rates['group commit'] / rates[name]:.1f} times {name}")
 
 
 if __name__ == "__main__":

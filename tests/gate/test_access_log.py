@@ -22,7 +22,9 @@ import pytest
 from sidecar.settings.reading import Listen
 from sidecar.telemetry import logqueue
 from sidecar.telemetry.logqueue import LogQueue, never_wait_for_logs
-from sidecar.telemetry.metrics import Metrics, set_up_logging, trace_ids
+from sidecar.telemetry.logs import set_up_logging
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.serving.accesslog import MAX_PATH_CHARS, shown_path
 from tests.acceptance.conftest import PROJECT, write_configuration
 from tests.client import as_json, ask, connect, read_message, request_bytes

@@ -1,4 +1,4 @@
-"""What may stand in the body of a gated request, and what is refused (gate.md, steps 2 and 3)."""
+"""The body of a gated request: what is read from it, and what is refused."""
 
 from __future__ import annotations
 

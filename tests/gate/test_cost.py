@@ -1,4 +1,4 @@
-"""What an execution cost: where it is read, what is not readable, and how it rounds (gate.md, step 6)."""
+"""The cost of an execution: where it is read, which values are unreadable, and how it is rounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error code, produced once: its status, its members, its shape (gate.md and seed-contract.md)."""
+"""Every error code, produced once: its status, its members and its shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidecar.store import batch
 from tests.client import Message, connect, read_message, request_bytes
 from tests.support import EXECUTE, POLICIES, SCOPES, Open, replies, sends, unused_port
 
-# gate.md, "Errors of the wire", as far as it is built.
+# The status of every error code.
 STATUSES = {
     400: "scoped_execution_required scope_exhausted scope_expired scope_revoked invalid_request "
     "ambiguous_path override_refused upgrade_refused",
@@ -37,7 +37,7 @@ WIRE = {code: status for status, codes in STATUSES.items() for code in codes.spl
 # What the table in the code has beyond the spec's: an unknown path of the admin listener, and our own bugs.
 BEYOND = {"not_found": 404, "internal_error": 500}
 
-# seed-contract.md: "body adds".
+# The members that each refusal of a scope adds to its body.
 MEMBERS = {
     "scoped_execution_required": {"incident_id", "action"},
     "scope_not_found": {"scope_id"},

@@ -1,4 +1,4 @@
-"""What the backend receives and what the client gets back (gate.md, steps 5 and 7)."""
+"""The headers that the backend receives and that the client gets back."""
 
 from __future__ import annotations
 

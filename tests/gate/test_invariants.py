@@ -1,4 +1,4 @@
-"""G1 to G10 of gate.md, each in tests that carry its name."""
+"""The guarantees G1 to G10 of the README, each in tests that carry its name."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from sidecar.core.record import DecisionOutcome, DecisionType, Record
 from sidecar.core.target import Gated, RoutePattern, classify
 from sidecar.errors import ERRORS
 from sidecar.web.api.docs import CONTENT_SECURITY_POLICY, FILES
-from sidecar.web.api.openapi.problems import BROUGHT
 from sidecar.web.api.scopes import SCOPE_PATH, SCOPES_PREFIX
 from sidecar.web.api.scopetest import PREFIX, SUFFIX
 from sidecar.web.wire.emittermodels import EMITTER_MODELS
@@ -276,7 +275,7 @@ async def test_every_problem_is_as_the_document_says(open_house: Open, code: str
     assert those
     for response in those:
         DOCUMENT.assert_described(response, answer)
-    assert set(BROUGHT.get(code, {})) <= set(answer.json())
+    assert set(ERRORS[code].members) <= set(answer.json())
     assert ERRORS[code].status == answer.status
 
 
@@ -389,7 +388,8 @@ async def test_the_page_and_its_files_may_load_nothing_from_elsewhere(house: Hou
         assert (head.status, head.header("Content-Length")) == (200, str(len(answer.body)))
     rules = dict(rule.split(" ", 1) for rule in CONTENT_SECURITY_POLICY.split("; "))
     assert rules["default-src"] == "'none'"
-    assert {rules[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
+    assert rules["style-src"] == "'self'"
+    assert not rules.keys() & {"script-src", "connect-src"}
     assert {rules[name] for name in ("frame-ancestors", "base-uri", "form-action")} == {"'none'"}
 
 
@@ -399,7 +399,7 @@ async def test_the_page_has_one_address(house: House) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nothing.js", "README.md", "index.html", "..%2Fdocs.py", "%2e%2e/docs.py", "LICENSE"]
+    "name", ["nothing.js", "README.md", "index.html", "..%2Fdocs.py", "%2e%2e/docs.py", "docs.py"]
 )
 async def test_nothing_else_is_served_beside_the_page(house: House, name: str) -> None:
     answer = await house.admin("GET", f"/docs/{name}")

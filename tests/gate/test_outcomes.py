@@ -1,4 +1,4 @@
-"""How executions end (gate.md, steps 5 to 7): what the backend does, what the client gets, what is kept."""
+"""How executions end: what the backend does, what the client gets, and what is recorded."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.upstream.answer import MAX_HEAD_BYTES, AnswerParser, State
+from sidecar.upstream._answer import MAX_HEAD_BYTES, AnswerParser, AnswerState
 from tests.client import Message, ask
 from tests.support import EXECUTE, Backend, House, replies, sends
 
@@ -158,14 +158,14 @@ ACCEPTED: dict[str, tuple[bytes, int, bytes]] = {
 }
 
 
-def verdict(raw: bytes, *cuts: int, head_only: bool = False) -> tuple[State, int | None, bytes]:
+def verdict(raw: bytes, *cuts: int, head_only: bool = False) -> tuple[AnswerState, int | None, bytes]:
     """How an answer ends that comes in packets cut at these places: its state, status and body."""
     parser = AnswerParser(head_only, None)
     body = b""
     for start, end in zip((0, *cuts), (*cuts, len(raw)), strict=True):
         parser.feed(raw[start:end])
         if parser.head is not None:
-            assert parser.state is not State.FAILED
+            assert parser.state is not AnswerState.FAILED
     body += parser.take()
     return parser.state, parser.head.status if parser.head else None, body
 
@@ -181,10 +181,10 @@ def places(raw: bytes) -> range | list[int]:
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_answer_that_cannot_be_trusted_fails_wherever_packets_split_it(name: str) -> None:
     raw = REFUSED[name]
-    assert verdict(raw) == (State.FAILED, None, b"")
+    assert verdict(raw) == (AnswerState.FAILED, None, b"")
     for cut in places(raw):
-        assert verdict(raw, cut) == (State.FAILED, None, b""), cut
-    assert verdict(raw, *range(1, len(raw)))[0] is State.FAILED
+        assert verdict(raw, cut) == (AnswerState.FAILED, None, b""), cut
+    assert verdict(raw, *range(1, len(raw)))[0] is AnswerState.FAILED
 
 
 @pytest.mark.parametrize("name", REFUSED_HEADS)
@@ -195,13 +195,13 @@ def test_of_a_refused_head_nothing_is_ever_shown(name: str) -> None:
         parser.feed(raw[at : at + 1])
         assert parser.head is None
         assert not parser.pieces
-    assert parser.state is State.FAILED
+    assert parser.state is AnswerState.FAILED
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_an_odd_answer_with_one_reading_is_the_same_wherever_packets_split_it(name: str) -> None:
     raw, status, body = ACCEPTED[name]
-    expected = State.COMPLETE, status, body
+    expected = AnswerState.COMPLETE, status, body
     assert verdict(raw) == expected
     for cut in places(raw):
         assert verdict(raw, cut) == expected, cut
@@ -214,7 +214,9 @@ def test_the_answer_to_a_head_request_is_judged_by_its_head_alike(name: str) -> 
     found = verdict(raw, head_only=True)
     assert {verdict(raw, cut, head_only=True) for cut in places(raw)} == {found}
     # A HEAD's answer has no body, so that its coding says nothing.
-    assert found[0] is (State.COMPLETE if b"Encoding" in raw and found[1] == 200 else State.FAILED)
+    assert found[0] is (
+        AnswerState.COMPLETE if b"Encoding" in raw and found[1] == 200 else AnswerState.FAILED
+    )
 
 
 ATOMS = [
@@ -253,7 +255,10 @@ def test_no_answer_means_two_things_in_two_splits(raw: bytes, cuts: list[int], h
 
 
 def test_a_state_that_ends_an_answer_is_never_left() -> None:
-    for raw, state in ((REFUSED["chunked twice"], State.FAILED), (LINE + NO_BODY, State.COMPLETE)):
+    for raw, state in (
+        (REFUSED["chunked twice"], AnswerState.FAILED),
+        (LINE + NO_BODY, AnswerState.COMPLETE),
+    ):
         parser = AnswerParser(False, None)
         parser.feed(raw)
         for more in (LINE + NO_BODY, b"x", b"HTTP/2.0 200 OK\r\n\r\n"):

@@ -1,4 +1,4 @@
-"""PIN-162's scope endpoints: what may be asked for, what is listed, what a revocation does."""
+"""The scope endpoints of the recovery API: granting, listing and revoking."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from unittest import mock
 
 import pytest
 
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import Brake, Rule
-from sidecar.core.record import iso_time
 from sidecar.errors import StoreUnavailable
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from sidecar.store.verify import verify_sqlite

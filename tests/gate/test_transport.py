@@ -25,7 +25,7 @@ from sidecar.errors import ScopegateError
 from sidecar.files.tls import Credentials, client_context, valid_until
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.sections import Shutdown
-from sidecar.upstream import Secured, Upstream
+from sidecar.upstream import Upstream, UpstreamTls
 from tests.certificates import Authority, Pair
 from tests.client import Message, ask, connect, read_message, request_bytes
 from tests.support import EXECUTE, Clock, House, eventually, opened, replies, reset, sends, serving_backend
@@ -354,7 +354,7 @@ async def test_an_answer_that_is_read_slowly_is_whole_though_the_backend_left_lo
     async with serving_backend(tls=authority.server(pair)) as backend:
         client = Upstream(
             backend.address,
-            secured=Secured(credentials=credentials, server_name="gate.test"),
+            secured=UpstreamTls(credentials=credentials, server_name="gate.test"),
             connect_timeout=2,
             reuse_idle_seconds=1,
             max_connections=1,

@@ -15,9 +15,9 @@ from httptools import HttpParserError
 
 from sidecar.settings.addresses import Listen
 from sidecar.upstream import Exchange, Failed, NotSent, TimedOut, Unanswered, Upstream
-from sidecar.upstream.answer import AnswerParser, State
-from sidecar.upstream.client import request_head
-from sidecar.upstream.exchange import Connection
+from sidecar.upstream._answer import AnswerParser, AnswerState
+from sidecar.upstream._client import request_head
+from sidecar.upstream._exchange import UpstreamConnection
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Connect = Callable[..., Upstream]
@@ -206,13 +206,13 @@ async def test_a_small_request_leaves_in_one_write(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[bytes] = []
-    write = Connection.write
+    write = UpstreamConnection.write
 
-    def noted(self: Connection, data: bytes) -> None:
+    def noted(self: UpstreamConnection, data: bytes) -> None:
         written.append(data)
         write(self, data)
 
-    monkeypatch.setattr(Connection, "write", noted)
+    monkeypatch.setattr(UpstreamConnection, "write", noted)
     client = connect(await serve(answers(OK)))
     with await client.send("POST", b"/", HOST, b"body") as exchange:
         assert exchange.head.status == 200
@@ -313,7 +313,7 @@ def parsed(pieces: Sequence[bytes], *, head_only: bool = False) -> AnswerParser:
     parser = AnswerParser(head_only, None)
     for piece in pieces:
         assert not parser.complete
-        if parser.feed(piece) is State.FAILED:
+        if parser.feed(piece) is AnswerState.FAILED:
             break
     return parser
 
@@ -410,9 +410,9 @@ def test_a_101_hands_over_what_came_with_it(method_ends: bytes) -> None:
     ],
 )
 def test_an_answer_that_can_be_read_in_two_ways_or_is_none_is_malformed(raw: bytes) -> None:
-    assert parsed([raw]).state is State.FAILED
+    assert parsed([raw]).state is AnswerState.FAILED
     if len(raw) < 1000:
-        assert parsed([raw[at : at + 1] for at in range(len(raw))]).state is State.FAILED
+        assert parsed([raw[at : at + 1] for at in range(len(raw))]).state is AnswerState.FAILED
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_an_answer_that_can_be_read_in_two_ways_or_is_none_is_malformed(raw: byt
 def test_heads_trailers_and_extensions_without_end_are_cut_off(start: bytes, more: bytes) -> None:
     endless = [start] + [more * (1024 // len(more))] * 100
     parser = parsed(endless)
-    assert parser.state is State.FAILED
+    assert parser.state is AnswerState.FAILED
     assert parser.fault.startswith("more than 65536 bytes of ")
 
 
@@ -674,7 +674,7 @@ async def test_a_connection_that_closes_or_speaks_before_it_was_asked_is_not_sen
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(greeting)
 
-    async def slowly(self: Upstream) -> Connection:
+    async def slowly(self: Upstream) -> UpstreamConnection:
         connection = await open_(self)
         await asyncio.sleep(0.02)
         return connection
@@ -1241,7 +1241,7 @@ async def test_writing_into_a_tunnel_waits_for_the_upstream_to_read(serve: Serve
 
 async def test_a_switch_of_protocols_unasked_fails(serve: Serve, connect: Connect) -> None:
     client = connect(await serve(answers(SWITCH)))
-    with pytest.raises(Failed, match="unasked"):
+    with pytest.raises(Failed, match="not offered"):
         await get(client)
 
 

@@ -13,23 +13,23 @@ from sidecar.decisions import (
     DecisionTrigger,
     DecisionType,
 )
-from sidecar.library.runtime import Library, library
+from sidecar.library.runtime import ThreadedStore, configured_store
 from sidecar.store.base import StoredDecision
 
 
-def stored(store: Library | None = None, **filters: str) -> list[StoredDecision]:
+def stored(store: ThreadedStore | None = None, **filters: str) -> list[StoredDecision]:
     """What the log of the configured store holds, or of another one, oldest first."""
-    chosen = store or library()
+    chosen = store or configured_store()
     page = chosen.read_sync(lambda engine: engine.decisions(filters, before=None, limit=1000))
     assert page.next is None
     return list(reversed(page.rows))
 
 
-def envelopes(store: Library | None = None, **filters: str) -> list[dict[str, Any]]:
+def envelopes(store: ThreadedStore | None = None, **filters: str) -> list[dict[str, Any]]:
     return [orjson.loads(row.envelope) for row in stored(store, **filters)]
 
 
-def records(store: Library | None = None, **filters: str) -> list[dict[str, Any]]:
+def records(store: ThreadedStore | None = None, **filters: str) -> list[dict[str, Any]]:
     """The 14 fields of every record in the log, oldest first."""
     return [envelope["record"] for envelope in envelopes(store, **filters)]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sidecar.core.scope import Execution
-from sidecar.library.runtime import library
+from sidecar.library.runtime import configured_store
 from sidecar.scoped_execution import create_recovery_scope, execute_with_scope
 from tests.library.recorded import envelopes
 
@@ -29,7 +29,7 @@ async def executed(scope_id: str | None, parameters: Any = None, **claims: Any) 
 
 def executions(scope_id: str) -> Sequence[Execution]:
     """The executions of a scope, in the order of their admission."""
-    found = library().read_sync(lambda engine: engine.executions_of(scope_id))
+    found = configured_store().read_sync(lambda engine: engine.executions_of(scope_id))
     return sorted(found, key=lambda each: (each.admitted_at, each.attempt_number))
 
 

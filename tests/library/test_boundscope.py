@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sidecar.core.command import Admitted, Issued
 from sidecar.library import boundscope
 from sidecar.library.admission import grant, settle
-from sidecar.library.runtime import library
+from sidecar.library.runtime import configured_store
 from sidecar.scoped_execution import (
     BoundExecutionScope,
     ScopeActionMismatch,
@@ -184,7 +184,7 @@ def test_lapsed_scopes_are_counted_and_kept(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_scope_of_another_tenant_does_not_exist() -> None:
     command = grant(
-        library().policies,
+        configured_store().policies,
         incident_id="inc_1",
         allowed_actions=["retry_agent"],
         intent="theirs",
@@ -194,7 +194,7 @@ def test_a_scope_of_another_tenant_does_not_exist() -> None:
         target_agents=None,
         created_by="acme",
     )
-    issued = library().submit_sync(replace(command, scope=replace(command.scope, tenant_id="acme")))
+    issued = configured_store().submit_sync(replace(command, scope=replace(command.scope, tenant_id="acme")))
     assert isinstance(issued, Issued)
     store, scope_id = get_scope_store(), issued.scope.scope_id
     assert store.get_scope(scope_id) is None
@@ -307,7 +307,7 @@ def test_an_altered_snapshot_permits_no_more_than_the_stored_scope() -> None:
 
 def test_a_store_that_does_not_answer_says_no() -> None:
     scope = created()
-    library().close()
+    configured_store().close()
     assert scope.is_valid() is False
     assert scope.can_execute("retry_agent", "inc_1") == (False, "store_unavailable")
     assert scope.to_dict()["scope_id"] == scope.scope_id
@@ -454,10 +454,10 @@ def test_the_log_is_in_the_order_of_the_attempts() -> None:
 async def test_an_end_without_a_store_does_not_raise() -> None:
     scope_id = await granted()
     await executed(scope_id)
-    (execution,) = await library().read(lambda engine: engine.executions_of(scope_id))
-    scope = await library().read(lambda engine: engine.scope(scope_id))
+    (execution,) = await configured_store().read(lambda engine: engine.executions_of(scope_id))
+    scope = await configured_store().read(lambda engine: engine.scope(scope_id))
     assert scope is not None
-    store = library()
+    store = configured_store()
     store.close()
     assert await settle(store, Admitted(scope, execution, None), "answered") == scope
 

@@ -33,7 +33,7 @@ from sidecar.decisions import (
     is_care_kill_switch_active,
 )
 from sidecar.errors import StoreUnavailable
-from sidecar.library.runtime import library
+from sidecar.library.runtime import configured_store
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from tests.library.recorded import decided, records
 
@@ -66,7 +66,7 @@ def failing(times: int) -> Iterator[None]:
 def hanging() -> Iterator[None]:
     """The threads in which SQLite works do not come back, as over a file system that is gone."""
     released = threading.Event()
-    engine = library().read_sync(_engine)
+    engine = configured_store().read_sync(_engine)
     threads = [engine._writer, *([engine._reader] if engine._reader is not None else [])]
 
     async def hang(_: object) -> None:
@@ -74,7 +74,7 @@ def hanging() -> Iterator[None]:
         await asyncio.gather(*hops)
 
     with pytest.raises(StoreUnavailable):
-        library().read_sync(hang)
+        configured_store().read_sync(hang)
     try:
         yield
     finally:
@@ -168,7 +168,7 @@ def test_a_database_that_another_connection_has_locked_is_given_up(database: Pat
 
 def test_a_store_that_was_stopped_is_given_up_at_once() -> None:
     assert get_decision_service().emit_sync(decided())
-    library().close()
+    configured_store().close()
     with failing(1):
         assert get_decision_service().emit_sync(decided()) is False
 

@@ -40,7 +40,7 @@ from sidecar.decisions import (
     get_decision_service,
     is_care_kill_switch_active,
 )
-from sidecar.library.runtime import Library, library, opened
+from sidecar.library.runtime import ThreadedStore, configured_store, opened
 from sidecar.store.verify import verify_sqlite
 from tests.library.recorded import decided, envelopes, records, stored
 from tests.support import eventually
@@ -254,7 +254,7 @@ def test_the_kill_switch_is_obeyed_by_a_call_that_is_under_way_already() -> None
     """It is looked at in the transaction that would append."""
 
     async def both() -> tuple[object, object]:
-        store = library()
+        store = configured_store()
         turn = Turn(decision_id="d-1", switch="care_kill_switch", on=True, origin="library")
         return await asyncio.gather(store.submit(turn), asyncio.to_thread(optimize))
 
@@ -390,7 +390,7 @@ def test_many_threads_and_loops_emit_at_once_and_every_record_is_kept(store_url:
 
 
 @pytest.fixture(params=["open", "not open yet"])
-def own(request: pytest.FixtureRequest, tmp_path: Path) -> Library:
+def own(request: pytest.FixtureRequest, tmp_path: Path) -> ThreadedStore:
     """A store that nobody else uses; its first record opens it."""
     store = opened(f"sqlite:///{tmp_path / 'own.db'}")
     if request.param == "open":
@@ -398,7 +398,7 @@ def own(request: pytest.FixtureRequest, tmp_path: Path) -> Library:
     return store
 
 
-async def test_a_cancelled_caller_loses_no_record(own: Library) -> None:
+async def test_a_cancelled_caller_loses_no_record(own: ThreadedStore) -> None:
     service = DecisionRecordService(own.url)
     emitting = [asyncio.create_task(service.emit(decided(run_id=f"{n}"))) for n in range(20)]
     await asyncio.sleep(0)
@@ -411,7 +411,7 @@ async def test_a_cancelled_caller_loses_no_record(own: Library) -> None:
     assert service.failures == 0
 
 
-async def test_a_loop_that_ends_at_once_loses_no_record(own: Library) -> None:
+async def test_a_loop_that_ends_at_once_loses_no_record(own: ThreadedStore) -> None:
     service = DecisionRecordService(own.url)
 
     async def main() -> None:

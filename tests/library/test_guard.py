@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sidecar.library.admission import admission, admit, to_its_end
-from sidecar.library.runtime import library
+from sidecar.library.runtime import configured_store
 from sidecar.scoped_execution import (
     RecoveryAction,
     RiskClass,
@@ -422,8 +422,9 @@ class Forever:
 
 async def test_a_run_of_which_the_loop_is_gone_is_unknown() -> None:
     scope_id = await granted()
-    asked = admission(library().policies, scope_id=scope_id, incident_id="inc_1", action="retry_agent")
-    running = to_its_end(library(), await admit(library(), asked), Forever())
+    store = configured_store()
+    asked = admission(store.policies, scope_id=scope_id, incident_id="inc_1", action="retry_agent")
+    running = to_its_end(store, await admit(store, asked), Forever())
     running.send(None)
     running.close()  # as a coroutine is that outlives its loop; to wait for the store would be an error here
     while endings(scope_id) == ["in_flight"]:
@@ -446,7 +447,7 @@ async def test_a_guarded_run_may_execute_within_a_scope_of_its_own() -> None:
 @BOTH
 async def test_nothing_runs_that_the_store_cannot_record(function: Callable[..., Any]) -> None:
     scope_id = await granted()
-    library().close()
+    configured_store().close()
     with pytest.raises(StoreUnavailable):
         await outcome_of(function, action(), scope_id=scope_id)
     with pytest.raises(StoreUnavailable):

@@ -53,10 +53,10 @@ def emit() -> Emit:
     ],
 )
 def test_a_wrong_value_is_named_and_the_store_before_stays(values: dict[str, Any], named: str) -> None:
-    before = library.library()
+    before = library.configured_store()
     with pytest.raises(ValueError, match=named):
         library.configure(**values)
-    assert library.library() is before
+    assert library.configured_store() is before
 
 
 def test_a_store_that_cannot_be_opened_is_tried_again_at_the_next_use(tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_a_store_that_cannot_be_opened_is_tried_again_at_the_next_use(tmp_path: 
     with pytest.raises(StoreUnavailable):
         library.configure(f"sqlite:///{taken}/log.db")
     with pytest.raises(StoreUnavailable):
-        library.library().submit_sync(emit())
+        library.configured_store().submit_sync(emit())
     taken.unlink()
-    assert isinstance(library.library().submit_sync(emit()), Emitted)
+    assert isinstance(library.configured_store().submit_sync(emit()), Emitted)
 
 
 def test_many_threads_open_it_once(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ async def test_whoever_waits_while_the_store_is_replaced_is_told(tmp_path: Path)
     """Each record is either in the log and confirmed, or refused: nobody waits for ever, nothing is half."""
     path = tmp_path / "log.db"
     library.configure(f"sqlite:///{path}")
-    before = library.library()
+    before = library.configured_store()
     confirmed = refused = 0
 
     async def load() -> None:
@@ -110,7 +110,7 @@ async def test_whoever_waits_while_the_store_is_replaced_is_told(tmp_path: Path)
 
 def test_a_store_that_was_closed_stays_closed(tmp_path: Path) -> None:
     library.configure(f"sqlite:///{tmp_path / 'log.db'}")
-    before = library.library()
+    before = library.configured_store()
     library.configure("memory://")
     with pytest.raises(StoreUnavailable, match="closed"):
         before.submit_sync(emit())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sidecar.core.rehearsal import MAX_TIMEOUT_MS, execution_hash
-from sidecar.library.runtime import library
+from sidecar.library.runtime import configured_store
 from sidecar.scoped_execution import (
     ExecutionScope,
     RecoveryAction,
@@ -112,7 +112,7 @@ async def test_a_rehearsal_that_runs_something_is_recorded_before_it_runs(scope:
 async def test_nothing_is_rehearsed_that_the_store_cannot_record() -> None:
     ran: list[Any] = []
     register_action("retry_agent", ran.append)
-    library().close()
+    configured_store().close()
     result = await rehearsed(ExecutionScope.AGENT_SUBSET)
     assert ran == []
     assert (result.success, result.failure_count, result.scope_coverage) == (False, 1, 0.0)

@@ -1,4 +1,4 @@
-"""Scopes and executions in the library: PIN-162, every refusal with its record, what a callable may do."""
+"""Scopes and executions in the library: the recovery API, every refusal with its record, and callables."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from sidecar import scoped_execution
 from sidecar.core.command import Turn
 from sidecar.core.policy import PolicySet
 from sidecar.core.wording import visible_chars
-from sidecar.errors import ERRORS, SCOPE_ERRORS, ScopegateError
+from sidecar.errors import ERRORS, ScopegateError
 from sidecar.ids import new_decision_id
 from sidecar.library.admission import grant
-from sidecar.library.runtime import UNRESTRICTED, library
+from sidecar.library.refusals import SCOPE_ERRORS
+from sidecar.library.runtime import UNRESTRICTED, configured_store
 from sidecar.scoped_execution import (
     ScopeActionMismatch,
     ScopedExecutionRequired,
@@ -67,7 +68,7 @@ RESULT = [
 ]
 
 
-# PIN-162 -------------------------------------------------------------------------------------------------
+# The recovery API ----------------------------------------------------------------------------------------
 
 
 async def test_a1_to_a5_of_pin_162_hold_one_after_the_other() -> None:
@@ -318,7 +319,7 @@ async def test_an_action_that_left_the_catalogue_is_denied(store_url: str, recon
     if store_url == "memory://":
         reconfigure("{retry_agent: {risk: low}}")
         scope_id = await granted()
-        library().policies = PolicySet(revision="later", actions={})
+        configured_store().policies = PolicySet(revision="later", actions={})
     else:
         scope_id = await granted()
         reconfigure("{restart_pod: {risk: low}}")
@@ -970,7 +971,7 @@ async def test_an_execution_that_was_in_flight_at_a_kill_is_unknown_afterwards(
 
 
 async def test_the_log_of_scopes_and_of_other_decisions_is_one() -> None:
-    await library().submit(
+    await configured_store().submit(
         Turn(decision_id=new_decision_id(), switch="care_kill_switch", on=True, origin="library")
     )
     await granted()

@@ -34,8 +34,8 @@ from sidecar.core.record import (
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id, new_scope_id
-from sidecar.store.base import Changes, Head
-from sidecar.store.batch import apply_all, rows_of
+from sidecar.store.base import ChainHead, Changes
+from sidecar.store.changes import apply_all
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 
 SEED = 5
@@ -236,15 +236,15 @@ async def _build(path: Path, records: int, progress: Progress) -> None:
         await engine.close()
 
 
-async def _commit(engine: SqliteEngine, batch: Sequence[Command], head: Head, now: int) -> Head:
+async def _commit(engine: SqliteEngine, batch: Sequence[Command], head: ChainHead, now: int) -> ChainHead:
     """The end of the log behind a batch. Nothing here has to survive a power failure."""
-    heads: list[Head] = []
+    heads: list[ChainHead] = []
 
     def decide(state: State) -> Changes:
         changes, after = apply_all(batch, state, head, now, [])
         heads.append(after)
         return changes
 
-    await engine.transact(rows_of([names(command) for command in batch], now), decide, durable=False)
+    await engine.transact(names(batch, now), decide, durable=False)
     await engine.tidy()
     return heads[-1]

@@ -26,7 +26,7 @@ from typing import Any
 import click
 import orjson
 
-from sidecar.core.record import iso_time
+from sidecar.core.instant import iso_time
 from sidecar.errors import LogTampered
 from sidecar.files.signing import SigningKey
 from sidecar.store.attestation import Attestation, read_checkpoints

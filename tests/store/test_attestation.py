@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.core.checkpoint import Checkpoint
-from sidecar.core.record import iso_time
+from sidecar.core.instant import iso_time
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.files.signing import PublicKey, SigningKey
 from sidecar.store.attestation import NONE, Attested, read_checkpoints

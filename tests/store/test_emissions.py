@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from sidecar.core.apply import State
-from sidecar.core.command import Bind, Bound, Command, Emit, Emitted, NotEmitted, Reply, Switch, Turn
+from sidecar.core.command import Bind, Command, Emit, Emitted, NotEmitted, Reply, RunBound, Switch, Turn
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionType, Record
 from sidecar.errors import CommandFailed
 from sidecar.ids import new_decision_id
-from sidecar.store.base import Head
-from sidecar.store.batch import Store, apply_all
+from sidecar.store.base import ChainHead
+from sidecar.store.batch import Store
+from sidecar.store.changes import apply_all
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, issue
 from tests.support import SECOND, Clock
@@ -90,8 +91,8 @@ async def test_a_run_is_bound_once_to_what_was_recorded_before(store: Store) -> 
         emit(),
     ]
     await asyncio.gather(*map(store.submit, [*waiting, *others]))
-    assert await store.submit(Bind(request_id="req", run_id="run_1")) == Bound(2)
-    assert await store.submit(Bind(request_id="req", run_id="run_2")) == Bound(0)
+    assert await store.submit(Bind(request_id="req", run_id="run_1")) == RunBound(2)
+    assert await store.submit(Bind(request_id="req", run_id="run_2")) == RunBound(0)
     page = await store.engine.decisions({"run_id": "run_1"}, before=None, limit=10)
     assert [row.bound_run_id for row in page.rows] == ["run_1", "run_1"]
 
@@ -106,8 +107,8 @@ def test_a_run_is_bound_to_what_its_own_batch_recorded_before_it(clock: Clock) -
     ]
     replies: list[Reply] = []
     state = State(unbound={"req": [3]})
-    changes, head = apply_all(commands, state, Head("w", 9, bytes(32), 0), clock(), replies)
-    assert [reply for reply in replies if isinstance(reply, Bound)] == [Bound(2), Bound(1)]
+    changes, head = apply_all(commands, state, ChainHead("w", 9, bytes(32), 0), clock(), replies)
+    assert [reply for reply in replies if isinstance(reply, RunBound)] == [RunBound(2), RunBound(1)]
     assert [(seq, bind.run_id) for seq, bind in changes.bound] == [(3, "run_1"), (10, "run_1"), (11, "run_2")]
     assert head.seq == 12
 

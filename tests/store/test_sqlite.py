@@ -18,14 +18,14 @@ from unittest import mock
 
 import pytest
 
-from sidecar.core.apply import State
+from sidecar.core.apply import Names, State
 from sidecar.core.command import Admitted, Denied, Issued, Refuse, Settle, Settled
 from sidecar.core.policy import Brake, Rule
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store import batch
-from sidecar.store.base import Changes, Names
+from sidecar.store.base import Changes
 from sidecar.store.batch import Store
 from sidecar.store.migrate import migrations
 from sidecar.store.sqlite import SqliteEngine, _in_thread

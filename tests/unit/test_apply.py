@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, Named, State, apply, names
-from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, Case, judge
+from sidecar.core.apply import Applied, Names, State, apply, names
+from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, BoundInput, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
     AcceptClock,
     Admit,
     Admitted,
     Bind,
-    Bound,
     ClockAccepted,
     Command,
     Denied,
@@ -32,6 +31,7 @@ from sidecar.core.command import (
     Refuse,
     Revoke,
     Revoked,
+    RunBound,
     Settle,
     Settled,
     Switch,
@@ -39,10 +39,12 @@ from sidecar.core.command import (
     Turned,
 )
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
-from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record, iso_time
+from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ERRORS, Refusal
+from sidecar.web.wire import answers
 from tests.cases import load_cases
 
 SECOND = 1_000_000
@@ -183,7 +185,7 @@ def test_every_bound_has_a_case_that_fails_on_it() -> None:
     failing = set()
     for case in CASES:
         scope, claims, now = case_values(case)
-        judged = Case.of(
+        judged = BoundInput.of(
             claims,
             case.get("tenant_id", "default"),
             scope if claims.scope_id == scope.scope_id else None,
@@ -275,7 +277,9 @@ def test_explaining_asks_the_same_bounds_as_admitting() -> None:
         scope, claims, now = case_values(case)
         tenant = case.get("tenant_id", "default")
         known = scope if claims.scope_id == scope.scope_id else None
-        refusal = judge(Case.of(claims, tenant, known, POLICIES, now))
+        refusal = judge(
+            BoundInput.of(claims, tenant, known, POLICIES, now), (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS)
+        )
         assert (refusal.code if refusal else None) == case.get("error")
 
 
@@ -607,9 +611,9 @@ def test_every_turn_of_a_switch_is_recorded(on: bool, was_on: bool) -> None:
 def test_a_run_is_bound_to_the_records_that_wait_for_one() -> None:
     bind = Bind(request_id="req", run_id="run")
     assert apply(bind, State(unbound={"req": [3, 5], "other": [7]}), ISSUED_AT) == Applied(
-        reply=Bound(2), bound=bind
+        reply=RunBound(2), bound=bind
     )
-    assert apply(bind, State(unbound={"req": []}), ISSUED_AT) == Applied(reply=Bound(0))
+    assert apply(bind, State(unbound={"req": []}), ISSUED_AT) == Applied(reply=RunBound(0))
 
 
 def test_a_cost_that_is_announced_is_held_where_it_is_above_the_catalogue_s() -> None:
@@ -636,15 +640,20 @@ def test_risk_is_an_order() -> None:
 
 
 def test_a_command_names_the_rows_that_it_needs() -> None:
-    assert names(admit()) == Named(scope_id="scope_1")
-    assert names(Revoke(decision_id="d", scope_id="s")) == Named(scope_id="s")
-    assert names(Settle(decision_id="d", admission_id="a", outcome="answered")) == Named(admission_id="a")
-    assert names(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == Named(admission_id="a")
-    assert names(issue()) == Named()
-    assert names(Refuse(decision_id="d", refusal=Refusal("draining", ""))) == Named()
-    assert names(emit(once=b"k", unless_switched=KILL)) == Named(once=b"k", switch=KILL)
-    assert names(turn(on=True)) == Named(switch=KILL)
-    assert names(Bind(request_id="req", run_id="run")) == Named(request_id="req")
+    def needed(*commands: Command) -> Names:
+        return names(commands, 0)
+
+    assert needed() == Names()
+    assert needed(admit()) == needed(admit(), admit()) == Names(scopes=("scope_1",))
+    assert needed(Revoke(decision_id="d", scope_id="s")) == Names(scopes=("s",))
+    ending = Names(executions=("a",))
+    assert needed(Settle(decision_id="d", admission_id="a", outcome="answered")) == ending
+    assert needed(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == ending
+    assert needed(issue(), Refuse(decision_id="d", refusal=Refusal("draining", ""))) == Names()
+    assert needed(emit(once=b"k", unless_switched=KILL)) == Names(once=(b"k",), switches=(KILL,))
+    assert needed(emit(), admit(replace(CLAIMS, scope_id=None))) == Names()
+    assert needed(turn(on=True)) == Names(switches=(KILL,))
+    assert needed(Bind(request_id="req", run_id="run")) == Names(requests=("req",))
 
 
 def test_a_link_covers_the_one_before_and_the_bytes() -> None:
@@ -662,21 +671,21 @@ def test_an_envelope_shows_the_fourteen_fields_and_who_wrote_them() -> None:
 
 def test_a_scope_shows_what_is_left_of_it() -> None:
     scope, execution = in_flight()
-    shown = scope.to_dict(ISSUED_AT)
+    shown = answers.scope(scope, ISSUED_AT)
     assert shown["attempts_remaining"] == 1
     assert shown["cost_used_usd"] == 0.1
     assert shown["status"] == "active"
     assert shown["expires_at"] == iso_time(SCOPE.expires_at)
     assert replace(scope, attempts_used=9).attempts_remaining == 0
     assert scope.status(SCOPE.expires_at) == "expired"
-    told = execution.to_dict()
+    told = answers.execution(execution)
     assert (told["status"], told["hold_usd"], told["cost_usd"], told["ended_at"]) == (
         "in_flight",
         0.1,
         None,
         None,
     )
-    ended = execution_of(settle("answered", scope, execution)).to_dict()
+    ended = answers.execution(execution_of(settle("answered", scope, execution)))
     assert (ended["cost_usd"], ended["ended_at"]) == (0.1, iso_time(ISSUED_AT + SECOND))
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from sidecar.core import brakes
 from sidecar.core.apply import State, apply, names
-from sidecar.core.brakes import Tally, Use, tallies_for, tallies_with, tally_of
+from sidecar.core.brakes import AdmissionGroup, Use, group_of, groups_containing, groups_for
 from sidecar.core.command import Admit, Admitted, Command, Denied, Reconcile, Reply, Settle, Settled
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, Brake, Facet, Match, PolicySet, RiskClass, Rule, Subject
-from sidecar.core.record import iso_time
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
 
@@ -253,8 +253,8 @@ class Book:
     def _state(self, command: Command) -> State:
         executions = self.executions.values()
         admissions = {
-            tally: [one.decision_id for one in executions if tally in tallies_with(one)]
-            for tally in names(command).tallies
+            group: [one.decision_id for one in executions if group in groups_containing(one)]
+            for group in names([command], 0).groups
         }
         return State(executions=self.executions, admissions=admissions)
 
@@ -370,9 +370,9 @@ def subject(**changes: Any) -> Subject:
 
 def used(rule: Rule, *executions: Execution, **changes: Any) -> Use:
     about = subject(**changes)
-    tally = tally_of(rule, about.tenant_id, about.incident_id, about.action)
+    group = group_of(rule, about.tenant_id, about.incident_id, about.action)
     oldest_first = sorted(executions, key=lambda one: one.admitted_at)
-    admissions = {tally: [one.decision_id for one in oldest_first if tally in tallies_with(one)]}
+    admissions = {group: [one.decision_id for one in oldest_first if group in groups_containing(one)]}
     known = {one.decision_id: one for one in executions}
     return brakes.use(rule, about, policies_of(rule), admissions, known)
 
@@ -391,24 +391,24 @@ def test_a_use_says_how_much_of_a_brake_is_used_before_it_holds() -> None:
 def test_what_was_found_is_not_looked_at_again_but_what_is_new_and_how_it_ended_is() -> None:
     rule = braking(max_attempts=9, window_seconds=60)
     about, policies = subject(), policies_of(rule)
-    tally = tally_of(rule, about.tenant_id, about.incident_id, about.action)
+    group = group_of(rule, about.tenant_id, about.incident_id, about.action)
     known: dict[str, Execution] = {}
     names: list[str] = []
-    found: brakes.Found = {}
+    found: brakes.CountCache = {}
 
     def count() -> int:
-        return brakes.use(rule, about, policies, {tally: names}, known, found).count
+        return brakes.use(rule, about, policies, {group: names}, known, found).count
 
     for number in range(3):
         assert count() == min(number, 1)  # far from full, only the last one is looked at
-        assert brakes.use(rule, about, policies, {tally: names}, known).count == number
+        assert brakes.use(rule, about, policies, {group: names}, known).count == number
         known[f"d-{number}"] = execution(f"d-{number}", seconds_ago=0)
         names.append(f"d-{number}")
     full = braking(max_attempts=2, window_seconds=60)
-    assert brakes.use(full, about, policies, {tally: names}, known, found).why is not None
+    assert brakes.use(full, about, policies, {group: names}, known, found).why is not None
     for name in ("d-1", "d-2"):
         known[name] = replace(known[name], status="not_sent")
-    assert brakes.use(full, about, policies, {tally: names}, known, found) == Use(1)
+    assert brakes.use(full, about, policies, {group: names}, known, found) == Use(1)
 
 
 def test_a_brake_names_the_execution_that_is_waited_for() -> None:
@@ -491,34 +491,37 @@ def test_a_brake_counts_what_its_match_is_about(changes: dict[str, Any], count: 
 
 
 def test_an_execution_belongs_to_its_incident_its_action_and_to_all() -> None:
-    assert set(tallies_with(execution(tenant_id="acme"))) == {
-        Tally(tenant_id="acme", incident_id="inc_1", action="restart_pod"),
-        Tally(tenant_id="acme", incident_id="inc_1"),
-        Tally(action="restart_pod"),
-        Tally(),
+    assert set(groups_containing(execution(tenant_id="acme"))) == {
+        AdmissionGroup(tenant_id="acme", incident_id="inc_1", action="restart_pod"),
+        AdmissionGroup(tenant_id="acme", incident_id="inc_1"),
+        AdmissionGroup(action="restart_pod"),
+        AdmissionGroup(),
     }
 
 
 @pytest.mark.parametrize(
-    ("per", "tally"),
+    ("per", "group"),
     [
-        ((), Tally()),
-        (("principal",), Tally()),
-        (("tenant_id", "target_agents"), Tally()),
-        (("action",), Tally(action="restart_pod")),
-        (("incident_id",), Tally(tenant_id="acme", incident_id="inc_1")),
-        (("action", "incident_id"), Tally(tenant_id="acme", incident_id="inc_1", action="restart_pod")),
+        ((), AdmissionGroup()),
+        (("principal",), AdmissionGroup()),
+        (("tenant_id", "target_agents"), AdmissionGroup()),
+        (("action",), AdmissionGroup(action="restart_pod")),
+        (("incident_id",), AdmissionGroup(tenant_id="acme", incident_id="inc_1")),
+        (
+            ("action", "incident_id"),
+            AdmissionGroup(tenant_id="acme", incident_id="inc_1", action="restart_pod"),
+        ),
     ],
 )
-def test_what_a_brake_counts_is_found_in_the_smallest_tally_that_has_it_all(
-    per: tuple[Facet, ...], tally: Tally
+def test_what_a_brake_counts_is_found_in_the_smallest_group_that_has_it_all(
+    per: tuple[Facet, ...], group: AdmissionGroup
 ) -> None:
     rule = braking(per=per, max_attempts=1, window_seconds=60)
-    assert tally_of(rule, "acme", "inc_1", "restart_pod") == tally
-    assert tally in tallies_with(execution(tenant_id="acme"))
+    assert group_of(rule, "acme", "inc_1", "restart_pod") == group
+    assert group in groups_containing(execution(tenant_id="acme"))
 
 
-def test_an_admission_names_each_tally_once_and_as_far_back_as_any_brake_looks() -> None:
+def test_an_admission_names_each_group_once_and_as_far_back_as_any_brake_looks() -> None:
     policies = policies_of(
         braking("short", max_attempts=1, window_seconds=60),
         braking("cool", cooldown_seconds=600),
@@ -529,20 +532,24 @@ def test_an_admission_names_each_tally_once_and_as_far_back_as_any_brake_looks()
         Rule(id="no-brake", on="execute", deny=True),
     )
     wanted = {
-        Tally(): 600,
-        Tally(action="restart_pod"): 5,
-        Tally(tenant_id="default", incident_id="inc_1"): 7,
+        AdmissionGroup(): 600,
+        AdmissionGroup(action="restart_pod"): 5,
+        AdmissionGroup(tenant_id="default", incident_id="inc_1"): 7,
     }
-    assert tallies_for(policies, "default", "inc_1", "restart_pod") == wanted
-    assert names(admission(policies, "d-1")).tallies == wanted
+    assert groups_for(policies, "default", "inc_1", "restart_pod") == wanted
+    now = 10_000 * SECOND
+    since = {group: now - seconds * SECOND for group, seconds in wanted.items()}
+    assert names([admission(policies, "d-1")], now).groups == since
+    shorter = replace(policies, rules=policies.rules[-3:])
+    assert names([admission(shorter, "d-0"), admission(policies, "d-1")], now).groups == since
 
 
 def test_an_admission_without_brakes_names_nothing_to_count() -> None:
-    assert tallies_for(policies_of(), "default", "inc_1", "restart_pod") == {}
+    assert groups_for(policies_of(), "default", "inc_1", "restart_pod") == {}
     brake = braking(per=("incident_id",), max_attempts=1, window_seconds=60)
     # Malformed claims are refused before any brake, but what they need can still be named.
-    assert tallies_for(policies_of(brake), "default", None, None) == {
-        Tally(tenant_id="default", incident_id=""): 60
+    assert groups_for(policies_of(brake), "default", None, None) == {
+        AdmissionGroup(tenant_id="default", incident_id=""): 60
     }
 
 

@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from sidecar.core.checkpoint import DOMAIN, Checkpoint
-from sidecar.errors import KeyFileUnusable
-from sidecar.files.keyfiles import create
+from sidecar.files.keyfiles import KeyFileUnusable, create
 from sidecar.files.signing import SigningKey, load_public_key, load_signing_key
 
 KEY = SigningKey.generate()

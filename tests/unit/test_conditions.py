@@ -17,10 +17,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.policy import FACTS, RiskClass, Subject
-from sidecar.errors import ConditionFailed, ConfigurationError
+from sidecar.errors import ConditionFailed
+from sidecar.files.faults import ConfigurationError
 from sidecar.policies import conditions
-from sidecar.policies.conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, NoCondition, condition
+from sidecar.policies.conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, condition
 from sidecar.policies.files import load
+from sidecar.settings.faults import WrongText
 
 CHRISTMAS_EVE = 1_798_070_400_000_000  # 2026-12-24T00:00:00Z
 
@@ -55,7 +57,7 @@ def failure(text: str, **facts: Any) -> str:
 
 
 def mistake(text: str) -> tuple[str, tuple[int, int] | None]:
-    with pytest.raises(NoCondition) as caught:
+    with pytest.raises(WrongText) as caught:
         condition(text)
     return str(caught.value), caught.value.position
 
@@ -518,9 +520,9 @@ def zones(folder: Path, *names: str) -> None:
 def read_with(database: Path, zone: str) -> str:
     """What a new process says of a zone, since the engine keeps what it has found once."""
     program = (
-        "import sys; from sidecar.policies.conditions import NoCondition, condition\n"
+        "import sys; from sidecar.policies.conditions import WrongText, condition\n"
         "try: condition(f'now.getHours({sys.argv[1]!r}) == 1')\n"
-        "except NoCondition as exc: print(exc, exc.position)\n"
+        "except WrongText as exc: print(exc, exc.position)\n"
         "else: print('well')"
     )
     environment = {**os.environ, "TZDIR": str(database)}
@@ -697,7 +699,7 @@ WHEN = st.text(max_size=30) | st.builds(str.join, st.sampled_from(["", " "]), st
 def test_any_text_is_a_condition_that_answers_or_fails_or_a_mistake_with_a_place(text: str) -> None:
     try:
         found = condition(text)
-    except NoCondition as exc:
+    except WrongText as exc:
         lines = text.split("\n")
         if exc.position is not None:
             line, column = exc.position

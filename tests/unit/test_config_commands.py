@@ -15,8 +15,8 @@ from sidecar.cli.config import without_secrets
 from sidecar.cli.main import main
 from sidecar.files.yamlfile import dotted, parse
 from sidecar.live.reload import unchangeable
-from sidecar.settings.keys import AT_START, LIVE
 from sidecar.settings.reading import load
+from sidecar.settings.sections import KEYS
 
 SHIPPED = Path(__file__).parents[2] / "config" / "scopegate.yaml"
 TEXT = """\
@@ -54,7 +54,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_every_key_is_shown_in_the_order_of_the_shipped_file() -> None:
     marks = parse(SHIPPED.read_bytes(), "scopegate.yaml").marks
-    in_order = [dotted(path) for path in marks if dotted(path) in LIVE | AT_START]
+    in_order = [dotted(path) for path in marks if dotted(path) in KEYS]
     assert [*shown(SHIPPED)] == in_order
     table = scopegate("show", "--config", SHIPPED).stdout.splitlines()
     assert table[0].split() == ["KEY", "VALUE", "LIVE", "SOURCE"]
@@ -70,7 +70,7 @@ def test_a_value_is_said_to_be_the_default_or_has_its_place_in_the_file(file: Pa
         "gate.max_in_flight": f"{file}:6:3",
         "gate.tenant_header": f"{file}:7:3",
     }
-    assert members.keys() == LIVE | AT_START
+    assert members.keys() == KEYS.keys()
     assert {tuple(member["overrides"]) for member in members.values()} == {()}
 
 
@@ -166,7 +166,9 @@ def test_a_route_is_one_indented_block(file: Path) -> None:
 
 
 def test_the_keys_that_a_reload_may_change_are_marked(file: Path) -> None:
-    assert {key for key, member in shown(file).items() if member["live"]} == LIVE
+    assert {key for key, member in shown(file).items() if member["live"]} == {
+        name for name, key in KEYS.items() if key.is_live
+    }
     lines = scopegate("show", "--config", file, "gate.max_in_flight", "data.listen").stdout.splitlines()
     assert [line.split()[2] for line in lines[1:]] == ["default", "yes"]
 
@@ -263,9 +265,9 @@ def test_keys_are_named_and_not_read(file: Path) -> None:
     ],
 )
 def test_of_a_secret_value_only_what_is_no_secret_is_shown(url: Any, masked: Any) -> None:
-    assert without_secrets("store.url", url, {}) == masked
-    assert without_secrets("telemetry.otlp_endpoint", url, {}) == masked
-    assert without_secrets("policies", url, {}) == url
+    assert without_secrets(KEYS["store.url"], url, {}) == masked
+    assert without_secrets(KEYS["telemetry.otlp_endpoint"], url, {}) == masked
+    assert without_secrets(KEYS["policies"], url, {}) == url
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.errors import ConfigurationError
-from sidecar.files.yamlfile import dotted, parse
-from sidecar.settings.keys import keys_of, section_of
+from sidecar.files.faults import ConfigurationError
+from sidecar.files.yamlfile import parse
+from sidecar.settings.keys import keys
 from sidecar.settings.reading import load
 from sidecar.settings.schema import schema_of
 from sidecar.settings.sections import Route, Settings
 from tests.described import STRANGE
-from tests.unit.test_docs import CONFIGURATION, plain, rows, section, table_of_keys
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = schema_of(Settings, title="Scopegate configuration", description="A test's.")
@@ -31,9 +29,9 @@ SHIPPED = sorted(
     for file in (ROOT / "config").glob(pattern)
 )
 
-KEYS = {dotted(path): field for path, field in keys_of(Settings)}
-ROUTE_KEYS = {f"gate.routes[0].{dotted(path)}": field for path, field in keys_of(Route)}
-SECTIONS = [key for key, field in KEYS.items() if section_of(field)]
+KEYS = {key.name: key for key in keys(Settings)}
+ROUTE_KEYS = {f"gate.routes[0].{key.name}": key for key in keys(Route)}
+SECTIONS = [name for name, key in KEYS.items() if key.section]
 LEAVES = [key for key in [*KEYS, *ROUTE_KEYS] if key not in SECTIONS]
 
 LISTS = ["data.allowed_hosts", "admin.allowed_hosts", "gate.routes", "log.mask"]
@@ -210,26 +208,6 @@ def test_it_has_every_key_and_no_other_in_the_order_of_the_file() -> None:
 def test_every_key_and_section_is_described_on_one_line() -> None:
     said = {key: below.get("description", "") for key, below in keys_of_the_schema(SCHEMA)}
     assert [key for key, words in said.items() if len(words) < 15 or not words.isprintable()] == []
-
-
-def test_a_key_is_described_in_the_words_of_the_reference() -> None:
-    """Where the reference refers to the row above, or to another section, so that it need not repeat it, the
-    schema repeats it."""
-    words: dict[str, str] = {}
-    table = table_of_keys()
-    routes = [(f"gate.routes[0].{plain(row[0])}", row[-1]) for row in rows(section(CONFIGURATION, "Routes"))]
-    last = ""
-    for key, cell in [*((plain(row[0]), row[-1]) for row in table), *routes]:
-        told = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", cell)
-        like = re.fullmatch(r"as `([a-z.]+)`", told)
-        if like:
-            told = words[f"{like[1]}.{key.rpartition('.')[2]}"]
-        elif told.startswith("the same"):
-            alike = f"data.tls.{key.rpartition('.')[2]}"
-            told = words[alike] if ".tls." in key else told.replace("the same", words[last])
-        words[key] = told
-        last = key
-    assert {key: of_the_schema(key)["description"] for key in LEAVES} == words
 
 
 def test_no_key_is_required_but_the_path_of_a_route() -> None:

@@ -1,6 +1,6 @@
 """The two Python modules keep their export contracts to the letter: names, parameters, order, sync or async.
 
-The contracts stand beside the cases, as they were asked for; the enumerations come from seed-contract.md.
+The contracts are in tests/cases, as their users wrote them.
 """
 
 from __future__ import annotations

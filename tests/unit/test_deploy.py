@@ -265,7 +265,7 @@ def test_kustomize_builds_the_base_with_configuration_and_policies_as_they_ship(
 
 
 def test_the_base_has_the_configuration_and_the_policies_that_ship() -> None:
-    """Kustomize reads nothing outside its folder, so there are copies: `cp` them anew when this fails."""
+    """Kustomize reads nothing outside its folder, so `tests.reference` writes copies there."""
     copies = {str(file.relative_to(KUBERNETES)): file for file in KUBERNETES.glob("*/*")}
     shipped = {f"policies/{file.name}": file for file in ROOT.glob("policies/*.yaml")}
     shipped["config/container.yaml"] = ROOT / "config/container.yaml"
@@ -549,7 +549,7 @@ def test_the_configuration_that_the_unit_shows_keeps_the_store_in_the_one_folder
     assert "Environment" not in settings_
     text = UNIT.read_text(encoding="utf-8")
     (shown,) = re.findall(
-        r"^# And /etc/scopegate/scopegate\.yaml.*\n#\n((?:#   .+\n)+)#$", text, re.MULTILINE
+        r"^# Then write /etc/scopegate/scopegate\.yaml.*\n#\n((?:#   .+\n)+)#$", text, re.MULTILINE
     )
     config = tmp_path / "scopegate.yaml"
     config.write_text(re.sub(r"^#   ", "", shown, flags=re.MULTILINE))

@@ -9,28 +9,28 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from sidecar import __version__
 from sidecar.cli.demo import POLICIES
 from sidecar.cli.main import main
 from sidecar.core.policy import FACTS
-from sidecar.errors import ERRORS
 from sidecar.policies import files as policyfiles
-from sidecar.policies import rules as policyrules
-from sidecar.settings.keys import LIVE
 from sidecar.telemetry.metrics import Metrics
-from sidecar.web.api.admin import DECISION_FILTERS, EXECUTION_STATUSES
+from sidecar.web.api.decisions import DECISIONS
+from sidecar.web.api.emitters import RUNS_AND_SWITCH
+from sidecar.web.api.executions import EXECUTIONS
+from sidecar.web.api.explain import EXPLAIN
+from sidecar.web.api.ops import OPS
+from sidecar.web.api.scopelists import SCOPE_LISTS
+from sidecar.web.api.state import STATE
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = ROOT / "config/reference"
-CONFIGURATION = (REFERENCE / "configuration.md").read_text(encoding="utf-8")
 WIRE = (REFERENCE / "wire.md").read_text(encoding="utf-8")
 ADMIN_AND_OPS = (REFERENCE / "admin-and-ops.md").read_text(encoding="utf-8")
 COMMANDS = (REFERENCE / "commands.md").read_text(encoding="utf-8")
@@ -49,19 +49,12 @@ PAGES = {
         ),
     )
 }
-# test_settings holds this file to the settings: every key, with its default.
-SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "config/scopegate.yaml").read_text(encoding="utf-8"))
 
 
 def section(page: str, title: str) -> str:
     """The text of a page below a heading, down to the next one of its level or above."""
     level, body = re.split(rf"^(#+) {re.escape(title)}$", page, maxsplit=1, flags=re.MULTILINE)[1:]
     return re.split(rf"^#{{1,{len(level)}}} ", body, maxsplit=1, flags=re.MULTILINE)[0]
-
-
-def table_of_keys() -> list[list[str]]:
-    """The rows of all keys: those before the first section of the page."""
-    return rows(CONFIGURATION.split("\n## ")[0])
 
 
 def rows(text: str) -> list[list[str]]:
@@ -72,20 +65,6 @@ def rows(text: str) -> list[list[str]]:
 
 def plain(cell: str) -> str:
     return cell.strip("`")
-
-
-def flattened(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from flattened(value, f"{above}{name}.")
-        else:
-            yield above + name, value
-
-
-def says(cell: str, value: Any) -> bool:
-    """Whether a cell shows a value as a configuration file would."""
-    text = plain(cell)
-    return text == value or bool(yaml.safe_load(text) == value)
 
 
 def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
@@ -105,47 +84,8 @@ def test_the_readme_is_one_page() -> None:
     assert len(README.splitlines()) < 220
 
 
-def test_every_key_stands_in_the_reference_with_its_default() -> None:
-    shown = {plain(row[0]): row[1] for row in table_of_keys()}
-    wanted = dict(flattened(SHIPPED))
-    assert shown.keys() == wanted.keys()
-    shown.pop("gate.routes")  # its entries have a table of their own
-    assert shown.pop("upstream.url") == "none"
-    assert [key for key, cell in shown.items() if not says(cell, wanted[key])] == []
-
-
-def test_every_key_of_a_route_stands_in_the_reference_with_its_default() -> None:
-    shown = {plain(row[0]): row[1] for row in rows(section(CONFIGURATION, "Routes"))}
-    (route,) = SHIPPED["gate"]["routes"]
-    assert shown.keys() == route.keys()
-    assert [key for key, cell in shown.items() if not says(cell, route[key])] == []
-
-
-def test_every_key_that_can_change_while_it_runs_is_marked_so_in_the_reference() -> None:
-    shown = {plain(row[0]): row[2] for row in table_of_keys()}
-    assert {key for key, cell in shown.items() if cell == "yes"} == LIVE
-    assert {cell for key, cell in shown.items() if key not in LIVE} == {""}
-
-
-def test_every_key_of_an_action_and_of_a_rule_stands_in_the_page_of_policies() -> None:
-    shown = [plain(row[0]) for row in rows(POLICY_PAGE)]
-    assert shown == [*policyfiles._ACTION_KEYS, *sorted(policyrules.RULE_KEYS, key=shown.index)]
-    below = (
-        *policyrules.MATCH_KEYS,
-        *policyrules.LIMIT_KEYS,
-        *policyrules.REQUIRE_KEYS,
-        *policyrules.BRAKE_KEYS,
-    )
-    assert [
-        key
-        for key in (*below, *FACTS)
-        if f"`{key}`" not in POLICY_PAGE and f"`{key}: true`" not in POLICY_PAGE
-    ] == []
-
-
-def test_every_error_code_stands_in_the_reference_with_its_status() -> None:
-    shown = {(row[0], plain(row[1])) for row in rows(section(WIRE, "Errors"))}
-    assert shown == {(str(kind.status), kind.code) for kind in ERRORS.values()}
+def test_every_fact_of_a_condition_stands_in_the_page_of_policies() -> None:
+    assert [fact for fact in FACTS if f"`{fact}`" not in POLICY_PAGE] == []
 
 
 def test_every_metric_stands_in_the_reference() -> None:
@@ -154,18 +94,18 @@ def test_every_metric_stands_in_the_reference() -> None:
     assert shown == {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 
-@pytest.mark.parametrize("face", ["admin", "emitters", "reloads", "scopelists", "ops"])
-def test_every_call_of_the_admin_and_ops_listeners_stands_in_the_reference(face: str) -> None:
-    source = (ROOT / f"sidecar/web/api/{face}.py").read_text(encoding="utf-8")
-    calls = re.findall(r"web\.(get|post|put|delete)\(\"([^\"]+)\"", source)
-    assert calls
-    named = [f"`{method.upper()} {re.sub(r':[^}]+', '', path)}`" for method, path in calls]
-    assert [call for call in named if call not in ADMIN_AND_OPS] == []
+def test_every_call_of_the_admin_and_ops_listeners_stands_in_the_reference() -> None:
+    listed = (*DECISIONS, *SCOPE_LISTS, *EXECUTIONS, EXPLAIN, *RUNS_AND_SWITCH, *STATE, *OPS)
+    calls = [f"`{each.method.upper()} {each.path}`" for each in listed]
+    assert [each for each in (*calls, "`POST /api/v1/decisions/{kind}`") if each not in ADMIN_AND_OPS] == []
 
 
-def test_every_filter_and_status_stands_in_the_reference() -> None:
+def test_every_filter_and_its_values_stand_in_the_reference() -> None:
     admin = section(ADMIN_AND_OPS, "Admin")
-    assert [name for name in (*DECISION_FILTERS, *EXECUTION_STATUSES) if f"`{name}`" not in admin] == []
+    lists = [each for each in (*DECISIONS, *EXECUTIONS) if each.query]
+    filters = [parameter.name for each in lists for parameter in each.query]
+    statuses = EXECUTIONS[0].query[0].schema["enum"]
+    assert [name for name in (*filters, *statuses) if f"`{name}`" not in admin] == []
 
 
 def test_every_command_and_option_stands_in_the_reference() -> None:
@@ -195,14 +135,6 @@ def test_every_help_page_has_an_example(name: str) -> None:
     shown = CliRunner().invoke(main, [*name.split()[1:], "--help"])
     assert shown.exit_code == 0
     assert re.search(rf"Examples?:\n +{name}", shown.output), shown.output
-
-
-def test_every_file_of_the_package_stands_in_the_map() -> None:
-    page = (ROOT / "sidecar/README.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\| `(sidecar/[^`]+)` \|", page, flags=re.MULTILINE)
-    files = [*ROOT.glob("sidecar/**/*.py"), *ROOT.glob("sidecar/**/*.sql")]
-    assert len(shown) == len(set(shown))
-    assert set(shown) == {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}
 
 
 def anchors(text: str) -> set[str]:

@@ -18,6 +18,7 @@ from sidecar.core.emission import (
     ALLOWED_SIGNALS,
     EMITTERS,
     FORBIDDEN_SIGNALS,
+    CARESignalAccessError,
     Emission,
     Kind,
     check_signal,
@@ -25,7 +26,6 @@ from sidecar.core.emission import (
     once_key,
 )
 from sidecar.core.record import CausalRole, DecisionType, Record
-from sidecar.errors import CARESignalAccessError
 from tests.cases import load_cases
 
 NOW = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z

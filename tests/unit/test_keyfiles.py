@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import KeyFileUnusable
 from sidecar.files import keyfiles
+from sidecar.files.keyfiles import KeyFileUnusable
 
 SOMEBODY = 65532
 KEY = b"a key of more than sixteen bytes"

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.policy import ActionPolicy, RiskClass
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.policies.files import load
-from sidecar.policies.rules import BRAKE_KEYS, LIMIT_KEYS, MATCH_KEYS, REQUIRE_KEYS, RULE_KEYS
+from sidecar.policies.sections import RuleSection
+from sidecar.settings.keys import keys
 
 SHIPPED = Path(__file__).parents[2] / "policies"
 NOBODY = 65534
@@ -127,7 +128,7 @@ def test_a_file_that_cannot_be_read_is_no_file_to_skip(tmp_path: Path) -> None:
 def test_a_file_that_holds_nothing_may_be_one_that_was_cut_short(tmp_path: Path, text: str) -> None:
     rule = "{id: r, on: issue, match: {action: six}, effect: deny}"
     write(tmp_path, a=f"actions: {{x: {{risk: low}}}}\nrules: [{rule}]")
-    assert faults(write(tmp_path, b=text)) == ["b.yaml: holds nothing; remove the file if that is meant"]
+    assert faults(write(tmp_path, b=text)) == ["b.yaml: is empty; remove the file if that is intended"]
     (tmp_path / "b.yaml").write_text("actions: {six: {risk: low}}")
     assert len(load(tmp_path).rules) == 1
 
@@ -135,7 +136,7 @@ def test_a_file_that_holds_nothing_may_be_one_that_was_cut_short(tmp_path: Path,
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
     write(tmp_path, a="actions: {x: {risk: low}}")
     os.mkfifo(tmp_path / "b.yaml")
-    assert faults(tmp_path) == ["b.yaml: is no regular file; remove it, or put one in its place"]
+    assert faults(tmp_path) == ["b.yaml: is not a regular file; remove it, or put one in its place"]
 
 
 def test_a_folder_that_is_closed_is_named(anybody: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_folder_that_is_closed_is_named(anybody: Path) -> None:
 
 def test_a_folder_that_is_missing_or_empty_says_what_to_do(tmp_path: Path) -> None:
     assert faults(tmp_path) == [
-        "FOLDER: holds no *.yaml file; add one with actions:, such as the shipped policies/actions.yaml"
+        "FOLDER: contains no *.yaml file; add one with actions:, such as the shipped policies/actions.yaml"
     ]
     assert faults(tmp_path / "gone") == [
         "FOLDER: the policies folder cannot be read (No such file or directory); create it, "
@@ -167,7 +168,7 @@ def test_a_folder_that_is_missing_or_empty_says_what_to_do(tmp_path: Path) -> No
 @pytest.mark.parametrize("text", ["# nothing\n", "actions:\n", "actions: {}\n"])
 def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str) -> None:
     assert faults(write(tmp_path, a=text)) == [
-        "FOLDER: actions: no file here names an action, so everything would be refused; "
+        "FOLDER: actions: no file lists an action, so every request would be refused; "
         "list some under actions:"
     ]
 
@@ -175,12 +176,16 @@ def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- x", "a.yaml:1:1: expects the keys actions: and rules: on top, found a list"),
-        ("actions: [x]", "a.yaml:1:1: actions: expects a map of actions, found a list"),
+        (
+            "- x",
+            "a.yaml:1:1: expects a map such as {actions: {restart_pod: {risk: low}}, rules: []}, "
+            "found a list",
+        ),
+        ("actions: [x]", "a.yaml:1:1: actions: expects a map, found a list"),
         ("action: {x: {risk: low}}", 'a.yaml:1:1: action: is not a known key; did you mean "actions"?'),
         (
             "actions: {x: {risk: low}}\nrules: {x: 1}",
-            "a.yaml:2:1: rules: expects a list of rules, found a map",
+            "a.yaml:2:1: rules: expects a list, found a map",
         ),
         (
             "actions: {x: {risk: low}}\nrule: []",
@@ -245,11 +250,11 @@ def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str)
         ),
         (
             "actions:\n  x: {risk: low, timeout_seconds: true}",
-            "a.yaml:2:18: actions.x.timeout_seconds: expects a number of seconds, found true or false",
+            "a.yaml:2:18: actions.x.timeout_seconds: expects a number, found true or false",
         ),
         (
             "actions:\n  x: {risk: low}\n  x: {risk: low}",
-            "a.yaml:3:3: actions.x: stands in line 2 too; remove one of them",
+            "a.yaml:3:3: actions.x: is already in line 2; remove one of them",
         ),
         (
             "actions:\n  *: {risk: low}",
@@ -298,7 +303,7 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_variable_is_not_filled_in_and_so_refused(tmp_path: Path, text: str, place: str) -> None:
-    wanted = f"a.yaml:{place}: variables are not filled in here; write the value"
+    wanted = f"a.yaml:{place}: variables are not substituted in policies; write the value"
     assert wanted in faults(write(tmp_path, a=text))
 
 
@@ -324,7 +329,7 @@ def test_a_name_of_more_than_256_characters_is_refused(tmp_path: Path) -> None:
 
 def test_an_action_in_two_files_names_both_places(tmp_path: Path) -> None:
     write(tmp_path, a="actions:\n  x: {risk: low}\n", b="actions:\n\n  x: {risk: low}\n")
-    assert faults(tmp_path) == ["b.yaml:3:3: actions.x: stands in a.yaml:2:3, too; keep one of them"]
+    assert faults(tmp_path) == ["b.yaml:3:3: actions.x: is already at a.yaml:2:3; keep one of them"]
 
 
 def test_the_faults_of_all_files_are_reported_at_once(tmp_path: Path) -> None:
@@ -366,7 +371,7 @@ def test_any_bytes_are_a_set_or_a_configuration_error(content: bytes | str) -> N
 
 
 # What stands somewhere in a policy file, and what does not, in any combination.
-KEYS = (*RULE_KEYS, *MATCH_KEYS, *LIMIT_KEYS, *REQUIRE_KEYS, *BRAKE_KEYS)
+KEYS = tuple(dict.fromkeys(key.path[-1] for key in keys(RuleSection)))
 WORDS = st.sampled_from((*KEYS, "x", "restart_*", "issue", "execute", "deny", "allow", "shadow", "low"))
 VALUES = st.recursive(
     st.none()

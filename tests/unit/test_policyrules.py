@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.core.policy import Brake, Limit, Match, PolicySet, Require, RiskClass, Rule
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.policies.files import load
 
 CATALOGUE = (
@@ -190,8 +190,7 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path, text: str, fou
         ("on: issue", ": does nothing; add limit, require, brake or effect: deny"),
         (
             "on: issue, effect: allow",
-            "effect: allow is refused: a refusal by any rule refuses, so there is nothing to allow; "
-            "remove the rule",
+            "effect: allow has no effect: a request is allowed unless a rule refuses it; remove the rule",
         ),
         ("on: issue, effect: dney", 'effect: expects one of deny; did you mean "deny"?'),
         (
@@ -232,7 +231,7 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path, text: str, fou
         ),
         (
             "on: issue, effect: deny, match: {risk: []}",
-            "match.risk: is an empty list; name at least one, or remove the key",
+            "match.risk: is empty; add a value, or remove the key",
         ),
         (
             "on: issue, effect: deny, match: {risk: [low, hihg]}",
@@ -375,23 +374,23 @@ def test_a_mistake_in_a_rule_is_named(tmp_path: Path, text: str, message: str) -
         ("rules:\n  -\n", f"2:4: rules[0]: expects a map such as {EXAMPLE}, found nothing"),
         (
             "rules:\n  - on: issue\n    effect: deny\n",
-            "2:5: rules[0].id: is required; give each rule an id of its own",
+            "2:5: rules[0].id: is required; add it, for example no-failover",
         ),
         (
             "rules:\n  - on: issue\n    id: 5\n    effect: deny\n",
-            "3:5: rules[0].id: expects text of 1 to 256 printable characters",
+            "3:5: rules[0].id: expects text, found a number; write it in quotes",
         ),
         (
             "rules:\n  - on: issue\n    id: ''\n    effect: deny\n",
-            "3:5: rules[0].id: expects text of 1 to 256 printable characters",
+            "3:5: rules[0].id: expects 1 to 256 printable characters",
         ),
         (
             f"rules:\n  - on: issue\n    id: {'x' * 257}\n    effect: deny\n",
-            "3:5: rules[0].id: expects text of 1 to 256 printable characters",
+            "3:5: rules[0].id: expects 1 to 256 printable characters",
         ),
         (
             "rules:\n  - {id: a, on: issue, effect: deny}\n  - {id: a, on: issue, effect: deny}\n",
-            "3:6: rules[1].id: stands in r.yaml:2:6, too; give each rule an id of its own",
+            "3:6: rules[1].id: is already at r.yaml:2:6; give each rule its own id",
         ),
         (
             "rules:\n  - {id: a, on: issue, effect: deny}\n  - {id: b, on: issue, effect: &x deny}\n",
@@ -408,7 +407,7 @@ def test_a_mistake_in_a_list_of_rules_is_named_with_its_place(
 def test_an_id_in_two_files_names_both_places(tmp_path: Path) -> None:
     (tmp_path / "q.yaml").write_text("rules:\n\n  - id: a\n    on: issue\n    effect: deny\n")
     assert faults(tmp_path, "rules:\n  - {id: a, on: issue, effect: deny}\n") == [
-        "r.yaml:2:6: rules[0].id: stands in q.yaml:3:5, too; give each rule an id of its own"
+        "r.yaml:2:6: rules[0].id: is already at q.yaml:3:5; give each rule its own id"
     ]
 
 
@@ -422,7 +421,7 @@ def test_rules_without_any_action_are_no_policy_set(tmp_path: Path) -> None:
         tmp_path, "rules:\n  - {id: a, on: issue, match: {action: x}, effect: deny}\n", "actions: {}\n"
     )
     assert len(found) == 1
-    assert "no file here names an action" in found[0]
+    assert "no file lists an action" in found[0]
 
 
 def test_a_reason_stands_on_one_line_however_it_is_broken(tmp_path: Path) -> None:

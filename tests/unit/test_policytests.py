@@ -19,7 +19,7 @@ from sidecar.core.policy import (
     Rule,
     Subject,
 )
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.policies import testing as policytests
 
 SEEN: list[Subject] = []
@@ -243,7 +243,7 @@ def test_files_are_read_in_name_order_and_hidden_ones_are_not(tmp_path: Path) ->
 def test_a_folder_without_tests_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         policytests.read(tmp_path)
-    assert str(caught.value) == f"{tmp_path}/tests: holds no *.yaml file; put one with tests: there"
+    assert str(caught.value) == f"{tmp_path}/tests: contains no *.yaml file; put one with tests: there"
 
 
 GOOD: dict[str, Any] = {
@@ -260,7 +260,7 @@ GOOD: dict[str, Any] = {
         ({"naem": "x"}, 'tests[0].naem: is not a known key; did you mean "name"?'),
         ({"name": None}, "tests[0].name: is required; add it"),
         ({"name": "7"}, "tests[0].name: expects text, found a number; write it in quotes"),
-        ({"on": "excute"}, "tests[0].on: expects issue (a scope is asked for) or execute"),
+        ({"on": "excute"}, 'tests[0].on: expects one of issue, execute; did you mean "execute"?'),
         (
             {"now": "2026-12-24T12:00:00"},
             "tests[0].now: expects a time with its offset in ISO 8601, such as 2026-01-01T12:00:00Z",
@@ -271,7 +271,10 @@ GOOD: dict[str, Any] = {
             "quotes if text is meant",
         ),
         ({"facts": "{}"}, "tests[0].facts.action: is required; add it"),
-        ({"facts": "{action: a, max_attempts: 1}"}, "tests[0].facts.max_attempts: is not a known key"),
+        (
+            {"facts": "{action: a, max_attempts: 1}"},
+            'tests[0].facts.max_attempts: is not a known key; did you mean "facts.scope.max_attempts"?',
+        ),
         (
             {"facts": "{action: a, principle: b}"},
             'tests[0].facts.principle: is not a known key; did you mean "principal"?',
@@ -283,7 +286,7 @@ GOOD: dict[str, Any] = {
         ),
         (
             {"facts": "{action: a, scope: {attempts_used: -1}}"},
-            "tests[0].facts.scope.attempts_used: must be at least 0",
+            "tests[0].facts.scope.attempts_used: must be from 0 to 1000000000",
         ),
         (
             {"facts": "{action: a, scope: {max_cost_usd: 0.0000001}}"},
@@ -297,20 +300,23 @@ GOOD: dict[str, Any] = {
         ({"history": "[{status: answered}]"}, "tests[0].history[0].seconds_ago: is required; add it"),
         (
             {"history": "[{seconds_ago: 1, status: sent}]"},
-            "tests[0].history[0].status: expects in_flight, answered, not_sent, unknown, executed or "
-            "not_executed",
+            "tests[0].history[0].status: expects one of in_flight, answered, not_sent, unknown, executed, "
+            'not_executed; did you mean "not_sent"?',
         ),
-        ({"want": "{}"}, "tests[0].want.verdict: is required; add it"),
-        ({"want": "{verdict: denied}"}, "tests[0].want.verdict: expects allowed or refused"),
+        ({"want": "{}"}, "tests[0].want.verdict: is required; add one of allowed, refused"),
+        ({"want": "{verdict: denied}"}, "tests[0].want.verdict: expects one of allowed, refused"),
         (
             {"want": "{verdict: refused, error: policy_denyed}"},
-            'tests[0].want.error: is no error of the gate; did you mean "policy_denied"?',
+            'tests[0].want.error: is not an error code; did you mean "policy_denied"?',
         ),
         (
             {"want": "{verdict: allowed, error: braked}"},
-            "tests[0].want.error: is only there where it is refused; remove it",
+            "tests[0].want.error: applies only if the verdict is refused; remove it",
         ),
-        ({"want": "{verdict: allowed, max_attempts: 1}"}, "tests[0].want.max_attempts: is not a known key"),
+        (
+            {"want": "{verdict: allowed, max_attempts: 1}"},
+            'tests[0].want.max_attempts: is not a known key; did you mean "facts.scope.max_attempts"?',
+        ),
         (
             {"on": "issue", "facts": "{action: a, actions: [b]}"},
             "tests[0].facts.action: is required, or actions as a list; give one of the two",
@@ -318,7 +324,7 @@ GOOD: dict[str, Any] = {
         ({"on": "issue", "history": "[]"}, "tests[0].history: is not a known key"),
         (
             {"on": "issue", "want": "{verdict: refused, ttl_seconds: 1}"},
-            "tests[0].want.ttl_seconds: is only there where it is allowed; remove it",
+            "tests[0].want.ttl_seconds: applies only if the verdict is allowed; remove it",
         ),
     ],
 )
@@ -339,12 +345,16 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, members: dict[str, An
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "1:1: tests: expects a list of tests, found nothing"),
-        ("tests: {}", "1:1: tests: expects a list of tests, found a map"),
-        ("tests: []", "1:1: tests: expects a list of tests, found an empty one"),
-        ("- a", "1:1: expects the key tests: on top, found a list"),
-        ("a", "1:1: expects the key tests: on top, found text"),
-        ("tests: [3]", "1:9: tests[0]: expects a map with name, on, facts and want, found a number"),
+        ("", "1:1: tests: is required; add it"),
+        ("tests: {}", "1:1: tests: expects a list, found a map"),
+        ("tests: []", "1:1: tests: is empty; add a value, or remove the key"),
+        ("- a", "1:1: expects a map such as {tests: [...]}, found a list"),
+        ("a", "1:1: expects a map such as {tests: [...]}, found text"),
+        (
+            "tests: [3]",
+            "1:9: tests[0]: expects a map such as {name: ..., on: execute, facts: {...}, want: {...}}, "
+            "found a number",
+        ),
         ("tests: [", "1:9: a value is missing here; text that begins with a bracket needs quotes"),
     ],
 )
@@ -355,7 +365,7 @@ def test_what_is_no_list_of_tests_is_refused(tmp_path: Path, text: str, expected
 def test_each_name_stands_once_in_a_file(tmp_path: Path) -> None:
     case = "- {name: a, on: issue, facts: {action: retry}, want: {verdict: allowed}}\n"
     found = fault(tmp_path, f"tests:\n{case}{case}")
-    assert found.startswith("3:4: tests[1].name: stands in ")
+    assert found.startswith("3:4: tests[1].name: is already at ")
     write(tmp_path, f"tests:\n{case}")
     write(tmp_path, f"tests:\n{case}", "other")
     assert len(policytests.read(tmp_path)) == 2

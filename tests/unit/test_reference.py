@@ -1,138 +1,100 @@
-"""The two pages of reference say what the code says, and the tables that help them leave nothing out."""
+"""The generated pages are as the code has it, and the tables they are made of leave nothing out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.telemetry.metrics import LOG_FIELDS
-from tests.logged import Logged, Source, Unreadable
-from tests.reference import (
-    CLOSED,
-    COMMAND,
-    EVERY_LINE,
-    LOGS_PAGE,
-    METRICS_PAGE,
-    logged,
-    logs_page,
-    metrics,
-    metrics_page,
-)
-from tests.reference_words import LOGGERS, MESSAGES, VALUES
-
-TABLE_OF_FIELDS = "LOG_FIELDS of sidecar/telemetry/metrics.py"
-TABLE_OF_WORDS = "tests/reference_words.py"
+from sidecar.core.command import NotEmitted
+from sidecar.core.entries import outcome_of
+from sidecar.errors import ERRORS, Refusal
+from sidecar.telemetry.events import FIELDS, LOGGERS, LogEvent
+from sidecar.telemetry.metrics import TABLE, Metrics
+from tests import reference
+from tests.reference import COMMAND, ROOT, differences, filled, made, main
+from tests.reference.logs import EVERY_LINE
 
 
-def test_every_field_of_a_log_line_is_explained_and_no_other() -> None:
-    carried = {name: each for each in logged() for name in each.fields}
-    missing = [
-        f"{name!r}, which {line.logger} logs with {line.message!r}, is not explained in {TABLE_OF_FIELDS}"
-        for name, line in carried.items()
-        if name not in LOG_FIELDS
-    ]
-    left_over = [
-        f"{name!r} stands in {TABLE_OF_FIELDS}, but no log line carries it"
-        for name in LOG_FIELDS.keys() - carried.keys()
-    ]
-    assert [*missing, *left_over] == []
-    assert EVERY_LINE.keys() & LOG_FIELDS.keys() == set()
+def test_every_generated_page_is_as_the_code_has_it() -> None:
+    texts = made()
+    assert {page.name for page in texts} >= {"metrics.md", "logs.md"}
+    assert "\n".join(differences(texts).values()) == "", f"run `{COMMAND}`"
 
 
-def test_every_message_and_logger_is_explained_and_no_other() -> None:
-    said = {(each.logger, each.message) for each in logged()}
-    missing = [
-        f"{message!r} of {logger} is not in {TABLE_OF_WORDS}" for logger, message in said - MESSAGES.keys()
-    ]
-    left_over = [
-        f"{message!r} of {logger} stands in {TABLE_OF_WORDS}, but nothing logs it"
-        for logger, message in MESSAGES.keys() - said
-    ]
-    assert [*missing, *left_over] == []
-    assert LOGGERS.keys() == {logger for logger, _ in said}
+def test_the_command_shows_what_differs_and_fails_or_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("one\ntwo\n")
+    monkeypatch.setattr(reference, "ROOT", tmp_path)
+    monkeypatch.setattr(reference, "made", lambda: {page: "one\n2\n"})
+    with pytest.raises(SystemExit, match="1 files are out of date"):
+        main(["--check"])
+    assert capsys.readouterr().out == "--- page.md\n+++ page.md\n@@ -1,2 +1,2 @@\n one\n-two\n+2\n"
+    main([])
+    assert capsys.readouterr().out == "page.md\n"
+    assert page.read_text() == "one\n2\n"
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--check"])
 
 
-def test_every_label_is_explained_and_no_other() -> None:
-    labels = {(each.family, label) for each in metrics() for label in each.labels}
-    assert len(labels) > 10
-    told = CLOSED.keys() | {key for key, words in VALUES.items() if isinstance(words, str)}
-    assert labels - told == set(), f"say in {TABLE_OF_WORDS} what values these labels have"
-    assert (told | VALUES.keys()) - labels == set()
-    for key, words in VALUES.items():
-        assert isinstance(words, str) or words.keys() <= set(CLOSED[key]), key
-
-
-@pytest.mark.parametrize(
-    ("page", "made"), [(METRICS_PAGE, metrics_page), (LOGS_PAGE, logs_page)], ids=["metrics", "logs"]
-)
-def test_the_pages_are_as_the_code_has_it(page: Path, made: Callable[[], str]) -> None:
-    is_new = page.exists() and page.read_text(encoding="utf-8") == made()
-    assert is_new, f"{page.name} is out of date: run `{COMMAND}`"
-
-
-def test_every_metric_has_a_meaning_and_a_histogram_its_buckets() -> None:
-    found = metrics()
-    assert len(found) > 25
-    assert [each.name for each in found if not each.meaning.endswith(".")] == []
-    assert {bool(each.buckets) for each in found if each.kind == "histogram"} == {True}
-
-
-# How log lines are read from code -----------------------------------------------------------------------
-
-
-def read(tmp_path: Path, *lines: str) -> list[Logged]:
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "module.py").write_text("\n".join(["logger = logging.getLogger('one')", *lines]))
-    return Source(package).logged()
-
-
-def test_a_field_is_found_however_the_line_came_by_it(tmp_path: Path) -> None:
-    found = read(
-        tmp_path,
-        "def ids(): return {'c': 1}",
-        "def told(log_fields):",
-        "    new = {'a': 1}",
-        "    late = {'e': 1}",
-        "    late['f'] = 2",
-        "    old = {f'old_{key}': value for key, value in new.items()}",
-        "    logger.info('first', extra={**new, **old, 'b': 2, **log_fields})",
-        "    logger.warning('second' if new else 'third %s', extra=late)",
-        "    logger.exception(f'fourth {new}')",
-        "told(log_fields=ids())",
+def test_a_part_is_put_between_its_marks() -> None:
+    page = "a\n<!-- generated: one -->\nold\n<!-- end -->\n<!-- generated: two -->\n<!-- end -->\nb\n"
+    assert filled(filled(page, "one", "1\n"), "two", r"\2") == (
+        "a\n<!-- generated: one -->\n1\n<!-- end -->\n<!-- generated: two -->\n\\2\n<!-- end -->\nb\n"
     )
-    assert found == [
-        Logged("one", "first", "info", ("a", "old_a", "b", "c"), False),
-        Logged("one", "fourth …", "error", (), True),
-        Logged("one", "second", "warning", ("e", "f"), False),
-        Logged("one", "third …", "warning", ("e", "f"), False),
+    with pytest.raises(ValueError, match="generated: three"):
+        filled(page, "three", "")
+
+
+# Log lines ----------------------------------------------------------------------------------------------
+
+
+def test_every_field_and_logger_is_explained_and_no_other() -> None:
+    assert {name for event in LogEvent for name in event.fields} - {"exc_info"} == FIELDS.keys()
+    assert {event.logger.name for event in LogEvent} == LOGGERS.keys()
+    assert EVERY_LINE.keys() & FIELDS.keys() == set()
+    assert vars(logging.makeLogRecord({})).keys() & FIELDS.keys() == set()
+
+
+def test_every_log_line_is_an_event() -> None:
+    files = [file for file in ROOT.glob("sidecar/**/*.py") if 'getLogger("scopegate' in file.read_text()]
+    assert [file.name for file in files] == ["demo.py"], "only the demo, which shows what the gate logs"
+
+
+def test_no_two_events_say_the_same() -> None:
+    assert len({(event.logger, event.message) for event in LogEvent}) == len(LogEvent.__members__)
+
+
+# Metrics ------------------------------------------------------------------------------------------------
+
+
+def test_the_table_says_what_the_metrics_page_shows() -> None:
+    page = Metrics().page().decode()
+    shown = [each for each in text_string_to_metric_families(page) if not each.name.endswith("_created")]
+    assert [(family.name, family.type, family.documentation) for family in shown] == [
+        (row.family, row.kind, row.meaning) for row in TABLE
     ]
+    assert len(TABLE) > 25
+    assert [row.name for row in TABLE if not row.meaning.endswith(".")] == []
+    assert {bool(row.buckets) for row in TABLE if row.kind == "histogram"} == {True}
 
 
-def test_a_level_that_depends_on_something_goes_with_the_message_that_does(tmp_path: Path) -> None:
-    found = read(
-        tmp_path,
-        "less = 'with less' if fewer else 'as ever'",
-        "logger.log(logging.WARNING if fewer else logging.INFO, less)",
-    )
-    assert [(each.level, each.message) for each in found] == [("info", "as ever"), ("warning", "with less")]
+def test_the_values_of_labels_are_those_of_the_code() -> None:
+    refused = {outcome_of(Refusal(code, "")).value for code in ERRORS}
+    assert {*Metrics.decisions.labels["outcome"]} == {"selected", *refused}
+    not_emitted = get_args(get_type_hints(NotEmitted)["why"])
+    assert {*Metrics.emissions.labels["result"]} == {"recorded", "ruled_out", *not_emitted}
 
 
-@pytest.mark.parametrize("extra", ["made()", "given", "{name: 1}", "[1]"])
-def test_fields_that_cannot_be_read_are_an_error_that_names_the_line(tmp_path: Path, extra: str) -> None:
-    with pytest.raises(Unreadable, match=r"^package/module\.py:3: the field of this log line cannot be read"):
-        read(tmp_path, "def told(given, name):", f"    logger.info('first', extra={extra})")
-
-
-def test_a_name_belongs_to_the_nearest_function_that_sets_it(tmp_path: Path) -> None:
-    found = read(
-        tmp_path,
-        "fields = {'outer': 1}",
-        "def told():",
-        "    fields = {'inner': 1}",
-        "    logger.info('first', extra=fields)",
-        "logger.info('second', extra=fields)",
-    )
-    assert [each.fields for each in found] == [("inner",), ("outer",)]
+def test_the_children_of_a_label_are_looked_up_once() -> None:
+    metrics = Metrics()
+    child = metrics.reloads.labels("ok")
+    assert metrics.reloads.labels("ok") is metrics.reloads.labels(result="ok") is child
+    assert metrics.reloads.labels("refused") is not child
+    child.inc(2)
+    assert metrics.registry.get_sample_value("scopegate_reloads_total", {"result": "ok"}) == 2

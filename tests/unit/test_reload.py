@@ -17,15 +17,16 @@ import pytest
 from aiohttp import web
 
 from sidecar.clock import wall_clock
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import RiskClass
-from sidecar.core.record import iso_time
-from sidecar.errors import ConfigurationError
+from sidecar.files.faults import ConfigurationError
 from sidecar.live.reload import SETTLE_SECONDS, Cause, Files, Reloader, warn_of_openings
 from sidecar.live.terms import Live, Terms
 from sidecar.policies import files as policyfiles
 from sidecar.settings.reading import Listen, default
 from sidecar.telemetry.metrics import Metrics
-from sidecar.web.api.reloads import ReloadApi
+from sidecar.web.api.routes import routes
+from sidecar.web.api.state import STATE, StateApi, last_reload
 from sidecar.web.wire.problem import problems
 from tests.client import ask
 from tests.described import DOCUMENT
@@ -170,11 +171,11 @@ async def test_a_policy_file_that_differs_in_a_remark_is_another_set(place: Plac
     [
         ("", "actions:\n  one: {risk: dreadful}\n", "policies/actions.yaml:2:9: actions.one.risk: expects"),
         ("", "actions: {one: {ri", "policies/actions.yaml:1:"),
-        ("", "# nothing\n", "policies: actions: no file here names an action"),
-        ("", "", "policies/actions.yaml: holds nothing"),
+        ("", "# nothing\n", "policies: actions: no file lists an action"),
+        ("", "", "policies/actions.yaml: is empty"),
         ("gate:\n  max_in_flight: x\n", "", "c.yaml:4:3: gate.max_in_flight: expects a whole number"),
         ("gate: {routes: []}\n", "", "c.yaml:3:8: gate.routes: is empty"),
-        ("policies: elsewhere\n", "", "c.yaml:3:1: policies: stands in line 2 too"),
+        ("policies: elsewhere\n", "", "c.yaml:3:1: policies: is already in line 2"),
     ],
 )
 async def test_what_cannot_be_used_changes_nothing_and_is_named_with_its_place(
@@ -204,7 +205,7 @@ async def test_files_that_are_gone_change_nothing(place: Place) -> None:
     before = place.live.terms
     (place.folder / "policies" / "actions.yaml").unlink()
     (error,) = place.told((await place.reloader.reload("call")).errors)
-    assert error.startswith("policies: holds no *.yaml file")
+    assert error.startswith("policies: contains no *.yaml file")
     os.unlink(place.folder / "c.yaml")
     (error,) = place.told((await place.reloader.reload("call")).errors)
     assert error.startswith("c.yaml: cannot be read (No such file or directory)")
@@ -249,7 +250,7 @@ async def test_a_secret_is_named_neither_old_nor_new(
     place.configure(f"store: {{url: sqlite:///{SECRET}-new}}\n")
     reload = await place.reloader.reload("call")
     assert len(reload.errors) == 1
-    assert SECRET not in repr(reload.errors) + caplog.text + repr(place.reloader.last.to_dict())
+    assert SECRET not in repr(reload.errors) + caplog.text + repr(last_reload(place.reloader.last))
     assert not [record for record in caplog.records if SECRET in repr(vars(record))]
 
 
@@ -274,7 +275,8 @@ def test_a_checkpoint_file_in_a_closed_folder_is_a_mistake_in_the_configuration(
             os.seteuid(65534)  # modes mean nothing to root
         try:
             with pytest.raises(
-                ConfigurationError, match=r"log\.checkpoint_file: stands in a folder that is closed"
+                ConfigurationError,
+                match=r"log\.checkpoint_file: is in a folder that the sidecar cannot enter",
             ):
                 default("http://127.0.0.1:9000", log={"checkpoint_file": f"{folder}/checkpoints"})
         finally:
@@ -457,11 +459,11 @@ async def test_a_file_that_is_half_written_is_refused_once_and_read_when_it_is_w
     for _ in range(3):
         await place.reloader.catch_up()
     assert (place.allowed(), place.counted()) == (["one"], (0, 0, 1))
-    assert not place.reloader.last.to_dict()["ok"]
+    assert not last_reload(place.reloader.last)["ok"]
     file.write_text("actions:\n  two: {risk: low}\n")
     await place.reloader.catch_up()
     assert (place.allowed(), place.counted()) == (["two"], (1, 0, 1))
-    assert place.reloader.last.to_dict()["ok"]
+    assert last_reload(place.reloader.last)["ok"]
 
 
 async def test_what_is_written_with_pauses_is_read_once_and_whole(place: Place) -> None:
@@ -569,14 +571,18 @@ async def test_the_last_reload_is_remembered_shown_and_counted(place: Place) -> 
     refused = await place.reloader.reload("signal")
     assert place.reloader.last is refused
     assert refused.time > begun.time
-    assert refused.to_dict() == {"time": iso_time(refused.time), "ok": False, "errors": list(refused.errors)}
+    assert last_reload(refused) == {
+        "time": iso_time(refused.time),
+        "ok": False,
+        "errors": list(refused.errors),
+    }
     assert (place.counted(), place.metric("last_reload_success")) == ((0, 0, 1), 0)
     assert place.metric("last_reload_timestamp_seconds") == refused.time / 1e6
 
     place.allow("two")
     done = await place.reloader.reload("call")
     assert place.reloader.last is done
-    assert done.to_dict() == {"time": iso_time(done.time), "ok": True, "errors": []}
+    assert last_reload(done) == {"time": iso_time(done.time), "ok": True, "errors": []}
     assert (place.counted(), place.metric("last_reload_success")) == ((1, 0, 1), 1)
 
 
@@ -675,7 +681,9 @@ async def test_it_is_said_after_a_reload_too_and_not_where_nothing_changed(
 async def listening(place: Place) -> AsyncIterator[Listen]:
     """The call alone on a listener, so that nobody else reloads."""
     application = web.Application(middlewares=[problems])
-    application.add_routes(ReloadApi(place.reloader).routes())
+    unused: Any = None
+    api = StateApi(store=unused, gate=unused, live=place.live, reloader=place.reloader, about=unused)
+    application.add_routes(routes(STATE, api))
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -728,7 +736,7 @@ async def test_without_a_file_a_reload_is_refused_and_leaves_no_trace() -> None:
     reload = await reloader.reload("call")
     assert "without" in reload.errors[0]
     assert live.terms is before
-    assert (reloader.last.cause, reloader.last.to_dict()["ok"]) == ("start", True)
+    assert (reloader.last.cause, last_reload(reloader.last)["ok"]) == ("start", True)
     assert metrics.registry.get_sample_value("scopegate_last_reload_success") == 1
     await reloader.catch_up()
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.apply import State, apply
-from sidecar.core.brakes import Tally, tallies_with
+from sidecar.core.brakes import AdmissionGroup, groups_containing
 from sidecar.core.command import (
     Admit,
     Admitted,
@@ -487,7 +487,7 @@ def test_only_what_a_brake_may_look_at_and_live_scopes_are_kept_in_memory() -> N
         replay = Replay(new)
         assert len(kinds(findings(envelopes, replay))) == 150
         assert len(replay._executions._kept) == len(replay._executions._ageing) <= most
-        assert len(replay._executions._by_tally) <= most
+        assert len(replay._executions._by_group) <= most
         assert len(replay._scopes) == len(replay._lapsing) == 30
 
 
@@ -904,7 +904,7 @@ class Freshly:
     def __init__(self, new: PolicySet) -> None:
         self.policies = new
         self.executions: dict[str, Execution] = {}
-        self.admissions: dict[Tally, list[str]] = {}
+        self.admissions: dict[AdmissionGroup, list[str]] = {}
 
     def decide(self, command: Admit, scope: Scope, now: int, admitted_then: bool) -> tuple[Any, ...]:
         state = State(scopes={scope.scope_id: scope}, executions=self.executions, admissions=self.admissions)
@@ -918,8 +918,8 @@ class Freshly:
         self.executions[command.decision_id] = replace(
             applied.execution, status="in_flight" if admitted_then else "answered"
         )
-        for tally in tallies_with(applied.execution):
-            self.admissions.setdefault(tally, []).append(command.decision_id)
+        for group in groups_containing(applied.execution):
+            self.admissions.setdefault(group, []).append(command.decision_id)
         return None, [], shadow
 
     def end(self, name: str, status: Any) -> None:

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, Past, State, apply, granted, judgment
-from sidecar.core.brakes import Tally
+from sidecar.core.apply import Applied, State, apply, granted, judgment
+from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admit, Admitted, Denied, Issue, Issued
 from sidecar.core.facts import Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.policy import (
     ActionPolicy,
     Brake,
@@ -26,7 +27,7 @@ from sidecar.core.policy import (
     Rule,
     Subject,
 )
-from sidecar.core.record import Entry, iso_time
+from sidecar.core.record import Entry
 from sidecar.core.rules import (
     Applying,
     Objection,
@@ -122,10 +123,10 @@ def issue(policies: PolicySet, **changes: Any) -> Issue:
 
 
 def state(scope: Scope = SCOPE, *executions: Execution) -> State:
-    """Everything that was executed is in every tally that an execution may ask for."""
-    tallies = {Tally(), *(Tally(action=name) for name in ACTIONS)}
-    tallies |= {
-        Tally(tenant_id=one, incident_id=two, action=three)
+    """Everything that was executed is in every group that an execution may ask for."""
+    groups = {AdmissionGroup(), *(AdmissionGroup(action=name) for name in ACTIONS)}
+    groups |= {
+        AdmissionGroup(tenant_id=one, incident_id=two, action=three)
         for one in ("default", "acme")
         for two in ("inc_1", "inc_2")
         for three in (None, *ACTIONS)
@@ -133,13 +134,13 @@ def state(scope: Scope = SCOPE, *executions: Execution) -> State:
     return State(
         scopes={scope.scope_id: scope},
         executions={one.decision_id: one for one in executions},
-        admissions={tally: [one.decision_id for one in executions if _in(tally, one)] for tally in tallies},
+        admissions={group: [one.decision_id for one in executions if _in(group, one)] for group in groups},
     )
 
 
-def _in(tally: Tally, execution: Execution) -> bool:
+def _in(group: AdmissionGroup, execution: Execution) -> bool:
     return all(
-        getattr(tally, name) in (None, getattr(execution, name))
+        getattr(group, name) in (None, getattr(execution, name))
         for name in ("tenant_id", "incident_id", "action")
     )
 
@@ -504,7 +505,7 @@ def test_a_rule_whose_condition_could_not_be_judged_neither_limits_nor_counts() 
     for command, rule_id in ((issue(policies), "limit"), (admit(policies), "storm")):
         (told,) = details_of(apply(command, past, NOW))["would_refuse"]
         assert (told["rule"], told["error"]) == (rule_id, "policy_denied")
-    found = judgment(admit(policies), SCOPE, Past(past.admissions, past.executions), NOW)
+    found = judgment(admit(policies), past, NOW)
     assert found.uses == ()
 
 
@@ -526,7 +527,7 @@ def test_a_judgment_says_how_far_each_brake_that_applies_is_used() -> None:
     ]
     policies = policies_of(*rules)
     known = state(SCOPE, execution("e-1", at=NOW - SECOND))
-    found = judgment(admit(policies), SCOPE, Past(known.admissions, known.executions), NOW)
+    found = judgment(admit(policies), known, NOW)
     assert found.refusal is None
     assert [(rule.id, used.count, used.until) for rule, used in found.uses] == [("used", 1, None)]
 

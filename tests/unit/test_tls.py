@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import ScopegateError
-from sidecar.files.tls import Credentials, TlsFileUnusable, client_context, server_context, told, valid_until
+from sidecar.files.tls import (
+    Credentials,
+    TlsFileUnusable,
+    client_context,
+    describe_failure,
+    server_context,
+    valid_until,
+)
 from tests.certificates import Authority, Pair
 
 
@@ -142,15 +149,15 @@ def test_each_file_that_cannot_be_used_is_named_with_the_reason(
     cases: list[tuple[tuple[Path, ...], str, Path, str]] = [
         ((gone, key), "certificate_file", gone, "cannot be read (No such file or directory)"),
         ((tmp_path, key), "certificate_file", tmp_path, "cannot be read (Is a directory)"),
-        ((nonsense, key), "certificate_file", nonsense, "holds no certificate in PEM"),
-        ((key, key), "certificate_file", key, "holds no certificate in PEM"),
+        ((nonsense, key), "certificate_file", nonsense, "contains no certificate in PEM"),
+        ((key, key), "certificate_file", key, "contains no certificate in PEM"),
         ((certificate, gone), "key_file", gone, "cannot be read (No such file or directory)"),
-        ((certificate, nonsense), "key_file", nonsense, "holds no private key in PEM"),
-        ((certificate, certificate), "key_file", certificate, "holds no private key in PEM"),
+        ((certificate, nonsense), "key_file", nonsense, "contains no private key in PEM"),
+        ((certificate, certificate), "key_file", certificate, "contains no private key in PEM"),
         ((certificate, other.key_file), "key_file", other.key_file, "does not belong to the certificate"),
         ((hidden.certificate_file, hidden.key_file), "key_file", hidden.key_file, "has a passphrase"),
         ((certificate, key, gone), "client_ca_file", gone, "cannot be read"),
-        ((certificate, key, nonsense), "client_ca_file", nonsense, "holds no certificate in PEM"),
+        ((certificate, key, nonsense), "client_ca_file", nonsense, "contains no certificate in PEM"),
     ]
     for files, named, path, reason in cases:
         with pytest.raises(TlsFileUnusable) as refused:
@@ -168,7 +175,7 @@ def test_the_authority_of_a_backend_is_named_as_such(tmp_path: Path) -> None:
 
 def test_a_pipe_in_the_place_of_a_key_is_not_waited_for(pair: Pair, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(TlsFileUnusable, match="is no file"):
+    with pytest.raises(TlsFileUnusable, match="is not a regular file"):
         server_context(pair.certificate_file, tmp_path / "pipe")
 
 
@@ -181,9 +188,9 @@ def test_an_expired_certificate_can_be_used(authority: Authority) -> None:
 def test_errors_of_tls_are_told_in_words(authority: Authority, pair: Pair) -> None:
     with pytest.raises(ssl.SSLError) as refused:
         handshake(server_context(pair.certificate_file, pair.key_file), client_context())
-    assert told(refused.value) == "unable to get local issuer certificate"
-    assert told(ConnectionResetError("gone")) == "gone"
-    assert told(None) == "closed"
+    assert describe_failure(refused.value) == "unable to get local issuer certificate"
+    assert describe_failure(ConnectionResetError("gone")) == "gone"
+    assert describe_failure(None) == "closed"
 
 
 # Renewal ------------------------------------------------------------------------------------------------

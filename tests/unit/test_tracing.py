@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace as api
 
-from sidecar.errors import ConfigurationError, ScopegateError
+from sidecar.errors import ScopegateError
+from sidecar.files.faults import ConfigurationError
 from sidecar.settings.reading import load
 from sidecar.telemetry.otel import OtelTracing
 from sidecar.telemetry.tracing import NO_TRACE, Headers, Trace, Tracing

@@ -1,11 +1,9 @@
-"""Changes of configuration and policies are noticed, however they are made, with notices and without."""
+"""Changes of configuration and policies are found, however they are made."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import resource
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -13,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import ConfigurationError
-from sidecar.live import watch
-from sidecar.live.reload import Files
+from sidecar.clock import wall_clock
+from sidecar.live import reload
+from sidecar.live.reload import Files, Reloader
+from sidecar.live.terms import Live, Terms
+from sidecar.telemetry.metrics import Metrics
 
-# From the change until it was noticed (policies.md wants a reload on change; an operator waits for it).
-MOST_SECONDS = 2.0
+# From the change until it is in force; an operator waits for it.
+MOST_SECONDS = 5.0
 CONFIG = "upstream: {url: http://127.0.0.1:9000}\npolicies: policies/\n"
 
 
@@ -46,64 +46,46 @@ def linked(link: Path, target: str) -> None:
 
 
 class Noticed:
-    """Reads the files anew whenever they changed, and remembers what the policies then named."""
+    """A reloader that watches its files."""
 
     def __init__(self, files: Files) -> None:
+        loaded, policies = files.read()
         self.files = files
-        self.looks = 0
-        self.read: list[list[str]] = []
+        self.live = Live(Terms(loaded.settings, policies))
+        self.reloader = Reloader(files, live=self.live, metrics=Metrics(), clock=wall_clock)
 
-    async def look(self) -> None:
-        self.looks += 1
-        if await asyncio.to_thread(self.files.changed):
-            try:
-                _, policies = await asyncio.to_thread(self.files.read)
-                self.read.append(sorted(policies.actions))
-            except ConfigurationError:
-                self.read.append([])
+    def _names(self) -> list[str]:
+        if self.reloader.last.errors or self.live.terms.policies is None:
+            return []
+        return sorted(self.live.terms.policies.actions)
 
-    async def begun(self) -> None:
-        async with asyncio.timeout(MOST_SECONDS):
-            while self.looks == 0:
-                await asyncio.sleep(0.005)
-
-    async def until(self, *names: str) -> float:
-        """The seconds until the policies were read as naming these actions."""
+    async def until(self, *names: str) -> None:
+        """Wait until the policies in force name these actions; without names, until a reload is refused."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        while not self.read or self.read[-1] != sorted(names):
-            assert loop.time() < begun + MOST_SECONDS, f"not noticed within {MOST_SECONDS} s: {self.read}"
+        while self._names() != sorted(names):
+            assert loop.time() < begun + MOST_SECONDS, f"not noticed: {self.reloader.last}"
             await asyncio.sleep(0.005)
-        return loop.time() - begun
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(reload, "SETTLE_SECONDS", 0.05)
 
 
 @asynccontextmanager
 async def watching(config: Path) -> AsyncIterator[Noticed]:
     """Files that were read and are watched now."""
-    files = Files(config, environment={})
-    files.read()
-    noticed = Noticed(files)
-    task = asyncio.create_task(watch.watch(files, noticed.look))
+    noticed = Noticed(Files(config, environment={}))
+    task = asyncio.create_task(noticed.reloader.watch())
     try:
-        await noticed.begun()
         yield noticed
         assert not task.done()
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-
-
-@pytest.fixture(params=["notices", "polling"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How changes are found: by notices alone, or by looking alone."""
-    if request.param == "notices":
-        monkeypatch.setattr(watch, "LOOK_SECONDS", 3600.0)
-        monkeypatch.delenv("WATCHFILES_FORCE_POLLING", raising=False)
-    else:
-        monkeypatch.setenv("WATCHFILES_FORCE_POLLING", "true")
-        monkeypatch.setattr(watch, "POLL_SECONDS", 0.1)  # so that the tests do not wait for so long
-    return str(request.param)
 
 
 @pytest.fixture
@@ -173,7 +155,7 @@ def rename_folder(folder: Path, name: str) -> None:
     ],
 )
 async def test_a_change_is_noticed_and_so_is_the_next_one(
-    way: str, config: Path, change: Callable[[Path, str], None]
+    config: Path, change: Callable[[Path, str], None]
 ) -> None:
     async with watching(config) as noticed:
         for name in ("two", "six", "ten"):
@@ -181,7 +163,7 @@ async def test_a_change_is_noticed_and_so_is_the_next_one(
             await noticed.until(name)
 
 
-async def test_a_change_after_a_folder_was_exchanged_is_noticed(way: str, config: Path) -> None:
+async def test_a_change_after_a_folder_was_exchanged_is_noticed(config: Path) -> None:
     async with watching(config) as noticed:
         for number, change in enumerate((remove_and_recreate, rename_folder, other_folder)):
             change(config.parent, f"away-{number}")
@@ -210,7 +192,7 @@ def config_map(folder: Path, name: str, number: int, *parts: str) -> None:
         shutil.rmtree(folder / f"..2026_{number - 1}")
 
 
-async def test_the_swap_of_a_config_map_of_policies_is_noticed(way: str, tmp_path: Path) -> None:
+async def test_the_swap_of_a_config_map_of_policies_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(CONFIG)
     policies = tmp_path / "policies"
     config_map(policies, "zero", 0, "actions.yaml")
@@ -220,7 +202,7 @@ async def test_the_swap_of_a_config_map_of_policies_is_noticed(way: str, tmp_pat
             await noticed.until(f"name{number}")
 
 
-async def test_the_swap_of_a_config_map_of_everything_is_noticed(way: str, tmp_path: Path) -> None:
+async def test_the_swap_of_a_config_map_of_everything_is_noticed(tmp_path: Path) -> None:
     config_map(tmp_path, "zero", 0, "c.yaml", "policies/actions.yaml")
     assert (tmp_path / "policies").is_symlink()
     async with watching(tmp_path / "c.yaml") as noticed:
@@ -229,7 +211,7 @@ async def test_the_swap_of_a_config_map_of_everything_is_noticed(way: str, tmp_p
             await noticed.until(f"name{number}")
 
 
-async def test_the_swap_of_a_folder_that_is_a_link_is_noticed(way: str, config: Path, tmp_path: Path) -> None:
+async def test_the_swap_of_a_folder_that_is_a_link_is_noticed(config: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "policies")
     releases = tmp_path / "releases"
     for name in ("one", "two", "six"):
@@ -247,7 +229,7 @@ async def test_the_swap_of_a_folder_that_is_a_link_is_noticed(way: str, config: 
             await noticed.until(name)
 
 
-async def test_a_configuration_behind_a_link_is_noticed_when_it_is_edited(way: str, config: Path) -> None:
+async def test_a_configuration_behind_a_link_is_noticed_when_it_is_edited(config: Path) -> None:
     elsewhere = config.parent / "elsewhere"
     elsewhere.mkdir()
     os.rename(config, elsewhere / "real.conf")
@@ -260,10 +242,7 @@ async def test_a_configuration_behind_a_link_is_noticed_when_it_is_edited(way: s
             await noticed.until(name)
 
 
-async def test_a_link_further_up_the_path_is_noticed_without_a_notice(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("WATCHFILES_FORCE_POLLING", raising=False)
+async def test_a_link_further_up_the_path_is_noticed(tmp_path: Path) -> None:
     for name in ("one", "two", "six"):
         folder = tmp_path / "checkouts" / name / "deep" / "policies"
         folder.mkdir(parents=True)
@@ -278,7 +257,7 @@ async def test_a_link_further_up_the_path_is_noticed_without_a_notice(
             await noticed.until(name)
 
 
-async def test_a_folder_that_goes_and_comes_back_is_watched_again(way: str, config: Path) -> None:
+async def test_a_folder_that_goes_and_comes_back_is_watched_again(config: Path) -> None:
     async with watching(config) as noticed:
         for name in ("two", "six"):
             shutil.rmtree(config.parent / "policies")
@@ -291,7 +270,7 @@ async def test_a_folder_that_goes_and_comes_back_is_watched_again(way: str, conf
             await noticed.until(f"{name}-edited")
 
 
-async def test_a_folder_that_is_not_there_yet_is_watched_once_it_is(way: str, config: Path) -> None:
+async def test_a_folder_that_is_not_there_yet_is_watched_once_it_is(config: Path) -> None:
     async with watching(config) as noticed:
         replaced(config, CONFIG.replace("policies/", "to/come/"))
         await noticed.until()
@@ -300,7 +279,7 @@ async def test_a_folder_that_is_not_there_yet_is_watched_once_it_is(way: str, co
         await noticed.until("six")
 
 
-async def test_everything_may_go_and_come_back(way: str, tmp_path: Path, config: Path) -> None:
+async def test_everything_may_go_and_come_back(tmp_path: Path, config: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     for name in ("c.yaml", "policies"):
@@ -318,97 +297,16 @@ async def test_everything_may_go_and_come_back(way: str, tmp_path: Path, config:
 # What is no change --------------------------------------------------------------------------------------
 
 
-async def test_files_that_hold_what_they_held_are_not_read_again(way: str, config: Path) -> None:
+async def test_files_that_hold_what_they_held_are_not_read_again(config: Path) -> None:
     async with watching(config) as noticed:
-        looks = noticed.looks
+        before = noticed.reloader.last
         rewrite(config.parent, "one")
         replace(config.parent, "one")
         os.utime(config)
-        await asyncio.sleep(0.4)
-        assert noticed.looks > looks
-        assert noticed.read == []
-
-
-async def test_other_files_beside_them_wake_nobody(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 3600.0)
-    monkeypatch.delenv("WATCHFILES_FORCE_POLLING", raising=False)
-    async with watching(config) as noticed:
-        looks = noticed.looks
         for name in ("store.db-wal", "policies/README.md", ".c.yaml.swp", "policies/.actions.yaml.swp"):
             (config.parent / name).write_text("x")
-        await asyncio.sleep(0.5)
-        assert noticed.looks == looks
+        for _ in range(3):
+            await noticed.reloader.catch_up()
+        assert noticed.reloader.last is before
         rewrite(config.parent, "two")
         await noticed.until("two")
-
-
-# Without notices, and the end -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "polls"), [("true", True), ("1", True), ("", False), ("FALSE", False), ("disable", False)]
-)
-async def test_the_variable_of_watchfiles_is_obeyed(
-    monkeypatch: pytest.MonkeyPatch, config: Path, text: str, polls: bool
-) -> None:
-    monkeypatch.setenv("WATCHFILES_FORCE_POLLING", text)
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 3600.0)
-    async with watching(config) as noticed:
-        looks = noticed.looks
-        await asyncio.sleep(watch.POLL_SECONDS + 0.2)
-        assert (noticed.looks > looks) == polls
-
-
-async def test_where_no_notices_are_to_be_had_it_polls_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, config: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.delenv("WATCHFILES_FORCE_POLLING", raising=False)
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 3600.0)
-    async with watching(config):
-        pass  # so that everything that takes a file has taken it
-    files = Files(config, environment={})
-    files.read()
-    noticed = Noticed(files)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    async def look() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        await noticed.look()
-
-    caplog.set_level(logging.WARNING, "scopegate.reload")
-    # Until the first look not one more file can be opened, so no notices can be ordered.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    task = asyncio.create_task(watch.watch(files, look))
-    try:
-        await noticed.begun()
-        for change, name in ((rewrite_unnoticeably, "two"), (replace, "six")):
-            change(config.parent, name)
-            await noticed.until(name)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-    (told,) = caplog.messages
-    assert "twice a second" in told
-
-
-def ordered() -> int:
-    """How many of the system's notice boards are open."""
-    links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
-    return sum(link.is_symlink() and os.readlink(link) == "anon_inode:inotify" for link in links)
-
-
-async def test_it_ends_at_once_and_leaves_nothing_open(way: str, config: Path) -> None:
-    loop = asyncio.get_running_loop()
-    before = ordered()
-    async with watching(config) as noticed:
-        assert (ordered() > before) == (way == "notices")
-        for number in range(5):
-            remove_and_recreate(config.parent, f"name{number}")
-            await noticed.until(f"name{number}")
-        begun = loop.time()
-    assert loop.time() - begun < 0.5
-    while ordered() > before:
-        assert loop.time() - begun < 1.0
-        await asyncio.sleep(0.01)

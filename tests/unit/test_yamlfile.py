@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.errors import ConfigurationError, Fault
 from sidecar.files import yamlfile as yamlevents
+from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -139,7 +139,7 @@ def test_a_list_or_map_as_a_key_is_refused(key: str) -> None:
 
 def test_a_key_that_stands_twice_is_refused_at_its_second_place() -> None:
     assert fault("a:\n  b: 1\n  c: 2\n  'b': 3\n") == (
-        "f.yaml:4:3: a.b: stands in line 2 too; remove one of them"
+        "f.yaml:4:3: a.b: is already in line 2; remove one of them"
     )
     assert read("a: {b: 1}\nc: {b: 1}") == {"a": {"b": 1}, "c": {"b": 1}}
 
@@ -217,7 +217,7 @@ def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     for name in ("pipe.yaml", "/dev/zero"):
         with pytest.raises(
-            ConfigurationError, match="is no regular file; remove it, or put one in its place"
+            ConfigurationError, match="is not a regular file; remove it, or put one in its place"
         ):
             contents(tmp_path / name)
     for name, reason in ((".", "Is a directory"), ("gone", "No such file or directory"), ("a\0", "embedded")):

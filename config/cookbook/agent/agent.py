@@ -1,7 +1,7 @@
 """An agent that recovers other agents through the gate: its tools, the client behind them, and its loop.
 
-No model is called here. Plain rules stand where yours goes (`decide`); the rest can be taken as it is.
-Its exit code: 0 recovered, 3 it needs a scope from a person, 4 it gave up, 5 nobody knows how it ended.
+It calls no model. Fixed rules (`decide`) take the place of yours; you can use everything else as it is.
+Exit codes: 0 recovered, 3 it needs a scope from a person, 4 it gave up, 5 the outcome is unknown.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from typing import Any
 
 GATE = ("127.0.0.1", int(os.environ.get("GATE_PORT", "8000")))
 MOST_STEPS = 12
-SOME_SECONDS = 30  # where nobody says how long to wait
-PATIENCE_SECONDS = 5  # it waits so long for a brake, and reports where it would take longer
+DEFAULT_WAIT_SECONDS = 30  # the wait if an answer names none
+PATIENCE_SECONDS = 5  # the agent waits this long for a brake, and reports a longer one
 EXIT_CODES = {"recovered": 0, "needs_scope": 3, "gave_up": 4, "unknown": 5}
-CLIENT_TIMEOUT_SECONDS = 90  # above every timeout of the gate, which knows better how an execution ended
+CLIENT_TIMEOUT_SECONDS = 90  # above every timeout of the gate, because only the gate knows the outcome
 
-# 1. Tools. Give these to your model, in the form of its interface. There is none for granting.
+# 1. Tools. Give these to your model, in the form of its interface. None of them grants a scope.
 
 TARGET = {"type": "string", "description": "The agent to recover."}
 TOOLS: list[dict[str, Any]] = [
@@ -72,7 +72,7 @@ TOOLS: list[dict[str, Any]] = [
     },
 ]
 
-# 2. The client. Whatever comes back becomes a result that a model can read. It never sends anything twice.
+# 2. The client. It turns every answer into a result that a model can read, and never sends a request twice.
 
 ASK, WAIT, CORRECT, STOP, UNKNOWN = "ask_for_scope", "wait", "correct_the_call", "stop", "ask_a_person"
 ADVICE = {
@@ -118,7 +118,7 @@ class Client:
             status, headers, body = send("POST", "/api/v1/recovery/execute", asked)
         except ConnectionRefusedError:
             refused = {"ok": False, "error": "gate_unreachable", "message": "Nothing was executed."}
-            return refused | {"next": WAIT, "retry_after_seconds": SOME_SECONDS}
+            return refused | {"next": WAIT, "retry_after_seconds": DEFAULT_WAIT_SECONDS}
         except (OSError, http.client.HTTPException, ValueError):
             return {"ok": False, "error": "no_answer", "next": UNKNOWN, "message": NO_ANSWER}
         if headers.get_content_type() != "application/problem+json" or body.get("error") not in ADVICE:
@@ -133,12 +133,12 @@ class Client:
         }
         result |= {name: body[name] for name in ("rules", "bound", "member", "decision_id") if name in body}
         if step == WAIT:
-            told = headers.get("Retry-After", "")
-            result["retry_after_seconds"] = int(told) if told.isdecimal() else SOME_SECONDS
+            seconds = headers.get("Retry-After", "")
+            result["retry_after_seconds"] = int(seconds) if seconds.isdecimal() else DEFAULT_WAIT_SECONDS
         return result
 
     def request_scope(self, action: str, agent: str, intent: str, max_attempts: int) -> dict[str, Any]:
-        """Leaves what a person has to decide; nothing is granted by it. A ticket would do as well."""
+        """Write a request that a person decides. It grants nothing. You could open a ticket instead."""
         wanted = {
             "incident_id": self.incident,
             "action": action,
@@ -156,7 +156,7 @@ class Client:
 
 
 def answered(status: int, headers: http.client.HTTPMessage, body: dict[str, Any]) -> dict[str, Any]:
-    """What the backend says for itself, or something that stands between it and us."""
+    """Describe an error of the backend, or of a proxy before it."""
     if status >= 500 and "Scopegate-Decision-Id" not in headers:
         return {"ok": False, "error": f"http_{status}", "next": UNKNOWN, "message": NO_ANSWER}
     left = int(headers.get("Scopegate-Attempts-Remaining", "0"))
@@ -166,7 +166,7 @@ def answered(status: int, headers: http.client.HTTPMessage, body: dict[str, Any]
 def send(
     method: str, path: str, body: dict[str, Any] | None = None
 ) -> tuple[int, http.client.HTTPMessage, dict[str, Any]]:
-    """One request on a connection of its own: no retry, no redirect."""
+    """Send one request on its own connection, without retries or redirects."""
     connection = http.client.HTTPConnection(*GATE, timeout=CLIENT_TIMEOUT_SECONDS)
     try:
         text = None if body is None else json.dumps(body)
@@ -177,13 +177,13 @@ def send(
         connection.close()
 
 
-# 3. The loop. Your model goes into `decide`: give it TOOLS and the history, take back the call that it wants.
+# 3. The loop. Call your model in `decide`: pass it TOOLS and the history, return its call.
 
 Call = tuple[str, dict[str, Any]]
 
 
 def decide(goal: dict[str, str], history: list[tuple[Call, dict[str, Any]]]) -> Call:
-    """The next call of a tool. These rules are no model; they only make a story that can be checked."""
+    """Choose the next tool call. Fixed rules take the place of a model, so that the steps can be checked."""
     if not history:
         return "look", {"agent": goal["agent"]}
     (name, _), last = history[-1]

@@ -1,4 +1,4 @@
-"""A backend that recovers agents, in plain Python. It executes whatever it is told to."""
+"""A backend that recovers agents, in plain Python. It executes every request."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SECONDS = {"retry_agent": 0.0, "restart_agent": 0.1, "rebuild_memory": 2.0}
-healthy: set[str] = set()  # the agents that were restarted; no retry helps here
+healthy: set[str] = set()  # the agents that were restarted; a retry does not help
 
 
 class Backend(BaseHTTPRequestHandler):
@@ -41,10 +41,10 @@ class Backend(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *_: object) -> None:
-        """The gate's log is enough here."""
+        """Do not log, because the gate does."""
 
     def handle(self) -> None:
-        """The gate hangs up where an answer comes too late; that is no news."""
+        """Ignore the error that follows when the gate closes the connection after its timeout."""
         try:
             super().handle()
         except ConnectionError:

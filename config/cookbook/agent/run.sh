@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts the backend and the gate before it, until Ctrl-C. What they keep is in a temporary folder, gone at the end.
+# Starts the backend and the gate before it, until Ctrl-C. Their data is in a temporary folder, deleted at the end.
 set -eu
 cd "$(dirname "$0")"
 export GATE_PORT="${GATE_PORT:-8000}" ADMIN_PORT="${ADMIN_PORT:-9901}" OPS_PORT="${OPS_PORT:-9902}"
@@ -7,7 +7,7 @@ export BACKEND_PORT="${BACKEND_PORT:-9000}"
 SCOPEGATE=${SCOPEGATE:-scopegate} PYTHON=${PYTHON:-python3}
 for port in "$GATE_PORT" "$ADMIN_PORT" "$OPS_PORT" "$BACKEND_PORT"; do
   code=0
-  curl -s -m 2 -o /dev/null "http://127.0.0.1:$port/" || code=$? # 7 where nobody listens
+  curl -s -m 2 -o /dev/null "http://127.0.0.1:$port/" || code=$? # 7 if the port is free
   [ "$code" -eq 7 ] || { echo "run.sh: port $port is taken; choose another one" >&2; exit 1; }
 done
 work=$(mktemp -d)

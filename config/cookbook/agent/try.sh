@@ -1,5 +1,5 @@
 #!/bin/sh
-# Walks through what the page shows, and fails at the first thing that does not hold. Needs ./run.sh running.
+# Goes through the steps of the page, and fails at the first one that does not succeed. Needs ./run.sh running.
 set -eu
 cd "$(dirname "$0")"
 gate=http://127.0.0.1:${GATE_PORT:-8000}
@@ -10,7 +10,7 @@ answer=$(mktemp) request=$(mktemp)
 trap 'rm -f "$answer" "$request"' EXIT
 curl -fs -m 15 -o /dev/null "$ops/health/ready" || { echo 'try.sh: no gate is ready; start ./run.sh first' >&2; exit 1; }
 
-member() { # member NAME: what the last answer has under it
+member() { # member NAME: that member of the last answer
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get(sys.argv[2], ""))' "$answer" "$1"
 }
 expect() { # expect WHAT WANTED FOUND
@@ -21,7 +21,7 @@ expect() { # expect WHAT WANTED FOUND
   fi
   printf '  ok     %s: %s\n' "$1" "$2"
 }
-ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks what comes back
+ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks the answer
   status=$1 error=$2
   shift 2
   expect status "$status" "$(curl -s -m 15 -o "$answer" -w '%{http_code}' "$@")"
@@ -30,7 +30,7 @@ ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks what co
 post() { # post STATUS ERROR URL JSON
   ask "$1" "$2" "$3" -H 'Content-Type: application/json' -d "$4"
 }
-agent() { # agent EXIT-CODE ACTION AGENT ARGUMENTS...: runs the agent, and checks how it ended
+agent() { # agent EXIT-CODE ACTION AGENT ARGUMENTS...: runs the agent, and checks its exit code
   code=$1 action=$2 target=$3
   shift 3
   found=0
@@ -54,7 +54,7 @@ cat "$request" && echo
 post 201 '' "$grant" "@$request"
 scope=$(member scope_id)
 
-echo '4. With it the agent works: it waits where it is told to, is braked at the third attempt, and reports'
+echo '4. With it the agent works: it waits for Retry-After, is braked at the third attempt, and reports'
 agent 4 retry_agent "$writer" --scope "$scope"
 
 echo '5. What was not granted it cannot do'
@@ -78,11 +78,11 @@ post 403 policy_denied "$grant" "{$rebuild, \"intent\": \"Its memory is broken, 
 post 201 '' "$grant" "{$rebuild, \"intent\": \"Its memory is broken, says its log\"}"
 scope=$(member scope_id)
 
-echo '8. No answer in time: nobody knows how it ended, so the agent stops, and nothing else starts here'
+echo '8. No answer in time: the outcome is unknown, so the agent stops, and nothing else starts on this incident'
 agent 5 rebuild_memory reader --scope "$scope"
 post 201 '' "$grant" "{$restart, \"intent\": \"Restart it once more\"}"
 again=$(member scope_id)
-sleep 1 # the cooldown; now only the brake one-thing-at-a-time is left
+sleep 1 # the cooldown; after it only the brake one-thing-at-a-time holds
 post 429 braked "$execute" "{$restart, \"scope_id\": \"$again\"}"
 expect rules "['one-thing-at-a-time']" "$(member rules)"
 

@@ -1,5 +1,5 @@
-"""A recovery backend in plain Python: it executes whatever it is told to, or fails if it is told to fail, and
-greets over a WebSocket."""
+"""A recovery backend in plain Python. It executes every request, fails if a request says so, and sends a
+greeting over a WebSocket."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
 
 class Backend(BaseHTTPRequestHandler):
-    """One connection. Shows what reached it: path, tenant and request id."""
+    """One connection. Its answers show the path, tenant and request id that it received."""
 
     protocol_version = "HTTP/1.1"
 
@@ -51,7 +51,7 @@ class Backend(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """The gate's log is enough here."""
+        """Do not log, because the gate does."""
 
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

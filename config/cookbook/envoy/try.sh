@@ -1,5 +1,5 @@
 #!/bin/sh
-# Walks through what the page shows, and fails at the first thing that does not hold. Needs ./run.sh running.
+# Goes through the steps of the page, and fails at the first one that does not succeed. Needs ./run.sh running.
 set -eu
 proxy=http://127.0.0.1:${PROXY_PORT:-8080}
 admin=http://127.0.0.1:${ADMIN_PORT:-9901}
@@ -9,7 +9,7 @@ answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
 curl -fs -m 15 -o /dev/null "$ops/health/ready" || { echo 'try.sh: no gate is ready; start ./run.sh first' >&2; exit 1; }
 
-member() { # member NAME: what the last answer has under it
+member() { # member NAME: that member of the last answer
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get(sys.argv[2], ""))' "$answer" "$1"
 }
 expect() { # expect WHAT WANTED FOUND
@@ -20,7 +20,7 @@ expect() { # expect WHAT WANTED FOUND
   fi
   printf '  ok     %s: %s\n' "$1" "$2"
 }
-ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks what comes back
+ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks the answer
   status=$1 error=$2
   shift 2
   expect status "$status" "$(curl -s -m 15 -o "$answer" -w '%{http_code}' "$@")"
@@ -38,7 +38,7 @@ retry='"incident_id": "'$incident'", "action": "retry_agent"'
 restart='"incident_id": "'$incident'", "action": "restart_agent"'
 intent='"intent": "The agent answers in the wrong language"'
 
-echo '1. Nobody gets in without a token'
+echo '1. A request without a token is refused'
 ask 401 '' "$proxy/" -H 'X-Tenant: red'
 
 echo '2. A scope for one execution: without it refused, with it executed, then used up'
@@ -52,7 +52,7 @@ post 400 scope_exhausted red $execute "{$retry, \"scope_id\": \"$scope\"}"
 post 403 action_outside_scope red $execute "{$restart, \"scope_id\": \"$scope\"}"
 ask 200 '' "$admin/api/v1/decisions?tenant_id=red&request_id=req_$incident&event=admitted"
 
-echo '3. The scope is of the tenant that Envoy names, whatever the client says'
+echo '3. The scope belongs to the tenant that Envoy names, and not to the one that the client names'
 post 404 scope_not_found blue $execute "{$retry, \"scope_id\": \"$scope\"}" -H 'X-Tenant: red'
 post 403 policy_denied blue /api/v1/recovery/scope "{$restart, $intent}" -H 'X-Tenant: red' -H 'X_Tenant: red'
 post 201 '' red /api/v1/recovery/scope "{$restart, $intent}"

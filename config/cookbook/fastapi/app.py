@@ -1,4 +1,4 @@
-"""A recovery backend in FastAPI. It knows nothing of scopes; it does what the gate lets through."""
+"""A recovery backend in FastAPI. It does not know scopes, and executes what the gate forwards."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 
 class Execution(BaseModel):
-    """What the gate judged, byte for byte. What is not listed (scope_id) is ignored, not refused."""
+    """The body that the gate judged. Other members of it (scope_id) are ignored."""
 
     incident_id: str
     action: Literal["retry_agent", "restart_agent"]
@@ -17,7 +17,7 @@ class Execution(BaseModel):
 
 
 class Done(BaseModel):
-    """What a client sees. What the gate adds to it need not stand here."""
+    """The answer. The gate adds its own members later."""
 
     success: bool
     action: str
@@ -26,8 +26,8 @@ class Done(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Opens what executions need before the first request, and closes it after the last."""
-    # By decision. Keep yours in a database, with the decision's id as its unique key.
+    """Open what executions need before the first request, and close it after the last."""
+    # By decision. Keep yours in a database, with the decision id as its unique key.
     app.state.done = {}
     yield
     app.state.done.clear()
@@ -38,7 +38,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.get("/api/v1/agents")
 async def agents(request: Request) -> dict[str, list[str]]:
-    """Not gated: it passes through."""
+    """Not gated: requests pass through."""
     return {"recovered": sorted({done["incident_id"] for done in request.app.state.done.values()})}
 
 
@@ -47,15 +47,15 @@ async def execute(
     asked: Execution,
     request: Request,
     response: Response,
-    # Required: what did not come through the gate is answered 422. It is no secret, so it protects nothing.
+    # Required, so a request past the gate gets 422. The header is not a secret, so it protects nothing.
     decision_id: Annotated[str, Header(alias="Scopegate-Decision-Id")],
 ) -> Done:
-    """Executes once for each decision, and says what that cost."""
+    """Execute once for each decision, and report the cost."""
     done: dict[str, dict[str, Any]] = request.app.state.done
     before = decision_id in done
     if not before:
-        done[decision_id] = asked.model_dump()  # written down first: the key of your own audit trail, too
+        done[decision_id] = asked.model_dump()  # before the execution; also a key for your audit
         # ... here the agent is retried ...
-    # What the execution really cost, in dollars. Without this header it counts as its action's max_cost_usd.
+    # The real cost, in dollars. Without this header the action's max_cost_usd counts as spent.
     response.headers["X-Recovery-Cost-USD"] = "0.04"
     return Done(success=True, action=asked.action, executed_before=before)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Walks through what the page shows, and fails at the first thing that does not hold. Needs ./run.sh running.
+# Goes through the steps of the page, and fails at the first one that does not succeed. Needs ./run.sh running.
 set -eu
 gate=http://127.0.0.1:${GATE_PORT:-8000}
 ops=http://127.0.0.1:${OPS_PORT:-9902}
@@ -8,7 +8,7 @@ answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
 curl -fs -m 15 -o /dev/null "$ops/health/ready" || { echo 'try.sh: no gate is ready; start ./run.sh first' >&2; exit 1; }
 
-member() { # member NAME: what the last answer has under it
+member() { # member NAME: that member of the last answer
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get(sys.argv[2], ""))' "$answer" "$1"
 }
 expect() { # expect WHAT WANTED FOUND
@@ -19,7 +19,7 @@ expect() { # expect WHAT WANTED FOUND
   fi
   printf '  ok     %s: %s\n' "$1" "$2"
 }
-ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks what comes back
+ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks the answer
   status=$1 error=$2
   shift 2
   expect status "$status" "$(curl -s -m 15 -o "$answer" -w '%{http_code}' "$@")"
@@ -59,7 +59,7 @@ post 403 policy_denied /api/v1/recovery/scope \
 
 echo '7. Everything else passes through'
 ask 200 '' "$gate/api/v1/agents"
-recovered=$(member recovered) # and what earlier walks recovered
+recovered=$(member recovered) # includes the recoveries of earlier runs
 case $recovered in *"'$incident'"*) recovered=$incident ;; esac
 expect recovered "$incident" "$recovered"
 echo 'All of it holds.'

@@ -1,4 +1,4 @@
-"""A recovery backend in Flask with an interface of its own.
+"""A recovery backend in Flask with its own interface.
 
 Two processes serve it, so it keeps its records in a database.
 """
@@ -28,7 +28,7 @@ app = Flask(__name__)
 
 @app.get("/incidents/<incident>")
 def show(incident: str) -> Response:
-    """Not gated: it passes through."""
+    """Not gated: requests pass through."""
     with closing(connect()) as database:
         rows = database.execute(
             "SELECT action FROM executions WHERE incident = ? ORDER BY rowid", (incident,)
@@ -38,7 +38,7 @@ def show(incident: str) -> Response:
 
 @app.post("/incidents/<incident>/actions/<action>/run")
 def run(incident: str, action: str) -> tuple[Response, int]:
-    """Executes once for each decision of the gate, and says in its body what that cost."""
+    """Execute once for each decision of the gate, and report the cost in the body."""
     if action not in ACTIONS:
         return jsonify(error="no such action"), 404
     decision_id = request.headers.get("Scopegate-Decision-Id")
@@ -46,7 +46,7 @@ def run(incident: str, action: str) -> tuple[Response, int]:
         return jsonify(error="this did not come through the gate"), 400
     claim = (decision_id, request.headers["Scopegate-Scope-Id"], incident, action)
     with closing(connect()) as database, database:
-        # Claimed before anything is done: of two requests under one decision the second finds it taken.
+        # Inserted before the execution, so that a second request under the same decision fails here.
         claimed = database.execute("INSERT INTO executions VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", claim)
     if claimed.rowcount == 0:
         return jsonify(error="executed before", decision_id=decision_id), 409

@@ -1,8 +1,8 @@
-"""How gunicorn serves app.py. It reads this file by itself, from the folder that it is started in."""
+"""The settings of gunicorn for app.py. gunicorn reads this file from the folder in which it starts."""
 
 import os
 
-# Loopback: whoever can reach the backend itself needs no scope.
+# Loopback, because a client that reaches the backend directly needs no scope.
 bind = f"127.0.0.1:{os.environ.get('BACKEND_PORT', '9000')}"
 wsgi_app = "app:app"
 
@@ -13,13 +13,13 @@ threads = 8
 
 # Above upstream.reuse_idle_seconds of the gate.
 keepalive = 5
-# So long may go on what is in flight when gunicorn ends; above upstream.response_timeout_seconds.
+# The time that requests in flight have when gunicorn ends; above upstream.response_timeout_seconds.
 graceful_timeout = 30
 
-# Trust no X-Forwarded-* and no SCRIPT_NAME header. By default gunicorn believes what connects from loopback.
-# Here that is the gate, which passes on what clients sent: theirs would decide which view a path leads to.
+# Trust no X-Forwarded-* and no SCRIPT_NAME header. By default gunicorn trusts connections from loopback. Here
+# the gate connects from loopback and forwards the headers of clients, which could then choose a view.
 forwarded_allow_ips = ""
-# x_scope_id is not x-scope-id: a header with "_" is dropped. (The gate refuses such twins of what it judges.)
+# Drop headers with "_", because x_scope_id is not x-scope-id. (The gate refuses twins of its headers.)
 header_map = "drop"
 
 accesslog = None

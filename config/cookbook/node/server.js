@@ -1,9 +1,9 @@
-// A recovery backend on Node's own http module. It knows nothing of scopes; it does what the gate lets through.
+// A recovery backend on Node's own http module. It does not know scopes, and executes what the gate forwards.
 'use strict';
 
 const http = require('node:http');
 
-const executed = []; // keep yours in a database, with the decision's id as its unique key
+const executed = []; // keep yours in a database, with the decision id as its unique key
 
 function send(response, status, body, headers = {}) {
   const text = JSON.stringify(body);
@@ -22,24 +22,24 @@ async function execute(request, response) {
   try {
     asked = JSON.parse(Buffer.concat(pieces).toString('utf8'));
   } catch {
-    return send(response, 400, { error: 'not JSON' }); // only a shadow route lets this come so far
+    return send(response, 400, { error: 'not JSON' }); // only a shadow route forwards such a body
   }
-  // Node has header names in lower case. In shadow mode the decision is there, but without a scope there is
-  // no Scopegate-Scope-Id and no Scopegate-Attempt-Number.
+  // Node has header names in lower case. In shadow mode a request without a scope has a decision id, but no
+  // Scopegate-Scope-Id and no Scopegate-Attempt-Number.
   executed.push({
     decision: request.headers['scopegate-decision-id'],
     scope: request.headers['scopegate-scope-id'] ?? null,
     action: asked.action,
   });
   // ... here the agent is retried ...
-  // What the execution really cost, in dollars. Without this header it counts as its action's max_cost_usd.
+  // The real cost, in dollars. Without this header the action's max_cost_usd counts as spent.
   return send(response, 200, { done: asked.action }, { 'X-Recovery-Cost-USD': '0.02' });
 }
 
 const server = http.createServer((request, response) => {
   const path = request.url.split('?')[0];
   if (request.method === 'POST' && path === '/api/v1/recovery/execute') {
-    execute(request, response).catch(() => response.destroy()); // the client went before its body was whole
+    execute(request, response).catch(() => response.destroy()); // the client left before its body was complete
   } else if (request.method === 'GET' && path === '/api/v1/executed') {
     send(response, 200, { executed });
   } else {
@@ -51,5 +51,5 @@ server.keepAliveTimeout = 5_000; // Node's default; keep upstream.reuse_idle_sec
 server.listen(Number(process.env.BACKEND_PORT ?? 9000), '127.0.0.1');
 
 for (const signal of ['SIGINT', 'SIGTERM']) {
-  process.on(signal, () => server.close()); // what is in flight still gets its answer
+  process.on(signal, () => server.close()); // requests in flight still get their answers
 }

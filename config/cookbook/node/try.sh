@@ -1,5 +1,5 @@
 #!/bin/sh
-# Walks through what the page shows, and fails at the first thing that does not hold. Needs ./run.sh running.
+# Goes through the steps of the page, and fails at the first one that does not succeed. Needs ./run.sh running.
 set -eu
 cd "$(dirname "$0")"
 gate=http://127.0.0.1:${GATE_PORT:-8000}
@@ -7,10 +7,10 @@ ops=http://127.0.0.1:${OPS_PORT:-9902}
 admin=http://127.0.0.1:${ADMIN_PORT:-9901}
 PYTHON=${PYTHON:-python3}
 answer=$(mktemp)
-trap './mode.sh shadow; rm -f "$answer"' EXIT # as it was found
+trap './mode.sh shadow; rm -f "$answer"' EXIT # as it was before
 curl -fs -m 15 -o /dev/null "$ops/health/ready" || { echo 'try.sh: no gate is ready; start ./run.sh first' >&2; exit 1; }
 
-member() { # member NAME: what the last answer has under it
+member() { # member NAME: that member of the last answer
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get(sys.argv[2], ""))' "$answer" "$1"
 }
 expect() { # expect WHAT WANTED FOUND
@@ -21,7 +21,7 @@ expect() { # expect WHAT WANTED FOUND
   fi
   printf '  ok     %s: %s\n' "$1" "$2"
 }
-ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks what comes back
+ask() { # ask STATUS ERROR CURL-ARGUMENTS...: sends a request and checks the answer
   status=$1 error=$2
   shift 2
   expect status "$status" "$(curl -s -m 15 -o "$answer" -w '%{http_code}' "$@")"
@@ -31,7 +31,7 @@ post() { # post STATUS ERROR PATH JSON
   ask "$1" "$2" "$gate$3" -H 'Content-Type: application/json' -d "$4"
 }
 
-mode() { # mode NAME: puts the route into this mode, and waits until the sidecar has taken it up
+mode() { # mode NAME: sets the mode of the route, and waits until it is in force
   ./mode.sh "$1"
   [ "$1" = shadow ] && wanted="['**/recovery/execute']" || wanted='[]'
   tries=100

@@ -1,7 +1,8 @@
-"""The OpenAPI document and its page, on the admin listener. The page loads nothing from other hosts."""
+"""Serves the OpenAPI document and its page on the admin listener. The page loads nothing from other hosts."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from types import MappingProxyType
@@ -12,27 +13,18 @@ from aiohttp import web
 
 from sidecar.live.terms import Live
 from sidecar.settings.reading import Settings
+from sidecar.web.api.docpage import page
+from sidecar.web.api.operation import Answer, Operation, Parameter
 from sidecar.web.wire.problem import SERVER
 
-# The files of the page with their media types. `swagger/README.md` says where the files come from.
-PAGE = "index.html"
-FILES: Mapping[str, str] = MappingProxyType(
-    {
-        "swagger-ui-bundle.js": "text/javascript",
-        "swagger-ui.css": "text/css",
-        "page.js": "text/javascript",
-        "page.css": "text/css",
-        "favicon-32x32.png": "image/png",
-    }
-)
-# The page loads scripts and styles from these files only, and calls only its own listener. No page frames it.
+# The files beside the page with their media types.
+FILES: Mapping[str, str] = MappingProxyType({"page.css": "text/css"})
+# The page runs no scripts, calls nothing, and loads its style sheet only. No page frames it.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
-        "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
+        "img-src data:",
         "frame-ancestors 'none'",
         "base-uri 'none'",
         "form-action 'none'",
@@ -55,41 +47,87 @@ class Docs:
     def __init__(self, make: Callable[[Settings], dict[str, Any]], live: Live) -> None:
         self._make = make
         self._live = live
-        self._made: tuple[Settings, bytes] | None = None
+        self._made: tuple[Settings, dict[str, Any]] | None = None
+        self._rendered: tuple[dict[str, Any], str, bytes] | None = None
 
-    def routes(self) -> list[web.RouteDef]:
-        return [
-            web.get("/openapi.json", self._shown),
-            web.get("/docs", self._page),
-            web.get("/docs/", self._redirected),
-            web.get("/docs/{file}", self._file),
-        ]
-
-    async def _shown(self, request: web.Request) -> web.Response:
-        del request
+    def _document(self) -> dict[str, Any]:
         settings = self._live.terms.settings
         if self._made is None or self._made[0] is not settings:
-            self._made = settings, orjson.dumps(self._make(settings))
-        return _whole(self._made[1], "application/json")
+            self._made = settings, self._make(settings)
+        return self._made[1]
 
-    async def _page(self, request: web.Request) -> web.Response:
+    async def document(self, request: web.Request) -> web.Response:
         del request
-        return _whole(_contents(PAGE), "text/html; charset=utf-8")
+        return _whole(orjson.dumps(self._document()), "application/json")
 
-    async def _redirected(self, request: web.Request) -> web.Response:
+    async def page(self, request: web.Request) -> web.Response:
+        document, origin = self._document(), f"{request.scheme}://{request.host}"
+        if self._rendered is None or self._rendered[0] is not document or self._rendered[1] != origin:
+            # In a thread, because rendering takes longer than requests may be held up.
+            self._rendered = document, origin, await asyncio.to_thread(page, document, origin)
+        return _whole(self._rendered[2], "text/html; charset=utf-8")
+
+    async def redirected(self, request: web.Request) -> web.Response:
         del request
         return web.Response(status=308, headers={**HEADERS, "Location": "/docs"})
 
-    async def _file(self, request: web.Request) -> web.Response:
+    async def file(self, request: web.Request) -> web.Response:
         name = request.match_info["file"]
         if name not in FILES:
             raise web.HTTPNotFound
-        return _whole(_contents(name), FILES[name])
-
-
-def _contents(name: str) -> bytes:
-    return (files("sidecar.web.api") / "swagger" / name).read_bytes()
+        return _whole((files("sidecar.web.api") / name).read_bytes(), FILES[name])
 
 
 def _whole(body: bytes, content_type: str) -> web.Response:
     return web.Response(body=body, headers={**HEADERS, "Content-Type": content_type})
+
+
+DOCUMENTATION = (
+    Operation(
+        call="GET /openapi.json",
+        name="getDocument",
+        tag="Documentation",
+        summary="This document",
+        answers=(
+            Answer(
+                "OpenAPI 3.1, for this version and configuration.",
+                contents={"application/json": {"type": "object", "required": ["openapi", "info", "paths"]}},
+            ),
+        ),
+        handler=Docs.document,
+    ),
+    Operation(
+        call="GET /docs",
+        name="getPage",
+        tag="Documentation",
+        summary="This document as a page",
+        answers=(
+            Answer(
+                "The page.", contents={"text/html": {"type": "string"}}, headers=("Content-Security-Policy",)
+            ),
+        ),
+        handler=Docs.page,
+    ),
+    Operation(
+        call="GET /docs/",
+        name="getPageElsewhere",
+        tag="Documentation",
+        summary="The page under another spelling",
+        answers=(Answer("It is at /docs.", status="308", contents={}, headers=("Location",)),),
+        handler=Docs.redirected,
+    ),
+    Operation(
+        call="GET /docs/{file}",
+        name="getPageFile",
+        tag="Documentation",
+        summary="A file of the page",
+        parameters=(Parameter("file", "path", {"type": "string", "enum": list(FILES)}),),
+        answers=(
+            Answer(
+                "The file.", contents={"text/css": {"type": "string"}}, headers=("Content-Security-Policy",)
+            ),
+        ),
+        errors=("not_found",),
+        handler=Docs.file,
+    ),
+)

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
 
 from aiohttp import web
+from pydantic import BaseModel
 
-from sidecar.core.command import Bind, Bound, Emit, Emitted, NotEmitted, Switch, Turn, Turned
-from sidecar.core.emission import Kind, emission
-from sidecar.core.facts import is_identifier
-from sidecar.errors import CARESignalAccessError, Refusal
+from sidecar.core.command import Bind, Emit, Emitted, NotEmitted, RunBound, Switch, Turn, Turned
+from sidecar.core.emission import CARESignalAccessError, Kind, emission
+from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
+from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
 from sidecar.live.terms import Live
 from sidecar.store.batch import Store
 from sidecar.telemetry.metrics import Metrics
-from sidecar.web.serving.body import read_document
-from sidecar.web.wire.asked import request_id_of
+from sidecar.web.api.operation import (
+    BODY_ERRORS,
+    DECISION_ID_HEADER,
+    REQUEST_ID,
+    STORE_ERRORS,
+    SUBMIT_ERRORS,
+    TO_DECISION,
+    Answer,
+    Body,
+    Operation,
+    Parameter,
+    Reply,
+)
+from sidecar.web.api.routes import read_model, response, routes
+from sidecar.web.wire import answers
 from sidecar.web.wire.emittermodels import EMITTER_MODELS, BackfillRequest
-from sidecar.web.wire.models import validated, wrong
-from sidecar.web.wire.problem import answer, problem
+from sidecar.web.wire.forms import Count, TypedDict
+from sidecar.web.wire.models import IDENTIFIER, wrong
+from sidecar.web.wire.request import request_id_of
 
 KILL_SWITCH: Switch = "care_kill_switch"
+
+
+class Backfill(TypedDict):
+    """How many records have the run from now on."""
+
+    updated: Count
+
+
+class KillSwitch(TypedDict):
+    """Whether the switch is on. While it is on, no optimized route is recorded."""
+
+    active: bool
 
 
 class EmitterApi:
@@ -32,75 +60,70 @@ class EmitterApi:
         self._live = live
 
     def routes(self) -> list[web.RouteDef]:
-        return [
-            # The pattern of `kind` matches no decision_id.
-            web.post("/api/v1/decisions/{kind:[a-z_]+}", self._emit),
-            web.post("/api/v1/runs/{run_id}/backfill", self._backfill),
-            web.get("/api/v1/care/kill-switch", self._switch),
-            web.put("/api/v1/care/kill-switch", self._turn_on),
-            web.delete("/api/v1/care/kill-switch", self._turn_off),
-        ]
+        # The pattern of `kind` matches no decision_id.
+        emit = web.post("/api/v1/decisions/{kind:[a-z_]+}", self._emitted)
+        return [emit, *routes(RUNS_AND_SWITCH, self)]
 
-    async def _emit(self, request: web.Request) -> web.Response:
+    async def _emitted(self, request: web.Request) -> web.StreamResponse:
+        return response(await self.emit(request))
+
+    async def emit(self, request: web.Request) -> Reply[answers.DecisionRecord] | Refusal | None:
         """Answer 201 with the record, or 200 with null if the emission rule or a prior record forbids it."""
         kind = cast(Kind, request.match_info["kind"])
         if kind not in EMITTER_MODELS:
             known = ", ".join(EMITTER_MODELS)
-            return problem(Refusal("not_found", f"There is no such kind of decision; there are {known}."))
-        body = await read_document(request)
-        told = body if isinstance(body, Refusal) else validated(EMITTER_MODELS[kind], body, "invalid_request")
-        if isinstance(told, Refusal):
-            return problem(told)
+            return Refusal("not_found", f"There is no such kind of decision; there are {known}.")
+        given = await read_model(request, EMITTER_MODELS[kind])
+        if isinstance(given, Refusal):
+            return given
         try:
             made = emission(
                 kind,
-                told.model_dump(),
+                given.model_dump(),
                 decision_id=new_decision_id(),
                 now=self._store.now(),
                 min_confidence=self._live.terms.settings.care.min_confidence,
             )
         except CARESignalAccessError as exc:
-            return problem(wrong("invalid_request", "signals_used", f"holds what may not be used: {exc}"))
+            return wrong("invalid_request", "signals_used", f"holds what may not be used: {exc}")
         if made is None:
             self._metrics.emissions.labels(kind, "ruled_out").inc()
-            return answer(None)
+            return None
         reply = await self._store.submit(
             Emit(record=made.record, origin="api", once=made.once, unless_switched=made.unless_switched)
         )
         if isinstance(reply, NotEmitted):
             self._metrics.emissions.labels(kind, reply.why).inc()
-            return answer(None)
+            return None
         assert isinstance(reply, Emitted)
         self._metrics.emissions.labels(kind, "recorded").inc()
-        recorded = answer(reply.record.to_dict(), status=201)
-        recorded.headers["Scopegate-Decision-Id"] = reply.record.decision_id
-        return recorded
+        record = cast("answers.DecisionRecord", reply.record.to_dict())
+        return Reply(record, status=201, decision_id=reply.record.decision_id)
 
-    async def _backfill(self, request: web.Request) -> web.Response:
+    async def backfill(self, request: web.Request) -> Backfill | Refusal:
         run_id = request.match_info["run_id"]
         if not is_identifier(run_id):
-            return problem(wrong("invalid_request", "run_id", "must be 1 to 256 printable characters"))
-        body = await read_document(request)
-        told = body if isinstance(body, Refusal) else validated(BackfillRequest, body, "invalid_request")
-        if isinstance(told, Refusal):
-            return problem(told)
-        if not told.request_id:
-            return answer({"updated": 0})
-        reply = await self._store.submit(Bind(request_id=told.request_id, run_id=run_id))
-        assert isinstance(reply, Bound)
-        return answer({"updated": reply.count})
+            return wrong("invalid_request", "run_id", f"must be {IDENTIFIER_RULE}")
+        given = await read_model(request, BackfillRequest)
+        if isinstance(given, Refusal):
+            return given
+        if not given.request_id:
+            return {"updated": 0}
+        reply = await self._store.submit(Bind(request_id=given.request_id, run_id=run_id))
+        assert isinstance(reply, RunBound)
+        return {"updated": reply.count}
 
-    async def _switch(self, request: web.Request) -> web.Response:
+    async def switch(self, request: web.Request) -> KillSwitch:
         del request
-        return answer({"active": await self._store.engine.is_on(KILL_SWITCH)})
+        return {"active": await self._store.engine.is_on(KILL_SWITCH)}
 
-    async def _turn_on(self, request: web.Request) -> web.Response:
+    async def turn_on(self, request: web.Request) -> Reply[KillSwitch]:
         return await self._turn(request, on=True)
 
-    async def _turn_off(self, request: web.Request) -> web.Response:
+    async def turn_off(self, request: web.Request) -> Reply[KillSwitch]:
         return await self._turn(request, on=False)
 
-    async def _turn(self, request: web.Request, *, on: bool) -> web.Response:
+    async def _turn(self, request: web.Request, *, on: bool) -> Reply[KillSwitch]:
         reply = await self._store.submit(
             Turn(
                 decision_id=new_decision_id(),
@@ -111,6 +134,101 @@ class EmitterApi:
             )
         )
         assert isinstance(reply, Turned)
-        turned = answer({"active": reply.on})
-        turned.headers["Scopegate-Decision-Id"] = reply.decision_id
-        return turned
+        return Reply({"active": reply.on}, decision_id=reply.decision_id)
+
+
+_EXAMPLES: Mapping[str, Any] = {
+    "routing": {"routed": True, "selected_agent": "agent_1", "eligible_agents": ["agent_1", "agent_2"]},
+    "recovery": {"evaluated": True, "triggered": True, "action": "retry_agent", "candidates_count": 2},
+    "memory": {"queried": True, "matched": True, "injected": False, "reason": "too old"},
+    "policy": {"policy_id": "content", "evaluated": True, "violated": True, "severity": "error"},
+    "budget": {"budget_requested": 500, "budget_available": 300, "enforcement": "hard"},
+    "budget_enforcement": {
+        "run_id": "run_1",
+        "budget_limit_cents": 100,
+        "budget_consumed_cents": 110,
+        "step_cost_cents": 20,
+        "completed_steps": 3,
+        "total_steps": 5,
+    },
+    "policy_precheck": {"request_id": "req_1", "posture": "strict", "passed": False, "violations": ["pii"]},
+    "recovery_evaluation": {
+        "run_id": "run_1",
+        "request_id": "req_1",
+        "recovery_class": "R1",
+        "recovery_action": "retry_agent",
+        "failure_type": "timeout",
+    },
+    "care_optimization": {
+        "request_id": "req_1",
+        "baseline_agent": "agent_1",
+        "optimized_agent": "agent_2",
+        "confidence_score": 0.9,
+        "signals_used": ["latency_p50"],
+        "optimization_enabled": True,
+        "shadow_mode": False,
+    },
+}
+
+
+def _emitter(kind: Kind, model: type[BaseModel]) -> Operation:
+    return Operation(
+        call=f"POST /api/v1/decisions/{kind}",
+        name="tell" + kind.title().replace("_", ""),
+        tag="Emitters",
+        summary=f"Tell a decision: {kind.replace('_', ' ')}",
+        description=" ".join((model.__doc__ or "").split()),
+        body=Body(schema=model, examples={kind.replace("_", " "): _EXAMPLES[kind]}),
+        answers=(
+            Answer("Recorded.", status="201", headers=(DECISION_ID_HEADER,), links=TO_DECISION),
+            Answer(
+                "No record: the emission rule, an earlier record or the kill switch says none.",
+                contents={"application/json": {"type": "null"}},
+            ),
+        ),
+        errors=(*BODY_ERRORS, *SUBMIT_ERRORS),
+        handler=EmitterApi.emit,
+    )
+
+
+def _switch(
+    method: Literal["GET", "PUT", "DELETE"], name: str, summary: str, handler: Callable[..., Any]
+) -> Operation:
+    turns = method != "GET"
+    return Operation(
+        call=f"{method} /api/v1/care/kill-switch",
+        name=name,
+        tag="Emitters",
+        summary=summary,
+        description="It holds for everything on the same store, and survives a restart.",
+        parameters=(REQUEST_ID,) if turns else (),
+        answers=(
+            Answer(
+                "How it stands.",
+                headers=(DECISION_ID_HEADER,) if turns else (),
+                links=TO_DECISION if turns else {},
+            ),
+        ),
+        errors=STORE_ERRORS,
+        handler=handler,
+    )
+
+
+EMITTERS = tuple(_emitter(kind, model) for kind, model in EMITTER_MODELS.items())
+RUNS_AND_SWITCH = (
+    Operation(
+        call="POST /api/v1/runs/{run_id}/backfill",
+        name="backfill",
+        tag="Emitters",
+        summary="Bind a run to the decisions before it",
+        description="Its request's records from before the run, where they have no run yet.",
+        parameters=(Parameter("run_id", "path", IDENTIFIER),),
+        body=Body(schema=BackfillRequest, examples={"a request": {"request_id": "req_1"}}),
+        answers=(Answer("Bound."),),
+        errors=(*BODY_ERRORS, *SUBMIT_ERRORS),
+        handler=EmitterApi.backfill,
+    ),
+    _switch("GET", "getKillSwitch", "Is the kill switch of optimized routing on?", EmitterApi.switch),
+    _switch("PUT", "turnKillSwitchOn", "Turn the kill switch on", EmitterApi.turn_on),
+    _switch("DELETE", "turnKillSwitchOff", "Turn the kill switch off", EmitterApi.turn_off),
+)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from aiohttp import web
 from prometheus_client import Gauge
@@ -17,8 +17,11 @@ from sidecar.live.terms import Live
 from sidecar.store.base import Footprint
 from sidecar.store.batch import Store
 from sidecar.telemetry.metrics import Metrics
+from sidecar.web.api.operation import Answer, Operation, Reply
+from sidecar.web.api.routes import routes
 from sidecar.web.serving.hosts import well_formed_hosts
-from sidecar.web.wire.problem import SERVER, answer, problems
+from sidecar.web.wire import health
+from sidecar.web.wire.problem import SERVER, problems
 
 T = TypeVar("T")
 
@@ -39,18 +42,12 @@ class Ops:
 
     def application(self) -> web.Application:
         application = web.Application(middlewares=[problems, well_formed_hosts])
-        application.add_routes(
-            [
-                web.get("/health/live", self._alive),
-                web.get("/health/ready", self._ready),
-                web.get("/metrics", self._page),
-            ]
-        )
+        application.add_routes(routes(OPS, self))
         return application
 
-    async def _alive(self, request: web.Request) -> web.Response:
+    async def live(self, request: web.Request) -> health.Liveness:
         del request
-        return answer({"alive": True})
+        return {"alive": True}
 
     async def checks(self, *, fresh_seconds: float = 0.0) -> dict[str, str | None]:
         """Each check with its problem, or None if it passes. The store's check may be `fresh_seconds` old."""
@@ -68,22 +65,19 @@ class Ops:
             "draining": "the sidecar is shutting down" if self._gate.draining else None,
         }
 
-    async def _ready(self, request: web.Request) -> web.Response:
+    async def ready(self, request: web.Request) -> Reply[health.Readiness]:
         del request
         checks = await self.checks()
         ready = not any(checks.values())
-        body = {
-            "ready": ready,
-            "checks": {name: {"ok": problem is None, "reason": problem} for name, problem in checks.items()},
-        }
-        return answer(body, status=200 if ready else 503)
+        shown = cast("health.Checks", {name: health.check(problem) for name, problem in checks.items()})
+        return Reply({"ready": ready, "checks": shown}, status=200 if ready else 503)
 
-    async def _page(self, request: web.Request) -> web.Response:
+    async def metrics(self, request: web.Request) -> web.Response:
         del request
         for name, problem in (await self.checks(fresh_seconds=FRESH_SECONDS)).items():
             self._metrics.ready.labels(name).set(problem is None)
         self._metrics.store_queue.set(self._store.waiting)
-        metrics, (unknown, footprint) = self._metrics, await looked_at(self._store)
+        metrics, (unknown, footprint) = self._metrics, await measured(self._store)
         found: list[tuple[Gauge, float | None]] = [
             (metrics.store_size, footprint.size),
             (metrics.store_wal_size, footprint.wal_size),
@@ -103,7 +97,7 @@ class Ops:
         )
 
 
-async def looked_at(store: Store) -> tuple[tuple[int, int | None] | None, Footprint]:
+async def measured(store: Store) -> tuple[tuple[int, int | None] | None, Footprint]:
     """The count of unknown executions with the oldest one's time, and the store's footprint.
 
     A value that cannot be read in time is None. A store that fails or hangs therefore does not block the
@@ -120,3 +114,38 @@ async def _until(moment: float, reading: Awaitable[T]) -> T | None:
             return await reading
     except (StoreUnavailable, TimeoutError):
         return None  # readiness reports the reason
+
+
+OPS = (
+    Operation(
+        listener="ops",
+        call="GET /health/live",
+        name="getLiveness",
+        tag="Health",
+        summary="Does the process answer?",
+        answers=(Answer("It does."),),
+        handler=Ops.live,
+    ),
+    Operation(
+        listener="ops",
+        call="GET /health/ready",
+        name="getReadiness",
+        tag="Health",
+        summary="Can it decide?",
+        description="Does not depend on the backend.",
+        answers=(
+            Answer("It can."),
+            Answer(status="503", description="It cannot; `reason` says why."),
+        ),
+        handler=Ops.ready,
+    ),
+    Operation(
+        listener="ops",
+        call="GET /metrics",
+        name="getMetrics",
+        tag="Health",
+        summary="Metrics, as Prometheus reads them",
+        answers=(Answer("All of them.", contents={"text/plain": {"type": "string"}}),),
+        handler=Ops.metrics,
+    ),
+)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from aiohttp import web
 
-from sidecar.core.scope import Scope, ScopeStatus
+from sidecar.core.scope import ScopeStatus
 from sidecar.errors import Refusal
 from sidecar.store.base import ScopesWanted
 from sidecar.store.batch import Store
-from sidecar.web.wire.asked import paging_of, query_of, unknown
-from sidecar.web.wire.models import wrong
-from sidecar.web.wire.problem import answer, problem
-
-SCOPE_STATUSES = get_args(ScopeStatus)
+from sidecar.web.api.operation import (
+    AFTER_NUMBER,
+    LIMIT,
+    SCOPE_ID,
+    STORE_ERRORS,
+    Answer,
+    Operation,
+    choice,
+    link,
+)
+from sidecar.web.api.routes import Query
+from sidecar.web.wire import answers
 
 
 class ScopeLists:
@@ -23,45 +30,64 @@ class ScopeLists:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def routes(self) -> list[web.RouteDef]:
-        return [
-            web.get("/api/v1/scopes", self._scopes),
-            web.get("/api/v1/scopes/{scope_id}", self._scope),
-        ]
-
-    async def _scopes(self, request: web.Request) -> web.Response:
-        asked = query_of(request, ("incident_id", "status", "tenant_id", "limit", "before"))
-        if isinstance(asked, Refusal):
-            return problem(asked)
-        status = asked.get("status")
-        if status is not None and status not in SCOPE_STATUSES:
-            return problem(unknown("status", SCOPE_STATUSES))
-        paging = paging_of(asked)
-        if isinstance(paging, Refusal):
-            return problem(paging)
-        limit, before = paging
+    async def list(self, request: web.Request, query: Query) -> answers.ScopePage:
+        del request
         wanted = ScopesWanted(
-            incident_id=asked.get("incident_id"),
-            tenant_id=asked.get("tenant_id"),
-            status=cast("ScopeStatus | None", status),
+            incident_id=query.given.get("incident_id"),
+            tenant_id=query.given.get("tenant_id"),
+            status=cast("ScopeStatus | None", query.given.get("status")),
             now=self._store.now(),
         )
-        try:
-            page = await self._store.engine.scopes_wanted(wanted, before=before, limit=limit)
-        except ValueError as exc:
-            return problem(wrong("invalid_request", "before", str(exc)))
-        return answer({"scopes": [_shown(scope, wanted.now) for scope in page.rows], "next": page.next})
+        page = await self._store.engine.scopes_wanted(wanted, before=query.before, limit=query.limit)
+        return {
+            "scopes": [answers.tenant_scope(scope, wanted.now) for scope in page.rows],
+            "next": page.next,
+        }
 
-    async def _scope(self, request: web.Request) -> web.Response:
+    async def one(self, request: web.Request) -> answers.SpentScope | Refusal:
         scope_id = request.match_info["scope_id"]
         scope = await self._store.engine.scope(scope_id)
         if scope is None:
-            named = {"scope_id": scope_id[:256]}
-            return problem(Refusal("scope_not_found", "No scope has this scope_id.", named))
+            return Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": scope_id[:256]})
         executions = await self._store.engine.executions_of(scope_id)
-        shown = _shown(scope, self._store.now())
-        return answer({**shown, "executions": [execution.to_dict() for execution in executions]})
+        return {
+            **answers.tenant_scope(scope, self._store.now()),
+            "executions": [answers.execution(execution) for execution in executions],
+        }
 
 
-def _shown(scope: Scope, now: int) -> dict[str, Any]:
-    return {**scope.to_dict(now), "tenant_id": scope.tenant_id}
+SCOPE_LISTS = (
+    Operation(
+        call="GET /api/v1/scopes",
+        name="listAllScopes",
+        tag="Scopes",
+        summary="List the scopes of all incidents and tenants",
+        description="Newest first. Without `incident_id` a page looks at a piece of the list only, so a page "
+        "of some status or tenant may be short, or empty, and still have a `next`.",
+        parameters=(
+            choice("incident_id", "Of this incident."),
+            choice("status", "With this status now.", get_args(ScopeStatus)),
+            choice("tenant_id", "Of this tenant."),
+            LIMIT,
+            AFTER_NUMBER,
+        ),
+        answers=(
+            Answer(
+                "A page of them.",
+                links={"Newest": link("getScope", scope_id="$response.body#/scopes/0/scope_id")},
+            ),
+        ),
+        errors=("invalid_request", *STORE_ERRORS),
+        handler=ScopeLists.list,
+    ),
+    Operation(
+        call="GET /api/v1/scopes/{scope_id}",
+        name="getScope",
+        tag="Scopes",
+        summary="One scope, with its executions",
+        parameters=(SCOPE_ID,),
+        answers=(Answer("What is left of it, and what it admitted."),),
+        errors=("scope_not_found", *STORE_ERRORS),
+        handler=ScopeLists.one,
+    ),
+)

@@ -8,24 +8,44 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from sidecar.core.facts import Claims
+from sidecar.core.facts import IDENTIFIER_RULE, Claims
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
-from sidecar.core.record import iso_time
 from sidecar.core.rules import TERMS, ScopeTerms
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
-from sidecar.gate.refusal_log import Asked, Refused
+from sidecar.gate.messages import Refused, RequestFacts
 from sidecar.ids import new_scope_id
 from sidecar.live.terms import Live, Terms
 from sidecar.store.batch import Store
+from sidecar.store.lists import UnknownCursor
 from sidecar.web.api import scopetest
+from sidecar.web.api.operation import (
+    AFTER_NUMBER,
+    BODY_ERRORS,
+    DECISION_ID_HEADER,
+    LIMIT,
+    REQUEST_ID,
+    REQUEST_ID_HEADER,
+    STORE_ERRORS,
+    TO_DECISION,
+    UNREADY_ERRORS,
+    Answer,
+    Body,
+    Operation,
+    Parameter,
+    Reply,
+    link,
+)
+from sidecar.web.api.routes import response
 from sidecar.web.serving.accesslog import names_scope
 from sidecar.web.serving.body import read_json
-from sidecar.web.wire.asked import paging_of, tenant_of
-from sidecar.web.wire.models import ScopeRequest, validated, wrong
-from sidecar.web.wire.problem import answer, problem, refused_problem
+from sidecar.web.wire import answers
+from sidecar.web.wire.models import IDENTIFIER, ScopeRequest, ScopeTestRequest, validated, wrong
+from sidecar.web.wire.problem import problem, refused_problem
+from sidecar.web.wire.request import paging_of, tenant_of
 
 SCOPE_PATH = "/api/v1/recovery/scope"
 SCOPES_PREFIX = "/api/v1/recovery/scopes/"
@@ -49,65 +69,67 @@ class ScopeApi:
         name = path.removeprefix(SCOPES_PREFIX)
         return (name != path and bool(name) and "/" not in name) or scopetest.candidate_of(path) is not None
 
-    async def handle(self, request: web.BaseRequest, target: str, request_id: str) -> web.Response:
+    async def handle(self, request: web.BaseRequest, target: str, request_id: str) -> web.StreamResponse:
         """Answer a request to a scope endpoint."""
         if not self.owns(target):  # the router accepted another spelling of the path
             return problem(Refusal("not_found", "Nothing is served under this path."), request_id=request_id)
         try:
-            return await self._serve(request, target, request_id)
+            result = await self._serve(request, target, request_id)
         except StoreUnavailable as exc:
-            return problem(unavailable(exc), request_id=request_id)
+            result = unavailable(exc)
+        except UnknownCursor as exc:
+            result = wrong("invalid_request", "before", str(exc))
+        return response(result, request_id=request_id)
 
     async def refuse(
         self, request: web.BaseRequest, target: str, request_id: str, refusal: Refusal
     ) -> web.Response:
-        """Refuse a request to a scope endpoint unread. Record it if it asked to issue or revoke a scope."""
+        """Refuse a request to a scope endpoint unread. Record it if it facts to issue or revoke a scope."""
         path, terms = target.partition("?")[0], self._live.terms
         name = scopetest.named(path.removeprefix(SCOPES_PREFIX)) if path.startswith(SCOPES_PREFIX) else None
         if (request.method, path) != ("POST", SCOPE_PATH) and (request.method != "DELETE" or name is None):
             return problem(refusal, request_id=request_id)
-        asked = Asked(
+        facts = RequestFacts(
             gatekept="scope_grant",
             tenant_id=tenant_of(request, terms.settings.gate.tenant_header) or "default",
             request_id=request_id,
             policies=terms.policies,
             claims=Claims(scope_id=name),
         )
-        return refused_problem(await self._gate.refusals.refuse(refusal, asked), request_id)
+        return refused_problem(await self._gate.refusals.refuse(refusal, facts), request_id)
 
-    async def _serve(self, request: web.BaseRequest, target: str, request_id: str) -> web.Response:
+    async def _serve(self, request: web.BaseRequest, target: str, request_id: str) -> object:
         path, _, query = target.partition("?")
         terms = self._live.terms
+        candidate = scopetest.candidate_of(path)
+        allow = ("GET", "DELETE") if path != SCOPE_PATH and candidate is None else ("POST",)
+        if request.method not in allow:
+            refusal = Refusal("method_not_allowed", f"{request.method} is not served here.")
+            return problem(refusal, request_id=request_id, allow=allow)
+        if candidate is not None:
+            return await self.test(request, candidate, terms)
         tenant = tenant_of(request, terms.settings.gate.tenant_header)
         if path == SCOPE_PATH:
-            if request.method == "POST":
-                return await self._issue(request, tenant, request_id, terms)
-            return _not_allowed(request, ("POST",), request_id)
-        candidate = scopetest.candidate_of(path)
-        if candidate is not None:
-            if request.method == "POST":
-                body = await _body(request, terms)
-                return scopetest.tested(candidate, body, request_id)
-            return _not_allowed(request, ("POST",), request_id)
-        if request.method not in ("GET", "DELETE"):
-            return _not_allowed(request, ("GET", "DELETE"), request_id)
+            return await self.issue(request, tenant, request_id, terms)
         if tenant is None:
-            return problem(_no_tenant(terms), request_id=request_id)
+            return _no_tenant(terms)
         name = scopetest.named(path.removeprefix(SCOPES_PREFIX))
         if name is None:
-            refusal = Refusal(
-                "invalid_request", "The last path segment must be 1 to 256 printable characters."
-            )
-            return problem(refusal, request_id=request_id)
+            return Refusal("invalid_request", f"The last path segment must be {IDENTIFIER_RULE}.")
         if request.method == "GET":
-            return await self._list(name, query, tenant, request_id)
+            return await self.list(name, query, tenant)
         names_scope(request, name)
-        return await self._revoke(name, tenant, request_id, terms)
+        return await self.revoke(name, tenant, request_id, terms)
 
-    async def _issue(
+    async def test(
+        self, request: web.BaseRequest, candidate: str, terms: Terms
+    ) -> scopetest.Rehearsal | Refusal:
+        return scopetest.tested(candidate, await _body(request, terms))
+
+    async def issue(
         self, request: web.BaseRequest, tenant: str | None, request_id: str, terms: Terms
-    ) -> web.Response:
-        asked = Asked(
+    ) -> Reply[answers.GrantedScope] | Refused:
+        facts = RequestFacts(
             gatekept="scope_grant",
             tenant_id=tenant or "default",
             request_id=request_id,
@@ -116,18 +138,17 @@ class ScopeApi:
         refuse = self._gate.refusals.refuse
         unready = self._gate.unready(terms)
         if unready is not None:
-            refusal, retry_after = unready
-            return refused_problem(await refuse(refusal, asked, retry_after=retry_after), request_id)
+            return await refuse(unready.refusal, facts, retry_after=unready.retry_after)
         wanted = await _wanted(request, terms) if tenant is not None else _no_tenant(terms)
         if isinstance(wanted, Refusal):
-            return refused_problem(await refuse(wanted, asked), request_id)
-        asked = replace(asked, claims=Claims(incident_id=wanted.incident_id))
+            return await refuse(wanted, facts)
+        facts = replace(facts, claims=Claims(incident_id=wanted.incident_id))
         granted = _scope_terms(wanted, terms)
         if isinstance(granted, Refusal):
-            return refused_problem(await refuse(granted, asked), request_id)
+            return await refuse(granted, facts)
         scope = Scope(
             scope_id=new_scope_id(),
-            tenant_id=asked.tenant_id,
+            tenant_id=facts.tenant_id,
             incident_id=wanted.incident_id,
             allowed_actions=wanted.actions,
             max_cost=granted.max_cost,
@@ -139,66 +160,48 @@ class ScopeApi:
             created_by=wanted.created_by,
         )
         defaulted = frozenset(term for term in TERMS if getattr(wanted, term) is None)
-        reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, asked)
+        reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, facts)
         if isinstance(reply, Refused):
-            return refused_problem(reply, request_id)
+            return reply
         names_scope(request, reply.scope.scope_id)
-        told = answer(self._granted(reply.scope), status=201, request_id=request_id)
-        told.headers["Scopegate-Decision-Id"] = reply.decision_id
-        return told
+        body = answers.granted(reply.scope, self._store.now())
+        return Reply(body, status=201, decision_id=reply.decision_id)
 
-    def _granted(self, scope: Scope) -> dict[str, Any]:
-        shown = scope.to_dict(self._store.now())
-        return {
-            name: shown[name]
-            for name in (
-                "scope_id",
-                "incident_id",
-                "allowed_actions",
-                "max_cost_usd",
-                "max_attempts",
-                "expires_at",
-                "intent",
-                "status",
-                "attempts_remaining",
-                "target_agents",
-                "created_by",
-            )
-        }
-
-    async def _list(self, incident_id: str, query: str, tenant: str, request_id: str) -> web.Response:
+    async def list(self, incident_id: str, query: str, tenant: str) -> answers.ScopeList | Refusal:
         paging = paging_of(dict(parse_qsl(query, keep_blank_values=True)))
         if isinstance(paging, Refusal):
-            return problem(paging, request_id=request_id)
+            return paging
         limit, before = paging
-        try:
-            page, total = await self._store.engine.scopes(tenant, incident_id, before=before, limit=limit)
-        except ValueError as exc:
-            return problem(wrong("invalid_request", "before", str(exc)), request_id=request_id)
+        page, total = await self._store.engine.scopes(tenant, incident_id, before=before, limit=limit)
         now = self._store.now()
-        shown = [scope.to_dict(now) for scope in page.rows]
-        body = {"incident_id": incident_id, "scopes": shown, "total": total, "next": page.next}
-        return answer(body, request_id=request_id)
+        return {
+            "incident_id": incident_id,
+            "scopes": [answers.scope(scope, now) for scope in page.rows],
+            "total": total,
+            "next": page.next,
+        }
 
-    async def _revoke(self, scope_id: str, tenant: str, request_id: str, terms: Terms) -> web.Response:
-        asked = Asked(
+    async def revoke(
+        self, scope_id: str, tenant: str, request_id: str, terms: Terms
+    ) -> Reply[answers.Revocation] | Refused:
+        facts = RequestFacts(
             policies=terms.policies,
             gatekept="scope_grant",
             tenant_id=tenant,
             request_id=request_id,
             claims=Claims(scope_id=scope_id),
         )
-        reply = await self._grants.revoke(scope_id, asked)
+        reply = await self._grants.revoke(scope_id, facts)
         if isinstance(reply, Refused):
-            return refused_problem(reply, request_id)
-        body = {
-            "success": True,
-            "data": {"scope_id": scope_id, "status": "revoked"},
-            "meta": {"timestamp": iso_time(self._store.now()), "request_id": request_id},
-        }
-        revoked = answer(body, request_id=request_id)
-        revoked.headers["Scopegate-Decision-Id"] = reply.decision_id
-        return revoked
+            return reply
+        return Reply(
+            {
+                "success": True,
+                "data": {"scope_id": scope_id, "status": "revoked"},
+                "meta": {"timestamp": iso_time(self._store.now()), "request_id": request_id},
+            },
+            decision_id=reply.decision_id,
+        )
 
 
 async def _wanted(request: web.BaseRequest, terms: Terms) -> ScopeRequest | Refusal:
@@ -240,6 +243,107 @@ def _scope_terms(wanted: ScopeRequest, terms: Terms) -> ScopeTerms | Refusal:
     return ScopeTerms(max_attempts=attempts, ttl_seconds=ttl, max_cost=cost)
 
 
-def _not_allowed(request: web.BaseRequest, allow: tuple[str, ...], request_id: str) -> web.Response:
-    refusal = Refusal("method_not_allowed", f"{request.method} is not served here.")
-    return problem(refusal, request_id=request_id, allow=allow)
+_BOTH_IDS = (DECISION_ID_HEADER, REQUEST_ID_HEADER)
+
+SCOPES = (
+    Operation(
+        listener="scopes",
+        call="POST /api/v1/recovery/scope",
+        name="createScope",
+        tag="Scopes",
+        summary="Ask for a scope",
+        description="Every action must be in the policy catalogue. Grant and refusal are both recorded.",
+        parameters=(REQUEST_ID,),
+        body=Body(
+            schema=ScopeRequest,
+            examples={
+                "PIN-162, step 2": {
+                    "incident_id": "inc_123",
+                    "action": "retry_agent",
+                    "intent": "Recover from hallucinated legal response",
+                    "max_cost_usd": 0.50,
+                    "max_attempts": 1,
+                }
+            },
+        ),
+        answers=(
+            Answer(
+                "The scope, granted.",
+                status="201",
+                headers=_BOTH_IDS,
+                links={
+                    "Listed": link("listScopes", id="$response.body#/incident_id"),
+                    "Revoke": link("revokeScope", id="$response.body#/scope_id"),
+                    **TO_DECISION,
+                },
+            ),
+        ),
+        errors=(*BODY_ERRORS, "invalid_scope", "policy_denied", *UNREADY_ERRORS),
+        error_headers=_BOTH_IDS,
+        tenant="required",
+        handler=ScopeApi.issue,
+    ),
+    Operation(
+        listener="scopes",
+        call="GET /api/v1/recovery/scopes/{id}",
+        name="listScopes",
+        tag="Scopes",
+        summary="List an incident's scopes",
+        description="Newest first. An unknown incident has an empty list.",
+        parameters=(
+            Parameter("id", "path", IDENTIFIER, "The incident."),
+            LIMIT,
+            AFTER_NUMBER,
+            REQUEST_ID,
+        ),
+        answers=(Answer("A page of them.", headers=(REQUEST_ID_HEADER,)),),
+        errors=("invalid_request", *STORE_ERRORS),
+        error_headers=(REQUEST_ID_HEADER,),
+        tenant="required",
+        handler=ScopeApi.list,
+    ),
+    Operation(
+        listener="scopes",
+        call="DELETE /api/v1/recovery/scopes/{id}",
+        name="revokeScope",
+        tag="Scopes",
+        summary="Revoke a scope",
+        description="Can be repeated. Nothing is admitted once it is answered.",
+        parameters=(
+            Parameter("id", "path", IDENTIFIER, "The scope."),
+            REQUEST_ID,
+        ),
+        answers=(Answer("Revoked.", headers=_BOTH_IDS, links=TO_DECISION),),
+        errors=("invalid_request", "scope_not_found", *STORE_ERRORS),
+        error_headers=_BOTH_IDS,
+        tenant="required",
+        handler=ScopeApi.revoke,
+    ),
+    Operation(
+        listener="scopes",
+        call="POST /api/v1/recovery/candidates/{id}/scope-test",
+        name="testScope",
+        tag="Scopes",
+        summary="Rehearse a recovery action",
+        description="A dry run or a simulation. Executes, consumes and records nothing.",
+        parameters=(
+            Parameter("id", "path", IDENTIFIER, "The action."),
+            REQUEST_ID,
+        ),
+        body=Body(
+            schema=ScopeTestRequest,
+            examples={
+                "dry run": {
+                    "action_type": "scale",
+                    "risk_class": "high",
+                    "parameters": {"target_agents": ["agent_1"]},
+                },
+                "on a tenth": {"action_type": "retry", "risk_class": "low", "scope_type": "request_sample"},
+            },
+        ),
+        answers=(Answer("What it would do.", headers=(REQUEST_ID_HEADER,)),),
+        errors=BODY_ERRORS,
+        error_headers=(REQUEST_ID_HEADER,),
+        handler=ScopeApi.test,
+    ),
+)

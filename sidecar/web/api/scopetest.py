@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any, cast
 from urllib.parse import unquote_to_bytes
 
-from aiohttp import web
-
-from sidecar.core.facts import is_identifier
+from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
+from sidecar.core.policy import RiskClass
 from sidecar.core.rehearsal import (
     ExecutionScope,
     RecoveryAction,
@@ -23,11 +22,27 @@ from sidecar.core.rehearsal import (
     without_running,
 )
 from sidecar.errors import Refusal
+from sidecar.web.wire.forms import Count, Keywords, TypedDict
 from sidecar.web.wire.models import ScopeTestRequest, validated, wrong
-from sidecar.web.wire.problem import answer, problem
 
 PREFIX = "/api/v1/recovery/candidates/"
 SUFFIX = "/scope-test"
+
+
+class Rehearsal(TypedDict):
+    """What a recovery action would do."""
+
+    success: bool
+    cost_delta_cents: Count
+    failure_count: Count
+    policy_violations: list[str]
+    execution_hash: Annotated[str, Keywords(pattern="^[0-9a-f]{16}$")]
+    duration_ms: Count
+    scope_coverage: Annotated[float, Keywords(minimum=0, maximum=1)]
+    samples_tested: Count
+    details: dict[str, Any]
+    risk_class: RiskClass
+    scope_type: ExecutionScope
 
 
 def candidate_of(path: str) -> str | None:
@@ -45,32 +60,32 @@ def named(segment: str) -> str | None:
     return name if is_identifier(name) else None
 
 
-def tested(segment: str, body: dict[str, Any] | Refusal, request_id: str) -> web.Response:
-    """The answer to a scope test: the members of the library's `test_recovery_scope`, or 400."""
+def tested(segment: str, body: dict[str, Any] | Refusal) -> Rehearsal | Refusal:
+    """The answer to a scope test: the members of the library's `test_recovery_scope`, or a refusal."""
     begun = perf_counter()
-    asked = body if isinstance(body, Refusal) else validated(ScopeTestRequest, body, "invalid_request")
-    if isinstance(asked, Refusal):
-        return problem(asked, request_id=request_id)
-    action = _action(segment, asked)
+    wanted = body if isinstance(body, Refusal) else validated(ScopeTestRequest, body, "invalid_request")
+    if isinstance(wanted, Refusal):
+        return wanted
+    action = _action(segment, wanted)
     if isinstance(action, Refusal):
-        return problem(action, request_id=request_id)
-    scope = ExecutionScope(asked.scope_type)
-    result = without_running(action, scope, clamped(asked.scope_fraction))
+        return action
+    scope = ExecutionScope(wanted.scope_type)
+    result = without_running(action, scope, clamped(wanted.scope_fraction))
     took = round((perf_counter() - begun) * 1_000)
-    return answer(shown(replace(result, duration_ms=took), action, scope), request_id=request_id)
+    return cast("Rehearsal", shown(replace(result, duration_ms=took), action, scope))
 
 
-def _action(segment: str, asked: ScopeTestRequest) -> RecoveryAction | Refusal:
+def _action(segment: str, wanted: ScopeTestRequest) -> RecoveryAction | Refusal:
     action_id = named(segment)
     if action_id is None:
-        return wrong("invalid_request", "id", "must be 1 to 256 printable characters")
+        return wrong("invalid_request", "id", f"must be {IDENTIFIER_RULE}")
     try:
         return action_asked_for(
             action_id,
-            asked.action_name or action_id,
-            asked.action_type,
-            asked.risk_class,
-            asked.parameters,
+            wanted.action_name or action_id,
+            wanted.action_type,
+            wanted.risk_class,
+            wanted.parameters,
         )
     except ValueError as exc:
         # The model has checked everything else, so the core can only object to the target agents.

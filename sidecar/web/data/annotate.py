@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
+from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
-from sidecar.core.record import iso_time
 from sidecar.files.strictjson import NotJson, parse
 from sidecar.gate.messages import Forwarded
 from sidecar.web.wire.headers import Headers, value_of
@@ -40,13 +40,13 @@ def annotated(
         document = parse(body)
     except NotJson:
         return unchanged
-    execution, scope = forwarded.admitted.execution, forwarded.scope
+    execution, scope = forwarded.last.execution, forwarded.last.scope
     if scope is None:
         return unchanged
     members: dict[str, Any] = {
         "scope_id": scope.scope_id,
         "attempt_number": execution.attempt_number,
-        "scope_status": forwarded.scope_status,
+        "scope_status": scope.status(now),
         "attempts_remaining": scope.attempts_remaining,
         "cost_used_usd": to_dollars(scope.spent),
         "executed_at": iso_time(now),

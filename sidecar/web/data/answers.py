@@ -1,19 +1,29 @@
-"""Writes the upstream's answer to the client byte for byte, and adds, renames and re-encodes nothing.
+"""Writes the upstream's answers to the client, and ends the ones that cannot go on.
 
-aiohttp's own responses add Date, Server and Content-Type, and drop header bytes that are not UTF-8. This
-response writes its head itself. It relies on two internals of aiohttp 3.14: `StreamResponse._start` and the
-header buffer of `StreamWriter`. Tests in tests/gate fail if they change.
+An answer is written byte for byte; nothing is renamed or re-encoded. aiohttp's own responses add Date, Server
+and Content-Type, and drop header bytes that are not UTF-8. `RawAnswer` therefore writes its head itself. It
+relies on two internals of aiohttp 3.14: `StreamResponse._start` and the header buffer of `StreamWriter`.
+Tests in tests/gate fail if they change.
 """
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import struct
 from typing import cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import StreamWriter
 
-from sidecar.web.wire.headers import Headers, unframed
+from sidecar.core.command import Admitted, Settled
+from sidecar.gate import deadlines
+from sidecar.gate.messages import Forwarded, GatedRequest
+from sidecar.web.data.annotate import annotated
+from sidecar.web.serving.accesslog import CLIENT_LEFT, visit_of
+from sidecar.web.serving.connections import DataConnection
+from sidecar.web.wire.headers import Headers, end_to_end, unframed, value_of, without_our_own
 
 _BODILESS = frozenset({204, 304})
 
@@ -67,3 +77,112 @@ class RawAnswer(web.StreamResponse):
         """Write nothing more, because a tunnel took the connection over, or because it is being cut."""
         self._eof_sent = True
         self._keep_alive = False
+
+
+def declared_length(headers: Headers) -> int | None:
+    """The Content-Length of an answer, None if it has none."""
+    value = value_of(headers, b"content-length")
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def client_left() -> RawAnswer:
+    """The end of a request whose client left before there was an answer. Nothing of it is sent."""
+    answer = RawAnswer(CLIENT_LEFT, b"", (), content_length=None)
+    answer.mark_ended()
+    return answer
+
+
+def broken_off(request: web.BaseRequest) -> RawAnswer:
+    """The end of an answer that cannot go on: its client sees that it is not whole."""
+    answer = client_left()
+    answer.ends_with_connection = True
+    cut(request, answer)
+    return answer
+
+
+def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
+    """End the connection without ending the answer, so that the client sees that it is not whole."""
+    answer.mark_ended()
+    transport = request.transport
+    if transport is None:
+        return
+    if answer.ends_with_connection:
+        # An orderly close would be the end of the body. A TCP reset, or TLS without close_notify, shows the
+        # cut. A Unix socket has neither, so an answer delimited by connection close looks whole there.
+        raw = transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()
+
+
+async def write_forwarded(
+    request: web.BaseRequest, gated: GatedRequest, forwarded: Forwarded, *, now: int, draining: bool
+) -> web.StreamResponse:
+    """Write the backend's answer to a gated request, with what the gate says of the scope."""
+    head = forwarded.head
+    headers = without_our_own(end_to_end(head.headers))
+    headers = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
+    body = forwarded.body
+    settings = gated.terms.settings
+    if settings.gate.annotate_response and forwarded.rest is None:
+        headers, body = annotated(forwarded, headers, body, now=now)
+    headers += admission_report(forwarded.last, now)
+    headers.append((b"X-Request-Id", gated.facts.request_id.encode()))
+    length = declared_length(headers)
+    if length is None and forwarded.rest is None:
+        length = len(body)
+        if request.method != "HEAD" and head.status not in (204, 304):
+            headers.append((b"Content-Length", b"%d" % length))
+    answer = RawAnswer(
+        head.status,
+        head.reason,
+        headers,
+        content_length=length,
+        close=draining or cast(DataConnection, request.protocol).ending,
+    )
+    rest, patience = forwarded.rest, settings.upstream.response_timeout_seconds
+    visit = visit_of(request)
+    visit.outcome, visit.decision_id = "answered", forwarded.last.execution.decision_id
+    try:
+        await answer.prepare(request)
+        if rest is None:
+            async with asyncio.timeout(patience):
+                await answer.write_eof(body)
+            visit.head_sent, visit.sent = True, len(body)
+            return answer
+        async with asyncio.timeout(deadlines.answering_seconds(gated)):
+            piece = body
+            while piece:
+                async with asyncio.timeout(patience):
+                    await answer.write(piece)
+                visit.sent += len(piece)
+                piece = await rest.read()
+        if rest.cut:
+            visit.outcome = "unknown"
+            cut(request, answer)
+        else:
+            await answer.write_eof()
+    except (ConnectionError, TimeoutError) as exc:
+        if isinstance(exc, TimeoutError) and request.transport is not None:
+            request.transport.abort()  # a client that does not read must not hold the connection for ever
+        answer.mark_ended()
+        if rest is not None:
+            visit.outcome = "client_left"
+            rest.abandon()
+    except Exception:
+        if rest is not None:
+            rest.abandon()
+        raise
+    return answer
+
+
+def admission_report(last: Settled | Admitted, now: int) -> list[tuple[bytes, bytes]]:
+    """The headers with which an answer reports the execution and what is left of its scope."""
+    headers = [(b"Scopegate-Decision-Id", last.execution.decision_id.encode())]
+    if last.scope is not None:
+        headers += [
+            (b"Scopegate-Scope-Status", last.scope.status(now).encode()),
+            (b"Scopegate-Attempts-Remaining", b"%d" % last.scope.attempts_remaining),
+        ]
+    return headers

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
-import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,16 +12,15 @@ from aiohttp import web
 from sidecar.core.target import wants_websocket
 from sidecar.errors import Refusal
 from sidecar.live.terms import Live
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
-from sidecar.web.data.answers import RawAnswer
-from sidecar.web.serving.accesslog import CLIENT_LEFT, visit_of
+from sidecar.web.data.answers import RawAnswer, client_left, cut, declared_length
+from sidecar.web.serving.accesslog import visit_of
 from sidecar.web.serving.body import Taken, expect_continue
 from sidecar.web.serving.connections import DataConnection, broken_body
-from sidecar.web.wire.headers import Headers, end_to_end, unframed, value_of, without_our_own
+from sidecar.web.wire.headers import end_to_end, unframed, value_of, without_our_own
 from sidecar.web.wire.problem import problem
-
-logger = logging.getLogger("scopegate.passthrough")
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
 # One in so many connections to the upstream is reserved for gated requests.
@@ -170,7 +166,7 @@ class PassThrough:
             if request.transport is None:
                 answer.mark_ended()
                 return answer, "client_left"
-            logger.info("an answer passing through was cut", extra={"cause": str(exc)})
+            LogEvent.PASSING_CUT.log(cause=str(exc))
             cut(request, answer)
             return answer, "cut"
         except ConnectionError:
@@ -292,43 +288,6 @@ def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
         message = "A WebSocket begins with a GET without a body, with Connection: Upgrade."
         return Refusal("upgrade_refused", message)
     return None
-
-
-def declared_length(headers: Headers) -> int | None:
-    """The Content-Length of an answer, None if it has none."""
-    value = value_of(headers, b"content-length")
-    return int(value) if value is not None and value.isdigit() else None
-
-
-def client_left() -> RawAnswer:
-    """The end of a request whose client left before there was an answer. Nothing of it is sent."""
-    answer = RawAnswer(CLIENT_LEFT, b"", (), content_length=None)
-    answer.mark_ended()
-    return answer
-
-
-def broken_off(request: web.BaseRequest) -> RawAnswer:
-    """The end of an answer that cannot go on: its client sees that it is not whole."""
-    answer = client_left()
-    answer.ends_with_connection = True
-    cut(request, answer)
-    return answer
-
-
-def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
-    """End the connection without ending the answer, so that the client sees that it is not whole."""
-    answer.mark_ended()
-    transport = request.transport
-    if transport is None:
-        return
-    if answer.ends_with_connection:
-        # An orderly close would be the end of the body. A TCP reset, or TLS without close_notify, shows the
-        # cut. A Unix socket has neither, so an answer delimited by connection close looks whole there.
-        raw = transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
-    else:
-        transport.close()
 
 
 def _marked(headers: list[tuple[bytes, bytes]], recorded: Recorded | None) -> list[tuple[bytes, bytes]]:

@@ -7,7 +7,6 @@ The trace of a request ends here, too.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
 from dataclasses import dataclass
@@ -17,11 +16,9 @@ import orjson
 from aiohttp import web
 
 from sidecar.live.terms import Live
-from sidecar.telemetry.metrics import trace_ids
-from sidecar.telemetry.tracing import NO_TRACE, Trace
-from sidecar.web.wire.asked import MAX_REQUEST_ID_CHARS
-
-logger = logging.getLogger("scopegate.access")
+from sidecar.telemetry.events import LogEvent
+from sidecar.telemetry.tracing import NO_TRACE, Trace, trace_ids
+from sidecar.web.wire.request import MAX_REQUEST_ID_CHARS
 
 MAX_PATH_CHARS = 512
 # A target that is not a path begins with a host. So does a target that begins with two slashes.
@@ -150,20 +147,17 @@ def _write(
     path: str | None,
     route: str | None,
 ) -> None:
-    logger.info(
-        "request",
-        extra={
-            "method": method,
-            "path": path,
-            "status": status,
-            "duration_ms": round((time.perf_counter() - visit.begun) * 1000, 1) if visit.begun else None,
-            "bytes": visit.sent,
-            "remote": _shown_remote(request.remote or "") or None,
-            "route": route,
-            "outcome": visit.outcome,
-            "request_id": visit.request_id,
-            "decision_id": visit.decision_id,
-            "scope_id": visit.scope_id,
-            "trace_id": visit.trace_id,
-        },
+    LogEvent.REQUEST.log(
+        method=method,
+        path=path,
+        status=status,
+        duration_ms=round((time.perf_counter() - visit.begun) * 1000, 1) if visit.begun else None,
+        bytes=visit.sent,
+        remote=_shown_remote(request.remote or "") or None,
+        route=route,
+        outcome=visit.outcome,
+        request_id=visit.request_id,
+        decision_id=visit.decision_id,
+        scope_id=visit.scope_id,
+        trace_id=visit.trace_id,
     )

@@ -34,6 +34,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from sidecar.errors import Refusal, ScopegateError
+from sidecar.telemetry.events import LogEvent
 from sidecar.web.serving.parser import (
     PIPELINED,
     READ_AHEAD_BYTES,
@@ -44,8 +45,6 @@ from sidecar.web.serving.parser import (
     UnknownMethod,
 )
 from sidecar.web.wire.problem import problem
-
-logger = logging.getLogger("scopegate.web")
 
 KEEP_ALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 1.0  # time to read the rest of a body that no handler reads
@@ -223,10 +222,10 @@ class Connection(RequestHandler):
             raise ConnectionError("an answer is under way already")
         quoted = quoting(exc)
         if status < 500 or quoted is not None:
-            logger.info("a request could not be parsed", extra={"cause": fault(quoted)})
+            LogEvent.UNPARSABLE.log(cause=fault(quoted))
             answer = problem(refusal_of(quoted))
         else:
-            logger.error("a request failed", exc_info=exc)
+            LogEvent.REQUEST_FAILED.log(exc=exc)
             answer = problem(Refusal("internal_error", "The sidecar failed."))
         answer.force_close()
         return answer
@@ -238,7 +237,7 @@ class Connection(RequestHandler):
         if quoted is None:
             super().log_exception(*args, **options)
         else:
-            logger.info("a request could not be parsed", extra={"cause": fault(quoted)})
+            LogEvent.UNPARSABLE.log(cause=fault(quoted))
 
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
         """aiohttp calls this for every answer, its own included, once it ended or broke off."""

@@ -16,7 +16,6 @@ accepted there, unless the configuration lists hosts.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
@@ -25,9 +24,8 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from sidecar.core.host import Host, answers_to, hosts_of
 from sidecar.errors import Refusal
 from sidecar.live.terms import Live
+from sidecar.telemetry.events import LogEvent
 from sidecar.web.wire.problem import problem
-
-logger = logging.getLogger("scopegate.web")
 
 UNCHANGING = frozenset({"GET", "HEAD", "OPTIONS"})
 # The values of Sec-Fetch-Site for a request that no other site has caused.
@@ -64,8 +62,7 @@ class Guard:
         """The refusal of a request; None if it may be answered."""
         refusal = malformed(request) or self._foreign(request)
         if refusal is not None:
-            fields = {"listener": self._listener, "method": request.method, "error": refusal.code}
-            logger.warning("refused by its host or its site", extra=fields)
+            LogEvent.FOREIGN.log(listener=self._listener, method=request.method, error=refusal.code)
         return refusal
 
     def _foreign(self, request: web.BaseRequest) -> Refusal | None:

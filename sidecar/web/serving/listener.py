@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import resource
 import socket
@@ -23,10 +22,9 @@ from typing import Any
 from weakref import WeakSet
 
 from sidecar.errors import ScopegateError
-from sidecar.files.tls import Credentials, told
+from sidecar.files.tls import Credentials, describe_failure
 from sidecar.settings.addresses import Address, Listen, SocketFile
-
-logger = logging.getLogger("scopegate.web")
+from sidecar.telemetry.events import LogEvent
 
 BACKLOG = 2048  # connections that may wait in the kernel
 IN_A_ROW = 64  # connections accepted in one turn of the event loop
@@ -84,7 +82,7 @@ def raise_file_limit() -> None:
             return
         except (OSError, ValueError) as exc:
             cause = str(exc)
-    logger.info("the file limit stays as it is", extra={"cause": cause, "limit": file_limit()})
+    LogEvent.FILE_LIMIT_STAYS.log(cause=cause, limit=file_limit())
 
 
 class _Connection(socket.socket):
@@ -173,7 +171,7 @@ class Listener:
         self._listening = sockets
         for listening in sockets:
             self._accept_from(listening)
-        logger.info("listening", extra={"listener": self.name, "address": str(address)})
+        LogEvent.LISTENING.log(listener=self.name, address=str(address))
         return address
 
     def close(self) -> None:
@@ -215,15 +213,14 @@ class Listener:
                     return
         except OSError as exc:
             if exc.errno not in _STARVED:
-                logger.debug("a connection broke off", extra={"listener": self.name, "cause": str(exc)})
+                LogEvent.CONNECTION_BROKE_OFF.log(listener=self.name, cause=str(exc))
                 return
             # Pause, because the loop would call this again at once: the connection still waits.
             loop = asyncio.get_running_loop()
             loop.remove_reader(listening)
             loop.call_later(RETRY_SECONDS, self._accept_from, listening)
             if self._starved.due():
-                cause = exc.strerror
-                logger.error("cannot accept connections", extra={"listener": self.name, "cause": cause})
+                LogEvent.CANNOT_ACCEPT.log(listener=self.name, cause=exc.strerror)
 
     def _take(self, listening: socket.socket) -> bool:
         """Accept one connection, or reset it beyond the limit. Return False if none waits. Raises OSError."""
@@ -238,8 +235,7 @@ class Listener:
                 # A reset leaves no state in the kernel, and tells the client at once.
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if count := self._turned_away.due():
-                told_of = {"listener": self.name, "limit": self._most, "count": count}
-                logger.warning("too many connections", extra=told_of)
+                LogEvent.TOO_MANY_CONNECTIONS.log(listener=self.name, limit=self._most, count=count)
             return True
         connection = _Connection(accepted, self._places)
         connection.setblocking(False)
@@ -251,7 +247,7 @@ class Listener:
             await asyncio.get_running_loop().connect_accepted_socket(self._factory, connection)
         except OSError as exc:
             connection.close()
-            logger.debug("a connection broke off", extra={"listener": self.name, "cause": str(exc)})
+            LogEvent.CONNECTION_BROKE_OFF.log(listener=self.name, cause=str(exc))
         except BaseException:
             connection.close()
             raise
@@ -343,10 +339,10 @@ class _Handshake(asyncio.Protocol):
                 ssl_handshake_timeout=listener.handshake_seconds,
             )
         except ssl.SSLError as exc:
-            logger.info("a TLS handshake failed", extra={"listener": listener.name, "cause": told(exc)})
+            LogEvent.HANDSHAKE_FAILED.log(listener=listener.name, cause=describe_failure(exc))
             return
         except OSError as exc:  # the client left, or took too long
-            logger.debug("a TLS handshake broke off", extra={"listener": listener.name, "cause": told(exc)})
+            LogEvent.HANDSHAKE_BROKE_OFF.log(listener=listener.name, cause=describe_failure(exc))
             return
         if secured is None:
             return  # the connection was lost right after the handshake

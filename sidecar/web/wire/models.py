@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from sidecar.core.facts import MAX_ID_CHARS, MAX_TARGET_AGENTS, is_identifier
+from sidecar.core.facts import IDENTIFIER_RULE, MAX_ID_CHARS, MAX_TARGET_AGENTS, is_identifier
 from sidecar.core.money import MAX_MICROS, MICROS_PER_DOLLAR, is_whole_micros, to_micros
 from sidecar.core.scope import MAX_INTENT_CHARS
 from sidecar.core.wording import UNSEEN_LETTERS, visible_chars
@@ -65,7 +65,7 @@ TARGET_AGENTS: JsonSchemaValue = {"type": "array", "items": IDENTIFIER, "maxItem
 
 def _identifier(value: object) -> object:
     if not is_identifier(value):
-        raise ValueError("must be a string of 1 to 256 printable characters")
+        raise ValueError(f"must be a string of {IDENTIFIER_RULE}")
     return value
 
 

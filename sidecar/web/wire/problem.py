@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -10,9 +9,8 @@ from aiohttp import web
 
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.files.jsonvalue import dumps
-from sidecar.gate.refusal_log import Refused
-
-logger = logging.getLogger("scopegate.web")
+from sidecar.gate.messages import Refused
+from sidecar.telemetry.events import LogEvent
 
 SERVER = "scopegate"
 
@@ -46,7 +44,7 @@ def problem(
     return _response(kind.status, body, "application/problem+json", answer_headers)
 
 
-def refused_problem(refused: Refused, request_id: str, *, allow: tuple[str, ...] = ()) -> web.Response:
+def refused_problem(refused: Refused, request_id: str | None, *, allow: tuple[str, ...] = ()) -> web.Response:
     """The problem of a refusal that was recorded, if the store allowed it."""
     return problem(
         refused.refusal,
@@ -107,6 +105,6 @@ async def problems(
         return problem(Refusal("not_found", "Nothing is served under this path."))
     except web.HTTPException:
         raise
-    except Exception:
-        logger.exception("a request failed", extra={"path": request.path})
+    except Exception as exc:
+        LogEvent.REQUEST_FAILED.log(exc=exc, path=request.path)
         return problem(Refusal("internal_error", "The sidecar failed."))

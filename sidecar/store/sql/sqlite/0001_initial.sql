@@ -1,4 +1,4 @@
--- The sidecar's whole memory. Times are microseconds since 1970 (UTC), money is micro-dollars.
+-- The tables. Times are microseconds since 1970 (UTC), money is micro-dollars.
 
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,

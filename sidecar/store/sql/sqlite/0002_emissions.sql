@@ -1,4 +1,4 @@
--- Records that others decided, switches, and what keeps lists fast when the log is long.
+-- Decision records of other services, switches, and the indexes of long lists.
 
 -- Where the caller said when it was decided: when it was recorded.
 ALTER TABLE decisions ADD COLUMN recorded_at INTEGER;
@@ -49,7 +49,7 @@ BEGIN
     SELECT RAISE(ABORT, 'run bindings are append-only');
 END;
 
--- The taxonomy's view of what policies and budgets decided (seed-contract.md, "Taxonomy bridge").
+-- The decisions about policies and budgets as the rows that audit tools read: `allowed` or `denied`, and why.
 CREATE VIEW policy_decisions AS
 SELECT
     decisions.decision_id AS id,

@@ -1,4 +1,4 @@
--- What policies need: executions that no scope was asked for, and what brakes count by.
+-- Executions without a scope, and the columns that brakes count by.
 
 CREATE TABLE executions_with_facets (
     decision_id    TEXT PRIMARY KEY,       -- of the admission; a UUIDv7, so it sorts by time

@@ -11,19 +11,22 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 
 from sidecar import __version__
 from sidecar.core.money import to_dollars
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import Settings
-from sidecar.settings.sections import ListenTls
+from sidecar.settings.sections import ListenTls, Route
+from sidecar.web.api.decisions import DECISIONS
+from sidecar.web.api.docs import DOCUMENTATION
+from sidecar.web.api.emitters import EMITTERS, RUNS_AND_SWITCH
+from sidecar.web.api.executions import EXECUTIONS
+from sidecar.web.api.explain import EXPLAIN
 from sidecar.web.api.openapi import problems
-from sidecar.web.api.openapi.admincalls import DECISIONS, STATUS
-from sidecar.web.api.openapi.emittercalls import EMITTERS
-from sidecar.web.api.openapi.gatedcalls import body_name, body_schema, explain, gated_operations, spending
-from sidecar.web.api.openapi.operation import (
+from sidecar.web.api.openapi.gatedcalls import body_name, body_schema, gated_operations, spending
+from sidecar.web.api.operation import (
     HEADERS,
     TAGS,
     Answer,
@@ -33,10 +36,10 @@ from sidecar.web.api.openapi.operation import (
     Schema,
     guarded_errors,
 )
-from sidecar.web.api.openapi.opscalls import OPS
-from sidecar.web.api.openapi.scopecalls import SCOPES
-from sidecar.web.api.scopes import MIN_TTL_SECONDS
-from sidecar.web.wire import answermodels
+from sidecar.web.api.ops import OPS
+from sidecar.web.api.scopelists import SCOPE_LISTS
+from sidecar.web.api.scopes import MIN_TTL_SECONDS, SCOPES
+from sidecar.web.api.state import STATE
 from sidecar.web.wire.models import IN_A_HEADER
 
 # The links from a scope to calls that need its tenant.
@@ -71,7 +74,7 @@ def document(settings: Settings, *, data: Address, ops: Address) -> dict[str, An
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         item = paths.setdefault(operation.path, {"servers": [servers[serves[operation.listener]]]})
-        item[operation.method] = _operation(
+        item[operation.method.lower()] = _operation(
             operation, serves[operation.listener], settings.gate.tenant_header
         )
     tags = {operation.tag for operation in operations}
@@ -101,7 +104,17 @@ def operations_of(settings: Settings) -> Iterator[Operation]:
     listener, the document shows the sidecar's call.
     """
     routes = settings.gate.routes
-    own = (*DECISIONS, explain(routes), *EMITTERS, *STATUS, *OPS)
+    own = (
+        *DECISIONS,
+        *SCOPE_LISTS,
+        *EXECUTIONS,
+        _of_routes(EXPLAIN, routes),
+        *EMITTERS,
+        *RUNS_AND_SWITCH,
+        *STATE,
+        *DOCUMENTATION,
+        *OPS,
+    )
     taken = {_unnamed(operation.path) for operation in (*SCOPES, *own)}
     gated: list[Operation] = []
     for path, operations in groupby(gated_operations(routes), lambda one: one.path):
@@ -131,6 +144,13 @@ def _linked(operation: Operation, links: Mapping[str, Any], tenant: str | None) 
     return replace(operation, answers=(replace(answer, links=links),))
 
 
+def _of_routes(operation: Operation, routes: Iterable[Route]) -> Operation:
+    """The call with its query parameter `route` limited to the configured routes."""
+    (route,) = operation.parameters
+    schema = {**route.schema, "enum": [each.path.text for each in routes]}
+    return replace(operation, parameters=(replace(route, schema=schema),))
+
+
 def _unnamed(path: str) -> str:
     """The path without its parameter names, because OpenAPI ignores them when it compares paths."""
     return re.sub(r"\{\w+\}", "{}", path)
@@ -140,7 +160,11 @@ def _server(address: Address, tls: ListenTls, description: str) -> dict[str, str
     """The server entry of a listener. A wildcard address is shown as localhost."""
     scheme = "http" if tls.certificate_file is None else "https"
     if isinstance(address, SocketFile):
-        return {"url": f"{scheme}://localhost", "description": f"{description}, on {address}"}
+        return {
+            "url": f"{scheme}://localhost",
+            "description": f"{description}, on {address}",
+            "x-unix-socket": str(address.path),
+        }
     if address.host in ("0.0.0.0", "::"):
         address = Listen("localhost", address.port)
     return {"url": f"{scheme}://{address}", "description": description}
@@ -154,10 +178,10 @@ def _operation(operation: Operation, listener: str, tenant: str | None) -> dict[
     if tenant is not None and operation.tenant is not None:
         parameters.append(
             Parameter(
-                name=tenant,
-                place="header",
-                schema=IN_A_HEADER if operation.tenant == "required" else {"type": "string"},
-                description="The tenant.",
+                tenant,
+                "header",
+                IN_A_HEADER if operation.tenant == "required" else {"type": "string"},
+                "The tenant.",
                 required=operation.tenant == "required",
             )
         )
@@ -181,7 +205,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "name": parameter.name,
         "in": parameter.place,
         **described,
-        "required": parameter.required,
+        "required": parameter.required or parameter.place == "path",
         "schema": parameter.schema,
     }
 
@@ -195,20 +219,20 @@ def _body(body: Body) -> dict[str, Any]:
 def _responses(operation: Operation) -> dict[str, Any]:
     """The answers by status. `default` comes last."""
     errors = problems.responses(
-        (*operation.errors, *guarded_errors(operation)), operation.told, relayed=operation.relayed
+        (*operation.errors, *guarded_errors(operation)), operation.error_headers, relayed=operation.relayed
     )
-    answers = {answer.status: _answer(answer) for answer in operation.answers}
+    answers = {answer.status: _answer(answer, operation) for answer in operation.answers}
     return dict(sorted({**errors, **answers}.items()))
 
 
-def _answer(answer: Answer) -> dict[str, Any]:
+def _answer(answer: Answer, operation: Operation) -> dict[str, Any]:
     shown: dict[str, Any] = {"description": answer.description}
     if answer.headers:
         shown["headers"] = {name: {**HEADERS[name], "required": True} for name in answer.headers}
-    if answer.contents:
-        shown["content"] = {
-            media_type: {"schema": _reference(schema)} for media_type, schema in answer.contents.items()
-        }
+    if answer.contents is None:
+        shown["content"] = {"application/json": {"schema": _reference(operation.model())}}
+    elif answer.contents:
+        shown["content"] = {kind: {"schema": schema} for kind, schema in answer.contents.items()}
     if answer.links:
         shown["links"] = dict(answer.links)
     return shown
@@ -217,12 +241,16 @@ def _answer(answer: Answer) -> dict[str, Any]:
 # Schemas --------------------------------------------------------------------------------------------
 
 
-class _Untitled(GenerateJsonSchema):
-    """Generates schemas whose members have no title, because the member's name suffices."""
+class _Schemas(GenerateJsonSchema):
+    """Generates schemas whose members have no title, because the member's name suffices. Answers have no
+    members beside those of their model."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         del schema
         return False
+
+    def typed_dict_schema(self, schema: Any) -> dict[str, Any]:
+        return {"additionalProperties": False, **super().typed_dict_schema(schema)}
 
 
 def _reference(schema: Schema | type[BaseModel]) -> Schema:
@@ -231,24 +259,24 @@ def _reference(schema: Schema | type[BaseModel]) -> Schema:
     return schema
 
 
-def _models_of(operations: Iterable[Operation]) -> Iterator[type[BaseModel]]:
-    yield answermodels.Problem
+def _models_of(operations: Iterable[Operation]) -> Iterator[type[Any]]:
+    """The models of bodies and answers."""
     for operation in operations:
-        named = [content for answer in operation.answers for content in answer.contents.values()]
-        if operation.body is not None:
-            named.append(operation.body.schema)
-        yield from (model for model in named if isinstance(model, type))
+        if operation.body is not None and isinstance(operation.body.schema, type):
+            yield operation.body.schema
+        if any(answer.contents is None for answer in operation.answers):
+            yield operation.model()
 
 
 def _schemas(operations: Iterable[Operation], settings: Settings) -> dict[str, Any]:
     """The named schemas, by name."""
     models = dict.fromkeys(_models_of(operations))
-    _, made = models_json_schema(
-        [(model, "validation") for model in models],
+    _, made = TypeAdapter.json_schemas(
+        [(model.__name__, "validation", TypeAdapter(model)) for model in models],
         ref_template="#/components/schemas/{model}",
-        schema_generator=_Untitled,
+        schema_generator=_Schemas,
     )
-    schemas: dict[str, Any] = made["$defs"]
+    schemas: dict[str, Any] = {**made["$defs"], **problems.PROBLEM_SCHEMAS}
     _bound(schemas["ScopeRequest"]["properties"], settings)
     for number, route in enumerate(settings.gate.routes, start=1):
         schemas[body_name(number)] = body_schema(route.sources)

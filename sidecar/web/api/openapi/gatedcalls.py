@@ -1,15 +1,15 @@
-"""The rows of the document for the gated routes, and for `explain`, which takes the same bodies."""
+"""The rows of the gated routes, which the configuration names, and the schemas of their bodies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sidecar.core.facts import MAX_ID_CHARS, FactSources, Source
 from sidecar.core.target import RoutePattern
 from sidecar.settings.sections import Route
-from sidecar.web.api.openapi.operation import (
+from sidecar.web.api.operation import (
     BODY_ERRORS,
     DECISION_ID_HEADER,
     REQUEST_ID,
@@ -21,9 +21,7 @@ from sidecar.web.api.openapi.operation import (
     Operation,
     Parameter,
     Schema,
-    shows,
 )
-from sidecar.web.wire import answermodels
 from sidecar.web.wire.models import IDENTIFIER, IN_A_HEADER, TARGET_AGENTS
 
 # The path of the recovery API, shown for every pattern that matches it.
@@ -87,15 +85,14 @@ def body_name(number: int = 1) -> str:
 
 # The calls ------------------------------------------------------------------------------------------
 
-_LOOKING: tuple[Literal["get", "head", "options"], ...] = ("get", "head", "options")
+_LOOKING = ("GET", "HEAD", "OPTIONS")
 
 
 def _execute(route: Route, path: str, suffix: str) -> Operation:
     gated = f"Gated is any path that ends so (`{route.path.text}`)." if route.path.anywhere else ""
     return Operation(
         listener="data",
-        method="post",
-        path=path,
+        call=f"POST {path}",
         name=f"execute{suffix}",
         tag="Execute",
         summary="Execute a recovery action under a scope",
@@ -111,8 +108,8 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
         ),
         answers=(
             Answer(
+                "The backend's answer.",
                 status="default",
-                description="The backend's answer.",
                 contents={"*/*": {}},
                 headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
                 links=TO_DECISION,
@@ -125,25 +122,24 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
             *_UPSTREAM_ERRORS,
             *UNREADY_ERRORS,
         ),
-        told=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
+        error_headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
         relayed=True,
         tenant="required",
     )
 
 
-def _look(route: Route, path: str, method: Literal["get", "head", "options"], suffix: str) -> Operation:
+def _look(route: Route, path: str, method: str, suffix: str) -> Operation:
     return Operation(
         listener="data",
-        method=method,
-        path=path,
-        name=f"{method}Execute{suffix}",
+        call=f"{method} {path}",
+        name=f"{method.lower()}Execute{suffix}",
         tag="Execute",
-        summary=f"{method.upper()} passes through to the backend",
+        summary=f"{method} passes through to the backend",
         description="As long as it carries neither a body nor a method or target override.",
         parameters=tuple(_in_path(name) for name in route.path.names),
-        answers=(Answer(status="default", description="The backend's answer.", contents={"*/*": {}}),),
+        answers=(Answer("The backend's answer.", status="default", contents={"*/*": {}}),),
         errors=(*_TARGET_ERRORS, *_UPSTREAM_ERRORS, "overloaded"),
-        told=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
+        error_headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
         relayed=True,
     )
 
@@ -167,43 +163,6 @@ def spending(route: Route) -> Mapping[str, Any]:
     return {**link, "requestBody": _filled(route.sources, found)}
 
 
-def explain(routes: Sequence[Route]) -> Operation:
-    """The row of `explain`, a call of the admin listener that accepts a route's body or any other body."""
-    return Operation(
-        listener="admin",
-        method="post",
-        path="/api/v1/explain",
-        name="explain",
-        tag="Decisions",
-        summary="Would this be admitted?",
-        description=(
-            "Takes the body of an execution, and answers 200 for whatever comes: what would be refused is "
-            "explained. Consumes and records nothing. Facts are read where the route has them in its body; "
-            "the answer names the route."
-        ),
-        parameters=(
-            Parameter(
-                name="route",
-                place="query",
-                schema={"type": "string", "enum": [route.path.text for route in routes]},
-                description=(
-                    "The path of a gated route, as it is configured. Without it the first route that "
-                    "refuses is asked about, else the first. Where another route goes before this one, as "
-                    "an enforced one does before one in shadow, that one judges."
-                ),
-            ),
-        ),
-        body=Body(
-            schema={"anyOf": [{"$ref": f"#/components/schemas/{body_name()}"}, {}]},
-            examples={"PIN-162, step 1": {"incident_id": "inc_123", "action": "retry_agent"}},
-            required=False,
-        ),
-        answers=(shows("What an execution would meet now.", answermodels.Explanation),),
-        errors=("invalid_request",),
-        tenant="optional",
-    )
-
-
 # Parameters and bodies ------------------------------------------------------------------------------
 
 
@@ -218,25 +177,21 @@ def _parameters(route: Route) -> tuple[Parameter, ...]:
             found[source.name] = _in_path(source.name, description)
         elif source.kind == "query":
             found[str(source)] = Parameter(
-                name=source.name,
-                place="query",
-                schema=IDENTIFIER if required else _NAME_OR_EMPTY,
-                description=description,
+                source.name,
+                "query",
+                IDENTIFIER if required else _NAME_OR_EMPTY,
+                description,
                 required=required,
             )
         elif source.kind == "header":
             found[str(source)] = Parameter(
-                name=source.name.title(),
-                place="header",
-                schema=IN_A_HEADER,
-                description=description,
-                required=required,
+                source.name.title(), "header", IN_A_HEADER, description, required=required
             )
     return tuple(found.values())
 
 
 def _in_path(name: str, description: str = "") -> Parameter:
-    return Parameter(name=name, place="path", schema=_NAME, description=description, required=True)
+    return Parameter(name, "path", _NAME, description)
 
 
 @dataclass(slots=True)

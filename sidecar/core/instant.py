@@ -1,0 +1,22 @@
+"""An instant is a whole number of microseconds since 1970 (UTC). Dates and text exist only at the edges."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_datetime(instant: int) -> datetime:
+    return _EPOCH + instant * _MICROSECOND
+
+
+def to_instant(time: datetime) -> int:
+    """Raises TypeError for a time without its offset from UTC."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def iso_time(instant: int) -> str:
+    """The instant as ISO 8601 in UTC, always with six decimals so that it sorts as text."""
+    return to_datetime(instant).isoformat(timespec="microseconds")

@@ -1,0 +1,104 @@
+"""Caches the executions that brakes count, so that a batch reads only the groups that are not cached yet.
+
+The cache stays true because only its writer changes the database, and the writer adds every commit to it.
+When a transaction fails, the whole cache is dropped and read again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sidecar.core.brakes import AdmissionGroup, CountCache, groups_containing
+from sidecar.core.scope import Execution
+
+# Beyond these limits the whole cache is dropped and read again on demand.
+MAX_GROUPS = 5_000
+MAX_EXECUTIONS = 200_000
+# A group is checked for staleness after this many requests. Brakes with different windows share a group, so a
+# name that is too old for one brake may still count for another.
+ASKS_PER_LOOK = 256
+
+Reading = Callable[[sqlite3.Connection, AdmissionGroup, int], Sequence[Execution]]
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The executions of a group by name, oldest first: those admitted after `since`, and those in flight.
+
+    `asked` is the earliest time requested in the last `asks` requests.
+    """
+
+    since: int
+    names: list[str]
+    asked: int
+    asks: int = 0
+
+
+class AdmissionCache:
+    """Executions by group. `found` holds results of the core, which stay true while names are added."""
+
+    def __init__(self, read: Reading) -> None:
+        self._read = read
+        self._groups: dict[AdmissionGroup, _Kept] = {}
+        self._executions: dict[str, Execution] = {}
+        self.found: CountCache = {}
+
+    def of(
+        self, connection: sqlite3.Connection, wanted: Mapping[AdmissionGroup, int]
+    ) -> tuple[dict[AdmissionGroup, list[str]], dict[str, Execution]]:
+        """The names of each group, at least as far back as wanted, and the executions that they name."""
+        if len(self._groups) > MAX_GROUPS or len(self._executions) > MAX_EXECUTIONS:
+            self.forget()
+        admissions: dict[AdmissionGroup, list[str]] = {}
+        executions: dict[str, Execution] = {}
+        for group, since in wanted.items():
+            kept = self._groups.get(group)
+            if kept is None or kept.since > since:
+                kept = self._load(connection, group, since)
+            kept.asked, kept.asks = min(kept.asked, since), kept.asks + 1
+            if kept.asks >= ASKS_PER_LOOK:
+                if kept.names and self._is_stale(kept, kept.asked):
+                    self._age(kept, kept.asked)
+                kept.asked, kept.asks = since, 0
+            admissions[group] = kept.names
+            executions.update((name, self._executions[name]) for name in kept.names)
+        return admissions, executions
+
+    def learn(self, committed: Iterable[Execution]) -> None:
+        """Add committed executions to the cache."""
+        for execution in committed:
+            name = execution.decision_id
+            if name in self._executions:
+                self._executions[name] = execution
+                continue
+            for group in groups_containing(execution):
+                if group in self._groups:
+                    self._groups[group].names.append(name)
+                    self._executions[name] = execution
+
+    def forget(self) -> None:
+        self._groups.clear()
+        self._executions.clear()
+        self.found.clear()
+
+    def _load(self, connection: sqlite3.Connection, group: AdmissionGroup, since: int) -> _Kept:
+        read = self._read(connection, group, since)
+        self._executions.update((execution.decision_id, execution) for execution in read)
+        kept = self._groups[group] = _Kept(since, [execution.decision_id for execution in read], since)
+        self.found.clear()
+        return kept
+
+    def _is_stale(self, kept: _Kept, since: int) -> bool:
+        """Whether half of the names are too old for every brake."""
+        return self._executions[kept.names[len(kept.names) // 2]].admitted_at <= since
+
+    def _age(self, kept: _Kept, since: int) -> None:
+        kept.names[:] = [
+            name
+            for name in kept.names
+            if self._executions[name].admitted_at > since or self._executions[name].status == "in_flight"
+        ]
+        kept.since = since
+        self.found.clear()

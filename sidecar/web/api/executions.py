@@ -1,0 +1,112 @@
+"""Admitted executions for operators: their pages, and what became of an unknown one."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from aiohttp import web
+
+from sidecar.core.command import Denied, Reconcile
+from sidecar.core.scope import ExecutionStatus
+from sidecar.errors import Refusal
+from sidecar.gate.execution import Gate
+from sidecar.ids import new_decision_id
+from sidecar.store.batch import Store
+from sidecar.telemetry.events import LogEvent
+from sidecar.web.api.operation import (
+    AFTER_DECISION,
+    BODY_ERRORS,
+    EXECUTION_ID,
+    LIMIT,
+    REQUEST_ID,
+    STORE_ERRORS,
+    Answer,
+    Body,
+    Operation,
+    choice,
+    link,
+)
+from sidecar.web.api.routes import Query, read_model
+from sidecar.web.wire import answers
+from sidecar.web.wire.models import ReconcileRequest, wrong
+from sidecar.web.wire.request import request_id_of
+
+
+class ExecutionApi:
+    """Handlers of the admin listener."""
+
+    def __init__(self, *, store: Store, gate: Gate) -> None:
+        self._store = store
+        self._gate = gate
+
+    async def list(self, request: web.Request, query: Query) -> answers.ExecutionList:
+        del request
+        page = await self._store.engine.executions(
+            query.given.get("status"), before=query.before, limit=query.limit
+        )
+        return {"executions": [answers.execution(execution) for execution in page.rows], "next": page.next}
+
+    async def reconcile(self, request: web.Request) -> answers.Execution | Refusal:
+        wanted = await read_model(request, ReconcileRequest)
+        if isinstance(wanted, Refusal):
+            return wanted
+        if wanted.outcome == "not_executed" and wanted.cost_usd:
+            return wrong("invalid_request", "cost_usd", "must be absent or 0 where nothing was executed")
+        decision_id = request.match_info["decision_id"]
+        reply = await self._gate.reconcile(
+            Reconcile(
+                decision_id=new_decision_id(),
+                admission_id=decision_id,
+                outcome=wanted.outcome,
+                cost=wanted.cost_usd,
+                reason=wanted.reason,
+                request_id=request_id_of(request),
+                origin="api",
+            )
+        )
+        if isinstance(reply, Denied):
+            return reply.refusal
+        LogEvent.RECONCILED.log(
+            decision_id=decision_id, outcome=wanted.outcome, scope_id=reply.execution.scope_id
+        )
+        return answers.execution(reply.execution)
+
+
+EXECUTIONS = (
+    Operation(
+        call="GET /api/v1/executions",
+        name="listExecutions",
+        tag="Executions",
+        summary="List executions",
+        description="Newest first. Operators reconcile those that are `unknown`.",
+        parameters=(choice("status", "With this status.", get_args(ExecutionStatus)), LIMIT, AFTER_DECISION),
+        answers=(
+            Answer(
+                "A page of them.",
+                links={
+                    "Reconcile": link("reconcile", decision_id="$response.body#/executions/0/decision_id")
+                },
+            ),
+        ),
+        errors=("invalid_request", *STORE_ERRORS),
+        handler=ExecutionApi.list,
+    ),
+    Operation(
+        call="POST /api/v1/executions/{decision_id}/reconcile",
+        name="reconcile",
+        tag="Executions",
+        summary="Reconcile an unknown execution",
+        description="`not_executed` gives its attempt and its hold back.",
+        parameters=(EXECUTION_ID, REQUEST_ID),
+        body=Body(
+            schema=ReconcileRequest,
+            examples={
+                "executed": {"outcome": "executed", "cost_usd": 0.04, "reason": "seen in the logs"},
+                "not executed": {"outcome": "not_executed"},
+            },
+        ),
+        answers=(Answer("The execution, ended."),),
+        errors=(*BODY_ERRORS, "decision_not_found", "not_reconcilable", *STORE_ERRORS),
+        handler=ExecutionApi.reconcile,
+    ),
+)

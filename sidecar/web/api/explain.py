@@ -1,0 +1,163 @@
+"""`explain`: the refusal that an execution would get, the rest of its scope, and the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from aiohttp import web
+
+from sidecar.core.brakes import Use
+from sidecar.core.facts import Claims, Request, read
+from sidecar.core.instant import iso_time
+from sidecar.core.money import to_dollars
+from sidecar.core.policy import Rule
+from sidecar.core.scope import Scope
+from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
+from sidecar.gate.grants import Grants
+from sidecar.gate.messages import Explanation
+from sidecar.live.terms import Live, Terms
+from sidecar.settings.sections import Route
+from sidecar.web.api.operation import Answer, Body, Operation, choice
+from sidecar.web.api.routes import Query
+from sidecar.web.serving.body import read_document
+from sidecar.web.wire import answers
+from sidecar.web.wire.request import tenant_of, unknown
+
+ALLOWED = "Nothing; it would be let through."
+
+
+class ExplainApi:
+    """A handler of the admin listener. It answers 200 for any body, because a refusal is what it explains."""
+
+    def __init__(self, *, grants: Grants, live: Live) -> None:
+        self._grants = grants
+        self._live = live
+
+    async def explain(self, request: web.Request, query: Query) -> answers.Explanation | Refusal:
+        terms = self._live.terms
+        header = terms.settings.gate.tenant_header
+        routes = {route.path.text: route for route in terms.settings.gate.routes}
+        body = await read_document(request)
+        name = query.given.get("route", next(iter(terms.enforced or routes.values())).path.text)
+        if name not in routes:
+            return unknown("route", tuple(routes))
+        route = terms.judging(routes[name])
+        shadow = route in terms.shadow_routes
+        tenant = tenant_of(request, header)
+        claims: Claims | Refusal
+        if isinstance(body, Refusal):
+            claims = body
+        elif tenant is None:
+            claims = Refusal("invalid_request", f"{header} must name one tenant.")
+        else:
+            claims = read(Request(document=body), route.sources)
+        if isinstance(claims, Refusal):
+            return explained(self._grants.unread(claims, terms, shadow=shadow), terms, route)
+        assert tenant is not None
+        try:
+            explanation = await self._grants.explain(claims, tenant, terms, shadow=shadow)
+        except StoreUnavailable as exc:
+            explanation = Explanation(refusal=unavailable(exc))
+        return explained(explanation, terms, route, claims, tenant)
+
+
+def explained(
+    explanation: Explanation,
+    terms: Terms,
+    route: Route,
+    claims: Claims | None = None,
+    tenant_id: str = "default",
+) -> answers.Explanation:
+    """The answer for a route. It includes the claims if they could be read."""
+    refusal, scope = explanation.refusal, explanation.scope
+    members: dict[str, Any] = dict(refusal.members) if refusal else {}
+    facets: dict[str, Any] = {"tenant_id": tenant_id, "principal": "anonymous"}  # the gate's only principal
+    if claims is not None:
+        facets |= {
+            "incident_id": claims.incident_id,
+            "action": claims.action,
+            "target_agents": list(claims.target_agents),
+        }
+    return {
+        "route": route.path.text,
+        "allowed": refusal is None,
+        "error": refusal.code if refusal else None,
+        "message": refusal.message if refusal else "This would be admitted.",
+        "bound": members.get("bound"),
+        "rules": members.get("rules", []),
+        "members": members,
+        "next": _next(refusal, explanation) if refusal else ALLOWED,
+        "hold_usd": to_dollars(explanation.hold),
+        "scope_required": explanation.scope_required,
+        "scope": None if scope is None else answers.scope(scope, explanation.now),
+        "left": None if scope is None else _left(scope, explanation.now),
+        "brakes": [_brake(rule, use, facets) for rule, use in explanation.uses],
+        "would_refuse": [cast("answers.WouldRefuse", one.to_dict()) for one in explanation.shadow],
+        "policy_revision": terms.policies.revision if terms.policies else None,
+    }
+
+
+def _next(refusal: Refusal, explanation: Explanation) -> str:
+    """The advice for a refusal."""
+    scope, hold = explanation.scope, explanation.hold
+    if scope is not None and refusal.members.get("bound") == "max_cost_usd":
+        # A ceiling below the hold could never cover it. A higher one could until the scope was spent.
+        needed = hold if scope.max_cost < hold else scope.spent + hold
+        return f"Ask for a scope with max_cost_usd of at least {to_dollars(needed):.12g}."
+    return ERRORS[refusal.code].advice
+
+
+def _left(scope: Scope, now: int) -> answers.Left:
+    """The rest of the scope: attempts, cost and time."""
+    usable = scope.status(now) == "active"
+    return {
+        "attempts": scope.attempts_remaining if usable else 0,
+        "cost_usd": to_dollars(max(0, scope.max_cost - scope.spent)) if usable else 0.0,
+        "seconds": max(0, scope.expires_at - now) / 1_000_000 if usable else 0.0,
+    }
+
+
+def _brake(rule: Rule, use: Use, facets: Mapping[str, Any]) -> answers.BrakeUse:
+    """The use of a brake by earlier executions with the same facets as the request."""
+    assert rule.brake is not None
+    return {
+        "rule": rule.id,
+        "reason": rule.reason,
+        "mode": "shadow" if rule.shadow else "enforce",
+        "per": {facet: facets[facet] for facet in rule.brake.per},
+        "used": use.count,
+        "max_attempts": rule.brake.max_attempts,
+        "window_seconds": rule.brake.window_seconds,
+        "holds": use.why is not None,
+        "why": use.why,
+        "ends_at": None if use.until is None else iso_time(use.until),
+    }
+
+
+EXPLAIN = Operation(
+    call="POST /api/v1/explain",
+    name="explain",
+    tag="Decisions",
+    summary="Would this be admitted?",
+    description="Takes the body of an execution, and answers 200 for any body: a refusal is explained. "
+    "Consumes and records nothing. Facts are read where the route has them in its body; the answer names the "
+    "route.",
+    parameters=(
+        choice(
+            "route",
+            "The path of a gated route, as it is configured. Without it the first route that refuses is "
+            "judged, else the first. Where another route goes before this one, as an enforced one does "
+            "before one in shadow, that one judges.",
+        ),
+    ),
+    body=Body(
+        schema={"anyOf": [{"$ref": "#/components/schemas/ExecuteRequest"}, {}]},
+        examples={"PIN-162, step 1": {"incident_id": "inc_123", "action": "retry_agent"}},
+        required=False,
+    ),
+    answers=(Answer("What an execution would meet now."),),
+    errors=("invalid_request",),
+    tenant="optional",
+    handler=ExplainApi.explain,
+)

@@ -1,0 +1,105 @@
+"""From rows to routes: reads the query by its row, calls the handler, and responds with its result."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from sidecar.errors import Refusal
+from sidecar.gate.messages import Refused
+from sidecar.store.lists import UnknownCursor
+from sidecar.web.api.operation import Operation, Reply
+from sidecar.web.serving.body import read_document
+from sidecar.web.wire.models import Model, validated, wrong
+from sidecar.web.wire.problem import answer, problem, refused_problem
+from sidecar.web.wire.request import paging_of, unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """The query of a call: `limit` and `before` of a list, and the other parameters that were given."""
+
+    limit: int
+    before: str | None
+    given: dict[str, str]
+
+
+def routes(operations: Iterable[Operation], owner: object) -> list[web.RouteDef]:
+    """The routes of rows, whose handlers are methods of `owner`."""
+    return [
+        # `web.get` serves HEAD, too.
+        web.get(operation.path, _served(operation, owner))
+        if operation.method == "GET"
+        else web.route(operation.method, operation.path, _served(operation, owner))
+        for operation in operations
+    ]
+
+
+def _served(operation: Operation, owner: object) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    handler = operation.handler
+    assert handler is not None
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        if not operation.query:
+            return response(await handler(owner, request))
+        query = read_query(operation, request)
+        if isinstance(query, Refusal):
+            return problem(query)
+        try:
+            return response(await handler(owner, request, query))
+        except UnknownCursor as exc:
+            return problem(wrong("invalid_request", "before", str(exc)))
+
+    return serve
+
+
+def response(result: Any, *, request_id: str | None = None) -> web.StreamResponse:
+    """The response for what a handler returned: itself, a refusal, or a model."""
+    if isinstance(result, web.StreamResponse):
+        return result
+    if isinstance(result, Refusal):
+        return problem(result, request_id=request_id)
+    if isinstance(result, Refused):
+        return refused_problem(result, request_id)
+    if not isinstance(result, Reply):
+        return answer(result, request_id=request_id)
+    replied = answer(result.body, status=result.status, request_id=request_id)
+    if result.decision_id is not None:
+        replied.headers["Scopegate-Decision-Id"] = result.decision_id
+    return replied
+
+
+def read_query(operation: Operation, request: web.Request) -> Query | Refusal:
+    """The query of a request by the parameters of its row.
+
+    An unknown parameter is refused, because ignoring a misspelt filter would show the wrong rows.
+    """
+    known = {parameter.name: parameter for parameter in operation.query}
+    for name in request.query:
+        if name not in known:
+            return wrong("invalid_request", name, f"is not known here; known are {', '.join(known)}")
+        if len(request.query.getall(name)) > 1:
+            return wrong("invalid_request", name, "is given more than once")
+    given = dict(request.query)
+    for name, value in given.items():
+        values = known[name].schema.get("enum", [value])
+        if value not in values:
+            return unknown(name, values)
+    paging = paging_of(given)
+    if isinstance(paging, Refusal):
+        return paging
+    limit, before = paging
+    return Query(
+        limit=limit,
+        before=before,
+        given={name: value for name, value in given.items() if name not in ("limit", "before")},
+    )
+
+
+async def read_model(request: web.Request, model: type[Model]) -> Model | Refusal:
+    """The body of a call to the admin listener, or why it cannot be used."""
+    body = await read_document(request)
+    return body if isinstance(body, Refusal) else validated(model, body, "invalid_request")

@@ -1,0 +1,371 @@
+"""The sidecar's answers about scopes, decisions, executions and itself: one model each, and who makes it.
+
+A handler returns a model or a value that this module turns into one. `forms` says what a model is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, cast
+
+import orjson
+
+from sidecar.core import scope as core
+from sidecar.core.instant import iso_time
+from sidecar.core.money import to_dollars
+from sidecar.core.policy import RiskClass
+from sidecar.core.record import (
+    CausalRole,
+    DecisionOutcome,
+    DecisionSource,
+    DecisionTrigger,
+    DecisionType,
+    Event,
+    Origin,
+)
+from sidecar.core.scope import ExecutionStatus, ScopeStatus
+from sidecar.errors import ERRORS
+from sidecar.web.wire.forms import LATER, OPEN, Count, Dollars, Keywords, Time, TypedDict
+from sidecar.web.wire.health import Check
+
+Hash = Annotated[str, Keywords(pattern="^[0-9a-f]{64}$")]
+ScopeId = Annotated[str, Keywords(pattern="^scope_[0-9a-f]{24,}$")]
+DecisionId = Annotated[str, Keywords(format="uuid")]
+Bound = Literal["max_attempts", "max_cost_usd"]
+Code = Annotated[str, Keywords(enum=list(ERRORS))]
+
+# Scopes ---------------------------------------------------------------------------------------------
+
+
+class GrantedScope(TypedDict):
+    """A scope as it was granted."""
+
+    scope_id: ScopeId
+    incident_id: str
+    allowed_actions: list[str]
+    max_cost_usd: Dollars
+    max_attempts: Count
+    expires_at: Time
+    intent: str
+    status: ScopeStatus
+    attempts_remaining: Count
+    target_agents: list[str]
+    created_by: str
+
+
+class Scope(GrantedScope):
+    """A scope as it stands, and what was used of it."""
+
+    created_at: Time
+    attempts_used: Count
+    cost_used_usd: Annotated[Dollars, Keywords(description="The settled cost and the open holds.")]
+
+
+class ScopeList(TypedDict):
+    """A page of an incident's scopes, newest first; `total` counts all of them."""
+
+    incident_id: str
+    scopes: list[Scope]
+    total: Count
+    next: str | None
+
+
+class TenantScope(Scope):
+    """A scope as operators see it."""
+
+    tenant_id: str
+
+
+class ScopePage(TypedDict):
+    """A page of scopes, newest first. A filtered one may be short, or empty, and still have a `next`."""
+
+    scopes: list[TenantScope]
+    next: str | None
+
+
+class RevokedScope(TypedDict):
+    scope_id: str
+    status: Literal["revoked"]
+
+
+class RevocationMeta(TypedDict):
+    timestamp: Time
+    request_id: str
+
+
+class Revocation(TypedDict):
+    """A scope that was withdrawn."""
+
+    success: Literal[True]
+    data: RevokedScope
+    meta: RevocationMeta
+
+
+def scope(stored: core.Scope, now: int) -> Scope:
+    """The scope with the attempts that remain, and with its status at `now`."""
+    return {
+        "scope_id": stored.scope_id,
+        "incident_id": stored.incident_id,
+        "allowed_actions": list(stored.allowed_actions),
+        "max_cost_usd": to_dollars(stored.max_cost),
+        "max_attempts": stored.max_attempts,
+        "expires_at": iso_time(stored.expires_at),
+        "intent": stored.intent,
+        "target_agents": list(stored.target_agents),
+        "created_at": iso_time(stored.created_at),
+        "created_by": stored.created_by,
+        "attempts_used": stored.attempts_used,
+        "attempts_remaining": stored.attempts_remaining,
+        "cost_used_usd": to_dollars(stored.spent),
+        "status": stored.status(now),
+    }
+
+
+def granted(stored: core.Scope, now: int) -> GrantedScope:
+    """The members of a new scope, which are some of those of `Scope`."""
+    whole: Mapping[str, Any] = scope(stored, now)
+    return cast("GrantedScope", {name: whole[name] for name in GrantedScope.__annotations__})
+
+
+def tenant_scope(stored: core.Scope, now: int) -> TenantScope:
+    return {**scope(stored, now), "tenant_id": stored.tenant_id}
+
+
+# Executions -----------------------------------------------------------------------------------------
+
+
+class Execution(TypedDict):
+    """An admitted execution, and how it ended."""
+
+    decision_id: DecisionId
+    scope_id: Annotated[str | None, Keywords(description="Null if no scope was needed.")]
+    tenant_id: str
+    incident_id: str
+    action: str
+    request_id: str
+    attempt_number: Annotated[int, Keywords(minimum=1)] | None
+    status: ExecutionStatus
+    hold_usd: Dollars
+    cost_usd: Dollars | None
+    http_status: int | None
+    cause: str | None
+    admitted_at: Time
+    ended_at: Time | None
+
+
+class ExecutionList(TypedDict):
+    """A page of executions, newest first."""
+
+    executions: list[Execution]
+    next: str | None
+
+
+class SpentScope(TenantScope):
+    """A scope with the executions that it admitted, oldest first."""
+
+    executions: list[Execution]
+
+
+def execution(stored: core.Execution) -> Execution:
+    return {
+        "decision_id": stored.decision_id,
+        "scope_id": stored.scope_id,
+        "tenant_id": stored.tenant_id,
+        "incident_id": stored.incident_id,
+        "action": stored.action,
+        "request_id": stored.request_id,
+        "attempt_number": stored.attempt_number,
+        "status": stored.status,
+        "hold_usd": to_dollars(stored.hold),
+        "cost_usd": None if stored.cost is None else to_dollars(stored.cost),
+        "http_status": stored.http_status,
+        "cause": stored.cause,
+        "admitted_at": iso_time(stored.admitted_at),
+        "ended_at": None if stored.ended_at is None else iso_time(stored.ended_at),
+    }
+
+
+# Decisions ------------------------------------------------------------------------------------------
+
+
+class DecisionRecord(TypedDict):
+    """The 14 fields of a decision record."""
+
+    decision_id: Annotated[str, Keywords(description="A UUID, unless a program gave its record another id.")]
+    decision_type: DecisionType
+    decision_source: DecisionSource
+    decision_trigger: DecisionTrigger
+    decision_inputs: dict[str, Any]
+    decision_outcome: DecisionOutcome
+    decision_reason: str | None
+    run_id: str | None
+    workflow_id: str | None
+    tenant_id: str
+    request_id: str | None
+    causal_role: CausalRole
+    decided_at: Time
+    details: dict[str, Any]
+
+
+class LoggedDecision(DecisionRecord):
+    """A record with its envelope, which no caller can set."""
+
+    writer: str
+    seq: Annotated[int, Keywords(minimum=1, description="Its place in the writer's log.")]
+    origin: Origin
+    event: Event
+    scope_id: str | None
+    incident_id: str | None
+    action: str | None
+    admission_id: Annotated[str | None, Keywords(description="The admission that it ends.")]
+    recorded_at: NotRequired[
+        Annotated[Time, Keywords(description="When it was recorded, if the decision was made earlier.")]
+    ]
+
+
+class DecisionList(TypedDict):
+    """A page of decisions, newest first."""
+
+    decisions: list[LoggedDecision]
+    next: str | None
+
+
+class Decision(LoggedDecision):
+    """A decision with its hash link, the execution that it admitted or ended, and how that ended."""
+
+    hash: Hash
+    previous_hash: Hash
+    execution: Execution | None
+    outcome: ExecutionStatus | None
+
+
+def logged_decision(envelope: bytes, bound_run_id: str | None) -> LoggedDecision:
+    """A record from its stored envelope: its 14 fields, then those of the envelope.
+
+    A record without a run shows the run that it was bound to later.
+    """
+    members: dict[str, Any] = orjson.loads(envelope)
+    record: dict[str, Any] = members.pop("record")
+    for only_verified in ("kept_once", "run_bindings"):
+        members.pop(only_verified, None)
+    if record["run_id"] is None:
+        record["run_id"] = bound_run_id
+    return cast("LoggedDecision", {**record, **members})
+
+
+# What an execution would meet -----------------------------------------------------------------------
+
+
+class Left(TypedDict):
+    """What a scope still allows."""
+
+    attempts: Count
+    cost_usd: Dollars
+    seconds: Annotated[float, Keywords(minimum=0)]
+
+
+class BrakeUse(TypedDict):
+    """How far a brake is used by the executions that it counts together with the request."""
+
+    rule: str
+    reason: str
+    mode: Literal["enforce", "shadow"]
+    per: dict[str, Any]
+    used: Count
+    max_attempts: int | None
+    window_seconds: Count
+    holds: bool
+    why: str | None
+    ends_at: Time | None
+
+
+class WouldRefuse(TypedDict):
+    """A refusal that is only recorded, with the members of its error. `rule` is null if a shadow route
+    refuses it."""
+
+    rule: str | None
+    error: Code
+    message: str
+
+
+WouldRefuse.__pydantic_config__ = {"extra": "allow"}  # type: ignore[attr-defined]
+
+
+class Explanation(TypedDict):
+    """What an execution would meet now. `members` are those that the error would have."""
+
+    route: Annotated[str, Keywords(description="The configured path of the route that judges it.")]
+    allowed: bool
+    error: Code | None
+    message: str
+    bound: Bound | None
+    rules: list[str]
+    members: dict[str, Any]
+    next: Annotated[str, Keywords(description="What to do about it.")]
+    hold_usd: Dollars
+    scope_required: bool
+    scope: Scope | None
+    left: Left | None
+    brakes: list[BrakeUse]
+    would_refuse: list[WouldRefuse]
+    policy_revision: str | None
+
+
+# The sidecar itself ---------------------------------------------------------------------------------
+
+
+class StoreStatus(TypedDict):
+    """Where the store is, without secrets, and its bytes on disk; null: not to be measured."""
+
+    url: str
+    size: Count | None
+    wal_size: Annotated[Count | None, Keywords(description="What is not in the database file yet.")]
+    free: Annotated[Count | None, LATER, Keywords(description="Left on its disk.")]
+    growth_per_day: Annotated[Count | None, LATER, Keywords(description="Added in the last 24 hours.")]
+
+
+class LastReload(TypedDict):
+    time: Time
+    ok: bool
+    errors: list[str]
+
+
+class Listeners(TypedDict):
+    """`host:port`, `https://host:port` with TLS, or `unix:/path`."""
+
+    data: str
+    admin: str
+    ops: str
+
+
+class Status(TypedDict):
+    """What runs here, and how it is."""
+
+    version: str
+    uptime_seconds: Annotated[float, Keywords(minimum=0)]
+    draining: bool
+    in_flight: Count
+    unknown_executions: Annotated[Count | None, Keywords(description="Null: the store cannot be read.")]
+    oldest_unknown_admitted_at: Time | None
+    clock: Annotated[Check, LATER, Keywords(description="Whether decisions are made by the wall clock.")]
+    store: StoreStatus
+    policy_revision: str | None
+    config_revision: str
+    last_reload: LastReload
+    scope_required_from: RiskClass
+    shadow_routes: Annotated[list[str], Keywords(description="Paths on which nothing is refused.")]
+    scopes_served_on: Annotated[
+        Literal["data", "admin"],
+        LATER,
+        Keywords(description="The listener that issues and revokes scopes."),
+    ]
+    listeners: Annotated[Listeners, LATER, OPEN, Keywords(description="Where each one listens.")]
+
+
+class AcceptedClock(TypedDict):
+    """The time that counts from now on, and the one that counted before."""
+
+    decision_id: DecisionId
+    now: Time
+    time_before: Time
+    step_seconds: float

@@ -1,0 +1,48 @@
+"""Reads the values that every listener reads alike from a request: its id, its tenant, and paging."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from aiohttp import web
+
+from sidecar.core.facts import is_identifier
+from sidecar.errors import Refusal
+from sidecar.ids import new_decision_id
+from sidecar.web.wire.models import wrong
+
+MAX_REQUEST_ID_CHARS = 256
+DEFAULT_PAGE = 100
+MAX_PAGE = 1_000
+
+
+def request_id_of(request: web.BaseRequest) -> str:
+    """The client's X-Request-Id, cut to the length that a record holds, or a new id."""
+    given = request.headers.get("X-Request-Id", "")
+    if given and given.isprintable():
+        return given[:MAX_REQUEST_ID_CHARS]
+    return new_decision_id()
+
+
+def paging_of(query: Mapping[str, str]) -> tuple[int, str | None] | Refusal:
+    """`limit` (100 by default, 1000 at most) and the cursor `before`."""
+    text = query.get("limit", str(DEFAULT_PAGE))
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text) or int(text) > MAX_PAGE:
+        return wrong("invalid_request", "limit", f"must be from 1 to {MAX_PAGE}")
+    return int(text), query.get("before")
+
+
+def tenant_of(request: web.BaseRequest, header: str | None) -> str | None:
+    """The tenant: `default` without a configured header, None if the header does not name exactly one."""
+    if header is None:
+        return "default"
+    values = request.headers.getall(header, [])
+    if len(values) != 1 or not is_identifier(values[0]):
+        return None
+    return values[0]
+
+
+def unknown(name: str, known: Sequence[str]) -> Refusal:
+    """The refusal of a parameter whose value is not one of the known values."""
+    return wrong("invalid_request", name, f"must be one of {', '.join(known)}")

@@ -1,0 +1,7 @@
+"""`python -m tests.reference [--check]`."""
+
+import sys
+
+from tests.reference import main
+
+main(sys.argv[1:])
