@@ -47,7 +47,7 @@ from sidecar.web.api.openapi.document import document
 from sidecar.web.api.ops import Ops, ReadinessCheck
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.api.state import About, StateApi
-from sidecar.web.data.passthrough import PassThrough
+from sidecar.web.data.passthrough import PassThroughProxy
 from sidecar.web.data.plane import DataPlane
 from sidecar.web.serving.accesslog import AccessLog
 from sidecar.web.serving.connections import (
@@ -189,7 +189,7 @@ class Sidecar:
         grants = Grants(store=self.store, gate=self.gate, observer=observer)
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
-        self.passing = PassThrough(self.upstream, self.metrics, live=self.live)
+        self.passing = PassThroughProxy(self.upstream, self.metrics, live=self.live)
         self.tracing = _tracing(settings.telemetry)
         access = AccessLog(self.live)
         plane = DataPlane(

@@ -153,7 +153,7 @@ def replay(
     except ConfigurationError as exc:
         misconfigured(str(exc))
     again = Replay(policies, since=since or 0, scope_required_from=loaded.gate.scope_required_from)
-    summary = _Summary(policies.revision)
+    summary = _ReplaySummary(policies.revision)
     show = _show_as_json if as_json else _show_as_row
     written = 0
     try:
@@ -179,7 +179,7 @@ def replay(
 
 
 @dataclass
-class _Summary:
+class _ReplaySummary:
     """The totals of all findings. Requests are counted, so a record that sums up a flood counts many
     times."""
 

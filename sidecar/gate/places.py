@@ -32,7 +32,7 @@ def parsed_bytes(body: bytes) -> int:
     return min(_MOST_FACTOR * len(body), estimate)
 
 
-class Memory:
+class MemoryBudget:
     """The memory that all bodies hold together, and its limit, both in bytes."""
 
     def __init__(self, max_bytes: int = BODY_BYTES) -> None:
@@ -45,7 +45,7 @@ class Held:
 
     __slots__ = ("_memory", "_size")
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: MemoryBudget) -> None:
         self._memory, self._size = memory, 0
 
     def grow(self, size: int) -> bool:
@@ -88,7 +88,7 @@ class Places:
     """The places of all gated requests. `changed` is called with the number of taken places."""
 
     def __init__(self, changed: Callable[[int], object]) -> None:
-        self.memory = Memory()
+        self.memory = MemoryBudget()
         self.taken = 0
         self._changed = changed
 

@@ -1,7 +1,7 @@
 """A snapshot: the configuration and policies that apply to a request, as one immutable value.
 
-A reload creates a new snapshot. A request reads the snapshot once, when it begins, and keeps it to its end. No
-request is therefore judged by a mixture of two versions.
+A reload creates a new snapshot. A request reads the snapshot once, when it begins, and keeps it to its end.
+No request is therefore judged by a mixture of two versions.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from sidecar.files.strictjson import parse
-from sidecar.gate.places import Held, Memory, Places, parsed_bytes
+from sidecar.gate.places import Held, MemoryBudget, Places, parsed_bytes
 from sidecar.web.serving import connections as server
 from tests.client import connect, read_message, request_bytes
 from tests.gate.test_clients import CHUNKED, said
@@ -62,7 +62,7 @@ def test_many_keys_take_no_more_than_is_counted() -> None:
 
 
 def test_memory_is_held_as_long_as_its_request() -> None:
-    memory = Memory(100)
+    memory = MemoryBudget(100)
     one, two = Held(memory), Held(memory)
     assert one.grow(60)
     assert not two.grow(60)

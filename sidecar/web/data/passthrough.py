@@ -28,14 +28,14 @@ RESERVED_ONE_IN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class ShadowRecord:
     """A gated request that shadow mode passes through unjudged: its decision, and the body read so far."""
 
     decision_id: str
     taken: Taken
 
 
-class PassThrough:
+class PassThroughProxy:
     """Carries requests to the upstream and answers back to the client. Records no decision."""
 
     def __init__(
@@ -57,7 +57,7 @@ class PassThrough:
         self.under_way = 0
 
     async def carry(
-        self, request: web.BaseRequest, target: bytes, recorded: Recorded | None = None
+        self, request: web.BaseRequest, target: bytes, recorded: ShadowRecord | None = None
     ) -> web.StreamResponse:
         """Forward one request and relay its answer to the end. A gated request must be `recorded` before."""
         unfit = uncarried(request)
@@ -112,7 +112,7 @@ class PassThrough:
         return answer
 
     async def _carry(
-        self, request: web.BaseRequest, target: bytes, recorded: Recorded | None
+        self, request: web.BaseRequest, target: bytes, recorded: ShadowRecord | None
     ) -> tuple[web.StreamResponse, str]:
         headers = _marked(end_to_end(request.raw_headers), recorded)
         upgrading = is_websocket(request)
@@ -141,7 +141,7 @@ class PassThrough:
             return await self._relay(request, exchange, recorded)
 
     async def _relay(
-        self, request: web.BaseRequest, exchange: Exchange, recorded: Recorded | None
+        self, request: web.BaseRequest, exchange: Exchange, recorded: ShadowRecord | None
     ) -> tuple[web.StreamResponse, str]:
         head = exchange.head
         answer = RawAnswer(
@@ -290,7 +290,7 @@ def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
     return None
 
 
-def _marked(headers: list[tuple[bytes, bytes]], recorded: Recorded | None) -> list[tuple[bytes, bytes]]:
+def _marked(headers: list[tuple[bytes, bytes]], recorded: ShadowRecord | None) -> list[tuple[bytes, bytes]]:
     """Replace the `Scopegate-*` headers of a recorded request by its decision id, which is thus genuine."""
     if recorded is None:
         return headers

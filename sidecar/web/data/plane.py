@@ -39,7 +39,7 @@ class DataPlane:
         self,
         *,
         gate: Gate,
-        passing: passthrough.PassThrough,
+        passing: passthrough.PassThroughProxy,
         scopes: ScopeApi | None,
         live: Live,
         metrics: Metrics,
@@ -223,7 +223,9 @@ class DataPlane:
         visit = visit_of(request)
         visit.decision_id = recorded
         visit.extend(None)
-        return await self._passing.carry(request, target_bytes(target), passthrough.Recorded(recorded, taken))
+        return await self._passing.carry(
+            request, target_bytes(target), passthrough.ShadowRecord(recorded, taken)
+        )
 
     async def _refuse(
         self, refused: Refused, facts: RequestFacts, *, allow: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from sidecar.errors import Refusal
 from sidecar.files.strictjson import NotJson, parse
-from sidecar.gate.places import Held, Memory, parsed_bytes
+from sidecar.gate.places import Held, MemoryBudget, parsed_bytes
 from sidecar.web.serving.parser import BrokenBody
 
 PARSED_AT_ONCE = 64 * 1024
@@ -19,7 +19,7 @@ PARSED_AT_ONCE = 64 * 1024
 MAX_DOCUMENT_BYTES = 1_048_576
 DOCUMENT_TIMEOUT_SECONDS = 10.0
 # Counts the bodies of all the sidecar's own calls, on all listeners.
-_documents = Memory()
+_documents = MemoryBudget()
 _NO_ROOM = Refusal("overloaded", "Request bodies hold as much memory as they may.", {"cause": "memory"})
 
 
