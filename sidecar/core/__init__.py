@@ -1,1 +1,25 @@
 """The pure core judges requests. It has no clock, no I/O and no framework."""
+
+__all__ = [
+    "apply",
+    "bounds",
+    "brakes",
+    "chain",
+    "checkpoint",
+    "command",
+    "emission",
+    "entries",
+    "facts",
+    "host",
+    "instant",
+    "masking",
+    "money",
+    "pointer",
+    "policy",
+    "record",
+    "rehearsal",
+    "rules",
+    "scope",
+    "target",
+    "wording",
+]

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sidecar.core import pointer
-from sidecar.core.readings import folded, is_format
+from sidecar.core._readings import folded, is_format
 from sidecar.errors import Refusal
 
 MAX_ID_CHARS = 256

@@ -24,9 +24,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
-from sidecar.core import readings
+from sidecar.core import _readings as readings
+from sidecar.core._readings import could_reach, decoded, folded, other_reading, shortened, taking_off
 from sidecar.core.host import BRACKETED, NAME
-from sidecar.core.readings import could_reach, decoded, folded, other_reading, shortened, taking_off
 from sidecar.errors import Refusal
 
 LOOKING = ("GET", "HEAD", "OPTIONS")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sidecar.errors import ScopegateError
-from sidecar.files.regular import NotRegular, read_regular
+from sidecar.files._regular import NotRegular, read_regular
 
 MAX_BYTES = 65_536
 MIN_MASK_KEY_BYTES = 16

@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography import x509
 
 from sidecar.errors import ScopegateError
-from sidecar.files.regular import NotRegular, read_regular
+from sidecar.files._regular import NotRegular, read_regular
 
 MAX_BYTES = 16 << 20  # the CA bundle of a system is smaller than 1 MiB
 # How often the files are read again if they change while they are read.

@@ -22,8 +22,8 @@ from typing import Any
 
 import yaml
 
+from sidecar.files._regular import NotRegular, read_regular
 from sidecar.files.faults import ConfigurationError, Fault
-from sidecar.files.regular import NotRegular, read_regular
 
 MAX_BYTES = 1_048_576
 

@@ -20,7 +20,7 @@ from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Reply, Sett
 from sidecar.core.rules import preview, subject_of
 from sidecar.errors import Refusal, StoreUnavailable, clock_refusal
 from sidecar.gate import deadlines
-from sidecar.gate.cost import reported_cost
+from sidecar.gate._cost import reported_cost
 from sidecar.gate.messages import (
     Forwarded,
     GatedRequest,

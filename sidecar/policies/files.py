@@ -19,7 +19,7 @@ from sidecar.core.facts import is_identifier
 from sidecar.core.policy import ActionPolicy, PolicySet, Rule, globbed
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
-from sidecar.policies.sections import ActionSection, PolicyFile, RuleSection, contradictions
+from sidecar.policies._sections import ActionSection, PolicyFile, RuleSection, contradictions
 from sidecar.settings.faults import Mistake, faults, validated
 from sidecar.settings.values import IDENTIFIER
 

@@ -34,7 +34,7 @@ from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, Ris
 from sidecar.core.rules import SECOND, TERMS, preview, subject_of
 from sidecar.core.scope import RELEASING, Execution, ExecutionStatus, Scope
 from sidecar.errors import LogTampered, Refusal
-from sidecar.policies.conditions import CelCondition
+from sidecar.policies._conditions import CelCondition
 from sidecar.policies.gaterecords import (
     ALL_PARAMETERS,
     MASKED,

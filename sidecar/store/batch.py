@@ -37,9 +37,9 @@ from sidecar.core.command import (
     Settle,
 )
 from sidecar.errors import ClockUnsettled, CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
+from sidecar.store._changes import Masking, apply_all
+from sidecar.store._rehearsal import rehearsed
 from sidecar.store.base import ChainHead, Changes, Engine, StoreObserver
-from sidecar.store.changes import Masking, apply_all
-from sidecar.store.rehearsal import rehearsed
 from sidecar.telemetry.events import LogEvent
 
 # The size of a batch is bounded, because the commands behind it wait for the whole transaction.

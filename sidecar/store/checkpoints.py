@@ -15,8 +15,8 @@ from sidecar.core.checkpoint import Checkpoint
 from sidecar.core.instant import iso_time
 from sidecar.errors import StoreUnavailable
 from sidecar.files.signing import SigningKey
+from sidecar.store._ownership import is_owned
 from sidecar.store.batch import Store
-from sidecar.store.ownership import is_owned
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 

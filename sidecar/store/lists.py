@@ -22,7 +22,7 @@ from itertools import pairwise, product
 from typing import Any, get_args
 
 from sidecar.core.record import DecisionOutcome, DecisionType, Event
-from sidecar.store import rows
+from sidecar.store import _rows as rows
 from sidecar.store.base import ExecutionsWanted, Page, ScopesWanted, StoredDecision
 
 # The filter names of the admin interface, and the columns that they select on.

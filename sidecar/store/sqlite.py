@@ -1,6 +1,6 @@
 """The SQLite engine: one connection writes and checkpoints, and nothing else writes.
 
-Locks keep a second store out. `sidecar.store.ownership` holds them and explains why only SQLite opens the
+Locks keep a second store out. `sidecar.store._ownership` holds them and explains why only SQLite opens the
 database. Lists read through a second connection that cannot write.
 
 The growth of the database is computed from the log, whose records are in the order of their times. So the
@@ -30,8 +30,10 @@ from sidecar.core.chain import GENESIS
 from sidecar.core.command import Switch
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
-from sidecar.store import rows
-from sidecar.store.admission_cache import AdmissionCache
+from sidecar.store import _rows as rows
+from sidecar.store._admission_cache import AdmissionCache
+from sidecar.store._migrate import migrate
+from sidecar.store._ownership import Ownership
 from sidecar.store.base import (
     ChainHead,
     Changes,
@@ -52,8 +54,6 @@ from sidecar.store.lists import (
     scopes_query,
     stored_decision,
 )
-from sidecar.store.migrate import migrate
-from sidecar.store.ownership import Ownership
 
 _NAMED = "IN (SELECT value FROM json_each(?))"
 IS_KEPT = "SELECT 1 FROM kept_once WHERE key = ?"

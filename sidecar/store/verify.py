@@ -28,9 +28,9 @@ import orjson
 from sidecar.core.chain import GENESIS
 from sidecar.core.instant import iso_time
 from sidecar.errors import LogTampered, StoreUnavailable
+from sidecar.store._migrate import migrations
 from sidecar.store.attestation import NONE, Attestation, Attested
 from sidecar.store.logfile import READ_ERRORS, START, LogFile, damage_of, opened, schema_of
-from sidecar.store.migrate import migrations
 
 _COLUMNS = (
     "event, decision_type, decision_outcome, decided_at, tenant_id, scope_id, incident_id, action, "

@@ -28,9 +28,10 @@ from sidecar.core.facts import Claims
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.core.scope import Scope
 from sidecar.ids import new_decision_id, new_scope_id
-from sidecar.store import batch, rows, sqlite
+from sidecar.store import _rows as rows
+from sidecar.store import batch, sqlite
+from sidecar.store._changes import apply_all
 from sidecar.store.batch import Store
-from sidecar.store.changes import apply_all
 from sidecar.store.sqlite import SqliteEngine
 
 POLICIES = PolicySet(revision="bench", actions={"retry_agent": ActionPolicy(risk=RiskClass.LOW, hold=1)})

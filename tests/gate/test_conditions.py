@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from sidecar.core.policy import Rule
-from sidecar.policies.conditions import condition
+from sidecar.policies._conditions import condition
 from tests.support import POLICIES, House
 
 # With 256 agents, 65,536 steps.

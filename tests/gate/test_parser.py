@@ -17,8 +17,7 @@ from aiohttp.http_parser import HttpRequestParser
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from sidecar.web.serving.connections import refusal_of
-from sidecar.web.serving.parser import (
+from sidecar.web.serving._parser import (
     MAX_CHUNK_EXTRA_BYTES,
     MAX_HEAD_BYTES,
     PIPELINED,
@@ -27,6 +26,7 @@ from sidecar.web.serving.parser import (
     Overloaded,
     RequestParser,
 )
+from sidecar.web.serving.connections import refusal_of
 
 HOST = b"Host: x\r\n"
 GET = b"GET /get HTTP/1.1\r\n" + HOST + b"\r\n"

@@ -34,8 +34,8 @@ from sidecar.core.record import (
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id, new_scope_id
+from sidecar.store._changes import apply_all
 from sidecar.store.base import ChainHead, Changes
-from sidecar.store.changes import apply_all
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 
 SEED = 5

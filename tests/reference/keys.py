@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from sidecar.policies.sections import ActionSection, RuleSection
+from sidecar.policies._sections import ActionSection, RuleSection
 from sidecar.settings.keys import Key, Section, keys, without_links
 from sidecar.settings.schema import schema_of
 from sidecar.settings.sections import Route, Settings

@@ -16,7 +16,7 @@ from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admitted, Denied, Issued, Settle
 from sidecar.core.policy import Brake, Match, PolicySet, Rule
 from sidecar.ids import new_decision_id
-from sidecar.store import admission_cache
+from sidecar.store import _admission_cache as admission_cache
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine, counted, counted_query
 from tests.store.conftest import OpenStore, admit, issue

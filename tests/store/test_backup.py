@@ -23,11 +23,11 @@ from sidecar.errors import LogTampered, Refusal, StoreUnavailable
 from sidecar.files.signing import SigningKey
 from sidecar.ids import new_decision_id
 from sidecar.store import backup
+from sidecar.store._migrate import migrations
 from sidecar.store.attestation import Attestation, Attested
 from sidecar.store.backup import PAGES, THIRD, back_up
 from sidecar.store.base import Footprint
 from sidecar.store.batch import Store
-from sidecar.store.migrate import migrations
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, admit, issue
 from tests.support import Clock

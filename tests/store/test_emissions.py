@@ -16,9 +16,9 @@ from sidecar.core.command import Bind, Command, Emit, Emitted, NotEmitted, Reply
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionType, Record
 from sidecar.errors import CommandFailed
 from sidecar.ids import new_decision_id
+from sidecar.store._changes import apply_all
 from sidecar.store.base import ChainHead
 from sidecar.store.batch import Store
-from sidecar.store.changes import apply_all
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, issue
 from tests.support import SECOND, Clock

@@ -13,8 +13,8 @@ import pytest
 
 from sidecar.core.command import Issued
 from sidecar.errors import StoreUnavailable
+from sidecar.store._ownership import Ownership
 from sidecar.store.checkpoints import append, writers
-from sidecar.store.ownership import Ownership
 from sidecar.store.sqlite import SqliteEngine
 from tests.store.conftest import OpenStore, issue
 

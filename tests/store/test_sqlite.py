@@ -25,9 +25,9 @@ from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store import batch
+from sidecar.store._migrate import migrations
 from sidecar.store.base import Changes
 from sidecar.store.batch import Store
-from sidecar.store.migrate import migrations
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, admit, issue

@@ -37,9 +37,9 @@ from sidecar.errors import LogTampered, Refusal, StoreUnavailable
 from sidecar.files.jsonvalue import dumps
 from sidecar.files.signing import SigningKey
 from sidecar.ids import new_decision_id
+from sidecar.store._migrate import migrations
 from sidecar.store.attestation import Attestation, Attested
 from sidecar.store.export import exported
-from sidecar.store.migrate import migrations
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, admit, issue
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from sidecar.core.policy import FACTS, RiskClass, Subject
 from sidecar.errors import ConditionFailed
 from sidecar.files.faults import ConfigurationError
-from sidecar.policies import conditions
-from sidecar.policies.conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, condition
+from sidecar.policies import _conditions as conditions
+from sidecar.policies._conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, condition
 from sidecar.policies.files import load
 from sidecar.settings.faults import WrongText
 
@@ -520,7 +520,7 @@ def zones(folder: Path, *names: str) -> None:
 def read_with(database: Path, zone: str) -> str:
     """What a new process says of a zone, since the engine keeps what it has found once."""
     program = (
-        "import sys; from sidecar.policies.conditions import WrongText, condition\n"
+        "import sys; from sidecar.policies._conditions import WrongText, condition\n"
         "try: condition(f'now.getHours({sys.argv[1]!r}) == 1')\n"
         "except WrongText as exc: print(exc, exc.position)\n"
         "else: print('well')"

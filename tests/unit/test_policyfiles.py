@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.files.faults import ConfigurationError
+from sidecar.policies._sections import RuleSection
 from sidecar.policies.files import load
-from sidecar.policies.sections import RuleSection
 from sidecar.settings.keys import keys
 
 SHIPPED = Path(__file__).parents[2] / "policies"

@@ -44,7 +44,7 @@ from sidecar.core.rules import preview, subject_of
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ConditionFailed, Refusal
 from sidecar.ids import new_decision_id, new_scope_id
-from sidecar.policies.conditions import condition
+from sidecar.policies._conditions import condition
 from sidecar.policies.gaterecords import Finding, GateRecord
 from sidecar.policies.replay import FLOOD, Replay
 from sidecar.store.base import StoredDecision

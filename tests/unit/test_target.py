@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core import readings
+from sidecar.core import _readings as readings
 from sidecar.core import target as module
 from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify
 

@@ -15,7 +15,7 @@ from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
-from sidecar.web.data.answers import RawAnswer, client_left, cut, declared_length
+from sidecar.web.data._answers import RawAnswer, client_left, cut, declared_length
 from sidecar.web.serving.accesslog import visit_of
 from sidecar.web.serving.body import Taken, expect_continue
 from sidecar.web.serving.connections import DataConnection, broken_body

@@ -22,8 +22,8 @@ from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.data import passthrough
-from sidecar.web.data.answers import admission_report, broken_off, client_left, write_forwarded
-from sidecar.web.data.reading import Course, course_of, facts_of, read_gated, target_bytes
+from sidecar.web.data._answers import admission_report, broken_off, client_left, write_forwarded
+from sidecar.web.data._reading import Course, course_of, facts_of, read_gated, target_bytes
 from sidecar.web.serving.accesslog import AccessLog, visit_of
 from sidecar.web.serving.body import Taken
 from sidecar.web.serving.connections import DataConnection, broken_body

@@ -1,1 +1,3 @@
 """Listeners and connections: accepting, TLS, parsing requests, and the access log."""
+
+__all__ = ["accesslog", "body", "connections", "hosts", "listener"]

@@ -11,7 +11,7 @@ from aiohttp import web
 from sidecar.errors import Refusal
 from sidecar.files.strictjson import NotJson, parse
 from sidecar.gate.places import Held, MemoryBudget, parsed_bytes
-from sidecar.web.serving.parser import BrokenBody
+from sidecar.web.serving._parser import BrokenBody
 
 PARSED_AT_ONCE = 64 * 1024
 

@@ -35,7 +35,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from sidecar.errors import Refusal, ScopegateError
 from sidecar.telemetry.events import LogEvent
-from sidecar.web.serving.parser import (
+from sidecar.web.serving._parser import (
     PIPELINED,
     READ_AHEAD_BYTES,
     BrokenBody,

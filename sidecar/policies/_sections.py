@@ -22,7 +22,7 @@ from sidecar.core.policy import (
     Rule,
 )
 from sidecar.core.wording import visible_chars
-from sidecar.policies.conditions import CelCondition, condition
+from sidecar.policies._conditions import CelCondition, condition
 from sidecar.settings.faults import Mistake, kind
 from sidecar.settings.keys import Section
 from sidecar.settings.values import (

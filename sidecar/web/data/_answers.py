@@ -20,7 +20,7 @@ from aiohttp.http_writer import StreamWriter
 from sidecar.core.command import Admitted, Settled
 from sidecar.gate import deadlines
 from sidecar.gate.messages import Forwarded, GatedRequest
-from sidecar.web.data.annotate import annotated
+from sidecar.web.data._annotate import annotated
 from sidecar.web.serving.accesslog import CLIENT_LEFT, visit_of
 from sidecar.web.serving.connections import DataConnection
 from sidecar.web.wire.headers import Headers, end_to_end, unframed, value_of, without_our_own
