@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
 
+from sidecar.core.facts import read
 from sidecar.errors import StoreUnavailable
+from sidecar.files.strictjson import parse
 from sidecar.gate import refusal_log as refusals
 from tests.client import as_json, ask, connect, read_message, request_bytes
 from tests.gate.test_store_faults import SlowStore
@@ -72,17 +77,25 @@ async def test_the_log_keeps_the_parameters_of_a_small_body_and_the_digest_of_a_
             assert inputs["parameters_left_out"] == {"body_bytes": len(body)}
 
 
-async def test_reading_a_large_body_strictly_does_not_hold_up_the_others(house: House) -> None:
-    body = b'{"parameters": {"a": [' + b",".join([b"1.5"] * 200_000) + b"]}}"
-    large = asyncio.create_task(house.data("POST", EXECUTE, [("Content-Type", "application/json")], body))
-    longest = 0.0
-    loop = asyncio.get_running_loop()
-    while not large.done():
-        begun = loop.time()
-        await asyncio.sleep(0)
-        longest = max(longest, loop.time() - begun)
-    assert (await large).json()["error"] == "scoped_execution_required"
-    assert longest < 0.2
+async def test_a_large_body_is_read_in_a_thread_of_its_own(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, list[bool]] = {"body.parse": [], "data._reading.read": []}
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            threads[name].append(threading.current_thread() is threading.main_thread())
+            return call(*arguments)
+
+        return run
+
+    monkeypatch.setattr("sidecar.web.serving.body.parse", noted("body.parse", parse))
+    monkeypatch.setattr("sidecar.web.data._reading.read", noted("data._reading.read", read))
+    small = await house.execute(None, parameters={"a": [1.5]})
+    large = await house.execute(None, parameters={"a": [1.5] * 20_000})
+    for answer in (small, large):
+        assert answer.json()["error"] == "scoped_execution_required"
+    assert threads == {"body.parse": [True, False], "data._reading.read": [True, False]}
 
 
 async def test_probing_readiness_does_not_let_the_write_ahead_log_grow(house: House) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections import OrderedDict, UserDict, deque
 from collections.abc import Callable
@@ -200,9 +199,7 @@ def test_lists_that_grow_for_ever_when_copied_are_cut_off_and_then_too_large_for
     bomb: Any = "x"
     for _ in range(60):
         bomb = [bomb, bomb]
-    begun = time.monotonic()
-    copied = json.dumps(plain(bomb))
-    assert time.monotonic() - begun < 10
+    copied = json.dumps(plain(bomb))  # a whole copy would have 2^60 items
     assert MAX_SIZE < len(copied) < 20 * MAX_SIZE
     assert TOO_LARGE in copied
 
