@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.apply import Applied, Names, State, apply, names
-from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, BoundInput, judge
+from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, BoundInput, incomplete, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
     AcceptClock,
@@ -497,7 +497,9 @@ def reconcile(outcome: str, scope: Scope, execution: Execution, **changes: Any) 
 def test_reconciled_as_executed_costs_what_is_said_or_the_hold(cost: int | None, settled: int) -> None:
     scope, execution = in_flight()
     unknown = execution_of(settle("unknown", scope, execution))
-    applied = reconcile("executed", scope, unknown, cost=cost, reason="seen in its log")
+    applied = reconcile(
+        "executed", scope, unknown, cost=cost, reason="seen in its log", reconciled_by="alice"
+    )
     assert (scope_of(applied).settled, scope_of(applied).held, scope_of(applied).attempts_used) == (
         settled,
         0,
@@ -507,6 +509,7 @@ def test_reconciled_as_executed_costs_what_is_said_or_the_hold(cost: int | None,
     assert entry.event == "reconciled"
     assert entry.record.decision_outcome.value == "selected"
     assert entry.record.details["reconciled_because"] == "seen in its log"
+    assert entry.record.details["reconciled_by"] == "alice"
 
 
 def test_reconciled_as_not_executed_gives_attempt_and_hold_back() -> None:
@@ -515,6 +518,8 @@ def test_reconciled_as_not_executed_gives_attempt_and_hold_back() -> None:
     applied = reconcile("not_executed", scope, unknown)
     assert scope_of(applied) == SCOPE
     assert entry_of(applied).record.decision_outcome.value == "none"
+    assert applied.entry is not None
+    assert "reconciled_by" not in applied.entry.record.details
 
 
 def test_an_execution_without_a_scope_ends_like_any_other_and_releases_nothing() -> None:
@@ -654,6 +659,24 @@ def test_a_command_names_the_rows_that_it_needs() -> None:
     assert needed(emit(), admit(replace(CLAIMS, scope_id=None))) == Names()
     assert needed(turn(on=True)) == Names(switches=(KILL,))
     assert needed(Bind(request_id="req", run_id="run")) == Names(requests=("req",))
+
+
+@pytest.mark.parametrize(
+    ("claims", "code"),
+    [
+        (CLAIMS, None),
+        (replace(CLAIMS, scope_id=None), None),
+        (replace(CLAIMS, incident_id=None), "invalid_request"),
+        (replace(CLAIMS, action=None), "invalid_request"),
+        (replace(CLAIMS, scope_id=None, action=None), "scoped_execution_required"),
+    ],
+)
+def test_claims_without_an_incident_or_an_action_are_incomplete(claims: Claims, code: str | None) -> None:
+    refusal = incomplete(claims)
+    assert (refusal.code if refusal else None) == code
+    # A scope would not help: the whole table gives the same answer.
+    case = BoundInput.of(claims, "default", None, POLICIES, 0)
+    assert refusal is None or refusal == judge(case, SCOPE_BOUNDS)
 
 
 def test_a_link_covers_the_one_before_and_the_bytes() -> None:

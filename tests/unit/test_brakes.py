@@ -256,7 +256,7 @@ class Book:
             group: [one.decision_id for one in executions if group in groups_containing(one)]
             for group in names([command], 0).groups
         }
-        return State(executions=self.executions, admissions=admissions)
+        return State(executions=self.executions, admissions=admissions, found={})
 
 
 def refused_by(reply: Reply) -> Refusal | None:

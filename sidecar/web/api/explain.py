@@ -153,7 +153,7 @@ EXPLAIN = Operation(
     ),
     body=Body(
         schema={"anyOf": [{"$ref": "#/components/schemas/ExecuteRequest"}, {}]},
-        examples={"PIN-162, step 1": {"incident_id": "inc_123", "action": "retry_agent"}},
+        examples={"without a scope": {"incident_id": "inc_123", "action": "retry_agent"}},
         required=False,
     ),
     answers=(Answer("What an execution would meet now."),),

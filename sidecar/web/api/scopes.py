@@ -261,7 +261,7 @@ SCOPES = (
         body=Body(
             schema=ScopeRequest,
             examples={
-                "PIN-162, step 2": {
+                "one attempt of one action": {
                     "incident_id": "inc_123",
                     "action": "retry_agent",
                     "intent": "Recover from hallucinated legal response",

@@ -104,7 +104,7 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
         parameters=(*_parameters(route), REQUEST_ID),
         body=Body(
             schema={"$ref": f"#/components/schemas/{body_name(int(suffix or 1))}"},
-            examples={"PIN-162, step 3, with a scope of yours": _filled(route.sources, _GIVEN)},
+            examples={"with a scope of yours": _filled(route.sources, _GIVEN)},
         ),
         answers=(
             Answer(
