@@ -295,7 +295,7 @@ class _Handover:
             return self.mapping(found)
         if isinstance(found, list | tuple):
             return [self.value(item) for item in found]
-        raise ConditionFailed("it reads parameters that are no JSON values.")
+        raise ConditionFailed("it reads parameters that are not JSON values.")
 
     def text(self, found: Any) -> str:
         if not isinstance(found, str):
@@ -366,7 +366,7 @@ def _words(problem: str, before: str, rest: str) -> str:
     if "has() argument" in problem:
         return "has(...) takes one member, such as has(parameters.name)"
     if "reserved identifier" in problem:
-        return "is a word that CEL keeps for itself; use another name"
+        return "is a reserved word of CEL; use another name"
     if re.match(r"(?i:invalid (string|bytes) literal)", problem):
         return "is no text that CEL reads; write each backslash twice"
     if "literal" in problem:

@@ -323,9 +323,10 @@ class Script:
         away = self.sidecar.store.with_name("moved.db")
         scope_id = self.scope("retry_agent")
         self.backend.go_on.clear()
+        executed = len(self.backend.seen)
         with ThreadPoolExecutor(1) as pool:
             under_way = pool.submit(self.execute, "retry_agent", scope_id)
-            self.sidecar.until("is under way", lambda: self.gauge("scopegate_in_flight") == 1)
+            self.sidecar.until("is executed", lambda: len(self.backend.seen) > executed)
             os.rename(self.sidecar.store, away)
             assert under_way.result() == 504
         self.backend.go_on.set()

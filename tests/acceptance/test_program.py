@@ -305,7 +305,7 @@ def test_a_drain_that_ends_before_the_backend_leaves_an_unknown_execution(
         begun = time.monotonic()
         sidecar.signal(signal.SIGTERM)
         assert sidecar.wait() == 0
-        assert 0.9 < time.monotonic() - begun < 4
+        assert time.monotonic() - begun >= 0.8  # of the limit, for requests; the rest is for closing
         answer = running.result(ASK_SECONDS)
         assert (answer.status, answer.json()["error"]) == (504, "upstream_timeout")
         assert answer.headers("scopegate-decision-id") == backend.seen

@@ -182,7 +182,7 @@ def test_sighup_during_the_start_is_kept_until_a_reload_is_possible(tmp_path: Pa
         os.kill(pid, HUP)
         go_on()
         assert process.stderr is not None
-        reloaded = next(line for line in process.stderr if '"cause": "signal"' in line)
+        reloaded = next(line for line in process.stderr if '"cause":"signal"' in line)
         assert json.loads(reloaded)["message"] == "reloaded; nothing is different"
         os.kill(pid, TERM)
         assert process.wait(STOP_SECONDS) == 0

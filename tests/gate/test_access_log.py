@@ -574,7 +574,7 @@ async def test_a_log_that_nobody_reads_stops_neither_the_gate_nor_its_end(tmp_pa
     os.close(writing)
     try:
         # The pipe is read until the addresses are known, and then never again.
-        said = await asyncio.to_thread(_read_until, reading, b'"listener": "data"')
+        said = await asyncio.to_thread(_read_until, reading, b'"listener":"data"')
         address = {line["listener"]: Listen.parse(line["address"]) for line in said if "listener" in line}
         reader, writer = await connect(address["data"])
         for _ in range(200):

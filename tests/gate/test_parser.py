@@ -340,7 +340,7 @@ async def test_a_body_that_is_not_read_waits_and_arrives_whole(at_once: int, chu
 async def test_a_connection_that_holds_too_much_is_told_in_the_same_ways() -> None:
     made = await fed(CHUNKED)
     made.parser.fail(Overloaded(message="too much"))
-    assert made.broken == ["The connections of this listener hold too much at the moment."]
+    assert made.broken == ["The connections of this listener hold too much memory at the moment."]
     made = await fed(b"GET / HT")
     made.parser.fail(Overloaded(message="too much"))
     ((message, _),) = made.parser.feed_data(b"TP/1.1\r\n")[0]

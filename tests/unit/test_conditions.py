@@ -350,7 +350,7 @@ def test_a_condition_that_may_read_any_of_the_parameters_is_bounded_by_all(text:
             (1, 9),
         ),
         ("has(risk)", "has(...) takes one member, such as has(parameters.name)", (1, 5)),
-        ("risk == if", "is a word that CEL keeps for itself; use another name", (1, 9)),
+        ("risk == if", "is a reserved word of CEL; use another name", (1, 9)),
         (
             "attempts_used == 9223372036854775808",
             "is no number of at most 64 bits; write a smaller one",

@@ -61,7 +61,7 @@ FAULTS: tuple[tuple[type[Exception], str], ...] = (
     (TooLong, "its head, or what surrounds its chunks, is too long"),
     (faults.InvalidHeader, "a header is not one of HTTP/1.1"),
     (UnknownMethod, "its method is not one that passes here"),
-    (Overloaded, "the connections of this listener hold too much"),
+    (Overloaded, "the connections of this listener hold too much memory"),
     (faults.BadHttpMethod, "it does not begin with a method, as TLS to a listener without it does not"),
     (faults.BadStatusLine, "the request line is not one of HTTP/1.1"),
     (faults.InvalidURLError, "the target is not a valid URL"),
@@ -88,7 +88,7 @@ def require_fast_parser() -> None:
 def refusal_of(exc: BaseException | None) -> Refusal:
     """The refusal of a request that cannot be parsed."""
     if isinstance(exc, Overloaded):
-        message = "The connections of this listener hold too much at the moment."
+        message = "The connections of this listener hold too much memory at the moment."
         return Refusal("overloaded", message, {"cause": "memory"})
     if isinstance(exc, UnknownMethod):
         return Refusal("invalid_request", f"The method {exc.method} does not pass here, on any path.")

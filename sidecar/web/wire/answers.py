@@ -319,9 +319,9 @@ class StoreStatus(TypedDict):
 
     url: str
     size: Count | None
-    wal_size: Annotated[Count | None, Keywords(description="What is not in the database file yet.")]
-    free: Annotated[Count | None, LATER, Keywords(description="Left on its disk.")]
-    growth_per_day: Annotated[Count | None, LATER, Keywords(description="Added in the last 24 hours.")]
+    wal_size: Annotated[Count | None, Keywords(description="Bytes of the write-ahead log.")]
+    free: Annotated[Count | None, LATER, Keywords(description="Bytes free on the disk of the database.")]
+    growth_per_day: Annotated[Count | None, LATER, Keywords(description="Bytes added in the last 24 hours.")]
 
 
 class LastReload(TypedDict):

@@ -186,7 +186,9 @@ class ReconcileRequest(WireModel):
         Annotated[str, Field(max_length=MAX_INTENT_CHARS), BeforeValidator(_reason), WithJsonSchema(INTENT)]
         | None
     ) = None
-    reconciled_by: Annotated[Identifier | None, Field(description="Who says so. Nobody verifies it.")] = None
+    reconciled_by: Annotated[
+        Identifier | None, Field(description="The person or service that says so, which is not verified.")
+    ] = None
 
 
 class ScopeTestRequest(NoNulls):
