@@ -36,6 +36,8 @@ from tests.acceptance.conftest import (
     write_configuration,
 )
 
+pytestmark = pytest.mark.slow
+
 STREAMS = 3
 
 

@@ -31,6 +31,8 @@ from tests.acceptance.conftest import (
 )
 from tests.support import unused_port
 
+pytestmark = pytest.mark.slow
+
 Ended = subprocess.CompletedProcess[str]
 DIFFERENT = "are of different sidecars"
 REVOKE_ALL = (sys.executable, "-m", "sidecar", "scopes", "revoke", "--all")

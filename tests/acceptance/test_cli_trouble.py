@@ -28,6 +28,8 @@ from tests.acceptance.conftest import (
     write_configuration,
 )
 
+pytestmark = pytest.mark.slow
+
 Speak = Callable[[socket.socket, threading.Event], None]
 
 

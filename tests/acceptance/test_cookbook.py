@@ -25,6 +25,8 @@ from tests.acceptance.conftest import PROJECT, Backend, scopegate
 from tests.described import DOCUMENT
 from tests.tools import tool
 
+pytestmark = pytest.mark.slow
+
 COOKBOOK = PROJECT / "config" / "cookbook"
 FOLDERS = sorted(folder.name for folder in COOKBOOK.iterdir() if (folder / "run.sh").exists())
 # Programs that have to be there, and the variable by which a page's run.sh finds them.

@@ -73,6 +73,7 @@ def cut(store: Path, behind: int) -> None:
         connection.execute("DELETE FROM decisions WHERE seq > ?", (behind,))
 
 
+@pytest.mark.slow
 def test_a_signed_log_is_attested_while_it_runs_after_a_kill_and_to_its_very_end(
     tmp_path: Path, backend: Backend
 ) -> None:

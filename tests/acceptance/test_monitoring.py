@@ -47,6 +47,8 @@ from tests.reference import logs, metrics
 from tests.reference.logs import EVERY_LINE
 from tests.tools import tool
 
+pytestmark = pytest.mark.slow
+
 MONITORING = PROJECT / "config/monitoring"
 RULES: dict[str, Any] = yaml.safe_load((MONITORING / "alerts.yaml").read_text(encoding="utf-8"))
 ALERTS: dict[str, dict[str, Any]] = {

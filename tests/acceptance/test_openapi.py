@@ -30,6 +30,7 @@ async def test_every_call_does_what_the_document_says(open_house: Open) -> None:
     assert {call for call in found.statuses if not found.succeeded(call)} <= beyond
 
 
+@pytest.mark.slow
 async def test_an_unknown_execution_that_a_list_shows_can_be_reconciled(open_house: Open) -> None:
     house = await open_house(policies=ANY_ACTION)
     await furnish(house)

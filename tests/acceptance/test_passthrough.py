@@ -683,6 +683,7 @@ async def test_a_backend_that_does_not_answer_is_a_504(play: Play, sidecar: Prog
     assert answer.headers("content-type") == ["application/problem+json"]
 
 
+@pytest.mark.slow
 async def test_an_upload_that_takes_longer_than_the_timeout_is_no_timeout(
     play: Play, sidecar: Program, connect: Any
 ) -> None:

@@ -325,6 +325,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_has_no_end_of_its_own_does_not_hold_up_the_drain(
     tmp_path: Path, backend: Backend, name: str

@@ -166,6 +166,7 @@ def test_requests_in_flight_end_under_the_policies_that_they_began_with(
     assert len(backend.seen) == 1
 
 
+@pytest.mark.slow
 def test_under_load_every_request_is_judged_by_one_of_the_two_sets(sidecar: Program, config: Path) -> None:
     scopes = [issue_scope(sidecar.data, attempts=10) for _ in range(30)]
 
@@ -413,6 +414,7 @@ def test_changed_files_are_taken_up_by_themselves(sidecar: Program, config: Path
     assert {line["cause"] for line in reloads(sidecar)} == {"files changed"}
 
 
+@pytest.mark.slow
 def test_the_swap_of_a_config_map_is_taken_up(tmp_path: Path, backend: Backend) -> None:
     config = write_configuration(tmp_path / "etc", backend.address)
     policies = config.parent / "policies"
@@ -446,6 +448,7 @@ def test_the_swap_of_a_config_map_is_taken_up(tmp_path: Path, backend: Backend) 
         assert sidecar.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_file_that_is_half_written_is_refused_and_taken_up_when_it_is_whole(
     sidecar: Program, config: Path
 ) -> None:
@@ -464,6 +467,7 @@ def test_a_file_that_is_half_written_is_refused_and_taken_up_when_it_is_whole(
     assert [line["level"] for line in reloads(sidecar)] == ["ERROR", "WARNING"]
 
 
+@pytest.mark.slow
 def test_the_beginning_of_a_file_is_not_taken_for_the_whole(sidecar: Program, config: Path) -> None:
     """Cut behind a line it could be used, and would allow what the rest refuses."""
     text = GOOD.replace("retry_agent", "later") + "rules:\n  - {id: none, on: issue, effect: deny}\n"

@@ -38,6 +38,8 @@ from tests.acceptance.conftest import (
     write_configuration,
 )
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 
 TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP

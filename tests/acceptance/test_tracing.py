@@ -17,6 +17,8 @@ from tests.client import HeaderList, Message, as_json, ask
 from tests.collector import CLIENT, INTERNAL, SERVER, Collector, Seen
 from tests.support import EXECUTE, SCOPE, Backend, replies, unused_port
 
+pytestmark = pytest.mark.slow
+
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = ("traceparent", f"00-{TRACE}-{SPAN}-01")
 UNSAMPLED = ("traceparent", f"00-{TRACE}-{SPAN}-00")

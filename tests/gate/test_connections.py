@@ -122,6 +122,7 @@ def answers_soon(address: tuple[str, int], target: str) -> None:
     assert time.monotonic() - begun < 1, target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "tls"])
 def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(tmp_path: Path, kind: str) -> None:
     data: dict[str, Any] = {}
@@ -183,6 +184,7 @@ def test_a_flood_beyond_the_file_limit_is_turned_away_and_all_else_goes_on(tmp_p
         assert program.stop() == 0
 
 
+@pytest.mark.slow
 def test_places_come_back_when_those_who_say_nothing_run_out_of_time(tmp_path: Path) -> None:
     config = write_configuration(
         tmp_path,
@@ -210,6 +212,7 @@ def test_places_come_back_when_those_who_say_nothing_run_out_of_time(tmp_path: P
         assert len([line for line in program.log_lines() if line["message"] == "too many connections"]) == 1
 
 
+@pytest.mark.slow
 @linux
 def test_descriptors_that_run_out_all_the_same_are_no_flood_of_lines(tmp_path: Path) -> None:
     with (
@@ -236,6 +239,7 @@ def address_of(house: House, listener: str) -> Address:
     return address
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flooded", "other"), [("admin", "ops"), ("ops", "admin")])
 async def test_a_flood_of_admin_or_ops_takes_nothing_from_the_others(
     open_house: Open,

@@ -25,6 +25,8 @@ from tests.client import Message, ask
 from tests.injection import INJECTION, Fault, Injection, everywhere
 from tests.support import EXECUTE, House, Script, eventually, opened, replies, sends, serving_backend
 
+pytestmark = pytest.mark.slow
+
 RELEASED = ("not_sent", "not_executed")
 # More than any of the outer deadlines that follow from the bounds of what hangs.
 AT_MOST_SECONDS = 15.0
@@ -202,7 +204,6 @@ async def test_an_execution_with_a_fault_at_any_place_keeps_every_promise(
     assert sum(fired) > len(met) // 4
 
 
-@pytest.mark.slow
 def test_a_kill_at_some_places_keeps_every_promise() -> None:
     """In a process of its own, which forks one for each kill."""
     command = [sys.executable, "-m", "tests.long.injected_kills", "--one-in", "6"]

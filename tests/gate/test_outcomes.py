@@ -318,6 +318,7 @@ async def let_go() -> AsyncIterator[None]:
     leaving.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "status", "error", "ending"),
     [
@@ -351,6 +352,7 @@ async def test_what_hangs_for_good_is_ended_by_the_outer_deadline(
     assert (await house.execute(scope)).status == 200
 
 
+@pytest.mark.slow
 async def test_after_a_pause_of_the_whole_process_an_execution_is_not_said_to_have_been_refused(
     open_house: Open, quick: dict[str, Any]
 ) -> None:
@@ -367,6 +369,7 @@ async def test_after_a_pause_of_the_whole_process_an_execution_is_not_said_to_ha
     assert (await house.ended(body["decision_id"]))["status"] == "unknown"
 
 
+@pytest.mark.slow
 async def test_a_refusal_whose_record_hangs_is_answered_in_time(
     open_house: Open, quick: dict[str, Any], let_go: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,8 @@ from tests.corpus import BODY, TARGET, Case, Made, cases
 from tests.support import Open, eventually, unused_port
 from tests.tools import downloads, tool
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "tests" / "backends"
 START_SECONDS = 30.0

@@ -116,6 +116,7 @@ async def test_a_database_that_is_moved_away_costs_its_records_and_nothing_else(
     assert [each["run_id"] for each in records()] == ["before", "after"]
 
 
+@pytest.mark.slow
 async def test_a_store_that_hangs_is_given_up_in_bounded_time_and_works_again_later() -> None:
     service = get_decision_service()
     assert service.emit_sync(decided(run_id="before"))

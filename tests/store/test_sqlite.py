@@ -368,6 +368,7 @@ async def test_a_limit_on_the_size_of_files_stops_the_store_and_it_recovers(path
 # A long log ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_wal_stays_bounded_over_20_000_admissions_while_somebody_reads(
     open_store: OpenStore, path: Path
 ) -> None:

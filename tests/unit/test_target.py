@@ -876,6 +876,7 @@ def test_a_long_name_in_any_language_passes(name: str, between: str) -> None:
         assert ask(f"/files/{between.join([escaped] * 40)}/1.json") == PassThrough()
 
 
+@pytest.mark.slow
 def test_no_character_becomes_more_ascii_characters_than_the_quick_test_expects() -> None:
     for code in range(0x80, 0x110000):
         runs = re.findall("[!-~]+", readings.folded(chr(code)))
