@@ -217,8 +217,8 @@ class Caller:
             foreign = isinstance(exc, http.client.HTTPException) and not isinstance(exc, _CUT)
             if look is not None and connection.has_sent and not foreign:
                 raise UncertainError(
-                    f"{self.place} was asked and did not answer in full ({self._why(exc)}); it may have been "
-                    f"done: look with `{look}` before you repeat it"
+                    f"{self.place} got the request but did not answer in full ({self._why(exc)}); it may "
+                    f"have been carried out: look with `{look}` before you repeat it"
                 ) from exc
             raise UnreachableError(
                 f"no sidecar answers on {self.place} ({self._why(exc)}); is it running, and is this its "

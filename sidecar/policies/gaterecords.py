@@ -74,7 +74,7 @@ def objecting(shadow: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class GrantRequest:
     """The requested scope of a grant, its time to live and its default terms.
 
     The lowest value replaces a missing term. `recorded` holds the terms that the record has.
@@ -215,7 +215,7 @@ class GateRecord:
             status=status,
         )
 
-    def asked(self) -> tuple[Asked, Missing]:
+    def grant_request(self) -> tuple[GrantRequest, Missing]:
         """The requested grant, and its missing facts."""
         claims, missing = self.claims()
         details = self.details
@@ -234,13 +234,13 @@ class GateRecord:
         ):
             chosen = isinstance(defaulted, list) and term not in defaulted
             if not isinstance(defaulted, list) or masked(defaulted):
-                missing[term] = f"not to be judged, for whether it was asked for is {NOT_SAID}"
+                missing[term] = f"not judged, because whether the request named it is {NOT_SAID}"
             elif value is None and chosen:
                 missing[term] = MASKED
             if fact is not None and value is None:
                 missing[fact] = MASKED
             elif fact is not None and self.event == "issued" and self.details.get("rules") and not chosen:
-                missing[fact] = "recorded as it was lowered, not as it was asked for"
+                missing[fact] = "recorded as it was lowered, not as it was requested"
         scope = Scope(
             scope_id=self.scope_id or "",
             tenant_id=self.tenant_id,
@@ -255,13 +255,13 @@ class GateRecord:
             created_by="",
         )
         recorded = zip(TERMS, (attempts, ttl, dollars), strict=True)
-        asked = Asked(
+        request = GrantRequest(
             scope=scope,
             ttl_seconds=1 if ttl is None else int(ttl),
             defaulted=frozenset(defaulted if isinstance(defaulted, list) else TERMS),
             recorded={term: value for term, value in recorded if value is not None},
         )
-        return asked, missing
+        return request, missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,16 +113,16 @@ class Replay:
     # State ---------------------------------------------------------------------------------------------
 
     def _granted(self, record: GateRecord) -> None:
-        asked, missing = record.asked()
+        request, missing = record.grant_request()
         # The requested terms may be missing, but the record holds the granted ones.
         for fact, term in (("attempts_remaining", "max_attempts"), ("max_cost_micros", "max_cost_usd")):
-            if term in asked.recorded:
+            if term in request.recorded:
                 missing.pop(fact, None)
-        ttl = asked.recorded.get("ttl_seconds")
+        ttl = request.recorded.get("ttl_seconds")
         if ttl is not None:
-            heapq.heappush(self._lapsing, (record.now + int(ttl) * SECOND, asked.scope.scope_id))
+            heapq.heappush(self._lapsing, (record.now + int(ttl) * SECOND, request.scope.scope_id))
         known = {fact: why for fact, why in missing.items() if fact in SCOPE_FACTS}
-        self._scopes[asked.scope.scope_id] = _Granted(asked.scope, known)
+        self._scopes[request.scope.scope_id] = _Granted(request.scope, known)
 
     def _lapse(self, now: int) -> None:
         """Forget expired scopes, because nothing can be admitted under them."""
@@ -195,27 +195,27 @@ class Replay:
         return max(self._scope_required_from, above)
 
     def _granting(self, record: GateRecord) -> tuple[Verdict | None, str | None]:
-        asked, missing = record.asked()
+        request, missing = record.grant_request()
         if "allowed_actions" in missing:
             return None, f"the allowed actions are {missing['allowed_actions']}"
         policies = self._rules.without(missing)
         command = Issue(
             decision_id=record.decision_id,
-            scope=asked.scope,
-            ttl=asked.ttl_seconds,
+            scope=request.scope,
+            ttl=request.ttl_seconds,
             policies=policies,
-            defaulted=asked.defaulted,
+            defaulted=request.defaulted,
             principal=record.principal,
         )
         decided = deciding.issue(command, record.now)
         assert decided.entry is not None
         details = decided.entry.record.details
         refusal = decided.reply.refusal if isinstance(decided.reply, Denied) else None
-        lowered = {term: details[term] for term, was in asked.recorded.items() if details[term] < was}
+        lowered = {term: details[term] for term, was in request.recorded.items() if details[term] < was}
         claims, _ = record.claims()
         left_out = [
             one
-            for action in asked.scope.allowed_actions
+            for action in request.scope.allowed_actions
             for one in self._rules.left_out(
                 "issue", _subject(record, replace(claims, action=action), policies), missing
             )

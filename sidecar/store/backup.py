@@ -179,8 +179,8 @@ def _watched(source: Path, hung: Callable[[StoreUnavailable], None]) -> Iterator
         if grown <= min(WAL_GROWTH, free):
             return None
         return StoreUnavailable(
-            f"{wal} has grown by {grown:,} bytes, for as long as the copying lasts it cannot begin anew, and "
-            f"its disk has {free:,} free: back up onto a faster disk, or at a quieter time"
+            f"{wal} has grown by {grown:,} bytes, because it cannot be reset during the backup, and its disk "
+            f"has {free:,} free: back up onto a faster disk, or at a quieter time"
         )
 
     def step() -> None:

@@ -190,25 +190,25 @@ class Metrics:
     judge = Metric(
         Histogram,
         "scopegate_judge_seconds",
-        "Until a gated request, with its body, was read and understood; before the store is asked.",
+        "The time to read and understand a gated request with its body, before the store is involved.",
         buckets=_FAST,
     )
     commit = Metric(
         Histogram,
         "scopegate_commit_seconds",
-        "Until a decision about an execution was on disk, with its wait for the writer.",
+        "The time until a decision about an execution is on disk, including its wait for the writer.",
         buckets=_FAST,
     )
     upstream = Metric(
         Histogram,
         "scopegate_upstream_seconds",
-        "From an admission until the backend's answer was there, or was given up.",
+        "The time from an admission until the backend's whole answer came, or was given up.",
         buckets=_SLOW,
     )
     settle = Metric(
         Histogram,
         "scopegate_settle_seconds",
-        "Until the end of an execution was written, or kept in memory for later.",
+        "The time until the end of an execution is written, or kept in memory for later.",
         buckets=_FAST,
     )
     in_flight = Metric(Gauge, "scopegate_in_flight", "Gated requests being worked on.")

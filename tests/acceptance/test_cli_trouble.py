@@ -175,8 +175,8 @@ def test_a_change_that_nobody_answered_may_have_been_made_and_is_not_called_unre
         )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (
-        f"scopegate: {address} was asked and did not answer in full ({why}); it may have been done: look "
-        "with `scopegate decisions show an-id` before you repeat it\n"
+        f"scopegate: {address} got the request but did not answer in full ({why}); it may have been "
+        "carried out: look with `scopegate decisions show an-id` before you repeat it\n"
     )
 
 

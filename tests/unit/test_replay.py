@@ -831,7 +831,7 @@ def test_a_default_that_was_lowered_is_not_taken_for_what_was_asked() -> None:
     )
     (grant,) = grants(log.under(policies(asks_much)))
     assert grant.why == (
-        "rule much looks at max_cost_micros: recorded as it was lowered, not as it was asked for"
+        "rule much looks at max_cost_micros: recorded as it was lowered, not as it was requested"
     )
     # What it was granted with is known.
     has_little = replace(

@@ -10,10 +10,10 @@ A FIN on a TCP connection means one of two things: the client left, or it only h
   the connection closes.
 - Within a request, or after an answer has begun, the client left.
 
-asyncio stops reading at a FIN and so does not see a reset that comes later. While a half-closed connection
-waits it is looked at every second. A client that first ends its side, then reads all that has come, and then
-leaves sends nothing at that; so the system is told to ask whether it is still there. TLS ends both directions
-at once: there a FIN always means that the client left.
+asyncio stops reading at a FIN and so does not see a reset that comes later. A half-closed connection is
+therefore checked every second while it waits. A client that ends its side, reads everything that came, and
+then leaves sends nothing more. TCP keep-alive finds out whether it is still there. TLS ends both directions
+at once, so a FIN always means there that the client left.
 """
 
 from __future__ import annotations
