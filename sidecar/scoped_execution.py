@@ -73,8 +73,8 @@ from sidecar.core.policy import RiskClass
 from sidecar.core.rehearsal import ExecutionScope, RecoveryAction, ScopedExecutionResult
 from sidecar.errors import StoreUnavailable
 from sidecar.library.actions import NotBegun, begin, register_action, registered
-from sidecar.library.admission import admission, admit, allowed, copied, grant, settle, to_its_end
 from sidecar.library.boundscope import BoundExecutionScope, ScopeStore, members_of, snapshot
+from sidecar.library.commands import admission, admit, allowed, copied, grant, settle, to_its_end
 from sidecar.library.guard import requires_scoped_execution
 from sidecar.library.refusals import (
     ScopeActionMismatch,

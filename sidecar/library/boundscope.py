@@ -21,7 +21,7 @@ from sidecar.core.money import to_dollars
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.ids import new_decision_id
-from sidecar.library.admission import TENANT, admission, admit_sync, allowed, grant, micros_of, settle_sync
+from sidecar.library.commands import TENANT, admission, admit_sync, allowed, grant, micros_of, settle_sync
 from sidecar.library.runtime import Query, ThreadedStore, configured_store
 from sidecar.store.base import Engine, Page
 from sidecar.store.batch import predicted

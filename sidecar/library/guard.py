@@ -15,7 +15,8 @@ from sidecar.core.rehearsal import RecoveryAction, reported_cost
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 from sidecar.library.actions import ending
-from sidecar.library.admission import (
+from sidecar.library.boundscope import scope_of
+from sidecar.library.commands import (
     admission,
     admit,
     admit_sync,
@@ -25,7 +26,6 @@ from sidecar.library.admission import (
     settle_sync,
     to_its_end,
 )
-from sidecar.library.boundscope import scope_of
 from sidecar.library.runtime import ThreadedStore, configured_store
 
 R = TypeVar("R")

@@ -18,7 +18,7 @@ from sidecar.errors import StoreUnavailable
 from sidecar.files.jsonvalue import plain
 from sidecar.ids import new_decision_id
 from sidecar.library.actions import Unfinished, begin, registered
-from sidecar.library.admission import TENANT
+from sidecar.library.commands import TENANT
 from sidecar.library.runtime import configured_store
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sidecar.core.command import Admitted, Issued
 from sidecar.library import boundscope
-from sidecar.library.admission import grant, settle
+from sidecar.library.commands import grant, settle
 from sidecar.library.runtime import configured_store
 from sidecar.scoped_execution import (
     BoundExecutionScope,

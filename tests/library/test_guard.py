@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.library.admission import admission, admit, to_its_end
+from sidecar.library.commands import admission, admit, to_its_end
 from sidecar.library.runtime import configured_store
 from sidecar.scoped_execution import (
     RecoveryAction,

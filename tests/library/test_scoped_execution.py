@@ -28,7 +28,7 @@ from sidecar.core.policy import PolicySet
 from sidecar.core.wording import visible_chars
 from sidecar.errors import ERRORS, ScopegateError
 from sidecar.ids import new_decision_id
-from sidecar.library.admission import grant
+from sidecar.library.commands import grant
 from sidecar.library.refusals import SCOPE_ERRORS
 from sidecar.library.runtime import UNRESTRICTED, configured_store
 from sidecar.scoped_execution import (
