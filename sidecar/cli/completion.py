@@ -18,7 +18,7 @@ Examples:
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what makes SHELL complete commands, options and their values.
+    """Print the script that makes SHELL complete commands, options and their values.
 
     To try it in bash: eval "$(scopegate completion bash)". To have it in every new shell, write it to the
     place where the shell looks for it:

@@ -36,7 +36,7 @@ FILTERS = (
     only("--type", "those of this type", values=[kind.value for kind in DecisionType]),
     only(
         "--outcome",
-        "those whose record has this outcome",
+        "those with this decision_outcome, which --json shows; the column OUTCOME has other words",
         values=[outcome.value for outcome in DecisionOutcome],
     ),
     only("--event", "those of this event", values=get_args(Event)),
@@ -124,8 +124,8 @@ Examples:
 def tail(sidecar: Access, last: int, interval: float, *, as_json: bool, **wanted: Any) -> None:
     """Show the newest decisions, oldest first, then each new one, until Ctrl-C.
 
-    The command continues across restarts of the sidecar. A record that is bound to a run later is not shown
-    again.
+    The command continues across restarts of the sidecar. A record that was shown is not shown again
+    when a run is bound to it.
     """
     following = Following(sidecar.listener, named(wanted))
     try:
@@ -308,7 +308,7 @@ def _detail(name: str, text: str = "{}") -> Callable[[dict[str, Any]], str | Non
 WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
     "issued": (_detail("intent"), _detail("created_by", "by {}"), _principal, _rules, _would_refuse),
     "admitted": (_without_scope, _would_refuse, _principal),
-    "refused": (_reason, _rules, _would_refuse, _count, _detail("intent"), _principal),
+    "refused": (_reason, _rules, _would_refuse, _count, _detail("intent", "intent: {}"), _principal),
     "settled": (_without_scope, _detail("cause"), _cost),
     "reconciled": (
         _detail("reconciled_because"),
@@ -342,13 +342,11 @@ def _described(decision: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "outcome", shown["outcome"]
     yield "reason", decision["decision_reason"]
     yield "action", shown["action"]
-    yield "record", f"{decision['decision_type']}, {decision['decision_outcome']}"
+    yield "record", f"type {decision['decision_type']}, outcome {decision['decision_outcome']}"
     for label in ("incident", "scope", "tenant", "request", "run", "workflow", "admission"):
         yield label, decision[f"{label}_id"]
-    yield (
-        "source",
-        f"{decision['decision_source']}, {decision['decision_trigger']}, {decision['causal_role']}",
-    )
+    trigger, role = decision["decision_trigger"], decision["causal_role"]
+    yield "source", f"{decision['decision_source']}, trigger {trigger}, role {role}"
     yield "log", f"record {decision['seq']} of writer {decision['writer']}, from the {decision['origin']}"
     yield "hash", decision["hash"]
     yield "previous", decision["previous_hash"]

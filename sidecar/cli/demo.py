@@ -189,7 +189,8 @@ class Walk:
         for name, value in answer.headers.items():
             if name.startswith("Scopegate-") or name == "X-Recovery-Cost-USD":
                 click.echo(f"  < {name}: {value}")
-        _show({name: value for name, value in answer.body.items() if name not in REPEATED}, "  < ")
+        repeated = REPEATED if "error" in answer.body else ()  # the status of a scope is not the answer's
+        _show({name: value for name, value in answer.body.items() if name not in repeated}, "  < ")
         return answer
 
     def _expect(self, answer: StepAnswer, status: int, what: str, holds: bool | None = None) -> None:

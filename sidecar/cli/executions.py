@@ -58,7 +58,7 @@ def reconcile(
     as_json: bool,
 ) -> None:
     """Record whether an execution with unknown outcome happened. DECISION_ID is the decision that admitted
-    it."""
+    it, as `executions list` shows it."""
     path = f"/api/v1/executions/{within(decision_id)}/reconcile"
     by = by or login_name()
     wanted = {"outcome": outcome, "cost_usd": cost_usd, "reason": reason, "reconciled_by": by}

@@ -115,7 +115,8 @@ def _described(answer: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield "scope", "none is needed"
     if left is not None:
         dollars, seconds = f"{left['cost_usd']:.12g} USD", f"{left['seconds']:.0f} s"
-        yield "left", f"{left['attempts']} attempts, {dollars}, {seconds}"
+        attempts = "1 attempt" if left["attempts"] == 1 else f"{left['attempts']} attempts"
+        yield "left", f"{attempts}, {dollars}, {seconds}"
     yield "hold", f"{answer['hold_usd']:.12g} USD until the cost is known"
     for index, brake in enumerate(answer["brakes"]):
         yield "" if index else "brakes", _brake(brake)

@@ -60,7 +60,7 @@ def verify(config: Path, overrides: tuple[str, ...], public_keys: tuple[Path, ..
     """Recompute the hash chain of the log; works beside a running sidecar. Exit code 4: tampering found.
 
     Signed checkpoints show whether records are missing from the end, and whether all of it was rewritten.
-    The tables, the append-only triggers, the switches and the references to records are verified as well.
+    The tables, the append-only triggers, the kill switch and the references to records are verified as well.
     """
     loaded = load_settings(config, overrides, read_keys=False)
     path = database(config, loaded)

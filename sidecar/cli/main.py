@@ -139,7 +139,10 @@ Example:
 @config_option
 @set_option
 def check(config: Path, overrides: tuple[str, ...]) -> None:
-    """Check the configuration and the policies as `run` reads them, and report every error."""
+    """Check the configuration and the policies as `run` reads them, and report every error.
+
+    The policies are read once the configuration has no errors.
+    """
     from sidecar.core.policy import RiskClass
 
     loaded, policies = _read(files_of(config, overrides))
@@ -150,9 +153,11 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     unlisted = "refused" if policies.unlisted is None else f"{policies.unlisted.risk.value} risk"
     click.echo(f"configuration  {config}: ok")
     click.echo(f"policies       {loaded.policies}: ok, revision {policies.revision}")
-    click.echo(f"               {len(policies.actions)} actions listed; any other is {unlisted}")
+    actions = "1 action" if len(policies.actions) == 1 else f"{len(policies.actions)} actions"
+    rules = "1 rule" if len(policies.rules) == 1 else f"{len(policies.rules)} rules"
+    click.echo(f"               {actions} listed; any other is {unlisted}")
     shadow = sum(rule.shadow for rule in policies.rules)
-    click.echo(f"               {len(policies.rules)} rules, {shadow} of them in shadow mode")
+    click.echo(f"               {rules}, {shadow} of them in shadow mode")
     click.echo(f"gated          {routes}")
     if loaded.gate.scope_required_from > RiskClass.LOW:
         click.echo(f"               no scope is needed below {loaded.gate.scope_required_from.value} risk")

@@ -78,7 +78,8 @@ policies/tests/freeze.yaml:
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("policies"))
 def check_tests(folder: Path) -> None:
-    """Run the tests of a policies folder, FOLDER/tests/*.yaml. The exit code is 1 if one does not hold.
+    """Run the tests of a policies folder, FOLDER/tests/*.yaml; FOLDER is ./policies unless given. The
+    exit code is 1 if one does not hold.
 
     Each test gives facts and the expected decision: verdict, error, rules. Nothing is executed, and no store
     is opened.

@@ -112,7 +112,10 @@ Examples:
 )
 @click.option("--max-attempts", type=int, metavar="N", help="The most executions.")
 @click.option(
-    "--ttl", callback=duration, metavar="TIME", help="How long the scope is valid: seconds, or 5m, or 1h."
+    "--ttl",
+    callback=duration,
+    metavar="TIME",
+    help="How long the scope is valid: seconds, or 5m, or 1h. The least is 60 seconds.",
 )
 @click.option(
     "--max-cost-usd", callback=usd, metavar="X", help="The most that all executions may cost together."

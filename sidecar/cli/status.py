@@ -46,10 +46,8 @@ def _described(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     if clock is not None:
         yield "clock", "ok" if clock["ok"] else clock.get("reason") or "not ok"
     unknown, oldest = found["unknown_executions"], found["oldest_unknown_admitted_at"]
-    yield (
-        "unknown",
-        "not known" if unknown is None else f"{unknown}{f', the oldest {age(oldest)}' if oldest else ''}",
-    )
+    since = f", the oldest {age(oldest)}" if oldest else ""
+    yield "unknown", "not known" if unknown is None else f"{unknown} to reconcile{since}"
     store = dict(found["store"])
     yield "store", store.pop("url")
     file, wal = store.pop("size"), store.pop("wal_size")
@@ -111,5 +109,6 @@ def health(sidecar: Access, *, live: bool, as_json: bool) -> None:
 
         click.echo("alive" if live else "ready" if well else "not ready")
         for name, check in checks.items():
-            click.echo(line(name, "ok" if check["ok"] else check.get("reason") or "not ok"))
+            well_said = "no" if name == "draining" else "ok"
+            click.echo(line(name, well_said if check["ok"] else check.get("reason") or "not ok"))
     sys.exit(0 if well else FAILED)

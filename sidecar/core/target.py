@@ -171,9 +171,9 @@ def classify(
     if place is None:
         return _passing(target, headers, patterns)
     if isinstance(place, str):
-        return _refused("ambiguous_path", f"The path is gated, but not in one reading only: {place}.", target)
+        return _refused("ambiguous_path", f"Not every parser reads this path alike: {place}.", target)
     if method != "POST" and method not in LOOKING:
-        message = "Only POST executes here; GET, HEAD and OPTIONS pass if they carry nothing."
+        message = "Only POST executes here; GET, HEAD and OPTIONS pass if they have no body."
         return Rejected(Refusal("method_not_allowed", message), allow=("POST", *LOOKING))
     if wants_websocket(headers):
         return _refused("upgrade_refused", "A WebSocket on a gated path could execute there unseen.", target)

@@ -46,6 +46,7 @@ def test_once_walks_through_all_five_steps_and_leaves_nothing_behind(tmp_path: P
     }.items():
         _, _, below = shown.stdout.partition(f"\n{step}  ")
         assert verdict in below.split("\n\n")[0]
+    assert shown.stdout.count('"status": "active"') == 1, "the status of the scope, as A2 answers it"
     assert "✓ expected one call of the backend: retry_agent for inc_123" in shown.stdout
     assert "✗" not in shown.stdout
     assert "\x1b" not in shown.stdout  # no colour where nobody looks

@@ -108,7 +108,7 @@ def test_a_brake_that_holds_says_which_rule_and_until_when(sidecar: Program) -> 
     assert told["refused"].startswith("braked: ")
     assert "Twice is enough." in told["refused"]
     assert told["rules"] == "storm-brake"
-    assert told["left"].startswith("1 attempts, ")
+    assert told["left"].startswith("1 attempt, ")
     assert "2 of 2 used in 3600 s; holds until 20" in told["brakes"]
 
 

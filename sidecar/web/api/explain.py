@@ -102,9 +102,8 @@ def _next(refusal: Refusal, explanation: Prediction) -> str:
     """The advice for a refusal."""
     scope, hold = explanation.scope, explanation.hold
     if scope is not None and refusal.members.get("bound") == "max_cost_usd":
-        # A ceiling below the hold could never cover it. A higher one could until the scope was spent.
-        needed = hold if scope.max_cost < hold else scope.spent + hold
-        return f"Ask for a scope with max_cost_usd of at least {to_dollars(needed):.12g}."
+        # Nothing of a new scope is spent, so its ceiling has to cover this execution only.
+        return f"Ask for a new scope with max_cost_usd of at least {to_dollars(hold):.12g}."
     return ERRORS[refusal.code].advice
 
 

@@ -164,7 +164,8 @@ class Listener:
                     listening.listen(BACKLOG)
                 unless_all_is_well.pop_all()
         except OSError as exc:
-            reason = exc.strerror or exc
+            # The text of asyncio repeats the address; that of the system does not.
+            reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else exc.strerror or exc
             raise ScopegateError(f"{self.name}.listen: cannot listen on {address}: {reason}") from exc
         if isinstance(address, Listen):
             address = Listen(*sockets[0].getsockname()[:2])  # port 0 becomes the port that the system chose

@@ -79,7 +79,7 @@ def _intent(value: object) -> object:
 
 def _reason(value: object) -> object:
     if isinstance(value, str) and not visible_chars(value):
-        raise ValueError("says nothing; write a reason, or leave it out")
+        raise ValueError("must say how you know; it cannot be blank")
     return value
 
 

@@ -53,10 +53,11 @@ name here passes through to the backend.
 
 Every error of the sidecar is `application/problem+json` (RFC 9457) with `error` and `message` on top. On the
 admin and the ops listener HEAD is answered as GET is, any other method of a path with 405 and `Allow`, and
-any other path with 404; what is no HTTP gets a 400 as plain text there. Bodies are strict JSON: no duplicate
+any other path with 404; what is not HTTP gets a 400 as plain text there. Bodies are strict JSON: no duplicate
 keys, no trailing bytes, whole numbers written without a fraction.
 
-The schemas of answers are closed, because this document belongs to exactly the version that serves it."""
+The schemas of answers name every member, because this document belongs to exactly the version that
+serves it."""
 
 
 def document(settings: Settings, *, data: Address, ops: Address) -> dict[str, Any]:
