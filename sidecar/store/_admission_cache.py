@@ -73,10 +73,17 @@ class AdmissionCache:
             if name in self._executions:
                 self._executions[name] = execution
                 continue
-            for group in groups_containing(execution):
-                if group in self._groups:
+            for group in groups_containing(execution) if self._groups else ():
+                if group not in self._groups:
+                    continue
+                if execution.status == "in_flight":
                     self._groups[group].names.append(name)
                     self._executions[name] = execution
+                else:
+                    # It may be older than the names that are known: an unknown one that was reconciled.
+                    # Behind them it would end the count of a brake early, so the group is read again.
+                    del self._groups[group]
+                    self.found.clear()
 
     def forget(self) -> None:
         self._groups.clear()
