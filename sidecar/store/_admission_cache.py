@@ -16,6 +16,7 @@ from sidecar.core.scope import Execution
 # Beyond these limits the whole cache is dropped and read again on demand.
 MAX_GROUPS = 5_000
 MAX_EXECUTIONS = 200_000
+MAX_COUNTS = 10_000
 # A group is checked for staleness after this many requests. Brakes with different windows share a group, so a
 # name that is too old for one brake may still count for another.
 REQUESTS_PER_CHECK = 256
@@ -49,7 +50,11 @@ class AdmissionCache:
         self, connection: sqlite3.Connection, wanted: Mapping[AdmissionGroup, int]
     ) -> tuple[dict[AdmissionGroup, list[str]], dict[str, Execution]]:
         """The names of each group, at least as far back as wanted, and the executions that they name."""
-        if len(self._groups) > MAX_GROUPS or len(self._executions) > MAX_EXECUTIONS:
+        if (
+            len(self._groups) > MAX_GROUPS
+            or len(self._executions) > MAX_EXECUTIONS
+            or len(self.found) > MAX_COUNTS
+        ):
             self.forget()
         admissions: dict[AdmissionGroup, list[str]] = {}
         executions: dict[str, Execution] = {}
