@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.core.instant import iso_time
+from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.policy import Brake, PolicySet, Rule, Subject
-from sidecar.core.rules import SECOND, Objection, braked
+from sidecar.core.rules import Objection, braked
 from sidecar.core.scope import Execution
 
 
