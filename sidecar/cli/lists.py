@@ -15,7 +15,7 @@ from sidecar.cli.shapes import Shape
 from sidecar.cli.tables import table
 from sidecar.clock import wall_clock
 from sidecar.core.facts import is_identifier
-from sidecar.core.instant import iso_time, parse_time
+from sidecar.core.instant import SECOND, iso_time, parse_time
 
 MAX_PAGE = 1_000
 
@@ -77,7 +77,7 @@ def since(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         return None
     ago = re.fullmatch(r"([0-9]{1,9})([smhdw])", value)
     if ago is not None:
-        return max(0, wall_clock() - int(ago[1]) * _SECONDS[ago[2]] * 1_000_000)
+        return max(0, wall_clock() - int(ago[1]) * _SECONDS[ago[2]] * SECOND)
     try:
         return parse_time(value)
     except ValueError as exc:

@@ -54,12 +54,11 @@ from sidecar.core.command import (
 )
 from sidecar.core.entries import clock_accepted_entry, ended_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
-from sidecar.core.instant import iso_time
+from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule, Subject
 from sidecar.core.record import Entry, Event
 from sidecar.core.rules import (
-    SECOND,
     GrantJudgment,
     Objection,
     ScopeTerms,

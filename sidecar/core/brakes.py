@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.core.instant import iso_time
+from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.policy import Brake, PolicySet, Rule, Subject
-from sidecar.core.rules import SECOND, Objection, braked
+from sidecar.core.rules import Objection, braked
 from sidecar.core.scope import Execution
 
 
@@ -123,13 +123,11 @@ def _counted(
     Target agents are not compared here.
     """
     assert rule.brake is not None
-    names = admissions.get(group_of(rule, subject.tenant_id, subject.incident_id, subject.action), ())
-    kind = (
-        subject.tenant_id,
-        *(getattr(subject, facet) for facet in rule.brake.per if facet != "target_agents"),
-    )
+    group = group_of(rule, subject.tenant_id, subject.incident_id, subject.action)
+    names = admissions.get(group, ())
+    facets = (getattr(subject, facet) for facet in rule.brake.per if facet != "target_agents")
     # The key uses identity, because a rule with the same id in another set is another rule.
-    key = (id(policies), id(rule), *kind)
+    key = (id(policies), id(rule), group, *facets)
     _, seen, counted = found.get(key, (policies, 0, []))
     for index in range(seen, len(names)):
         if _counts(rule, executions[names[index]], subject, policies):

@@ -8,7 +8,7 @@ from typing import Any
 
 from sidecar.core.command import AcceptClock, Admit, Issue, Reconcile, Refuse, Revoke, Settle, Turn
 from sidecar.core.facts import Claims
-from sidecar.core.instant import iso_time
+from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Event, Record
 from sidecar.core.scope import Execution
@@ -161,7 +161,7 @@ def clock_accepted_entry(command: AcceptClock, now: int) -> Entry:
             decided_at=now,
             details={
                 "time_before": iso_time(command.before),
-                "step_seconds": (now - command.before) / 1_000_000,
+                "step_seconds": (now - command.before) / SECOND,
                 "rules": [],
             },
         ),

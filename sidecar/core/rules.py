@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sidecar.core.facts import Claims
+from sidecar.core.instant import SECOND
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Phase, PolicySet, Rule, Subject
 from sidecar.core.scope import Scope
 from sidecar.core.wording import visible_chars
 from sidecar.errors import ConditionFailed, Refusal
 
-SECOND = 1_000_000
 # The number of further rules that a message names. The member `rules` lists all of them.
 SHOWN_RULES = 5
 

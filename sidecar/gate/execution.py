@@ -107,9 +107,14 @@ class Gate:
         unready = self.unready(snapshot)
         if unready is not None:
             return unready
-        most = snapshot.settings.gate.max_in_flight
-        refusal = Refusal("overloaded", f"{most} gated requests are in flight.", {"cause": "in_flight"})
-        return self._places.take(most) or Refused(refusal=refusal, retry_after=RETRY_AFTER_SECONDS)
+        max_in_flight = snapshot.settings.gate.max_in_flight
+        place = self._places.take(max_in_flight)
+        if place is not None:
+            return place
+        message = f"{max_in_flight} gated requests are in flight."
+        return Refused(
+            refusal=Refusal("overloaded", message, {"cause": "in_flight"}), retry_after=RETRY_AFTER_SECONDS
+        )
 
     async def execute(self, request: GatedRequest) -> Outcome:
         """Decide on a request that has entered and, if it is admitted, execute it even if the caller is

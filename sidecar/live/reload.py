@@ -22,6 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sidecar.core.instant import SECOND
 from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import contents, in_order
@@ -288,7 +289,7 @@ class Reloader:
 
     def _show_last(self) -> None:
         self._metrics.last_reload_success.set(not self.last.errors)
-        self._metrics.last_reload_time.set(self.last.time / 1_000_000)
+        self._metrics.last_reload_time.set(self.last.time / SECOND)
 
 
 def unchangeable(before: Settings, loaded: Loaded) -> Iterator[Fault]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 
+from sidecar.core.instant import to_datetime
 from sidecar.files.tls import Credentials, TlsFileUnusable
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
@@ -71,5 +71,5 @@ class Renewal:
         if each.ends is None:
             return
         self._metrics.certificate_expiry.labels(each.name).set(each.ends.timestamp())
-        if each.ends <= datetime.fromtimestamp(self._clock() / 1_000_000, UTC):
+        if each.ends <= to_datetime(self._clock()):
             LogEvent.CERTIFICATE_EXPIRED.log(listener=each.name, valid_until=each.ends.isoformat())

@@ -15,13 +15,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sidecar.core.facts import is_identifier
+from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.core.policy import ActionPolicy, PolicySet, Rule, globbed
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
 from sidecar.policies._sections import ActionSection, PolicyFile, RuleSection, contradictions
 from sidecar.settings.faults import Mistake, faults, validated
-from sidecar.settings.values import IDENTIFIER
 
 UNLISTED = "*"
 # Finding the nearest of thousands of actions takes long. With more mistakes than this, spelling is not the
@@ -164,7 +163,7 @@ class _Set:
         path = ("actions", name)
         section, mistakes = validated(ActionSection, value)
         if not is_identifier(name):
-            mistakes.append(Mistake((), f"the name of an action is {IDENTIFIER}"))
+            mistakes.append(Mistake((), f"the name of an action is {IDENTIFIER_RULE}"))
         elif name != UNLISTED and any(character in name for character in "*?["):
             message = 'patterns are refused; name each action, or "*" for all that are not listed'
             mistakes.append(Mistake((), message))

@@ -30,8 +30,9 @@ from sidecar.core.apply import State
 from sidecar.core.brakes import AdmissionGroup, groups_for
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import Claims
+from sidecar.core.instant import SECOND
 from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, RiskClass, Rule, Subject
-from sidecar.core.rules import SECOND, TERMS, preview, subject_of
+from sidecar.core.rules import TERMS, preview, subject_of
 from sidecar.core.scope import RELEASING, Execution, ExecutionStatus, Scope
 from sidecar.errors import LogTampered, Refusal
 from sidecar.policies._conditions import CelCondition

@@ -18,9 +18,9 @@ from sidecar.core.apply import State, apply
 from sidecar.core.brakes import AdmissionGroup, groups_containing
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import Claims
-from sidecar.core.instant import parse_time
+from sidecar.core.instant import SECOND, parse_time
 from sidecar.core.policy import PolicySet
-from sidecar.core.rules import SECOND, TERMS
+from sidecar.core.rules import TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
 from sidecar.errors import ERRORS
 from sidecar.files.faults import ConfigurationError, Fault

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from sidecar.core import masking
-from sidecar.core.facts import MAX_ID_CHARS, Source, is_identifier
+from sidecar.core.facts import IDENTIFIER_RULE, Source, is_identifier
 from sidecar.core.host import BRACKETED, NAME, Host
 from sidecar.core.money import is_whole_micros, to_dollars, to_micros
 from sidecar.core.policy import RiskClass
@@ -46,7 +46,6 @@ MAX_SECONDS = 86_400
 MAX_LIFETIME_SECONDS = 366 * MAX_SECONDS
 MAX_COUNT = 1_000_000
 MAX_DOLLARS = 1_000_000_000
-IDENTIFIER = f"1 to {MAX_ID_CHARS} printable characters"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +128,7 @@ def _identifier(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expects text, found {kind(value)}; write it in quotes")
     if not is_identifier(value):
-        raise ValueError(f"expects {IDENTIFIER}")
+        raise ValueError(f"expects {IDENTIFIER_RULE}")
     return value
 
 

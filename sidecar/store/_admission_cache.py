@@ -16,6 +16,7 @@ from sidecar.core.scope import Execution
 # Beyond these limits the whole cache is dropped and read again on demand.
 MAX_GROUPS = 5_000
 MAX_EXECUTIONS = 200_000
+MAX_COUNTS = 10_000
 # A group is checked for staleness after this many requests. Brakes with different windows share a group, so a
 # name that is too old for one brake may still count for another.
 REQUESTS_PER_CHECK = 256
@@ -49,7 +50,11 @@ class AdmissionCache:
         self, connection: sqlite3.Connection, wanted: Mapping[AdmissionGroup, int]
     ) -> tuple[dict[AdmissionGroup, list[str]], dict[str, Execution]]:
         """The names of each group, at least as far back as wanted, and the executions that they name."""
-        if len(self._groups) > MAX_GROUPS or len(self._executions) > MAX_EXECUTIONS:
+        if (
+            len(self._groups) > MAX_GROUPS
+            or len(self._executions) > MAX_EXECUTIONS
+            or len(self.found) > MAX_COUNTS
+        ):
             self.forget()
         admissions: dict[AdmissionGroup, list[str]] = {}
         executions: dict[str, Execution] = {}
@@ -73,10 +78,17 @@ class AdmissionCache:
             if name in self._executions:
                 self._executions[name] = execution
                 continue
-            for group in groups_containing(execution):
-                if group in self._groups:
+            for group in groups_containing(execution) if self._groups else ():
+                if group not in self._groups:
+                    continue
+                if execution.status == "in_flight":
                     self._groups[group].names.append(name)
                     self._executions[name] = execution
+                else:
+                    # It may be older than the names that are known: an unknown one that was reconciled.
+                    # Behind them it would end the count of a brake early, so the group is read again.
+                    del self._groups[group]
+                    self.found.clear()
 
     def forget(self) -> None:
         self._groups.clear()

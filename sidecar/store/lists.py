@@ -136,8 +136,12 @@ def _first_since(connection: sqlite3.Connection, since: int, last: int) -> int:
 
 
 def recorded_since(connection: sqlite3.Connection, since: int, seqs: range) -> int:
-    """The first of these numbers whose record is from `since` or later, else the end of the range."""
-    sql = f"SELECT {_RECORDED} FROM decisions WHERE seq = ?"
+    """The first of these numbers whose record is from `since` or later, else the end of the range.
+
+    A record that is missing, because the log was altered, has the time of the one before it.
+    """
+    newest = f"SELECT {_RECORDED} FROM decisions WHERE seq <= ? ORDER BY seq DESC LIMIT 1"
+    sql = f"SELECT COALESCE(({newest}), 0)"
     return seqs.start + bisect_left(
         seqs, since, key=lambda seq: connection.execute(sql, (seq,)).fetchone()[0]
     )

@@ -28,6 +28,7 @@ from sidecar.core.apply import Names, State
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.chain import GENESIS
 from sidecar.core.command import Switch
+from sidecar.core.instant import SECOND
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import _rows as rows
@@ -131,7 +132,7 @@ def counted(connection: sqlite3.Connection, group: AdmissionGroup, since: int) -
     return [rows.execution_from_row(row) for row in connection.execute(*counted_query(group, since))]
 
 
-DAY = 24 * 60 * 60 * 1_000_000
+DAY = 24 * 60 * 60 * SECOND
 
 # About as many pages as an empty database has: one for each table and index, and those of the schema's text.
 _EMPTY = """

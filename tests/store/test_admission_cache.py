@@ -13,7 +13,7 @@ import pytest
 
 from sidecar.core.apply import Names, State
 from sidecar.core.brakes import AdmissionGroup
-from sidecar.core.command import Admitted, Denied, Issued, Settle
+from sidecar.core.command import Admitted, Denied, Issued, Reconcile, Settle
 from sidecar.core.policy import Brake, Match, PolicySet, Rule
 from sidecar.ids import new_decision_id
 from sidecar.store import _admission_cache as admission_cache
@@ -144,6 +144,26 @@ async def test_what_was_not_committed_is_forgotten(open_store: OpenStore, tmp_pa
     assert [type(reply) for reply in replies] == [Admitted, Denied]
 
 
+async def test_an_execution_reconciled_long_after_its_admission_does_not_hide_younger_ones(
+    open_store: OpenStore, tmp_path: Path, clock: Clock
+) -> None:
+    store = await open_store(tmp_path / "store.db")
+    scope_id = await granted(store)
+    old = await store.submit(admit(scope_id))
+    assert isinstance(old, Admitted)
+    name = old.execution.decision_id
+    await store.submit(Settle(decision_id=new_decision_id(), admission_id=name, outcome="unknown"))
+    clock.move(600)
+    limited = replace(admit(await granted(store)), policies=braked(2))
+    first = await store.submit(replace(limited, decision_id=new_decision_id()))
+    await store.submit(
+        Reconcile(decision_id=new_decision_id(), admission_id=name, outcome="executed", principal="p")
+    )
+    held_against_the_database(store, tmp_path / "store.db")
+    others = [await store.submit(replace(limited, decision_id=new_decision_id())) for _ in range(2)]
+    assert [type(reply) for reply in (first, *others)] == [Admitted, Admitted, Denied]
+
+
 async def test_more_than_can_be_kept_is_read_again(
     open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +172,25 @@ async def test_more_than_can_be_kept_is_read_again(
     scope_id = await granted(store)
     replies = [await store.submit(replace(admit(scope_id), policies=braked(5))) for _ in range(8)]
     assert [type(reply) for reply in replies] == [Admitted] * 5 + [Denied] * 3
+
+
+async def test_the_counts_of_many_tenants_are_bounded(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission_cache, "MAX_COUNTS", 8)
+    store = await open_store(tmp_path / "store.db")
+    assert isinstance(store.engine, SqliteEngine)
+    together = Brake(max_attempts=9, window_seconds=60)
+    separately = replace(together, per=("tenant_id",))
+    rules = tuple(Rule(id=f"{each.per}", on="execute", brake=each) for each in (together, separately))
+    policies, counts = replace(POLICIES, rules=rules), []
+    for tenant in range(20):
+        command = admit(None, tenant_id=f"tenant-{tenant}", shadow=True)
+        assert isinstance(await store.submit(replace(command, policies=policies)), Admitted)
+        counts.append(len(store.engine._admissions.found))
+    # The brake without facets has one count for all tenants.
+    assert counts[:3] == [2, 3, 4]
+    assert max(counts) <= 9
 
 
 @pytest.mark.parametrize(

@@ -487,3 +487,17 @@ async def test_nothing_is_admitted_where_a_trigger_drops_a_row(
         await store.submit(admit(scope.scope_id))
     await with_writer(store, lambda connection: connection.execute("DROP TRIGGER stray"))
     assert isinstance(await store.submit(admit(scope.scope_id)), Admitted)
+
+
+async def test_a_log_that_lacks_records_is_still_measured_and_listed(
+    open_store: OpenStore, tmp_path: Path, clock: Clock
+) -> None:
+    store = await open_store(tmp_path / "gate.db")
+    since = clock()
+    for _ in range(5):
+        await issued(store)
+    tampering = "DROP TRIGGER decisions_are_never_deleted; DELETE FROM decisions WHERE seq = 3"
+    await with_writer(store, lambda connection: connection.executescript(tampering))
+    assert (await engine_of(store).footprint(clock())).growth_per_day is not None
+    page = await engine_of(store).decisions({}, since=since, before=None, limit=10)
+    assert [row.seq for row in page.rows] == [5, 4, 2, 1]

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from sidecar.core.brakes import Use
 from sidecar.core.facts import Claims, Request, read
-from sidecar.core.instant import iso_time
+from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule
 from sidecar.core.scope import Scope
@@ -113,7 +113,7 @@ def _left(scope: Scope, now: int) -> answers.Left:
     return {
         "attempts": scope.attempts_remaining if usable else 0,
         "cost_usd": to_dollars(max(0, scope.max_cost - scope.spent)) if usable else 0.0,
-        "seconds": max(0, scope.expires_at - now) / 1_000_000 if usable else 0.0,
+        "seconds": max(0, scope.expires_at - now) / SECOND if usable else 0.0,
     }
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 from aiohttp import web
 from prometheus_client import Gauge
 
+from sidecar.core.instant import SECOND
 from sidecar.errors import StoreUnavailable
 from sidecar.gate.execution import Gate
 from sidecar.live.snapshot import Live
@@ -97,7 +98,7 @@ class Ops:
         ]
         if unknown is not None:
             count, oldest = unknown
-            age = 0.0 if oldest is None else max(0.0, (self._store.now() - oldest) / 1_000_000)
+            age = 0.0 if oldest is None else max(0.0, (self._store.now() - oldest) / SECOND)
             found += [(metrics.unknown, count), (metrics.oldest_unknown, age)]
         for gauge, value in found:
             if value is not None:  # otherwise the last known value stays

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from sidecar import __version__
 from sidecar.core.command import AcceptClock, ClockAccepted
-from sidecar.core.instant import iso_time
+from sidecar.core.instant import SECOND, iso_time
 from sidecar.errors import Refusal
 from sidecar.gate.execution import Gate
 from sidecar.ids import new_decision_id
@@ -77,7 +77,7 @@ class StateApi:
         return {
             **readiness,
             "version": __version__,
-            "uptime_seconds": (self._about.elapsed() - self._about.started_at) / 1_000_000,
+            "uptime_seconds": (self._about.elapsed() - self._about.started_at) / SECOND,
             "draining": self._gate.draining,
             "in_flight": self._gate.in_flight,
             "unknown_executions": count,
@@ -121,7 +121,7 @@ class StateApi:
             AcceptClock(decision_id=new_decision_id(), request_id=request_id_of(request))
         )
         assert isinstance(reply, ClockAccepted)
-        step = (reply.now - reply.before) / 1_000_000
+        step = (reply.now - reply.before) / SECOND
         LogEvent.CLOCK_ACCEPTED.log(decision_id=reply.decision_id, step_seconds=step)
         return {
             "decision_id": reply.decision_id,

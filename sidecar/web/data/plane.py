@@ -206,10 +206,10 @@ class DataPlane:
             unfit = (
                 passthrough.upgrade_refusal(request) or passthrough.uncarried(request) or broken_body(request)
             )
-            unready = self._gate.unready(snapshot)
-            if unfit is None and unready is None:
+            blocked = self._gate.unready(snapshot) if unfit is None else Refused(refusal=unfit)
+            if blocked is None:
                 return await self._pass_over(request, target, refusal, facts, taken)
-            refused = Refused(refusal=unfit) if unfit is not None else unready or refused
+            refused = blocked
         allow = course.verdict.allow if isinstance(course.verdict, Rejected) else ()
         return await self._refuse(refused, facts, allow=allow)
 
