@@ -136,11 +136,17 @@ def _first_since(connection: sqlite3.Connection, since: int, last: int) -> int:
 
 
 def recorded_since(connection: sqlite3.Connection, since: int, seqs: range) -> int:
-    """The first of these numbers whose record is from `since` or later, else the end of the range."""
-    sql = f"SELECT {_RECORDED} FROM decisions WHERE seq = ?"
-    return seqs.start + bisect_left(
-        seqs, since, key=lambda seq: connection.execute(sql, (seq,)).fetchone()[0]
-    )
+    """The first of these numbers whose record is from `since` or later, else the end of the range.
+
+    A number without a record, which only tampering leaves, counts as the next record of the range.
+    """
+    sql = f"SELECT {_RECORDED} FROM decisions WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT 1"
+
+    def is_wanted(seq: int) -> bool:
+        found = connection.execute(sql, (seq, seqs.stop)).fetchone()
+        return found is None or found[0] >= since
+
+    return seqs.start + bisect_left(seqs, True, key=is_wanted)
 
 
 def _ranges(filters: Mapping[str, str]) -> list[Query]:
