@@ -121,9 +121,7 @@ class Gate:
         unready = self.unready(request.snapshot)
         if unready is not None:
             request.place.leave()
-            return await self.refusals.refuse(
-                unready.refusal, request.facts, retry_after=unready.retry_after
-            )
+            return await self.refusals.refuse(unready.refusal, request.facts, retry_after=unready.retry_after)
         flight = self._begin(request)
         try:
             outcome = await asyncio.shield(flight.answer)
