@@ -122,11 +122,11 @@ class Gate:
 
         Its place is left once it has ended, in every case.
         """
-        if self.draining:  # since it entered; the drain waits only for executions that had begun
+        # Again, because a drain may have begun, or the clock been set, while the body arrived.
+        unready = self.unready(request.snapshot)
+        if unready is not None:
             request.place.leave()
-            return await self.refusals.refuse(
-                _DRAINING.refusal, request.facts, retry_after=_DRAINING.retry_after
-            )
+            return await self.refusals.refuse(unready.refusal, request.facts, retry_after=unready.retry_after)
         flight = self._begin(request)
         try:
             outcome = await asyncio.shield(flight.answer)

@@ -19,4 +19,15 @@ def default_file(environment: Mapping[str, str]) -> Path | None:
     """The file that the environment names, else the first default file that exists, else None."""
     if environment.get(VARIABLE):
         return Path(environment[VARIABLE])
-    return next((file for file in FILES if file.exists()), None)
+    return next(filter(_is_there, FILES), None)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether a file has this name, even one that cannot be read: another one is of another sidecar."""
+    try:
+        file.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True

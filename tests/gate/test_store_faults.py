@@ -463,6 +463,25 @@ async def test_a_jump_ahead_is_believed_once_it_has_settled(house: House, clock:
     assert (await house.ask_for_scope()).status == 201
 
 
+async def test_a_clock_that_jumps_while_a_body_arrives_leaves_a_recorded_refusal(
+    house: House, backend: Backend, clock: Clock
+) -> None:
+    kind, body = house.execution(await house.issue())
+    reader, writer = await connect(house.sidecar.data_address)
+    headers = [*kind, ("Expect", "100-continue"), ("Content-Length", str(len(body)))]
+    writer.write(request_bytes("POST", EXECUTE, headers))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+    clock.set(DAY)
+    writer.write(body)
+    answer = await read_message(reader)
+    writer.close()
+    assert answer is not None
+    assert_refused_by_the_clock(answer)
+    assert backend.seen == []
+    (refused,) = await house.records("&event=refused")
+    assert refused["decision_id"] == answer.json()["decision_id"]
+
+
 @pytest.mark.parametrize("step", [DAY, -DAY])
 async def test_an_operator_accepts_a_clock_and_a_record_says_so(
     house: House, clock: Clock, step: int

@@ -23,6 +23,7 @@ from sidecar.store.base import ExecutionsWanted
 from sidecar.store.batch import Store
 from sidecar.store.lists import FILTERS, decisions_query, executions_query
 from tests.store.conftest import OpenStore, admit, issue
+from tests.store.test_verify import tamper
 from tests.support import SECOND, Clock
 
 VALUES = {
@@ -142,6 +143,24 @@ async def test_a_time_finds_the_records_from_then_on(store: Store, clock: Clock)
             assert await every(store, filters, 2, since=time) == whole[: 5 - number]
     assert await every(store, {}, 100, since=0) == whole
     assert await every(store, {}, 100, since=store.now()) == []
+
+
+async def test_a_log_from_which_records_were_taken_can_still_be_looked_at(
+    open_store: OpenStore, tmp_path: Path, clock: Clock
+) -> None:
+    path = tmp_path / "log.db"
+    store = await open_store(path)
+    begun = store.now()
+    for _ in range(9):
+        await store.submit(issue())
+        clock.move(60)
+    await store.close()
+    tamper(path, "DELETE FROM decisions WHERE seq IN (1, 4, 5, 6)")
+    store = await open_store(path)
+    for minutes, seqs in ((0, [9, 8, 7, 3, 2]), (4, [9, 8, 7]), (7, [9, 8]), (10, [])):
+        found = await every(store, {}, 100, since=begun + minutes * 60 * SECOND)
+        assert [record["seq"] for record in found] == seqs
+    assert (await store.engine.footprint(store.now())).growth_per_day
 
 
 async def test_a_time_finds_the_records_before_and_after_a_clock_was_set_back(

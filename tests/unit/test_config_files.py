@@ -73,6 +73,16 @@ def test_a_file_that_the_variable_names_and_that_is_not_there_is_named(
     assert "gone.yaml: cannot be read" in ended.output
 
 
+@pytest.mark.parametrize("target", ["gone.yaml", "scopegate.yaml"])
+def test_a_link_that_leads_nowhere_does_not_lead_to_the_next_default_file(folder: Path, target: str) -> None:
+    wrote(folder / "etc/scopegate.yaml", 1)
+    (folder / "scopegate.yaml").symlink_to(target)
+    ended = CliRunner().invoke(main, ["check"])
+    assert ended.exit_code == 2
+    assert "scopegate.yaml: cannot be read" in ended.output
+    assert "etc/" not in ended.output
+
+
 def test_a_command_that_names_a_listener_reads_no_default_file(folder: Path) -> None:
     (folder / "scopegate.yaml").write_text("broken: [\n")
     ended = CliRunner().invoke(main, ["status", "--admin", "127.0.0.1:1"])
