@@ -32,7 +32,7 @@ from sidecar.gate.messages import (
 )
 from sidecar.gate.observer import Observer
 from sidecar.gate.places import Place, Places
-from sidecar.gate.refusal_log import RETRY_AFTER_SECONDS, RefusalLog
+from sidecar.gate.refusal_log import CLOCK_RETRY_AFTER_SECONDS, RETRY_AFTER_SECONDS, RefusalLog
 from sidecar.gate.settlement import Settlements
 from sidecar.ids import new_decision_id
 from sidecar.live.snapshot import Snapshot
@@ -99,7 +99,7 @@ class Gate:
             return Refused(refusal=refusal, retry_after=30)
         trouble = self._store.clock_trouble()
         if trouble is not None:
-            return Refused(refusal=clock_refusal(trouble), retry_after=30)
+            return Refused(refusal=clock_refusal(trouble), retry_after=CLOCK_RETRY_AFTER_SECONDS)
         return None
 
     def enter(self, snapshot: Snapshot) -> Place | Refused:
@@ -122,11 +122,11 @@ class Gate:
 
         Its place is left once it has ended, in every case.
         """
-        # Again, because a drain may have begun, or the clock been set, while the body arrived.
-        unready = self.unready(request.snapshot)
-        if unready is not None:
+        if self.draining:  # since it entered; the drain waits only for executions that had begun
             request.place.leave()
-            return await self.refusals.refuse(unready.refusal, request.facts, retry_after=unready.retry_after)
+            return await self.refusals.refuse(
+                _DRAINING.refusal, request.facts, retry_after=_DRAINING.retry_after
+            )
         flight = self._begin(request)
         try:
             outcome = await asyncio.shield(flight.answer)
@@ -244,7 +244,7 @@ class Gate:
             reply = await self.refusals.submit(command, late=self._settlements.give_back)
         except StoreUnavailable as exc:
             flight.decision_id = None  # not committed, or reversed through `late`
-            return self.refusals.unconfirmed(exc, facts)
+            return await self.refusals.unconfirmed(exc, facts)
         finally:
             self._observer.committed(request, begun, reply)
         if isinstance(reply, Denied):

@@ -66,7 +66,7 @@ class Grants:
         try:
             reply = await refusals.submit(command, late=self._gate.give_back)
         except StoreUnavailable as exc:
-            return refusals.unconfirmed(exc, facts)
+            return await refusals.unconfirmed(exc, facts)
         if isinstance(reply, Denied):
             return await refusals.denied(reply, facts)
         self._observer.allowed(facts, reply.shadow if isinstance(reply, Issued) else ())

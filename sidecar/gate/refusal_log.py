@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from sidecar.core.command import Admit, Denied, Issue, Refuse, Reply, Revoke
 from sidecar.core.rules import Objection
-from sidecar.errors import Refusal, StoreUnavailable, unavailable
+from sidecar.errors import ClockUnsettled, Refusal, StoreUnavailable, unavailable
 from sidecar.gate.messages import Refused, RequestFacts
 from sidecar.gate.observer import Observer
 from sidecar.ids import new_decision_id
@@ -28,6 +28,8 @@ SHOWN_SUBJECTS = 10
 SHARED_MEMBERS = ("bound", "rules", "limit", "value")
 # The Retry-After of a request that the store did not confirm.
 RETRY_AFTER_SECONDS = 1
+# The Retry-After while the clock cannot be trusted.
+CLOCK_RETRY_AFTER_SECONDS = 30
 
 
 @dataclass(slots=True, eq=False)
@@ -86,8 +88,13 @@ class RefusalLog:
             if reserved and not isinstance(reply, Denied):
                 self._tokens += 1  # there was no refusal
 
-    def unconfirmed(self, exc: StoreUnavailable, facts: RequestFacts) -> Refused:
-        """Refuse a request that the store did not confirm."""
+    async def unconfirmed(self, exc: StoreUnavailable, facts: RequestFacts) -> Refused:
+        """Refuse a request that the store did not confirm.
+
+        If the clock is the reason, the store still records the refusal.
+        """
+        if isinstance(exc, ClockUnsettled):
+            return await self.refuse(unavailable(exc), facts, retry_after=CLOCK_RETRY_AFTER_SECONDS)
         return self.unrecorded(unavailable(exc), facts, str(exc))
 
     def undecided(self, cause: str, facts: RequestFacts) -> Refused:
@@ -109,7 +116,7 @@ class RefusalLog:
         try:
             await self._store.submit(command, late=lambda reply: self._take_back(command, facts))
         except StoreUnavailable as exc:
-            return self.unconfirmed(exc, facts)
+            return await self.unconfirmed(exc, facts)
         self._observer.allowed(facts, [Objection(refusal, None, shadow=True)])
         return command.decision_id
 
