@@ -72,17 +72,23 @@ class RefusalLog:
         self._observer.refused(facts, denied.refusal, decision_id, denied.objections)
         return Refused(refusal=denied.refusal, decision_id=decision_id)
 
-    async def submit(self, command: Admit | Issue | Revoke, *, late: LateReply | None = None) -> Reply:
+    async def submit(self, command: Admit | Issue | Revoke, *, late: LateReply) -> Reply:
         """Submit a command that may be denied. In a flood, its denial gets no record of its own.
 
-        Raises StoreUnavailable.
+        `late` gets the reply if it comes after the caller gave up. Raises StoreUnavailable.
         """
         reserved = self._reserve()
         if not reserved:
             command = replace(command, record_denial=False)
+
+        def come_late(reply: Reply) -> None:
+            if reserved and isinstance(reply, Denied):
+                self._tokens -= 1  # it was returned too early: the denial has a record
+            late(reply)
+
         reply: Reply | None = None
         try:
-            reply = await self._store.submit(command, late=late)
+            reply = await self._store.submit(command, late=come_late)
             return reply
         finally:
             if reserved and not isinstance(reply, Denied):
