@@ -161,11 +161,13 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
         ) -> None:
             if key is not None and cert is None:
                 raise click.UsageError("give the certificate that --key belongs to with --cert")
-            config = config or (default_file(os.environ) if address is None else None)
+            # A default file may belong to another sidecar than the one whose address is given.
+            named = address is not None or others.get("data") is not None
+            config = config or (None if named else default_file(os.environ))
             settings = None if config is None else load_settings(config, overrides, read_keys=False)
             listener = Caller(
                 name=name,
-                place=_address(name, settings, address),
+                place=_address(name, settings, address, alone=not named),
                 trust=Trust(pinned=_certificate_of(settings, name), ca=ca, certificate=cert, key=key),
                 timeout=others.pop("timeout", TIMEOUT_SECONDS),
             )
@@ -191,7 +193,9 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
     return decorated
 
 
-def _address(name: Literal["data", "admin", "ops"], settings: Settings | None, text: str | None) -> Endpoint:
+def _address(
+    name: Literal["data", "admin", "ops"], settings: Settings | None, text: str | None, *, alone: bool = True
+) -> Endpoint:
     if text is not None:
         try:
             place = Endpoint.parse(text).reachable()
@@ -203,7 +207,8 @@ def _address(name: Literal["data", "admin", "ops"], settings: Settings | None, t
         section = getattr(settings, name)
         place = Endpoint(address=section.listen, tls=section.tls.certificate_file is not None).reachable()
     else:
-        raise click.UsageError(f"{NOT_FOUND}, or --{name} HOST:PORT")
+        other = "--data names a sidecar, and its configuration is not known; give --config FILE"
+        raise click.UsageError(f"{NOT_FOUND if alone else other}, or --{name} HOST:PORT")
     if isinstance(place.address, Listen) and place.address.port == 0:
         misconfigured(f"{name}.listen has port 0, which is any free port; name the real one with --{name}")
     return place

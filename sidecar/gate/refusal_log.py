@@ -171,21 +171,25 @@ class RefusalLog:
     async def _close(self, kind: tuple[str, str, str, str], summary: _Summary) -> None:
         await asyncio.sleep(SUMMARY_SECONDS)
         del self._summaries[kind]
-        if summary.count == 1:
-            decision_id = await self._submit(summary.refusal, summary.facts, 1, None)
-        else:
-            shared = RequestFacts(
-                gatekept=summary.facts.gatekept,
-                tenant_id=summary.facts.tenant_id,
-                policies=summary.facts.policies,
-            )
-            refusal = Refusal(
-                summary.refusal.code,
-                f"{summary.count} refusals in {SUMMARY_SECONDS:g} s; the first: {summary.refusal.message}",
-                {key: value for key, value in summary.refusal.members.items() if key in SHARED_MEMBERS},
-            )
-            decision_id = await self._submit(refusal, shared, summary.count, list(summary.subjects))
-        summary.recorded.set_result(decision_id)
+        decision_id: str | None = None
+        try:
+            if summary.count == 1:
+                decision_id = await self._submit(summary.refusal, summary.facts, 1, None)
+            else:
+                shared = RequestFacts(
+                    gatekept=summary.facts.gatekept,
+                    tenant_id=summary.facts.tenant_id,
+                    policies=summary.facts.policies,
+                )
+                refusal = Refusal(
+                    summary.refusal.code,
+                    f"{summary.count} refusals in {SUMMARY_SECONDS:g} s; "
+                    f"the first: {summary.refusal.message}",
+                    {key: value for key, value in summary.refusal.members.items() if key in SHARED_MEMBERS},
+                )
+                decision_id = await self._submit(refusal, shared, summary.count, list(summary.subjects))
+        finally:
+            summary.recorded.set_result(decision_id)  # its clients wait for this
 
     async def _submit(
         self, refusal: Refusal, facts: RequestFacts, count: int, subjects: list[str] | None

@@ -88,6 +88,11 @@ def test_a_command_that_names_a_listener_reads_no_default_file(folder: Path) -> 
     ended = CliRunner().invoke(main, ["status", "--admin", "127.0.0.1:1"])
     assert ended.exit_code == 3, ended.output
     assert CliRunner().invoke(main, ["status"]).exit_code == 2
+    ended = CliRunner().invoke(main, ["scopes", "revoke", "scope_1", "--data", "127.0.0.1:1"])
+    assert ended.exit_code == 2
+    assert "--data names a sidecar, and its configuration is not known; give --config FILE, or --admin" in (
+        " ".join(ended.output.split())
+    )
 
 
 def test_every_command_with_a_configuration_names_the_defaults() -> None:
