@@ -32,16 +32,16 @@ def emit(sidecar: Program, number: int) -> Any:
 
 
 def test_the_kill_switch_stops_emission_at_once_and_survives_a_kill(sidecar: Program) -> None:
-    assert emit(sidecar, 1) is not None
+    assert emit(sidecar, 1_000_001) is not None
     assert ask(sidecar.admin, "PUT", SWITCH).json() == {"active": True}
-    assert emit(sidecar, 2) is None
+    assert emit(sidecar, 1_000_002) is None
     sidecar.kill()
     sidecar.start()
     assert ask(sidecar.admin, "GET", SWITCH).json() == {"active": True}
-    assert emit(sidecar, 3) is None
+    assert emit(sidecar, 1_000_003) is None
     assert ask(sidecar.admin, "DELETE", SWITCH).json() == {"active": False}
-    assert emit(sidecar, 2) is not None
-    assert emit(sidecar, 1) is None  # of before the kill
+    assert emit(sidecar, 1_000_002) is not None
+    assert emit(sidecar, 1_000_001) is None  # of before the kill
     assert scopegate("log", "verify", "--config", sidecar.config).returncode == 0
 
 
@@ -72,3 +72,4 @@ def test_under_load_nothing_is_emitted_once_the_kill_switch_is_answered(sidecar:
     last = ask(sidecar.admin, "GET", "/api/v1/decisions?type=care_routing_optimized&limit=1").json()
     assert last["decisions"][0]["seq"] < switched["seq"]
     assert last["decisions"][0] == after["decisions"][0]
+    assert ask(sidecar.admin, "DELETE", SWITCH).json() == {"active": False}
