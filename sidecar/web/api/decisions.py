@@ -62,8 +62,8 @@ DECISIONS = (
         tag="Decisions",
         summary="List decisions",
         description="Newest first. Filters narrow each other. With `action`, and without a scope, incident, "
-        "request or run, a page looks at a piece of the list only, so it may be short, or empty, and still "
-        "have a `next`.",
+        "request or run, a page reads only a part of the list. It may then be short or empty, and still have "
+        "a `next`.",
         parameters=(
             choice("type", "Of this type.", KINDS["type"]),
             choice("outcome", "With this outcome.", KINDS["outcome"]),

@@ -182,7 +182,7 @@ def _emitter(kind: Kind, model: type[BaseModel]) -> Operation:
         answers=(
             Answer("Recorded.", status="201", headers=(DECISION_ID_HEADER,), links=TO_DECISION),
             Answer(
-                "No record: the emission rule, an earlier record or the kill switch says none.",
+                "There is no record, because of the emission rule, an earlier record or the kill switch.",
                 contents={"application/json": {"type": "null"}},
             ),
         ),

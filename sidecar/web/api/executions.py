@@ -81,8 +81,8 @@ EXECUTIONS = (
         tag="Executions",
         summary="List executions",
         description="Newest first. Operators reconcile those that are `unknown`. With `action` or `since`, "
-        "and without `incident_id`, a page looks at a piece of the list only, so it may be short, or empty, "
-        "and still have a `next`.",
+        "and without `incident_id`, a page reads only a part of the list. It may then be short or empty, and "
+        "still have a `next`.",
         parameters=(
             choice("status", "With this status.", get_args(ExecutionStatus)),
             choice("incident_id", "About this incident."),

@@ -62,8 +62,8 @@ SCOPE_LISTS = (
         name="listAllScopes",
         tag="Scopes",
         summary="List the scopes of all incidents and tenants",
-        description="Newest first. Without `incident_id` a page looks at a piece of the list only, so a page "
-        "of some status or tenant may be short, or empty, and still have a `next`.",
+        description="Newest first. Without `incident_id` a page reads only a part of the list. If a status "
+        "or tenant is given, it may then be short or empty, and still have a `next`.",
         parameters=(
             choice("incident_id", "Of this incident."),
             choice("status", "With this status now.", get_args(ScopeStatus)),

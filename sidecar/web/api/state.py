@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -72,7 +71,8 @@ class StateApi:
     async def status(self, request: web.Request) -> answers.Status:
         del request
         snapshot = self._live.snapshot
-        readiness, (unknown, footprint) = await asyncio.gather(self._readiness.state(), measured(self._store))
+        readiness = await self._readiness.state()  # first, because it writes what is measured
+        unknown, footprint = await measured(self._store)
         count, oldest = unknown or (None, None)
         return {
             **readiness,

@@ -60,7 +60,7 @@ FAULTS: tuple[tuple[type[Exception], str], ...] = (
     (faults.LineTooLong, "the request line or a header is too long"),
     (TooLong, "its head, or what surrounds its chunks, is too long"),
     (faults.InvalidHeader, "a header is not one of HTTP/1.1"),
-    (UnknownMethod, "its method is not one that passes here"),
+    (UnknownMethod, "its method does not pass here"),
     (Overloaded, "the connections of this listener hold too much memory"),
     (faults.BadHttpMethod, "it does not begin with a method, as TLS to a listener without it does not"),
     (faults.BadStatusLine, "the request line is not one of HTTP/1.1"),

@@ -133,8 +133,8 @@ def _never_null(member: JsonSchemaValue) -> JsonSchemaValue:
 
 
 class ScopeRequest(NoNulls):
-    """What a scope is to allow. Of `action` and `allowed_actions` one is needed; where both are given, the
-    first must be among the second."""
+    """The scope that is requested. `action` or `allowed_actions` is required. If both are given, the first
+    must be one of the second."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": ["action"]}, {"required": ["allowed_actions"]}]}
