@@ -248,8 +248,8 @@ class SqliteEngine:
         try:
             if self._ownership is not None:
                 self._ownership.take()
-            self._writer = await aiosqlite.connect(
-                str(self._path) if self._path else ":memory:", isolation_level=None, cached_statements=64
+            self._writer = await _connected(
+                str(self._path) if self._path else ":memory:", cached_statements=64
             )
             await _in_thread(self._writer, _prepare)
             if self._ownership is not None and self._ownership.inode is not None:
@@ -258,9 +258,7 @@ class SqliteEngine:
                 self._wal = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
                 self._check_files()
             if self._path is not None:
-                self._reader = await aiosqlite.connect(
-                    read_only_uri(self._path), uri=True, isolation_level=None
-                )
+                self._reader = await _connected(read_only_uri(self._path), uri=True)
             return await self.head()
         except (OSError, sqlite3.Error) as exc:
             await self.close()
@@ -490,6 +488,24 @@ class SqliteEngine:
         if path is None:
             return Footprint()
         return await self._read(lambda connection: measured(connection, path, now))
+
+
+async def _connected(database: str, **options: Any) -> aiosqlite.Connection:
+    """Connect to a database. If the caller is cancelled meanwhile, the connection is closed.
+
+    Otherwise its thread would outlive the event loop, and print a traceback when it reports to it.
+    """
+
+    async def connect() -> aiosqlite.Connection:
+        return await aiosqlite.connect(database, isolation_level=None, **options)
+
+    connecting = asyncio.ensure_future(connect())
+    try:
+        return await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        with suppress(sqlite3.Error):
+            await (await connecting).close()
+        raise
 
 
 async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:

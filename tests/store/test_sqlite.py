@@ -501,3 +501,16 @@ async def test_a_log_that_lacks_records_is_still_measured_and_listed(
     assert (await engine_of(store).footprint(clock())).growth_per_day is not None
     page = await engine_of(store).decisions({}, since=since, before=None, limit=10)
     assert [row.seq for row in page.rows] == [5, 4, 2, 1]
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_an_opening_that_is_cancelled_leaves_no_thread_behind(tmp_path: Path, steps: int) -> None:
+    """A thread that outlived the event loop would print a traceback at the end of the program."""
+    before = set(threading.enumerate())
+    opening = asyncio.create_task(SqliteEngine(tmp_path / "gate.db").open())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await eventually(lambda: not set(threading.enumerate()) - before)
