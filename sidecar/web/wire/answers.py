@@ -288,6 +288,7 @@ class WouldRefuse(TypedDict):
     message: str
 
 
+# Pydantic reads this attribute, which TypedDict does not declare.
 WouldRefuse.__pydantic_config__ = {"extra": "allow"}  # type: ignore[attr-defined]
 
 
