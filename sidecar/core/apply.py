@@ -10,7 +10,7 @@ the decision holds the rows that change and the record.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,10 +62,8 @@ from sidecar.core.rules import (
     GrantJudgment,
     Objection,
     ScopeTerms,
-    applying,
     granting,
     in_order,
-    objections,
     preview,
     refusal_by,
     subject_of,
@@ -192,7 +190,17 @@ class Judgment:
 
 
 def judgment(command: Admit, state: State, now: int) -> Judgment:
-    """Judge one execution. Both `admit` and `explain` use this judgment."""
+    """Judge one execution as `admit` does, and say how far each brake is used."""
+    uses: list[tuple[Rule, Use]] = []
+    found = _judgment(command, state, now, uses)
+    order = {
+        id(rule): place
+        for place, rule in enumerate(command.policies.about("execute", command.claims.action or ""))
+    }
+    return replace(found, uses=tuple(sorted(uses, key=lambda one: order[id(one[0])])))
+
+
+def _judgment(command: Admit, state: State, now: int, uses: list[tuple[Rule, Use]] | None = None) -> Judgment:
     claims, policies = command.claims, command.policies
     scope = state.scopes.get(claims.scope_id or "")
     case = BoundInput.of(claims, command.tenant_id, scope, policies, now, command.announced_cost)
@@ -212,7 +220,6 @@ def judgment(command: Admit, state: State, now: int) -> Judgment:
     refusal = judge(case, CATALOGUE_BOUNDS)
     if refusal is not None:
         found.append(Objection(refusal, None))
-    uses: list[tuple[Rule, Use]] = []
     found += _objections(command, consumed, state, now, uses)
     if command.shadow:
         found = [replace(one, shadow=True) for one in found]
@@ -223,30 +230,30 @@ def judgment(command: Admit, state: State, now: int) -> Judgment:
         refusal=refusal_by(found),
         shadow=tuple(one for one in found if one.shadow),
         objections=tuple(found),
-        uses=tuple(uses),
+        uses=tuple(uses or ()),
         waived=waived,
     )
 
 
 def _objections(
-    command: Admit, scope: Scope | None, state: State, now: int, uses: list[tuple[Rule, Use]]
-) -> Iterator[Objection]:
+    command: Admit, scope: Scope | None, state: State, now: int, uses: list[tuple[Rule, Use]] | None
+) -> list[Objection]:
     """The objections of the rules to an execution. The use of each brake is appended to `uses`."""
     policies = command.policies
+    known = command.preview
+    if known is not None and not known.bundles:
+        return []
     subject = subject_of(command.claims, command.tenant_id, command.principal, policies, now, scope)
-    known = command.preview or preview(policies, "execute", subject)
-    for each in applying(known, subject):
-        yield from objections(each, subject)
-        if each.rule.brake is not None and each.failure is None:
-            used = brakes.use(each.rule, subject, policies, state.admissions, state.executions, state.found)
-            uses.append((each.rule, used))
-            yield from brakes.objection(each.rule, used, now)
+    known = known or preview(policies, "execute", subject)
+    return brakes.objections_to(
+        known, subject, policies, state.admissions, state.executions, state.found, uses
+    )
 
 
 def admit(command: Admit, state: State, now: int) -> Applied:
     """Consume the scope, hold the cost and record it, or refuse."""
     claims, revision = command.claims, command.policies.revision
-    found = judgment(command, state, now)
+    found = _judgment(command, state, now)
     details = _shadow_details(found.shadow)
     if command.preview is not None and command.preview.conditional:
         # The conditions were judged at this time, which is earlier than the time of the record.
