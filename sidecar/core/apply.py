@@ -67,7 +67,6 @@ from sidecar.core.rules import (
     preview,
     refusal_by,
     subject_of,
-    with_scope,
 )
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.errors import Refusal
@@ -168,7 +167,7 @@ class Applied:
     bound: Bind | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Judgment:
     """The judgment on one execution. It may go on if `refusal` is None.
 
@@ -193,14 +192,14 @@ def judgment(command: Admit, state: State, now: int) -> Judgment:
     """Judge one execution as `admit` does, and say how far each brake is used."""
     uses: list[tuple[Rule, Use]] = []
     found = _judgment(command, state, now, uses)
-    order = {
-        id(rule): place
-        for place, rule in enumerate(command.policies.about("execute", command.claims.action or ""))
-    }
-    return replace(found, uses=tuple(sorted(uses, key=lambda one: order[id(one[0])])))
+    rules = command.policies.about("execute", command.claims.action or "")
+    order = {id(rule): place for place, rule in enumerate(rules)}
+    found.uses = tuple(sorted(uses, key=lambda one: order[id(one[0])]))
+    return found
 
 
 def _judgment(command: Admit, state: State, now: int, uses: list[tuple[Rule, Use]] | None = None) -> Judgment:
+    """Judge one execution. The use of each brake is appended to `uses`; without it, few are found out."""
     claims, policies = command.claims, command.policies
     scope = state.scopes.get(claims.scope_id or "")
     case = BoundInput.of(claims, command.tenant_id, scope, policies, now, command.announced_cost)
@@ -221,6 +220,8 @@ def _judgment(command: Admit, state: State, now: int, uses: list[tuple[Rule, Use
     if refusal is not None:
         found.append(Objection(refusal, None))
     found += _objections(command, consumed, state, now, uses)
+    if not found:
+        return Judgment(case=case, scope=consumed, refusal=None, waived=waived)
     if command.shadow:
         found = [replace(one, shadow=True) for one in found]
     found = in_order(found)
@@ -230,7 +231,6 @@ def _judgment(command: Admit, state: State, now: int, uses: list[tuple[Rule, Use
         refusal=refusal_by(found),
         shadow=tuple(one for one in found if one.shadow),
         objections=tuple(found),
-        uses=tuple(uses or ()),
         waived=waived,
     )
 
@@ -386,11 +386,8 @@ def _subjects(command: Issue, now: int) -> list[Subject]:
     scope = replace(command.scope, created_at=now)
     claims = replace(_claims(scope), scope_id=None)
     return [
-        with_scope(
-            subject_of(
-                replace(claims, action=action), scope.tenant_id, command.principal, command.policies, now
-            ),
-            scope,
+        subject_of(
+            replace(claims, action=action), scope.tenant_id, command.principal, command.policies, now, scope
         )
         for action in scope.allowed_actions
     ]

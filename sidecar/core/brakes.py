@@ -234,10 +234,11 @@ def _keys(tally: Tally, about: Subject | Execution) -> Iterable[Any]:
 
 def _counts(tally: Tally, execution: Execution, policies: PolicySet) -> bool:
     match = tally.match
-    entry = policies.action(execution.action)
-    return match.action_matches(
-        execution.action, None if entry is None else entry.risk
-    ) and match.rest_matches(
+    if tally.checks_action:
+        entry = policies.action(execution.action)
+        if not match.action_matches(execution.action, None if entry is None else entry.risk):
+            return False
+    return not tally.checks_rest or match.rest_matches(
         execution.incident_id, execution.tenant_id, execution.principal, execution.target_agents
     )
 

@@ -70,7 +70,7 @@ class ActionPolicy:
     targets_required: bool = False
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen, because one is made for every request; it never changes
+@dataclass(slots=True, kw_only=True)  # one is made for every request, and a frozen one costs twice as much
 class Subject:
     """The facts that the rules read of one execution, or of one action of a requested grant.
 
@@ -260,7 +260,8 @@ class Tally:
     """The executions that brakes count together: those of brakes with the same `match` and the same `per`.
 
     `rules` are the brakes that hold without a condition. If `strictest` does not hold, none of them does.
-    `facets` reads the values by which executions are counted separately, except target agents.
+    `facets` reads the values by which executions are counted separately, except target agents. Executions of
+    the action that is judged need no check of their action.
     """
 
     match: Match
@@ -271,6 +272,8 @@ class Tally:
     by_incident: bool
     by_action: bool
     by_agent: bool
+    checks_action: bool
+    checks_rest: bool
 
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> Tally:
@@ -294,6 +297,8 @@ class Tally:
             by_incident="incident_id" in per,
             by_action="action" in per,
             by_agent="target_agents" in per,
+            checks_action="action" not in per and bool(rules[0].match.action or rules[0].match.risk),
+            checks_rest=any(rules[0].match.rest),
         )
 
 

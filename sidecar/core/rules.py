@@ -78,9 +78,10 @@ def subject_of(
     claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int, scope: Scope | None = None
 ) -> Subject:
     """The facts of an execution that the rules read. Without `scope`, only those of the request are set."""
-    entry = policies.action(claims.action or "")
+    action = claims.action or ""
+    entry = policies.action(action)
     subject = Subject(
-        action=claims.action or "",
+        action=action,
         risk=None if entry is None else entry.risk,
         incident_id=claims.incident_id or "",
         tenant_id=tenant_id,
@@ -89,25 +90,20 @@ def subject_of(
         parameters=claims.parameters,
         now=now,
     )
-    return subject if scope is None else with_scope(subject, scope)
+    if scope is not None:
+        subject.intent = scope.intent
+        subject.max_cost = scope.max_cost
+        subject.attempts_used = scope.attempts_used
+        subject.attempts_remaining = scope.attempts_remaining
+        subject.scope_age_seconds = max(0, now - scope.created_at) // SECOND
+    return subject
 
 
-def with_scope(subject: Subject, scope: Scope) -> Subject:
-    return Subject(
-        action=subject.action,
-        risk=subject.risk,
-        incident_id=subject.incident_id,
-        tenant_id=subject.tenant_id,
-        principal=subject.principal,
-        target_agents=subject.target_agents,
-        parameters=subject.parameters,
-        intent=scope.intent,
-        max_cost=scope.max_cost,
-        attempts_used=scope.attempts_used,
-        attempts_remaining=scope.attempts_remaining,
-        scope_age_seconds=max(0, subject.now - scope.created_at) // SECOND,
-        now=subject.now,
-    )
+def previewed(claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int) -> Preview:
+    """As `preview` of an execution. If no rule is about its action, it needs no subject."""
+    if not policies.about("execute", claims.action or ""):
+        return Preview(now, ())
+    return preview(policies, "execute", subject_of(claims, tenant_id, principal, policies, now))
 
 
 def preview(

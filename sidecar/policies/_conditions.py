@@ -281,7 +281,7 @@ def _is_value(text: str) -> bool:
 
 _FACT: Mapping[str, Callable[[Subject], Any]] = {
     "action": lambda subject: subject.action,
-    "risk": lambda subject: "" if subject.risk is None else subject.risk.value,
+    "risk": lambda subject: "" if subject.risk is None else subject.risk,
     "incident_id": lambda subject: subject.incident_id,
     "tenant_id": lambda subject: subject.tenant_id,
     "principal": lambda subject: subject.principal,

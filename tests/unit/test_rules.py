@@ -41,7 +41,6 @@ from sidecar.core.rules import (
     refusal_by,
     subject_of,
     unjudged,
-    with_scope,
 )
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ConditionFailed, Refusal
@@ -202,7 +201,8 @@ def test_what_is_not_claimed_is_empty_and_what_is_not_listed_has_no_risk() -> No
 )
 def test_a_scope_s_age_is_in_whole_seconds_and_never_negative(microseconds: int, seconds: int) -> None:
     scope = replace(SCOPE, created_at=NOW - microseconds)
-    assert with_scope(subject(), scope).scope_age_seconds == seconds
+    found = subject_of(CLAIMS, "default", "anonymous", policies_of(), NOW, scope)
+    assert found.scope_age_seconds == seconds
 
 
 # One rule -----------------------------------------------------------------------------------------------
@@ -498,7 +498,9 @@ def test_a_condition_that_waited_and_does_not_hold_applies_no_more() -> None:
     known = preview(policies_of(*rules), "execute", subject())
     assert late(known) == ["used", "unused"]
     (bundle,) = known.bundles
-    assert ids(judged(bundle.late, with_scope(subject(), SCOPE))) == ["used"]
+    assert ids(
+        judged(bundle.late, subject_of(CLAIMS, "default", "anonymous", policies_of(*rules), NOW, SCOPE))
+    ) == ["used"]
 
 
 @pytest.mark.parametrize("reads", ["parameters", "attempts_used"])
