@@ -19,7 +19,7 @@ from sidecar.web.data._answers import RawAnswer, client_left, cut, declared_leng
 from sidecar.web.serving.accesslog import visit_of
 from sidecar.web.serving.body import Taken, expect_continue
 from sidecar.web.serving.connections import DataConnection, broken_body
-from sidecar.web.wire.headers import end_to_end, unframed, value_of, without_our_own
+from sidecar.web.wire.headers import HeaderFields, end_to_end, unframed, without_our_own
 from sidecar.web.wire.problem import problem
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
@@ -57,10 +57,14 @@ class PassThroughProxy:
         self.under_way = 0
 
     async def carry(
-        self, request: web.BaseRequest, target: bytes, recorded: ShadowRecord | None = None
+        self,
+        request: web.BaseRequest,
+        target: bytes,
+        fields: HeaderFields,
+        recorded: ShadowRecord | None = None,
     ) -> web.StreamResponse:
         """Forward one request and relay its answer to the end. A gated request must be `recorded` before."""
-        unfit = uncarried(request)
+        unfit = uncarried(fields)
         if unfit is not None:
             return problem(unfit)
         decision_id = recorded.decision_id if recorded else None
@@ -76,7 +80,7 @@ class PassThroughProxy:
         try:
             if request.transport is None or broken_body(request) is not None:
                 raise asyncio.CancelledError  # the client left, or its body broke, during the wait for a slot
-            answer, outcome = await self._carry(request, target, recorded)
+            answer, outcome = await self._carry(request, target, fields, recorded)
         except ValueError as exc:
             outcome = "invalid_request"
             refusal = Refusal(outcome, f"The request cannot be forwarded as it came: {exc}.")
@@ -112,13 +116,13 @@ class PassThroughProxy:
         return answer
 
     async def _carry(
-        self, request: web.BaseRequest, target: bytes, recorded: ShadowRecord | None
+        self, request: web.BaseRequest, target: bytes, fields: HeaderFields, recorded: ShadowRecord | None
     ) -> tuple[web.StreamResponse, str]:
-        headers = _marked(end_to_end(request.raw_headers), recorded)
-        upgrading = is_websocket(request)
+        headers = _marked(fields.end_to_end(), recorded)
+        upgrading = is_websocket(request, fields)
         if upgrading:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-        has_length = value_of(request.raw_headers, b"content-length") is not None
+        has_length = b"content-length" in fields
         streamed = request.body_exists and not upgrading
         connection = cast(DataConnection, request.protocol)
         task = asyncio.current_task()
@@ -129,7 +133,7 @@ class PassThroughProxy:
                 request.method,
                 target,
                 headers,
-                _body(request, recorded.taken if recorded else Taken()) if streamed else None,
+                _body(request, fields, recorded.taken if recorded else Taken()) if streamed else None,
                 chunked=streamed and not has_length,
                 head_deadline=self._live.snapshot.settings.upstream.response_timeout_seconds,
             )
@@ -260,31 +264,28 @@ class _Inbound:
         return b"".join(pieces)
 
 
-def uncarried(request: web.BaseRequest) -> Refusal | None:
+def uncarried(fields: HeaderFields) -> Refusal | None:
     """Why the framing of a request makes it impossible to forward; None if it can be forwarded."""
-    codings = [value for name, value in request.raw_headers if name.lower() == b"transfer-encoding"]
+    codings = fields.values(b"transfer-encoding")
     if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
         # The backend could not undo another coding, because the sidecar does not forward this header.
         return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
     return None
 
 
-def is_websocket(request: web.BaseRequest) -> bool:
+def is_websocket(request: web.BaseRequest, fields: HeaderFields) -> bool:
     """Whether the client asks to switch to a WebSocket (RFC 6455, section 4.1)."""
-    options = ",".join(request.headers.getall("Connection", [])).lower().split(",")
-    return (
-        request.method == "GET"
-        and wants_websocket(request.headers.items())
-        and "upgrade" in (option.strip() for option in options)
-        and not request.body_exists
-    )
+    if not wants_websocket(fields.deciding()) or request.method != "GET" or request.body_exists:
+        return False
+    options = ",".join(fields.texts(b"connection")).lower().split(",")
+    return "upgrade" in (option.strip() for option in options)
 
 
-def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
+def upgrade_refusal(request: web.BaseRequest, fields: HeaderFields) -> Refusal | None:
     """Refuse every protocol switch but a WebSocket. CONNECT would carry requests past the gate."""
     if request.method == "CONNECT":
         return Refusal("upgrade_refused", "CONNECT is refused.")
-    if wants_websocket(request.headers.items()) and not is_websocket(request):
+    if wants_websocket(fields.deciding()) and not is_websocket(request, fields):
         message = "A WebSocket begins with a GET without a body, with Connection: Upgrade."
         return Refusal("upgrade_refused", message)
     return None
@@ -297,11 +298,11 @@ def _marked(headers: list[tuple[bytes, bytes]], recorded: ShadowRecord | None) -
     return [*without_our_own(headers), (b"Scopegate-Decision-Id", recorded.decision_id.encode("ascii"))]
 
 
-async def _body(request: web.BaseRequest, taken: Taken) -> AsyncIterator[bytes]:
+async def _body(request: web.BaseRequest, fields: HeaderFields, taken: Taken) -> AsyncIterator[bytes]:
     for piece in taken.pieces:
         yield piece
     if not taken.begun:
-        await expect_continue(request)
+        expect_continue(request, fields)
     while piece := await request.content.readany():
         yield piece
 

@@ -28,6 +28,7 @@ from sidecar.web.serving.accesslog import AccessLog, visit_of
 from sidecar.web.serving.body import Taken
 from sidecar.web.serving.connections import DataConnection, broken_body
 from sidecar.web.serving.hosts import Guard, malformed
+from sidecar.web.wire.headers import HeaderFields, fields_of
 from sidecar.web.wire.problem import problem, refused_problem
 from sidecar.web.wire.request import request_id_of
 
@@ -87,24 +88,24 @@ class DataPlane:
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         target = request._message.path  # the raw target, because yarl has changed every public form
-        visit = visit_of(request)
+        visit, fields = visit_of(request), fields_of(request)
         if self._scopes is not None and self._scopes.owns(target):
             visit.route = "scopes"
             foreign = self._guard.refusal(request)
             if foreign is not None:
-                return await self._scopes.refuse(request, target, request_id_of(request), foreign)
-            return await self._scopes.handle(request, target, request_id_of(request))
-        unnamed = malformed(request)
+                return await self._scopes.refuse(request, target, request_id_of(fields), foreign)
+            return await self._scopes.handle(request, target, request_id_of(fields))
+        unnamed = malformed(request, fields)
         snapshot = self._live.snapshot
-        course = course_of(request, target, snapshot)
+        course = course_of(request, target, fields, snapshot)
         if course is None:
             if unnamed is not None:
                 self._metrics.passed.labels(unnamed.code).inc()
                 return problem(unnamed)
-            switching = passthrough.upgrade_refusal(request)
+            switching = passthrough.upgrade_refusal(request, fields)
             if switching is not None:
                 return problem(switching)
-            return await self._passing.carry(request, target_bytes(target))
+            return await self._passing.carry(request, target_bytes(target), fields)
         visit.route = "gated"
         visit.trace = self._tracing.begin(
             method=request.method,
@@ -116,13 +117,13 @@ class DataPlane:
         visit.trace_id = visit.trace.ids.get("trace_id", visit.trace_id)
         try:
             async with asyncio.timeout(deadlines.judging_seconds(snapshot.settings)) as visit.deadline:
-                return await self._gated(request, target, course, snapshot, unnamed)
+                return await self._gated(request, target, fields, course, snapshot, unnamed)
         except TimeoutError:
             if visit.deadline is None or not visit.deadline.expired():
                 raise
         # The outer deadline passed, which is not the request's fault. Nothing of it was forwarded, because
         # the gate ends an execution before that.
-        facts = facts_of(request, snapshot)
+        facts = facts_of(fields, snapshot)
         LogEvent.UNDECIDED.log(request_id=facts.request_id)
         refused = self._gate.refusals.undecided("it was not decided in time", facts)
         return refused_problem(refused, facts.request_id)
@@ -133,6 +134,7 @@ class DataPlane:
         self,
         request: web.BaseRequest,
         target: str,
+        fields: HeaderFields,
         course: Course,
         snapshot: Snapshot,
         unnamed: Refusal | None,
@@ -142,18 +144,18 @@ class DataPlane:
         if unnamed is not None:
             # Shadow routes refuse it too, because the backend would choose where it goes.
             self._observer.judged(visit.trace, visit.begun)
-            return await self._refuse(Refused(refusal=unnamed), facts_of(request, snapshot))
+            return await self._refuse(Refused(refusal=unnamed), facts_of(fields, snapshot))
         if isinstance(course.verdict, Rejected):
             self._observer.judged(visit.trace, visit.begun)
             refusal = course.verdict.refusal
-            return await self._unjudged(request, target, course, refusal, snapshot, taken)
+            return await self._unjudged(request, target, fields, course, refusal, snapshot, taken)
         place = self._gate.enter(snapshot)
         if isinstance(place, Refused):
             self._observer.judged(visit.trace, visit.begun)
-            return await self._refuse(place, facts_of(request, snapshot))
+            return await self._refuse(place, facts_of(fields, snapshot))
         gated: GatedRequest | Refusal | None = None
         try:
-            gated = await read_gated(request, target, course, snapshot, taken, place)
+            gated = await read_gated(request, target, fields, course, snapshot, taken, place)
         finally:
             # A refusal may have to wait for its summary; it must not hold a place meanwhile.
             if not isinstance(gated, GatedRequest):
@@ -163,7 +165,7 @@ class DataPlane:
             if not course.shadow:
                 taken.pieces.clear()
                 del place  # gives back the memory that it counts
-            return await self._unjudged(request, target, course, gated, snapshot, taken)
+            return await self._unjudged(request, target, fields, course, gated, snapshot, taken)
         return await self._execute(request, gated)
 
     async def _execute(self, request: web.BaseRequest, gated: GatedRequest) -> web.StreamResponse:
@@ -195,26 +197,35 @@ class DataPlane:
         self,
         request: web.BaseRequest,
         target: str,
+        fields: HeaderFields,
         course: Course,
         refusal: Refusal,
         snapshot: Snapshot,
         taken: Taken,
     ) -> web.StreamResponse:
         """Refuse a request that cannot be judged. On a shadow route, record that and pass it through."""
-        facts, refused = facts_of(request, snapshot), Refused(refusal=refusal)
+        facts, refused = facts_of(fields, snapshot), Refused(refusal=refusal)
         if course.shadow:
             unfit = (
-                passthrough.upgrade_refusal(request) or passthrough.uncarried(request) or broken_body(request)
+                passthrough.upgrade_refusal(request, fields)
+                or passthrough.uncarried(fields)
+                or broken_body(request)
             )
             blocked = self._gate.unready(snapshot) if unfit is None else Refused(refusal=unfit)
             if blocked is None:
-                return await self._pass_over(request, target, refusal, facts, taken)
+                return await self._pass_over(request, target, fields, refusal, facts, taken)
             refused = blocked
         allow = course.verdict.allow if isinstance(course.verdict, Rejected) else ()
         return await self._refuse(refused, facts, allow=allow)
 
     async def _pass_over(
-        self, request: web.BaseRequest, target: str, refusal: Refusal, facts: RequestFacts, taken: Taken
+        self,
+        request: web.BaseRequest,
+        target: str,
+        fields: HeaderFields,
+        refusal: Refusal,
+        facts: RequestFacts,
+        taken: Taken,
     ) -> web.StreamResponse:
         """Record a refusal that a shadow route does not enforce, and pass the request through."""
         recorded = await self._gate.refusals.pass_over(refusal, facts)
@@ -224,7 +235,7 @@ class DataPlane:
         visit.decision_id = recorded
         visit.extend(None)
         return await self._passing.carry(
-            request, target_bytes(target), passthrough.ShadowRecord(recorded, taken)
+            request, target_bytes(target), fields, passthrough.ShadowRecord(recorded, taken)
         )
 
     async def _refuse(
