@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from aiohttp import web
-
 from sidecar.core.bounds import incomplete
 from sidecar.core.facts import Claims, FactSources, Request, read
 from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify, read_as
@@ -20,9 +18,9 @@ from sidecar.ids import new_traceparent
 from sidecar.live.snapshot import Snapshot
 from sidecar.settings.sections import GateSection, Route
 from sidecar.telemetry.tracing import trace_ids
-from sidecar.web.data.passthrough import uncarried
-from sidecar.web.serving.accesslog import visit_of
+from sidecar.web.data.passthrough import target_bytes, uncarried
 from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_json
+from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import end_to_end, value_of, without_our_own
 from sidecar.web.wire.request import request_id_of, tenant_of
 
@@ -39,7 +37,7 @@ class Course:
     shadow: bool
 
 
-def course_of(request: web.BaseRequest, target: str, snapshot: Snapshot) -> Course | None:
+def course_of(request: DataRequest, target: str, snapshot: Snapshot) -> Course | None:
     """The classification of a request. None: it is not gated, or only reads.
 
     A request that an enforced route matches in any reading is enforced, even if other routes match it.
@@ -60,7 +58,7 @@ def course_of(request: web.BaseRequest, target: str, snapshot: Snapshot) -> Cour
     return Course(verdict, routes[verdict.index] if isinstance(verdict, Gated) else None, shadow)
 
 
-def facts_of(request: web.BaseRequest, snapshot: Snapshot) -> RequestFacts:
+def facts_of(request: DataRequest, snapshot: Snapshot) -> RequestFacts:
     """The facts for a record that a request shows without its body: its tenant and its id."""
     return RequestFacts(
         tenant_id=tenant_of(request, snapshot.settings.gate.tenant_header) or "default",
@@ -70,7 +68,7 @@ def facts_of(request: web.BaseRequest, snapshot: Snapshot) -> RequestFacts:
 
 
 async def read_gated(
-    request: web.BaseRequest, target: str, course: Course, snapshot: Snapshot, taken: Taken, place: Place
+    request: DataRequest, target: str, course: Course, snapshot: Snapshot, taken: Taken, place: Place
 ) -> GatedRequest | Refusal:
     """Read the body of a gated request and what it claims, or say why it cannot be judged.
 
@@ -121,7 +119,7 @@ async def read_gated(
         return missing  # recorded, and passed through unchanged
     request_id = request_id_of(request)
     headers = _upstream_headers(request, judged_headers, raw, request_id, bounds)
-    trace = visit_of(request).trace
+    trace = request.trace
     return GatedRequest(
         facts=RequestFacts(
             claims=claims,
@@ -143,17 +141,12 @@ async def read_gated(
     )
 
 
-def target_bytes(target: str) -> bytes:
-    """The raw target as the bytes that came."""
-    return target.encode("utf-8", "surrogateescape")
-
-
 def _judged_headers(sources: FactSources, tenant_header: str | None) -> set[str]:
     named = {source.name for source in sources.of_the_request if source.kind == "header"}
     return named | ({tenant_header.lower()} if tenant_header else set())
 
 
-def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str]) -> Refusal | None:
+def _twin_of_a_judged_header(request: DataRequest, judged_headers: set[str]) -> Refusal | None:
     """Refuse a header that differs from a judged one only in punctuation, because CGI reads both alike."""
     judged = {read_as(name): name for name in judged_headers | FRAMING}
     for name in request.headers:
@@ -165,7 +158,7 @@ def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str])
 
 
 def _upstream_headers(
-    request: web.BaseRequest, judged_headers: set[str], body: bytes, request_id: str, bounds: GateSection
+    request: DataRequest, judged_headers: set[str], body: bytes, request_id: str, bounds: GateSection
 ) -> list[tuple[bytes, bytes]]:
     # A header that was judged must reach the backend, even if Connection names it as hop-by-hop.
     headers = without_our_own(

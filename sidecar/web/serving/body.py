@@ -6,12 +6,11 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
-
 from sidecar.errors import Refusal
 from sidecar.files.strictjson import NotJson, parse
 from sidecar.gate.places import Held, MemoryBudget, parsed_bytes
 from sidecar.web.serving._parser import BrokenBody
+from sidecar.web.wire.request import AnyRequest
 
 PARSED_AT_ONCE = 64 * 1024
 
@@ -23,7 +22,7 @@ _documents = MemoryBudget()
 _NO_ROOM = Refusal("overloaded", "Request bodies hold as much memory as they may.", {"cause": "memory"})
 
 
-def media_type_refusal(request: web.BaseRequest) -> Refusal | None:
+def media_type_refusal(request: AnyRequest) -> Refusal | None:
     """Require exactly one content type `application/json`, no charset but utf-8, and no content encoding."""
     if "Content-Encoding" in request.headers:
         return Refusal("unsupported_media_type", "A body with a Content-Encoding cannot be judged.")
@@ -47,7 +46,7 @@ class Taken:
 
 
 async def read_json(
-    request: web.BaseRequest,
+    request: AnyRequest,
     *,
     max_bytes: int,
     timeout_seconds: float,
@@ -98,13 +97,13 @@ async def read_json(
         return Refusal("invalid_request", f"The body is not strict JSON: {exc}.")
 
 
-async def read_document(request: web.BaseRequest) -> dict[str, Any] | Refusal:
+async def read_document(request: AnyRequest) -> dict[str, Any] | Refusal:
     """Return the object in the body of a call to the admin listener, or why it cannot be read."""
     body = await read_json(request, max_bytes=MAX_DOCUMENT_BYTES, timeout_seconds=DOCUMENT_TIMEOUT_SECONDS)
     return body if isinstance(body, Refusal) else body[1]
 
 
-async def expect_continue(request: web.BaseRequest) -> None:
+async def expect_continue(request: AnyRequest) -> None:
     """Send `100 Continue` to a client that waits for it before its body (RFC 9110, section 10.1.1)."""
     if request.version >= (1, 1) and request.headers.get("Expect", "").lower() == "100-continue":
         transport = request.transport
