@@ -35,7 +35,7 @@ from sidecar.store.checkpoints import Checkpointer
 from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry.events import LogEvent
-from sidecar.telemetry.metrics import Metrics, without_created_series
+from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
 from sidecar.upstream import Upstream, UpstreamTls
 from sidecar.web.api.admin import Admin
@@ -90,7 +90,6 @@ class Sidecar:
         renewal_seconds: float = LOOK_SECONDS,
     ) -> None:
         require_fast_parser()
-        without_created_series()
         keep_requests_out_of_logs()
         self.settings = settings
         self.connections = connections(file_limit(), settings.upstream.max_connections)
