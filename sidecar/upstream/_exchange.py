@@ -11,7 +11,7 @@ from functools import partial
 from typing import Protocol, cast
 
 from sidecar.files.tls import describe_failure
-from sidecar.receiving import ReadBuffer, Receiver
+from sidecar.receiving import limit_reads
 from sidecar.timers import Deadline, Deadlines
 from sidecar.upstream._answer import AnswerHead, AnswerParser, AnswerState, Failed, TimedOut, Unanswered
 
@@ -255,14 +255,14 @@ class Pool(Protocol):
         """The connection can carry another exchange."""
 
 
-class UpstreamConnection(Receiver):
+class UpstreamConnection(asyncio.Protocol):
     """One connection. It carries one exchange at a time. Bytes outside an exchange make it close."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
 
-    def __init__(self, where: str, deadlines: Deadlines, read_buffer: ReadBuffer) -> None:
-        self.where, self.deadlines, self.read_buffer = where, deadlines, read_buffer
+    def __init__(self, where: str, deadlines: Deadlines) -> None:
+        self.where, self.deadlines = where, deadlines
         self.exchange: Exchange | None = None
         self.pool: Pool | None = None  # set once the connection holds a slot
         self.idle_since = 0.0
@@ -277,6 +277,7 @@ class UpstreamConnection(Receiver):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport = cast(asyncio.Transport, transport)  # asyncio itself sets TCP_NODELAY
+        limit_reads(transport)
         self._tls = transport.get_extra_info("ssl_object")
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
