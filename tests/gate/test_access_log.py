@@ -27,7 +27,7 @@ from sidecar.telemetry.logqueue import LogQueue, never_wait_for_logs
 from sidecar.telemetry.logs import set_up_logging
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import trace_ids
-from sidecar.web.serving.accesslog import MAX_PATH_CHARS, shown_path
+from sidecar.web.serving.datarequest import MAX_PATH_CHARS, shown_path
 from tests.acceptance.conftest import PROJECT, write_configuration
 from tests.client import as_json, ask, connect, read_message, request_bytes
 from tests.gate.test_transport import on_both_kinds
