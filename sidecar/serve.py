@@ -34,7 +34,7 @@ from sidecar.store.checkpoints import Checkpointer
 from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry.events import LogEvent
-from sidecar.telemetry.metrics import Metrics, without_created_series
+from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
 from sidecar.upstream import Upstream, UpstreamTls
 from sidecar.web.api.admin import Admin
@@ -51,10 +51,10 @@ from sidecar.web.data.plane import DataPlane
 from sidecar.web.serving.accesslog import AccessLog
 from sidecar.web.serving.connections import (
     Connection,
-    DataServer,
     keep_requests_out_of_logs,
     require_fast_parser,
 )
+from sidecar.web.serving.dataconnection import DataServer
 from sidecar.web.serving.listener import Factory, Listener, connections, file_limit
 from sidecar.web.wire.answers import Listeners
 
@@ -89,7 +89,6 @@ class Sidecar:
         renewal_seconds: float = LOOK_SECONDS,
     ) -> None:
         require_fast_parser()
-        without_created_series()
         keep_requests_out_of_logs()
         self.settings = settings
         self.connections = connections(file_limit(), settings.upstream.max_connections)
@@ -198,7 +197,6 @@ class Sidecar:
             live=self.live,
             metrics=self.metrics,
             observer=observer,
-            access=access,
             tracing=self.tracing,
         )
         self._data_server = DataServer(
