@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -67,10 +68,21 @@ class Failed(Unanswered):
 class AnswerHead:
     """The head of an answer, with the reason and the headers as the bytes that arrived.
 
-    `content_length` is the number in its Content-Length, and None if it has none.
+    `content_length` is the number in its Content-Length, and None if it has none. `codings` and `upgrades`
+    are the values of Transfer-Encoding and Upgrade, in lower case. Equal heads may be one value, so that what
+    a caller makes of a head can be kept under it.
     """
 
-    __slots__ = ("content_length", "headers", "reason", "status", "version")
+    __slots__ = (
+        "codings",
+        "content_length",
+        "headers",
+        "keep_alive",
+        "reason",
+        "status",
+        "upgrades",
+        "version",
+    )
 
     def __init__(
         self,
@@ -78,10 +90,26 @@ class AnswerHead:
         reason: bytes,
         headers: tuple[tuple[bytes, bytes], ...],
         version: tuple[int, int],
+        *,
         content_length: int | None,
+        codings: tuple[bytes, ...],
+        upgrades: tuple[bytes, ...],
+        keep_alive: bool,
     ) -> None:
-        self.status, self.reason, self.headers = status, reason, headers
-        self.version, self.content_length = version, content_length
+        self.status: Final = status
+        self.reason: Final = reason
+        self.headers: Final = headers
+        self.version: Final = version
+        self.content_length: Final = content_length
+        self.codings: Final = codings
+        self.upgrades: Final = upgrades
+        self.keep_alive: Final = keep_alive
+
+
+# Heads that were read before, by their bytes. Under load a head repeats until its Date changes.
+_known_heads: dict[bytes, AnswerHead] = {}
+_MAX_KNOWN_HEADS = 64
+_MAX_KNOWN_HEAD_BYTES = 2048
 
 
 class AnswerState(Enum):
@@ -121,6 +149,7 @@ class AnswerParser:
     _seam = b""  # the last bytes of that head so far; its empty line may have begun in them
     _status: int | None = None  # status of a head that llhttp has read
     _reason, _keep_alive = b"", False
+    _headers: list[tuple[bytes, bytes]]
     _overhead = 0  # bytes of heads, or of framing since the last body byte
     _left = 0  # bytes that remain of the body or the chunk
     _line: bytearray  # the unfinished framing line
@@ -129,7 +158,6 @@ class AnswerParser:
         """`bodyless`: the request was a HEAD. `offer`: the protocol that the upstream may switch to."""
         self.pieces: list[bytes] = []
         self._bodyless, self._offer = bodyless, offer
-        self._headers: list[tuple[bytes, bytes]] = []
 
     @property
     def complete(self) -> bool:
@@ -176,11 +204,9 @@ class AnswerParser:
 
     def _take_head(self, data: bytes, at: int) -> int:
         """Parse a head up to its empty line. Judge it once it is whole."""
-        http, seam = self._http, self._seam
-        if http is None:
-            if data[at] != _FIRST_BYTE:
-                return self._fail("it does not begin with HTTP")  # llhttp would skip empty lines
-            http = self._http = HttpResponseParser(self)
+        begun, seam = self._http is not None, self._seam
+        if not begun and data[at] != _FIRST_BYTE:
+            return self._fail("it does not begin with HTTP")  # llhttp would skip empty lines
         if seam and (found := (seam + data[at : at + 3]).find(_EMPTY_LINE)) >= 0:
             end = at + found - len(seam) + 4
         elif (found := data.find(_EMPTY_LINE, at)) >= 0:
@@ -191,26 +217,75 @@ class AnswerParser:
         if self._overhead > MAX_HEAD_BYTES:
             return self._fail(f"more than {MAX_HEAD_BYTES} bytes of head")
         piece = data[at:end]
+        head = None if begun else _known_heads.get(piece)
+        if head is None:
+            head = self._read_head(piece, found >= 0)
+            if head is None:
+                return end
+            if not begun and len(piece) <= _MAX_KNOWN_HEAD_BYTES:
+                if len(_known_heads) >= _MAX_KNOWN_HEADS:
+                    _known_heads.clear()
+                _known_heads[piece] = head
+        self._judge(head)
+        return end
+
+    def _read_head(self, piece: bytes, whole: bool) -> AnswerHead | None:
+        """Read the next bytes of a head. Return it once it is whole, and None before that or if it fails."""
+        http = self._http
+        if http is None:
+            self._headers = []
+            http = self._http = HttpResponseParser(self)
         try:
             http.feed_data(piece)
         except HttpParserUpgrade:
             pass  # llhttp has read the head; `_judge` decides whether the upstream may switch
         except HttpParserError as exc:
-            return self._fail(str(exc), exc)
+            self._fail(str(exc), exc)
+            return None
         status = self._status
-        if (status is None) == (found >= 0):
-            return self._fail("its head does not end in an empty line")
+        if (status is None) == whole:
+            self._fail("its head does not end in an empty line")
+            return None
         if status is None:
-            self._seam = (seam + piece[-3:])[-3:]
-            return end
+            self._seam = (self._seam + piece[-3:])[-3:]
+            return None
+        version, reason, headers = http.get_http_version(), self._reason, self._headers
         # llhttp's parser refers back to this one. Dropping it breaks the cycle, so that an exchange is freed
         # without the cycle collector.
-        self._http = None
-        begun_here = not seam and piece.startswith(b"HTTP/1.1 ")
-        self._judge(status, "1.1" if begun_here else http.get_http_version())
-        if self.state is _HEAD:  # it was an interim answer
-            self._seam, self._status, self._reason, self._headers = b"", None, b"", []
-        return end
+        self._http, self._seam, self._status, self._reason = None, b"", None, b""
+        if not 100 <= status <= 599 or version not in _VERSIONS:
+            self._fail(f"HTTP version {version}, status {status}")
+            return None
+        if _REASON.fullmatch(reason) is None:
+            self._fail("a control character in its reason")
+            return None
+        lengths: list[bytes] = []
+        codings: list[bytes] = []
+        upgrades: list[bytes] = []
+        for name, value in headers:
+            if len(name) in FRAMING_SIZES and (known := name.lower()) in FRAMING:
+                stripped = value.strip(b" \t")
+                if known == b"content-length":
+                    lengths.append(stripped)
+                    # Other parsers may not read a value with white space as a number.
+                    headers[headers.index((name, value))] = name, stripped
+                elif known == b"transfer-encoding":
+                    codings.append(stripped.lower())
+                else:
+                    upgrades.append(stripped.lower())
+        if len(lengths) > 1 or (lengths and not lengths[0].isdigit()):
+            self._fail(f"Content-Length {b', '.join(lengths)!r}")
+            return None
+        return AnswerHead(
+            status,
+            reason,
+            tuple(headers),
+            _VERSIONS[version],
+            content_length=int(lengths[0]) if lengths else None,
+            codings=tuple(codings),
+            upgrades=tuple(upgrades),
+            keep_alive=self._keep_alive,
+        )
 
     def on_status(self, reason: bytes) -> None:
         self._reason += reason  # httptools calls this once for each part if packets split the reason
@@ -223,43 +298,23 @@ class AnswerParser:
         assert http is not None
         self._status, self._keep_alive = http.get_status_code(), http.should_keep_alive()
 
-    def _judge(self, status: int, version: str) -> int | None:
-        """Accept a whole head or fail. The next state follows from its framing headers."""
-        if not 100 <= status <= 599 or version not in _VERSIONS:
-            return self._fail(f"HTTP version {version}, status {status}")
-        reason, headers = self._reason, self._headers
-        if _REASON.fullmatch(reason) is None:
-            return self._fail("a control character in its reason")
-        lengths: list[bytes] = []
-        codings: list[bytes] = []
-        upgrades: list[bytes] = []
-        for index, (name, value) in enumerate(headers):
-            if len(name) in FRAMING_SIZES and (known := name.lower()) in FRAMING:
-                value = value.strip(b" \t")
-                if known == b"content-length":
-                    # Without the white space, because other parsers may not read a value with it as a number.
-                    headers[index] = name, value
-                    lengths.append(value)
-                elif known == b"transfer-encoding":
-                    codings.append(value.lower())
-                else:
-                    upgrades.append(value.lower())
-        if len(lengths) > 1 or (lengths and not lengths[0].isdigit()):
-            return self._fail(f"Content-Length {b', '.join(lengths)!r}")
-        length = int(lengths[0]) if lengths else None
+    def _judge(self, head: AnswerHead) -> int | None:
+        """Accept a head or fail. The next state follows from its framing."""
+        status, length, codings = head.status, head.content_length, head.codings
         if status < 200:
             if length or codings:
                 return self._fail(f"status {status} with a body")
             if status != 101:
                 return None
-            if self._offer is None or upgrades != [self._offer.strip().lower()]:
+            if self._offer is None or head.upgrades != (self._offer.strip().lower(),):
                 return self._fail("it switches to a protocol that was not offered")
-        bodyless = self._bodyless or status in (204, 304)
-        if codings and not bodyless and (lengths or codings != [b"chunked"]):
+        bodyless = self._bodyless or status == 204 or status == 304
+        if codings and not bodyless and (length is not None or codings != (b"chunked",)):
             # The client could not undo another coding, because this header goes no further.
-            return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}" + " with a length" * bool(lengths))
-        self.head = AnswerHead(status, reason, tuple(headers), _VERSIONS[version], length)
-        self.reusable = self._keep_alive and version == "1.1"
+            with_length = " with a length" * (length is not None)
+            return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}{with_length}")
+        self.head = head
+        self.reusable = head.keep_alive and head.version == (1, 1)
         self._overhead = 0
         if status == 101:
             self.state, self.tunnel = _TUNNEL, True
@@ -282,12 +337,12 @@ class AnswerParser:
         return end
 
     def _take_counted(self, data: bytes, at: int) -> int:
-        end = min(len(data), at + self._left)
-        self._left -= end - at
-        self._keep(data, at, end)
-        if not self._left:
-            self.state = _COMPLETE if self.state is _COUNTED else _CHUNK_END
-        return end
+        size, left = len(data) - at, self._left
+        if size < left:
+            self._left = left - size
+            return self._keep(data, at, at + size)
+        self.state = _COMPLETE if self.state is _COUNTED else _CHUNK_END
+        return self._keep(data, at, at + left)
 
     def _take_line(self, data: bytes, at: int) -> int:
         """Parse a framing line. The next state follows once the line is whole."""
