@@ -378,3 +378,10 @@ def test_aiohttps_connection_has_what_ours_changes() -> None:
     used |= {"_max_msg_queue_size", "_msg_queue_resume_size", "_close", "_force_close"}
     slots = {name for kind in RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())}
     assert used <= slots
+
+
+def test_aiohttps_protocol_has_what_the_data_connection_changes() -> None:
+    used = {"_paused", "_reading_paused", "_buffer_paused", "_upgraded", "_parser", "transport"}
+    assert used <= set(BaseProtocol.__slots__)
+    calls = {"_drain_helper", "_pause_reading_for_buffer", "_resume_reading_for_buffer", "resume_reading"}
+    assert calls <= set(vars(BaseProtocol))

@@ -173,6 +173,11 @@ class RequestParser:
         return not self._payload.is_eof()
 
     @property
+    def stalled(self) -> bool:
+        """Whether bytes wait to be parsed."""
+        return self._paused or bool(self._backlog)
+
+    @property
     def held(self) -> int:
         """The number of bytes that no handler has taken, plus the bytes of the heads in use."""
         held = len(self._backlog) + self._head
