@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 import ssl
 from collections.abc import AsyncIterable
@@ -33,7 +34,7 @@ class Exchange:
     _sender: asyncio.Task[None] | None = None  # sends a streamed body
     _waiter: asyncio.Future[None] | None = None
     _deadline: Deadline | None = None  # of the head
-    _sent_at = 0.0  # time of the last write of a streamed body
+    _sent_at = -math.inf  # time of the last write of a streamed body
     _write_ended = False
 
     def __init__(self, connection: UpstreamConnection, parser: AnswerParser) -> None:
