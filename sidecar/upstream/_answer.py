@@ -21,23 +21,17 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Final
-
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from sidecar.errors import ScopegateError
+from sidecar.upstream._head import AnswerHead, HeadReader, MalformedHead, whole_heads
 
 # The limit for all heads of one answer together, and for framing (chunk lines, trailers) between body bytes.
 MAX_HEAD_BYTES = 64 * 1024
 _PIECE = 64  # about Python's own overhead for one piece; counting it keeps tiny chunks from being free
 
 _FIRST_BYTE = ord("H")
-_VERSIONS = {"1.0": (1, 0), "1.1": (1, 1)}
 _EMPTY_LINE = b"\r\n\r\n"
-FRAMING = frozenset({b"content-length", b"transfer-encoding", b"upgrade"})
-FRAMING_SIZES = frozenset(map(len, FRAMING))
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
-_REASON = re.compile(_TEXT)
 _CHUNK_LINE_WHOLE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _TEXT + rb")?")
 _CHUNK_END_WHOLE = re.compile(rb"")
 _TRAILER_WHOLE = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:" + _TEXT + rb")?")
@@ -65,53 +59,6 @@ class Failed(Unanswered):
     """The exchange was reset, cut off, malformed or given up."""
 
 
-class AnswerHead:
-    """The head of an answer, with the reason and the headers as the bytes that arrived.
-
-    `content_length` is the number in its Content-Length, and None if it has none. `codings` and `upgrades`
-    are the values of Transfer-Encoding and Upgrade, in lower case. Equal heads may be one value, so that what
-    a caller makes of a head can be kept under it.
-    """
-
-    __slots__ = (
-        "codings",
-        "content_length",
-        "headers",
-        "keep_alive",
-        "reason",
-        "status",
-        "upgrades",
-        "version",
-    )
-
-    def __init__(
-        self,
-        status: int,
-        reason: bytes,
-        headers: tuple[tuple[bytes, bytes], ...],
-        version: tuple[int, int],
-        *,
-        content_length: int | None,
-        codings: tuple[bytes, ...],
-        upgrades: tuple[bytes, ...],
-        keep_alive: bool,
-    ) -> None:
-        self.status: Final = status
-        self.reason: Final = reason
-        self.headers: Final = headers
-        self.version: Final = version
-        self.content_length: Final = content_length
-        self.codings: Final = codings
-        self.upgrades: Final = upgrades
-        self.keep_alive: Final = keep_alive
-
-
-# Heads that were read before, by their bytes. Under load a head repeats until its Date changes.
-_known_heads: dict[bytes, AnswerHead] = {}
-_MAX_KNOWN_HEADS = 64
-_MAX_KNOWN_HEAD_BYTES = 2048
-
-
 class AnswerState(Enum):
     """What the parser expects next, or how the answer ended."""
 
@@ -135,7 +82,7 @@ _COMPLETE, _FAILED = AnswerState.COMPLETE, AnswerState.FAILED
 
 
 class AnswerParser:
-    """Parses one answer from the bytes of its connection, without I/O. httptools calls the `on_` methods."""
+    """Parses one answer from the bytes of its connection, without I/O."""
 
     # Every exchange makes a parser, so the first values stand here, where making one does not cost anything.
     state = _HEAD
@@ -145,11 +92,8 @@ class AnswerParser:
     waiting = 0  # size of the pieces, with an overhead for each
     tunnel = False  # the upstream switched protocols; stays set after the end
     reusable = False  # the connection can carry another exchange
-    _http: HttpResponseParser | None = None  # parses the head that has begun
+    _reader: HeadReader | None = None  # of the head that has begun
     _seam = b""  # the last bytes of that head so far; its empty line may have begun in them
-    _status: int | None = None  # status of a head that llhttp has read
-    _reason, _keep_alive = b"", False
-    _headers: list[tuple[bytes, bytes]]
     _overhead = 0  # bytes of heads, or of framing since the last body byte
     _left = 0  # bytes that remain of the body or the chunk
     _line: bytearray  # the unfinished framing line
@@ -204,8 +148,8 @@ class AnswerParser:
 
     def _take_head(self, data: bytes, at: int) -> int:
         """Parse a head up to its empty line. Judge it once it is whole."""
-        begun, seam = self._http is not None, self._seam
-        if not begun and data[at] != _FIRST_BYTE:
+        reader, seam = self._reader, self._seam
+        if reader is None and data[at] != _FIRST_BYTE:
             return self._fail("it does not begin with HTTP")  # llhttp would skip empty lines
         if seam and (found := (seam + data[at : at + 3]).find(_EMPTY_LINE)) >= 0:
             end = at + found - len(seam) + 4
@@ -217,86 +161,21 @@ class AnswerParser:
         if self._overhead > MAX_HEAD_BYTES:
             return self._fail(f"more than {MAX_HEAD_BYTES} bytes of head")
         piece = data[at:end]
-        head = None if begun else _known_heads.get(piece)
-        if head is None:
-            head = self._read_head(piece, found >= 0)
-            if head is None:
-                return end
-            if not begun and len(piece) <= _MAX_KNOWN_HEAD_BYTES:
-                if len(_known_heads) >= _MAX_KNOWN_HEADS:
-                    _known_heads.clear()
-                _known_heads[piece] = head
-        self._judge(head)
-        return end
-
-    def _read_head(self, piece: bytes, whole: bool) -> AnswerHead | None:
-        """Read the next bytes of a head. Return it once it is whole, and None before that or if it fails."""
-        http = self._http
-        if http is None:
-            self._headers = []
-            http = self._http = HttpResponseParser(self)
         try:
-            http.feed_data(piece)
-        except HttpParserUpgrade:
-            pass  # llhttp has read the head; `_judge` decides whether the upstream may switch
-        except HttpParserError as exc:
-            self._fail(str(exc), exc)
-            return None
-        status = self._status
-        if (status is None) == whole:
-            self._fail("its head does not end in an empty line")
-            return None
-        if status is None:
-            self._seam = (self._seam + piece[-3:])[-3:]
-            return None
-        version, reason, headers = http.get_http_version(), self._reason, self._headers
-        # llhttp's parser refers back to this one. Dropping it breaks the cycle, so that an exchange is freed
-        # without the cycle collector.
-        self._http, self._seam, self._status, self._reason = None, b"", None, b""
-        if not 100 <= status <= 599 or version not in _VERSIONS:
-            self._fail(f"HTTP version {version}, status {status}")
-            return None
-        if _REASON.fullmatch(reason) is None:
-            self._fail("a control character in its reason")
-            return None
-        lengths: list[bytes] = []
-        codings: list[bytes] = []
-        upgrades: list[bytes] = []
-        for name, value in headers:
-            if len(name) in FRAMING_SIZES and (known := name.lower()) in FRAMING:
-                stripped = value.strip(b" \t")
-                if known == b"content-length":
-                    lengths.append(stripped)
-                    # Other parsers may not read a value with white space as a number.
-                    headers[headers.index((name, value))] = name, stripped
-                elif known == b"transfer-encoding":
-                    codings.append(stripped.lower())
-                else:
-                    upgrades.append(stripped.lower())
-        if len(lengths) > 1 or (lengths and not lengths[0].isdigit()):
-            self._fail(f"Content-Length {b', '.join(lengths)!r}")
-            return None
-        return AnswerHead(
-            status,
-            reason,
-            tuple(headers),
-            _VERSIONS[version],
-            content_length=int(lengths[0]) if lengths else None,
-            codings=tuple(codings),
-            upgrades=tuple(upgrades),
-            keep_alive=self._keep_alive,
-        )
-
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason  # httptools calls this once for each part if packets split the reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        http = self._http
-        assert http is not None
-        self._status, self._keep_alive = http.get_status_code(), http.should_keep_alive()
+            if reader is None and found >= 0:
+                self._judge(whole_heads[piece])
+                return end
+            if reader is None:
+                reader = self._reader = HeadReader()
+            head = reader.feed(piece, last=found >= 0)
+        except MalformedHead as exc:
+            return self._fail(str(exc), exc.__cause__)
+        if head is None:
+            self._seam = (seam + piece[-3:])[-3:]
+        else:
+            self._reader, self._seam = None, b""
+            self._judge(head)
+        return end
 
     def _judge(self, head: AnswerHead) -> int | None:
         """Accept a head or fail. The next state follows from its framing."""
@@ -374,7 +253,7 @@ class AnswerParser:
     def _fail(self, fault: str, cause: BaseException | None = None) -> int:
         """Fail the answer and drop its head and body. Return 0, because `feed` parses nothing more."""
         self.state, self.fault, self.cause = _FAILED, fault, cause
-        self.head = self._http = None
+        self.head = self._reader = None
         self.reusable = False
         self.pieces.clear()
         self.waiting = 0

@@ -18,8 +18,9 @@ from functools import partial
 from sidecar.files.tls import Credentials, describe_failure
 from sidecar.settings.addresses import Address, SocketFile
 from sidecar.timers import Deadlines
-from sidecar.upstream._answer import FRAMING, FRAMING_SIZES, AnswerParser, NotSent
+from sidecar.upstream._answer import AnswerParser, NotSent
 from sidecar.upstream._exchange import Exchange, UpstreamConnection
+from sidecar.upstream._head import FRAMING, FRAMING_SIZES
 
 _SPACE = ord(" ")
 _WITH_BODY = (b"POST", b"PUT", b"PATCH")

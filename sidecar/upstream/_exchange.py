@@ -13,7 +13,8 @@ from typing import Protocol, cast
 
 from sidecar.files.tls import describe_failure
 from sidecar.timers import Deadline, Deadlines
-from sidecar.upstream._answer import AnswerHead, AnswerParser, AnswerState, Failed, TimedOut, Unanswered
+from sidecar.upstream._answer import AnswerParser, AnswerState, Failed, TimedOut, Unanswered
+from sidecar.upstream._head import AnswerHead
 
 _ONE_WRITE = 64 * 1024  # a longer body is written on its own, because joining it to the head would copy it
 _PAUSE_ABOVE = 256 * 1024  # bytes that wait for the caller; `read` takes all of them and resumes reading

@@ -15,9 +15,10 @@ from httptools import HttpParserError
 
 from sidecar.settings.addresses import Listen
 from sidecar.upstream import Exchange, Failed, NotSent, TimedOut, Unanswered, Upstream
-from sidecar.upstream._answer import AnswerParser, AnswerState, _known_heads
+from sidecar.upstream._answer import AnswerParser, AnswerState
 from sidecar.upstream._client import request_head
 from sidecar.upstream._exchange import UpstreamConnection
+from sidecar.upstream._head import whole_heads
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Connect = Callable[..., Upstream]
@@ -467,7 +468,7 @@ def test_a_head_that_was_read_before_gives_what_it_gave_then_and_no_other_head_d
         raw[:at] + other + raw[at + 1 :] for at in range(len(raw)) for other in (b"0", b"1", b"\n", b" ", b"")
     ]
     for answer in (raw, *changed):
-        _known_heads.clear()
+        whole_heads.clear()
         first = verdict(answer)
         verdict(raw)
         assert verdict(answer) == verdict(answer) == first
@@ -480,21 +481,21 @@ def test_a_head_that_was_read_before_is_judged_for_each_request(framing: bytes) 
         raw = b"HTTP/1.1 " + status + b"\r\n" + framing
         alone = []
         for each in asked:
-            _known_heads.clear()
+            whole_heads.clear()
             alone.append(verdict(raw, **each))
         assert [verdict(raw, **each) for each in asked] == alone
         assert [verdict(raw, **each) for each in reversed(asked)] == alone[::-1]
 
 
 def test_few_heads_are_kept_and_no_large_ones() -> None:
-    _known_heads.clear()
+    whole_heads.clear()
     for number in range(1000):
         verdict(b"HTTP/1.1 200 OK\r\nX: %d\r\n\r\n" % number)
-    assert 0 < len(_known_heads) <= 64
-    _known_heads.clear()
+    assert 0 < len(whole_heads) <= 64
+    whole_heads.clear()
     verdict(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2048 + b"\r\n\r\n")
     verdict(b"HTTP/1.1 200 OK\r\nA: malformed")
-    assert not _known_heads
+    assert not whole_heads
 
 
 # What comes back: over sockets
