@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
@@ -14,6 +13,7 @@ from aiohttp import web
 from sidecar.core.bounds import incomplete
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.target import Gated, PassThrough, Rejected, classify
+from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.gate.places import Place
@@ -31,7 +31,7 @@ from sidecar.web.wire.request import request_id_of, tenant_of
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 
 
-@dataclass(slots=True)
+@valueclass
 class Course:
     """The classification of a gated request: its verdict, its route, and whether that is in shadow mode."""
 
@@ -57,7 +57,8 @@ def course_of(
             shadow = True
         else:
             verdict, routes = enforced, snapshot.enforced
-    return Course(verdict, routes[verdict.index] if isinstance(verdict, Gated) else None, shadow)
+    route = routes[verdict.index] if isinstance(verdict, Gated) else None
+    return Course(verdict=verdict, route=route, shadow=shadow)
 
 
 def facts_of(fields: HeaderFields, snapshot: Snapshot) -> RequestFacts:
