@@ -13,7 +13,6 @@ from aiohttp import web
 
 from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
-from sidecar.files.signing import load_signing_key
 from sidecar.files.tls import Credentials, client_context, server_context
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
@@ -35,7 +34,7 @@ from sidecar.store.checkpoints import Checkpointer
 from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.telemetry.events import LogEvent
-from sidecar.telemetry.metrics import Metrics, without_created_series
+from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
 from sidecar.upstream import Upstream, UpstreamTls
 from sidecar.web.api.admin import Admin
@@ -90,7 +89,6 @@ class Sidecar:
         renewal_seconds: float = LOOK_SECONDS,
     ) -> None:
         require_fast_parser()
-        without_created_series()
         keep_requests_out_of_logs()
         self.settings = settings
         self.connections = connections(file_limit(), settings.upstream.max_connections)
@@ -333,6 +331,8 @@ def _tracing(telemetry: TelemetrySection) -> Tracing:
 def _checkpointer(log: LogSection, metrics: Metrics) -> Checkpointer | None:
     if log.signing_key_file is None or log.checkpoint_file is None:
         return None
+    from sidecar.files.signing import load_signing_key  # slow to import
+
     return Checkpointer(load_signing_key(log.signing_key_file), log.checkpoint_file, metrics)
 
 

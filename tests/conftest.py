@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pytest
@@ -33,19 +35,36 @@ settings.register_profile("thorough", max_examples=3_000, deadline=None)
 settings.load_profile("everyday")
 
 
+def is_plain(value: object) -> bool:
+    """Whether every way to write it as JSON writes the same."""
+    return type(value) in (str, int, bool, NoneType) or (type(value) is float and math.isfinite(value))
+
+
 @pytest.fixture(autouse=True)
 def every_log_line_carries_the_fields_of_its_event(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Holds the calls to the table of events, whatever the test is about."""
-    log, wrong = LogEvent.log, []
+    """Holds the calls to the table of events and to the kinds of values, whatever the test is about."""
+    log, log_fields, wrong = LogEvent.log, LogEvent.log_fields, []
+
+    def check(event: LogEvent, args: int, fields: dict[str, Any], *more: str) -> None:
+        given, known = {*fields, *more}, set(event.fields)
+        if not known - event.optional_fields <= given <= known or args != event.message.count("%s"):
+            wrong.append(f"{event.name} was logged with {sorted(given)} and {args} arguments")
+        wrong.extend(
+            f"{event.name} was logged with {name}={value!r}"
+            for name, value in fields.items()
+            if not is_plain(value) and not (type(value) in (list, tuple) and all(map(is_plain, value)))
+        )
 
     def checked(event: LogEvent, *args: object, exc: BaseException | None = None, **fields: Any) -> None:
-        given = {*fields, "exc_info"} if exc is not None else {*fields}
-        known = set(event.fields)
-        if not known - event.optional_fields <= given <= known or len(args) != event.message.count("%s"):
-            wrong.append(f"{event.name} was logged with {sorted(given)} and {len(args)} arguments")
+        check(event, len(args), fields, *([] if exc is None else ["exc_info"]))
         log(event, *args, exc=exc, **fields)
 
+    def checked_fields(event: LogEvent, fields: dict[str, Any]) -> None:
+        check(event, 0, fields)
+        log_fields(event, fields)
+
     monkeypatch.setattr(LogEvent, "log", checked)
+    monkeypatch.setattr(LogEvent, "log_fields", checked_fields)
     yield
     assert wrong == []
 

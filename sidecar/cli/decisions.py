@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 
 from sidecar.cli import executions
+from sidecar.cli.access import Access, asks
 from sidecar.cli.client import Caller, ProblemError, UnreachableError, within
 from sidecar.cli.lists import (
     MAX_PAGE,
@@ -23,7 +24,7 @@ from sidecar.cli.lists import (
     since_option,
     tenant_option,
 )
-from sidecar.cli.options import Access, answered, asks, json_option, tell
+from sidecar.cli.options import answered, json_option, tell
 from sidecar.cli.shapes import is_number
 from sidecar.cli.tables import cell, dollars, fitted, lines, lines_of, moment, plain, when
 from sidecar.core.record import DecisionOutcome, DecisionType, Event

@@ -8,9 +8,10 @@ from typing import Any, get_args
 
 import click
 
+from sidecar.cli.access import Access, asks
 from sidecar.cli.client import within
 from sidecar.cli.lists import action_option, incident_option, listing, name, only, since_option, usd
-from sidecar.cli.options import Access, answered, asks, json_option, login_name
+from sidecar.cli.options import answered, json_option, login_name
 from sidecar.cli.tables import age, dollars, moment, when
 from sidecar.core.scope import ExecutionStatus
 from sidecar.web.wire import answers

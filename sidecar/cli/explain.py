@@ -12,9 +12,10 @@ from urllib.parse import urlencode
 
 import click
 
+from sidecar.cli.access import Access, asks
 from sidecar.cli.client import Caller, ProblemError
-from sidecar.cli.options import FAILED, Access, answered, asks, json_option, misconfigured
-from sidecar.files.yamlfile import shown
+from sidecar.cli.options import FAILED, answered, json_option, misconfigured
+from sidecar.files.faults import shown
 from sidecar.web.wire import answers
 
 PATH = "/api/v1/explain"

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from sidecar.cli.access import Access, asks
 from sidecar.cli.client import Caller
-from sidecar.cli.options import Access, asks, json_option, tell
+from sidecar.cli.options import json_option, tell
 from sidecar.cli.shapes import Shape
 from sidecar.cli.tables import table
 from sidecar.clock import wall_clock

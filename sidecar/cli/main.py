@@ -26,28 +26,35 @@ from sidecar.cli.options import (
     set_option,
     warn,
 )
-from sidecar.errors import ScopegateError
-from sidecar.files.faults import ConfigurationError
-from sidecar.telemetry.events import LogEvent
+from sidecar.startup import cheap_imports
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from sidecar.core.policy import PolicySet
     from sidecar.live.reload import Files
     from sidecar.settings.reading import Settings
 
-# The commands that are in their own modules, by command name. The module holds the command under its name.
+# The commands that are in their own modules, by command name: the module, which holds the command under its
+# name, and the first sentence of the command's help, so that a list of the commands imports none of them.
 ELSEWHERE = {
-    "completion": "completion",
-    "config": "config",
-    "decisions": "decisions",
-    "executions": "executions",
-    "explain": "explain",
-    "health": "status",
-    "log": "log",
-    "policy": "policy",
-    "scopes": "scopes",
-    "status": "status",
-    "store": "store",
+    "completion": (
+        "completion",
+        "Print the script that makes SHELL complete commands, options and their values.",
+    ),
+    "config": ("config", "Show the configuration in force and its sources; print its schema for editors."),
+    "decisions": ("decisions", "Decision records: list them, show one, follow new ones."),
+    "executions": ("executions", "Executions: list them, and resolve those whose outcome is unknown."),
+    "explain": ("explain", "Ask a running sidecar whether it would admit an execution, and if not, why."),
+    "health": ("status", "Check whether a sidecar is ready, and if not, why."),
+    "log": ("log", "The decision log: verify it, sign it, export it."),
+    "policy": ("policy", "Test policies, and decide recorded decisions again under another set."),
+    "scopes": ("scopes", "Execution scopes: create one, list and show them, revoke one or all."),
+    "status": (
+        "status",
+        "Show whether a sidecar is ready, and if not, why; then its version, store, revisions and listeners.",
+    ),
+    "store": ("store", "The store: back it up, and accept the clock if the log disagrees with it."),
 }
 
 log_format_option = click.option(
@@ -75,9 +82,27 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in ELSEWHERE and cmd_name not in self.commands:
-            module = import_module(f"sidecar.cli.{ELSEWHERE[cmd_name]}")
-            self.add_command(getattr(module, cmd_name))
+            module, _ = ELSEWHERE[cmd_name]
+            self.add_command(getattr(import_module(f"sidecar.cli.{module}"), cmd_name))
         return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self._outline().format_commands(ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        named = [
+            CompletionItem(name, help=command.get_short_help_str())
+            for name, command in sorted(self._outline().commands.items())
+            if name.startswith(incomplete)
+        ]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
+
+    def _outline(self) -> click.Group:
+        """The same commands by their names and short helps only."""
+        outlines = {name: click.Command(name, help=help) for name, (_, help) in ELSEWHERE.items()}
+        return click.Group(commands={**self.commands, **outlines})
 
 
 @click.group(
@@ -114,10 +139,12 @@ Example:
 @log_format_option
 def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "text"]) -> None:
     """Run the sidecar in front of the backend until SIGTERM."""
-    import asyncio
+    with cheap_imports():
+        import asyncio
 
-    from sidecar.cli.process import run as serve_until_stopped
-    from sidecar.telemetry.logs import set_up_logging
+        from sidecar.cli.process import run as serve_until_stopped
+        from sidecar.errors import ScopegateError
+        from sidecar.telemetry.logs import set_up_logging
 
     set_up_logging(log_format)
     files = files_of(config, overrides)
@@ -177,6 +204,7 @@ def demo(once: bool) -> None:
     import asyncio
 
     from sidecar.cli.demo import demonstrate
+    from sidecar.errors import ScopegateError
     from sidecar.telemetry.logs import set_up_logging
 
     set_up_logging("text", "WARNING")
@@ -207,6 +235,8 @@ def _unwritable(exc: OSError) -> NoReturn:
 
 
 def _read(files: Files) -> tuple[Settings, PolicySet]:
+    from sidecar.files.faults import ConfigurationError
+
     try:
         loaded, policies = files.read()
     except ConfigurationError as exc:
@@ -218,4 +248,6 @@ def _read(files: Files) -> tuple[Settings, PolicySet]:
 
 def _warn_of_open_door(loaded: Settings) -> None:
     if loaded.scopes.serve_on == "data" and not loaded.data.listen.is_loopback():
+        from sidecar.telemetry.events import LogEvent
+
         LogEvent.OPEN_DOOR.log()

@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args
 
 import click
 
+from sidecar.cli.access import Access, asks
 from sidecar.cli.client import (
     Caller,
     CallResult,
@@ -37,17 +38,7 @@ from sidecar.cli.lists import (
     tenant_option,
     usd,
 )
-from sidecar.cli.options import (
-    FAILED,
-    Access,
-    answered,
-    asks,
-    ended,
-    json_option,
-    login_name,
-    progress_bar,
-    tell,
-)
+from sidecar.cli.options import FAILED, answered, ended, json_option, login_name, progress_bar, tell
 from sidecar.cli.tables import age, cell, dollars, lines, moment, table, when
 from sidecar.core.scope import ScopeStatus
 from sidecar.web.wire import answers

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from sidecar.cli.options import FAILED, Access, answered, asks, json_option, tell
+from sidecar.cli.access import Access, asks
+from sidecar.cli.options import FAILED, answered, json_option, tell
 from sidecar.web.wire.health import Liveness, Readiness
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import click
 
+from sidecar.cli.access import Access, asks
 from sidecar.cli.options import (
     FAILED,
-    Access,
-    asks,
     attestation_of,
     check_known,
     config_option,

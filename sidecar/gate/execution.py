@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Reply, Settled
-from sidecar.core.rules import preview, subject_of
+from sidecar.core.rules import previewed
 from sidecar.errors import Refusal, StoreUnavailable, clock_refusal
 from sidecar.gate import deadlines
 from sidecar.gate._cost import reported_cost
@@ -38,6 +39,7 @@ from sidecar.ids import new_decision_id
 from sidecar.live.snapshot import Snapshot
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
+from sidecar.timers import Deadline, Deadlines
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 
 # What executions that a drain gives up on are given to be written down.
@@ -58,7 +60,7 @@ class InFlight:
     request: GatedRequest
     answer: asyncio.Future[Outcome | Denied]  # a long answer goes on streaming after this is set
     task: asyncio.Task[None] = field(init=False)
-    timer: asyncio.TimerHandle = field(init=False)  # the outer deadline
+    deadline: Deadline = field(init=False)  # the outer one
     decision_id: str | None = None  # the id of the submitted admission
     admitted: Admitted | None = None
     sent: bool = False  # a byte of the request may have been sent
@@ -85,7 +87,8 @@ class Gate:
         self._observer = observer
         self._places = Places(observer.entered)
         self._in_flight: set[InFlight] = set()
-        self._lingering: set[InFlight] = set()  # requests that ended while their tasks still run
+        self._lingering: set[asyncio.Task[None]] = set()  # those whose requests were given up
+        self._deadlines = Deadlines()
         self._settlements = Settlements(store, observer)
 
     # The way of one request --------------------------------------------------------------------
@@ -129,11 +132,11 @@ class Gate:
             )
         flight = self._begin(request)
         try:
-            outcome = await asyncio.shield(flight.answer)
+            outcome = await flight.answer
         except asyncio.CancelledError:
             # After a pause of the whole process, all deadlines pass in one iteration of the event loop. If
             # the execution's deadline passed first, its answer says how the execution ended.
-            if not flight.answer.done():
+            if flight.answer.cancelled() or not flight.answer.done():
                 raise
             outcome = flight.answer.result()
         if isinstance(outcome, Denied):
@@ -149,11 +152,13 @@ class Gate:
     def _begin(self, request: GatedRequest) -> InFlight:
         loop = asyncio.get_running_loop()
         flight = InFlight(request, loop.create_future())
-        flight.timer = loop.call_later(deadlines.executing_seconds(request), self._end, flight, LATE)
+        flight.deadline = self._deadlines.begin(
+            deadlines.executing_seconds(request), partial(self._give_up, flight, LATE)
+        )
         flight.task = loop.create_task(self._execute(flight), name="scopegate-execution")
+        flight.task.add_done_callback(partial(self._done, flight))
         self._in_flight.add(flight)
         request.place.carried = True
-        flight.task.add_done_callback(lambda task: self._done(flight, task))
         return flight
 
     def _done(self, flight: InFlight, task: asyncio.Task[None]) -> None:
@@ -162,20 +167,26 @@ class Gate:
             LogEvent.GATED_REQUEST_FAILED.log(exc=failure)
         self._end(flight, SHUT_DOWN if self.draining else FAILED)
 
+    def _give_up(self, flight: InFlight, cause: str) -> None:
+        """End a request whose deadline has passed, or that a drain does not wait for any longer."""
+        if not flight.task.done():
+            facts = flight.request.facts
+            LogEvent.GATED_REQUEST_HANGS.log(request_id=facts.request_id, decision_id=flight.decision_id)
+            # asyncio itself refers to a task only weakly.
+            self._lingering.add(flight.task)
+            flight.task.add_done_callback(self._lingering.discard)
+            flight.task.cancel()
+        self._end(flight, cause)
+
     def _end(self, flight: InFlight, cause: str) -> None:
         """Free its place, answer its client and settle its execution, unless its task did. Never waits."""
         if flight.ended:
-            self._lingering.discard(flight)
             return
         flight.ended = True
-        flight.timer.cancel()
+        flight.deadline.end()
         self._in_flight.discard(flight)
         facts = flight.request.facts
         flight.request.place.leave()
-        if not flight.task.done():
-            LogEvent.GATED_REQUEST_HANGS.log(request_id=facts.request_id, decision_id=flight.decision_id)
-            self._lingering.add(flight)
-            flight.task.cancel()
         if flight.decision_id is not None and not flight.settled:
             outcome: Literal["not_sent", "unknown"] = "unknown" if flight.sent else "not_sent"
             if flight.admitted is not None:
@@ -224,12 +235,11 @@ class Gate:
         request, facts = flight.request, flight.request.facts
         policies = request.snapshot.policies
         assert policies is not None
-        subject = subject_of(facts.claims, facts.tenant_id, facts.principal, policies, self._store.now())
         command = Admit(
             decision_id=new_decision_id(),
             claims=facts.claims,
             policies=policies,
-            preview=preview(policies, "execute", subject),
+            preview=previewed(facts.claims, facts.tenant_id, facts.principal, policies, self._store.now()),
             scope_required_from=request.snapshot.settings.gate.scope_required_from,
             shadow=request.shadow,
             tenant_id=facts.tenant_id,
@@ -262,11 +272,15 @@ class Gate:
         try:
             exchange = await self._send(flight, admitted, seconds)
             with exchange:
-                left = max(0.0, seconds - (time.perf_counter() - begun))
-                async with asyncio.timeout(left) as deadline:
-                    body, complete = await exchange.read_up_to(settings.gate.max_answer_bytes)
+                limit = settings.gate.max_answer_bytes
+                due = asyncio.get_running_loop().time() + max(0.0, seconds - (time.perf_counter() - begun))
+                if exchange.complete:  # the usual case: nothing is waited for, so nothing is limited
+                    body, complete = await exchange.read_up_to(limit)
+                else:
+                    async with asyncio.timeout_at(due):
+                        body, complete = await exchange.read_up_to(limit)
                 if not complete:
-                    await self._stream(flight, admitted, exchange, body, begun, deadline.when() or 0.0)
+                    await self._stream(flight, admitted, exchange, body, begun, due)
                     return
         except (Exception, asyncio.CancelledError) as exc:
             outcome, refusal = _unanswered(exc, seconds, admitted)
@@ -309,10 +323,10 @@ class Gate:
         patience = deadlines.client_seconds(flight.request)
         rest = flight.rest = Remainder(patience)
         loop = asyncio.get_running_loop()
-        flight.timer.cancel()
+        flight.deadline.end()
         settings = flight.request.snapshot.settings
         left = deadlines.streaming_seconds(settings, deadline - loop.time(), patience)
-        flight.timer = loop.call_later(left, self._end, flight, LATE)
+        flight.deadline = self._deadlines.begin(left, partial(self._give_up, flight, LATE))
         _set(flight.answer, Forwarded(last=admitted, head=exchange.head, body=body, rest=rest))
         await self._pass_on(flight, admitted, exchange, rest, begun, deadline)
 
@@ -386,7 +400,7 @@ class Gate:
         if unfinished:
             await asyncio.wait([flight.task for flight in unfinished], timeout=LAST_WRITES_SECONDS)
             for flight in unfinished:
-                self._end(flight, SHUT_DOWN)
+                self._give_up(flight, SHUT_DOWN)
             await self._store.until_idle()  # late commits are reported here, and then reversed
         await self._settlements.close()
         return len(unfinished)

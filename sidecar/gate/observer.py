@@ -78,14 +78,14 @@ class Observer:
             "http_status": command.http_status,
             "cause": command.cause,
             "settled": reply is not None,
-            **(request.log_fields if request else {}),
         }
+        if request is not None:
+            fields |= request.log_fields
+            request.trace.over("settle", begun, command.outcome)
         if command.outcome == "answered":
-            LogEvent.EXECUTED.log(**fields)
+            LogEvent.EXECUTED.log_fields(fields)
         else:
             LogEvent.NOT_ANSWERED.log(command.outcome, **fields)
-        if request is not None:
-            request.trace.over("settle", begun, command.outcome)
 
     def ended(self, outcome: str) -> None:
         """An execution has an outcome: `answered`, `not_sent` or `unknown`."""

@@ -14,12 +14,13 @@ from typing import Literal
 
 from sidecar.core.command import Admitted, Issued, Reply, Revoke, Settle, Settled
 from sidecar.core.record import Origin
-from sidecar.errors import CommandFailed, StoreClosed, StoreUnavailable
+from sidecar.errors import CommandFailed, StoreClosed
 from sidecar.gate.messages import GatedRequest
 from sidecar.gate.observer import Observer
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
+from sidecar.timers import Deadlines
 
 # The most settlements that wait for the store. A further one is lost, and its execution ends as `unknown` at
 # the next start, which is the safe outcome.
@@ -37,6 +38,7 @@ class Settlements:
         self._store = store
         self._origin: Origin = origin
         self._observer = observer
+        self._deadlines = Deadlines()
         self._kept: deque[Settle | Revoke] = deque()
         self._writer: asyncio.Task[None] | None = None
 
@@ -112,26 +114,25 @@ class Settlements:
 
     async def _submit(self, command: Settle) -> Settled | None:
         """Settle now, or keep the settlement for later. Cancellation does not interrupt the write."""
-        loop = asyncio.get_running_loop()
-        submitting = asyncio.ensure_future(self._store.submit(command))
-        until = loop.time() + self._store.deadline_seconds + GRACE_SECONDS
-        while not submitting.done() and (left := until - loop.time()) > 0:
-            try:
-                await asyncio.wait([submitting], timeout=left)
-            except asyncio.CancelledError:
-                continue
-        failure: BaseException | None
-        if not submitting.done():
-            submitting.cancel()
-            failure = StoreUnavailable("the store did not answer")
-        elif submitting.cancelled():
-            failure = StoreUnavailable("it was cancelled")
-        else:
-            failure = submitting.exception()
-        if failure is None:
-            reply = submitting.result()
-            return reply if isinstance(reply, Settled) else None
-        LogEvent.SETTLEMENT_WAITS.log(decision_id=command.admission_id, cause=str(failure))
+        task = asyncio.current_task()
+        assert task is not None
+        deadline = self._deadlines.begin(self._store.deadline_seconds + GRACE_SECONDS, task.cancel)
+        try:
+            while True:
+                try:
+                    reply = await self._store.submit(command)
+                    return reply if isinstance(reply, Settled) else None
+                except asyncio.CancelledError:
+                    # A settlement that is submitted again changes nothing if it was committed before.
+                    task.uncancel()
+                    if deadline.due <= asyncio.get_running_loop().time():
+                        cause = "the store did not answer"
+                        break
+        except Exception as exc:
+            cause = str(exc)
+        finally:
+            deadline.end()
+        LogEvent.SETTLEMENT_WAITS.log(decision_id=command.admission_id, cause=cause)
         self._keep(command)
         return None
 

@@ -3,17 +3,23 @@
 To add an event, add a row to `LogEvent` and call it, then run `python -m tests.reference`, which writes
 config/cookbook/logs.md. Messages and the names of fields are a stable interface. No line carries a secret or
 a body.
+
+A line goes through `logging`, as the lines of any library, unless nothing but the queue of a served process
+would hear it. Then it goes into that queue as it is, because a record of `logging` and its way to the handler
+take ten times as long as the line itself.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Mapping
 from enum import Enum
-from functools import partialmethod
+from functools import cached_property, partialmethod
 from logging import DEBUG, ERROR, INFO, WARNING
-from typing import Any
+from time import time
+from typing import Any, Protocol
 
 # The fields that a log line can carry beside time, level, logger, message and exc_info.
 FIELDS: Mapping[str, str] = {
@@ -73,6 +79,17 @@ FIELDS: Mapping[str, str] = {
 LOGGERS: dict[str, str] = {}
 
 
+class EventQueue(Protocol):
+    """A handler of `logging` that takes events as well as records."""
+
+    def put(self, event: LogEvent, fields: dict[str, Any]) -> None:
+        """Write the line of an event. `fields` ends with `time`, in seconds since 1970."""
+
+
+# The handlers of the root logger while the only one of them is an EventQueue; otherwise empty.
+QUEUE_ALONE: list[Any] = []
+
+
 class _Logger:
     """Makes the rows of a logger: message, what it means and what to do, fields."""
 
@@ -108,6 +125,9 @@ _TLS = _Logger(
 )
 _TRACING = _Logger("scopegate.tracing", "Traces for OpenTelemetry.")
 _WEB = _Logger("scopegate.web", "The listeners.")
+
+_ROOT = logging.getLogger()
+_TOP = logging.getLogger(_SIDECAR.name)
 
 _BUG = "This is a bug in the sidecar: report it, with the log around it."
 _RECONCILE = "`scopegate executions list --status unknown` lists the executions to reconcile."
@@ -436,23 +456,55 @@ class LogEvent(Enum):
         self.fields = tuple(name.removesuffix("?") for name in names)
         self.optional_fields = frozenset(name[:-1] for name in names if name.endswith("?"))
         self.meaning = meaning
+        # What each of its lines begins with.
+        self.members = {"level": logging.getLevelName(level), "logger": logger, "message": message}
+
+    @cached_property
+    def json_head(self) -> bytes:
+        """The beginning of its lines in JSON, up to the first field, in ASCII."""
+        return json.dumps(self.members, separators=(",", ":"))[:-1].encode() + b","
 
     def log(self, *args: object, exc: BaseException | None = None, **fields: Any) -> None:
-        """Write the line. `args` fill the message's `%s`; the traceback of `exc` comes with it, if given."""
-        if self.logger.isEnabledFor(self.level):
-            # As Logger._log does it, without its walk up the stack to the call site, which takes longer.
-            site = sys._getframe(1)
-            code = site.f_code
-            trace = None if exc is None else (type(exc), exc, exc.__traceback__)
-            record = logging.getLogRecordFactory()(
-                self.logger.name,
-                self.level,
-                code.co_filename,
-                site.f_lineno,
-                self.message,
-                args,
-                trace,
-                code.co_name,
-            )
-            vars(record).update(fields)
-            self.logger.handle(record)
+        """Write the line. `args` fill the message's `%s`; the traceback of `exc` comes with it, if given.
+
+        The values of `fields` are strings, finite numbers, booleans, None, or sequences of strings. A
+        sequence must not change afterwards, because the line may be formatted later.
+        """
+        if not args and exc is None:
+            self.log_fields(fields)
+        elif self.logger.isEnabledFor(self.level):
+            self._handle(args, exc, fields)
+
+    def log_fields(self, fields: dict[str, Any]) -> None:
+        """As `log(**fields)`, in half the time, for the lines of every request. It keeps the dictionary."""
+        if not self.logger.isEnabledFor(self.level):
+            return
+        if (
+            QUEUE_ALONE
+            and _ROOT.handlers == QUEUE_ALONE
+            and not (self.logger.handlers or self.logger.filters or _TOP.handlers)
+        ):
+            fields["time"] = time()
+            QUEUE_ALONE[0].put(self, fields)
+        else:
+            self._handle((), None, fields)
+
+    def _handle(self, args: tuple[object, ...], exc: BaseException | None, fields: Mapping[str, Any]) -> None:
+        # As Logger._log does it, without the part of its walk up the stack that takes longer.
+        site = sys._getframe(2)
+        if site.f_code.co_filename == __file__ and site.f_back is not None:
+            site = site.f_back
+        code = site.f_code
+        trace = None if exc is None else (type(exc), exc, exc.__traceback__)
+        record = logging.getLogRecordFactory()(
+            self.logger.name,
+            self.level,
+            code.co_filename,
+            site.f_lineno,
+            self.message,
+            args,
+            trace,
+            code.co_name,
+        )
+        vars(record).update(fields)
+        self.logger.handle(record)

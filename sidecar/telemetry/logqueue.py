@@ -12,12 +12,14 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
+from typing import Any, TypeAlias
 
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from sidecar.telemetry.events import LogEvent
+from sidecar.telemetry.events import QUEUE_ALONE, LogEvent
+from sidecar.telemetry.logs import JsonFormatter, event_line
 
 MAX_WAITING_LINES = 10_000
 LINES_A_WRITE = 256
@@ -26,9 +28,12 @@ LINES_A_WRITE = 256
 GATHER_SECONDS = 0.02
 FLUSH_SECONDS = 1.0
 
+# A line as it is written, or an event with its fields, of which the thread makes the line.
+_Line: TypeAlias = bytes | tuple[LogEvent, dict[str, Any]]
+
 
 class LogQueue(logging.Handler):
-    """Replaces a StreamHandler.
+    """Replaces a StreamHandler. It takes records of `logging`, and events as they are (see `EventQueue`).
 
     Its thread writes to the file descriptor directly. A blocked write therefore holds no lock of a handler or
     a file, for which the end of the process would wait.
@@ -39,44 +44,62 @@ class LogQueue(logging.Handler):
         self.dropped = 0
         self._reported = 0
         self._descriptor = descriptor
-        self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
+        self._waiting: SimpleQueue[_Line | threading.Event] = SimpleQueue()
         threading.Thread(target=self._write_for_ever, name="scopegate-log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._lines.qsize() >= MAX_WAITING_LINES:
-            self.dropped += 1
+        if self._waiting.qsize() >= MAX_WAITING_LINES:
+            self._drop(1)
             return
         try:
-            self._lines.put(self.format(record) + "\n")
+            self._waiting.put(self._line(record))
         except Exception:  # as in the handlers of `logging`: a logging error must not reach the caller
             self.handleError(record)
+
+    def put(self, event: LogEvent, fields: dict[str, Any]) -> None:
+        if self._waiting.qsize() < MAX_WAITING_LINES:
+            self._waiting.put((event, fields))
+        else:
+            self._drop(1)
 
     def flush(self) -> None:
         """Wait until all logged lines are written, for at most FLUSH_SECONDS, so that the process can end."""
         written = threading.Event()
-        self._lines.put(written)
+        self._waiting.put(written)
         written.wait(FLUSH_SECONDS)
 
     def _write_for_ever(self) -> None:
         while True:
-            taken = [self._lines.get()]
+            taken = [self._waiting.get()]
+            # No other thread takes lines, so those that are counted here are there.
+            more = min(self._waiting.qsize(), LINES_A_WRITE - 1)
+            taken += [self._waiting.get_nowait() for _ in range(more)]
+            lines = self._lines(taken)
+            if len(taken) < LINES_A_WRITE:
+                lines += self._report()
             try:
-                while len(taken) < LINES_A_WRITE:
-                    taken.append(self._lines.get_nowait())
-            except Empty:
-                taken += self._report()
-            try:
-                lines = "".join(one for one in taken if isinstance(one, str))
-                self._write(lines.encode("utf-8", "backslashreplace"))
+                self._write(b"\n".join([*lines, b""]))
             except OSError:  # a full disk, a pipe whose other end is gone
-                self.dropped += sum(isinstance(one, str) for one in taken)
+                self._drop(len(lines))
             for one in taken:
                 if isinstance(one, threading.Event):
                     one.set()
             if len(taken) < LINES_A_WRITE:
                 time.sleep(GATHER_SECONDS)
 
-    def _report(self) -> list[str]:
+    def _lines(self, taken: Iterable[_Line | threading.Event]) -> list[bytes]:
+        lines = []
+        for one in taken:
+            if isinstance(one, tuple):
+                try:
+                    lines.append(event_line(*one))
+                except Exception:  # as in `emit`: a line that cannot be made costs no other line
+                    self._drop(1)
+            elif isinstance(one, bytes):
+                lines.append(one)
+        return lines
+
+    def _report(self) -> list[bytes]:
         """A log line that counts the lines dropped since the last such line; empty if none were dropped."""
         count = self.dropped - self._reported
         if not count:
@@ -88,7 +111,15 @@ class LogQueue(logging.Handler):
             "levelname": logging.getLevelName(event.level),
             "msg": event.message,
         }
-        return [self.format(logging.makeLogRecord({**head, "count": count})) + "\n"]
+        return [self._line(logging.makeLogRecord({**head, "count": count}))]
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode("utf-8", "backslashreplace")
+
+    def _drop(self, count: int) -> None:
+        self.acquire()  # lines come from several threads
+        self.dropped += count
+        self.release()
 
     def _write(self, lines: bytes) -> None:
         while lines:
@@ -99,7 +130,10 @@ class LogQueue(logging.Handler):
 
 
 def never_wait_for_logs() -> None:
-    """Replace each StreamHandler of the root logger by a LogQueue on the same descriptor."""
+    """Replace each StreamHandler of the root logger by a LogQueue on the same descriptor.
+
+    If it then is the only handler and writes JSON, events go straight into it from now on.
+    """
     root = logging.getLogger()
     for index, handler in enumerate(root.handlers):
         if type(handler) is logging.StreamHandler:
@@ -107,6 +141,11 @@ def never_wait_for_logs() -> None:
             queue = LogQueue(handler.stream.fileno())
             queue.setFormatter(handler.formatter)
             root.handlers[index] = queue
+    alone = [
+        one for one in root.handlers if isinstance(one, LogQueue) and type(one.formatter) is JsonFormatter
+    ]
+    # A factory of another kind adds members to every line.
+    QUEUE_ALONE[:] = alone if logging.getLogRecordFactory() is logging.LogRecord else []
 
 
 def flush_logs() -> None:

@@ -11,8 +11,11 @@ from typing import Any, Literal, TextIO
 
 import orjson
 
+from sidecar.telemetry.events import LogEvent
+
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _PLAIN = frozenset((str, int, bool, type(None)))
+_DELETE = 0x7F  # the one character of ASCII that `json` escapes and orjson does not
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -20,11 +23,15 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _ORDINARY and name[0] != "_"}
 
 
-class _JsonFormatter(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object, in ASCII: level, logger, message, exc_info, stack_info, fields, time."""
 
     def format(self, record: logging.LogRecord) -> str:
-        members = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        members: dict[str, Any] = {
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         if record.exc_info:
             members["exc_info"] = self.formatException(record.exc_info)
         elif record.exc_text:
@@ -32,27 +39,40 @@ class _JsonFormatter(logging.Formatter):
         if record.stack_info:
             members["stack_info"] = self.formatStack(record.stack_info)
         members |= _fields(record)
-        return _dumped(members, datetime.fromtimestamp(record.created, UTC))
+        plain = all(
+            type(value) in _PLAIN or (type(value) is float and math.isfinite(value))
+            for value in members.values()
+        )
+        members["time"] = datetime.fromtimestamp(record.created, UTC)
+        line = _plain_line(members) if plain else None
+        return _any_line(members) if line is None else line.decode()
 
 
-def _dumped(members: dict[str, Any], time: datetime) -> str:
+def event_line(event: LogEvent, fields: dict[str, Any]) -> bytes:
+    """The line of an event without arguments and traceback, as JsonFormatter formats it.
+
+    The last of `fields` is `time`, in seconds since 1970. It is replaced.
+    """
+    fields["time"] = datetime.fromtimestamp(fields["time"], UTC)
+    line = _plain_line(fields)
+    return _any_line(event.members | fields).encode() if line is None else event.json_head + line[1:]
+
+
+def _plain_line(members: dict[str, Any]) -> bytes | None:
     """orjson is four times as fast as `json` and writes the same bytes for plain values in ASCII.
 
-    All else goes through `json`, because orjson writes NaN as null, other objects in ways of its own, and
-    characters beyond ASCII as they are; lone surrogates and integers above 64 bits it refuses.
+    None: all else goes through `json`, because orjson writes NaN as null, other objects in ways of its own,
+    and characters beyond ASCII as they are; lone surrogates and integers above 64 bits it refuses.
     """
-    for value in members.values():
-        if type(value) not in _PLAIN and not (type(value) is float and math.isfinite(value)):
-            break
-    else:
-        try:
-            line = orjson.dumps({**members, "time": time})
-        except orjson.JSONEncodeError:
-            pass
-        else:
-            if line.isascii() and b"\x7f" not in line:
-                return line.decode()
-    return json.dumps({**members, "time": time.isoformat()}, default=str, separators=(",", ":"))
+    try:
+        line = orjson.dumps(members)
+    except orjson.JSONEncodeError:
+        return None
+    return line if line.isascii() and _DELETE not in line else None
+
+
+def _any_line(members: dict[str, Any]) -> str:
+    return json.dumps({**members, "time": members["time"].isoformat()}, default=str, separators=(",", ":"))
 
 
 class _TextFormatter(logging.Formatter):
@@ -75,7 +95,7 @@ def set_up_logging(
     """Send all logs of the process to `stream` (standard error by default), one line for each record."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
-        _JsonFormatter()
+        JsonFormatter()
         if format == "json"
         else _TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     )

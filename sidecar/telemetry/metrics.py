@@ -9,56 +9,27 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args, overload
 
-import prometheus_client
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import CollectorRegistry, generate_latest
 
 from sidecar import __version__
 from sidecar.core.emission import Kind
 from sidecar.errors import ERRORS
+from sidecar.telemetry.instruments import Counter, Gauge, Histogram
 from sidecar.telemetry.logqueue import DroppedLines
 
 # The values of a label with their meanings ("": the value says it), or a sentence about a label whose values
 # are not known beforehand.
 Label: TypeAlias = Mapping[str, str] | str
-M = TypeVar("M", bound="MetricWrapperBase | DroppedLines")
+M = TypeVar("M", bound="Counter | Gauge | Histogram | DroppedLines")
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _CODES = {code: kind.title for code, kind in ERRORS.items()}
-
-
-class _Labelled(MetricWrapperBase):
-    """Keeps the children of its labels, because prometheus-client takes a lock to look one up."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._children: dict[tuple[object, ...], Any] = {}
-        super().__init__(*args, **options)
-
-    def labels(self, *values: object, **named: object) -> Any:
-        child = self._children.get(values)
-        if child is None:
-            child = super().labels(*values, **named)
-            if values:
-                self._children[values] = child
-        return child
-
-
-class Counter(_Labelled, prometheus_client.Counter):
-    """A count that only grows."""
-
-
-class Gauge(_Labelled, prometheus_client.Gauge):
-    """A value that goes up and down."""
-
-
-class Histogram(_Labelled, prometheus_client.Histogram):
-    """How many observations lie below each bucket's bound."""
 
 
 class Metric(Generic[M]):
@@ -113,10 +84,10 @@ class Metric(Generic[M]):
     def make(self, registry: CollectorRegistry) -> M:
         options: dict[str, Any] = {"buckets": self.buckets} if self.buckets else {}
         made = self.type(self.family, self.meaning, tuple(self.labels), registry=registry, **options)
-        if isinstance(made, MetricWrapperBase):
+        if isinstance(made, Counter):
             for value in self._zero:
                 made.labels(value)
-        if self._measured and isinstance(made, prometheus_client.Gauge):
+        if isinstance(made, Gauge) and self._measured:
             made.set(math.nan)
         return made
 
@@ -347,13 +318,3 @@ class Metrics:
 
 
 TABLE: tuple[Metric[Any], ...] = tuple(row for row in vars(Metrics).values() if isinstance(row, Metric))
-
-
-def without_created_series() -> None:
-    """Disable the `_created` series of all metrics, because the sidecar does not use them.
-
-    Only `serve` calls this, because it applies to the whole process. A program that embeds the library
-    decides for itself.
-    """
-    disable: Callable[[], None] = disable_created_metrics
-    disable()

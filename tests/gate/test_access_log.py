@@ -21,6 +21,7 @@ import pytest
 
 from sidecar.settings.reading import Listen
 from sidecar.telemetry import logqueue
+from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.logqueue import LogQueue, never_wait_for_logs
 from sidecar.telemetry.logs import set_up_logging
 from sidecar.telemetry.metrics import Metrics
@@ -525,14 +526,123 @@ def test_a_line_with_an_exception_shows_where_it_came_from() -> None:
     assert line["exc_info"].endswith("RuntimeError: broken")
 
 
-def test_lines_beyond_the_bound_are_dropped_counted_and_confessed(monkeypatch: pytest.MonkeyPatch) -> None:
+def say(number: int) -> None:
+    LogEvent.DRAIN_IS_OVER.log(count=number)
+
+
+@contextmanager
+def counted_records() -> Iterator[list[logging.LogRecord]]:
+    """The records that `logging` makes from here on."""
+    made: list[logging.LogRecord] = []
+
+    def make(*args: Any, **options: Any) -> logging.LogRecord:
+        made.append(logging.LogRecord(*args, **options))
+        return made[-1]
+
+    logging.setLogRecordFactory(make)
+    try:
+        yield made
+    finally:
+        logging.setLogRecordFactory(logging.LogRecord)
+
+
+def test_an_event_that_only_the_queue_hears_goes_into_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.telemetry.events.time", lambda: 1_796_089_589.25)
+    with logging_to_a_pipe("json") as (reading, queue), counted_records() as made:
+        say(1)
+        logging.getLogger("another").info("said")
+        LogEvent.DRAIN_IS_OVER.log_fields({"count": 2})
+        queue.flush()
+        lines = os.read(reading, 65_536).splitlines()
+    assert [record.getMessage() for record in made] == ["said"]
+    assert b'"message":"said"' in lines.pop(1)
+    assert lines == [
+        b'{"level":"WARNING","logger":"scopegate","message":"the drain is over; executions end as unknown",'
+        b'"count":%d,"time":"2026-12-01T01:46:29.250000+00:00"}' % number
+        for number in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("where", ["", "scopegate", "scopegate.web"])
+def test_a_handler_beside_the_queue_hears_an_event(where: str) -> None:
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    heard: list[str] = []
+    logger, handler = logging.getLogger(where), Listening()
+    with logging_to_a_pipe("json") as (reading, queue):
+        LogEvent.UNDECIDED.log(request_id="req_1")
+        logger.addHandler(handler)
+        LogEvent.UNDECIDED.log(request_id="req_2")
+        logger.removeHandler(handler)
+        LogEvent.UNDECIDED.log(request_id="req_3")
+        queue.flush()
+        lines = [json.loads(line) for line in os.read(reading, 65_536).splitlines()]
+    assert heard == ["a gated request was not decided in time"]
+    assert [line["request_id"] for line in lines] == ["req_1", "req_2", "req_3"]
+
+
+def test_a_filter_and_a_level_are_asked_about_an_event() -> None:
+    logger = LogEvent.DRAIN_IS_OVER.logger
+    with logging_to_a_pipe("json") as (reading, queue):
+        logger.addFilter(refuse_all)
+        say(1)
+        logger.removeFilter(refuse_all)
+        logger.setLevel(logging.ERROR)
+        say(2)
+        logger.setLevel(logging.NOTSET)
+        say(3)
+        queue.flush()
+        lines = [json.loads(line) for line in os.read(reading, 65_536).splitlines()]
+    assert [line["count"] for line in lines] == [3]
+
+
+def refuse_all(record: logging.LogRecord) -> bool:
+    return False
+
+
+def test_a_factory_of_records_is_asked_about_an_event() -> None:
+    with counted_records() as made, logging_to_a_pipe("json"):
+        say(1)
+    assert len(made) == 1
+
+
+def test_an_event_has_its_traceback_and_its_arguments_in_the_queue_too() -> None:
+    with logging_to_a_pipe("json") as (reading, queue):
+        LogEvent.RENEWAL_FAILED.log(exc=RuntimeError("broken"))
+        LogEvent.SCOPELESS_ACTIONS.log("low")
+        queue.flush()
+        failed, said = map(json.loads, os.read(reading, 65_536).splitlines())
+    assert failed["exc_info"] == "RuntimeError: broken"
+    assert said["message"] == "actions below low risk need no scope"
+
+
+def test_an_event_that_cannot_be_written_costs_no_other_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with logging_to_a_pipe("json") as (reading, queue):
+        say(10**5_000)  # more digits than Python writes
+        say(1)
+        queue.flush()
+        lines = [json.loads(line) for line in os.read(reading, 65_536).splitlines()]
+    assert [line["count"] for line in lines] == [1, 1]
+    assert {line["message"] for line in lines} >= {"log lines were dropped"}
+    assert queue.dropped == 1
+
+
+@pytest.mark.parametrize("kind", ["record", "event"])
+def test_lines_beyond_the_bound_are_dropped_counted_and_confessed(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     monkeypatch.setattr(logqueue, "MAX_WAITING_LINES", 500)
     monkeypatch.setattr(logqueue, "FLUSH_SECONDS", 0.2)
     logger = logging.getLogger("scopegate.access")
     with logging_to_a_pipe("json") as (reading, queue):
         begun = time.monotonic()
         for number in range(5_000):
-            logger.info("request", extra={"number": number})
+            if kind == "record":
+                logger.info("request", extra={"count": number})
+            else:
+                say(number)
         queue.flush()
         assert time.monotonic() - begun < 5
         assert queue.dropped > 3_000
@@ -549,7 +659,7 @@ def test_lines_beyond_the_bound_are_dropped_counted_and_confessed(monkeypatch: p
     assert confessed == queue.dropped
     assert {line["level"] for line in confessions} == {"WARNING"}
     # What was kept is whole and in order.
-    kept = [line["number"] for line in read if line["message"] == "request"]
+    kept = [line["count"] for line in read if line["message"] != "log lines were dropped"]
     assert len(kept) + queue.dropped == 5_000
     assert kept == sorted(kept)
 

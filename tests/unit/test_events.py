@@ -32,6 +32,20 @@ def test_a_traceback_comes_with_the_line(caplog: pytest.LogCaptureFixture) -> No
     assert "ValueError: odd" in caplog.text
 
 
+def test_a_line_names_the_place_of_its_call(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the fixture that checks every call would be the place
+    LogEvent.SPANS_LOST.log()
+    LogEvent.SCOPELESS_ACTIONS.log("low")
+    LogEvent.SPANS_LOST.log_fields({})
+    here = test_a_line_names_the_place_of_its_call.__code__
+    assert [(record.filename, record.funcName) for record in caplog.records] == [
+        ("test_events.py", here.co_name)
+    ] * 3
+    assert [record.lineno - here.co_firstlineno for record in caplog.records] == [4, 5, 6]
+
+
 def test_nothing_is_made_of_a_line_that_is_not_wanted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, "scopegate.reload")
     LogEvent.SCOPELESS_ACTIONS.log("low")

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.telemetry.logs import set_up_logging
+from sidecar.telemetry.events import LogEvent
+from sidecar.telemetry.logs import JsonFormatter, event_line, set_up_logging
 
 CREATED = datetime(2026, 11, 23, 16, 21, 32, 630502, UTC)
 
@@ -105,6 +106,32 @@ def test_an_odd_value_is_written_as_json_writes_it(value: object) -> None:
 @given(st.dictionaries(st.sampled_from("abc"), st.none() | st.booleans() | st.integers() | st.text()))
 def test_plain_values_are_written_as_json_writes_them(fields: dict[str, Any]) -> None:
     assert line(fields) == as_json_writes({"message": "said", **fields})
+
+
+def as_a_record(event: LogEvent, fields: dict[str, Any]) -> str:
+    record = logging.makeLogRecord({"name": event.logger.name, "levelno": event.level, "msg": event.message})
+    record.levelname = logging.getLevelName(event.level)
+    vars(record).update(fields)
+    record.created = CREATED.timestamp()
+    return JsonFormatter().format(record)
+
+
+@given(
+    st.sampled_from([LogEvent.REQUEST, LogEvent.REFUSED, LogEvent.STOPPED]),
+    st.dictionaries(
+        st.sampled_from(["method", "count", "rules"]),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text()
+        | st.sampled_from(["\x7f", "\ud800", '"', "\n", 2**63, 2**64, -(2**70)])
+        | st.lists(st.text()),
+    ),
+)
+def test_the_line_of_an_event_is_that_of_its_record(event: LogEvent, fields: dict[str, Any]) -> None:
+    written = event_line(event, {**fields, "time": CREATED.timestamp()})
+    assert written.decode("ascii") == as_a_record(event, fields)
 
 
 @given(st.floats())

@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import TypeVar, cast
 
 from aiohttp import web
-from prometheus_client import Gauge
 
 from sidecar.core.instant import SECOND
 from sidecar.errors import StoreUnavailable
@@ -17,6 +16,7 @@ from sidecar.gate.execution import Gate
 from sidecar.live.snapshot import Live
 from sidecar.store.base import Footprint
 from sidecar.store.batch import Store
+from sidecar.telemetry.instruments import Gauge
 from sidecar.telemetry.metrics import Metrics
 from sidecar.web.api.operation import Answer, Operation, Reply
 from sidecar.web.api.routes import routes
