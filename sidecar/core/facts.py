@@ -255,17 +255,15 @@ def _target_agents(
 def _finder(source: Source) -> Callable[[Request], Any]:
     """The function that finds a fact: it returns its value, `pointer.ABSENT`, or a refusal."""
     name, tokens = source.name, source.tokens
-    match source.kind:
-        case "pointer" if len(tokens) == 1:
-            return lambda request: request.document.get(tokens[0], pointer.ABSENT)
-        case "pointer":
-            return lambda request: pointer.follow(request.document, tokens)
-        case "path":
-            return lambda request: request.path_params.get(name, pointer.ABSENT)
-        case "query":
-            return lambda request: _in_query(request.query, source)
-        case "header":
-            return lambda request: _only_one(request.headers, source)
+    if source.kind == "path":
+        return lambda request: request.path_params.get(name, pointer.ABSENT)
+    if source.kind == "query":
+        return lambda request: _in_query(request.query, source)
+    if source.kind == "header":
+        return lambda request: _only_one(request.headers, source)
+    if len(tokens) == 1:
+        return lambda request: request.document.get(tokens[0], pointer.ABSENT)
+    return lambda request: pointer.follow(request.document, tokens)
 
 
 def _in_query(query: Sequence[tuple[str, str]], source: Source) -> Any:
