@@ -28,6 +28,7 @@ from typing import Any, Literal, TypeGuard
 from sidecar.core import pointer
 from sidecar.core._readings import folded, is_format
 from sidecar.core.cache import Cache
+from sidecar.core.pointer import ABSENT, OBJECT
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 
@@ -188,7 +189,7 @@ def read(request: Request, sources: FactSources) -> Claims | Refusal:
     """The claims of a request, or a refusal `invalid_request` that names the unreadable member."""
     for prefix, refusal_of in sources.watched:
         holder = pointer.follow(request.document, prefix)
-        if isinstance(holder, pointer.OBJECT):
+        if isinstance(holder, OBJECT):
             refusal = refusal_of[tuple(holder)]
             if refusal is not None:
                 return refusal
@@ -205,9 +206,9 @@ def read(request: Request, sources: FactSources) -> Claims | Refusal:
     parameters = find_parameters(request)
     if isinstance(parameters, Refusal):
         return parameters
-    if parameters is pointer.ABSENT or parameters is None or parameters == "":
+    if parameters is ABSENT or parameters is None or parameters == "":
         parameters = {}
-    if not isinstance(parameters, pointer.OBJECT):
+    if not isinstance(parameters, OBJECT):
         return _refused(str(sources.parameters), "must be a JSON object")
     agents = _target_agents(request, find_agents, sources.target_agents)
     if isinstance(agents, Refusal):
@@ -223,11 +224,15 @@ def read(request: Request, sources: FactSources) -> Claims | Refusal:
 
 
 def _identifier(value: Any, source: Source) -> str | Refusal | None:
-    if value is pointer.ABSENT or value is None or value == "":
-        return None
-    if isinstance(value, Refusal) or is_identifier(value):
+    if is_identifier(value):
         return value
-    return _refused(str(source), f"must be a string of {IDENTIFIER_RULE}")
+    if value is ABSENT or value is None or value == "":
+        return None
+    return (
+        value
+        if isinstance(value, Refusal)
+        else _refused(str(source), f"must be a string of {IDENTIFIER_RULE}")
+    )
 
 
 def _target_agents(
@@ -238,7 +243,7 @@ def _target_agents(
         value = find(request)
         if isinstance(value, Refusal):
             return value
-        if value is pointer.ABSENT or value is None or value == "":
+        if value is ABSENT or value is None or value == "":
             continue
         if source.kind != "pointer":
             value = [value]
@@ -253,16 +258,16 @@ def _target_agents(
 
 
 def _finder(source: Source) -> Callable[[Request], Any]:
-    """The function that finds a fact: it returns its value, `pointer.ABSENT`, or a refusal."""
+    """The function that finds a fact: it returns its value, `ABSENT`, or a refusal."""
     name, tokens = source.name, source.tokens
     if source.kind == "path":
-        return lambda request: request.path_params.get(name, pointer.ABSENT)
+        return lambda request: request.path_params.get(name, ABSENT)
     if source.kind == "query":
         return lambda request: _in_query(request.query, source)
     if source.kind == "header":
         return lambda request: _only_one(request.headers, source)
     if len(tokens) == 1:
-        return lambda request: request.document.get(tokens[0], pointer.ABSENT)
+        return lambda request: request.document.get(tokens[0], ABSENT)
     return lambda request: pointer.follow(request.document, tokens)
 
 
@@ -279,7 +284,7 @@ def _only_one(pairs: Sequence[tuple[str, str]], source: Source) -> Any:
     values = [value for name, value in pairs if name == source.name]
     if len(values) > 1:
         return _refused(str(source), "is given more than once")
-    return values[0] if values else pointer.ABSENT
+    return values[0] if values else ABSENT
 
 
 def _may_be_read_as(name: str, judged: str) -> bool:
