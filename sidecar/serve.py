@@ -13,7 +13,6 @@ from aiohttp import web
 
 from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
-from sidecar.files.signing import load_signing_key
 from sidecar.files.tls import Credentials, client_context, server_context
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
@@ -331,6 +330,8 @@ def _tracing(telemetry: TelemetrySection) -> Tracing:
 def _checkpointer(log: LogSection, metrics: Metrics) -> Checkpointer | None:
     if log.signing_key_file is None or log.checkpoint_file is None:
         return None
+    from sidecar.files.signing import load_signing_key  # slow to import
+
     return Checkpointer(load_signing_key(log.signing_key_file), log.checkpoint_file, metrics)
 
 

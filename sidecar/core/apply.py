@@ -10,7 +10,7 @@ the decision holds the rows that change and the record.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,14 +62,11 @@ from sidecar.core.rules import (
     GrantJudgment,
     Objection,
     ScopeTerms,
-    applying,
     granting,
     in_order,
-    objections,
     preview,
     refusal_by,
     subject_of,
-    with_scope,
 )
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.errors import Refusal
@@ -170,7 +167,7 @@ class Applied:
     bound: Bind | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Judgment:
     """The judgment on one execution. It may go on if `refusal` is None.
 
@@ -192,7 +189,17 @@ class Judgment:
 
 
 def judgment(command: Admit, state: State, now: int) -> Judgment:
-    """Judge one execution. Both `admit` and `explain` use this judgment."""
+    """Judge one execution as `admit` does, and say how far each brake is used."""
+    uses: list[tuple[Rule, Use]] = []
+    found = _judgment(command, state, now, uses)
+    rules = command.policies.about("execute", command.claims.action or "")
+    order = {id(rule): place for place, rule in enumerate(rules)}
+    found.uses = tuple(sorted(uses, key=lambda one: order[id(one[0])]))
+    return found
+
+
+def _judgment(command: Admit, state: State, now: int, uses: list[tuple[Rule, Use]] | None = None) -> Judgment:
+    """Judge one execution. The use of each brake is appended to `uses`; without it, few are found out."""
     claims, policies = command.claims, command.policies
     scope = state.scopes.get(claims.scope_id or "")
     case = BoundInput.of(claims, command.tenant_id, scope, policies, now, command.announced_cost)
@@ -212,8 +219,9 @@ def judgment(command: Admit, state: State, now: int) -> Judgment:
     refusal = judge(case, CATALOGUE_BOUNDS)
     if refusal is not None:
         found.append(Objection(refusal, None))
-    uses: list[tuple[Rule, Use]] = []
     found += _objections(command, consumed, state, now, uses)
+    if not found:
+        return Judgment(case=case, scope=consumed, refusal=None, waived=waived)
     if command.shadow:
         found = [replace(one, shadow=True) for one in found]
     found = in_order(found)
@@ -223,30 +231,29 @@ def judgment(command: Admit, state: State, now: int) -> Judgment:
         refusal=refusal_by(found),
         shadow=tuple(one for one in found if one.shadow),
         objections=tuple(found),
-        uses=tuple(uses),
         waived=waived,
     )
 
 
 def _objections(
-    command: Admit, scope: Scope | None, state: State, now: int, uses: list[tuple[Rule, Use]]
-) -> Iterator[Objection]:
+    command: Admit, scope: Scope | None, state: State, now: int, uses: list[tuple[Rule, Use]] | None
+) -> list[Objection]:
     """The objections of the rules to an execution. The use of each brake is appended to `uses`."""
     policies = command.policies
+    known = command.preview
+    if known is not None and not known.bundles:
+        return []
     subject = subject_of(command.claims, command.tenant_id, command.principal, policies, now, scope)
-    known = command.preview or preview(policies, "execute", subject)
-    for each in applying(known, subject):
-        yield from objections(each, subject)
-        if each.rule.brake is not None and each.failure is None:
-            used = brakes.use(each.rule, subject, policies, state.admissions, state.executions, state.found)
-            uses.append((each.rule, used))
-            yield from brakes.objection(each.rule, used, now)
+    known = known or preview(policies, "execute", subject)
+    return brakes.objections_to(
+        known, subject, policies, state.admissions, state.executions, state.found, uses
+    )
 
 
 def admit(command: Admit, state: State, now: int) -> Applied:
     """Consume the scope, hold the cost and record it, or refuse."""
     claims, revision = command.claims, command.policies.revision
-    found = judgment(command, state, now)
+    found = _judgment(command, state, now)
     details = _shadow_details(found.shadow)
     if command.preview is not None and command.preview.conditional:
         # The conditions were judged at this time, which is earlier than the time of the record.
@@ -379,11 +386,8 @@ def _subjects(command: Issue, now: int) -> list[Subject]:
     scope = replace(command.scope, created_at=now)
     claims = replace(_claims(scope), scope_id=None)
     return [
-        with_scope(
-            subject_of(
-                replace(claims, action=action), scope.tenant_id, command.principal, command.policies, now
-            ),
-            scope,
+        subject_of(
+            replace(claims, action=action), scope.tenant_id, command.principal, command.policies, now, scope
         )
         for action in scope.allowed_actions
     ]

@@ -9,19 +9,17 @@ just now, so that `Retry-After` is never longer than the rule says.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from sidecar.core.instant import SECOND, iso_time
-from sidecar.core.policy import Brake, PolicySet, Rule, Subject
-from sidecar.core.rules import Objection, braked
+from sidecar.core.policy import Brake, PolicySet, Rule, Subject, Tally
+from sidecar.core.rules import Objection, Preview, braked, judged, objections, unjudged
 from sidecar.core.scope import Execution
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmissionGroup:
+class AdmissionGroup(NamedTuple):
     """A key for admissions that are counted together. A field that is None matches every admission.
 
     An incident belongs to one tenant: the same name with another tenant is another incident.
@@ -46,14 +44,12 @@ class Use:
     until: int | None = None
 
 
-def group_of(rule: Rule, tenant_id: str, incident_id: str, action: str) -> AdmissionGroup:
-    """The narrowest group that contains every execution that the brake counts for this one."""
-    assert rule.brake is not None
-    per = rule.brake.per
+def group_of(tally: Tally, about: Subject) -> AdmissionGroup:
+    """The narrowest group that contains every execution that a tally counts for a subject."""
     return AdmissionGroup(
-        tenant_id=tenant_id if "incident_id" in per else None,
-        incident_id=incident_id if "incident_id" in per else None,
-        action=action if "action" in per else None,
+        about.tenant_id if tally.by_incident else None,
+        about.incident_id if tally.by_incident else None,
+        about.action if tally.by_action else None,
     )
 
 
@@ -72,97 +68,189 @@ def groups_for(
     policies: PolicySet, tenant_id: str, incident_id: str | None, action: str | None
 ) -> dict[AdmissionGroup, int]:
     """The groups that an execution needs, each with the number of seconds that it must cover."""
-    wanted: dict[AdmissionGroup, int] = {}
-    for rule in policies.brakes(action or ""):
-        assert rule.brake is not None
-        group = group_of(rule, tenant_id, incident_id or "", action or "")
-        wanted[group] = max(wanted.get(group, 0), rule.brake.horizon_seconds)
-    return wanted
+    return {
+        AdmissionGroup(
+            tenant_id if by_incident else None,
+            (incident_id or "") if by_incident else None,
+            (action or "") if by_action else None,
+        ): seconds
+        for (by_incident, by_action), seconds in policies.horizons(action or "").items()
+    }
 
 
-# A cache of the counted ids per brake: the policy set, the number of ids examined so far, and the ids that
-# count. The owner of the cache only appends ids to the groups, so each admission examines only the new ones.
-# The entry keeps the policy set alive, because the key contains the id() of the set.
-CountCache = dict[tuple[Any, ...], tuple[PolicySet, int, list[str]]]
+@dataclass(slots=True)
+class Counted:
+    """The executions that a brake counts for one value of its facets, oldest first.
+
+    `latest` holds, for each of them, the latest admission up to it (microseconds since 1970), because a clock
+    that ran ahead leaves times that do not rise. If a brake has `one_in_flight`, `open` holds those that were
+    in flight or unknown when they were last examined.
+    """
+
+    names: list[str] = field(default_factory=list)
+    latest: list[int] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+
+    def add(self, execution: Execution, *, one_in_flight: bool) -> None:
+        latest = self.latest
+        before = latest[-1] if latest else execution.admitted_at
+        self.names.append(execution.decision_id)
+        latest.append(max(before, execution.admitted_at))
+        if one_in_flight:
+            self.open.append(execution.decision_id)
+
+    def is_open(self, executions: Mapping[str, Execution]) -> bool:
+        """Whether one of them is in flight or unknown. One that has ended otherwise never opens again."""
+        self.open = [name for name in self.open if executions[name].status in ("in_flight", "unknown")]
+        return bool(self.open)
 
 
-def use(
-    rule: Rule,
+@dataclass(slots=True)
+class _Examined:
+    """What a tally counts in one group: the number of names examined so far, and the counts by facets."""
+
+    names: int = 0
+    counted: dict[Any, Counted] = field(default_factory=dict)
+
+
+# A cache of the counted executions by tally and group. The owner of the cache only appends names to a group,
+# so each admission examines only the new ones.
+CountCache = dict[tuple[Tally, AdmissionGroup], _Examined]
+_NOTHING = Counted()
+
+
+def objections_to(
+    known: Preview,
     subject: Subject,
     policies: PolicySet,
     admissions: Mapping[AdmissionGroup, Sequence[str]],
     executions: Mapping[str, Execution],
     found: CountCache | None = None,
-) -> Use:
-    """The use of an applying brake for a subject. `admissions` are oldest first."""
-    names = _counted(rule, subject, policies, admissions, executions, {} if found is None else found)
-    newest_first = (executions[name] for name in reversed(names))
-    assert rule.brake is not None
-    if "target_agents" not in rule.brake.per:
-        roomy = found is not None and _is_roomy(rule.brake, names, executions, subject.now)
-        return _use(rule, newest_first, subject, roomy=roomy)
-    # Each agent has its own count, and the fullest decides. Executions without target agents share one count.
-    by_agent: dict[str | None, list[Execution]] = {agent: [] for agent in subject.target_agents or (None,)}
-    for execution in newest_first:
-        for agent in by_agent.keys() & set(execution.target_agents or (None,)):
-            by_agent[agent].append(execution)
-    uses = [_use(rule, past, subject) for past in by_agent.values()]
-    return max(uses, key=lambda one: (one.why is not None, one.until or 0, one.count))
+    uses: list[tuple[Rule, Use]] | None = None,
+) -> list[Objection]:
+    """The objections of the rules to an execution whose facts are all known. `admissions` are oldest first.
+
+    With `found`, each execution is examined once for many decisions. The use of each brake is appended to
+    `uses`. Without `uses`, a brake that cannot hold is not looked at any further.
+    """
+    objecting: list[Objection] = []
+    found = {} if found is None else found
+    late = [group for bundle in known.bundles for group in bundle.late]
+    conditions = judged(late, subject) if late else None
+    for one in (known.early, conditions) if conditions else (known.early,):
+        for rule, failure in one.failed:
+            objecting.append(unjudged(rule, failure))
+        for rule in one.holding:
+            objecting += objections(rule, subject)
+            if rule.brake is not None:
+                counted = _counted(policies.tally(rule), subject, policies, admissions, executions, found)
+                objecting += _braking((rule,), rule.brake, counted, subject, executions, uses)
+    for bundle in known.bundles:
+        for rule in bundle.standing:
+            objecting += objections(rule, subject)
+        for tally in bundle.tallies:
+            counted = _counted(tally, subject, policies, admissions, executions, found)
+            objecting += _braking(tally.rules, tally.strictest, counted, subject, executions, uses)
+    return objecting
+
+
+def _braking(
+    rules: Sequence[Rule],
+    strictest: Brake,
+    counted: Sequence[Counted],
+    subject: Subject,
+    executions: Mapping[str, Execution],
+    uses: list[tuple[Rule, Use]] | None,
+) -> Iterable[Objection]:
+    """The objections of brakes that count the same executions."""
+    now = subject.now
+    if uses is None and not _may_hold(strictest, counted, now, executions):
+        return ()
+    objecting: list[Objection] = []
+    for rule in rules:
+        assert rule.brake is not None
+        if uses is None and not _may_hold(rule.brake, counted, now, executions):
+            continue
+        used = use(rule, counted, subject, executions)
+        if uses is not None:
+            uses.append((rule, used))
+        objecting += objection(rule, used, now)
+    return objecting
+
+
+def _may_hold(
+    brake: Brake, counted: Iterable[Counted], now: int, executions: Mapping[str, Execution]
+) -> bool:
+    """Whether a brake may hold. If not, it does not: this takes no visit to each execution."""
+    most = brake.max_attempts
+    for one in counted:
+        latest = one.latest
+        if not latest:
+            continue
+        if latest[-1] > now - brake.cooldown_seconds * SECOND:
+            return True
+        window = now - brake.window_seconds * SECOND
+        if most is not None and len(latest) >= most and latest[-most] > window:
+            return True
+        if brake.one_in_flight and one.is_open(executions):
+            return True
+    return False
 
 
 def _counted(
-    rule: Rule,
+    tally: Tally,
     subject: Subject,
     policies: PolicySet,
     admissions: Mapping[AdmissionGroup, Sequence[str]],
     executions: Mapping[str, Execution],
     found: CountCache,
-) -> list[str]:
-    """The executions that the rule counts for the subject, oldest first.
-
-    Target agents are not compared here.
-    """
-    assert rule.brake is not None
-    group = group_of(rule, subject.tenant_id, subject.incident_id, subject.action)
+) -> list[Counted]:
+    """The executions that a tally counts for a subject: one count, or one for each of its target agents."""
+    group = group_of(tally, subject)
     names = admissions.get(group, ())
-    facets = (getattr(subject, facet) for facet in rule.brake.per if facet != "target_agents")
-    # The key uses identity, because a rule with the same id in another set is another rule.
-    key = (id(policies), id(rule), group, *facets)
-    _, seen, counted = found.get(key, (policies, 0, []))
-    for index in range(seen, len(names)):
-        if _counts(rule, executions[names[index]], subject, policies):
-            counted.append(names[index])
-    found[key] = policies, len(names), counted
-    return counted
+    examined = found.get((tally, group))
+    if examined is None:
+        examined = found[tally, group] = _Examined()
+    if examined.names < len(names):
+        for index in range(examined.names, len(names)):
+            execution = executions[names[index]]
+            if _counts(tally, execution, policies):
+                for key in _keys(tally, execution):
+                    counted = examined.counted.get(key)
+                    if counted is None:
+                        counted = examined.counted[key] = Counted()
+                    counted.add(execution, one_in_flight=tally.one_in_flight)
+        examined.names = len(names)
+    return [examined.counted.get(key, _NOTHING) for key in _keys(tally, subject)]
 
 
-def _counts(rule: Rule, execution: Execution, subject: Subject, policies: PolicySet) -> bool:
-    assert rule.brake is not None
-    entry = policies.action(execution.action)
-    return (
-        rule.match.action_matches(execution.action, None if entry is None else entry.risk)
-        and rule.match.rest_matches(
-            execution.incident_id, execution.tenant_id, execution.principal, execution.target_agents
-        )
-        and all(
-            getattr(execution, facet) == getattr(subject, facet)
-            for facet in rule.brake.per
-            if facet != "target_agents"
-        )
+def _keys(tally: Tally, about: Subject | Execution) -> Iterable[Any]:
+    """The values by which a tally counts. Executions without target agents share one count."""
+    facets = tally.facets(about)
+    if not tally.by_agent:
+        return (facets,)
+    return [(facets, agent) for agent in dict.fromkeys(about.target_agents or (None,))]
+
+
+def _counts(tally: Tally, execution: Execution, policies: PolicySet) -> bool:
+    match = tally.match
+    if tally.checks_action:
+        entry = policies.action(execution.action)
+        if not match.action_matches(execution.action, None if entry is None else entry.risk):
+            return False
+    return not tally.checks_rest or match.rest_matches(
+        execution.incident_id, execution.tenant_id, execution.principal, execution.target_agents
     )
 
 
-def _is_roomy(brake: Brake, names: Sequence[str], executions: Mapping[str, Execution], now: int) -> bool:
-    """Whether a brake cannot be full. A bisection answers this without a visit to each execution."""
-    if brake.one_in_flight or brake.max_attempts is None:
-        return False
-    begins = now - brake.window_seconds * SECOND
-    older = bisect_right(names, begins, key=lambda name: executions[name].admitted_at)
-    return len(names) - older < brake.max_attempts
+def use(rule: Rule, counted: Iterable[Counted], subject: Subject, executions: Mapping[str, Execution]) -> Use:
+    """The use of a brake. Of several counts, the fullest decides."""
+    uses = [_use(rule, (executions[name] for name in reversed(one.names)), subject) for one in counted]
+    return max(uses, key=lambda one: (one.why is not None, one.until or 0, one.count))
 
 
-def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject, *, roomy: bool = False) -> Use:
-    """The use of a brake for these executions. With `roomy`, only the newest one can matter for the brake."""
+def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject) -> Use:
+    """The use of a brake for these executions."""
     brake, now = rule.brake, subject.now
     assert brake is not None
     window = brake.window_seconds * SECOND
@@ -187,7 +275,7 @@ def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject, *, roo
             # There is no room until this execution leaves the window.
             why = f"{brake.max_attempts} executions in {brake.window_seconds} s are the most."
             holding.append((admitted_at + window, why))
-        if not brake.one_in_flight and (roomy or count == brake.max_attempts or not within):
+        if not brake.one_in_flight and (count == brake.max_attempts or not within):
             break  # older executions do not matter
         if brake.one_in_flight and one.status == "unknown" and within:
             why = f"{_named(one, subject)} is unknown; reconcile it, or wait."

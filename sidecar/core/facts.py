@@ -106,6 +106,8 @@ class FactSources:
     cost: Source = field(default_factory=lambda: Source.parse("header:X-Recovery-Cost-USD"))
     # For each object on the path to a fact: its pointer steps, the keys read there, and their folded forms.
     watched: tuple[tuple[tuple[str, ...], frozenset[str], frozenset[str]], ...] = field(init=False)
+    # The names of the headers that hold facts of a request, in lower case.
+    header_names: frozenset[str] = field(init=False)
 
     @property
     def of_the_request(self) -> tuple[Source, ...]:
@@ -121,6 +123,8 @@ class FactSources:
             for prefix, names in keys.items()
         )
         object.__setattr__(self, "watched", watched)
+        names = (source.name for source in self.of_the_request if source.kind == "header")
+        object.__setattr__(self, "header_names", frozenset(names))
 
 
 DEFAULT_SOURCES = FactSources()

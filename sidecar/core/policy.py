@@ -7,15 +7,19 @@ of rules therefore never matters. The module `rules` judges requests by a policy
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import translate
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple, Protocol
 
 # The most unlisted actions for which a policy set caches the matching rules.
 MOST_UNLISTED = 4_096
+# The most requests for which a policy set caches the matching bundles, and the most target agents of each.
+MOST_SELECTIONS = 4_096
+MOST_SELECTED_AGENTS = 8
 
 Phase = Literal["issue", "execute"]
 # The facets by which a brake may count.
@@ -30,22 +34,25 @@ class RiskClass(str, Enum):
     HIGH = "high"
     CRITICAL = "critical"
 
+    @property
+    def rank(self) -> int:
+        return _RANKS[self._name_]
+
     # The comparisons of str would sort alphabetically.
     def __lt__(self, other: str) -> bool:
-        return _rank(self) < _rank(other)
+        return self.rank < RiskClass(other).rank
 
     def __le__(self, other: str) -> bool:
-        return _rank(self) <= _rank(other)
+        return self.rank <= RiskClass(other).rank
 
     def __gt__(self, other: str) -> bool:
-        return _rank(self) > _rank(other)
+        return self.rank > RiskClass(other).rank
 
     def __ge__(self, other: str) -> bool:
-        return _rank(self) >= _rank(other)
+        return self.rank >= RiskClass(other).rank
 
 
-def _rank(risk: str) -> int:
-    return tuple(RiskClass).index(RiskClass(risk))
+_RANKS = {name: rank for rank, name in enumerate(RiskClass.__members__)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +70,7 @@ class ActionPolicy:
     targets_required: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # one is made for every request, and a frozen one costs twice as much
 class Subject:
     """The facts that the rules read of one execution, or of one action of a requested grant.
 
@@ -121,6 +128,12 @@ class Condition(Protocol):
         """Whether the condition holds. Raises ConditionFailed if it cannot be judged or is not a boolean."""
 
 
+# Judges several conditions at once: one result for each. Raises ConditionFailed if one cannot be judged.
+Joint = Callable[[Subject], Sequence[bool]]
+# Makes a Joint of conditions, or None if these conditions can only be judged one by one.
+Joining = Callable[[Sequence[Condition]], Joint | None]
+
+
 @lru_cache(maxsize=65_536)
 def _regex(glob: str) -> re.Pattern[str]:
     return re.compile(translate(glob))
@@ -152,6 +165,11 @@ class Match:
         """Whether the members that depend on the action alone match."""
         return (not self.risk or risk in self.risk) and globbed(self.action, action)
 
+    @property
+    def rest(self) -> tuple[tuple[str, ...], ...]:
+        """The members that do not depend on the action, in the order of REST."""
+        return self.incident_id, self.tenant_id, self.principal, self.target_agents
+
     def rest_matches(
         self, incident_id: str, tenant_id: str, principal: str, target_agents: Sequence[str]
     ) -> bool:
@@ -162,6 +180,10 @@ class Match:
             and globbed(self.principal, principal)
             and (not self.target_agents or any(globbed(self.target_agents, one) for one in target_agents))
         )
+
+
+# The members of a match that do not depend on the action.
+REST = ("incident_id", "tenant_id", "principal", "target_agents")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +252,136 @@ class Rule:
         return self.when is not None and not self.when.reads.isdisjoint(SCOPE_FACTS)
 
 
+# How rules are found and judged together -----------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """The executions that brakes count together: those of brakes with the same `match` and the same `per`.
+
+    `rules` are the brakes that hold without a condition. If `strictest` does not hold, none of them does.
+    `facets` reads the values by which executions are counted separately, except target agents. Executions of
+    the action that is judged need no check of their action.
+    """
+
+    match: Match
+    rules: tuple[Rule, ...]
+    strictest: Brake
+    one_in_flight: bool
+    facets: Callable[[Any], Any]
+    by_incident: bool
+    by_action: bool
+    by_agent: bool
+    checks_action: bool
+    checks_rest: bool
+
+    @classmethod
+    def of(cls, rules: Sequence[Rule]) -> Tally:
+        standing = tuple(rule for rule in rules if rule.when is None)
+        brakes = [rule.brake for rule in standing if rule.brake is not None]
+        attempts = [brake.max_attempts for brake in brakes if brake.max_attempts is not None]
+        assert rules[0].brake is not None
+        per = rules[0].brake.per
+        facets = [facet for facet in per if facet != "target_agents"]
+        return cls(
+            match=rules[0].match,
+            rules=standing,
+            strictest=Brake(
+                max_attempts=min(attempts, default=None),
+                window_seconds=max((brake.window_seconds for brake in brakes), default=0),
+                cooldown_seconds=max((brake.cooldown_seconds for brake in brakes), default=0),
+                one_in_flight=any(brake.one_in_flight for brake in brakes),
+            ),
+            one_in_flight=any(rule.brake is not None and rule.brake.one_in_flight for rule in rules),
+            facets=attrgetter(*facets) if facets else _no_facets,
+            by_incident="incident_id" in per,
+            by_action="action" in per,
+            by_agent="target_agents" in per,
+            checks_action="action" not in per and bool(rules[0].match.action or rules[0].match.risk),
+            checks_rest=any(rules[0].match.rest),
+        )
+
+
+def _no_facets(_: object) -> None:
+    return None
+
+
+class Conditional(NamedTuple):
+    """Rules whose conditions are judged together by `joint`, or one by one if that is None or fails."""
+
+    rules: tuple[Rule, ...]
+    joint: Joint | None
+
+
+def _conditional(rules: Sequence[Rule], join: Joining | None) -> tuple[Conditional, ...]:
+    conditions = [rule.when for rule in rules if rule.when is not None]
+    joint = join(conditions) if join is not None and len(rules) > 1 else None
+    if joint is None and join is not None and len(rules) > 1:
+        half = len(rules) // 2
+        return (*_conditional(rules[:half], join), *_conditional(rules[half:], join))
+    return (Conditional(tuple(rules), joint),) if rules else ()
+
+
+@dataclass(slots=True, eq=False)
+class Bundle:
+    """Rules about one action that match the same requests, so that one check serves all of them.
+
+    `standing` are the rules that apply without a condition, except for their brakes, which are in `tallies`.
+    `early` are the conditions on the request, `late` the conditions that read the scope of an execution.
+    """
+
+    match: Match
+    standing: tuple[Rule, ...]
+    tallies: tuple[Tally, ...]
+    early: tuple[Conditional, ...]
+    late: tuple[Conditional, ...]
+
+
+class _Docket:
+    """The rules of one phase about one action, and their bundles.
+
+    `read` are the facets that the matches of the bundles read. `horizons` tells how many seconds the brakes
+    look back, by whether they count for one incident and for one action.
+    """
+
+    __slots__ = ("bundles", "horizons", "read", "rules")
+
+    def __init__(
+        self, phase: Phase, rules: tuple[Rule, ...], tallies: Mapping[int, Tally], join: Joining | None
+    ) -> None:
+        self.rules = rules
+        self.horizons: dict[tuple[bool, bool], int] = {}
+        alike: dict[tuple[tuple[str, ...], ...], list[Rule]] = {}
+        for rule in rules:
+            alike.setdefault(rule.match.rest, []).append(rule)
+            tally = tallies.get(id(rule))
+            if tally is not None and rule.brake is not None:
+                counted_by = tally.by_incident, tally.by_action
+                horizon = max(self.horizons.get(counted_by, 0), rule.brake.horizon_seconds)
+                self.horizons[counted_by] = horizon
+        self.bundles = tuple(_bundle(phase, group, tallies, join) for group in alike.values())
+        read = [name for name in REST if any(getattr(group[0].match, name) for group in alike.values())]
+        self.read: Callable[[Subject], Any] | None = attrgetter(*read) if read else None
+
+
+def _bundle(
+    phase: Phase, rules: Sequence[Rule], tallies: Mapping[int, Tally], join: Joining | None
+) -> Bundle:
+    plain = [rule for rule in rules if rule.when is None]
+    conditional = [rule for rule in rules if rule.when is not None]
+    late = [rule for rule in conditional if phase == "execute" and rule.reads_scope]
+    early = [rule for rule in conditional if phase != "execute" or not rule.reads_scope]
+    # A condition on a grant is judged once for all actions of the grant, so it is judged alone.
+    join = join if phase == "execute" else None
+    return Bundle(
+        match=rules[0].match,
+        standing=tuple(rule for rule in plain if rule.deny or rule.require or rule.limit),
+        tallies=tuple(dict.fromkeys(tallies[id(rule)] for rule in plain if id(rule) in tallies)),
+        early=_conditional(early, join),
+        late=_conditional(late, join),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Index:
     """The rules of one phase, indexed by action."""
@@ -262,17 +414,20 @@ class PolicySet:
     actions: Mapping[str, ActionPolicy]
     unlisted: ActionPolicy | None = None
     rules: tuple[Rule, ...] = ()
+    join: Joining | None = field(default=None, repr=False, compare=False)
     _indexes: Mapping[Phase, _Index] = field(init=False, repr=False, compare=False)
-    _found: dict[tuple[Phase, str], tuple[Rule, ...]] = field(init=False, repr=False, compare=False)
-    _brakes: bool = field(init=False, repr=False, compare=False)
+    _tallies: Mapping[int, Tally] = field(init=False, repr=False, compare=False)  # by the id() of each rule
+    _found: dict[tuple[Phase, str], _Docket] = field(init=False, repr=False, compare=False)
+    _selected: dict[tuple[_Docket, Any], tuple[Bundle, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         indexes: dict[Phase, _Index] = {}
         for phase in ("issue", "execute"):
             indexes[phase] = _Index.of([rule for rule in self.rules if rule.on == phase])
         object.__setattr__(self, "_indexes", indexes)
+        object.__setattr__(self, "_tallies", _tallies(self.rules))
         object.__setattr__(self, "_found", {})
-        object.__setattr__(self, "_brakes", any(rule.brake is not None for rule in self.rules))
+        object.__setattr__(self, "_selected", {})
 
     def action(self, name: str) -> ActionPolicy | None:
         """The entry for an action, or the `"*"` entry for an unlisted one. None means that it is refused."""
@@ -287,22 +442,69 @@ class PolicySet:
 
     def about(self, phase: Phase, action: str) -> tuple[Rule, ...]:
         """The rules of a phase whose `match` on action and risk accepts the action."""
+        return self._docket(phase, action).rules
+
+    def selected(self, phase: Phase, subject: Subject) -> tuple[Bundle, ...]:
+        """The rules of a phase that match a subject."""
+        docket = self._docket(phase, subject.action)
+        if docket.read is None:
+            return docket.bundles
+        key = docket, docket.read(subject)
+        found = self._selected.get(key)
+        if found is None:
+            agents = subject.target_agents
+            found = tuple(
+                bundle
+                for bundle in docket.bundles
+                if bundle.match.rest_matches(
+                    subject.incident_id, subject.tenant_id, subject.principal, agents
+                )
+            )
+            # Bounded, because clients choose the facts.
+            if len(agents) <= MOST_SELECTED_AGENTS:
+                if len(self._selected) >= MOST_SELECTIONS:
+                    self._selected.clear()
+                self._selected[key] = found
+        return found
+
+    def horizons(self, action: str) -> Mapping[tuple[bool, bool], int]:
+        """The number of seconds that the brakes for an action look back.
+
+        The keys tell whether they count for one incident, and whether for one action.
+        """
+        return self._docket("execute", action).horizons if self._tallies else {}
+
+    def tally(self, rule: Rule) -> Tally:
+        """What the brake of one of the rules counts."""
+        return self._tallies[id(rule)]
+
+    def _docket(self, phase: Phase, action: str) -> _Docket:
         found = self._found.get((phase, action))
         if found is None:
             entry = self.action(action)
             risk = None if entry is None else entry.risk
             index = self._indexes[phase]
-            found = tuple(
+            rules = tuple(
                 rule
                 for rule in (*index.named.get(action, ()), *index.patterned)
                 if rule.match.action_matches(action, risk)
             )
-            if action in self.actions or len(self._found) < MOST_UNLISTED:
-                self._found[(phase, action)] = found  # bounded, because clients choose the actions
+            # Bounded, because clients choose the actions. Joining conditions takes long, so it has to last.
+            lasts = action in self.actions or len(self._found) < MOST_UNLISTED
+            found = _Docket(phase, rules, self._tallies, self.join if lasts else None)
+            if lasts:
+                self._found[(phase, action)] = found
         return found
 
-    def brakes(self, action: str) -> tuple[Rule, ...]:
-        """The rules for an action that have a brake."""
-        if not self._brakes:
-            return ()
-        return tuple(rule for rule in self.about("execute", action) if rule.brake is not None)
+
+def _tallies(rules: Iterable[Rule]) -> dict[int, Tally]:
+    """The tally of each rule with a brake, by the rule's id()."""
+    alike: dict[tuple[Match, tuple[Facet, ...]], list[Rule]] = {}
+    for rule in rules:
+        if rule.brake is not None and rule.on == "execute":
+            alike.setdefault((rule.match, rule.brake.per), []).append(rule)
+    found: dict[int, Tally] = {}
+    for group in alike.values():
+        tally = Tally.of(group)
+        found |= {id(rule): tally for rule in group}
+    return found

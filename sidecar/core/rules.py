@@ -3,18 +3,23 @@
 A request is judged in two steps. `preview` judges the facts of the request itself, before the store's writer
 takes it. The second step runs inside the transaction, because only the writer knows the scope and the earlier
 executions. A caller that skips `preview` gets the same answer from the second step alone.
+
+Almost always no rule objects, so nothing is made for a rule that has nothing to say: rules are selected,
+their conditions judged and their executions counted together. Only if these steps leave a doubt, each rule is
+judged on its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any, NamedTuple
 
 from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND
 from sidecar.core.money import to_dollars
-from sidecar.core.policy import Phase, PolicySet, Rule, Subject
+from sidecar.core.policy import Bundle, Conditional, Phase, PolicySet, Rule, Subject
 from sidecar.core.scope import Scope
 from sidecar.core.wording import visible_chars
 from sidecar.errors import ConditionFailed, Refusal
@@ -23,28 +28,26 @@ from sidecar.errors import ConditionFailed, Refusal
 SHOWN_RULES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Applying:
-    """A rule that matches the request.
+class Conditions(NamedTuple):
+    """The rules whose condition holds, and those whose condition could not be judged, each with the reason.
 
-    With `waits`, its condition is still to be judged. `failure` says why its condition could not be judged; a
-    rule with a failure refuses the request.
+    A rule whose condition could not be judged refuses the request.
     """
 
-    rule: Rule
-    waits: bool = False
-    failure: str | None = None
+    holding: Sequence[Rule] = ()
+    failed: Sequence[tuple[Rule, str]] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """The rules that may apply to a request, as known at `judged_at`.
+class Preview(NamedTuple):
+    """The rules that match a request, as known at `judged_at`.
 
-    `conditional` is true if a condition was judged at that time, whether or not it held.
+    `early` are the results of the conditions on the request itself. `conditional` is true if there is such a
+    condition, whether or not it holds.
     """
 
     judged_at: int
-    applying: tuple[Applying, ...]
+    bundles: tuple[Bundle, ...]
+    early: Conditions = Conditions()
     conditional: bool = False
 
 
@@ -75,9 +78,10 @@ def subject_of(
     claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int, scope: Scope | None = None
 ) -> Subject:
     """The facts of an execution that the rules read. Without `scope`, only those of the request are set."""
-    entry = policies.action(claims.action or "")
+    action = claims.action or ""
+    entry = policies.action(action)
     subject = Subject(
-        action=claims.action or "",
+        action=action,
         risk=None if entry is None else entry.risk,
         incident_id=claims.incident_id or "",
         tenant_id=tenant_id,
@@ -86,79 +90,87 @@ def subject_of(
         parameters=claims.parameters,
         now=now,
     )
-    return subject if scope is None else with_scope(subject, scope)
+    if scope is not None:
+        subject.intent = scope.intent
+        subject.max_cost = scope.max_cost
+        subject.attempts_used = scope.attempts_used
+        subject.attempts_remaining = scope.attempts_remaining
+        subject.scope_age_seconds = max(0, now - scope.created_at) // SECOND
+    return subject
 
 
-def with_scope(subject: Subject, scope: Scope) -> Subject:
-    return replace(
-        subject,
-        intent=scope.intent,
-        max_cost=scope.max_cost,
-        attempts_used=scope.attempts_used,
-        attempts_remaining=scope.attempts_remaining,
-        scope_age_seconds=max(0, subject.now - scope.created_at) // SECOND,
-    )
+def previewed(claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int) -> Preview:
+    """As `preview` of an execution. If no rule is about its action, it needs no subject."""
+    if not policies.about("execute", claims.action or ""):
+        return Preview(now, ())
+    return preview(policies, "execute", subject_of(claims, tenant_id, principal, policies, now))
 
 
 def preview(
-    policies: PolicySet, phase: Phase, subject: Subject, asked_once: dict[str, Applying | None] | None = None
+    policies: PolicySet, phase: Phase, subject: Subject, asked_once: dict[str, bool | str] | None = None
 ) -> Preview:
     """The rules that match a request. Conditions that read the scope of an execution are deferred.
 
     `asked_once` caches the results of conditions that do not read the action or its risk. A grant of several
     actions therefore judges such a condition once.
     """
-    asked_once = {} if asked_once is None else asked_once
-    applying, conditional = [], False
-    for rule in policies.about(phase, subject.action):
-        if not rule.match.rest_matches(
-            subject.incident_id, subject.tenant_id, subject.principal, subject.target_agents
-        ):
-            continue
-        found = Applying(rule, waits=True)
-        if phase == "issue" or not rule.reads_scope:
-            conditional |= rule.when is not None
-            if rule.when is None or not rule.when.reads.isdisjoint(("action", "risk")):
-                judged = _judged(rule, subject)
+    bundles = policies.selected(phase, subject)
+    groups = [group for bundle in bundles for group in bundle.early]
+    if not groups:
+        return Preview(subject.now, bundles)
+    return Preview(subject.now, bundles, judged(groups, subject, asked_once), conditional=True)
+
+
+def judged(
+    groups: Iterable[Conditional], subject: Subject, asked_once: dict[str, bool | str] | None = None
+) -> Conditions:
+    """The results of conditions. `asked_once` has the same meaning as in `preview`."""
+    holding: list[Rule] = []
+    failed: list[tuple[Rule, str]] = []
+    for rules, joint in groups:
+        if joint is not None:
+            try:
+                results = joint(subject)
+            except ConditionFailed:
+                pass  # the loop below finds out which of them fails
             else:
-                if rule.id not in asked_once:
-                    asked_once[rule.id] = _judged(rule, subject)
-                judged = asked_once[rule.id]
-            if judged is None:
+                holding += compress(rules, results)
                 continue
-            found = judged
-        applying.append(found)
-    return Preview(subject.now, tuple(applying), conditional)
+        for rule in rules:
+            found = _holds(rule, subject, asked_once)
+            if isinstance(found, str):
+                failed.append((rule, found))
+            elif found:
+                holding.append(rule)
+    return Conditions(holding, failed)
 
 
-def _judged(rule: Rule, subject: Subject) -> Applying | None:
-    """The rule with its condition judged, or None if the condition does not hold."""
+def _holds(rule: Rule, subject: Subject, asked_once: dict[str, bool | str] | None) -> bool | str:
+    """Whether the condition of a rule holds, or why it could not be judged."""
+    assert rule.when is not None
+    once = asked_once is not None and rule.when.reads.isdisjoint(("action", "risk"))
+    if asked_once is not None and once and rule.id in asked_once:
+        return asked_once[rule.id]
+    found: bool | str
     try:
-        holds = rule.when is None or rule.when(subject)
+        found = rule.when(subject)
     except ConditionFailed as exc:
-        return Applying(rule, failure=str(exc))
-    return Applying(rule) if holds else None
-
-
-def applying(known: Preview, subject: Subject) -> Iterator[Applying]:
-    """The rules that apply to a subject whose facts are all known."""
-    for each in known.applying:
-        found = _judged(each.rule, subject) if each.waits else each
-        if found is not None:
-            yield found
+        found = str(exc)
+    if asked_once is not None and once:
+        asked_once[rule.id] = found
+    return found
 
 
 # Objections ---------------------------------------------------------------------------------------------
 
 
-def objections(each: Applying, subject: Subject) -> Iterator[Objection]:
+def unjudged(rule: Rule, failure: str) -> Objection:
+    """The objection of a rule whose condition could not be judged."""
+    return _denied(rule, f"The condition could not be judged: {failure}", condition_error=failure)
+
+
+def objections(rule: Rule, subject: Subject) -> Iterator[Objection]:
     """The objections of one applying rule to a request, except those of its limits and brakes."""
-    rule = each.rule
-    if each.failure is not None:
-        yield _denied(
-            rule, f"The condition could not be judged: {each.failure}", condition_error=each.failure
-        )
-        return
     if rule.deny:
         yield _denied(rule, "The rule denies it.")
     if rule.require is not None:
@@ -268,16 +280,18 @@ def granting(
     """
     found: dict[tuple[str, str], Objection] = {}
     conditional = False
-    asked_once: dict[str, Applying | None] = {}
+    asked_once: dict[str, bool | str] = {}
     limits: dict[str, dict[str, int]] = {term: {} for term in TERMS}
     for subject in subjects:
         known = preview(policies, "issue", subject, asked_once)
         conditional |= known.conditional
-        for each in known.applying:
-            rule = each.rule
-            for objection in objections(each, subject):
+        for rule, failure in known.early.failed:
+            found.setdefault((rule.id, failure), unjudged(rule, failure))
+        standing = [rule for bundle in known.bundles for rule in bundle.standing]
+        for rule in (*standing, *known.early.holding):
+            for objection in objections(rule, subject):
                 found.setdefault((rule.id, objection.refusal.message), objection)
-            if rule.limit is None or each.failure is not None:
+            if rule.limit is None:
                 continue
             for term, most in zip(
                 TERMS, (rule.limit.max_attempts, rule.limit.ttl_seconds, rule.limit.max_cost), strict=True

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Literal
 
 from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Reply, Settled
-from sidecar.core.rules import preview, subject_of
+from sidecar.core.rules import previewed
 from sidecar.errors import Refusal, StoreUnavailable, clock_refusal
 from sidecar.gate import deadlines
 from sidecar.gate._cost import reported_cost
@@ -235,12 +235,11 @@ class Gate:
         request, facts = flight.request, flight.request.facts
         policies = request.snapshot.policies
         assert policies is not None
-        subject = subject_of(facts.claims, facts.tenant_id, facts.principal, policies, self._store.now())
         command = Admit(
             decision_id=new_decision_id(),
             claims=facts.claims,
             policies=policies,
-            preview=preview(policies, "execute", subject),
+            preview=previewed(facts.claims, facts.tenant_id, facts.principal, policies, self._store.now()),
             scope_required_from=request.snapshot.settings.gate.scope_required_from,
             shadow=request.shadow,
             tenant_id=facts.tenant_id,

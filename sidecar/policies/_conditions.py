@@ -20,16 +20,17 @@ read:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 from sidecar.core.instant import to_datetime
-from sidecar.core.policy import FACTS, RiskClass, Subject
+from sidecar.core.policy import FACTS, Condition, Joint, RiskClass, Subject
 from sidecar.errors import ConditionFailed
-from sidecar.files.yamlfile import did_you_mean, shown
+from sidecar.files.faults import shown
+from sidecar.files.yamlfile import did_you_mean
 from sidecar.settings.faults import WrongText
 
 MAX_CHARS = 4096
@@ -103,10 +104,7 @@ class CelCondition:
     def __call__(self, subject: Subject) -> bool:
         """Whether the condition holds. Raises ConditionFailed."""
         try:
-            known = {name: _FACT[name](subject) for name in self.reads if name != "parameters"}
-            if "parameters" in self.reads:
-                known["parameters"] = _bounded(subject.parameters, self.members)
-            found = self.compiled.eval(data=known)
+            found = self.compiled.eval(data=_facts(subject, self.reads, self.members))
             value = found.value()
         except ConditionFailed:
             raise
@@ -154,6 +152,43 @@ def condition(text: str) -> CelCondition:
         members=None if None in members else frozenset(members),
         compiled=compiled,
     )
+
+
+def joint(conditions: Sequence[Condition]) -> Joint | None:
+    """Conditions as one list, which the engine evaluates in one call: a call costs more than a condition.
+
+    The results are those of the conditions one by one, or ConditionFailed: an error in one of them is an
+    error in the list, and so is a limit that only all of them together exceed. None if they make no list of
+    booleans.
+    """
+    from cel_expr_python import cel
+
+    mine = [one for one in conditions if isinstance(one, CelCondition)]
+    if len(mine) < len(conditions) or any(one.compiled.return_type() != cel.Type.BOOL for one in mine):
+        return None
+    texts = {text: place for place, text in enumerate(dict.fromkeys(one.text for one in mine))}
+    try:
+        # A line break ends a comment that a condition may end with.
+        compiled = _environment(cel).compile("[" + "\n,".join(texts) + "\n]")
+    except Exception:  # too long or too deep; the engine does not document its exceptions
+        return None
+    reads = frozenset[str]().union(*(one.reads for one in mine))
+    named = [one.members for one in mine]
+    members = None if None in named else frozenset[str]().union(*(one for one in named if one is not None))
+    places = [texts[one.text] for one in mine]
+
+    def judge(subject: Subject) -> Sequence[bool]:
+        try:
+            found = compiled.eval(data=_facts(subject, reads, members)).plain_value()
+        except ConditionFailed:
+            raise
+        except Exception as exc:
+            raise ConditionFailed("one of the conditions cannot be judged.") from exc
+        if type(found) is not list or len(found) != len(texts) or {*map(type, found)} != {bool}:
+            raise ConditionFailed("one of the conditions cannot be judged.")
+        return found if len(places) == len(found) else [found[place] for place in places]
+
+    return judge
 
 
 @lru_cache(maxsize=1)
@@ -247,7 +282,7 @@ def _is_value(text: str) -> bool:
 
 _FACT: Mapping[str, Callable[[Subject], Any]] = {
     "action": lambda subject: subject.action,
-    "risk": lambda subject: "" if subject.risk is None else subject.risk.value,
+    "risk": lambda subject: "" if subject.risk is None else subject.risk,
     "incident_id": lambda subject: subject.incident_id,
     "tenant_id": lambda subject: subject.tenant_id,
     "principal": lambda subject: subject.principal,
@@ -259,6 +294,14 @@ _FACT: Mapping[str, Callable[[Subject], Any]] = {
     "scope_age_seconds": lambda subject: subject.scope_age_seconds,
     "now": lambda subject: to_datetime(subject.now),
 }
+
+
+def _facts(subject: Subject, reads: frozenset[str], members: frozenset[str] | None) -> dict[str, Any]:
+    """The facts that a condition reads. Raises ConditionFailed if its parameters exceed the limits."""
+    known = {name: _FACT[name](subject) for name in reads if name != "parameters"}
+    if "parameters" in reads:
+        known["parameters"] = _bounded(subject.parameters, members)
+    return known
 
 
 def _bounded(parameters: Mapping[str, Any], members: frozenset[str] | None) -> dict[str, Any]:

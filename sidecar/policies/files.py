@@ -19,6 +19,7 @@ from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.core.policy import ActionPolicy, PolicySet, Rule, globbed
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
+from sidecar.policies._conditions import joint
 from sidecar.policies._sections import ActionSection, PolicyFile, RuleSection, contradictions
 from sidecar.settings.faults import Mistake, faults, validated
 
@@ -76,6 +77,7 @@ def load(folder: Path) -> PolicySet:
         actions=found.actions,
         unlisted=unlisted,
         rules=tuple(found.rules),
+        join=joint,
     )
 
 

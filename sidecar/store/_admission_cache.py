@@ -65,7 +65,7 @@ class AdmissionCache:
             kept.earliest, kept.requests = min(kept.earliest, since), kept.requests + 1
             if kept.requests >= REQUESTS_PER_CHECK:
                 if kept.names and self._is_stale(kept, kept.earliest):
-                    self._age(kept, kept.earliest)
+                    self._age(group, kept, kept.earliest)
                 kept.earliest, kept.requests = since, 0
             admissions[group] = kept.names
             executions.update((name, self._executions[name]) for name in kept.names)
@@ -88,7 +88,7 @@ class AdmissionCache:
                     # It may be older than the names that are known: an unknown one that was reconciled.
                     # Behind them it would end the count of a brake early, so the group is read again.
                     del self._groups[group]
-                    self.found.clear()
+                    self._forget_counts(group)
 
     def forget(self) -> None:
         self._groups.clear()
@@ -98,19 +98,24 @@ class AdmissionCache:
     def _load(self, connection: sqlite3.Connection, group: AdmissionGroup, since: int) -> _Kept:
         read = self._read(connection, group, since)
         self._executions.update((execution.decision_id, execution) for execution in read)
+        if group in self._groups:
+            self._forget_counts(group)
         kept = self._groups[group] = _Kept(since, [execution.decision_id for execution in read], since)
-        self.found.clear()
         return kept
+
+    def _forget_counts(self, group: AdmissionGroup) -> None:
+        for key in [key for key in self.found if key[1] == group]:
+            del self.found[key]
 
     def _is_stale(self, kept: _Kept, since: int) -> bool:
         """Whether half of the names are too old for every brake."""
         return self._executions[kept.names[len(kept.names) // 2]].admitted_at <= since
 
-    def _age(self, kept: _Kept, since: int) -> None:
+    def _age(self, group: AdmissionGroup, kept: _Kept, since: int) -> None:
         kept.names[:] = [
             name
             for name in kept.names
             if self._executions[name].admitted_at > since or self._executions[name].status == "in_flight"
         ]
         kept.since = since
-        self.found.clear()
+        self._forget_counts(group)

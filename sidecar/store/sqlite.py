@@ -16,7 +16,6 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -113,7 +112,7 @@ def counted_query(group: AdmissionGroup, since: int) -> tuple[str, tuple[Any, ..
     answered. The plus signs keep SQLite from another index, with which it would read the whole history of an
     incident.
     """
-    agreeing = {name: value for name, value in asdict(group).items() if value is not None}
+    agreeing = {name: value for name, value in group._asdict().items() if value is not None}
     # Few executions of an incident belong to another action, so the index by incident is the selective one.
     by_incident = group.incident_id is not None
     alike = "".join(f" AND {'+' if by_incident and name == 'action' else ''}{name} = ?" for name in agreeing)

@@ -174,21 +174,23 @@ async def test_more_than_can_be_kept_is_read_again(
     assert [type(reply) for reply in replies] == [Admitted] * 5 + [Denied] * 3
 
 
-async def test_the_counts_of_many_tenants_are_bounded(
+async def test_the_counts_of_many_incidents_are_bounded(
     open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission_cache, "MAX_COUNTS", 8)
     store = await open_store(tmp_path / "store.db")
     assert isinstance(store.engine, SqliteEngine)
     together = Brake(max_attempts=9, window_seconds=60)
-    separately = replace(together, per=("tenant_id",))
+    separately = replace(together, per=("incident_id",))
     rules = tuple(Rule(id=f"{each.per}", on="execute", brake=each) for each in (together, separately))
     policies, counts = replace(POLICIES, rules=rules), []
-    for tenant in range(20):
-        command = admit(None, tenant_id=f"tenant-{tenant}", shadow=True)
-        assert isinstance(await store.submit(replace(command, policies=policies)), Admitted)
+    for number in range(20):
+        command = admit(None, shadow=True)
+        claims = replace(command.claims, incident_id=f"incident-{number}")
+        reply = await store.submit(replace(command, claims=claims, policies=policies))
+        assert isinstance(reply, Admitted)
         counts.append(len(store.engine._admissions.found))
-    # The brake without facets has one count for all tenants.
+    # The brake without facets has one count for all incidents.
     assert counts[:3] == [2, 3, 4]
     assert max(counts) <= 9
 

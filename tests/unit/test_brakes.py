@@ -19,8 +19,10 @@ from sidecar.core.command import Admit, Admitted, Command, Denied, Reconcile, Re
 from sidecar.core.facts import Claims
 from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, Brake, Facet, Match, PolicySet, RiskClass, Rule, Subject
+from sidecar.core.rules import preview
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
+from tests.unit.test_rules import When
 
 SECOND = 1_000_000
 START = 1_767_225_600 * SECOND  # 2026-01-01T00:00:00Z
@@ -369,12 +371,15 @@ def subject(**changes: Any) -> Subject:
 
 
 def used(rule: Rule, *executions: Execution, **changes: Any) -> Use:
-    about = subject(**changes)
-    group = group_of(rule, about.tenant_id, about.incident_id, about.action)
+    about, policies = subject(**changes), policies_of(rule)
+    group = group_of(policies.tally(rule), about)
     oldest_first = sorted(executions, key=lambda one: one.admitted_at)
     admissions = {group: [one.decision_id for one in oldest_first if group in groups_containing(one)]}
     known = {one.decision_id: one for one in executions}
-    return brakes.use(rule, about, policies_of(rule), admissions, known)
+    uses: list[tuple[Rule, Use]] = []
+    brakes.objections_to(preview(policies, "execute", about), about, policies, admissions, known, uses=uses)
+    ((_, found),) = uses
+    return found
 
 
 def test_a_use_says_how_much_of_a_brake_is_used_before_it_holds() -> None:
@@ -388,27 +393,123 @@ def test_a_use_says_how_much_of_a_brake_is_used_before_it_holds() -> None:
     assert full.why == "3 executions in 60 s are the most."
 
 
+class Watched(dict[str, Execution]):
+    """Executions that remember which of them were looked at."""
+
+    def __init__(self) -> None:
+        self.looked_at: list[str] = []
+
+    def __getitem__(self, name: str) -> Execution:
+        self.looked_at.append(name)
+        return super().__getitem__(name)
+
+
 def test_what_was_found_is_not_looked_at_again_but_what_is_new_and_how_it_ended_is() -> None:
-    rule = braking(max_attempts=9, window_seconds=60)
-    about, policies = subject(), policies_of(rule)
-    group = group_of(rule, about.tenant_id, about.incident_id, about.action)
-    known: dict[str, Execution] = {}
-    names: list[str] = []
-    found: brakes.CountCache = {}
+    roomy, full = (
+        braking("roomy", max_attempts=9, window_seconds=60),
+        braking(max_attempts=2, window_seconds=60),
+    )
+    about, known, found, names = subject(), Watched(), brakes.CountCache(), list[str]()
 
-    def count() -> int:
-        return brakes.use(rule, about, policies, {group: names}, known, found).count
+    def objecting(policies: PolicySet) -> list[str | None]:
+        known.looked_at.clear()
+        seen = preview(policies, "execute", about)
+        answers = [
+            [
+                one.rule_id
+                for one in brakes.objections_to(
+                    seen, about, policies, {AdmissionGroup(): names}, known, cache
+                )
+            ]
+            for cache in (found, None)
+        ]
+        assert answers[0] == answers[1]
+        return answers[0]
 
+    alone, both = policies_of(roomy), policies_of(roomy, full)
     for number in range(3):
-        assert count() == min(number, 1)  # far from full, only the last one is looked at
-        assert brakes.use(rule, about, policies, {group: names}, known).count == number
         known[f"d-{number}"] = execution(f"d-{number}", seconds_ago=0)
         names.append(f"d-{number}")
-    full = braking(max_attempts=2, window_seconds=60)
-    assert brakes.use(full, about, policies, {group: names}, known, found).why is not None
+        assert objecting(alone) == []
+        # The one that is new with the cache, and all of them without.
+        assert known.looked_at == [f"d-{number}", *names]
+    assert objecting(both) == ["brake"]
     for name in ("d-1", "d-2"):
         known[name] = replace(known[name], status="not_sent")
-    assert brakes.use(full, about, policies, {group: names}, known, found) == Use(1)
+    assert objecting(both) == []
+
+
+def test_counts_by_the_same_facets_are_kept_together_and_never_mixed() -> None:
+    """Each execution is examined once for all brakes that count alike, and counts for its own facets only."""
+    by_tenant = [
+        braking(f"by-tenant-{number}", per=("tenant_id",), max_attempts=number, window_seconds=60)
+        for number in (1, 2, 3)
+    ]
+    by_agent = braking("by-agent", per=("tenant_id", "target_agents"), max_attempts=2, window_seconds=60)
+    policies = policies_of(*by_tenant, by_agent)
+    tally = policies.tally(by_tenant[0])
+    assert [policies.tally(rule) for rule in by_tenant] == [tally] * 3
+    assert policies.tally(by_agent) is not tally
+    known = {
+        f"d-{number}": execution(f"d-{number}", tenant_id=tenant, target_agents=agents)
+        for number, (tenant, agents) in enumerate(
+            [("acme", ("a", "a")), ("acme", ("b",)), ("default", ("a", "b")), ("acme", ("b", "c"))]
+        )
+    }
+    found: brakes.CountCache = {}
+
+    def objecting(**facts: Any) -> set[str | None]:
+        about = subject(**facts)
+        seen = preview(policies, "execute", about)
+        objections = brakes.objections_to(
+            seen, about, policies, {AdmissionGroup(): list(known)}, known, found
+        )
+        return {one.rule_id for one in objections}
+
+    for _ in range(2):
+        assert objecting(tenant_id="acme", target_agents=("a",)) == {rule.id for rule in by_tenant}
+        assert objecting(tenant_id="acme", target_agents=("a", "b")) == {rule.id for rule in policies.rules}
+        assert objecting(tenant_id="default", target_agents=("b",)) == {"by-tenant-1"}
+        assert objecting(tenant_id="other", target_agents=("b",)) == set()
+    assert len(found) == 2
+
+
+@given(rules=RULES, steps=histories())
+def test_a_brake_that_is_not_looked_at_any_further_does_not_hold(
+    rules: Sequence[Rule], steps: list[Step]
+) -> None:
+    """With and without the cache, and with and without the use of each brake, the objections are the same."""
+    conditional = replace(rules[0], id="conditional", when=When(frozenset({"attempts_used"})))
+    policies = policies_of(*rules, conditional)
+    history, executions, admissions = (
+        History(policies),
+        dict[str, Execution](),
+        dict[AdmissionGroup, list[str]](),
+    )
+    found: brakes.CountCache = {}
+    for step in steps:
+        command, _ = history.next(step)
+        if command is None:
+            continue
+        if isinstance(command, Admit):
+            for group in names([command], 0).groups:
+                found_by_then = [name for name, one in executions.items() if group in groups_containing(one)]
+                kept = admissions.setdefault(group, [])
+                kept += found_by_then[len(kept) :]
+            facts = dict(step.facts)
+            about = subject(risk=RiskClass.LOW, now=history.now, **facts)
+            known = preview(policies, "execute", about)
+            uses: list[tuple[Rule, Use]] = []
+            rest = about, policies, admissions, executions
+            thorough = brakes.objections_to(known, *rest, None, uses)
+            assert brakes.objections_to(known, *rest, found) == thorough
+            assert brakes.objections_to(known, *rest) == thorough
+            assert {rule.id for rule, use in uses if use.why is not None} == {one.rule_id for one in thorough}
+        state = State(executions=executions, admissions=admissions, found=found)
+        applied = apply(command, state, history.now)
+        if applied.execution is not None:
+            executions[applied.execution.decision_id] = applied.execution
+        history.remember(command, applied.reply)
 
 
 def test_a_brake_names_the_execution_that_is_waited_for() -> None:
@@ -517,7 +618,7 @@ def test_what_a_brake_counts_is_found_in_the_smallest_group_that_has_it_all(
     per: tuple[Facet, ...], group: AdmissionGroup
 ) -> None:
     rule = braking(per=per, max_attempts=1, window_seconds=60)
-    assert group_of(rule, "acme", "inc_1", "restart_pod") == group
+    assert group_of(policies_of(rule).tally(rule), subject(tenant_id="acme")) == group
     assert group in groups_containing(execution(tenant_id="acme"))
 
 

@@ -132,9 +132,18 @@ HEAVY = {
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "--version", "run --help", "check --help", "demo --help", "completion bash"]
+    ("words", "needed"),
+    [
+        ("--help", set()),
+        ("--version", set()),
+        ("run --help", set()),
+        ("check --help", set()),
+        ("completion bash", set()),
+        ("health --help", {"http.client", "ssl"}),
+        ("decisions list --help", {"http.client", "ssl", "orjson"}),
+    ],
 )
-def test_a_command_that_reads_nothing_imports_nothing_heavy(words: str) -> None:
+def test_a_command_imports_nothing_heavy_that_it_does_not_need(words: str, needed: set[str]) -> None:
     code = (
         "import sys; from sidecar.__main__ import main\n"
         "try: main()\n"
@@ -144,4 +153,17 @@ def test_a_command_that_reads_nothing_imports_nothing_heavy(words: str) -> None:
         [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True
     )
     assert done.stdout
-    assert HEAVY & set(done.stderr.split()) == set()
+    assert HEAVY & set(done.stderr.split()) == needed
+
+
+def test_the_imports_of_run_leave_the_environment_and_the_collector_as_they_were() -> None:
+    code = (
+        "import gc, os; from sidecar.startup import cheap_imports\n"
+        "os.environ['SSL_CERT_DIR'] = 'mine'; os.environ.pop('SSL_CERT_FILE', None)\n"
+        "with cheap_imports(): import sidecar.serve; print(gc.isenabled())\n"
+        "from aiohttp.connector import _SSL_CONTEXT_VERIFIED as unused\n"
+        "print(gc.isenabled(), os.environ['SSL_CERT_DIR'], 'SSL_CERT_FILE' in os.environ)\n"
+        "print(unused.cert_store_stats()['x509'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "mine", "False", "0"]

@@ -17,10 +17,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.policy import FACTS, RiskClass, Subject
+from sidecar.core.rules import preview
 from sidecar.errors import ConditionFailed
 from sidecar.files.faults import ConfigurationError
 from sidecar.policies import _conditions as conditions
-from sidecar.policies._conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, condition
+from sidecar.policies._conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, condition, joint
 from sidecar.policies.files import load
 from sidecar.settings.faults import WrongText
 
@@ -739,3 +740,89 @@ def test_what_a_condition_is_said_to_read_is_enough_to_judge_it(terms: list[str]
     all_parameters = conditions.CelCondition(found.text, found.reads, None, found.compiled)
     parameters = {"v": 1, "w": 1, "intent": 2, "other": 3}
     assert found(subject(parameters=parameters)) == all_parameters(subject(parameters=parameters))
+
+
+# Several conditions together -----------------------------------------------------------------------------
+
+TOGETHER = st.sampled_from(
+    [
+        *("true", "false", "false // don't", "risk == 'high'", "attempts_used > 1", "now < timestamp(0)"),
+        *("parameters.v == 1", "has(parameters.v)", "1 / attempts_used == 1", "parameters.v", "dyn(1)"),
+        *("target_agents.exists(one, one == 'a-2')", "true ? dyn(parameters.v) : false", "!parameters.v"),
+        *("parameters.all(name, name != 'v')", '"[" != "]"', 'action == "restart_pod" || parameters.v'),
+    ]
+)
+KNOWN: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {"attempts_used": st.integers(0, 2)},
+    optional={
+        "parameters": st.sampled_from([{}, {"v": 1}, {"v": True}, {"v": [0] * MAX_VALUES}, {"v": object()}]),
+        "risk": st.sampled_from([None, *RiskClass]),
+    },
+)
+
+
+@given(st.lists(TOGETHER, min_size=1, max_size=6), KNOWN)
+@settings(deadline=None)
+def test_conditions_come_to_the_same_together_as_one_by_one(texts: list[str], known: dict[str, Any]) -> None:
+    each, about = [condition(text) for text in texts], subject(**known)
+    alone: list[bool | None] = []
+    for one in each:
+        try:
+            alone.append(one(about))
+        except ConditionFailed:
+            alone.append(None)
+    together = joint(each)
+    if together is None:
+        assert any(one.compiled.return_type() != cel.Type.BOOL for one in each)
+        return
+    try:
+        found = together(about)
+    except ConditionFailed:
+        assert None in alone
+    else:
+        assert [*found] == alone
+        assert {*map(type, found)} == {bool}
+
+
+def test_what_only_all_conditions_together_exceed_fails_together_and_holds_alone() -> None:
+    wide = {"one": [0] * (MAX_VALUES // 2), "two": [0] * (MAX_VALUES // 2)}
+    each = [condition("parameters.one[0] == 0"), condition("parameters.two[0] == 0")]
+    together = joint(each)
+    assert together is not None
+    about = subject(parameters=wide)
+    assert [one(about) for one in each] == [True, True]
+    with pytest.raises(ConditionFailed, match="values"):
+        together(about)
+    loops = "target_agents.all(a, target_agents.all(b, a != 'x{}'))"
+    each = [condition(loops.format(number)) for number in range(9)]
+    together, about = joint(each), subject(target_agents=tuple(f"a-{number}" for number in range(64)))
+    assert together is not None
+    assert [one(about) for one in each] == [True] * 9
+    with pytest.raises(ConditionFailed):
+        together(about)
+
+
+def test_conditions_that_are_too_long_or_too_deep_together_are_judged_alone() -> None:
+    long = [condition(f"action != '{number}{'x' * (MAX_CHARS - 20)}'") for number in range(30)]
+    assert joint(long) is None
+    assert joint(long[:20]) is not None
+    deep = condition("(" * 32 + "true" + ")" * 32)
+    assert joint([deep, condition("false")]) is None
+
+
+def test_the_rules_of_a_file_are_judged_together_and_one_that_fails_is_found(tmp_path: Path) -> None:
+    whens = ("attempts_used < 9", "parameters.replicas == 3", "parameters.replicas == 4", "tenant_id == 'x'")
+    rules = [
+        f'  - {{id: rule-{number}, on: execute, when: "{when}", effect: deny}}\n'
+        for number, when in enumerate(whens)
+    ]
+    (tmp_path / "a.yaml").write_text("actions: {restart_pod: {risk: high}}\nrules:\n" + "".join(rules))
+    policies = load(tmp_path)
+    known = preview(policies, "execute", subject())
+    ((early,),) = [bundle.early for bundle in known.bundles]
+    assert early.joint is not None
+    assert [rule.id for rule in early.rules] == ["rule-1", "rule-2", "rule-3"]
+    assert [rule.id for rule in known.early.holding] == ["rule-1"]
+    bare = preview(policies, "execute", subject(parameters={}))
+    assert [rule.id for rule, _ in bare.early.failed] == ["rule-1", "rule-2"]
+    assert bare.early.holding == []

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.policy import (
     FACTS,
+    MOST_SELECTED_AGENTS,
+    MOST_SELECTIONS,
     MOST_UNLISTED,
     SCOPE_FACTS,
     ActionPolicy,
     Brake,
+    Condition,
+    Joint,
     Match,
+    Phase,
     PolicySet,
     RiskClass,
     Rule,
+    Subject,
     globbed,
 )
 from tests.unit.test_rules import ACTIONS, RISKS, When, matches, rule_sets
@@ -56,6 +66,7 @@ def test_a_glob_means_the_whole_value_and_case_counts(
     assert globbed(globs, value) is means
 
 
+PHASES: tuple[Phase, ...] = ("issue", "execute")
 NOBODY = {"incident_id": "", "tenant_id": "", "principal": "", "target_agents": ()}
 
 
@@ -173,7 +184,13 @@ def test_the_brakes_of_an_action_are_its_rules_that_count() -> None:
             Rule(id="elsewhere", on="execute", match=Match(action=("failover_db",)), brake=brake),
         ),
     )
-    assert ids(policies.brakes("restart_pod")) == {"counts", "counts-in-shadow"}
+    subject = Subject(
+        action="restart_pod", risk=RiskClass.LOW, incident_id="inc", tenant_id="t", principal="p"
+    )
+    (bundle,) = policies.selected("execute", subject)
+    (tally,) = bundle.tallies
+    assert ids(tally.rules) == {"counts", "counts-in-shadow"}
+    assert policies.horizons("restart_pod") == {(False, False): 60}
 
 
 @given(rules=rule_sets(), star=st.none() | st.sampled_from(RiskClass))
@@ -188,7 +205,12 @@ def test_what_is_found_for_an_action_is_what_looking_at_every_rule_would_find(
         about = {rule.id for rule in rules if rule.on == "execute" and matches(rule.match, action, risk)}
         for _ in range(2):  # the second time it is known
             assert ids(policies.about("execute", action)) == about
-        assert ids(policies.brakes(action)) == {rule.id for rule in rules if rule.brake} & about
+        horizons: dict[tuple[bool, bool], int] = {}
+        for rule in rules:
+            if rule.brake and rule.id in about:
+                key = "incident_id" in rule.brake.per, "action" in rule.brake.per
+                horizons[key] = max(horizons.get(key, 0), rule.brake.horizon_seconds)
+        assert policies.horizons(action) == horizons
 
 
 def test_names_that_nobody_listed_do_not_pile_up_in_memory() -> None:
@@ -198,3 +220,108 @@ def test_names_that_nobody_listed_do_not_pile_up_in_memory() -> None:
     policies.about("execute", "known")
     assert ("execute", "known") in policies._found
     assert len(policies._found) == MOST_UNLISTED + 1
+
+
+def test_a_brake_on_issue_counts_nothing() -> None:
+    policies = PolicySet(
+        revision="r", actions={}, rules=(Rule(id="r", on="issue", brake=Brake(cooldown_seconds=1)),)
+    )
+    (bundle,) = policies.selected("issue", somebody())
+    assert (bundle.standing, bundle.tallies) == ((), ())
+
+
+# Selecting the rules that match a request -----------------------------------------------------------------
+
+
+def somebody(**facts: Any) -> Subject:
+    known = {
+        "action": "restart_pod",
+        "risk": RiskClass.MEDIUM,
+        "incident_id": "inc_1",
+        "tenant_id": "default",
+    }
+    return Subject(**{**known, "principal": "anonymous", **facts})
+
+
+SOMEBODY = st.builds(
+    somebody,
+    action=st.sampled_from(ACTIONS),
+    incident_id=st.sampled_from(["inc_1", "x-ray", ""]),
+    tenant_id=st.sampled_from(["default", "acme"]),
+    principal=st.sampled_from(["ann", "bob"]),
+    target_agents=st.sampled_from([(), ("a",), ("b", "a"), ("b",), ("b",) * MOST_SELECTED_AGENTS + ("a",)]),
+)
+
+
+@given(rules=rule_sets(), asking=st.lists(SOMEBODY, max_size=12))
+def test_the_rules_that_are_selected_are_those_that_match_whoever_asked_before(
+    rules: tuple[Rule, ...], asking: list[Subject]
+) -> None:
+    catalogue = {name: ActionPolicy(risk=risk) for name, risk in RISKS.items()}
+    policies = PolicySet(revision="r", actions=catalogue, rules=rules)
+    for subject in asking:
+        for phase in PHASES:
+            found = [
+                rule.id
+                for bundle in policies.selected(phase, subject)
+                for rule in (
+                    *(rule for rule in bundle.standing if rule.brake is None),
+                    *(rule for tally in bundle.tallies for rule in tally.rules),
+                    *(rule for group in (*bundle.early, *bundle.late) for rule in group.rules),
+                )
+            ]
+            wanted = [
+                rule.id
+                for rule in rules
+                if rule.on == phase
+                and matches(rule.match, subject.action, RISKS.get(subject.action))
+                and rule.match.rest_matches(
+                    subject.incident_id, subject.tenant_id, subject.principal, subject.target_agents
+                )
+            ]
+            assert sorted(found) == sorted(wanted)
+
+
+def test_what_was_selected_does_not_pile_up_in_memory() -> None:
+    match = Match(incident_id=("inc-*",), target_agents=("a*",))
+    policies = PolicySet(
+        revision="r", actions={}, rules=(Rule(id="r", on="execute", match=match, deny=True),)
+    )
+    for number in range(MOST_SELECTIONS + 10):
+        asking = somebody(incident_id=f"inc-{number}", target_agents=("a",))
+        assert len(policies.selected("execute", asking)) == 1
+    assert len(policies._selected) == 10
+    many = tuple(f"a-{number}" for number in range(MOST_SELECTED_AGENTS + 1))
+    assert len(policies.selected("execute", somebody(incident_id="inc-1", target_agents=many))) == 1
+    assert len(policies._selected) == 10
+
+
+# Conditions that are judged together ----------------------------------------------------------------------
+
+
+def test_conditions_that_cannot_be_joined_are_halved_until_they_can() -> None:
+    asked: list[int] = []
+
+    def join(conditions: Sequence[Condition]) -> Joint | None:
+        asked.append(len(conditions))
+        if len(conditions) > 2:
+            return None
+        return lambda subject: [one(subject) for one in conditions]
+
+    rules = tuple(
+        Rule(id=f"r-{number}", on="execute", when=When(reads=frozenset({"action"})), deny=True)
+        for number in range(5)
+    )
+    policies = PolicySet(revision="r", actions={"restart_pod": ActionPolicy(risk=RiskClass.LOW)}, rules=rules)
+    policies = replace(policies, join=join)
+    (bundle,) = policies.selected("execute", somebody())
+    groups = [[rule.id for rule in group.rules] for group in bundle.early]
+    assert groups == [["r-0", "r-1"], ["r-2"], ["r-3", "r-4"]]
+    assert [group.joint is None for group in bundle.early] == [False, True, False]
+    assert asked == [5, 2, 3, 2]
+    # Joining takes long, so it is not done for what is not kept.
+    for number in range(MOST_UNLISTED):
+        policies.about("execute", f"invented-{number}")
+    asked.clear()
+    policies.selected("execute", somebody(action="invented-once-more"))
+    assert asked == []

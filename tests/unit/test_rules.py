@@ -19,6 +19,8 @@ from sidecar.core.instant import iso_time
 from sidecar.core.policy import (
     ActionPolicy,
     Brake,
+    Condition,
+    Joint,
     Limit,
     Match,
     PolicySet,
@@ -29,15 +31,16 @@ from sidecar.core.policy import (
 )
 from sidecar.core.record import Entry
 from sidecar.core.rules import (
-    Applying,
+    Conditions,
     Objection,
-    applying,
+    Preview,
     braked,
+    judged,
     objections,
     preview,
     refusal_by,
     subject_of,
-    with_scope,
+    unjudged,
 )
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import ConditionFailed, Refusal
@@ -198,14 +201,15 @@ def test_what_is_not_claimed_is_empty_and_what_is_not_listed_has_no_risk() -> No
 )
 def test_a_scope_s_age_is_in_whole_seconds_and_never_negative(microseconds: int, seconds: int) -> None:
     scope = replace(SCOPE, created_at=NOW - microseconds)
-    assert with_scope(subject(), scope).scope_age_seconds == seconds
+    found = subject_of(CLAIMS, "default", "anonymous", policies_of(), NOW, scope)
+    assert found.scope_age_seconds == seconds
 
 
 # One rule -----------------------------------------------------------------------------------------------
 
 
-def said(rule: Rule, about: Subject, failure: str | None = None) -> list[Objection]:
-    return list(objections(Applying(rule, failure=failure), about))
+def said(rule: Rule, about: Subject) -> list[Objection]:
+    return list(objections(rule, about))
 
 
 def test_a_rule_that_denies_says_why() -> None:
@@ -245,7 +249,7 @@ def test_a_requirement_names_what_is_lacking(
 
 def test_a_rule_whose_condition_could_not_be_judged_says_only_that() -> None:
     rule = Rule(id="odd", on="issue", require=Require(intent_min_chars=20), deny=True, reason="Because.")
-    (one,) = said(rule, subject(), failure="it divides by zero.")
+    one = unjudged(rule, "it divides by zero.")
     assert one.refusal.code == "policy_denied"
     assert one.refusal.members == {"rules": ["odd"], "condition_error": "it divides by zero."}
     assert one.refusal.message == "The condition could not be judged: it divides by zero. odd: Because."
@@ -428,6 +432,17 @@ def test_a_rule_that_objects_to_two_actions_in_the_same_words_objects_once() -> 
 # Two halves ---------------------------------------------------------------------------------------------
 
 
+def ids(conditions: Conditions) -> list[str]:
+    """The rules whose condition holds, where none failed."""
+    assert not conditions.failed
+    return [rule.id for rule in conditions.holding]
+
+
+def late(known: Preview) -> list[str]:
+    """The rules whose condition waits for the scope."""
+    return [rule.id for bundle in known.bundles for group in bundle.late for rule in group.rules]
+
+
 def asked_twice() -> tuple[list[Subject], Callable[[Subject], bool]]:
     seen: list[Subject] = []
 
@@ -444,7 +459,7 @@ def test_a_condition_that_reads_no_scope_state_is_judged_once_and_before() -> No
     about = subject_of(CLAIMS, "default", "anonymous", policies, NOW)
     known = preview(policies, "execute", about)
     assert known.judged_at == NOW
-    assert [each.waits for each in known.applying] == [False]
+    assert late(known) == []
     assert refusal_of(apply(admit(policies, preview=known), state(), NOW + SECOND)) is not None
     assert seen == [about]
 
@@ -453,7 +468,7 @@ def test_a_condition_that_reads_scope_state_waits_for_the_scope() -> None:
     seen, holds = asked_twice()
     policies = policies_of(Rule(id="r", on="execute", when=when("attempts_used", holds), deny=True))
     known = preview(policies, "execute", subject_of(CLAIMS, "default", "anonymous", policies, NOW))
-    assert [each.waits for each in known.applying] == [True]
+    assert late(known) == ["r"]
     assert seen == []
     apply(admit(policies, preview=known), state(), NOW)
     assert [one.attempts_used for one in seen] == [2]
@@ -461,17 +476,18 @@ def test_a_condition_that_reads_scope_state_waits_for_the_scope() -> None:
 
 def test_a_condition_on_a_grant_waits_for_nothing() -> None:
     policies = policies_of(Rule(id="r", on="issue", when=when("intent", lambda one: "x" in one.intent)))
-    assert preview(policies, "issue", subject(intent="no")).applying == ()
-    (found,) = preview(policies, "issue", subject(intent="x")).applying
-    assert not found.waits
+    assert ids(preview(policies, "issue", subject(intent="no")).early) == []
+    found = preview(policies, "issue", subject(intent="x"))
+    assert ids(found.early) == ["r"]
+    assert late(found) == []
 
 
 def test_what_does_not_apply_is_left_out_before_its_condition_is_asked() -> None:
     seen, holds = asked_twice()
     rule = Rule(id="r", on="execute", match=Match(tenant_id=("acme",)), when=when("action", holds))
-    assert preview(policies_of(rule), "execute", subject()).applying == ()
+    assert preview(policies_of(rule), "execute", subject()).bundles == ()
     assert seen == []
-    assert len(preview(policies_of(rule), "execute", subject(tenant_id="acme")).applying) == 1
+    assert ids(preview(policies_of(rule), "execute", subject(tenant_id="acme")).early) == ["r"]
 
 
 def test_a_condition_that_waited_and_does_not_hold_applies_no_more() -> None:
@@ -480,8 +496,11 @@ def test_a_condition_that_waited_and_does_not_hold_applies_no_more() -> None:
         Rule(id="unused", on="execute", when=when("attempts_used", lambda one: one.attempts_used == 0)),
     ]
     known = preview(policies_of(*rules), "execute", subject())
-    assert [each.rule.id for each in known.applying] == ["used", "unused"]
-    assert [each.rule.id for each in applying(known, with_scope(subject(), SCOPE))] == ["used"]
+    assert late(known) == ["used", "unused"]
+    (bundle,) = known.bundles
+    assert ids(
+        judged(bundle.late, subject_of(CLAIMS, "default", "anonymous", policies_of(*rules), NOW, SCOPE))
+    ) == ["used"]
 
 
 @pytest.mark.parametrize("reads", ["parameters", "attempts_used"])
@@ -507,6 +526,31 @@ def test_a_rule_whose_condition_could_not_be_judged_neither_limits_nor_counts() 
         assert (told["rule"], told["error"]) == (rule_id, "policy_denied")
     found = judgment(admit(policies), past, NOW)
     assert found.uses == ()
+
+
+def test_conditions_judged_together_that_fail_are_judged_one_by_one() -> None:
+    def join(conditions: Sequence[Condition]) -> Joint:
+        def judge(about: Subject) -> list[bool]:
+            together.append(about)
+            return [one(about) for one in conditions]
+
+        return judge
+
+    together: list[Subject] = []
+    rules = [
+        Rule(id=f"size-{size}", on="execute", when=when("parameters", sized(size)), deny=True)
+        for size in range(3)
+    ]
+    policies = policies_of(*rules, join=join)
+    known = preview(policies, "execute", subject(parameters={"size": 1}))
+    assert ids(known.early) == ["size-1"]
+    failed = preview(policies, "execute", subject())
+    assert [rule.id for rule, why in failed.early.failed] == ["size-0", "size-1", "size-2"]
+    assert len(together) == 2
+
+
+def sized(size: int) -> Callable[[Subject], bool]:
+    return lambda about: bool(about.parameters["size"] == size)
 
 
 def test_a_record_says_when_a_condition_was_judged_if_that_was_before() -> None:

@@ -43,6 +43,7 @@ from sidecar.web.api.routes import response
 from sidecar.web.serving.accesslog import names_scope
 from sidecar.web.serving.body import read_json
 from sidecar.web.wire import answers
+from sidecar.web.wire.headers import fields_of
 from sidecar.web.wire.models import IDENTIFIER, ScopeRequest, ScopeTestRequest, validated, wrong
 from sidecar.web.wire.problem import problem, refused_problem
 from sidecar.web.wire.request import AnyRequest, paging_of, tenant_of
@@ -95,7 +96,7 @@ class ScopeApi:
             return problem(refusal, request_id=request_id)
         facts = RequestFacts(
             gatekept="scope_grant",
-            tenant_id=tenant_of(request, snapshot.settings.gate.tenant_header) or "default",
+            tenant_id=tenant_of(fields_of(request), snapshot.settings.gate.tenant_header) or "default",
             request_id=request_id,
             policies=snapshot.policies,
             claims=Claims(scope_id=name),
@@ -112,7 +113,7 @@ class ScopeApi:
             return problem(refusal, request_id=request_id, allow=allow)
         if candidate is not None:
             return await self.test(request, candidate, snapshot)
-        tenant = tenant_of(request, snapshot.settings.gate.tenant_header)
+        tenant = tenant_of(fields_of(request), snapshot.settings.gate.tenant_header)
         if path == SCOPE_PATH:
             return await self.issue(request, tenant, request_id, snapshot)
         if tenant is None:
@@ -216,7 +217,10 @@ async def _wanted(request: AnyRequest, snapshot: Snapshot) -> ScopeRequest | Ref
 async def _body(request: AnyRequest, snapshot: Snapshot) -> dict[str, Any] | Refusal:
     bounds = snapshot.settings.gate
     body = await read_json(
-        request, max_bytes=bounds.max_body_bytes, timeout_seconds=bounds.body_timeout_seconds
+        request,
+        fields_of(request),
+        max_bytes=bounds.max_body_bytes,
+        timeout_seconds=bounds.body_timeout_seconds,
     )
     return body if isinstance(body, Refusal) else body[1]
 

@@ -20,7 +20,7 @@ from sidecar.web.serving.body import Taken, expect_continue
 from sidecar.web.serving.connections import broken_body
 from sidecar.web.serving.dataconnection import DataConnection
 from sidecar.web.serving.datarequest import DataRequest
-from sidecar.web.wire.headers import end_to_end, unframed, without_our_own
+from sidecar.web.wire.headers import HeaderFields, end_to_end, unframed, without_our_own
 from sidecar.web.wire.problem import problem
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
@@ -62,7 +62,7 @@ class PassThroughProxy:
 
         A gated request must be `recorded` before.
         """
-        unfit = uncarried(request)
+        unfit = uncarried(request.fields)
         if unfit is not None:
             return problem(unfit)
         decision_id = recorded.decision_id if recorded else None
@@ -107,15 +107,16 @@ class PassThroughProxy:
 
     async def _carry(self, request: DataRequest, recorded: ShadowRecord | None) -> str:
         """Forward a request and relay its answer. Return the outcome."""
-        headers = _marked(end_to_end(request.raw_headers), recorded)
+        fields = request.fields
+        headers = _marked(fields.end_to_end(), recorded)
         upgrading = is_websocket(request)
         if upgrading:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
         body: bytes | AsyncIterator[bytes] | None = None
         chunked = False
         if request.body_exists and not upgrading:
-            chunked = "Content-Length" not in request.headers
-            if not chunked and recorded is None and "Expect" not in request.headers:
+            chunked = b"content-length" not in fields
+            if not chunked and recorded is None and b"expect" not in fields:
                 body = request.whole_body()
             if body is None:
                 body = _body(request, recorded.taken if recorded else Taken())
@@ -292,12 +293,10 @@ class _Inbound:
         return b"".join(pieces)
 
 
-def uncarried(request: DataRequest) -> Refusal | None:
+def uncarried(fields: HeaderFields) -> Refusal | None:
     """Why the framing of a request makes it impossible to forward; None if it can be forwarded."""
-    if "Transfer-Encoding" not in request.headers:
-        return None
-    codings = [value for name, value in request.raw_headers if name.lower() == b"transfer-encoding"]
-    if [coding.strip().lower() for coding in codings] != [b"chunked"]:
+    codings = fields.values(b"transfer-encoding")
+    if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
         # The backend could not undo another coding, because the sidecar does not forward this header.
         return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
     return None
@@ -305,26 +304,18 @@ def uncarried(request: DataRequest) -> Refusal | None:
 
 def is_websocket(request: DataRequest) -> bool:
     """Whether the client asks to switch to a WebSocket (RFC 6455, section 4.1)."""
-    if "Upgrade" not in request.headers:
+    fields = request.fields
+    if not wants_websocket(fields.deciding()) or request.method != "GET" or request.body_exists:
         return False
-    options = ",".join(request.headers.getall("Connection", [])).lower().split(",")
-    return (
-        request.method == "GET"
-        and wants_websocket(request.headers.items())
-        and "upgrade" in (option.strip() for option in options)
-        and not request.body_exists
-    )
+    options = ",".join(fields.texts(b"connection")).lower().split(",")
+    return "upgrade" in (option.strip() for option in options)
 
 
 def upgrade_refusal(request: DataRequest) -> Refusal | None:
     """Refuse every protocol switch but a WebSocket. CONNECT would carry requests past the gate."""
     if request.method == "CONNECT":
         return Refusal("upgrade_refused", "CONNECT is refused.")
-    if (
-        "Upgrade" in request.headers
-        and wants_websocket(request.headers.items())
-        and not is_websocket(request)
-    ):
+    if wants_websocket(request.fields.deciding()) and not is_websocket(request):
         message = "A WebSocket begins with a GET without a body, with Connection: Upgrade."
         return Refusal("upgrade_refused", message)
     return None
@@ -352,7 +343,7 @@ async def _body(request: DataRequest, taken: Taken) -> AsyncIterator[bytes]:
     for piece in taken.pieces:
         yield piece
     if not taken.begun:
-        await expect_continue(request)
+        expect_continue(request, request.fields)
     while piece := await request.content.readany():
         yield piece
 

@@ -96,9 +96,9 @@ class DataPlane:
             request.route = "scopes"
             foreign = self._guard.refusal(request)
             if foreign is not None:
-                return await self._scopes.refuse(request, target, request_id_of(request), foreign)
-            return await self._scopes.handle(request, target, request_id_of(request))
-        unnamed = malformed(request)
+                return await self._scopes.refuse(request, target, request_id_of(request.fields), foreign)
+            return await self._scopes.handle(request, target, request_id_of(request.fields))
+        unnamed = malformed(request, request.fields)
         course = course_of(request, target, snapshot)
         if course is None:
             if unnamed is not None:
@@ -211,7 +211,7 @@ class DataPlane:
         if course.shadow:
             unfit = (
                 passthrough.upgrade_refusal(request)
-                or passthrough.uncarried(request)
+                or passthrough.uncarried(request.fields)
                 or broken_body(request.content)
             )
             blocked = self._gate.unready(snapshot) if unfit is None else Refused(refusal=unfit)

@@ -11,6 +11,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from sidecar.telemetry.tracing import NO_TRACE, Trace
+from sidecar.web.wire.headers import HeaderFields
 
 if TYPE_CHECKING:
     from sidecar.web.serving.dataconnection import DataConnection
@@ -38,6 +39,7 @@ class DataRequest:
         "body_exists",
         "content",
         "decision_id",
+        "fields",
         "head_sent",
         "headers",
         "keep_alive",
@@ -66,6 +68,7 @@ class DataRequest:
         self.version = message.version
         self.headers = message.headers
         self.raw_headers = message.raw_headers
+        self.fields = HeaderFields(message.raw_headers)
         self.content = content
         self.body_exists = content is not EMPTY_PAYLOAD
         self.keep_alive = not message.should_close  # the connection goes on after the answer
