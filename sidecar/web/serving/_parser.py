@@ -241,52 +241,47 @@ class RequestParser:
             self._begin += piece[:_FORESEEN]
             self._failed(self._fault, messages)
             return False, b""
-        try:
-            if self._payload.is_eof():
-                return self._feed_head(piece, messages)
-            self._feed_body(piece)
-        except faults.HttpProcessingError as exc:
-            self._failed(exc, messages)
-        return False, b""
-
-    def _feed_head(self, piece: bytes, messages: list[Message]) -> tuple[bool, bytes]:
-        self._head += len(piece)
+        body, counted = self._payload, self._left > 0
+        in_head = body.is_eof()
+        if in_head:
+            self._head += len(piece)
+        elif counted:
+            self._left -= len(piece)
+        else:
+            self._chunked += len(piece)
+            self._keep_last(piece)
         try:
             found, upgraded, tail = self._parser.feed_data(piece)
-        except faults.HttpProcessingError:
-            self._keep_begin(piece)
-            raise
-        if not found:
-            self._keep_begin(piece)
-            self._keep_last(piece)
-            if self._head > MAX_HEAD_BYTES:
-                raise TooLong("the head")
+            for message, payload in found:  # at most one
+                self._found(message, payload, messages)
+            if in_head:
+                if self._head > MAX_HEAD_BYTES:
+                    raise TooLong("the head")
+                if self._head:
+                    self._keep_begin(piece)
+                    self._keep_last(piece)
+            elif not counted:
+                self._check_chunks(body)
+        except faults.HttpProcessingError as exc:
+            if in_head:
+                self._keep_begin(piece)
+            self._failed(exc, messages)
             return False, b""
-        ((message, payload),) = found
+        return upgraded, tail
+
+    def _found(self, message: RawRequestMessage, payload: StreamReader, messages: list[Message]) -> None:
         if message.version not in _VERSIONS:
-            self._keep_begin(piece)
             raise faults.BadStatusLine("version")
         if self._head > MAX_HEAD_BYTES:
-            raise TooLong("the head")
+            return  # `_feed` refuses it
         self._waiting.append((self._head, payload))
         messages.append((message, payload))
         self._payload, self._head, self._begin, self._last = payload, 0, b"", b""
-        if payload is not EMPTY_PAYLOAD:
+        if not payload.is_eof():
             if message.chunked:
                 self._chunked, self._last = 0, _END
-            elif not payload.is_eof():
+            else:
                 self._left = int(message.headers["Content-Length"])
-        return upgraded, tail
-
-    def _feed_body(self, piece: bytes) -> None:
-        if self._left:
-            self._left -= len(piece)
-            self._parser.feed_data(piece)
-            return
-        self._chunked += len(piece)
-        self._keep_last(piece)
-        self._parser.feed_data(piece)
-        self._check_chunks()
 
     def _keep_begin(self, piece: bytes) -> None:
         if len(self._begin) < _FORESEEN:
@@ -295,8 +290,7 @@ class RequestParser:
     def _keep_last(self, piece: bytes) -> None:
         self._last = (piece if len(piece) > 5 else self._last + piece)[-6:]
 
-    def _check_chunks(self) -> None:
-        body = self._payload
+    def _check_chunks(self, body: StreamReader) -> None:
         if body.is_eof():
             if not self._last.endswith(_NO_TRAILERS):
                 self._parser = self._new()
