@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sidecar.files.tls import Credentials, describe_failure
+from sidecar.receiving import ReadBuffer
 from sidecar.settings.addresses import Address, SocketFile
 from sidecar.timers import Deadlines
 from sidecar.upstream._answer import FRAMING, FRAMING_SIZES, AnswerParser, NotSent
@@ -58,6 +59,7 @@ class Upstream:
         self._connections: set[UpstreamConnection] = set()
         self._opening = 0
         self._deadlines = Deadlines()
+        self._read_buffer = ReadBuffer()
         self._idle: deque[UpstreamConnection] = deque()  # the longest idle one first
         self._waiters: OrderedDict[asyncio.Future[UpstreamConnection | None], None] = OrderedDict()
 
@@ -116,7 +118,7 @@ class Upstream:
         """Connect to the upstream over TCP, TLS or a Unix socket."""
         loop = asyncio.get_running_loop()
         address, secured = self._address, self._secured
-        new = partial(UpstreamConnection, self._where, self._deadlines)
+        new = partial(UpstreamConnection, self._where, self._deadlines, self._read_buffer)
         if isinstance(address, SocketFile):
             _, connection = await loop.create_unix_connection(new, sock=await _to_socket_file(address))
             return connection

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Protocol, cast
 
 from sidecar.files.tls import describe_failure
+from sidecar.receiving import ReadBuffer, Receiver
 from sidecar.timers import Deadline, Deadlines
 from sidecar.upstream._answer import AnswerHead, AnswerParser, AnswerState, Failed, TimedOut, Unanswered
 
@@ -254,14 +255,14 @@ class Pool(Protocol):
         """The connection can carry another exchange."""
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(Receiver):
     """One connection. It carries one exchange at a time. Bytes outside an exchange make it close."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
 
-    def __init__(self, where: str, deadlines: Deadlines) -> None:
-        self.where, self.deadlines = where, deadlines
+    def __init__(self, where: str, deadlines: Deadlines, read_buffer: ReadBuffer) -> None:
+        self.where, self.deadlines, self.read_buffer = where, deadlines, read_buffer
         self.exchange: Exchange | None = None
         self.pool: Pool | None = None  # set once the connection holds a slot
         self.idle_since = 0.0

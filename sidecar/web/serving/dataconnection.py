@@ -27,6 +27,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.tcp_helpers import tcp_keepalive
 from aiohttp.web_protocol import ERROR, _ErrInfo
 
+from sidecar.receiving import ReadBuffer, Receiver
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.serving._parser import PIPELINED, READ_AHEAD_BYTES, Message, Overloaded, RequestParser
 from sidecar.web.serving._responses import serialized
@@ -97,6 +98,7 @@ class DataServer:
         self.head_timeout_seconds = head_timeout_seconds
         self.connections: set[DataConnection] = set()  # those that are open, or still answer a request
         self.buffers = Buffers(self.connections)
+        self.read_buffer = ReadBuffer()
 
     def __call__(self) -> DataConnection:
         return DataConnection(self)
@@ -112,7 +114,7 @@ class DataServer:
         self.connections.clear()
 
 
-class DataConnection(BaseProtocol):
+class DataConnection(BaseProtocol, Receiver):
     """One connection of the data listener."""
 
     def __init__(self, server: DataServer) -> None:
@@ -120,6 +122,7 @@ class DataConnection(BaseProtocol):
         self._requests = RequestParser(self, loop, broke=self._body_broke, refusal_of=refusal_of)
         super().__init__(loop, self._requests)  # type: ignore[arg-type]  # has what BaseProtocol calls
         self._server = server
+        self.read_buffer = server.read_buffer
         self.remote: str | None = None  # the client's address, as logs show it
         # Called when the client goes away, or breaks off its body, while a request is being answered.
         self.on_lost: Callable[[], object] | None = None
