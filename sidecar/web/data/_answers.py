@@ -15,7 +15,7 @@ from sidecar.gate.messages import Forwarded, GatedRequest
 from sidecar.web.data._annotate import annotated
 from sidecar.web.serving.accesslog import CLIENT_LEFT
 from sidecar.web.serving.datarequest import DataRequest
-from sidecar.web.wire.headers import Headers, end_to_end, unframed, value_of, without_our_own
+from sidecar.web.wire.headers import HeaderFields, Headers, unframed
 
 _BODILESS = frozenset({204, 304})
 _DRAIN_ABOVE = 64 * 1024  # bytes written between two waits for the client to read
@@ -44,8 +44,8 @@ class RawAnswer:
         self._chunked = self.ends_with_connection = False
         keep_alive = request.keep_alive and not close
         version = request.version
-        lines = [b"HTTP/%d.%d %d %b" % (version[0], version[1], status, reason)]
-        lines += [b"%b: %b" % header for header in unframed(status, headers)]
+        lines = [b"HTTP/1.%d %d %b" % (version[1], status, reason)]
+        lines += [name + b": " + value for name, value in unframed(status, headers)]
         if content_length is None and not (request.method == "HEAD" or status in _BODILESS or status < 200):
             if version >= (1, 1):
                 self._chunked = True
@@ -96,12 +96,6 @@ class RawAnswer:
         self._undrained += len(data)
 
 
-def declared_length(headers: Headers) -> int | None:
-    """The Content-Length of an answer, None if it has none."""
-    value = value_of(headers, b"content-length")
-    return int(value) if value is not None and value.isdigit() else None
-
-
 def client_left(request: DataRequest) -> None:
     """The end of a request whose client left before there was an answer. Nothing of it is sent."""
     request.status, request.keep_alive = CLIENT_LEFT, False
@@ -133,19 +127,22 @@ async def write_forwarded(
     request: DataRequest, gated: GatedRequest, forwarded: Forwarded, *, now: int, draining: bool
 ) -> None:
     """Write the backend's answer to a gated request, with what the gate says of the scope."""
-    head = forwarded.head
-    headers = without_our_own(end_to_end(head.headers))
-    headers = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
-    body = forwarded.body
-    settings = gated.snapshot.settings
+    head, body, settings = forwarded.head, forwarded.body, gated.snapshot.settings
+    fields = HeaderFields(head.headers)
+    ended = fields.ended_by_connection()
+    if b"x-request-id" in fields.places:
+        ended |= {b"x-request-id"}
+    headers = fields.forwarded(ended=ended, ours=False)
+    length = head.content_length
     if settings.gate.annotate_response and forwarded.rest is None:
         headers, body = annotated(forwarded, headers, body, now=now)
+        if body is not forwarded.body:
+            length = None
     headers += admission_report(forwarded.last, now)
     headers.append((b"X-Request-Id", gated.facts.request_id.encode()))
-    length = declared_length(headers)
     if length is None and forwarded.rest is None:
         length = len(body)
-        if request.method != "HEAD" and head.status not in (204, 304):
+        if request.method != "HEAD" and head.status not in _BODILESS:
             headers.append((b"Content-Length", b"%d" % length))
     request.outcome, request.decision_id = "answered", forwarded.last.execution.decision_id
     answer = RawAnswer(

@@ -15,7 +15,7 @@ from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
-from sidecar.web.data._answers import RawAnswer, client_left, cut, declared_length
+from sidecar.web.data._answers import RawAnswer, client_left, cut
 from sidecar.web.serving.body import Taken, expect_continue
 from sidecar.web.serving.connections import broken_body
 from sidecar.web.serving.dataconnection import DataConnection
@@ -146,7 +146,7 @@ class PassThroughProxy:
             head.status,
             head.reason,
             _marked(end_to_end(head.headers), recorded),
-            content_length=declared_length(head.headers),
+            content_length=head.content_length,
             close=self.draining or connection.ending,
         )
         connection.on_lost = exchange.abort  # else a silent answer would go on after its client has left
