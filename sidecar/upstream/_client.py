@@ -20,7 +20,7 @@ from sidecar.receiving import ReadBuffer
 from sidecar.settings.addresses import Address, SocketFile
 from sidecar.timers import Deadlines
 from sidecar.upstream._answer import AnswerParser, NotSent
-from sidecar.upstream._exchange import Exchange, UpstreamConnection
+from sidecar.upstream._exchange import Exchange, PlainConnection, UpstreamConnection
 from sidecar.upstream._head import FRAMING, FRAMING_SIZES
 
 _SPACE = ord(" ")
@@ -120,15 +120,15 @@ class Upstream:
         """Connect to the upstream over TCP, TLS or a Unix socket."""
         loop = asyncio.get_running_loop()
         address, secured = self._address, self._secured
-        new = partial(UpstreamConnection, self._where, self._deadlines, self._read_buffer)
+        plain = partial(PlainConnection, self._where, self._deadlines, self._read_buffer)
         if isinstance(address, SocketFile):
-            _, connection = await loop.create_unix_connection(new, sock=await _to_socket_file(address))
-            return connection
+            _, opened = await loop.create_unix_connection(plain, sock=await _to_socket_file(address))
+            return opened
         if secured is None:
-            _, connection = await loop.create_connection(new, address.host, address.port)
-            return connection
+            _, opened = await loop.create_connection(plain, address.host, address.port)
+            return opened
         _, connection = await loop.create_connection(
-            new,
+            partial(UpstreamConnection, self._where, self._deadlines),
             address.host,
             address.port,
             ssl=secured.credentials.context,

@@ -257,14 +257,14 @@ class Pool(Protocol):
         """The connection can carry another exchange."""
 
 
-class UpstreamConnection(Receiver):
+class UpstreamConnection(asyncio.Protocol):
     """One connection. It carries one exchange at a time. Bytes outside an exchange make it close."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
 
-    def __init__(self, where: str, deadlines: Deadlines, read_buffer: ReadBuffer) -> None:
-        self.where, self.deadlines, self.read_buffer = where, deadlines, read_buffer
+    def __init__(self, where: str, deadlines: Deadlines) -> None:
+        self.where, self.deadlines = where, deadlines
         self.exchange: Exchange | None = None
         self.pool: Pool | None = None  # set once the connection holds a slot
         self.idle_since = 0.0
@@ -380,3 +380,14 @@ class UpstreamConnection(Receiver):
             if self.paused:
                 self.resume_reading()
             self.pool.offer(self)
+
+
+class PlainConnection(UpstreamConnection, Receiver):
+    """A connection without TLS, which reads into a buffer that connections share.
+
+    asyncio's TLS fills such a buffer only once when the connection has ended, and drops what comes after it.
+    """
+
+    def __init__(self, where: str, deadlines: Deadlines, read_buffer: ReadBuffer) -> None:
+        super().__init__(where, deadlines)
+        self.read_buffer = read_buffer
