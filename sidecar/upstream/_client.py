@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from sidecar.files.tls import Credentials, describe_failure
-from sidecar.receiving import ReadBuffer
 from sidecar.settings.addresses import Address, SocketFile
 from sidecar.timers import Deadlines
 from sidecar.upstream._answer import AnswerParser, NotSent
-from sidecar.upstream._exchange import Exchange, PlainConnection, UpstreamConnection
+from sidecar.upstream._exchange import Exchange, UpstreamConnection
 from sidecar.upstream._head import FRAMING, FRAMING_SIZES
 
 _SPACE = ord(" ")
@@ -61,7 +60,6 @@ class Upstream:
         self._connections: set[UpstreamConnection] = set()
         self._opening = 0
         self._deadlines = Deadlines()
-        self._read_buffer = ReadBuffer()
         self._idle: deque[UpstreamConnection] = deque()  # the longest idle one first
         self._waiters: OrderedDict[asyncio.Future[UpstreamConnection | None], None] = OrderedDict()
 
@@ -120,15 +118,15 @@ class Upstream:
         """Connect to the upstream over TCP, TLS or a Unix socket."""
         loop = asyncio.get_running_loop()
         address, secured = self._address, self._secured
-        plain = partial(PlainConnection, self._where, self._deadlines, self._read_buffer)
+        new = partial(UpstreamConnection, self._where, self._deadlines)
         if isinstance(address, SocketFile):
-            _, opened = await loop.create_unix_connection(plain, sock=await _to_socket_file(address))
-            return opened
+            _, connection = await loop.create_unix_connection(new, sock=await _to_socket_file(address))
+            return connection
         if secured is None:
-            _, opened = await loop.create_connection(plain, address.host, address.port)
-            return opened
+            _, connection = await loop.create_connection(new, address.host, address.port)
+            return connection
         _, connection = await loop.create_connection(
-            partial(UpstreamConnection, self._where, self._deadlines),
+            new,
             address.host,
             address.port,
             ssl=secured.credentials.context,

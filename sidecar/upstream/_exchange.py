@@ -12,7 +12,7 @@ from functools import partial
 from typing import Protocol, cast
 
 from sidecar.files.tls import describe_failure
-from sidecar.receiving import ReadBuffer, Receiver
+from sidecar.receiving import limit_reads
 from sidecar.timers import Deadline, Deadlines
 from sidecar.upstream._answer import AnswerParser, AnswerState, Failed, TimedOut, Unanswered
 from sidecar.upstream._head import AnswerHead
@@ -279,6 +279,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport = cast(asyncio.Transport, transport)  # asyncio itself sets TCP_NODELAY
+        limit_reads(transport)
         self._tls = transport.get_extra_info("ssl_object")
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
@@ -380,14 +381,3 @@ class UpstreamConnection(asyncio.Protocol):
             if self.paused:
                 self.resume_reading()
             self.pool.offer(self)
-
-
-class PlainConnection(UpstreamConnection, Receiver):
-    """A connection without TLS, which reads into a buffer that connections share.
-
-    asyncio's TLS fills such a buffer only once when the connection has ended, and drops what comes after it.
-    """
-
-    def __init__(self, where: str, deadlines: Deadlines, read_buffer: ReadBuffer) -> None:
-        super().__init__(where, deadlines)
-        self.read_buffer = read_buffer
