@@ -16,7 +16,7 @@ from sidecar.gate.messages import Forwarded, GatedRequest
 from sidecar.web.data._annotate import annotated
 from sidecar.web.serving.accesslog import CLIENT_LEFT
 from sidecar.web.serving.datarequest import DataRequest
-from sidecar.web.wire.headers import Headers, end_to_end, unframed, value_of, without_our_own
+from sidecar.web.wire.headers import Headers, end_to_end, unframed, without_our_own
 
 _BODILESS = frozenset({204, 304})
 _DRAIN_ABOVE = 64 * 1024  # bytes written between two waits for the client to read
@@ -117,12 +117,6 @@ PASSED_HEADERS = Cache(_passed, max_entries=64, max_size=2048, size=_bytes_of)
 _GATED_HEADERS = Cache(_gated, max_entries=64, max_size=2048, size=_bytes_of)
 
 
-def declared_length(headers: Headers) -> int | None:
-    """The Content-Length of an answer, None if it has none."""
-    value = value_of(headers, b"content-length")
-    return int(value) if value is not None and value.isdigit() else None
-
-
 def client_left(request: DataRequest) -> None:
     """The end of a request whose client left before there was an answer. Nothing of it is sent."""
     request.status, request.keep_alive = CLIENT_LEFT, False
@@ -159,7 +153,8 @@ async def write_forwarded(
     settings = gated.snapshot.settings
     if settings.gate.annotate_response and forwarded.rest is None:
         headers, body = annotated(forwarded, headers, body, now=now)
-        length = declared_length(headers)
+        if body is not forwarded.body:
+            length = None
     headers += admission_report(forwarded.last, now)
     headers.append((b"X-Request-Id", gated.facts.request_id.encode()))
     if length is None and forwarded.rest is None:
