@@ -51,10 +51,10 @@ from sidecar.web.data.plane import DataPlane
 from sidecar.web.serving.accesslog import AccessLog
 from sidecar.web.serving.connections import (
     Connection,
-    DataServer,
     keep_requests_out_of_logs,
     require_fast_parser,
 )
+from sidecar.web.serving.dataconnection import DataServer
 from sidecar.web.serving.listener import Factory, Listener, connections, file_limit
 from sidecar.web.wire.answers import Listeners
 
@@ -197,7 +197,6 @@ class Sidecar:
             live=self.live,
             metrics=self.metrics,
             observer=observer,
-            access=access,
             tracing=self.tracing,
         )
         self._data_server = DataServer(

@@ -65,7 +65,8 @@ _NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
 def cheap_imports() -> Iterator[None]:
     """Within it, importing the libraries of `run` takes a fifth less time.
 
-    The garbage collector is off meanwhile: classes and modules stay, so it would walk them to free nothing.
+    The garbage collector is off meanwhile, and never walks what was made: sixty thousand classes, functions
+    and tables stay, and fewer than three hundred values could be freed.
     """
     before = {name: os.environ.get(name) for name in _NO_CERTIFICATES}
     os.environ.update(_NO_CERTIFICATES)
@@ -76,6 +77,7 @@ def cheap_imports() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
         for name, value in before.items():
             if value is None:

@@ -18,9 +18,11 @@ from functools import partial
 from sidecar.files.tls import Credentials, describe_failure
 from sidecar.settings.addresses import Address, SocketFile
 from sidecar.timers import Deadlines
-from sidecar.upstream._answer import FRAMING, FRAMING_SIZES, AnswerParser, NotSent
+from sidecar.upstream._answer import AnswerParser, NotSent
 from sidecar.upstream._exchange import Exchange, UpstreamConnection
+from sidecar.upstream._head import FRAMING, FRAMING_SIZES
 
+_SPACE = ord(" ")
 _WITH_BODY = (b"POST", b"PUT", b"PATCH")
 _STEP_SECONDS = 0.001
 _VERDICT_SECONDS = 0.1
@@ -280,7 +282,7 @@ def request_head(
 
     Raises ValueError if the head or the framing is not valid.
     """
-    if not method or not target or b" " in method or b" " in target:
+    if not method or not target or _SPACE in method or _SPACE in target:
         raise ValueError(f"not a method and a target: {method!r} {target!r}")
     promised: int | None = None
     offer: bytes | None = None

@@ -9,8 +9,6 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
-from aiohttp import web
-
 from sidecar.core.bounds import incomplete
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.target import Gated, PassThrough, Rejected, classify
@@ -22,9 +20,9 @@ from sidecar.ids import new_trace_ids
 from sidecar.live.snapshot import Snapshot
 from sidecar.settings.sections import Route
 from sidecar.telemetry.tracing import trace_ids
-from sidecar.web.data.passthrough import uncarried
-from sidecar.web.serving.accesslog import visit_of
+from sidecar.web.data.passthrough import target_bytes, uncarried
 from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_json
+from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import HeaderFields, JudgedHeaders
 from sidecar.web.wire.request import request_id_of, tenant_of
 
@@ -41,14 +39,12 @@ class Course:
     shadow: bool
 
 
-def course_of(
-    request: web.BaseRequest, target: str, fields: HeaderFields, snapshot: Snapshot
-) -> Course | None:
+def course_of(request: DataRequest, target: str, snapshot: Snapshot) -> Course | None:
     """The classification of a request. None: it is not gated, or only reads.
 
     A request that an enforced route matches in any reading is enforced, even if other routes match it.
     """
-    method, headers, has_body = request.method, fields.deciding(), request.body_exists
+    method, headers, has_body = request.method, request.fields.deciding(), request.body_exists
     verdict = classify(method, target, headers, has_body, snapshot.gated_paths)
     if isinstance(verdict, PassThrough):
         return None
@@ -63,8 +59,9 @@ def course_of(
     return Course(verdict=verdict, route=route, shadow=shadow)
 
 
-def facts_of(fields: HeaderFields, snapshot: Snapshot) -> RequestFacts:
+def facts_of(request: DataRequest, snapshot: Snapshot) -> RequestFacts:
     """The facts for a record that a request shows without its body: its tenant and its id."""
+    fields = request.fields
     return RequestFacts(
         tenant_id=tenant_of(fields, snapshot.settings.gate.tenant_header) or "default",
         request_id=request_id_of(fields),
@@ -73,13 +70,7 @@ def facts_of(fields: HeaderFields, snapshot: Snapshot) -> RequestFacts:
 
 
 async def read_gated(
-    request: web.BaseRequest,
-    target: str,
-    fields: HeaderFields,
-    course: Course,
-    snapshot: Snapshot,
-    taken: Taken,
-    place: Place,
+    request: DataRequest, target: str, course: Course, snapshot: Snapshot, taken: Taken, place: Place
 ) -> GatedRequest | Refusal:
     """Read the body of a gated request and what it claims, or say why it cannot be judged.
 
@@ -87,7 +78,7 @@ async def read_gated(
     """
     assert isinstance(course.verdict, Gated)
     assert course.route is not None
-    sources, bounds = course.route.sources, snapshot.settings.gate
+    sources, bounds, fields = course.route.sources, snapshot.settings.gate, request.fields
     unfit = uncarried(fields)
     if unfit is not None:
         return unfit
@@ -124,7 +115,7 @@ async def read_gated(
         return missing  # recorded, and passed through unchanged
     request_id = request_id_of(fields)
     headers, ids = _upstream_headers(fields, judged, len(raw), request_id, bounds.annotate_response)
-    trace = visit_of(request).trace
+    trace = request.trace
     return GatedRequest(
         facts=RequestFacts(
             claims=claims,
@@ -144,11 +135,6 @@ async def read_gated(
         log_fields=trace.ids or ids,
         trace=trace,
     )
-
-
-def target_bytes(target: str) -> bytes:
-    """The raw target as the bytes that came."""
-    return target.encode("utf-8", "surrogateescape")
 
 
 def _places_of_facts(

@@ -6,14 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
-
 from sidecar.core.cache import Cache
 from sidecar.errors import Refusal
 from sidecar.files.strictjson import NotJson, parse
 from sidecar.gate.places import Held, MemoryBudget, parsed_bytes
 from sidecar.web.serving._parser import BrokenBody
 from sidecar.web.wire.headers import HeaderFields, fields_of, text_of
+from sidecar.web.wire.request import AnyRequest
 
 PARSED_AT_ONCE = 64 * 1024
 
@@ -60,7 +59,7 @@ class Taken:
 
 
 async def read_json(
-    request: web.BaseRequest,
+    request: AnyRequest,
     fields: HeaderFields,
     *,
     max_bytes: int,
@@ -121,7 +120,7 @@ def _too_large(max_bytes: int) -> Refusal:
     return Refusal("body_too_large", f"The body is larger than {max_bytes} bytes.", {"max_bytes": max_bytes})
 
 
-async def read_document(request: web.BaseRequest) -> dict[str, Any] | Refusal:
+async def read_document(request: AnyRequest) -> dict[str, Any] | Refusal:
     """Return the object in the body of a call to the admin listener, or why it cannot be read."""
     body = await read_json(
         request,
@@ -132,7 +131,7 @@ async def read_document(request: web.BaseRequest) -> dict[str, Any] | Refusal:
     return body if isinstance(body, Refusal) else body[1]
 
 
-def expect_continue(request: web.BaseRequest, fields: HeaderFields) -> None:
+def expect_continue(request: AnyRequest, fields: HeaderFields) -> None:
     """Send `100 Continue` to a client that waits for it before its body (RFC 9110, section 10.1.1)."""
     expected = fields.text(b"expect")
     if expected is not None and request.version >= (1, 1) and expected.lower() == "100-continue":

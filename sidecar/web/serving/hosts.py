@@ -27,6 +27,7 @@ from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.wire.headers import HeaderFields, fields_of
 from sidecar.web.wire.problem import problem
+from sidecar.web.wire.request import AnyRequest
 
 UNCHANGING = frozenset({"GET", "HEAD", "OPTIONS"})
 # The values of Sec-Fetch-Site for a request that no other site has caused.
@@ -34,7 +35,7 @@ OWN_SITE = frozenset({"same-origin", "none"})
 MAX_SHOWN_CHARS = 253  # the maximum length of a DNS name
 
 
-def malformed(request: web.BaseRequest, fields: HeaderFields) -> Refusal | None:
+def malformed(request: AnyRequest, fields: HeaderFields) -> Refusal | None:
     """The refusal of a request without a well-formed host or of another HTTP version; None if it is fine."""
     if request.version not in (HttpVersion11, HttpVersion10):
         # The parser also accepts HTTP/0.9 and 2.0, and both would be forwarded as 1.1.
@@ -59,7 +60,7 @@ class Guard:
         self._listener = listener
         self._live = live
 
-    def refusal(self, request: web.BaseRequest) -> Refusal | None:
+    def refusal(self, request: AnyRequest) -> Refusal | None:
         """The refusal of a request; None if it may be answered."""
         fields = fields_of(request)
         refusal = malformed(request, fields) or self._foreign(request, fields)
@@ -67,7 +68,7 @@ class Guard:
             LogEvent.FOREIGN.log(listener=self._listener, method=request.method, error=refusal.code)
         return refusal
 
-    def _foreign(self, request: web.BaseRequest, fields: HeaderFields) -> Refusal | None:
+    def _foreign(self, request: AnyRequest, fields: HeaderFields) -> Refusal | None:
         hosts = _hosts(request, fields)
         assert not isinstance(hosts, str)
         settings = self._live.snapshot.settings
@@ -88,7 +89,7 @@ class Guard:
         return None
 
 
-def _hosts(request: web.BaseRequest, fields: HeaderFields) -> tuple[Host, ...] | str:
+def _hosts(request: AnyRequest, fields: HeaderFields) -> tuple[Host, ...] | str:
     return hosts_of(
         request.method,
         request._message.path,  # the raw target, because yarl has changed every public form

@@ -20,8 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import compress
-
-from aiohttp import web
+from typing import Protocol
 
 from sidecar.core.cache import Cache
 from sidecar.core.target import decides, read_as
@@ -177,7 +176,13 @@ class JudgedHeaders:
         return None
 
 
-def fields_of(request: web.BaseRequest) -> HeaderFields:
+class _Message(Protocol):
+    @property
+    def raw_headers(self) -> Headers: ...
+
+
+def fields_of(request: _Message) -> HeaderFields:
+    """The headers of a request."""
     return HeaderFields(request.raw_headers)
 
 

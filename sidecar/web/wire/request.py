@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from aiohttp import HttpVersion
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from multidict import CIMultiDictProxy
 
 from sidecar.core.facts import is_identifier
 from sidecar.core.instant import parse_time
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
-from sidecar.web.wire.headers import HeaderFields
+from sidecar.web.wire.headers import HeaderFields, Headers
 from sidecar.web.wire.models import wrong
 
 MAX_REQUEST_ID_CHARS = 256
 DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
+
+
+class AnyRequest(Protocol):
+    """What aiohttp's request, on admin and ops, and that of the data listener have in common."""
+
+    @property
+    def _message(self) -> RawRequestMessage: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def version(self) -> HttpVersion: ...
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]: ...
+
+    @property
+    def raw_headers(self) -> Headers: ...
+
+    @property
+    def content(self) -> StreamReader: ...
+
+    @property
+    def content_length(self) -> int | None: ...
+
+    @property
+    def transport(self) -> asyncio.Transport | None: ...
 
 
 def request_id_of(fields: HeaderFields) -> str:
