@@ -315,7 +315,7 @@ class Conditional(NamedTuple):
 
 def _conditional(rules: Sequence[Rule], join: Joining | None) -> tuple[Conditional, ...]:
     conditions = [rule.when for rule in rules if rule.when is not None]
-    joint = join(conditions) if join is not None and len(rules) > 1 else None
+    joint = join(conditions) if join is not None and rules else None
     if joint is None and join is not None and len(rules) > 1:
         half = len(rules) // 2
         return (*_conditional(rules[:half], join), *_conditional(rules[half:], join))
@@ -340,28 +340,30 @@ class Bundle:
 class _Docket:
     """The rules of one phase about one action, and their bundles.
 
-    `read` are the facets that the matches of the bundles read. `horizons` tells how many seconds the brakes
-    look back, by whether they count for one incident and for one action.
+    `read` reads the facets that the matches of the bundles read. `by_action_alone` is true if no fact of a
+    request but its action decides which of the rules apply, or wait for the scope. `horizons` tells whether
+    brakes count for one incident, whether for one action, and how many seconds they look back.
     """
 
-    __slots__ = ("bundles", "horizons", "read", "rules")
+    __slots__ = ("bundles", "by_action_alone", "horizons", "read", "rules")
 
     def __init__(
         self, phase: Phase, rules: tuple[Rule, ...], tallies: Mapping[int, Tally], join: Joining | None
     ) -> None:
         self.rules = rules
-        self.horizons: dict[tuple[bool, bool], int] = {}
+        horizons: dict[tuple[bool, bool], int] = {}
         alike: dict[tuple[tuple[str, ...], ...], list[Rule]] = {}
         for rule in rules:
             alike.setdefault(rule.match.rest, []).append(rule)
             tally = tallies.get(id(rule))
             if tally is not None and rule.brake is not None:
                 counted_by = tally.by_incident, tally.by_action
-                horizon = max(self.horizons.get(counted_by, 0), rule.brake.horizon_seconds)
-                self.horizons[counted_by] = horizon
+                horizons[counted_by] = max(horizons.get(counted_by, 0), rule.brake.horizon_seconds)
+        self.horizons = tuple((*counted_by, seconds) for counted_by, seconds in horizons.items())
         self.bundles = tuple(_bundle(phase, group, tallies, join) for group in alike.values())
         read = [name for name in REST if any(getattr(group[0].match, name) for group in alike.values())]
         self.read: Callable[[Subject], Any] | None = attrgetter(*read) if read else None
+        self.by_action_alone = not read and not any(bundle.early for bundle in self.bundles)
 
 
 def _bundle(
@@ -467,12 +469,17 @@ class PolicySet:
                 self._selected[key] = found
         return found
 
-    def horizons(self, action: str) -> Mapping[tuple[bool, bool], int]:
-        """The number of seconds that the brakes for an action look back.
+    def selected_by_action(self, phase: Phase, action: str) -> tuple[Bundle, ...] | None:
+        """The rules of a phase about an action, if no other fact of a request decides which of them apply."""
+        docket = self._docket(phase, action)
+        return docket.bundles if docket.by_action_alone else None
 
-        The keys tell whether they count for one incident, and whether for one action.
+    def horizons(self, action: str) -> tuple[tuple[bool, bool, int], ...]:
+        """The number of seconds that the brakes for an action look back, once for each kind of group.
+
+        The members before it tell whether the group is of one incident, and whether of one action.
         """
-        return self._docket("execute", action).horizons if self._tallies else {}
+        return self._docket("execute", action).horizons if self._tallies else ()
 
     def tally(self, rule: Rule) -> Tally:
         """What the brake of one of the rules counts."""

@@ -100,9 +100,10 @@ def subject_of(
 
 
 def previewed(claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int) -> Preview:
-    """As `preview` of an execution. If no rule is about its action, it needs no subject."""
-    if not policies.about("execute", claims.action or ""):
-        return Preview(now, ())
+    """As `preview` of an execution. It makes no subject if the action alone decides which rules apply."""
+    bundles = policies.selected_by_action("execute", claims.action or "")
+    if bundles is not None:
+        return Preview(now, bundles)
     return preview(policies, "execute", subject_of(claims, tenant_id, principal, policies, now))
 
 
@@ -134,7 +135,8 @@ def judged(
             except ConditionFailed:
                 pass  # the loop below finds out which of them fails
             else:
-                holding += compress(rules, results)
+                if True in results:
+                    holding += compress(rules, results)
                 continue
         for rule in rules:
             found = _holds(rule, subject, asked_once)
