@@ -13,7 +13,6 @@ from aiohttp import web
 
 from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
-from sidecar.files.signing import load_signing_key
 from sidecar.files.tls import Credentials, client_context, server_context
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
@@ -52,10 +51,10 @@ from sidecar.web.data.plane import DataPlane
 from sidecar.web.serving.accesslog import AccessLog
 from sidecar.web.serving.connections import (
     Connection,
-    DataServer,
     keep_requests_out_of_logs,
     require_fast_parser,
 )
+from sidecar.web.serving.dataconnection import DataServer
 from sidecar.web.serving.listener import Factory, Listener, connections, file_limit
 from sidecar.web.wire.answers import Listeners
 
@@ -198,7 +197,6 @@ class Sidecar:
             live=self.live,
             metrics=self.metrics,
             observer=observer,
-            access=access,
             tracing=self.tracing,
         )
         self._data_server = DataServer(
@@ -332,6 +330,8 @@ def _tracing(telemetry: TelemetrySection) -> Tracing:
 def _checkpointer(log: LogSection, metrics: Metrics) -> Checkpointer | None:
     if log.signing_key_file is None or log.checkpoint_file is None:
         return None
+    from sidecar.files.signing import load_signing_key  # slow to import
+
     return Checkpointer(load_signing_key(log.signing_key_file), log.checkpoint_file, metrics)
 
 

@@ -1,6 +1,6 @@
-"""Prepares signals and standard descriptors before anything else is imported.
+"""Prepares signals and standard descriptors before anything else is imported, and makes imports cheap.
 
-Importing the program takes about half a second, and Python installs no handler for SIGTERM in that time.
+Importing the program takes almost half a second, and Python installs no handler for SIGTERM in that time.
 
 1. Process 1, as in a container, ignores every signal without a handler. A SIGTERM during the imports would be
    lost, and the container would be killed at the end of its grace period. So `run` handles SIGTERM from its
@@ -22,10 +22,13 @@ Signals that arrive earlier, while Python itself starts, cannot be handled here.
 them, they wait, and the last line of the preparation for `run` unblocks them.
 """
 
+import gc
 import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # The exit code that a shell reports for a program that SIGTERM ended.
 _TERMINATED = 128 + signal.SIGTERM
@@ -49,6 +52,38 @@ def prepare(*, serving: bool) -> None:
 def reload_requested() -> bool:
     """Whether SIGHUP arrived before the program could reload."""
     return _reload_requested
+
+
+# Imports -----------------------------------------------------------------------------------------------
+
+# aiohttp makes a TLS context for its client on import, which the sidecar does not use. The context would hold
+# every root certificate of the system, which costs 40 ms and 10 MiB.
+_NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
+
+
+@contextmanager
+def cheap_imports() -> Iterator[None]:
+    """Within it, importing the libraries of `run` takes a fifth less time.
+
+    The garbage collector is off meanwhile, and never walks what was made: sixty thousand classes, functions
+    and tables stay, and fewer than three hundred values could be freed.
+    """
+    before = {name: os.environ.get(name) for name in _NO_CERTIFICATES}
+    os.environ.update(_NO_CERTIFICATES)
+    # pydantic would read the metadata of every installed package in search of plugins, at the first model
+    # that is built. This stays in the environment, because some models are built later.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 # Signals ------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ import yaml
 
 from sidecar.cli.options import config_option, failed, misconfigured, pairs, set_option, warn
 from sidecar.cli.tables import cell
-from sidecar.files.faults import ConfigurationError
-from sidecar.files.yamlfile import Document, did_you_mean, shown, survey
+from sidecar.files.faults import ConfigurationError, shown
+from sidecar.files.yamlfile import Document, did_you_mean, survey
 from sidecar.settings import reading as settings
 from sidecar.settings import schema as configschema
 from sidecar.settings.keys import Key, values_of

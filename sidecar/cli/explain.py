@@ -15,7 +15,7 @@ import click
 from sidecar.cli.access import Access, asks
 from sidecar.cli.client import Caller, ProblemError
 from sidecar.cli.options import FAILED, answered, json_option, misconfigured
-from sidecar.files.yamlfile import shown
+from sidecar.files.faults import shown
 from sidecar.web.wire import answers
 
 PATH = "/api/v1/explain"

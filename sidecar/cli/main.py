@@ -26,6 +26,7 @@ from sidecar.cli.options import (
     set_option,
     warn,
 )
+from sidecar.startup import cheap_imports
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -138,11 +139,12 @@ Example:
 @log_format_option
 def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "text"]) -> None:
     """Run the sidecar in front of the backend until SIGTERM."""
-    import asyncio
+    with cheap_imports():
+        import asyncio
 
-    from sidecar.cli.process import run as serve_until_stopped
-    from sidecar.errors import ScopegateError
-    from sidecar.telemetry.logs import set_up_logging
+        from sidecar.cli.process import run as serve_until_stopped
+        from sidecar.errors import ScopegateError
+        from sidecar.telemetry.logs import set_up_logging
 
     set_up_logging(log_format)
     files = files_of(config, overrides)

@@ -234,7 +234,7 @@ def misconfigured(message: str) -> NoReturn:
 
 def ended(code: int, message: str) -> NoReturn:
     """End the program with a message on one line, without control characters."""
-    from sidecar.files.yamlfile import shown
+    from sidecar.files.faults import shown
 
     click.echo(f"scopegate: {shown(message, 4_000)}", err=True)
     sys.exit(code)

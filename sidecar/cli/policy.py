@@ -24,8 +24,7 @@ from sidecar.cli.options import (
     set_option,
 )
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.files.faults import ConfigurationError, Fault
-from sidecar.files.yamlfile import shown
+from sidecar.files.faults import ConfigurationError, Fault, shown
 from sidecar.policies import files as policyfiles
 from sidecar.policies import testing as policytests
 from sidecar.policies.gaterecords import Finding, Kind

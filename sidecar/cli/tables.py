@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from sidecar.files.yamlfile import shown
+from sidecar.files.faults import shown
 
 # Longer than every id, intent and reason, because a cell is escaped but not cut.
 _WHOLE = 1 << 16

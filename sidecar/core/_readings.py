@@ -253,7 +253,6 @@ def taking_off(prefix: str) -> Step:
 
 # The most characters that one escape, or one character beyond ASCII, can become.
 _MAX_MADE = 4
-_PLAIN = re.compile(r"[ -$&-~]*")
 
 
 def could_reach(path: str, names: Collection[str]) -> bool:
@@ -273,10 +272,9 @@ def could_reach(path: str, names: Collection[str]) -> bool:
     `hard` and `soft` are sets of positions in the name, one bit each. `hard` holds the positions after a
     character that was kept, `soft` those after one that may still consume digits.
     """
-    if _PLAIN.fullmatch(path):
-        lowered = path.lower()
-        return any(name in lowered for name in names)
     text = path.lower()
+    if path.isascii() and path.isprintable() and "%" not in path:
+        return any(map(text.__contains__, names))
     for _ in range(MAX_DECODINGS if "%" in text else 0):
         # A raw byte may be dropped before decoding, so it is never joined with an escape into one character.
         text = "".join(map(decoded, _NOT_UTF8_EITHER.split(text))).lower()

@@ -32,12 +32,17 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from sidecar.core.cache import Cache
+
 # The characters of a name, and of an IPv6 address in brackets. At none of them a URL parser splits.
 NAME = r"[A-Za-z0-9._~-]+"
 BRACKETED = r"\[[0-9A-Fa-f:.]+\]"
 
 _HOST = re.compile(rf"(?P<name>{NAME}|{BRACKETED})(?::(?P<port>[0-9]{{1,5}}))?")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?P<authority>[^/?#]*)")
+# The authorities whose host is cached: the most of them, and the most characters of one.
+MAX_HOSTS = 1024
+MAX_HOST_CHARS = 256
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -51,16 +56,7 @@ class Host:
     @classmethod
     def parse(cls, text: str) -> Host | None:
         """The host that a Host header or the authority of a target names, None if it is not well-formed."""
-        found = _HOST.fullmatch(text)
-        if found is None:
-            return None
-        name = found["name"].lower()
-        if name.startswith("["):
-            try:
-                name = f"[{ipaddress.IPv6Address(name[1:-1])}]"
-            except ValueError:
-                return None
-        return cls(name, None if found["port"] is None else int(found["port"]))
+        return _hosts[text]
 
     @property
     def bare(self) -> str:
@@ -92,6 +88,22 @@ class Host:
         return _DEFAULT_PORTS[scheme] if self.port is None else self.port
 
 
+def _host_of(text: str) -> Host | None:
+    found = _HOST.fullmatch(text)
+    if found is None:
+        return None
+    name = found["name"].lower()
+    if name.startswith("["):
+        try:
+            name = f"[{ipaddress.IPv6Address(name[1:-1])}]"
+        except ValueError:
+            return None
+    return Host(name, None if found["port"] is None else int(found["port"]))
+
+
+_hosts = Cache(_host_of, max_entries=MAX_HOSTS, max_size=MAX_HOST_CHARS)
+
+
 def hosts_of(method: str, target: str, values: Sequence[str], *, needed: bool) -> tuple[Host, ...] | str:
     """The hosts that a request names, or a clause that says what is wrong.
 
@@ -106,12 +118,12 @@ def hosts_of(method: str, target: str, values: Sequence[str], *, needed: bool) -
     if authorities is None:
         return "its target is neither a path nor an absolute URL"
     hosts: list[Host] = []
-    for place, texts in (("its Host", values), ("the authority of its target", authorities)):
-        for text in texts:
-            host = Host.parse(text)
-            if host is None:
-                return f"{place} is not exactly one name or IP address, with or without a port"
-            hosts.append(host)
+    for text in (*values, *authorities):
+        host = Host.parse(text)
+        if host is None:
+            place = "its Host" if len(hosts) < len(values) else "the authority of its target"
+            return f"{place} is not exactly one name or IP address, with or without a port"
+        hosts.append(host)
     return tuple(hosts)
 
 

@@ -15,6 +15,10 @@ prefix, or a value that is not plain, is refused if it could lead to a gated pat
 
 A reading takes milliseconds, and headers can hold thousands of values. At most `MAX_VALUES` values are read,
 and a request with more is refused. Every operation on a text takes time proportional to its length.
+
+Most requests are settled sooner. `could_reach` shows from the letters of a path that it cannot be gated. The
+paths that could be are often the same ones, so `GatedPaths` remembers what it found out about them. Headers
+count only if `decides` says so, and few requests have one that does.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from urllib.parse import unquote_to_bytes
 
 from sidecar.core import _readings as readings
 from sidecar.core._readings import could_reach, decoded, folded, other_reading, shortened, taking_off
+from sidecar.core.cache import Cache
 from sidecar.core.host import BRACKETED, NAME
 from sidecar.errors import Refusal
 
@@ -83,6 +88,7 @@ REBUILDING = {
     "x-ingress-path": ("X-Ingress-Path", "prefix"),  # Home Assistant
     "forwarded": ("Forwarded", "forwarded"),
 }
+_DECIDING = frozenset({"upgrade", *OVERRIDES, *ORIGINALS, *REBUILDING})
 _HARMLESS = "(?:[A-Za-z0-9._~-]|%(?!2[35EF]|3[BF]|5C|7F)[2-7][0-9A-F])"
 _PLAIN_PARTS = {
     "host": re.compile(rf"(?:{NAME}|{BRACKETED})?(?::[0-9]*)?"),
@@ -96,6 +102,10 @@ _FORWARDED_PAIR = re.compile(r'(host|proto)\s*=\s*("(?:[^"\\]|\\.)*"?|[^;,]*)', 
 MAX_VALUES = 8
 
 LONGEST_SHOWN = 200
+
+# The paths that `GatedPaths` remembers: the most of them, and the most characters of one.
+MAX_PLACES = 1024
+LONGEST_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,9 @@ class PassThrough:
     """A request that no reading makes gated, or a GET, HEAD or OPTIONS that only reads."""
 
 
+PASSES = PassThrough()
+
+
 @dataclass(frozen=True, slots=True)
 class Gated:
     """A request to judge: the index of its pattern, and the decoded values of its {name} segments."""
@@ -156,41 +169,77 @@ class Rejected:
     allow: tuple[str, ...] = ()
 
 
+class GatedPaths:
+    """The patterns of the gated paths, and the places of the paths that came lately."""
+
+    __slots__ = ("_places", "last_segments", "patterns")
+
+    def __init__(self, patterns: Iterable[RoutePattern]) -> None:
+        self.patterns = tuple(patterns)
+        self.last_segments = _last_segments(self.patterns)
+        self._places: Cache[str, Gated | str | None] = Cache(
+            self._place_of, max_entries=MAX_PLACES, max_size=LONGEST_REMEMBERED
+        )
+
+    def place(self, target: str) -> Gated | str | None:
+        """Gated if the target spells a pattern out, a clause if it is ambiguous, else None."""
+        path = _path_of(target)
+        return self._places[path] if could_reach(path, self.last_segments) else None
+
+    def _place_of(self, path: str) -> Gated | str | None:
+        patterns = self.patterns
+        spelled = [index for index, one in enumerate(patterns) if _standing(one, one.segments, path)]
+        if not spelled:
+            return _other_reading(path, patterns)
+        # Another pattern could match in another reading and read other facts: /run;x/recovery/execute.
+        others = [one for index, one in enumerate(patterns) if index not in spelled]
+        return _doubt(path) or _other_reading(path, others) or _judged(spelled[0], patterns[spelled[0]], path)
+
+
 def classify(
-    method: str,
-    target: str,
-    headers: Collection[tuple[str, str]],
-    has_body: bool,
-    patterns: Sequence[RoutePattern],
+    method: str, target: str, headers: Collection[tuple[str, str]], has_body: bool, gated: GatedPaths
 ) -> PassThrough | Gated | Rejected:
     """Classify a request. `target` is the raw target, decoded as UTF-8 with surrogateescape.
 
-    `headers` are iterated more than once. Never raises.
+    `headers` are iterated more than once. Those that `decides` excludes may be left out. Never raises.
     """
-    place = _place(target, patterns)
+    place = gated.place(target)
     if place is None:
-        return _passing(target, headers, patterns)
+        return _passing(target, headers, gated) if headers else PASSES
     if isinstance(place, str):
         return _refused("ambiguous_path", f"Not every parser reads this path alike: {place}.", target)
     if method != "POST" and method not in LOOKING:
         message = "Only POST executes here; GET, HEAD and OPTIONS pass if they have no body."
         return Rejected(Refusal("method_not_allowed", message), allow=("POST", *LOOKING))
+    refused = _misleading(target, headers, place, gated) if headers else None
+    if refused is not None:
+        return refused
+    if method == "POST":
+        return place
+    if has_body:
+        return _refused("override_refused", f"A {method} with a body is refused on a gated path.", target)
+    return PASSES
+
+
+def decides(name: str) -> bool:
+    """Whether `classify` looks at headers of this name."""
+    return read_as(name) in _DECIDING
+
+
+def _misleading(
+    target: str, headers: Collection[tuple[str, str]], place: Gated, gated: GatedPaths
+) -> Rejected | None:
+    """The refusal of a gated request whose headers could make another request of it, or None."""
     if wants_websocket(headers):
         return _refused("upgrade_refused", "A WebSocket on a gated path could execute there unseen.", target)
     for override, _ in _overrides(headers, OVERRIDES):
         return _refused("override_refused", f"The header {override} is refused on a gated path.", target)
     for count, (original, value) in enumerate(_targets_in(headers, ORIGINALS)):
-        if count >= MAX_VALUES or _place(value, patterns) not in (None, place):
+        if count >= MAX_VALUES or gated.place(value) not in (None, place):
             return _refused("override_refused", f"{original} names another gated path.", target)
-    others = [pattern for index, pattern in enumerate(patterns) if index != place.index]
+    others = [pattern for index, pattern in enumerate(gated.patterns) if index != place.index]
     detour = _not_plain(headers) or _detour(target, headers, others)
-    if detour is not None:
-        return _refused("override_refused", detour, target)
-    if method == "POST":
-        return place
-    if has_body:
-        return _refused("override_refused", f"A {method} with a body is refused on a gated path.", target)
-    return PassThrough()
+    return None if detour is None else _refused("override_refused", detour, target)
 
 
 def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
@@ -203,26 +252,24 @@ def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
     return offers == ["websocket"]
 
 
-def _passing(
-    target: str, headers: Collection[tuple[str, str]], patterns: Sequence[RoutePattern]
-) -> PassThrough | Rejected:
+def _passing(target: str, headers: Collection[tuple[str, str]], gated: GatedPaths) -> PassThrough | Rejected:
     """Pass a target that is not gated, unless a header could replace it by a gated one."""
     paths = [_path_of(target)]
-    names = _last_segments(patterns)
+    names = gated.last_segments
     values = 0
     for name, value in _targets_in(headers, TARGET_OVERRIDES | ORIGINALS):
         paths.append(_path_of(value))
         values += could_reach(paths[-1], names)
         if values > MAX_VALUES:
             return _refused("override_refused", f"With {name} there are more targets than are read.", target)
-        if _place(value, patterns) is not None:
+        if gated.place(value) is not None:
             return _refused("override_refused", f"The header {name} names a gated path.", target)
     # Removing a prefix, before decoding or after, leaves the last segment of a gated path.
     if any(could_reach(path, names) for path in paths):
         for name, _ in _overrides(headers, PREFIX_OVERRIDES):
             return _refused("override_refused", f"Without what {name} takes off it could be gated.", target)
-    detour = _detour(target, headers, patterns)
-    return PassThrough() if detour is None else _refused("override_refused", detour, target)
+    detour = _detour(target, headers, gated.patterns)
+    return PASSES if detour is None else _refused("override_refused", detour, target)
 
 
 # CGI and WSGI write a header's name in letters, digits and `_`. Apache and lighttpd replace every other
@@ -270,19 +317,6 @@ def _path_of(target: str) -> str:
 
 def _last_segments(patterns: Iterable[RoutePattern]) -> frozenset[str]:
     return frozenset(pattern.folded[-1] for pattern in patterns)
-
-
-def _place(target: str, patterns: Sequence[RoutePattern]) -> Gated | str | None:
-    """Gated if the target spells a pattern out, a clause if it is ambiguous, else None."""
-    path = _path_of(target)
-    if not could_reach(path, _last_segments(patterns)):
-        return None
-    spelled = [index for index, pattern in enumerate(patterns) if _standing(pattern, pattern.segments, path)]
-    if not spelled:
-        return _other_reading(path, patterns)
-    # Another pattern could match in another reading and read other facts: /run;x/recovery/execute.
-    others = [pattern for index, pattern in enumerate(patterns) if index not in spelled]
-    return _doubt(path) or _other_reading(path, others) or _judged(spelled[0], patterns[spelled[0]], path)
 
 
 def _other_reading(

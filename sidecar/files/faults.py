@@ -30,3 +30,9 @@ class ConfigurationError(ScopegateError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
         self.faults = tuple(faults)
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """Text for a message: one line, bounded, without control characters."""
+    cut = text if len(text) <= limit else text[:limit] + "..."
+    return cut if cut.isprintable() else ascii(cut)[1:-1]

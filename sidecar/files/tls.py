@@ -13,8 +13,6 @@ from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
-from cryptography import x509
-
 from sidecar.errors import ScopegateError
 from sidecar.files._regular import NotRegular, read_regular
 
@@ -75,6 +73,8 @@ def client_context(
 def valid_until(certificate_file: Path) -> datetime:
     """When the first certificate in a file expires, which is the one that peers see. Raises
     TlsFileUnusable."""
+    from cryptography import x509  # slow to import, and used only with TLS
+
     text = _contents("certificate_file", certificate_file)
     try:
         return x509.load_pem_x509_certificates(text)[0].not_valid_after_utc

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from sidecar.files._regular import NotRegular, read_regular
-from sidecar.files.faults import ConfigurationError, Fault
+from sidecar.files.faults import ConfigurationError, Fault, shown
 
 MAX_BYTES = 1_048_576
 
@@ -294,12 +294,6 @@ def plain(text: str) -> Any:
     if number in (float("inf"), float("-inf")):
         raise ValueError("is too large a number: give a smaller one" + _QUOTES)
     return number
-
-
-def shown(text: str, limit: int = 60) -> str:
-    """Text for a message: one line, bounded, without control characters."""
-    cut = text if len(text) <= limit else text[:limit] + "..."
-    return cut if cut.isprintable() else ascii(cut)[1:-1]
 
 
 def dotted(path: KeyPath) -> str:

@@ -6,12 +6,13 @@ No request is therefore judged by a mixture of two versions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
 from sidecar.core.policy import PolicySet
-from sidecar.core.target import Gated, PassThrough, RoutePattern, classify
+from sidecar.core.target import Gated, GatedPaths, PassThrough, RoutePattern, classify
 from sidecar.settings.sections import Route, Settings
 
 
@@ -28,9 +29,9 @@ class Snapshot:
         return sha256(self.settings.model_dump_json().encode()).hexdigest()[:16]
 
     @cached_property
-    def patterns(self) -> tuple[RoutePattern, ...]:
-        """The path pattern of each route."""
-        return tuple(route.path for route in self.settings.gate.routes)
+    def gated_paths(self) -> GatedPaths:
+        """The paths of all routes, in their order."""
+        return _paths_of(self.settings.gate.routes)
 
     @cached_property
     def enforced(self) -> tuple[Route, ...]:
@@ -38,8 +39,8 @@ class Snapshot:
         return tuple(route for route in self.settings.gate.routes if route.mode == "enforce")
 
     @cached_property
-    def enforced_patterns(self) -> tuple[RoutePattern, ...]:
-        return tuple(route.path for route in self.enforced)
+    def enforced_paths(self) -> GatedPaths:
+        return _paths_of(self.enforced)
 
     @cached_property
     def shadow_routes(self) -> tuple[Route, ...]:
@@ -48,19 +49,23 @@ class Snapshot:
             route
             for route in self.settings.gate.routes
             if route.mode == "shadow"
-            and isinstance(
-                classify("POST", _spelled(route.path), (), True, self.enforced_patterns), PassThrough
-            )
+            and isinstance(classify("POST", _spelled(route.path), (), True, self.enforced_paths), PassThrough)
         )
 
     def judging(self, route: Route) -> Route:
         """The route that judges paths of this route: the first enforced match, else the first match."""
-        for routes in (self.enforced, self.settings.gate.routes):
-            patterns = tuple(one.path for one in routes)
-            verdict = classify("POST", _spelled(route.path), (), True, patterns)
+        for routes, paths in (
+            (self.enforced, self.enforced_paths),
+            (self.settings.gate.routes, self.gated_paths),
+        ):
+            verdict = classify("POST", _spelled(route.path), (), True, paths)
             if isinstance(verdict, Gated):
                 return routes[verdict.index]
         return route
+
+
+def _paths_of(routes: Iterable[Route]) -> GatedPaths:
+    return GatedPaths(route.path for route in routes)
 
 
 def _spelled(pattern: RoutePattern) -> str:

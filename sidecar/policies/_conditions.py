@@ -29,7 +29,8 @@ from typing import Any
 from sidecar.core.instant import to_datetime
 from sidecar.core.policy import FACTS, Condition, Joint, RiskClass, Subject
 from sidecar.errors import ConditionFailed
-from sidecar.files.yamlfile import did_you_mean, shown
+from sidecar.files.faults import shown
+from sidecar.files.yamlfile import did_you_mean
 from sidecar.policies import _plain
 from sidecar.settings.faults import WrongText
 

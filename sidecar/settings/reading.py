@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidecar.files.faults import ConfigurationError, Fault
-from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, shown, survey
+from sidecar.files.faults import ConfigurationError, Fault, shown
+from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
 from sidecar.settings import location
 from sidecar.settings.addresses import Listen
 from sidecar.settings.faults import faults, validated

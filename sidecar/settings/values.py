@@ -33,7 +33,7 @@ from sidecar.core.host import BRACKETED, NAME, Host
 from sidecar.core.money import is_whole_micros, to_dollars, to_micros
 from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
-from sidecar.files import keyfiles, signing
+from sidecar.files import keyfiles
 from sidecar.files.keyfiles import KeyFileUnusable
 from sidecar.settings.addresses import Address, Listen, SocketFile, endpoint
 from sidecar.settings.faults import choices, kind, one_of
@@ -317,11 +317,15 @@ def _key_file(read: Callable[[Path], object], advice: str) -> Kind:
     return Kind(check, _shaped()).optional()
 
 
+def _signing_key(path: Path) -> object:
+    from sidecar.files.signing import load_signing_key  # slow to import, and used only if the log is signed
+
+    return load_signing_key(path)
+
+
 Folder = Annotated[Path, Kind(_folder, _shaped())]
 File = Annotated[Path | None, Kind(_file, _shaped()).optional()]
-SigningKeyFile = Annotated[
-    Path | None, _key_file(signing.load_signing_key, "`scopegate log keygen FILE` makes one")
-]
+SigningKeyFile = Annotated[Path | None, _key_file(_signing_key, "`scopegate log keygen FILE` makes one")]
 MaskKeyFile = Annotated[Path | None, _key_file(keyfiles.mask_key, "`openssl rand -hex 32` prints one")]
 
 

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sidecar.core.checkpoint import Checkpoint
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.files.signing import PublicKey
+
+if TYPE_CHECKING:
+    from sidecar.files.signing import PublicKey  # slow to import, and used only if the log is signed
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,18 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sidecar.core.checkpoint import Checkpoint
 from sidecar.core.instant import iso_time
 from sidecar.errors import StoreUnavailable
-from sidecar.files.signing import SigningKey
 from sidecar.store._ownership import is_owned
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from sidecar.files.signing import SigningKey  # slow to import, and used only if the log is signed
 
 # A checkpoint is due after this many new records, or this many seconds after the first of them.
 RECORDS = 1_000

@@ -20,23 +20,21 @@ its reader assume that the other one had been handled. The rules below exclude t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-
 from sidecar.errors import ScopegateError
+from sidecar.upstream._head import AnswerHead, HeadReader, MalformedHead, whole_heads
 
 # The limit for all heads of one answer together, and for framing (chunk lines, trailers) between body bytes.
 MAX_HEAD_BYTES = 64 * 1024
 _PIECE = 64  # about Python's own overhead for one piece; counting it keeps tiny chunks from being free
 
+_FIRST_BYTE = ord("H")
 _EMPTY_LINE = b"\r\n\r\n"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
-_REASON = re.compile(_TEXT)
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _TEXT + rb")?")
-_CHUNK_END = re.compile(rb"")
-_TRAILER = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:" + _TEXT + rb")?")
+_CHUNK_LINE_WHOLE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _TEXT + rb")?")
+_CHUNK_END_WHOLE = re.compile(rb"")
+_TRAILER_WHOLE = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:" + _TEXT + rb")?")
 # The valid beginnings of an unfinished framing line. The parser checks the first bytes of a line, so that it
 # refuses garbage at once instead of waiting for a line end that may never come.
 _BEGUN = 32
@@ -61,16 +59,6 @@ class Failed(Unanswered):
     """The exchange was reset, cut off, malformed or given up."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerHead:
-    """The head of an answer, with the reason and the headers as the bytes that arrived."""
-
-    status: int
-    reason: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
-    version: tuple[int, int]
-
-
 class AnswerState(Enum):
     """What the parser expects next, or how the answer ended."""
 
@@ -86,62 +74,67 @@ class AnswerState(Enum):
     FAILED = "failed"  # `fault` says why
 
 
-_ENDED = (AnswerState.COMPLETE, AnswerState.FAILED)
+# Python 3.11 looks up a member of an Enum in Python code, so the parser does it once.
+_HEAD, _COUNTED, _UNTIL_EOF = AnswerState.HEAD, AnswerState.COUNTED, AnswerState.UNTIL_EOF
+_CHUNK_LINE, _CHUNK, _CHUNK_END = AnswerState.CHUNK_LINE, AnswerState.CHUNK, AnswerState.CHUNK_END
+_TRAILERS, _TUNNEL = AnswerState.TRAILERS, AnswerState.TUNNEL
+_COMPLETE, _FAILED = AnswerState.COMPLETE, AnswerState.FAILED
 
 
 class AnswerParser:
-    """Parses one answer from the bytes of its connection, without I/O. httptools calls the `on_` methods."""
+    """Parses one answer from the bytes of its connection, without I/O."""
+
+    # Every exchange makes a parser, so the first values stand here, where making one does not cost anything.
+    state = _HEAD
+    fault = ""
+    cause: BaseException | None = None
+    head: AnswerHead | None = None
+    waiting = 0  # size of the pieces, with an overhead for each
+    tunnel = False  # the upstream switched protocols; stays set after the end
+    reusable = False  # the connection can carry another exchange
+    _reader: HeadReader | None = None  # of the head that has begun
+    _seam = b""  # the last bytes of that head so far; its empty line may have begun in them
+    _overhead = 0  # bytes of heads, or of framing since the last body byte
+    _left = 0  # bytes that remain of the body or the chunk
+    _line: bytearray  # the unfinished framing line
 
     def __init__(self, bodyless: bool, offer: bytes | None) -> None:
         """`bodyless`: the request was a HEAD. `offer`: the protocol that the upstream may switch to."""
-        self.state = AnswerState.HEAD
-        self.fault = ""
-        self.cause: BaseException | None = None
-        self.head: AnswerHead | None = None
         self.pieces: list[bytes] = []
-        self.waiting = 0  # size of the pieces, with an overhead for each
-        self.tunnel = False  # the upstream switched protocols; stays set after the end
-        self.reusable = False  # the connection can carry another exchange
         self._bodyless, self._offer = bodyless, offer
-        self._http: HttpResponseParser | None = None  # parses the head that has begun
-        self._seam = b""  # the last bytes of that head so far; its empty line may have begun in them
-        self._status: int | None = None  # status of a head that llhttp has read
-        self._version, self._reason, self._keep_alive = "", b"", False
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._overhead = 0  # bytes of heads, or of framing since the last body byte
-        self._left = 0  # bytes that remain of the body or the chunk
-        self._line = bytearray()  # the unfinished framing line
 
     @property
     def complete(self) -> bool:
-        return self.state is AnswerState.COMPLETE
+        return self.state is _COMPLETE
 
     @property
     def until_eof(self) -> bool:
         """Whether the end of the connection is the proper end of the answer."""
-        return self.state in (AnswerState.UNTIL_EOF, AnswerState.TUNNEL)
+        return self.state is _UNTIL_EOF or self.state is _TUNNEL
 
     def feed(self, data: bytes) -> AnswerState:
         """Parse bytes that arrived, and return the new state of the answer."""
-        at, size = 0, len(data)
-        while at < size and self.state not in _ENDED:
-            if self.state is AnswerState.HEAD:
+        at, size, state = 0, len(data), self.state
+        while at < size:
+            if state is _HEAD:
                 at = self._take_head(data, at)
-            elif self.state in (AnswerState.UNTIL_EOF, AnswerState.TUNNEL):
-                at = self._keep(data, at, size)
-            elif self.state in (AnswerState.COUNTED, AnswerState.CHUNK):
+            elif state is _COUNTED or state is _CHUNK:
                 at = self._take_counted(data, at)
+            elif state is _UNTIL_EOF or state is _TUNNEL:
+                at = self._keep(data, at, size)
+            elif state is _COMPLETE or state is _FAILED:
+                self.reusable = False  # rule 6: bytes follow a complete answer
+                break
             else:
                 at = self._take_line(data, at)
-        if at < size:
-            self.reusable = False  # rule 6: bytes follow a complete answer
-        return self.state
+            state = self.state
+        return state
 
     def end(self) -> AnswerState:
         """Handle the end of the connection, which the caller trusts to be the upstream's own."""
         if self.until_eof:
-            self.state = AnswerState.COMPLETE
-        elif self.state not in _ENDED:
+            self.state = _COMPLETE
+        elif self.state is not _COMPLETE and self.state is not _FAILED:
             self._fail("it ends early")
         return self.state
 
@@ -155,13 +148,11 @@ class AnswerParser:
 
     def _take_head(self, data: bytes, at: int) -> int:
         """Parse a head up to its empty line. Judge it once it is whole."""
-        if self._http is None:
-            if data[at] != ord("H"):
-                return self._fail("it does not begin with HTTP")  # llhttp would skip empty lines
-            self._http = HttpResponseParser(self)
-        seam = self._seam + data[at : at + 3]
-        if (found := seam.find(_EMPTY_LINE)) >= 0:
-            end = at + found - len(self._seam) + 4
+        reader, seam = self._reader, self._seam
+        if reader is None and data[at] != _FIRST_BYTE:
+            return self._fail("it does not begin with HTTP")  # llhttp would skip empty lines
+        if seam and (found := (seam + data[at : at + 3]).find(_EMPTY_LINE)) >= 0:
+            end = at + found - len(seam) + 4
         elif (found := data.find(_EMPTY_LINE, at)) >= 0:
             end = found + 4
         else:
@@ -171,79 +162,49 @@ class AnswerParser:
             return self._fail(f"more than {MAX_HEAD_BYTES} bytes of head")
         piece = data[at:end]
         try:
-            self._http.feed_data(piece)
-        except HttpParserUpgrade:
-            pass  # llhttp has read the head; `_judge` decides whether the upstream may switch
-        except HttpParserError as exc:
-            return self._fail(str(exc), exc)
-        if (self._status is None) == (found >= 0):
-            return self._fail("its head does not end in an empty line")
-        self._seam = b"" if found >= 0 else (self._seam + piece[-3:])[-3:]
-        if self._status is not None:
-            # llhttp's parser refers back to this one. Dropping it breaks the cycle, so that an exchange is
-            # freed without the cycle collector.
-            self._http = None
-            self._judge(self._status)
-            self._status, self._reason, self._headers = None, b"", []
+            if reader is None and found >= 0:
+                self._judge(whole_heads[piece])
+                return end
+            if reader is None:
+                reader = self._reader = HeadReader()
+            head = reader.feed(piece, last=found >= 0)
+        except MalformedHead as exc:
+            return self._fail(str(exc), exc.__cause__)
+        if head is None:
+            self._seam = (seam + piece[-3:])[-3:]
+        else:
+            self._reader, self._seam = None, b""
+            self._judge(head)
         return end
 
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason  # httptools calls this once for each part if packets split the reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        assert self._http is not None
-        self._status, self._version = self._http.get_status_code(), self._http.get_http_version()
-        self._keep_alive = self._http.should_keep_alive()
-
-    def _judge(self, status: int) -> int | None:
-        """Accept a whole head or fail. The next state follows from its framing headers."""
-        version = self._version
-        if not 100 <= status <= 599 or version not in ("1.0", "1.1"):
-            return self._fail(f"HTTP version {version}, status {status}")
-        if _REASON.fullmatch(self._reason) is None:
-            return self._fail("a control character in its reason")
-        lengths, codings, upgrades = [], [], []
-        for index, (name, value) in enumerate(self._headers):
-            size = len(name)
-            if size == 14 and name.lower() == b"content-length":
-                # Strip white space, because other parsers may not read a value with it as a number.
-                self._headers[index] = name, value.strip(b" \t")
-                lengths.append(value.strip(b" \t"))
-            elif size == 17 and name.lower() == b"transfer-encoding":
-                codings.append(value.strip(b" \t").lower())
-            elif size == 7 and name.lower() == b"upgrade":
-                upgrades.append(value.strip(b" \t").lower())
-        if len(lengths) > 1 or not all(map(bytes.isdigit, lengths)):
-            return self._fail(f"Content-Length {b', '.join(lengths)!r}")
-        length = int(lengths[0]) if lengths else None
-        if status < 200 and (length or codings):
-            return self._fail(f"status {status} with a body")
-        if status < 200 and status != 101:
-            return None
-        bodyless = self._bodyless or status in (204, 304)
-        if codings and not bodyless and (lengths or codings != [b"chunked"]):
+    def _judge(self, head: AnswerHead) -> int | None:
+        """Accept a head or fail. The next state follows from its framing."""
+        status, length, codings = head.status, head.content_length, head.codings
+        if status < 200:
+            if length or codings:
+                return self._fail(f"status {status} with a body")
+            if status != 101:
+                return None
+            if self._offer is None or head.upgrades != (self._offer.strip().lower(),):
+                return self._fail("it switches to a protocol that was not offered")
+        bodyless = self._bodyless or status == 204 or status == 304
+        if codings and not bodyless and (length is not None or codings != (b"chunked",)):
             # The client could not undo another coding, because this header goes no further.
-            return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}" + " with a length" * bool(lengths))
-        if status == 101 and (self._offer is None or upgrades != [self._offer.strip().lower()]):
-            return self._fail("it switches to a protocol that was not offered")
-        self.head = AnswerHead(
-            status=status, reason=self._reason, headers=tuple(self._headers), version=(1, int(version[2]))
-        )
-        self.reusable = version == "1.1" and self._keep_alive
+            with_length = " with a length" * (length is not None)
+            return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}{with_length}")
+        self.head = head
+        self.reusable = head.keep_alive and head.version == (1, 1)
         self._overhead = 0
         if status == 101:
-            self.state, self.tunnel = AnswerState.TUNNEL, True
+            self.state, self.tunnel = _TUNNEL, True
         elif bodyless or length == 0:
-            self.state = AnswerState.COMPLETE
+            self.state = _COMPLETE
         elif codings:
-            self.state = AnswerState.CHUNK_LINE
+            self.state, self._line = _CHUNK_LINE, bytearray()
         elif length is not None:
-            self.state, self._left = AnswerState.COUNTED, length
+            self.state, self._left = _COUNTED, length
         else:
-            self.state = AnswerState.UNTIL_EOF
+            self.state = _UNTIL_EOF
         return None
 
     # The body ----------------------------------------------------------------------------------
@@ -255,12 +216,12 @@ class AnswerParser:
         return end
 
     def _take_counted(self, data: bytes, at: int) -> int:
-        end = min(len(data), at + self._left)
-        self._left -= end - at
-        self._keep(data, at, end)
-        if not self._left:
-            self.state = AnswerState.COMPLETE if self.state is AnswerState.COUNTED else AnswerState.CHUNK_END
-        return end
+        size, left = len(data) - at, self._left
+        if size < left:
+            self._left = left - size
+            return self._keep(data, at, at + size)
+        self.state = _COMPLETE if self.state is _COUNTED else _CHUNK_END
+        return self._keep(data, at, at + left)
 
     def _take_line(self, data: bytes, at: int) -> int:
         """Parse a framing line. The next state follows once the line is whole."""
@@ -280,19 +241,19 @@ class AnswerParser:
         match = whole.fullmatch(line, 0, len(line) - 2)
         if match is None or not line.endswith(b"\r\n"):
             return self._fail(f"{line[:_BEGUN]!r} where {self.state.value} is expected")
-        if self.state is AnswerState.CHUNK_LINE:
+        if self.state is _CHUNK_LINE:
             self._left = int(match[1], 16)
-            self.state = AnswerState.CHUNK if self._left else AnswerState.TRAILERS
-        elif self.state is AnswerState.CHUNK_END:
-            self.state = AnswerState.CHUNK_LINE
+            self.state = _CHUNK if self._left else _TRAILERS
+        elif self.state is _CHUNK_END:
+            self.state = _CHUNK_LINE
         elif len(line) == 2:
-            self.state = AnswerState.COMPLETE
+            self.state = _COMPLETE
         return end
 
     def _fail(self, fault: str, cause: BaseException | None = None) -> int:
         """Fail the answer and drop its head and body. Return 0, because `feed` parses nothing more."""
-        self.state, self.fault, self.cause = AnswerState.FAILED, fault, cause
-        self.head = self._http = None
+        self.state, self.fault, self.cause = _FAILED, fault, cause
+        self.head = self._reader = None
         self.reusable = False
         self.pieces.clear()
         self.waiting = 0
@@ -300,7 +261,7 @@ class AnswerParser:
 
 
 _LINES = {
-    AnswerState.CHUNK_LINE: (_CHUNK_LINE, _CHUNK_LINE_BEGUN),
-    AnswerState.CHUNK_END: (_CHUNK_END, _CHUNK_END_BEGUN),
-    AnswerState.TRAILERS: (_TRAILER, _TRAILER_BEGUN),
+    _CHUNK_LINE: (_CHUNK_LINE_WHOLE, _CHUNK_LINE_BEGUN),
+    _CHUNK_END: (_CHUNK_END_WHOLE, _CHUNK_END_BEGUN),
+    _TRAILERS: (_TRAILER_WHOLE, _TRAILER_BEGUN),
 }

@@ -8,15 +8,21 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from sidecar.files.tls import Credentials, describe_failure
 from sidecar.settings.addresses import Address, SocketFile
+from sidecar.timers import Deadlines
 from sidecar.upstream._answer import AnswerParser, NotSent
 from sidecar.upstream._exchange import Exchange, UpstreamConnection
+from sidecar.upstream._head import FRAMING, FRAMING_SIZES
 
+_SPACE = ord(" ")
 _WITH_BODY = (b"POST", b"PUT", b"PATCH")
 _STEP_SECONDS = 0.001
 _VERDICT_SECONDS = 0.1
@@ -53,7 +59,8 @@ class Upstream:
         self._closed = False
         self._connections: set[UpstreamConnection] = set()
         self._opening = 0
-        self._idle: OrderedDict[UpstreamConnection, None] = OrderedDict()  # the longest idle one first
+        self._deadlines = Deadlines()
+        self._idle: deque[UpstreamConnection] = deque()  # the longest idle one first
         self._waiters: OrderedDict[asyncio.Future[UpstreamConnection | None], None] = OrderedDict()
 
     @property
@@ -111,18 +118,15 @@ class Upstream:
         """Connect to the upstream over TCP, TLS or a Unix socket."""
         loop = asyncio.get_running_loop()
         address, secured = self._address, self._secured
+        new = partial(UpstreamConnection, self._where, self._deadlines)
         if isinstance(address, SocketFile):
-            opened = await _to_socket_file(address)
-            return (await loop.create_unix_connection(lambda: UpstreamConnection(self._where), sock=opened))[
-                1
-            ]
+            _, connection = await loop.create_unix_connection(new, sock=await _to_socket_file(address))
+            return connection
         if secured is None:
-            _, connection = await loop.create_connection(
-                lambda: UpstreamConnection(self._where), address.host, address.port
-            )
+            _, connection = await loop.create_connection(new, address.host, address.port)
             return connection
         _, connection = await loop.create_connection(
-            lambda: UpstreamConnection(self._where),
+            new,
             address.host,
             address.port,
             ssl=secured.credentials.context,
@@ -134,12 +138,11 @@ class Upstream:
     def _pooled(self) -> UpstreamConnection | None:
         idle = self._idle
         if idle:
-            stale = asyncio.get_running_loop().time() - self._reuse_idle_seconds
-            while idle and (oldest := next(iter(idle))).idle_since <= stale:
-                del idle[oldest]
-                oldest.transport.abort()
+            stale = time.monotonic() - self._reuse_idle_seconds
+            while idle and idle[0].idle_since <= stale:
+                idle.popleft().transport.abort()
         while idle:
-            connection, _ = idle.popitem()  # the one used last
+            connection = idle.pop()  # the one used last
             if connection.fit():
                 return connection
             connection.transport.abort()
@@ -217,13 +220,14 @@ class Upstream:
         elif self._closed or not self._reuse_idle_seconds:
             free.transport.abort()
         else:
-            free.idle_since = asyncio.get_running_loop().time()
-            self._idle[free] = None
+            free.idle_since = time.monotonic()
+            self._idle.append(free)
         return None
 
     def lost(self, connection: UpstreamConnection) -> None:
         self._connections.discard(connection)
-        self._idle.pop(connection, None)
+        with suppress(ValueError):  # nearly always it is in use
+            self._idle.remove(connection)
         self._opening += 1
         self.offer(None)
 
@@ -278,22 +282,21 @@ def request_head(
 
     Raises ValueError if the head or the framing is not valid.
     """
-    if not method or not target or b" " in method or b" " in target:
+    if not method or not target or _SPACE in method or _SPACE in target:
         raise ValueError(f"not a method and a target: {method!r} {target!r}")
-    lines = [method + b" " + target + b" HTTP/1.1"]
     promised: int | None = None
     offer: bytes | None = None
     for name, value in headers:
-        lines.append(name + b": " + value)
-        length = len(name)
-        if length == 14 and name.lower() == b"content-length":
-            if promised is not None or not value.isdigit():
+        if len(name) in FRAMING_SIZES and (known := name.lower()) in FRAMING:
+            if known == b"transfer-encoding":
+                raise ValueError("the framing is decided here, not by a Transfer-Encoding header")
+            if known == b"upgrade":
+                offer = value
+            elif promised is not None or not value.isdigit():
                 raise ValueError(f"not one Content-Length: {value!r}")
-            promised = int(value)
-        elif length == 17 and name.lower() == b"transfer-encoding":
-            raise ValueError("the framing is decided here, not by a Transfer-Encoding header")
-        elif length == 7 and name.lower() == b"upgrade":
-            offer = value
+            else:
+                promised = int(value)
+    lines = [method + b" " + target + b" HTTP/1.1", *map(b": ".join, headers)]
     if body is None or isinstance(body, bytes):
         size = len(body or b"")
         if chunked or (promised is not None and promised != size):
@@ -305,7 +308,6 @@ def request_head(
     elif chunked:
         lines.append(b"Transfer-Encoding: chunked")
     head = b"\r\n".join(lines)
-    breaks = len(lines) - 1
-    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
+    if len(head) - len(head.translate(None, b"\r\n\0")) != 2 * (len(lines) - 1):
         raise ValueError("CR, LF or NUL in a request head")
     return head + b"\r\n\r\n", promised, offer

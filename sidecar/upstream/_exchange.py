@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 import ssl
 from collections.abc import AsyncIterable
 from contextlib import suppress
+from functools import partial
 from typing import Protocol, cast
 
 from sidecar.files.tls import describe_failure
-from sidecar.upstream._answer import AnswerHead, AnswerParser, AnswerState, Failed, TimedOut, Unanswered
+from sidecar.receiving import limit_reads
+from sidecar.timers import Deadline, Deadlines
+from sidecar.upstream._answer import AnswerParser, AnswerState, Failed, TimedOut, Unanswered
+from sidecar.upstream._head import AnswerHead
 
 _ONE_WRITE = 64 * 1024  # a longer body is written on its own, because joining it to the head would copy it
 _PAUSE_ABOVE = 256 * 1024  # bytes that wait for the caller; `read` takes all of them and resumes reading
 _LINGER_SECONDS = 5.0  # time to flush the last bytes of a tunnel after both sides have ended
+_COMPLETE, _FAILED = AnswerState.COMPLETE, AnswerState.FAILED  # Python 3.11 looks them up in Python code
 
 
 class Exchange:
@@ -26,21 +32,22 @@ class Exchange:
     """
 
     head: AnswerHead
+    _failure: Unanswered | None = None
+    _sender: asyncio.Task[None] | None = None  # sends a streamed body
+    _waiter: asyncio.Future[None] | None = None
+    _deadline: Deadline | None = None  # of the head
+    _sent_at = -math.inf  # time of the last write of a streamed body
+    _write_ended = False
 
     def __init__(self, connection: UpstreamConnection, parser: AnswerParser) -> None:
         self._connection, self._parser = connection, parser
-        self._failure: Unanswered | None = None
-        self._sender: asyncio.Task[None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._sent_at = 0.0  # time of the last write of the request so far
-        self._write_ended = False
 
     def __enter__(self) -> Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not (self._write_ended and self.complete):  # an ended tunnel still flushes its last bytes
+        # Without its connection the exchange is complete. An ended tunnel still flushes its last bytes.
+        if self._connection.exchange is self and not (self._write_ended and self.complete):
             self.abort()
 
     async def begin(
@@ -54,22 +61,28 @@ class Exchange:
 
         `Upstream.send` aborts the exchange if this raises.
         """
-        connection = self._connection
+        connection, parser = self._connection, self._parser
+        if body is None:
+            connection.write(request)
+        elif not isinstance(body, bytes):
+            connection.write(request)
+            self._sent_at = connection.loop.time()
+            self._sender = connection.loop.create_task(self._stream(body, promised))
+        elif len(body) <= _ONE_WRITE:
+            connection.write(request + body)
+        else:
+            connection.write(request)
+            connection.write(body)
+        if head_deadline is not None:
+            self._deadline = connection.deadlines.begin(head_deadline, partial(self._late, head_deadline))
         try:
-            if isinstance(body, bytes) and len(body) <= _ONE_WRITE:
-                connection.write(request + body)
-            else:
-                connection.write(request)
-                if isinstance(body, bytes):
-                    connection.write(body)
-                elif body is not None:
-                    self._sender = asyncio.get_running_loop().create_task(self._stream(body, promised))
-            if head_deadline is not None:
-                self._watch(head_deadline)
-            await self._answered()
+            while parser.head is None:
+                await self._news()
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            if self._deadline is not None:
+                self._deadline.end()
+                self._deadline = None  # it refers back to this exchange
+        self.head = parser.head
 
     @property
     def complete(self) -> bool:
@@ -83,17 +96,20 @@ class Exchange:
 
     async def read(self) -> bytes:
         """Return the body bytes that have arrived, b"" at the proper end. Safe to cancel and call again."""
-        parser = self._parser
+        parser, connection = self._parser, self._connection
         while not parser.pieces:
             if parser.complete:
                 return b""
             await self._news()
-        if self._connection.exchange is self:
-            self._connection.transport.resume_reading()
+        if connection.paused and connection.exchange is self:
+            connection.resume_reading()
         return parser.take()
 
     async def read_up_to(self, limit: int) -> tuple[bytes, bool]:
         """Return the whole body and True, or the bytes so far and False once they exceed `limit`."""
+        parser = self._parser
+        if parser.complete and parser.waiting <= limit:
+            return parser.take(), True
         pieces: list[bytes] = []
         size = 0
         while piece := await self.read():
@@ -123,7 +139,7 @@ class Exchange:
             self._wake()
         if self.complete:
             transport.close()
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.abort)
+            self._connection.loop.call_later(_LINGER_SECONDS, transport.abort)
 
     def abort(self) -> None:
         """Give the exchange up. Close the connection at once, unless it has returned to the pool."""
@@ -137,18 +153,14 @@ class Exchange:
         if self._connection.transport.is_closing():
             raise self._failure or Failed(f"the tunnel to {self._connection.where} is closed")
 
-    async def _answered(self) -> None:
-        while self._parser.head is None:
-            await self._news()
-        self.head = self._parser.head
-
-    async def _news(self) -> None:
+    def _news(self) -> asyncio.Future[None]:
+        """What ends with the next bytes of the answer, with its end or with its failure."""
         if self._failure is not None:
             raise self._failure
         if self._waiter is not None and not self._waiter.done():
             raise RuntimeError("an exchange has one reader")
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
+        waiter = self._waiter = self._connection.loop.create_future()
+        return waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -156,16 +168,16 @@ class Exchange:
 
     def _feed(self, data: bytes) -> None:
         parser = self._parser
-        if self._failure is not None or parser.complete:
+        if self._failure is not None or parser.state is _COMPLETE:
             return  # the connection is being closed; an end that arrives now must not return it to the pool
         state = parser.feed(data)
-        if state is AnswerState.FAILED:
+        if state is _COMPLETE:
+            self._finish()
+        elif state is _FAILED:
             fault = f"malformed answer from {self._connection.where}: {parser.fault}"
             self._fail(Failed(fault), parser.cause)
-        elif state is AnswerState.COMPLETE:
-            self._finish()
         elif parser.waiting > _PAUSE_ABOVE:
-            self._connection.transport.pause_reading()
+            self._connection.pause_reading()
         self._wake()
 
     def _eof(self) -> bool:
@@ -199,24 +211,18 @@ class Exchange:
                 self._sender.cancel()
             self._wake()
 
-    def _watch(self, seconds: float) -> None:
-        """Fail unless the head arrives in time. Each write of a streamed body extends the deadline."""
-        loop = asyncio.get_running_loop()
-        self._sent_at = loop.time()
-        self._timer = loop.call_later(seconds, self._late, seconds)
-
     def _late(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        due = self._sent_at + seconds
-        if due > loop.time():
-            self._timer = loop.call_at(due, self._late, seconds)
+        """The deadline of the head has passed. Each write of a streamed body extends it."""
+        connection = self._connection
+        left = self._sent_at + seconds - connection.loop.time()
+        if left > 0:
+            self._deadline = connection.deadlines.begin(left, partial(self._late, seconds))
         elif self._parser.head is None:
-            self._fail(TimedOut(f"no answer from {self._connection.where} within {seconds:g} s"))
+            self._fail(TimedOut(f"no answer from {connection.where} within {seconds:g} s"))
 
     async def _stream(self, body: AsyncIterable[bytes], promised: int | None) -> None:
         """Send the body while `begin` waits for the answer, which may arrive before the body ends."""
         connection, left = self._connection, promised or 0
-        loop = asyncio.get_running_loop()
         try:
             async for piece in body:
                 if not piece:
@@ -229,7 +235,7 @@ class Exchange:
                     await asyncio.sleep(0)  # by the end of this turn it has read the socket
                 connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if promised is None else piece)
                 await connection.drain()
-                self._sent_at = loop.time()
+                self._sent_at = connection.loop.time()
             if promised is None:
                 connection.write(b"0\r\n\r\n")
             elif left:
@@ -254,31 +260,36 @@ class Pool(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One connection. It carries one exchange at a time. Bytes outside an exchange make it close."""
 
+    loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, where: str, deadlines: Deadlines) -> None:
+        self.where, self.deadlines = where, deadlines
         self.exchange: Exchange | None = None
         self.pool: Pool | None = None  # set once the connection holds a slot
         self.idle_since = 0.0
         self.lost_by: Exception | None = None
         self.spoiled = False  # bytes or an end arrived outside an exchange
+        self.paused = False  # bytes that arrive stay in the socket
         self._tls: ssl.SSLObject | None = None
         self._poll = select.poll()
         self._full = False
         self._room: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.loop = asyncio.get_running_loop()
         self.transport = cast(asyncio.Transport, transport)  # asyncio itself sets TCP_NODELAY
+        limit_reads(transport)
         self._tls = transport.get_extra_info("ssl_object")
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
-        if self.exchange is None:
+        exchange = self.exchange
+        if exchange is None:
             self.spoiled = True
             self.abort()
         else:
-            self.exchange._feed(data)
+            exchange._feed(data)
 
     def eof_received(self) -> bool:
         if self.exchange is None:
@@ -294,6 +305,14 @@ class UpstreamConnection(asyncio.Protocol):
             self.exchange._fail(Failed(f"connection to {self.where} lost: {describe_failure(exc)}"), exc)
         if self.pool is not None:
             self.pool.lost(self)
+
+    def pause_reading(self) -> None:
+        self.paused = True
+        self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.paused = False
+        self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         self._full = True
@@ -311,7 +330,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._full:
             if self._room is not None and not self._room.done():
                 raise RuntimeError("a connection has one writer")
-            self._room = asyncio.get_running_loop().create_future()
+            self._room = self.loop.create_future()
             await self._room
 
     def readable(self) -> bool:
@@ -331,12 +350,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def fit(self) -> bool:
         """Whether the connection is open and silent. On any other, a request could get a stale answer."""
-        return not self.spoiled and not self.transport.is_closing() and not self.readable()
+        return not self.spoiled and not self.transport.is_closing() and not self._poll.poll(0)
 
     def _unsent(self) -> bool:
         """Whether bytes wait for the upstream to read. Under TLS only the socket knows its own backlog."""
-        if self._tls is None or self.transport.get_write_buffer_size():
-            return self.transport.get_write_buffer_size() > 0
+        if self.transport.get_write_buffer_size():
+            return True
+        if self._tls is None:
+            return False
         room = select.poll()
         room.register(self.transport.get_extra_info("socket").fileno(), select.POLLOUT)
         return not room.poll(0)
@@ -350,12 +371,13 @@ class UpstreamConnection(asyncio.Protocol):
         if self._tls is None:
             self.transport.abort()
         else:
-            asyncio.get_running_loop().call_soon(self.transport.abort)
+            self.loop.call_soon(self.transport.abort)
 
     def release(self, reusable: bool) -> None:
         self.exchange = None
         if not reusable or self.pool is None or self._unsent():
             self.abort()
         else:
-            self.transport.resume_reading()
+            if self.paused:
+                self.resume_reading()
             self.pool.offer(self)

@@ -13,7 +13,7 @@ from sidecar import __version__
 from sidecar.core.command import Emit
 from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.core.record import DecisionOutcome, DecisionType, Record
-from sidecar.core.target import Gated, RoutePattern, classify
+from sidecar.core.target import Gated, GatedPaths, RoutePattern, classify
 from sidecar.errors import ERRORS
 from sidecar.web.api.docs import CONTENT_SECURITY_POLICY, FILES
 from sidecar.web.api.scopes import SCOPE_PATH, SCOPES_PREFIX
@@ -79,8 +79,8 @@ async def test_the_routes_and_the_document_are_the_same(open_house: Open, serve_
 async def test_the_data_listener_serves_what_the_document_says(house: House) -> None:
     document = await described(house)
     found = served_by(document, f"http://{house.sidecar.data_address}")
-    patterns = [RoutePattern.parse("**/recovery/execute")]
-    assert isinstance(classify("POST", EXECUTE, (), True, patterns), Gated)
+    paths = GatedPaths([RoutePattern.parse("**/recovery/execute")])
+    assert isinstance(classify("POST", EXECUTE, (), True, paths), Gated)
     assert found == {
         ("post", SCOPE),
         *((method, SCOPES + "{}") for method in ("get", "delete")),

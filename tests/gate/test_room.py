@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.files.strictjson import parse
 from sidecar.gate.places import Held, MemoryBudget, Places, parsed_bytes
-from sidecar.web.serving import connections as server
+from sidecar.web.serving import dataconnection as server
 from tests.client import connect, read_message, request_bytes
 from tests.gate.test_clients import CHUNKED, said
 from tests.support import EXECUTE, Backend, House, Open, eventually, replies
@@ -160,7 +160,7 @@ async def test_connections_that_hold_too_much_are_refused_and_small_requests_pas
     for _ in range(2):
         held.append(await connect(house.sidecar.data_address))
         held[-1][1].write(request_bytes("POST", "/large", [("Content-Length", "1000000")], b"x" * 120_000))
-    await eventually(lambda: sum(each.held for each in house.sidecar._data_server.connections) > 240_000)  # type: ignore[attr-defined]
+    await eventually(lambda: sum(each.held for each in house.sidecar._data_server.connections) > 240_000)
     reader, writer = await connect(house.sidecar.data_address)
     writer.write(request_bytes("POST", "/large", [("Content-Length", "1000000")], b"x" * 120_000))
     answer = await asyncio.wait_for(read_message(reader), 5)

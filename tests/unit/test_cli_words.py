@@ -1,19 +1,14 @@
-"""What commands make of addresses, times, amounts and foreign text, and what they import for it."""
+"""What commands make of addresses, times, amounts and foreign text."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import click
 import pytest
 
 from sidecar.cli import tables
 from sidecar.cli.client import Endpoint, Trust, UnusableError, within
-from sidecar.cli.main import ELSEWHERE
-from sidecar.cli.main import main as scopegate
 from sidecar.settings.addresses import Listen, SocketFile
 
 
@@ -113,35 +108,3 @@ def test_a_table_leaves_out_what_is_empty_and_escapes_the_rest(capsys: pytest.Ca
     assert capsys.readouterr() == ("ID    WORDS\n1e5   a\\nb \\x1b[2J\n0012  c\n", "")
     tables.table([], "There is none.")
     assert capsys.readouterr() == ("", "There is none.\n")
-
-
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_the_list_of_commands_has_the_first_sentence_of_each(name: str) -> None:
-    command = scopegate.get_command(click.Context(scopegate), name)
-    assert command is not None
-    assert command.get_short_help_str(1000) == click.Command(
-        name, help=ELSEWHERE[name][1]
-    ).get_short_help_str(1000)
-
-
-# Slow to import; a command imports them only if its work needs them.
-HEAVY = {
-    *("aiohttp", "aiosqlite", "asyncio", "cryptography", "http.client", "jiter", "opentelemetry", "orjson"),
-    *("prometheus_client", "pydantic", "sqlite3", "ssl", "yaml"),
-}
-
-
-@pytest.mark.parametrize(
-    "words", ["--help", "--version", "run --help", "check --help", "demo --help", "completion bash"]
-)
-def test_a_command_that_reads_nothing_imports_nothing_heavy(words: str) -> None:
-    code = (
-        "import sys; from sidecar.__main__ import main\n"
-        "try: main()\n"
-        "except SystemExit: print(*sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True
-    )
-    assert done.stdout
-    assert HEAVY & set(done.stderr.split()) == set()

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from sidecar.core import _readings as readings
 from sidecar.core import target as module
-from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify
+from sidecar.core.target import Gated, GatedPaths, PassThrough, Rejected, RoutePattern, classify
 
 Answer = PassThrough | Gated | Rejected
 
 ANYWHERE = RoutePattern.parse("**/recovery/execute")
 EXACT = RoutePattern.parse("/v1/run")
 NAMED = RoutePattern.parse("/v1/incidents/{incident}/run")
+RUN = GatedPaths([EXACT])
 MIXED_CASE = RoutePattern.parse("/V1/Heal")
 
 
@@ -31,7 +32,7 @@ def ask(
     headers: tuple[tuple[str, str], ...] = (),
     has_body: bool = False,
 ) -> Answer:
-    return classify(method, target, headers, has_body, patterns or (ANYWHERE,))
+    return classify(method, target, headers, has_body, GatedPaths(patterns or (ANYWHERE,)))
 
 
 def code(answer: Answer) -> str:
@@ -42,6 +43,29 @@ def code(answer: Answer) -> str:
 def message(answer: Answer) -> str:
     assert isinstance(answer, Rejected)
     return answer.refusal.message
+
+
+def test_a_remembered_place_is_that_of_its_own_path() -> None:
+    paths = GatedPaths((NAMED, EXACT))
+    targets = ["/v1/incidents/a/run", "/v1/incidents/b/run?x", "/v1/run", "/V1/run", "/v1/run/", "/v1/runs"]
+    fresh = [GatedPaths((NAMED, EXACT)).place(target) for target in targets]
+    assert len({str(place) for place in fresh}) == len(targets)
+    for _ in range(2):
+        assert [paths.place(target) for target in targets] == fresh
+
+
+def test_other_routes_do_not_remember_the_places_of_these() -> None:
+    assert GatedPaths((NAMED, EXACT)).place("/v1/run") == Gated(1, {})
+    assert GatedPaths((EXACT,)).place("/v1/run") == Gated(0, {})
+    assert GatedPaths((NAMED,)).place("/v1/run") is None
+
+
+def test_a_header_decides_in_any_spelling_of_its_name() -> None:
+    for known in ("upgrade", *module.OVERRIDES, *module.ORIGINALS, *module.REBUILDING):
+        assert module.decides(known)
+        assert module.decides(known.upper().replace("-", "_"))
+    for name in ("", "Host", "Connection", "X-Forwarded-For", "Accept", "Scopegate-Decision-Id", "X-Upgrade"):
+        assert not module.decides(name)
 
 
 # ---- the default route, tables ---------------------------------------------------------------------
@@ -527,7 +551,7 @@ def test_a_path_that_another_reading_gives_to_another_route_is_ambiguous() -> No
 
 
 def test_no_routes_gate_nothing() -> None:
-    assert classify("POST", "/recovery/execute", (), True, ()) == PassThrough()
+    assert classify("POST", "/recovery/execute", (), True, GatedPaths(())) == PassThrough()
 
 
 # ---- methods, bodies and override headers ----------------------------------------------------------
@@ -624,8 +648,8 @@ PREFIXED = {
 @pytest.mark.parametrize("method", ["POST", "GET", "PUT"])
 def test_a_prefix_that_could_be_taken_off_a_gated_target_is_refused(method: str, target: str) -> None:
     headers = PREFIXED[target]
-    assert classify(method, target, (), True, [EXACT]) == PassThrough()
-    answer = classify(method, target, headers, True, [EXACT])
+    assert classify(method, target, (), True, RUN) == PassThrough()
+    answer = classify(method, target, headers, True, RUN)
     assert isinstance(answer, Rejected)
     assert answer.refusal.code == "override_refused"
 
@@ -635,11 +659,11 @@ def test_a_prefix_that_could_be_taken_off_a_gated_target_is_refused(method: str,
 )
 def test_no_prefix_at_all_leads_past_the_gate(prefix: str, gated: str) -> None:
     headers = [("SCRIPT_NAME", prefix)]
-    assert classify("POST", prefix.partition("?")[0] + gated, headers, True, [EXACT]) != PassThrough()
+    assert classify("POST", prefix.partition("?")[0] + gated, headers, True, RUN) != PassThrough()
 
 
 def test_a_prefix_of_what_is_gated_by_no_name_passes() -> None:
-    assert classify("POST", "/x/orders?to=/v1/run", [("SCRIPT_NAME", "/x")], True, [EXACT]) == PassThrough()
+    assert classify("POST", "/x/orders?to=/v1/run", [("SCRIPT_NAME", "/x")], True, RUN) == PassThrough()
 
 
 @pytest.mark.parametrize("header", OVERRIDES)
@@ -930,8 +954,8 @@ REBUILT: list[tuple[str, list[tuple[str, str]]]] = [
 def test_a_header_by_which_a_gated_target_could_be_rebuilt_is_refused(
     method: str, path: str, headers: list[tuple[str, str]]
 ) -> None:
-    assert classify(method, path, (), True, [EXACT]) == PassThrough()
-    answer = classify(method, path, headers, True, [EXACT])
+    assert classify(method, path, (), True, RUN) == PassThrough()
+    answer = classify(method, path, headers, True, RUN)
     assert code(answer) == "override_refused"
     assert "a gated path could be built" in message(answer)
 
@@ -951,7 +975,7 @@ def test_a_header_by_which_a_gated_target_could_be_rebuilt_is_refused(
     ],
 )
 def test_headers_that_rebuild_no_gated_target_pass(path: str, headers: list[tuple[str, str]]) -> None:
-    assert classify("POST", path, headers, True, [EXACT]) == PassThrough()
+    assert classify("POST", path, headers, True, RUN) == PassThrough()
 
 
 ORIGINALS = [
@@ -992,8 +1016,8 @@ def test_a_header_name_is_read_as_servers_write_it_for_cgi(name: str) -> None:
 
 def test_a_forwarded_part_that_is_not_plain_passes_where_no_gated_name_is_in_sight() -> None:
     for headers in ([("X-Forwarded-Host", "x/orders")], [("X-Forwarded-Prefix", "/a/../b")]):
-        assert classify("POST", "/api/orders?to=/v1/run", headers, True, [EXACT]) == PassThrough()
-        assert code(classify("POST", "/history/run", headers, True, [EXACT])) == "override_refused"
+        assert classify("POST", "/api/orders?to=/v1/run", headers, True, RUN) == PassThrough()
+        assert code(classify("POST", "/history/run", headers, True, RUN)) == "override_refused"
 
 
 PROXY_HEADERS = [
@@ -1006,7 +1030,7 @@ PROXY_HEADERS = [
 
 
 def test_what_proxies_add_in_good_faith_leaves_a_gated_request_judged() -> None:
-    assert classify("POST", "/v1/run", PROXY_HEADERS, True, [EXACT]) == Gated(0, {})
+    assert classify("POST", "/v1/run", PROXY_HEADERS, True, RUN) == Gated(0, {})
     assert ask("/recovery/execute", headers=tuple(PROXY_HEADERS)) == Gated(0, {})
 
 
@@ -1072,7 +1096,7 @@ def test_a_header_with_many_values_is_refused_instead_of_reading_each_of_them(he
 def test_several_prefixes_pass_where_no_gated_name_is_in_sight() -> None:
     pattern = RoutePattern.parse("/v1/tasks/{task}/kick-it")
     headers = [("X-Forwarded-Prefix", "/x, /v1/tasks")]
-    assert classify("POST", "/t7/orders", headers, True, [pattern]) == PassThrough()
+    assert classify("POST", "/t7/orders", headers, True, GatedPaths([pattern])) == PassThrough()
     # Joined, /v1/tasks, /x and the target are one gated path.
     for path in ("/t7/../kick-it%3bx", "/kick-it"):
-        assert code(classify("POST", path, headers, True, [pattern])) == "override_refused"
+        assert code(classify("POST", path, headers, True, GatedPaths([pattern]))) == "override_refused"

@@ -18,6 +18,7 @@ from sidecar.web.api.scopelists import SCOPE_LISTS, ScopeLists
 from sidecar.web.api.scopes import SCOPES, ScopeApi
 from sidecar.web.api.state import STATE, StateApi
 from sidecar.web.serving.hosts import Guard
+from sidecar.web.wire.headers import fields_of
 from sidecar.web.wire.problem import problem, problems
 from sidecar.web.wire.request import request_id_of
 
@@ -65,9 +66,11 @@ class Admin:
         if refusal is None:
             return await handler(request)
         if self._scopes is not None and self._scopes.owns(request.raw_path):
-            return await self._scopes.refuse(request, request.raw_path, request_id_of(request), refusal)
+            return await self._scopes.refuse(
+                request, request.raw_path, request_id_of(fields_of(request)), refusal
+            )
         return problem(refusal)
 
     async def _scope_api(self, request: web.Request) -> web.StreamResponse:
         assert self._scopes is not None
-        return await self._scopes.handle(request, request.raw_path, request_id_of(request))
+        return await self._scopes.handle(request, request.raw_path, request_id_of(fields_of(request)))

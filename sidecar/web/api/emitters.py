@@ -33,6 +33,7 @@ from sidecar.web.api.routes import read_model, response, routes
 from sidecar.web.wire import answers
 from sidecar.web.wire.emittermodels import EMITTER_MODELS, BackfillRequest
 from sidecar.web.wire.forms import Count, TypedDict
+from sidecar.web.wire.headers import fields_of
 from sidecar.web.wire.models import IDENTIFIER, wrong
 from sidecar.web.wire.request import request_id_of
 
@@ -130,7 +131,7 @@ class EmitterApi:
                 switch=KILL_SWITCH,
                 on=on,
                 origin="api",
-                request_id=request_id_of(request),
+                request_id=request_id_of(fields_of(request)),
             )
         )
         assert isinstance(reply, Turned)

@@ -30,6 +30,7 @@ from sidecar.web.api.operation import (
 )
 from sidecar.web.api.routes import Query, read_model
 from sidecar.web.wire import answers
+from sidecar.web.wire.headers import fields_of
 from sidecar.web.wire.models import ReconcileRequest, wrong
 from sidecar.web.wire.request import request_id_of
 
@@ -62,7 +63,7 @@ class ExecutionApi:
                 cost=wanted.cost_usd,
                 reason=wanted.reason,
                 reconciled_by=wanted.reconciled_by,
-                request_id=request_id_of(request),
+                request_id=request_id_of(fields_of(request)),
                 origin="api",
             )
         )

@@ -22,6 +22,7 @@ from sidecar.web.api.operation import Answer, Body, Operation, choice
 from sidecar.web.api.routes import Query
 from sidecar.web.serving.body import read_document
 from sidecar.web.wire import answers
+from sidecar.web.wire.headers import fields_of
 from sidecar.web.wire.request import tenant_of, unknown
 
 ALLOWED = "Nothing; it would be let through."
@@ -44,7 +45,7 @@ class ExplainApi:
             return unknown("route", tuple(routes))
         route = snapshot.judging(routes[name])
         shadow = route in snapshot.shadow_routes
-        tenant = tenant_of(request, header)
+        tenant = tenant_of(fields_of(request), header)
         claims: Claims | Refusal
         if isinstance(body, Refusal):
             claims = body

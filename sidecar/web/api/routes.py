@@ -59,9 +59,9 @@ def _served(operation: Operation, owner: object) -> Callable[[web.Request], Awai
     return serve
 
 
-def response(result: Any, *, request_id: str | None = None) -> web.StreamResponse:
+def response(result: Any, *, request_id: str | None = None) -> web.Response:
     """The response for what a handler returned: itself, a refusal, or a model."""
-    if isinstance(result, web.StreamResponse):
+    if isinstance(result, web.Response):
         return result
     if isinstance(result, Refusal):
         return problem(result, request_id=request_id)

@@ -43,9 +43,10 @@ from sidecar.web.api.routes import response
 from sidecar.web.serving.accesslog import names_scope
 from sidecar.web.serving.body import read_json
 from sidecar.web.wire import answers
+from sidecar.web.wire.headers import fields_of
 from sidecar.web.wire.models import IDENTIFIER, ScopeRequest, ScopeTestRequest, validated, wrong
 from sidecar.web.wire.problem import problem, refused_problem
-from sidecar.web.wire.request import paging_of, tenant_of
+from sidecar.web.wire.request import AnyRequest, paging_of, tenant_of
 
 SCOPE_PATH = "/api/v1/recovery/scope"
 SCOPES_PREFIX = "/api/v1/recovery/scopes/"
@@ -69,7 +70,7 @@ class ScopeApi:
         name = path.removeprefix(SCOPES_PREFIX)
         return (name != path and bool(name) and "/" not in name) or scopetest.candidate_of(path) is not None
 
-    async def handle(self, request: web.BaseRequest, target: str, request_id: str) -> web.StreamResponse:
+    async def handle(self, request: AnyRequest, target: str, request_id: str) -> web.Response:
         """Answer a request to a scope endpoint."""
         if not self.owns(target):  # the router accepted another spelling of the path
             return problem(Refusal("not_found", "Nothing is served under this path."), request_id=request_id)
@@ -82,7 +83,7 @@ class ScopeApi:
         return response(result, request_id=request_id)
 
     async def refuse(
-        self, request: web.BaseRequest, target: str, request_id: str, refusal: Refusal
+        self, request: AnyRequest, target: str, request_id: str, refusal: Refusal
     ) -> web.Response:
         """Refuse a request to a scope endpoint unread. Record it if it would have issued or revoked one."""
         path, snapshot = target.partition("?")[0], self._live.snapshot
@@ -95,14 +96,14 @@ class ScopeApi:
             return problem(refusal, request_id=request_id)
         facts = RequestFacts(
             gatekept="scope_grant",
-            tenant_id=tenant_of(request, snapshot.settings.gate.tenant_header) or "default",
+            tenant_id=tenant_of(fields_of(request), snapshot.settings.gate.tenant_header) or "default",
             request_id=request_id,
             policies=snapshot.policies,
             claims=Claims(scope_id=name),
         )
         return refused_problem(await self._gate.refusals.refuse(refusal, facts), request_id)
 
-    async def _serve(self, request: web.BaseRequest, target: str, request_id: str) -> object:
+    async def _serve(self, request: AnyRequest, target: str, request_id: str) -> object:
         path, _, query = target.partition("?")
         snapshot = self._live.snapshot
         candidate = scopetest.candidate_of(path)
@@ -112,7 +113,7 @@ class ScopeApi:
             return problem(refusal, request_id=request_id, allow=allow)
         if candidate is not None:
             return await self.test(request, candidate, snapshot)
-        tenant = tenant_of(request, snapshot.settings.gate.tenant_header)
+        tenant = tenant_of(fields_of(request), snapshot.settings.gate.tenant_header)
         if path == SCOPE_PATH:
             return await self.issue(request, tenant, request_id, snapshot)
         if tenant is None:
@@ -126,12 +127,12 @@ class ScopeApi:
         return await self.revoke(name, tenant, request_id, snapshot)
 
     async def test(
-        self, request: web.BaseRequest, candidate: str, snapshot: Snapshot
+        self, request: AnyRequest, candidate: str, snapshot: Snapshot
     ) -> scopetest.Rehearsal | Refusal:
         return scopetest.rehearse(candidate, await _body(request, snapshot))
 
     async def issue(
-        self, request: web.BaseRequest, tenant: str | None, request_id: str, snapshot: Snapshot
+        self, request: AnyRequest, tenant: str | None, request_id: str, snapshot: Snapshot
     ) -> Reply[answers.GrantedScope] | Refused:
         facts = RequestFacts(
             gatekept="scope_grant",
@@ -208,15 +209,18 @@ class ScopeApi:
         )
 
 
-async def _wanted(request: web.BaseRequest, snapshot: Snapshot) -> ScopeRequest | Refusal:
+async def _wanted(request: AnyRequest, snapshot: Snapshot) -> ScopeRequest | Refusal:
     body = await _body(request, snapshot)
     return body if isinstance(body, Refusal) else validated(ScopeRequest, body, "invalid_scope")
 
 
-async def _body(request: web.BaseRequest, snapshot: Snapshot) -> dict[str, Any] | Refusal:
+async def _body(request: AnyRequest, snapshot: Snapshot) -> dict[str, Any] | Refusal:
     bounds = snapshot.settings.gate
     body = await read_json(
-        request, max_bytes=bounds.max_body_bytes, timeout_seconds=bounds.body_timeout_seconds
+        request,
+        fields_of(request),
+        max_bytes=bounds.max_body_bytes,
+        timeout_seconds=bounds.body_timeout_seconds,
     )
     return body if isinstance(body, Refusal) else body[1]
 

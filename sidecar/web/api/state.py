@@ -22,6 +22,7 @@ from sidecar.web.api.operation import REQUEST_ID, STORE_ERRORS, Answer, Operatio
 from sidecar.web.api.ops import ReadinessCheck, measured
 from sidecar.web.wire import answers
 from sidecar.web.wire.forms import TypedDict
+from sidecar.web.wire.headers import fields_of
 from sidecar.web.wire.health import check
 from sidecar.web.wire.request import request_id_of
 
@@ -118,7 +119,7 @@ class StateApi:
     async def accept_clock(self, request: web.Request) -> answers.AcceptedClock:
         """Accept the wall clock. The answer comes once the acceptance is on disk; otherwise it is 503."""
         reply = await self._store.submit(
-            AcceptClock(decision_id=new_decision_id(), request_id=request_id_of(request))
+            AcceptClock(decision_id=new_decision_id(), request_id=request_id_of(fields_of(request)))
         )
         assert isinstance(reply, ClockAccepted)
         step = (reply.now - reply.before) / SECOND

@@ -1,9 +1,6 @@
 """Writes the upstream's answers to the client, and ends the ones that cannot go on.
 
-An answer is written byte for byte; nothing is renamed or re-encoded. aiohttp's own responses add Date, Server
-and Content-Type, and drop header bytes that are not UTF-8. `RawAnswer` therefore writes its head itself. It
-relies on two internals of aiohttp 3.14: `StreamResponse._start` and the header buffer of `StreamWriter`.
-Tests in tests/gate fail if they change.
+An answer is written byte for byte; nothing is renamed, re-encoded or added.
 """
 
 from __future__ import annotations
@@ -11,72 +8,92 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import cast
-
-from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_writer import StreamWriter
 
 from sidecar.core.command import Admitted, Settled
 from sidecar.gate import deadlines
 from sidecar.gate.messages import Forwarded, GatedRequest
 from sidecar.web.data._annotate import annotated
-from sidecar.web.serving.accesslog import CLIENT_LEFT, visit_of
-from sidecar.web.serving.connections import DataConnection
+from sidecar.web.serving.accesslog import CLIENT_LEFT
+from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import Headers, end_to_end, unframed, value_of, without_our_own
 
 _BODILESS = frozenset({204, 304})
+_DRAIN_ABOVE = 64 * 1024  # bytes written between two waits for the client to read
 
 
-class RawAnswer(web.StreamResponse):
-    """An answer whose head is given as bytes. `content_length` None: the length of the body is not known."""
+class RawAnswer:
+    """The backend's answer on its way to the client. Writing raises ConnectionError if the client has gone.
+
+    `content_length` None: the length of the body is not known. With `close`, the connection ends with it.
+    """
+
+    __slots__ = ("_chunked", "_connection", "_head", "_request", "_undrained", "ends_with_connection")
 
     def __init__(
-        self, status: int, reason: bytes, headers: Headers, *, content_length: int | None, close: bool = False
+        self,
+        request: DataRequest,
+        status: int,
+        reason: bytes,
+        headers: Headers,
+        *,
+        content_length: int | None,
+        close: bool,
     ) -> None:
-        super().__init__(status=status)
-        self._raw_reason = reason
-        self._raw_headers = unframed(status, headers)
-        self._raw_length = content_length
-        self._close_after = close
-        self.ends_with_connection = False  # the body is delimited by connection close
-
-    async def _start(self, request: web.BaseRequest) -> AbstractStreamWriter:
-        self._req = request
-        writer = self._payload_writer = request._payload_writer
-        stream = cast(StreamWriter, writer)
-        keep_alive = request.keep_alive and not self._close_after
+        self._request, self._connection = request, request.protocol
+        self._undrained = 0
+        self._chunked = self.ends_with_connection = False
+        keep_alive = request.keep_alive and not close
         version = request.version
-        lines = [b"HTTP/%d.%d %d %b" % (version[0], version[1], self.status, self._raw_reason)]
-        lines += [b"%b: %b" % header for header in self._raw_headers]
-        if not (request.method == "HEAD" or self.status in _BODILESS or self.status < 200):
-            if self._raw_length is not None:
-                stream.length = self._raw_length
-            elif version >= (1, 1):
-                stream.enable_chunking()
+        lines = [b"HTTP/%d.%d %d %b" % (version[0], version[1], status, reason)]
+        lines += [b"%b: %b" % header for header in unframed(status, headers)]
+        if content_length is None and not (request.method == "HEAD" or status in _BODILESS or status < 200):
+            if version >= (1, 1):
+                self._chunked = True
                 lines.append(b"Transfer-Encoding: chunked")
             else:
-                self.ends_with_connection = True
+                self.ends_with_connection = True  # the body is delimited by connection close
                 keep_alive = False
         if keep_alive and version == (1, 0):
             lines.append(b"Connection: keep-alive")
         elif not keep_alive and version == (1, 1):
             lines.append(b"Connection: close")
-        self._keep_alive = keep_alive
-        # The head stays in the writer's buffer, so that a small body leaves in the same packet.
-        stream._headers_buf = b"\r\n".join(lines) + b"\r\n\r\n"
-        stream._headers_written = False
-        return writer
+        lines.append(b"\r\n")
+        request.status, request.keep_alive = status, keep_alive
+        # The head waits for the first bytes of the body, so that a small answer is one packet.
+        self._head = b"\r\n".join(lines)
 
     def send_head(self) -> None:
         """Send the head now, before any byte of the body has arrived."""
-        if self._payload_writer is not None:
-            self._payload_writer.send_headers()
+        self._send(b"")
+        self._request.head_sent = True
 
-    def mark_ended(self) -> None:
-        """Write nothing more, because a tunnel took the connection over, or because it is being cut."""
-        self._eof_sent = True
-        self._keep_alive = False
+    async def write(self, piece: bytes) -> None:
+        """Send a piece of the body. Waits for a client that reads slowly."""
+        self._send(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+        self._request.sent += len(piece)
+        if self._undrained > _DRAIN_ABOVE:
+            self._undrained = 0
+            await self._connection.drain()
+
+    async def end(self) -> None:
+        """End the answer."""
+        if self._chunked or self._head:
+            self._send(b"0\r\n\r\n" if self._chunked else b"")
+        await self._connection.drain()
+
+    def send_whole(self, body: bytes) -> None:
+        """Send an answer that is here whole, in one write. `drain` of the connection waits for the client."""
+        if self._chunked:
+            self._send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n")
+        else:
+            self._send(body)
+
+    def _send(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._connection.send(data)
+        self._request.answering = True
+        self._undrained += len(data)
 
 
 def declared_length(headers: Headers) -> int | None:
@@ -85,28 +102,18 @@ def declared_length(headers: Headers) -> int | None:
     return int(value) if value is not None and value.isdigit() else None
 
 
-def client_left() -> RawAnswer:
+def client_left(request: DataRequest) -> None:
     """The end of a request whose client left before there was an answer. Nothing of it is sent."""
-    answer = RawAnswer(CLIENT_LEFT, b"", (), content_length=None)
-    answer.mark_ended()
-    return answer
+    request.status, request.keep_alive = CLIENT_LEFT, False
 
 
-def broken_off(request: web.BaseRequest) -> RawAnswer:
-    """The end of an answer that cannot go on: its client sees that it is not whole."""
-    answer = client_left()
-    answer.ends_with_connection = True
-    cut(request, answer)
-    return answer
-
-
-def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
+def cut(request: DataRequest, *, ends_with_connection: bool) -> None:
     """End the connection without ending the answer, so that the client sees that it is not whole."""
-    answer.mark_ended()
+    request.keep_alive = False
     transport = request.transport
     if transport is None:
         return
-    if answer.ends_with_connection:
+    if ends_with_connection:
         # An orderly close would be the end of the body. A TCP reset, or TLS without close_notify, shows the
         # cut. A Unix socket has neither, so an answer delimited by connection close looks whole there.
         raw = transport.get_extra_info("socket")
@@ -116,9 +123,15 @@ def cut(request: web.BaseRequest, answer: RawAnswer) -> None:
         transport.close()
 
 
+def broken_off(request: DataRequest) -> None:
+    """The end of an answer that cannot go on: its client sees that it is not whole."""
+    client_left(request)
+    cut(request, ends_with_connection=True)
+
+
 async def write_forwarded(
-    request: web.BaseRequest, gated: GatedRequest, forwarded: Forwarded, *, now: int, draining: bool
-) -> web.StreamResponse:
+    request: DataRequest, gated: GatedRequest, forwarded: Forwarded, *, now: int, draining: bool
+) -> None:
     """Write the backend's answer to a gated request, with what the gate says of the scope."""
     head = forwarded.head
     headers = without_our_own(end_to_end(head.headers))
@@ -134,47 +147,46 @@ async def write_forwarded(
         length = len(body)
         if request.method != "HEAD" and head.status not in (204, 304):
             headers.append((b"Content-Length", b"%d" % length))
+    request.outcome, request.decision_id = "answered", forwarded.last.execution.decision_id
     answer = RawAnswer(
+        request,
         head.status,
         head.reason,
         headers,
         content_length=length,
-        close=draining or cast(DataConnection, request.protocol).ending,
+        close=draining or request.protocol.ending,
     )
     rest, patience = forwarded.rest, settings.upstream.response_timeout_seconds
-    visit = visit_of(request)
-    visit.outcome, visit.decision_id = "answered", forwarded.last.execution.decision_id
     try:
-        await answer.prepare(request)
         if rest is None:
-            async with asyncio.timeout(patience):
-                await answer.write_eof(body)
-            visit.head_sent, visit.sent = True, len(body)
-            return answer
+            answer.send_whole(body)
+            if request.protocol.writing_paused:
+                async with asyncio.timeout(patience):
+                    await request.protocol.drain()
+            request.head_sent, request.sent = True, len(body)
+            return
         async with asyncio.timeout(deadlines.answering_seconds(gated)):
             piece = body
             while piece:
                 async with asyncio.timeout(patience):
                     await answer.write(piece)
-                visit.sent += len(piece)
                 piece = await rest.read()
         if rest.cut:
-            visit.outcome = "unknown"
-            cut(request, answer)
+            request.outcome = "unknown"
+            cut(request, ends_with_connection=answer.ends_with_connection)
         else:
-            await answer.write_eof()
+            await answer.end()
     except (ConnectionError, TimeoutError) as exc:
         if isinstance(exc, TimeoutError) and request.transport is not None:
             request.transport.abort()  # a client that does not read must not hold the connection for ever
-        answer.mark_ended()
+        request.keep_alive = False
         if rest is not None:
-            visit.outcome = "client_left"
+            request.outcome = "client_left"
             rest.abandon()
     except Exception:
         if rest is not None:
             rest.abandon()
         raise
-    return answer
 
 
 def admission_report(last: Settled | Admitted, now: int) -> list[tuple[bytes, bytes]]:

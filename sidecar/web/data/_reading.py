@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 from urllib.parse import parse_qsl
 
-from aiohttp import web
-
 from sidecar.core.bounds import incomplete
-from sidecar.core.facts import Claims, FactSources, Request, read
-from sidecar.core.target import Gated, PassThrough, Rejected, RoutePattern, classify, read_as
+from sidecar.core.facts import FactSources, Request, read
+from sidecar.core.target import Gated, PassThrough, Rejected, classify
+from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.gate.places import Place
-from sidecar.ids import new_traceparent
+from sidecar.ids import new_trace_ids
 from sidecar.live.snapshot import Snapshot
-from sidecar.settings.sections import GateSection, Route
+from sidecar.settings.sections import Route
 from sidecar.telemetry.tracing import trace_ids
-from sidecar.web.data.passthrough import uncarried
-from sidecar.web.serving.accesslog import visit_of
+from sidecar.web.data.passthrough import target_bytes, uncarried
 from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_json
-from sidecar.web.wire.headers import end_to_end, value_of, without_our_own
+from sidecar.web.serving.datarequest import DataRequest
+from sidecar.web.wire.headers import HeaderFields, JudgedHeaders
 from sidecar.web.wire.request import request_id_of, tenant_of
 
 # The headers that determine how a body is read.
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Course:
     """The classification of a gated request: its verdict, its route, and whether that is in shadow mode."""
 
@@ -39,38 +39,38 @@ class Course:
     shadow: bool
 
 
-def course_of(request: web.BaseRequest, target: str, snapshot: Snapshot) -> Course | None:
+def course_of(request: DataRequest, target: str, snapshot: Snapshot) -> Course | None:
     """The classification of a request. None: it is not gated, or only reads.
 
     A request that an enforced route matches in any reading is enforced, even if other routes match it.
     """
-
-    def verdict_by(patterns: Sequence[RoutePattern]) -> PassThrough | Gated | Rejected:
-        return classify(request.method, target, request.headers.items(), request.body_exists, patterns)
-
-    verdict, routes, shadow = verdict_by(snapshot.patterns), snapshot.settings.gate.routes, False
+    method, headers, has_body = request.method, request.fields.deciding(), request.body_exists
+    verdict = classify(method, target, headers, has_body, snapshot.gated_paths)
     if isinstance(verdict, PassThrough):
         return None
+    routes, shadow = snapshot.settings.gate.routes, False
     if len(snapshot.enforced) < len(routes):
-        enforced = verdict_by(snapshot.enforced_patterns)
+        enforced = classify(method, target, headers, has_body, snapshot.enforced_paths)
         if isinstance(enforced, PassThrough):
             shadow = True
         else:
             verdict, routes = enforced, snapshot.enforced
-    return Course(verdict, routes[verdict.index] if isinstance(verdict, Gated) else None, shadow)
+    route = routes[verdict.index] if isinstance(verdict, Gated) else None
+    return Course(verdict=verdict, route=route, shadow=shadow)
 
 
-def facts_of(request: web.BaseRequest, snapshot: Snapshot) -> RequestFacts:
+def facts_of(request: DataRequest, snapshot: Snapshot) -> RequestFacts:
     """The facts for a record that a request shows without its body: its tenant and its id."""
+    fields = request.fields
     return RequestFacts(
-        tenant_id=tenant_of(request, snapshot.settings.gate.tenant_header) or "default",
-        request_id=request_id_of(request),
+        tenant_id=tenant_of(fields, snapshot.settings.gate.tenant_header) or "default",
+        request_id=request_id_of(fields),
         policies=snapshot.policies,
     )
 
 
 async def read_gated(
-    request: web.BaseRequest, target: str, course: Course, snapshot: Snapshot, taken: Taken, place: Place
+    request: DataRequest, target: str, course: Course, snapshot: Snapshot, taken: Taken, place: Place
 ) -> GatedRequest | Refusal:
     """Read the body of a gated request and what it claims, or say why it cannot be judged.
 
@@ -78,12 +78,13 @@ async def read_gated(
     """
     assert isinstance(course.verdict, Gated)
     assert course.route is not None
-    gated, sources, bounds = course.verdict, course.route.sources, snapshot.settings.gate
-    unfit = uncarried(request)
+    sources, bounds, fields = course.route.sources, snapshot.settings.gate, request.fields
+    unfit = uncarried(fields)
     if unfit is not None:
         return unfit
     body = await read_json(
         request,
+        fields,
         max_bytes=bounds.max_body_bytes,
         timeout_seconds=bounds.body_timeout_seconds,
         taken=taken,
@@ -92,36 +93,29 @@ async def read_gated(
     if isinstance(body, Refusal):
         return body
     raw, document = body
-    tenant = tenant_of(request, bounds.tenant_header)
+    tenant = tenant_of(fields, bounds.tenant_header)
     if tenant is None:
         name = bounds.tenant_header
         return Refusal("invalid_request", f"{name} must name one tenant.", {"member": f"header:{name}"})
-    query = target.partition("?")[2]
-    try:
-        facts = Request(
-            document=document,
-            body_bytes=len(raw),
-            path_params=gated.path_params,
-            query=parse_qsl(query, keep_blank_values=True, errors="strict") if query else (),
-            headers=[(name.lower(), value) for name, value in request.headers.items()],
-        )
-    except UnicodeDecodeError:
-        return Refusal("invalid_request", "The query is not UTF-8.", {"member": "query"})
-    judged_headers = _judged_headers(sources, bounds.tenant_header)
-    claims: Claims | Refusal | None = _twin_of_a_judged_header(request, judged_headers)
-    if claims is None and len(raw) > PARSED_AT_ONCE:
-        # Each key is looked at, which takes long where there are many.
-        claims = await asyncio.to_thread(read, facts, sources)
-    elif claims is None:
-        claims = read(facts, sources)
+    facts = _places_of_facts(target, fields, course.verdict, sources, document, len(raw))
+    if isinstance(facts, Refusal):
+        return facts
+    judged = _judged_headers(sources.header_names, bounds.tenant_header)
+    twins = judged.twin_in(fields)
+    if twins is not None:
+        message = f"The header {twins[0]} could be read as {twins[1]}."
+        return Refusal("invalid_request", message, {"member": f"header:{twins[0]}"})
+    # Each key is looked at, which takes long where there are many.
+    at_once = len(raw) <= PARSED_AT_ONCE
+    claims = read(facts, sources) if at_once else await asyncio.to_thread(read, facts, sources)
     if isinstance(claims, Refusal):
         return claims
     missing = incomplete(claims) if course.shadow else None
     if missing is not None:
         return missing  # recorded, and passed through unchanged
-    request_id = request_id_of(request)
-    headers = _upstream_headers(request, judged_headers, raw, request_id, bounds)
-    trace = visit_of(request).trace
+    request_id = request_id_of(fields)
+    headers, ids = _upstream_headers(fields, judged, len(raw), request_id, bounds.annotate_response)
+    trace = request.trace
     return GatedRequest(
         facts=RequestFacts(
             claims=claims,
@@ -138,46 +132,52 @@ async def read_gated(
         snapshot=snapshot,
         place=place,
         shadow=course.shadow,
-        log_fields=trace.ids or trace_ids((value_of(headers, b"traceparent") or b"").decode("latin-1")),
+        log_fields=trace.ids or ids,
         trace=trace,
     )
 
 
-def target_bytes(target: str) -> bytes:
-    """The raw target as the bytes that came."""
-    return target.encode("utf-8", "surrogateescape")
+def _places_of_facts(
+    target: str, fields: HeaderFields, gated: Gated, sources: FactSources, document: dict[str, Any], size: int
+) -> Request | Refusal:
+    """The parts of a request that may hold facts. The query is read in any case, because it must be UTF-8."""
+    query = target.partition("?")[2]
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict") if query else ()
+    except UnicodeDecodeError:
+        return Refusal("invalid_request", "The query is not UTF-8.", {"member": "query"})
+    return Request(
+        document=document,
+        body_bytes=size,
+        path_params=gated.path_params,
+        query=pairs,
+        headers=[(name, text) for name in sources.header_names for text in fields.texts(name.encode())],
+    )
 
 
-def _judged_headers(sources: FactSources, tenant_header: str | None) -> set[str]:
-    named = {source.name for source in sources.of_the_request if source.kind == "header"}
-    return named | ({tenant_header.lower()} if tenant_header else set())
-
-
-def _twin_of_a_judged_header(request: web.BaseRequest, judged_headers: set[str]) -> Refusal | None:
-    """Refuse a header that differs from a judged one only in punctuation, because CGI reads both alike."""
-    judged = {read_as(name): name for name in judged_headers | FRAMING}
-    for name in request.headers:
-        twin = judged.get(read_as(name))
-        if twin is not None and twin != name.lower():
-            message = f"The header {name} could be read as {twin}."
-            return Refusal("invalid_request", message, {"member": f"header:{name}"})
-    return None
+@lru_cache(maxsize=256)  # routes and tenant headers of the configuration, of which there are few
+def _judged_headers(of_facts: frozenset[str], tenant_header: str | None) -> JudgedHeaders:
+    return JudgedHeaders(of_facts | ({tenant_header.lower()} if tenant_header else set()), FRAMING)
 
 
 def _upstream_headers(
-    request: web.BaseRequest, judged_headers: set[str], body: bytes, request_id: str, bounds: GateSection
-) -> list[tuple[bytes, bytes]]:
+    fields: HeaderFields, judged: JudgedHeaders, body_bytes: int, request_id: str, annotated: bool
+) -> tuple[list[tuple[bytes, bytes]], Mapping[str, str]]:
+    """The headers for the backend, and the ids of the trace that they name."""
     # A header that was judged must reach the backend, even if Connection names it as hop-by-hop.
-    headers = without_our_own(
-        end_to_end(request.raw_headers, kept={name.encode() for name in judged_headers})
-    )
-    if bounds.annotate_response:
-        headers = [(name, value) for name, value in headers if name.lower() != b"accept-encoding"]
+    ended = fields.ended_by_connection() - judged.kept
+    if annotated:
+        ended |= {b"accept-encoding"}
+    headers = fields.forwarded(ended=ended, ours=False)
+    if annotated:
         headers.append((b"Accept-Encoding", b"identity"))
-    if value_of(headers, b"content-length") is None:
-        headers.append((b"Content-Length", b"%d" % len(body)))
-    if value_of(headers, b"x-request-id") is None:
+    if b"content-length" not in fields.places:
+        headers.append((b"Content-Length", b"%d" % body_bytes))
+    if b"x-request-id" not in fields.places or b"x-request-id" in ended:
         headers.append((b"X-Request-Id", request_id.encode("utf-8")))
-    if value_of(headers, b"traceparent") is None:
-        headers.append((b"traceparent", new_traceparent().encode()))
-    return headers
+    traceparent = None if b"traceparent" in ended else fields.text(b"traceparent")
+    if traceparent is not None:
+        return headers, trace_ids(traceparent)
+    trace_id, span_id = new_trace_ids()
+    headers.append((b"traceparent", f"00-{trace_id}-{span_id}-01".encode()))
+    return headers, {"trace_id": trace_id, "span_id": span_id}

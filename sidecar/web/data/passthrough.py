@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, cast
 
 from aiohttp import web
 
@@ -16,10 +16,11 @@ from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 from sidecar.web.data._answers import RawAnswer, client_left, cut, declared_length
-from sidecar.web.serving.accesslog import visit_of
 from sidecar.web.serving.body import Taken, expect_continue
-from sidecar.web.serving.connections import DataConnection, broken_body
-from sidecar.web.wire.headers import end_to_end, unframed, value_of, without_our_own
+from sidecar.web.serving.connections import broken_body
+from sidecar.web.serving.dataconnection import DataConnection
+from sidecar.web.serving.datarequest import DataRequest
+from sidecar.web.wire.headers import HeaderFields, end_to_end, unframed, without_our_own
 from sidecar.web.wire.problem import problem
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
@@ -50,153 +51,148 @@ class PassThroughProxy:
         self._upstream = upstream
         self._metrics = metrics
         # Some connections are reserved for the gate, because a stream can hold one for an unlimited time.
-        self._slots = asyncio.Semaphore(max(1, max_connections - max(1, max_connections // RESERVED_ONE_IN)))
+        self._slots = _Slots(max(1, max_connections - max(1, max_connections // RESERVED_ONE_IN)))
         self._slot_timeout = settings.connect_timeout_seconds
         self._live = live
         self.draining = False
         self.under_way = 0
 
-    async def carry(
-        self, request: web.BaseRequest, target: bytes, recorded: ShadowRecord | None = None
-    ) -> web.StreamResponse:
-        """Forward one request and relay its answer to the end. A gated request must be `recorded` before."""
-        unfit = uncarried(request)
+    async def carry(self, request: DataRequest, recorded: ShadowRecord | None = None) -> web.Response | None:
+        """Forward one request and relay its answer to the end, or return the problem that answers it.
+
+        A gated request must be `recorded` before.
+        """
+        unfit = uncarried(request.fields)
         if unfit is not None:
             return problem(unfit)
         decision_id = recorded.decision_id if recorded else None
-        try:
-            async with asyncio.timeout(self._slot_timeout):
-                await self._slots.acquire()
-        except TimeoutError:
+        if not (self._slots.take() or await self._slots.wait(self._slot_timeout)):
             self._metrics.passed.labels("overloaded").inc()
             refusal = Refusal("overloaded", "Too many requests are passing through.")
             return problem(refusal, retry_after=1, decision_id=decision_id)
         self.under_way += 1
         self._metrics.passing.set(self.under_way)
+        refused: Refusal | None = None
         try:
-            if request.transport is None or broken_body(request) is not None:
+            if request.transport is None or broken_body(request.content) is not None:
                 raise asyncio.CancelledError  # the client left, or its body broke, during the wait for a slot
-            answer, outcome = await self._carry(request, target, recorded)
+            outcome = await self._carry(request, recorded)
         except ValueError as exc:
-            outcome = "invalid_request"
-            refusal = Refusal(outcome, f"The request cannot be forwarded as it came: {exc}.")
-            answer = problem(refusal, decision_id=decision_id)
+            refused = Refusal("invalid_request", f"The request cannot be forwarded as it came: {exc}.")
         except NotSent as exc:
-            outcome = "upstream_unreachable"
-            answer = problem(Refusal(outcome, f"Nothing was sent: {exc}."), decision_id=decision_id)
+            refused = Refusal("upstream_unreachable", f"Nothing was sent: {exc}.")
         except TimedOut as exc:
-            outcome = "upstream_timeout"
-            refusal = Refusal(outcome, f"The backend did not answer: {exc}.")
-            answer = problem(refusal, decision_id=decision_id)
+            refused = Refusal("upstream_timeout", f"The backend did not answer: {exc}.")
         except Unanswered as exc:
-            refusal = broken_body(request) or Refusal(
+            refused = broken_body(request.content) or Refusal(
                 "upstream_failed", f"The backend's answer was lost: {exc}."
             )
-            outcome, answer = refusal.code, problem(refusal, decision_id=decision_id)
         except asyncio.CancelledError:
-            broken = broken_body(request)
+            refused = broken_body(request.content)
             if request.transport is None:
-                outcome, answer = "client_left", client_left()
-            elif broken is not None:
-                outcome, answer = broken.code, problem(broken, decision_id=decision_id)
-            else:
+                refused, outcome = None, "client_left"
+                client_left(request)
+            elif refused is None:
                 raise
+            _task_of(request).uncancel()
         finally:
             self._slots.release()
             self.under_way -= 1
             self._metrics.passing.set(self.under_way)
+        if refused is not None:
+            outcome = refused.code
         self._metrics.passed.labels(outcome).inc()
-        visit_of(request).outcome = outcome
-        if self.draining:
-            answer.force_close()
-        return answer
+        request.outcome = outcome
+        return None if refused is None else problem(refused, decision_id=decision_id)
 
-    async def _carry(
-        self, request: web.BaseRequest, target: bytes, recorded: ShadowRecord | None
-    ) -> tuple[web.StreamResponse, str]:
-        headers = _marked(end_to_end(request.raw_headers), recorded)
+    async def _carry(self, request: DataRequest, recorded: ShadowRecord | None) -> str:
+        """Forward a request and relay its answer. Return the outcome."""
+        fields = request.fields
+        headers = _marked(fields.end_to_end(), recorded)
         upgrading = is_websocket(request)
         if upgrading:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-        has_length = value_of(request.raw_headers, b"content-length") is not None
-        streamed = request.body_exists and not upgrading
-        connection = cast(DataConnection, request.protocol)
-        task = asyncio.current_task()
-        assert task is not None
-        connection.on_lost = task.cancel  # if the client leaves or breaks its body; `carry` handles it
+        body: bytes | AsyncIterator[bytes] | None = None
+        chunked = False
+        if request.body_exists and not upgrading:
+            chunked = b"content-length" not in fields.places
+            if not chunked and recorded is None and b"expect" not in fields.places:
+                body = request.whole_body()
+            if body is None:
+                body = _body(request, recorded.taken if recorded else Taken())
+        connection = request.protocol
+        connection.on_lost = _task_of(request).cancel  # `carry` handles it
         try:
             exchange = await self._upstream.send(
                 request.method,
-                target,
+                target_bytes(request.target),
                 headers,
-                _body(request, recorded.taken if recorded else Taken()) if streamed else None,
-                chunked=streamed and not has_length,
+                body,
+                chunked=chunked,
                 head_deadline=self._live.snapshot.settings.upstream.response_timeout_seconds,
             )
         finally:
             connection.on_lost = None
         with exchange:
             if exchange.upgraded:
-                return await self._tunnel(request, exchange), "tunnelled"
+                await self._tunnel(request, exchange)
+                return "tunnelled"
             return await self._relay(request, exchange, recorded)
 
-    async def _relay(
-        self, request: web.BaseRequest, exchange: Exchange, recorded: ShadowRecord | None
-    ) -> tuple[web.StreamResponse, str]:
-        head = exchange.head
+    async def _relay(self, request: DataRequest, exchange: Exchange, recorded: ShadowRecord | None) -> str:
+        head, connection = exchange.head, request.protocol
         answer = RawAnswer(
+            request,
             head.status,
             head.reason,
             _marked(end_to_end(head.headers), recorded),
             content_length=declared_length(head.headers),
-            close=self.draining or cast(DataConnection, request.protocol).ending,
+            close=self.draining or connection.ending,
         )
-        connection, visit = cast(DataConnection, request.protocol), visit_of(request)
         connection.on_lost = exchange.abort  # else a silent answer would go on after its client has left
         try:
-            await answer.prepare(request)
-            if not exchange.complete:
-                answer.send_head()
-                visit.head_sent = True
+            if exchange.complete:
+                body = await exchange.read()
+                answer.send_whole(body)
+                request.sent = len(body)
+                if connection.writing_paused:
+                    await connection.drain()
+                return "answered"
+            answer.send_head()
             while piece := await exchange.read():
                 await answer.write(piece)
-                visit.sent += len(piece)
-            await answer.write_eof()
+            await answer.end()
         except Unanswered as exc:
+            request.keep_alive = False
             if request.transport is None:
-                answer.mark_ended()
-                return answer, "client_left"
+                return "client_left"
             LogEvent.PASSING_CUT.log(cause=str(exc))
-            cut(request, answer)
-            return answer, "cut"
+            cut(request, ends_with_connection=answer.ends_with_connection)
+            return "cut"
         except ConnectionError:
-            answer.mark_ended()
-            return answer, "client_left"
+            request.keep_alive = False
+            return "client_left"
         finally:
             connection.on_lost = None
-        return answer, "answered"
+        return "answered"
 
-    async def _tunnel(self, request: web.BaseRequest, exchange: Exchange) -> web.StreamResponse:
+    async def _tunnel(self, request: DataRequest, exchange: Exchange) -> None:
         """Relay raw bytes in both directions after a 101, until both sides have ended or one breaks."""
-        answer = RawAnswer(
-            exchange.head.status, exchange.head.reason, exchange.head.headers, content_length=None
-        )
-        protocol, visit = cast(DataConnection, request.protocol), visit_of(request)
-        transport = request.transport
-        answer.mark_ended()
+        protocol, transport = request.protocol, request.transport
+        request.status, request.keep_alive = exchange.head.status, False
         if transport is None:
-            return answer
+            return
         transport.write(_switching_head(exchange))
-        visit.head_sent = True
+        request.head_sent = request.answering = True
         inbound = _Inbound(protocol)
-        protocol.set_parser(cast(Any, inbound))
+        protocol.set_tunnel(inbound)
         protocol.on_lost = exchange.abort
 
         async def upstream_to_client() -> None:
             while piece := await exchange.read():
                 transport.write(piece)
-                visit.sent += len(piece)
-                await protocol._drain_helper()
+                request.sent += len(piece)
+                await protocol.drain()
             if not protocol.end_side():
                 transport.close()
 
@@ -221,11 +217,49 @@ class PassThroughProxy:
                 direction.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
             transport.close()
-        return answer
+
+
+class _Slots:
+    """Counts the connections that pass-through requests may take. The longest wait ends first."""
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def take(self) -> bool:
+        """Take a slot if one is free."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
+    async def wait(self, seconds: float) -> bool:
+        """Take a slot once one is free. Return False if none is within this time."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout(seconds):
+                await turn
+        except BaseException as exc:
+            if turn.done() and not turn.cancelled():
+                self.release()  # the slot came together with the end of the wait
+            if isinstance(exc, TimeoutError):
+                return False
+            raise
+        return True
+
+    def release(self) -> None:
+        """Give a slot back."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                return turn.set_result(None)
+        self._free += 1
+        return None
 
 
 class _Inbound:
-    """Buffers the client's bytes of a tunnel. Takes the place of aiohttp's own WebSocket reader."""
+    """Buffers the client's bytes of a tunnel."""
 
     def __init__(self, protocol: DataConnection) -> None:
         self._protocol = protocol
@@ -235,14 +269,13 @@ class _Inbound:
         self._ended = False
         self._arrived = asyncio.Event()
 
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+    def feed_data(self, data: bytes) -> None:
         self._pieces.append(data)
         self._waiting += len(data)
         if self._waiting > TUNNEL_BUFFER_BYTES and not self._paused:
             self._paused = True
             self._protocol.pause_reading()
         self._arrived.set()
-        return False, b""
 
     def feed_eof(self) -> None:
         self._ended = True
@@ -260,34 +293,47 @@ class _Inbound:
         return b"".join(pieces)
 
 
-def uncarried(request: web.BaseRequest) -> Refusal | None:
+def uncarried(fields: HeaderFields) -> Refusal | None:
     """Why the framing of a request makes it impossible to forward; None if it can be forwarded."""
-    codings = [value for name, value in request.raw_headers if name.lower() == b"transfer-encoding"]
-    if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
+    codings = [coding.strip().lower() for coding in fields.values(b"transfer-encoding")]
+    if codings and codings != [b"chunked"]:
         # The backend could not undo another coding, because the sidecar does not forward this header.
         return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
     return None
 
 
-def is_websocket(request: web.BaseRequest) -> bool:
+def is_websocket(request: DataRequest) -> bool:
     """Whether the client asks to switch to a WebSocket (RFC 6455, section 4.1)."""
-    options = ",".join(request.headers.getall("Connection", [])).lower().split(",")
-    return (
-        request.method == "GET"
-        and wants_websocket(request.headers.items())
-        and "upgrade" in (option.strip() for option in options)
-        and not request.body_exists
-    )
+    fields = request.fields
+    if not _offers_websocket(fields) or request.method != "GET" or request.body_exists:
+        return False
+    options = ",".join(fields.texts(b"connection")).lower().split(",")
+    return "upgrade" in (option.strip() for option in options)
 
 
-def upgrade_refusal(request: web.BaseRequest) -> Refusal | None:
+def _offers_websocket(fields: HeaderFields) -> bool:
+    return b"upgrade" in fields.places and wants_websocket(fields.deciding())
+
+
+def upgrade_refusal(request: DataRequest) -> Refusal | None:
     """Refuse every protocol switch but a WebSocket. CONNECT would carry requests past the gate."""
     if request.method == "CONNECT":
         return Refusal("upgrade_refused", "CONNECT is refused.")
-    if wants_websocket(request.headers.items()) and not is_websocket(request):
+    if _offers_websocket(request.fields) and not is_websocket(request):
         message = "A WebSocket begins with a GET without a body, with Connection: Upgrade."
         return Refusal("upgrade_refused", message)
     return None
+
+
+def target_bytes(target: str) -> bytes:
+    """The raw target as the bytes that came."""
+    return target.encode("utf-8", "surrogateescape")
+
+
+def _task_of(request: DataRequest) -> asyncio.Task[None]:
+    task = request.protocol.task
+    assert task is not None
+    return task
 
 
 def _marked(headers: list[tuple[bytes, bytes]], recorded: ShadowRecord | None) -> list[tuple[bytes, bytes]]:
@@ -297,11 +343,11 @@ def _marked(headers: list[tuple[bytes, bytes]], recorded: ShadowRecord | None) -
     return [*without_our_own(headers), (b"Scopegate-Decision-Id", recorded.decision_id.encode("ascii"))]
 
 
-async def _body(request: web.BaseRequest, taken: Taken) -> AsyncIterator[bytes]:
+async def _body(request: DataRequest, taken: Taken) -> AsyncIterator[bytes]:
     for piece in taken.pieces:
         yield piece
     if not taken.begun:
-        await expect_continue(request)
+        expect_continue(request, request.fields)
     while piece := await request.content.readany():
         yield piece
 

@@ -6,7 +6,7 @@ The raw request target decides which, because a router would normalise it first.
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from types import TracebackType
 
 from aiohttp import web
 
@@ -20,13 +20,14 @@ from sidecar.live.snapshot import Live, Snapshot
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
+from sidecar.timers import Deadlines
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.data import passthrough
 from sidecar.web.data._answers import admission_report, broken_off, client_left, write_forwarded
-from sidecar.web.data._reading import Course, course_of, facts_of, read_gated, target_bytes
-from sidecar.web.serving.accesslog import AccessLog, visit_of
+from sidecar.web.data._reading import Course, course_of, facts_of, read_gated
 from sidecar.web.serving.body import Taken
-from sidecar.web.serving.connections import DataConnection, broken_body
+from sidecar.web.serving.connections import broken_body
+from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.serving.hosts import Guard, malformed
 from sidecar.web.wire.problem import problem, refused_problem
 from sidecar.web.wire.request import request_id_of
@@ -44,7 +45,6 @@ class DataPlane:
         live: Live,
         metrics: Metrics,
         observer: Observer,
-        access: AccessLog,
         tracing: Tracing,
     ) -> None:
         self._gate = gate
@@ -54,48 +54,51 @@ class DataPlane:
         self._guard = Guard("data", live)
         self._metrics = metrics
         self._observer = observer
-        self._access = access
         self._tracing = tracing
+        self._deadlines = Deadlines()
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request. An unexpected error is logged and answered with 500, never forwarded."""
-        self._access.begin(request)
+    async def handle(self, request: DataRequest) -> web.Response | None:
+        """Answer one request, or return the sidecar's own answer to it.
+
+        An unexpected error is logged and answered with 500, never forwarded.
+        """
+        answer: web.Response | None
         try:
             answer = await self._route(request)
         except StoreUnavailable as exc:
             answer = self._failed(request, unavailable(exc))
         except ConnectionError:
-            answer = client_left()
-        except asyncio.CancelledError:
-            self._access.ended(request, None)
-            raise
+            answer = None
+            client_left(request)
         except Exception as exc:
             LogEvent.REQUEST_FAILED.log(exc=exc, method=request.method)
             refusal = Refusal("internal_error", "The sidecar failed; nothing more was forwarded.")
             answer = self._failed(request, refusal)
-        if self._gate.draining or cast(DataConnection, request.protocol).ending:
-            answer.force_close()
+        if self._gate.draining or request.protocol.ending:
+            request.keep_alive = False
         return answer
 
     @staticmethod
-    def _failed(request: web.BaseRequest, refusal: Refusal) -> web.StreamResponse:
+    def _failed(request: DataRequest, refusal: Refusal) -> web.Response | None:
         """The answer after a fault: a problem, or a cut if the head of another answer has already been sent.
 
         A second head would become part of the first answer's body.
         """
-        return broken_off(request) if request.writer.output_size > 0 else problem(refusal)
+        if not request.answering:
+            return problem(refusal)
+        broken_off(request)
+        return None
 
-    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
-        target = request._message.path  # the raw target, because yarl has changed every public form
-        visit = visit_of(request)
+    async def _route(self, request: DataRequest) -> web.Response | None:
+        target, snapshot = request.target, self._live.snapshot
+        request.access_log = snapshot.settings.telemetry.access_log
         if self._scopes is not None and self._scopes.owns(target):
-            visit.route = "scopes"
+            request.route = "scopes"
             foreign = self._guard.refusal(request)
             if foreign is not None:
-                return await self._scopes.refuse(request, target, request_id_of(request), foreign)
-            return await self._scopes.handle(request, target, request_id_of(request))
-        unnamed = malformed(request)
-        snapshot = self._live.snapshot
+                return await self._scopes.refuse(request, target, request_id_of(request.fields), foreign)
+            return await self._scopes.handle(request, target, request_id_of(request.fields))
+        unnamed = malformed(request, request.fields)
         course = course_of(request, target, snapshot)
         if course is None:
             if unnamed is not None:
@@ -104,21 +107,24 @@ class DataPlane:
             switching = passthrough.upgrade_refusal(request)
             if switching is not None:
                 return problem(switching)
-            return await self._passing.carry(request, target_bytes(target))
-        visit.route = "gated"
-        visit.trace = self._tracing.begin(
+            return await self._passing.carry(request)
+        request.route = "gated"
+        request.trace = self._tracing.begin(
             method=request.method,
-            path=visit.path,
+            path=request.path,
             route=None if course.route is None else course.route.path.text,
             headers=request.raw_headers,
-            begun=visit.begun,
+            begun=request.begun,
         )
-        visit.trace_id = visit.trace.ids.get("trace_id", visit.trace_id)
+        request.trace_id = request.trace.ids.get("trace_id")
+        task = request.protocol.task
+        assert task is not None
+        limit = _Limit(self._deadlines, task, deadlines.judging_seconds(snapshot.settings))
         try:
-            async with asyncio.timeout(deadlines.judging_seconds(snapshot.settings)) as visit.deadline:
-                return await self._gated(request, target, course, snapshot, unnamed)
+            with limit:
+                return await self._gated(request, target, course, snapshot, unnamed, limit)
         except TimeoutError:
-            if visit.deadline is None or not visit.deadline.expired():
+            if not limit.passed:
                 raise
         # The outer deadline passed, which is not the request's fault. Nothing of it was forwarded, because
         # the gate ends an execution before that.
@@ -131,25 +137,26 @@ class DataPlane:
 
     async def _gated(
         self,
-        request: web.BaseRequest,
+        request: DataRequest,
         target: str,
         course: Course,
         snapshot: Snapshot,
         unnamed: Refusal | None,
-    ) -> web.StreamResponse:
+        limit: _Limit,
+    ) -> web.Response | None:
         """Judge and execute a gated request. `unnamed` is the refusal of a request without a valid host."""
-        visit, taken = visit_of(request), Taken()
+        taken = Taken()
         if unnamed is not None:
             # Shadow routes refuse it too, because the backend would choose where it goes.
-            self._observer.judged(visit.trace, visit.begun)
+            self._observer.judged(request.trace, request.begun)
             return await self._refuse(Refused(refusal=unnamed), facts_of(request, snapshot))
         if isinstance(course.verdict, Rejected):
-            self._observer.judged(visit.trace, visit.begun)
+            self._observer.judged(request.trace, request.begun)
             refusal = course.verdict.refusal
-            return await self._unjudged(request, target, course, refusal, snapshot, taken)
+            return await self._unjudged(request, course, refusal, snapshot, taken, limit)
         place = self._gate.enter(snapshot)
         if isinstance(place, Refused):
-            self._observer.judged(visit.trace, visit.begun)
+            self._observer.judged(request.trace, request.begun)
             return await self._refuse(place, facts_of(request, snapshot))
         gated: GatedRequest | Refusal | None = None
         try:
@@ -158,25 +165,25 @@ class DataPlane:
             # A refusal may have to wait for its summary; it must not hold a place meanwhile.
             if not isinstance(gated, GatedRequest):
                 place.leave()
-        self._observer.judged(visit.trace, visit.begun, gated)
+        self._observer.judged(request.trace, request.begun, gated)
         if isinstance(gated, Refusal):
             if not course.shadow:
                 taken.pieces.clear()
                 del place  # gives back the memory that it counts
-            return await self._unjudged(request, target, course, gated, snapshot, taken)
-        return await self._execute(request, gated)
+            return await self._unjudged(request, course, gated, snapshot, taken, limit)
+        return await self._execute(request, gated, limit)
 
-    async def _execute(self, request: web.BaseRequest, gated: GatedRequest) -> web.StreamResponse:
-        visit, facts = visit_of(request), gated.facts
-        visit.request_id, visit.scope_id = facts.request_id, facts.claims.scope_id
-        visit.trace_id = gated.log_fields.get("trace_id")
-        visit.extend(deadlines.executing_seconds(gated) + deadlines.judging_seconds(gated.snapshot.settings))
+    async def _execute(self, request: DataRequest, gated: GatedRequest, limit: _Limit) -> web.Response | None:
+        facts = gated.facts
+        request.request_id, request.scope_id = facts.request_id, facts.claims.scope_id
+        request.trace_id = gated.log_fields.get("trace_id")
+        limit.extend(deadlines.executing_seconds(gated) + deadlines.judging_seconds(gated.snapshot.settings))
         try:
             outcome = await self._gate.execute(gated)
         finally:
             if not gated.place.carried:
                 gated.place.leave()
-        visit.extend(None)
+        limit.end()
         if isinstance(outcome, Refused):
             return refused_problem(outcome, facts.request_id)
         if isinstance(outcome, Undelivered):
@@ -187,49 +194,83 @@ class DataPlane:
                 decision_id=outcome.last.execution.decision_id,
                 headers={name.decode(): value.decode() for name, value in report},
             )
-        return await write_forwarded(
-            request, gated, outcome, now=self._gate.now(), draining=self._gate.draining
-        )
+        await write_forwarded(request, gated, outcome, now=self._gate.now(), draining=self._gate.draining)
+        return None
 
     async def _unjudged(
         self,
-        request: web.BaseRequest,
-        target: str,
+        request: DataRequest,
         course: Course,
         refusal: Refusal,
         snapshot: Snapshot,
         taken: Taken,
-    ) -> web.StreamResponse:
+        limit: _Limit,
+    ) -> web.Response | None:
         """Refuse a request that cannot be judged. On a shadow route, record that and pass it through."""
         facts, refused = facts_of(request, snapshot), Refused(refusal=refusal)
         if course.shadow:
             unfit = (
-                passthrough.upgrade_refusal(request) or passthrough.uncarried(request) or broken_body(request)
+                passthrough.upgrade_refusal(request)
+                or passthrough.uncarried(request.fields)
+                or broken_body(request.content)
             )
             blocked = self._gate.unready(snapshot) if unfit is None else Refused(refusal=unfit)
             if blocked is None:
-                return await self._pass_over(request, target, refusal, facts, taken)
+                return await self._pass_over(request, refusal, facts, taken, limit)
             refused = blocked
         allow = course.verdict.allow if isinstance(course.verdict, Rejected) else ()
         return await self._refuse(refused, facts, allow=allow)
 
     async def _pass_over(
-        self, request: web.BaseRequest, target: str, refusal: Refusal, facts: RequestFacts, taken: Taken
-    ) -> web.StreamResponse:
+        self, request: DataRequest, refusal: Refusal, facts: RequestFacts, taken: Taken, limit: _Limit
+    ) -> web.Response | None:
         """Record a refusal that a shadow route does not enforce, and pass the request through."""
         recorded = await self._gate.refusals.pass_over(refusal, facts)
         if isinstance(recorded, Refused):
             return refused_problem(recorded, facts.request_id)
-        visit = visit_of(request)
-        visit.decision_id = recorded
-        visit.extend(None)
-        return await self._passing.carry(
-            request, target_bytes(target), passthrough.ShadowRecord(recorded, taken)
-        )
+        request.decision_id = recorded
+        limit.end()
+        return await self._passing.carry(request, passthrough.ShadowRecord(recorded, taken))
 
     async def _refuse(
         self, refused: Refused, facts: RequestFacts, *, allow: tuple[str, ...] = ()
-    ) -> web.StreamResponse:
+    ) -> web.Response:
         """Record a refusal, and answer with it."""
         recorded = await self._gate.refusals.refuse(refused.refusal, facts, retry_after=refused.retry_after)
         return refused_problem(recorded, facts.request_id, allow=allow)
+
+
+class _Limit:
+    """The outer deadline of a gated request. A block that is cut off by it raises TimeoutError."""
+
+    __slots__ = ("_cancelling", "_deadline", "_deadlines", "_task", "passed")
+
+    def __init__(self, deadlines: Deadlines, task: asyncio.Task[None], seconds: float) -> None:
+        self._deadlines, self._task = deadlines, task
+        self._cancelling = task.cancelling()
+        self.passed = False
+        self._deadline = deadlines.begin(seconds, self._pass)
+
+    def extend(self, seconds: float) -> None:
+        """Move the deadline to `seconds` from now. A deadline that has passed stays."""
+        if not self.passed:
+            self._deadline.end()
+            self._deadline = self._deadlines.begin(seconds, self._pass)
+
+    def end(self) -> None:
+        """Remove the deadline."""
+        self._deadline.end()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._deadline.end()
+        if self.passed and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from exc
+
+    def _pass(self) -> None:
+        self.passed = True
+        self._task.cancel()

@@ -23,8 +23,6 @@ import logging
 import select
 import socket
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -48,10 +46,6 @@ from sidecar.web.wire.problem import problem
 
 KEEP_ALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 1.0  # time to read the rest of a body that no handler reads
-# The limit for bytes that no request has taken, on all connections of the data listener together.
-CONNECTION_BYTES = 256 * 1024 * 1024
-FREE_BYTES = 16 * 1024  # one connection may always hold this much
-RECOUNT_SECONDS = 0.05
 LOOK_SECONDS = 1.0  # between two looks at a client that has ended its side
 PROBE_SECONDS = 15  # between two questions of the system whether it is still there; Linux forgets it after 60
 
@@ -69,9 +63,6 @@ FAULTS: tuple[tuple[type[Exception], str], ...] = (
     (faults.BadHttpMessage, "the headers or the chunks of the body break the rules of HTTP/1.1"),
 )
 UNKNOWN_FAULT = "it cannot be read"
-
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-Ended = Callable[[web.BaseRequest, web.StreamResponse], None]
 
 
 def require_fast_parser() -> None:
@@ -95,9 +86,9 @@ def refusal_of(exc: BaseException | None) -> Refusal:
     return Refusal("invalid_request", f"This is not HTTP as it should be: {fault(exc)}.")
 
 
-def broken_body(request: web.BaseRequest) -> Refusal | None:
+def broken_body(body: StreamReader) -> Refusal | None:
     """Why the body of a request cannot be read to its end; None if no fault was found so far."""
-    exc = request.content.exception()
+    exc = body.exception()
     return exc.refusal if isinstance(exc, BrokenBody) else None
 
 
@@ -132,33 +123,6 @@ def keep_requests_out_of_logs() -> None:
     logging.getLogger("aiohttp.server").addFilter(_no_requests)
 
 
-class Buffers:
-    """Limits the bytes that the connections of a listener hold and no request has taken yet.
-
-    One connection holds little: a head, the part of a body that is read ahead, a few requests that wait. All
-    connections together may hold a lot. The sum of all arriving bytes is an upper bound of the bytes held.
-    Only if that sum exceeds the limit are the bytes of each connection counted anew. A connection that holds
-    at most FREE_BYTES is never refused.
-    """
-
-    def __init__(self, connections: Callable[[], Iterable[Any]], max_bytes: int = CONNECTION_BYTES) -> None:
-        self._connections, self._max_bytes = connections, max_bytes
-        self._held = 0  # at least as much as is held
-        self._counted_at = float("-inf")
-
-    def admit(self, connection: Connection, size: int) -> bool:
-        """Whether a connection may hold so many bytes more."""
-        if self._held + size > self._max_bytes:
-            now = time.monotonic()
-            if now >= self._counted_at + RECOUNT_SECONDS:
-                self._counted_at = now
-                self._held = sum(each.held for each in self._connections() if isinstance(each, Connection))
-            if self._held + size > self._max_bytes and connection.held + size > FREE_BYTES:
-                return False
-        self._held += size
-        return True
-
-
 class Connection(RequestHandler):
     """One connection. It closes if a request head is late, so that slow senders hold no place."""
 
@@ -167,15 +131,13 @@ class Connection(RequestHandler):
         super().__init__(
             server, lingering_time=LINGERING_SECONDS, read_bufsize=READ_AHEAD_BYTES, **ours, **options
         )
-        self._requests = RequestParser(self, self._loop, broke=self._body_broke, refusal_of=refusal_of)
+        self._requests = RequestParser(self, self._loop, broke=lambda body: None, refusal_of=refusal_of)
         self._parser = cast(Any, self._requests)
         self._max_msg_queue_size, self._msg_queue_resume_size = PIPELINED, PIPELINED // 2
         self._half_closed = False  # the client sends no further request, and waits for its answer
         self._look_timer: asyncio.TimerHandle | None = None
         self._head_seconds = head_seconds
         self._head_timer: asyncio.TimerHandle | None = None
-        # Called when the client goes away, or breaks off its body, while a request is being answered.
-        self.on_lost: Callable[[], object] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -198,7 +160,8 @@ class Connection(RequestHandler):
             self._half_closed = True
         else:
             return None
-        self._probe()
+        assert self.transport is not None
+        ask_for_life(self.transport)
         self._look()
         return True
 
@@ -206,8 +169,6 @@ class Connection(RequestHandler):
         self._stop_watching()
         if self._look_timer is not None:
             self._look_timer.cancel()
-        if self.on_lost is not None:
-            self.on_lost()
         super().connection_lost(exc)
 
     def handle_error(
@@ -247,17 +208,6 @@ class Connection(RequestHandler):
         if self._half_closed and not self._messages:
             self.close()
 
-    @property
-    def held(self) -> int:
-        """The number of bytes that have arrived and that no request has taken."""
-        return self._requests.held + len(self._message_tail)
-
-    @property
-    def ending(self) -> bool:
-        """Whether the connection closes after the present request, without reading another one."""
-        over = self._half_closed or self._upgraded or self._requests.dead
-        return over and not self._messages
-
     def end_side(self) -> bool:
         """End the sidecar's side. Return False over TLS, because that would end both directions."""
         if self.transport is None or not self.transport.can_write_eof():
@@ -265,11 +215,6 @@ class Connection(RequestHandler):
         with suppress(OSError):  # the client has reset the connection meanwhile; asyncio reports that later
             self.transport.write_eof()
         return True
-
-    def _body_broke(self, body: StreamReader) -> None:
-        request = self._current_request
-        if request is not None and request.content is body and self.on_lost is not None:
-            self.on_lost()
 
     def _waits_for_an_answer(self) -> bool:
         """Whether all requests have arrived whole, at least one is unanswered, and no answer has begun."""
@@ -280,23 +225,12 @@ class Connection(RequestHandler):
         request = self._current_request
         return request is None or request.writer.output_size == 0
 
-    def _probe(self) -> None:
-        """Have the system ask whether a client that has ended its side is still there."""
-        assert self.transport is not None
-        raw = self.transport.get_extra_info("socket")
-        if sys.platform == "linux" and raw.family != socket.AF_UNIX:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
-
     def _look(self) -> None:
-        """Abort a half-closed connection if its client has gone. Only Linux shows that without reading."""
+        """Abort a half-closed connection if its client has gone."""
         transport = self.transport
-        if transport is None or sys.platform != "linux":
+        if transport is None:
             return
-        poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), 0)  # reports a reset or a full close
-        if poll.poll(0):
+        if has_gone(transport):
             transport.abort()
         else:
             self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
@@ -315,37 +249,19 @@ class Connection(RequestHandler):
             self.force_close()
 
 
-class DataConnection(Connection):
-    """A connection of the data listener. It limits the bytes held, and reports each answer when it ends."""
-
-    def __init__(self, server: DataServer, **options: Any) -> None:
-        super().__init__(server, **options)
-        self._on_ended = server.on_ended
-        self._buffers = server.buffers
-
-    def data_received(self, data: bytes) -> None:
-        if data and self._payload_parser is None and not self._buffers.admit(self, len(data)):
-            self._requests.fail(Overloaded(message="too much is held"))
-            data = b""
-        super().data_received(data)
-
-    def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
-        super().log_access(request, response, time)
-        self._on_ended(request, response)
+def ask_for_life(transport: asyncio.Transport) -> None:
+    """Have the system ask whether a client that has ended its side is still there."""
+    raw = transport.get_extra_info("socket")
+    if sys.platform == "linux" and raw.family != socket.AF_UNIX:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
 
 
-class DataServer(web.Server):
-    """Creates a `DataConnection` for each connection. It decompresses no body and cancels no handler."""
-
-    def __init__(self, handler: Handler, *, on_ended: Ended, head_timeout_seconds: float) -> None:
-        super().__init__(handler)
-        self.on_ended = on_ended
-        self.buffers = Buffers(lambda: self.connections)
-        self.head_timeout_seconds = head_timeout_seconds
-
-    def __call__(self) -> RequestHandler:
-        return DataConnection(
-            self,
-            head_seconds=self.head_timeout_seconds,
-            loop=self._loop,
-        )
+def has_gone(transport: asyncio.Transport) -> bool:
+    """Whether the client of a half-closed connection has gone. Only Linux shows that without reading."""
+    if sys.platform != "linux":
+        return False
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), 0)  # reports a reset or a full close
+    return bool(poll.poll(0))

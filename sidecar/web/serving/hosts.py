@@ -25,7 +25,9 @@ from sidecar.core.host import Host, answers_to, hosts_of
 from sidecar.errors import Refusal
 from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent
+from sidecar.web.wire.headers import HeaderFields, fields_of
 from sidecar.web.wire.problem import problem
+from sidecar.web.wire.request import AnyRequest
 
 UNCHANGING = frozenset({"GET", "HEAD", "OPTIONS"})
 # The values of Sec-Fetch-Site for a request that no other site has caused.
@@ -33,12 +35,12 @@ OWN_SITE = frozenset({"same-origin", "none"})
 MAX_SHOWN_CHARS = 253  # the maximum length of a DNS name
 
 
-def malformed(request: web.BaseRequest) -> Refusal | None:
+def malformed(request: AnyRequest, fields: HeaderFields) -> Refusal | None:
     """The refusal of a request without a well-formed host or of another HTTP version; None if it is fine."""
-    if request.version not in (HttpVersion10, HttpVersion11):
+    if request.version not in (HttpVersion11, HttpVersion10):
         # The parser also accepts HTTP/0.9 and 2.0, and both would be forwarded as 1.1.
         return Refusal("invalid_request", "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
-    hosts = _hosts(request)
+    hosts = _hosts(request, fields)
     return _malformed(hosts) if isinstance(hosts, str) else None
 
 
@@ -47,7 +49,7 @@ async def well_formed_hosts(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """The middleware of a listener that only checks for a well-formed host."""
-    refusal = malformed(request)
+    refusal = malformed(request, fields_of(request))
     return await handler(request) if refusal is None else problem(refusal)
 
 
@@ -58,15 +60,16 @@ class Guard:
         self._listener = listener
         self._live = live
 
-    def refusal(self, request: web.BaseRequest) -> Refusal | None:
+    def refusal(self, request: AnyRequest) -> Refusal | None:
         """The refusal of a request; None if it may be answered."""
-        refusal = malformed(request) or self._foreign(request)
+        fields = fields_of(request)
+        refusal = malformed(request, fields) or self._foreign(request, fields)
         if refusal is not None:
             LogEvent.FOREIGN.log(listener=self._listener, method=request.method, error=refusal.code)
         return refusal
 
-    def _foreign(self, request: web.BaseRequest) -> Refusal | None:
-        hosts = _hosts(request)
+    def _foreign(self, request: AnyRequest, fields: HeaderFields) -> Refusal | None:
+        hosts = _hosts(request, fields)
         assert not isinstance(hosts, str)
         settings = self._live.snapshot.settings
         section = settings.data if self._listener == "data" else settings.admin
@@ -76,21 +79,21 @@ class Guard:
                 return _misdirected(host, f"{self._listener}.allowed_hosts")
         if request.method in UNCHANGING:
             return None
-        for site in request.headers.getall("Sec-Fetch-Site", ()):
+        for site in fields.texts(b"sec-fetch-site"):
             if site not in OWN_SITE:
                 return _cross_site("Sec-Fetch-Site says that another site has sent this")
         scheme = "http" if section.tls.certificate_file is None else "https"
-        for origin in request.headers.getall("Origin", ()):
+        for origin in fields.texts(b"origin"):
             if not hosts or not all(host.is_origin(origin, scheme) for host in hosts):
                 return _cross_site(f"Origin is not the {scheme} address that this was sent to")
         return None
 
 
-def _hosts(request: web.BaseRequest) -> tuple[Host, ...] | str:
+def _hosts(request: AnyRequest, fields: HeaderFields) -> tuple[Host, ...] | str:
     return hosts_of(
         request.method,
         request._message.path,  # the raw target, because yarl has changed every public form
-        request.headers.getall("Host", ()),
+        fields.texts(b"host"),
         needed=request.version != HttpVersion10,
     )
 

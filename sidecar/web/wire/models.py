@@ -103,7 +103,8 @@ Micros = Annotated[int, BeforeValidator(_micros), WithJsonSchema(DOLLARS)]
 
 
 class WireModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # A model is built on first use, because the start of the sidecar needs none of them.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 class NoNulls(WireModel):

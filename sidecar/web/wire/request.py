@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from aiohttp import web
+from aiohttp import HttpVersion
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from multidict import CIMultiDictProxy
 
 from sidecar.core.facts import is_identifier
 from sidecar.core.instant import parse_time
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
+from sidecar.web.wire.headers import HeaderFields, Headers
 from sidecar.web.wire.models import wrong
 
 MAX_REQUEST_ID_CHARS = 256
@@ -18,9 +24,37 @@ DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
 
 
-def request_id_of(request: web.BaseRequest) -> str:
+class AnyRequest(Protocol):
+    """What aiohttp's request, on admin and ops, and that of the data listener have in common."""
+
+    @property
+    def _message(self) -> RawRequestMessage: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def version(self) -> HttpVersion: ...
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]: ...
+
+    @property
+    def raw_headers(self) -> Headers: ...
+
+    @property
+    def content(self) -> StreamReader: ...
+
+    @property
+    def content_length(self) -> int | None: ...
+
+    @property
+    def transport(self) -> asyncio.Transport | None: ...
+
+
+def request_id_of(fields: HeaderFields) -> str:
     """The client's X-Request-Id, cut to the length that a record holds, or a new id."""
-    given = request.headers.get("X-Request-Id", "")
+    given = fields.text(b"x-request-id")
     if given and given.isprintable():
         return given[:MAX_REQUEST_ID_CHARS]
     return new_decision_id()
@@ -45,11 +79,11 @@ def since_of(query: Mapping[str, str]) -> int | Refusal | None:
         return wrong("invalid_request", "since", message)
 
 
-def tenant_of(request: web.BaseRequest, header: str | None) -> str | None:
+def tenant_of(fields: HeaderFields, header: str | None) -> str | None:
     """The tenant: `default` without a configured header, None if the header does not name exactly one."""
     if header is None:
         return "default"
-    values = request.headers.getall(header, [])
+    values = fields.texts(header.lower().encode())
     if len(values) != 1 or not is_identifier(values[0]):
         return None
     return values[0]
