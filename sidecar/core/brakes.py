@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.policy import Brake, PolicySet, Rule, Subject, Tally
-from sidecar.core.rules import Objection, Preview, braked, judged, objections, unjudged
+from sidecar.core.rules import Objection, Preview, braked, judged, objections, satisfies, unjudged
 from sidecar.core.scope import Execution
 
 
@@ -137,6 +137,7 @@ def objections_to(
     `uses`. Without `uses`, a brake that cannot hold is not looked at any further.
     """
     objecting: list[Objection] = []
+    now = subject.now
     found = {} if found is None else found
     conditions = [known.early] if known.conditional else []
     conditions += [judged(bundle.late, subject) for bundle in known.bundles if bundle.late]
@@ -147,28 +148,27 @@ def objections_to(
             objecting += objections(rule, subject)
             if rule.brake is not None:
                 counted = _counted(policies.tally(rule), subject, policies, admissions, executions, found)
-                objecting += _braking((rule,), rule.brake, counted, subject, executions, uses)
+                objecting += _braking((rule,), counted, subject, executions, uses)
     for bundle in known.bundles:
-        for rule in bundle.standing:
-            objecting += objections(rule, subject)
+        if bundle.denies or not satisfies(subject, bundle.strictest):
+            for rule in bundle.standing:
+                objecting += objections(rule, subject)
         for tally in bundle.tallies:
             counted = _counted(tally, subject, policies, admissions, executions, found)
-            objecting += _braking(tally.rules, tally.strictest, counted, subject, executions, uses)
+            if uses is not None or _may_hold(tally.strictest, counted, now, executions):
+                objecting += _braking(tally.rules, counted, subject, executions, uses)
     return objecting
 
 
 def _braking(
     rules: Sequence[Rule],
-    strictest: Brake,
     counted: Sequence[Counted],
     subject: Subject,
     executions: Mapping[str, Execution],
     uses: list[tuple[Rule, Use]] | None,
-) -> Iterable[Objection]:
+) -> list[Objection]:
     """The objections of brakes that count the same executions."""
     now = subject.now
-    if uses is None and not _may_hold(strictest, counted, now, executions):
-        return ()
     objecting: list[Objection] = []
     for rule in rules:
         assert rule.brake is not None

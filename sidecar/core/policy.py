@@ -327,11 +327,14 @@ class Bundle:
     """Rules about one action that match the same requests, so that one check serves all of them.
 
     `standing` are the rules that apply without a condition, except for their brakes, which are in `tallies`.
-    `early` are the conditions on the request, `late` the conditions that read the scope of an execution.
+    If none of them denies, a request that satisfies `strictest` satisfies them all. `early` are the
+    conditions on the request, `late` the conditions that read the scope of an execution.
     """
 
     match: Match
     standing: tuple[Rule, ...]
+    denies: bool
+    strictest: Require
     tallies: tuple[Tally, ...]
     early: tuple[Conditional, ...]
     late: tuple[Conditional, ...]
@@ -373,11 +376,17 @@ def _bundle(
     conditional = [rule for rule in rules if rule.when is not None]
     late = [rule for rule in conditional if phase == "execute" and rule.reads_scope]
     early = [rule for rule in conditional if phase != "execute" or not rule.reads_scope]
+    requirements = [rule.require for rule in plain if rule.require is not None]
     # A condition on a grant is judged once for all actions of the grant, so it is judged alone.
     join = join if phase == "execute" else None
     return Bundle(
         match=rules[0].match,
         standing=tuple(rule for rule in plain if rule.deny or rule.require or rule.limit),
+        denies=any(rule.deny for rule in plain),
+        strictest=Require(
+            intent_min_chars=max((one.intent_min_chars for one in requirements), default=0),
+            target_agents=any(one.target_agents for one in requirements),
+        ),
         tallies=tuple(dict.fromkeys(tallies[id(rule)] for rule in plain if id(rule) in tallies)),
         early=_conditional(early, join),
         late=_conditional(late, join),

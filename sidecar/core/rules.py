@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND
 from sidecar.core.money import to_dollars
-from sidecar.core.policy import Bundle, Conditional, Phase, PolicySet, Rule, Subject
+from sidecar.core.policy import Bundle, Conditional, Phase, PolicySet, Require, Rule, Subject
 from sidecar.core.scope import Scope
 from sidecar.core.wording import visible_chars
 from sidecar.errors import ConditionFailed, Refusal
@@ -175,7 +175,7 @@ def objections(rule: Rule, subject: Subject) -> Iterator[Objection]:
     """The objections of one applying rule to a request, except those of its limits and brakes."""
     if rule.deny:
         yield _denied(rule, "The rule denies it.")
-    if rule.require is not None:
+    if rule.require is not None and not satisfies(subject, rule.require):
         wanted = rule.require.intent_min_chars
         if visible_chars(subject.intent) < wanted:
             yield _denied(
@@ -185,6 +185,12 @@ def objections(rule: Rule, subject: Subject) -> Iterator[Objection]:
             )
         if rule.require.target_agents and not subject.target_agents:
             yield _denied(rule, "Target agents must be named.", require="target_agents")
+
+
+def satisfies(subject: Subject, require: Require) -> bool:
+    return (not require.target_agents or bool(subject.target_agents)) and (
+        not require.intent_min_chars or visible_chars(subject.intent) >= require.intent_min_chars
+    )
 
 
 def _denied(rule: Rule, what: str, **members: Any) -> Objection:
