@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import select
+import socket
 import sqlite3
 import statistics
 import subprocess
@@ -142,7 +143,7 @@ class Tally:
         elif isinstance(owner, select.epoll):
             if name != "poll":
                 self.add("epoll calls", name)
-        elif type(owner).__module__ == "_socket" or type(owner).__qualname__ == "socket":
+        elif isinstance(owner, socket.socket):
             if name not in _NO_SYSTEM_CALLS:
                 self.add("socket calls", name)
         elif owner is sys.modules["posix"] and name != "fspath":
