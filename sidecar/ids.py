@@ -25,9 +25,9 @@ def new_decision_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def new_traceparent() -> str:
-    """A W3C `traceparent` header that begins a sampled trace."""
-    return f"00-{_random.getrandbits(128) or 1:032x}-{_random.getrandbits(64) or 1:016x}-01"
+def new_trace_ids() -> tuple[str, str]:
+    """The ids of a new trace and of its first span, in the form of a W3C `traceparent` header."""
+    return f"{_random.getrandbits(128) or 1:032x}", f"{_random.getrandbits(64) or 1:016x}"
 
 
 def new_scope_id() -> str:

@@ -1,9 +1,8 @@
-"""Reads from connections without an allocation for each read.
+"""How much a connection reads at once.
 
-asyncio's usual protocols get each piece from a read into 256 KiB that are allocated for it, of which a
-request takes a few hundred bytes. The system gives such an allocation fresh pages and takes them back, which
-costs as much as the rest of the read five times over. Here all connections of one owner read into one
-buffer, and copy what came out of it.
+asyncio reads into 256 KiB that it allocates for each read, of which a request takes a few hundred bytes. Such
+a large allocation gets fresh pages from the system and gives them back, which costs five times as much as the
+rest of the read. Up to 128 KiB, the C library takes it from memory that the process has already.
 """
 
 from __future__ import annotations
@@ -13,29 +12,9 @@ import asyncio
 READ_BYTES = 64 * 1024
 
 
-class ReadBuffer:
-    """The buffer of connections on one event loop. What one of them reads stays until the next one reads."""
+def limit_reads(transport: asyncio.BaseTransport) -> None:
+    """Read at most READ_BYTES at once.
 
-    __slots__ = ("view",)
-
-    def __init__(self) -> None:
-        self.view = memoryview(bytearray(READ_BYTES))
-
-
-class Receiver(asyncio.BufferedProtocol):
-    """A protocol whose `data_received` is called as that of an asyncio.Protocol is.
-
-    A class that derives from it sets `read_buffer` before its connection is made.
+    asyncio has no public call for this. A transport of TLS has its own buffer and ignores the limit.
     """
-
-    read_buffer: ReadBuffer
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes arrived."""
-        raise NotImplementedError
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.read_buffer.view
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(bytes(self.read_buffer.view[:nbytes]))
+    transport.max_size = READ_BYTES  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from sidecar.core.facts import DEFAULT_SOURCES, Request, read
 from sidecar.core.target import Gated, GatedPaths, PassThrough, RoutePattern, classify
 from sidecar.errors import Refusal
 from sidecar.files.strictjson import NotJson, parse
+from sidecar.web.wire.headers import HeaderFields
 from tests import lenient
 from tests.lenient import ROUTES, HeaderBytes
 
@@ -34,8 +35,7 @@ EXACT_INTEGERS = 2**53
 
 def of_request(target: bytes, headers: HeaderBytes = ()) -> tuple[str, str | None]:
     """The verdict on a target and headers that are sent with POST, and the differential, if there is one."""
-    texts = [(_text(name), _text(value)) for name, value in headers]
-    verdict = classify("POST", _text(target), texts, True, PATHS)
+    verdict = classify("POST", _text(target), HeaderFields(headers).deciding(), True, PATHS)
     shown = f"{target!r} {list(headers) or ''}".rstrip()
     if isinstance(verdict, Gated):
         path = target.partition(b"?")[0]

@@ -21,20 +21,26 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from sidecar.core import pointer
 from sidecar.core._readings import folded, is_format
+from sidecar.core.cache import Cache
+from sidecar.core.pointer import ABSENT, OBJECT
+from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 
 MAX_ID_CHARS = 256
 MAX_TARGET_AGENTS = 256
+# The lists of keys whose judgement is cached: the most of them, and the most characters of one.
+MAX_KEY_LISTS = 256
+MAX_KEY_LIST_CHARS = 1024
 IDENTIFIER_RULE = f"1 to {MAX_ID_CHARS} printable characters"
 
 
-def is_identifier(value: object) -> bool:
+def is_identifier(value: object) -> TypeGuard[str]:
     """Whether a value obeys IDENTIFIER_RULE, as every id, action and agent name does."""
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARS and value.isprintable()
 
@@ -88,6 +94,17 @@ def _pointer(text: str) -> Source:
     return Source.parse(text)
 
 
+@valueclass
+class Request:
+    """The parts of one gated request that may hold facts. Header names are in lower case."""
+
+    document: Mapping[str, Any]
+    body_bytes: int = 0
+    path_params: Mapping[str, str] = field(default_factory=dict)
+    query: Sequence[tuple[str, str]] = ()
+    headers: Sequence[tuple[str, str]] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactSources:
     """The places of a route's facts.
@@ -104,44 +121,56 @@ class FactSources:
         default_factory=lambda: (_pointer("/target_agents"), _pointer("/parameters/target_agents"))
     )
     cost: Source = field(default_factory=lambda: Source.parse("header:X-Recovery-Cost-USD"))
-    # For each object on the path to a fact: its pointer steps, the keys read there, and their folded forms.
-    watched: tuple[tuple[tuple[str, ...], frozenset[str], frozenset[str]], ...] = field(init=False)
     # The names of the headers that hold facts of a request, in lower case.
     header_names: frozenset[str] = field(init=False)
+    # The function that finds each fact of a request, in the order of `of_the_request`.
+    finders: tuple[Callable[[Request], Any], ...] = field(init=False, compare=False, repr=False)
+    # For each object on the path to a fact: its pointer steps, and the judgement of its keys.
+    watched: tuple[tuple[tuple[str, ...], Cache[tuple[str, ...], Refusal | None]], ...] = field(
+        init=False, compare=False, repr=False
+    )
 
     @property
     def of_the_request(self) -> tuple[Source, ...]:
         return (self.scope_id, self.incident_id, self.action, self.parameters, *self.target_agents)
 
     def __post_init__(self) -> None:
+        sources = self.of_the_request
+        names = frozenset(source.name for source in sources if source.kind == "header")
         keys: dict[tuple[str, ...], set[str]] = {}
-        for source in self.of_the_request:
+        for source in sources:
             for depth, token in enumerate(source.tokens):
                 keys.setdefault(source.tokens[:depth], set()).add(token)
-        watched = tuple(
-            (prefix, frozenset(names), frozenset(form for name in names for form in spellings(name)))
-            for prefix, names in keys.items()
-        )
+        watched = tuple((prefix, _keys_judged(prefix, judged)) for prefix, judged in keys.items())
+        object.__setattr__(self, "header_names", names)
+        object.__setattr__(self, "finders", tuple(map(_finder, sources)))
         object.__setattr__(self, "watched", watched)
-        names = (source.name for source in self.of_the_request if source.kind == "header")
-        object.__setattr__(self, "header_names", frozenset(names))
 
 
-DEFAULT_SOURCES = FactSources()
+def _keys_judged(prefix: tuple[str, ...], judged: Collection[str]) -> Cache[tuple[str, ...], Refusal | None]:
+    """For the keys of an object that holds the judged ones: the refusal of the first bad key, or None."""
+    forms = frozenset(form for name in judged for form in spellings(name))
+
+    def refusal(keys: tuple[str, ...]) -> Refusal | None:
+        for key in keys:
+            if key == "__proto__":
+                return _refused("/" + "/".join((*prefix, key)), "gives an object members that it has not")
+            if key not in judged and not forms.isdisjoint(spellings(key)):
+                return _refused(
+                    "/" + "/".join((*prefix, key)),
+                    "is spelled like a member that is judged, but not the same",
+                )
+        return None
+
+    # Programs send the same keys again and again.
+    return Cache(refusal, max_entries=MAX_KEY_LISTS, max_size=MAX_KEY_LIST_CHARS, size=_chars_of)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """The parts of one gated request that may hold facts. Header names are in lower case."""
-
-    document: Mapping[str, Any]
-    body_bytes: int = 0
-    path_params: Mapping[str, str] = field(default_factory=dict)
-    query: Sequence[tuple[str, str]] = ()
-    headers: Sequence[tuple[str, str]] = ()
+def _chars_of(keys: tuple[str, ...]) -> int:
+    return sum(map(len, keys)) + len(keys)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class Claims:
     """The claims of a request. A missing claim is None, and the bounds decide which claims may be missing.
 
@@ -158,49 +187,63 @@ class Claims:
 
 def read(request: Request, sources: FactSources) -> Claims | Refusal:
     """The claims of a request, or a refusal `invalid_request` that names the unreadable member."""
-    for prefix, exact, forms in sources.watched:
+    for prefix, refusal_of in sources.watched:
         holder = pointer.follow(request.document, prefix)
-        if isinstance(holder, Mapping):
-            for key in holder:
-                if key == "__proto__":
-                    return _refused("/" + "/".join((*prefix, key)), "gives an object members that it has not")
-                if key not in exact and not forms.isdisjoint(spellings(key)):
-                    return _refused(
-                        "/" + "/".join((*prefix, key)),
-                        "is spelled like a member that is judged, but not the same",
-                    )
-    found: dict[str, str | None] = {}
-    for name in ("scope_id", "incident_id", "action"):
-        source: Source = getattr(sources, name)
-        value = _find(request, source)
-        if isinstance(value, Refusal):
-            return value
-        if value is pointer.ABSENT or value is None or value == "":
-            found[name] = None
-        elif isinstance(value, str) and is_identifier(value):
-            found[name] = value
-        else:
-            return _refused(str(source), f"must be a string of {IDENTIFIER_RULE}")
-    parameters = _find(request, sources.parameters)
+        if isinstance(holder, OBJECT):
+            refusal = refusal_of[tuple(holder)]
+            if refusal is not None:
+                return refusal
+    find_scope_id, find_incident_id, find_action, find_parameters, *find_agents = sources.finders
+    scope_id = _identifier(find_scope_id(request), sources.scope_id)
+    if isinstance(scope_id, Refusal):
+        return scope_id
+    incident_id = _identifier(find_incident_id(request), sources.incident_id)
+    if isinstance(incident_id, Refusal):
+        return incident_id
+    action = _identifier(find_action(request), sources.action)
+    if isinstance(action, Refusal):
+        return action
+    parameters = find_parameters(request)
     if isinstance(parameters, Refusal):
         return parameters
-    if parameters is pointer.ABSENT or parameters is None or parameters == "":
+    if parameters is ABSENT or parameters is None or parameters == "":
         parameters = {}
-    if not isinstance(parameters, Mapping):
+    if not isinstance(parameters, OBJECT):
         return _refused(str(sources.parameters), "must be a JSON object")
-    agents = _target_agents(request, sources.target_agents)
+    agents = _target_agents(request, find_agents, sources.target_agents)
     if isinstance(agents, Refusal):
         return agents
-    return Claims(**found, parameters=parameters, target_agents=agents, body_bytes=request.body_bytes)
+    return Claims(
+        scope_id=scope_id,
+        incident_id=incident_id,
+        action=action,
+        parameters=parameters,
+        target_agents=agents,
+        body_bytes=request.body_bytes,
+    )
 
 
-def _target_agents(request: Request, sources: Iterable[Source]) -> tuple[str, ...] | Refusal:
+def _identifier(value: Any, source: Source) -> str | Refusal | None:
+    if is_identifier(value):
+        return value
+    if value is ABSENT or value is None or value == "":
+        return None
+    return (
+        value
+        if isinstance(value, Refusal)
+        else _refused(str(source), f"must be a string of {IDENTIFIER_RULE}")
+    )
+
+
+def _target_agents(
+    request: Request, finders: Iterable[Callable[[Request], Any]], sources: Iterable[Source]
+) -> tuple[str, ...] | Refusal:
     agents: tuple[str, ...] | None = None
-    for source in sources:
-        value = _find(request, source)
+    for find, source in zip(finders, sources, strict=True):
+        value = find(request)
         if isinstance(value, Refusal):
             return value
-        if value is pointer.ABSENT or value is None or value == "":
+        if value is ABSENT or value is None or value == "":
             continue
         if source.kind != "pointer":
             value = [value]
@@ -214,22 +257,34 @@ def _target_agents(request: Request, sources: Iterable[Source]) -> tuple[str, ..
     return agents or ()
 
 
-def _find(request: Request, source: Source) -> Any:
-    if source.kind == "pointer":
-        return pointer.follow(request.document, source.tokens)
+def _finder(source: Source) -> Callable[[Request], Any]:
+    """The function that finds a fact: it returns its value, `ABSENT`, or a refusal."""
+    name, tokens = source.name, source.tokens
     if source.kind == "path":
-        return request.path_params.get(source.name, pointer.ABSENT)
+        return lambda request: request.path_params.get(name, ABSENT)
     if source.kind == "query":
-        for name, value in request.query:
-            others = [] if name == source.name else [name]
-            others += [part.partition("=")[0] for part in value.split(";")[1:]]  # as older servers split
-            if any(_may_be_read_as(other, source.name) for other in others):
-                return _refused(str(source), "could be read from another place in the query as well")
-    pairs = request.query if source.kind == "query" else request.headers
+        return lambda request: _in_query(request.query, source)
+    if source.kind == "header":
+        return lambda request: _only_one(request.headers, source)
+    if len(tokens) == 1:
+        return lambda request: request.document.get(tokens[0], ABSENT)
+    return lambda request: pointer.follow(request.document, tokens)
+
+
+def _in_query(query: Sequence[tuple[str, str]], source: Source) -> Any:
+    for name, value in query:
+        others = [] if name == source.name else [name]
+        others += [part.partition("=")[0] for part in value.split(";")[1:]]  # as older servers split
+        if any(_may_be_read_as(other, source.name) for other in others):
+            return _refused(str(source), "could be read from another place in the query as well")
+    return _only_one(query, source)
+
+
+def _only_one(pairs: Sequence[tuple[str, str]], source: Source) -> Any:
     values = [value for name, value in pairs if name == source.name]
     if len(values) > 1:
         return _refused(str(source), "is given more than once")
-    return values[0] if values else pointer.ABSENT
+    return values[0] if values else ABSENT
 
 
 def _may_be_read_as(name: str, judged: str) -> bool:
@@ -247,3 +302,6 @@ def _may_be_read_as(name: str, judged: str) -> bool:
 
 def _refused(member: str, problem: str) -> Refusal:
     return Refusal("invalid_request", f"{member} {problem}.", {"member": member})
+
+
+DEFAULT_SOURCES = FactSources()

@@ -6,6 +6,7 @@ UTF-8, a byte order mark, trailing bytes, and more than 200 levels. Numbers are 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 from math import isinf
 from typing import Any
@@ -16,6 +17,7 @@ import jiter
 # numbers.
 MAX_DIGITS = 64
 MIN_EXPONENT, MAX_EXPONENT = -324, 308
+_INTEGERS = 10**MAX_DIGITS
 
 
 class NotJson(ValueError):
@@ -43,19 +45,22 @@ def parse_value(text: bytes) -> Any:
 
 
 def _bound_numbers(document: Any) -> None:
-    waiting: list[Any] = [document]
+    waiting: list[Iterable[Any]] = [(document,)]
     while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, list):
-            waiting.extend(value)
-        elif isinstance(value, Decimal):
-            beyond = value and not MIN_EXPONENT <= value.adjusted() <= MAX_EXPONENT
-            if beyond or len(value.as_tuple().digits) > MAX_DIGITS or _is_lost(value):
+        for value in waiting.pop():
+            kind = type(value)  # jiter makes no instances of subclasses
+            if kind is str:
+                continue
+            if kind is dict:
+                waiting.append(value.values())
+            elif kind is list:
+                waiting.append(value)
+            elif kind is Decimal:
+                beyond = value and not MIN_EXPONENT <= value.adjusted() <= MAX_EXPONENT
+                if beyond or len(value.as_tuple().digits) > MAX_DIGITS or _is_lost(value):
+                    raise NotJson("a number has too many digits or too large an exponent")
+            elif kind is int and not -_INTEGERS < value < _INTEGERS:
                 raise NotJson("a number has too many digits or too large an exponent")
-        elif isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
-            raise NotJson("a number has too many digits or too large an exponent")
 
 
 def _is_lost(number: Decimal) -> bool:

@@ -13,6 +13,7 @@ from sidecar.core.facts import Claims, Source
 from sidecar.core.policy import PolicySet, Rule
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
+from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 from sidecar.gate.places import Place
 from sidecar.live.snapshot import Snapshot
@@ -22,7 +23,7 @@ from sidecar.upstream import AnswerHead
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class RequestFacts:
     """The facts about a request that its decision record names, as far as they could be read."""
 
@@ -41,7 +42,7 @@ class RequestFacts:
         return self.policies.label(self.claims.action)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class GatedRequest:
     """A gated request that could be read: its facts, and the bytes to forward."""
 

@@ -1,7 +1,8 @@
 """Caches the executions that brakes count, so that a batch reads only the groups that are not cached yet.
 
 The cache stays true because only its writer changes the database, and the writer adds every commit to it.
-When a transaction fails, the whole cache is dropped and read again.
+When a transaction fails, the whole cache is dropped and read again. A busy window holds many thousands of
+executions, so a batch does not copy them: it lays its own changes over them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sidecar.core.brakes import AdmissionGroup, CountCache, groups_containing
 from sidecar.core.scope import Execution
@@ -22,6 +24,48 @@ MAX_COUNTS = 10_000
 REQUESTS_PER_CHECK = 256
 
 Reading = Callable[[sqlite3.Connection, AdmissionGroup, int], Sequence[Execution]]
+
+
+class Overlaid(dict[str, Execution]):
+    """Executions by name, over others that are not copied: what it lacks is looked up below.
+
+    It is for `[]` and `get` only. Everything else sees only what is above.
+    """
+
+    __slots__ = ("_below",)
+
+    def __init__(self, below: Mapping[str, Execution], above: Mapping[str, Execution] | None = None) -> None:
+        super().__init__(above or {})
+        self._below = below
+
+    def __missing__(self, name: str) -> Execution:
+        return self._below[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+
+class Grown(Sequence[str]):
+    """The names of a group, which are not copied, and those that a batch appends."""
+
+    __slots__ = ("_appended", "_stored")
+
+    def __init__(self, stored: Sequence[str]) -> None:
+        self._stored = stored
+        self._appended: list[str] = []
+
+    def append(self, name: str) -> None:
+        self._appended.append(name)
+
+    def __len__(self) -> int:
+        return len(self._stored) + len(self._appended)
+
+    def __getitem__(self, index: Any) -> Any:
+        beyond = index - len(self._stored)
+        return self._stored[index] if beyond < 0 else self._appended[beyond]
 
 
 @dataclass(slots=True)
@@ -48,16 +92,18 @@ class AdmissionCache:
 
     def of(
         self, connection: sqlite3.Connection, wanted: Mapping[AdmissionGroup, int]
-    ) -> tuple[dict[AdmissionGroup, list[str]], dict[str, Execution]]:
-        """The names of each group, at least as far back as wanted, and the executions that they name."""
+    ) -> tuple[dict[AdmissionGroup, Sequence[str]], Mapping[str, Execution]]:
+        """The names of each group, at least as far back as wanted, and the executions that they name.
+
+        Both are views: they grow with the cache, and the caller does not change them.
+        """
         if (
             len(self._groups) > MAX_GROUPS
             or len(self._executions) > MAX_EXECUTIONS
             or len(self.found) > MAX_COUNTS
         ):
             self.forget()
-        admissions: dict[AdmissionGroup, list[str]] = {}
-        executions: dict[str, Execution] = {}
+        admissions: dict[AdmissionGroup, Sequence[str]] = {}
         for group, since in wanted.items():
             kept = self._groups.get(group)
             if kept is None or kept.since > since:
@@ -68,8 +114,7 @@ class AdmissionCache:
                     self._age(group, kept, kept.earliest)
                 kept.earliest, kept.requests = since, 0
             admissions[group] = kept.names
-            executions.update((name, self._executions[name]) for name in kept.names)
-        return admissions, executions
+        return admissions, self._executions
 
     def learn(self, committed: Iterable[Execution]) -> None:
         """Add committed executions to the cache."""

@@ -14,6 +14,7 @@ from sidecar.core.command import AcceptClock, Admit, Bind, Command, Issue, Reply
 from sidecar.core.record import CausalRole, Entry
 from sidecar.core.scope import Execution, Scope
 from sidecar.files.jsonvalue import dumps
+from sidecar.store._admission_cache import Grown, Overlaid
 from sidecar.store.base import Bindings, ChainHead, Changes, LogRow
 
 # The most bindings that one record names, because the size of a record must be bounded.
@@ -35,8 +36,8 @@ def apply_all(
     """Apply commands in order, each to the state that the one before left. Link their records to the
     chain."""
     scopes = dict(state.scopes)
-    executions = dict(state.executions)
-    admissions = {group: list(found) for group, found in state.admissions.items()}
+    executions = Overlaid(state.executions)
+    admissions = {group: Grown(found) for group, found in state.admissions.items()}
     kept = set(state.kept)
     on = set(state.on)
     unbound = {request_id: list(seqs) for request_id, seqs in state.unbound.items()}

@@ -31,7 +31,7 @@ from sidecar.core.instant import SECOND
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import _rows as rows
-from sidecar.store._admission_cache import AdmissionCache
+from sidecar.store._admission_cache import AdmissionCache, Overlaid
 from sidecar.store._migrate import migrate
 from sidecar.store._ownership import Ownership
 from sidecar.store.base import (
@@ -96,7 +96,7 @@ def load(connection: sqlite3.Connection, names: Names, cache: AdmissionCache | N
     admissions, lately = (cache or AdmissionCache(counted)).of(connection, names.groups)
     return State(
         scopes=scopes,
-        executions=lately | executions,
+        executions=Overlaid(lately, executions),
         admissions=admissions,
         found=None if cache is None else cache.found,
         kept=frozenset(once),

@@ -5,8 +5,8 @@ config/cookbook/logs.md. Messages and the names of fields are a stable interface
 a body.
 
 A line goes through `logging`, as the lines of any library, unless nothing but the queue of a served process
-would hear it. Then it goes into that queue as it is, because a record of `logging` and its way to the handler
-take ten times as long as the line itself.
+would hear it. Then it goes straight into that queue, because a record of `logging` and its way to the handler
+take several times as long as the line itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from enum import Enum
 from functools import cached_property, partialmethod
 from logging import DEBUG, ERROR, INFO, WARNING
-from time import time
 from typing import Any, Protocol
 
 # The fields that a log line can carry beside time, level, logger, message and exc_info.
@@ -83,7 +82,7 @@ class EventQueue(Protocol):
     """A handler of `logging` that takes events as well as records."""
 
     def put(self, event: LogEvent, fields: dict[str, Any]) -> None:
-        """Write the line of an event. `fields` ends with `time`, in seconds since 1970."""
+        """Write the line of an event that happens now. It keeps `fields`."""
 
 
 # The handlers of the root logger while the only one of them is an EventQueue; otherwise empty.
@@ -467,8 +466,7 @@ class LogEvent(Enum):
     def log(self, *args: object, exc: BaseException | None = None, **fields: Any) -> None:
         """Write the line. `args` fill the message's `%s`; the traceback of `exc` comes with it, if given.
 
-        The values of `fields` are strings, finite numbers, booleans, None, or sequences of strings. A
-        sequence must not change afterwards, because the line may be formatted later.
+        The values of `fields` are strings, finite numbers, booleans, None, or sequences of strings.
         """
         if not args and exc is None:
             self.log_fields(fields)
@@ -484,7 +482,6 @@ class LogEvent(Enum):
             and _ROOT.handlers == QUEUE_ALONE
             and not (self.logger.handlers or self.logger.filters or _TOP.handlers)
         ):
-            fields["time"] = time()
             QUEUE_ALONE[0].put(self, fields)
         else:
             self._handle((), None, fields)

@@ -12,8 +12,9 @@ import select
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -28,9 +29,6 @@ LINES_A_WRITE = 256
 GATHER_SECONDS = 0.02
 FLUSH_SECONDS = 1.0
 
-# A line as it is written, or an event with its fields, of which the thread makes the line.
-_Line: TypeAlias = bytes | tuple[LogEvent, dict[str, Any]]
-
 
 class LogQueue(logging.Handler):
     """Replaces a StreamHandler. It takes records of `logging`, and events as they are (see `EventQueue`).
@@ -44,7 +42,7 @@ class LogQueue(logging.Handler):
         self.dropped = 0
         self._reported = 0
         self._descriptor = descriptor
-        self._waiting: SimpleQueue[_Line | threading.Event] = SimpleQueue()
+        self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         threading.Thread(target=self._write_for_ever, name="scopegate-log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -57,9 +55,12 @@ class LogQueue(logging.Handler):
             self.handleError(record)
 
     def put(self, event: LogEvent, fields: dict[str, Any]) -> None:
-        if self._waiting.qsize() < MAX_WAITING_LINES:
-            self._waiting.put((event, fields))
-        else:
+        if self._waiting.qsize() >= MAX_WAITING_LINES:
+            self._drop(1)
+            return
+        try:
+            self._waiting.put(event_line(event, fields, datetime.now(UTC)))
+        except Exception:  # as in `emit`
             self._drop(1)
 
     def flush(self) -> None:
@@ -74,7 +75,7 @@ class LogQueue(logging.Handler):
             # No other thread takes lines, so those that are counted here are there.
             more = min(self._waiting.qsize(), LINES_A_WRITE - 1)
             taken += [self._waiting.get_nowait() for _ in range(more)]
-            lines = self._lines(taken)
+            lines = [one for one in taken if isinstance(one, bytes)]
             if len(taken) < LINES_A_WRITE:
                 lines += self._report()
             try:
@@ -86,18 +87,6 @@ class LogQueue(logging.Handler):
                     one.set()
             if len(taken) < LINES_A_WRITE:
                 time.sleep(GATHER_SECONDS)
-
-    def _lines(self, taken: Iterable[_Line | threading.Event]) -> list[bytes]:
-        lines = []
-        for one in taken:
-            if isinstance(one, tuple):
-                try:
-                    lines.append(event_line(*one))
-                except Exception:  # as in `emit`: a line that cannot be made costs no other line
-                    self._drop(1)
-            elif isinstance(one, bytes):
-                lines.append(one)
-        return lines
 
     def _report(self) -> list[bytes]:
         """A log line that counts the lines dropped since the last such line; empty if none were dropped."""

@@ -48,12 +48,9 @@ class JsonFormatter(logging.Formatter):
         return _any_line(members) if line is None else line.decode()
 
 
-def event_line(event: LogEvent, fields: dict[str, Any]) -> bytes:
-    """The line of an event without arguments and traceback, as JsonFormatter formats it.
-
-    The last of `fields` is `time`, in seconds since 1970. It is replaced.
-    """
-    fields["time"] = datetime.fromtimestamp(fields["time"], UTC)
+def event_line(event: LogEvent, fields: dict[str, Any], time: datetime) -> bytes:
+    """The line of an event without arguments and traceback, as JsonFormatter formats it."""
+    fields["time"] = time
     line = _plain_line(fields)
     return _any_line(event.members | fields).encode() if line is None else event.json_head + line[1:]
 

@@ -8,8 +8,9 @@ The errors say what can be proven. A failure before the one write that begins a 
 Every failure from that write on raises `Unanswered`.
 """
 
-from sidecar.upstream._answer import AnswerHead, Failed, NotSent, TimedOut, Unanswered
+from sidecar.upstream._answer import Failed, NotSent, TimedOut, Unanswered
 from sidecar.upstream._client import Upstream, UpstreamTls
 from sidecar.upstream._exchange import Exchange
+from sidecar.upstream._head import AnswerHead
 
 __all__ = ["Exchange", "Failed", "AnswerHead", "NotSent", "UpstreamTls", "TimedOut", "Unanswered", "Upstream"]

@@ -22,21 +22,16 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-
 from sidecar.errors import ScopegateError
+from sidecar.upstream._head import AnswerHead, HeadReader, MalformedHead, whole_heads
 
 # The limit for all heads of one answer together, and for framing (chunk lines, trailers) between body bytes.
 MAX_HEAD_BYTES = 64 * 1024
 _PIECE = 64  # about Python's own overhead for one piece; counting it keeps tiny chunks from being free
 
 _FIRST_BYTE = ord("H")
-_VERSIONS = {"1.0": (1, 0), "1.1": (1, 1)}
 _EMPTY_LINE = b"\r\n\r\n"
-FRAMING = frozenset({b"content-length", b"transfer-encoding", b"upgrade"})
-FRAMING_SIZES = frozenset(map(len, FRAMING))
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
-_REASON = re.compile(_TEXT)
 _CHUNK_LINE_WHOLE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _TEXT + rb")?")
 _CHUNK_END_WHOLE = re.compile(rb"")
 _TRAILER_WHOLE = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:" + _TEXT + rb")?")
@@ -64,26 +59,6 @@ class Failed(Unanswered):
     """The exchange was reset, cut off, malformed or given up."""
 
 
-class AnswerHead:
-    """The head of an answer, with the reason and the headers as the bytes that arrived.
-
-    `content_length` is the number in its Content-Length, and None if it has none.
-    """
-
-    __slots__ = ("content_length", "headers", "reason", "status", "version")
-
-    def __init__(
-        self,
-        status: int,
-        reason: bytes,
-        headers: tuple[tuple[bytes, bytes], ...],
-        version: tuple[int, int],
-        content_length: int | None,
-    ) -> None:
-        self.status, self.reason, self.headers = status, reason, headers
-        self.version, self.content_length = version, content_length
-
-
 class AnswerState(Enum):
     """What the parser expects next, or how the answer ended."""
 
@@ -107,7 +82,7 @@ _COMPLETE, _FAILED = AnswerState.COMPLETE, AnswerState.FAILED
 
 
 class AnswerParser:
-    """Parses one answer from the bytes of its connection, without I/O. httptools calls the `on_` methods."""
+    """Parses one answer from the bytes of its connection, without I/O."""
 
     # Every exchange makes a parser, so the first values stand here, where making one does not cost anything.
     state = _HEAD
@@ -117,10 +92,8 @@ class AnswerParser:
     waiting = 0  # size of the pieces, with an overhead for each
     tunnel = False  # the upstream switched protocols; stays set after the end
     reusable = False  # the connection can carry another exchange
-    _http: HttpResponseParser | None = None  # parses the head that has begun
+    _reader: HeadReader | None = None  # of the head that has begun
     _seam = b""  # the last bytes of that head so far; its empty line may have begun in them
-    _status: int | None = None  # status of a head that llhttp has read
-    _reason, _keep_alive = b"", False
     _overhead = 0  # bytes of heads, or of framing since the last body byte
     _left = 0  # bytes that remain of the body or the chunk
     _line: bytearray  # the unfinished framing line
@@ -129,7 +102,6 @@ class AnswerParser:
         """`bodyless`: the request was a HEAD. `offer`: the protocol that the upstream may switch to."""
         self.pieces: list[bytes] = []
         self._bodyless, self._offer = bodyless, offer
-        self._headers: list[tuple[bytes, bytes]] = []
 
     @property
     def complete(self) -> bool:
@@ -176,11 +148,9 @@ class AnswerParser:
 
     def _take_head(self, data: bytes, at: int) -> int:
         """Parse a head up to its empty line. Judge it once it is whole."""
-        http, seam = self._http, self._seam
-        if http is None:
-            if data[at] != _FIRST_BYTE:
-                return self._fail("it does not begin with HTTP")  # llhttp would skip empty lines
-            http = self._http = HttpResponseParser(self)
+        reader, seam = self._reader, self._seam
+        if reader is None and data[at] != _FIRST_BYTE:
+            return self._fail("it does not begin with HTTP")  # llhttp would skip empty lines
         if seam and (found := (seam + data[at : at + 3]).find(_EMPTY_LINE)) >= 0:
             end = at + found - len(seam) + 4
         elif (found := data.find(_EMPTY_LINE, at)) >= 0:
@@ -192,74 +162,38 @@ class AnswerParser:
             return self._fail(f"more than {MAX_HEAD_BYTES} bytes of head")
         piece = data[at:end]
         try:
-            http.feed_data(piece)
-        except HttpParserUpgrade:
-            pass  # llhttp has read the head; `_judge` decides whether the upstream may switch
-        except HttpParserError as exc:
-            return self._fail(str(exc), exc)
-        status = self._status
-        if (status is None) == (found >= 0):
-            return self._fail("its head does not end in an empty line")
-        if status is None:
+            if reader is None and found >= 0:
+                self._judge(whole_heads[piece])
+                return end
+            if reader is None:
+                reader = self._reader = HeadReader()
+            head = reader.feed(piece, last=found >= 0)
+        except MalformedHead as exc:
+            return self._fail(str(exc), exc.__cause__)
+        if head is None:
             self._seam = (seam + piece[-3:])[-3:]
-            return end
-        # llhttp's parser refers back to this one. Dropping it breaks the cycle, so that an exchange is freed
-        # without the cycle collector.
-        self._http = None
-        begun_here = not seam and piece.startswith(b"HTTP/1.1 ")
-        self._judge(status, "1.1" if begun_here else http.get_http_version())
-        if self.state is _HEAD:  # it was an interim answer
-            self._seam, self._status, self._reason, self._headers = b"", None, b"", []
+        else:
+            self._reader, self._seam = None, b""
+            self._judge(head)
         return end
 
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason  # httptools calls this once for each part if packets split the reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        http = self._http
-        assert http is not None
-        self._status, self._keep_alive = http.get_status_code(), http.should_keep_alive()
-
-    def _judge(self, status: int, version: str) -> int | None:
-        """Accept a whole head or fail. The next state follows from its framing headers."""
-        if not 100 <= status <= 599 or version not in _VERSIONS:
-            return self._fail(f"HTTP version {version}, status {status}")
-        reason, headers = self._reason, self._headers
-        if _REASON.fullmatch(reason) is None:
-            return self._fail("a control character in its reason")
-        lengths: list[bytes] = []
-        codings: list[bytes] = []
-        upgrades: list[bytes] = []
-        for index, (name, value) in enumerate(headers):
-            if len(name) in FRAMING_SIZES and (known := name.lower()) in FRAMING:
-                value = value.strip(b" \t")
-                if known == b"content-length":
-                    # Without the white space, because other parsers may not read a value with it as a number.
-                    headers[index] = name, value
-                    lengths.append(value)
-                elif known == b"transfer-encoding":
-                    codings.append(value.lower())
-                else:
-                    upgrades.append(value.lower())
-        if len(lengths) > 1 or (lengths and not lengths[0].isdigit()):
-            return self._fail(f"Content-Length {b', '.join(lengths)!r}")
-        length = int(lengths[0]) if lengths else None
+    def _judge(self, head: AnswerHead) -> int | None:
+        """Accept a head or fail. The next state follows from its framing."""
+        status, length, codings = head.status, head.content_length, head.codings
         if status < 200:
             if length or codings:
                 return self._fail(f"status {status} with a body")
             if status != 101:
                 return None
-            if self._offer is None or upgrades != [self._offer.strip().lower()]:
+            if self._offer is None or head.upgrades != (self._offer.strip().lower(),):
                 return self._fail("it switches to a protocol that was not offered")
-        bodyless = self._bodyless or status in (204, 304)
-        if codings and not bodyless and (lengths or codings != [b"chunked"]):
+        bodyless = self._bodyless or status == 204 or status == 304
+        if codings and not bodyless and (length is not None or codings != (b"chunked",)):
             # The client could not undo another coding, because this header goes no further.
-            return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}" + " with a length" * bool(lengths))
-        self.head = AnswerHead(status, reason, tuple(headers), _VERSIONS[version], length)
-        self.reusable = self._keep_alive and version == "1.1"
+            with_length = " with a length" * (length is not None)
+            return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}{with_length}")
+        self.head = head
+        self.reusable = head.keep_alive and head.version == (1, 1)
         self._overhead = 0
         if status == 101:
             self.state, self.tunnel = _TUNNEL, True
@@ -282,12 +216,12 @@ class AnswerParser:
         return end
 
     def _take_counted(self, data: bytes, at: int) -> int:
-        end = min(len(data), at + self._left)
-        self._left -= end - at
-        self._keep(data, at, end)
-        if not self._left:
-            self.state = _COMPLETE if self.state is _COUNTED else _CHUNK_END
-        return end
+        size, left = len(data) - at, self._left
+        if size < left:
+            self._left = left - size
+            return self._keep(data, at, at + size)
+        self.state = _COMPLETE if self.state is _COUNTED else _CHUNK_END
+        return self._keep(data, at, at + left)
 
     def _take_line(self, data: bytes, at: int) -> int:
         """Parse a framing line. The next state follows once the line is whole."""
@@ -319,7 +253,7 @@ class AnswerParser:
     def _fail(self, fault: str, cause: BaseException | None = None) -> int:
         """Fail the answer and drop its head and body. Return 0, because `feed` parses nothing more."""
         self.state, self.fault, self.cause = _FAILED, fault, cause
-        self.head = self._http = None
+        self.head = self._reader = None
         self.reusable = False
         self.pieces.clear()
         self.waiting = 0

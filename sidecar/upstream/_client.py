@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from sidecar.files.tls import Credentials, describe_failure
-from sidecar.receiving import ReadBuffer
 from sidecar.settings.addresses import Address, SocketFile
 from sidecar.timers import Deadlines
-from sidecar.upstream._answer import FRAMING, FRAMING_SIZES, AnswerParser, NotSent
+from sidecar.upstream._answer import AnswerParser, NotSent
 from sidecar.upstream._exchange import Exchange, UpstreamConnection
+from sidecar.upstream._head import FRAMING, FRAMING_SIZES
 
+_SPACE = ord(" ")
 _WITH_BODY = (b"POST", b"PUT", b"PATCH")
 _STEP_SECONDS = 0.001
 _VERDICT_SECONDS = 0.1
@@ -59,7 +60,6 @@ class Upstream:
         self._connections: set[UpstreamConnection] = set()
         self._opening = 0
         self._deadlines = Deadlines()
-        self._read_buffer = ReadBuffer()
         self._idle: deque[UpstreamConnection] = deque()  # the longest idle one first
         self._waiters: OrderedDict[asyncio.Future[UpstreamConnection | None], None] = OrderedDict()
 
@@ -118,7 +118,7 @@ class Upstream:
         """Connect to the upstream over TCP, TLS or a Unix socket."""
         loop = asyncio.get_running_loop()
         address, secured = self._address, self._secured
-        new = partial(UpstreamConnection, self._where, self._deadlines, self._read_buffer)
+        new = partial(UpstreamConnection, self._where, self._deadlines)
         if isinstance(address, SocketFile):
             _, connection = await loop.create_unix_connection(new, sock=await _to_socket_file(address))
             return connection
@@ -282,7 +282,7 @@ def request_head(
 
     Raises ValueError if the head or the framing is not valid.
     """
-    if not method or not target or b" " in method or b" " in target:
+    if not method or not target or _SPACE in method or _SPACE in target:
         raise ValueError(f"not a method and a target: {method!r} {target!r}")
     promised: int | None = None
     offer: bytes | None = None

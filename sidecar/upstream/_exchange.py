@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 import ssl
 from collections.abc import AsyncIterable
@@ -11,9 +12,10 @@ from functools import partial
 from typing import Protocol, cast
 
 from sidecar.files.tls import describe_failure
-from sidecar.receiving import ReadBuffer, Receiver
+from sidecar.receiving import limit_reads
 from sidecar.timers import Deadline, Deadlines
-from sidecar.upstream._answer import AnswerHead, AnswerParser, AnswerState, Failed, TimedOut, Unanswered
+from sidecar.upstream._answer import AnswerParser, AnswerState, Failed, TimedOut, Unanswered
+from sidecar.upstream._head import AnswerHead
 
 _ONE_WRITE = 64 * 1024  # a longer body is written on its own, because joining it to the head would copy it
 _PAUSE_ABOVE = 256 * 1024  # bytes that wait for the caller; `read` takes all of them and resumes reading
@@ -34,7 +36,7 @@ class Exchange:
     _sender: asyncio.Task[None] | None = None  # sends a streamed body
     _waiter: asyncio.Future[None] | None = None
     _deadline: Deadline | None = None  # of the head
-    _sent_at = 0.0  # time of the last write of a streamed body
+    _sent_at = -math.inf  # time of the last write of a streamed body
     _write_ended = False
 
     def __init__(self, connection: UpstreamConnection, parser: AnswerParser) -> None:
@@ -255,14 +257,14 @@ class Pool(Protocol):
         """The connection can carry another exchange."""
 
 
-class UpstreamConnection(Receiver):
+class UpstreamConnection(asyncio.Protocol):
     """One connection. It carries one exchange at a time. Bytes outside an exchange make it close."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
 
-    def __init__(self, where: str, deadlines: Deadlines, read_buffer: ReadBuffer) -> None:
-        self.where, self.deadlines, self.read_buffer = where, deadlines, read_buffer
+    def __init__(self, where: str, deadlines: Deadlines) -> None:
+        self.where, self.deadlines = where, deadlines
         self.exchange: Exchange | None = None
         self.pool: Pool | None = None  # set once the connection holds a slot
         self.idle_since = 0.0
@@ -277,6 +279,7 @@ class UpstreamConnection(Receiver):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport = cast(asyncio.Transport, transport)  # asyncio itself sets TCP_NODELAY
+        limit_reads(transport)
         self._tls = transport.get_extra_info("ssl_object")
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 

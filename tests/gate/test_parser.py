@@ -201,6 +201,15 @@ async def test_nothing_is_lost_behind_an_offer_that_is_not_taken_up(
         assert made.refusals == made.broken == []
 
 
+async def test_a_request_for_a_websocket_is_reported_once_its_body_has_ended() -> None:
+    loop = asyncio.get_running_loop()
+    head = POST + b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\n"
+    for pieces in ways(head + b"Hello"):
+        parser = RequestParser(Protocol(loop), loop, broke=lambda body: None, refusal_of=refusal_of)
+        reported = [parser.feed_data(piece)[1] for piece in pieces]
+        assert reported == [False] * (len(pieces) - 1) + [True], pieces
+
+
 async def test_the_preface_of_http2_behind_an_offer_is_refused() -> None:
     for pieces in ways(POST + OFFER + b"Content-Length: 5\r\n\r\nHelloPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
         made = await fed(*pieces)

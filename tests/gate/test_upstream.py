@@ -18,6 +18,7 @@ from sidecar.upstream import Exchange, Failed, NotSent, TimedOut, Unanswered, Up
 from sidecar.upstream._answer import AnswerParser, AnswerState
 from sidecar.upstream._client import request_head
 from sidecar.upstream._exchange import UpstreamConnection
+from sidecar.upstream._head import whole_heads
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Connect = Callable[..., Upstream]
@@ -451,6 +452,50 @@ def test_a_connection_with_more_to_come_or_none_is_not_reusable(raw: bytes, head
     assert not parser.reusable
     assert parser.head is not None
     assert parser.head.status in (200, 204)
+
+
+def verdict(raw: bytes, *, head_only: bool = False, offer: bytes | None = None) -> tuple[object, ...]:
+    parser = AnswerParser(head_only, offer)
+    parser.feed(raw)
+    head = parser.head
+    shown = (head.status, head.reason, head.headers, head.version, head.content_length) if head else None
+    return parser.state, parser.fault, parser.reusable, parser.tunnel, tuple(parser.pieces), shown
+
+
+def test_a_head_that_was_read_before_gives_what_it_gave_then_and_no_other_head_does() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx"
+    changed = [
+        raw[:at] + other + raw[at + 1 :] for at in range(len(raw)) for other in (b"0", b"1", b"\n", b" ", b"")
+    ]
+    for answer in (raw, *changed):
+        whole_heads.clear()
+        first = verdict(answer)
+        verdict(raw)
+        assert verdict(answer) == verdict(answer) == first
+
+
+@pytest.mark.parametrize("framing", [SAYS_FIVE, b"Transfer-Encoding: gzip\r\n\r\n", b"\r\n"])
+def test_a_head_that_was_read_before_is_judged_for_each_request(framing: bytes) -> None:
+    asked: list[dict[str, Any]] = [{}, {"head_only": True}, {"offer": b"websocket"}, {"offer": b"h2c"}]
+    for status in (b"200 OK", b"204 No", b"101 S\r\nConnection: upgrade\r\nUpgrade: websocket"):
+        raw = b"HTTP/1.1 " + status + b"\r\n" + framing
+        alone = []
+        for each in asked:
+            whole_heads.clear()
+            alone.append(verdict(raw, **each))
+        assert [verdict(raw, **each) for each in asked] == alone
+        assert [verdict(raw, **each) for each in reversed(asked)] == alone[::-1]
+
+
+def test_few_heads_are_kept_and_no_large_ones() -> None:
+    whole_heads.clear()
+    for number in range(1000):
+        verdict(b"HTTP/1.1 200 OK\r\nX: %d\r\n\r\n" % number)
+    assert 0 < len(whole_heads) <= 64
+    whole_heads.clear()
+    verdict(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2048 + b"\r\n\r\n")
+    verdict(b"HTTP/1.1 200 OK\r\nA: malformed")
+    assert not whole_heads
 
 
 # What comes back: over sockets

@@ -284,3 +284,37 @@ def test_a_query_names_one_target_agent() -> None:
 @pytest.mark.parametrize("wrong", ["a-1", [7], [""], {"a": 1}, 7])
 def test_target_agents_are_a_list_of_identifiers(wrong: object) -> None:
     assert refusal_of(target_agents=wrong).members == {"member": "/target_agents"}
+
+
+def test_documents_with_the_same_keys_keep_their_own_values() -> None:
+    for value in ("a", "b", "a"):
+        assert claims_of(scope_id=value, parameters={"note": value}) == Claims(
+            scope_id=value, parameters={"note": value}
+        )
+
+
+def test_a_list_of_keys_is_refused_as_often_as_it_comes_and_in_its_own_order() -> None:
+    for _ in range(2):
+        assert refusal_of(Action="a", __proto__={}).members == {"member": "/Action"}
+        assert refusal_of(__proto__={}, Action="a").members == {"member": "/__proto__"}
+        assert refusal_of(parameters={"Target_agents": []}).members == {"member": "/parameters/Target_agents"}
+        # A key that is harmless in one object is a lookalike in another.
+        assert refusal_of(Target_agents=[]).members == {"member": "/Target_agents"}
+        assert claims_of(parameters={"Action": "a"}).parameters == {"Action": "a"}
+
+
+def test_other_sources_judge_the_same_keys_by_themselves() -> None:
+    elsewhere = FactSources(action=Source.parse("/Action"))
+    document = {"Action": "a"}
+    assert read(Request(document=document), elsewhere) == Claims(action="a")
+    assert isinstance(read(Request(document=document), DEFAULT_SOURCES), Refusal)
+
+
+def test_the_keys_that_many_clients_send_take_bounded_memory() -> None:
+    sources = FactSources()
+    for number in range(600):
+        read(Request(document={f"key{number}": number}), sources)
+    read(Request(document={"k" * 2000: 1}), sources)
+    for _, judged in sources.watched:
+        assert len(judged) <= 256
+        assert all(len("".join(keys)) <= 1024 for keys in judged)

@@ -130,7 +130,7 @@ def as_a_record(event: LogEvent, fields: dict[str, Any]) -> str:
     ),
 )
 def test_the_line_of_an_event_is_that_of_its_record(event: LogEvent, fields: dict[str, Any]) -> None:
-    written = event_line(event, {**fields, "time": CREATED.timestamp()})
+    written = event_line(event, {**fields}, CREATED)
     assert written.decode("ascii") == as_a_record(event, fields)
 
 

@@ -45,6 +45,29 @@ def message(answer: Answer) -> str:
     return answer.refusal.message
 
 
+def test_a_remembered_place_is_that_of_its_own_path() -> None:
+    paths = GatedPaths((NAMED, EXACT))
+    targets = ["/v1/incidents/a/run", "/v1/incidents/b/run?x", "/v1/run", "/V1/run", "/v1/run/", "/v1/runs"]
+    fresh = [GatedPaths((NAMED, EXACT)).place(target) for target in targets]
+    assert len({str(place) for place in fresh}) == len(targets)
+    for _ in range(2):
+        assert [paths.place(target) for target in targets] == fresh
+
+
+def test_other_routes_do_not_remember_the_places_of_these() -> None:
+    assert GatedPaths((NAMED, EXACT)).place("/v1/run") == Gated(1, {})
+    assert GatedPaths((EXACT,)).place("/v1/run") == Gated(0, {})
+    assert GatedPaths((NAMED,)).place("/v1/run") is None
+
+
+def test_a_header_decides_in_any_spelling_of_its_name() -> None:
+    for known in ("upgrade", *module.OVERRIDES, *module.ORIGINALS, *module.REBUILDING):
+        assert module.decides(known)
+        assert module.decides(known.upper().replace("-", "_"))
+    for name in ("", "Host", "Connection", "X-Forwarded-For", "Accept", "Scopegate-Decision-Id", "X-Upgrade"):
+        assert not module.decides(name)
+
+
 # ---- the default route, tables ---------------------------------------------------------------------
 
 LITERAL = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
@@ -12,10 +12,11 @@ from urllib.parse import parse_qsl
 from sidecar.core.bounds import incomplete
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.target import Gated, PassThrough, Rejected, classify
+from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.gate.places import Place
-from sidecar.ids import new_traceparent
+from sidecar.ids import new_trace_ids
 from sidecar.live.snapshot import Snapshot
 from sidecar.settings.sections import Route
 from sidecar.telemetry.tracing import trace_ids
@@ -29,7 +30,7 @@ from sidecar.web.wire.request import request_id_of, tenant_of
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
 
 
-@dataclass(slots=True)
+@valueclass
 class Course:
     """The classification of a gated request: its verdict, its route, and whether that is in shadow mode."""
 
@@ -43,17 +44,19 @@ def course_of(request: DataRequest, target: str, snapshot: Snapshot) -> Course |
 
     A request that an enforced route matches in any reading is enforced, even if other routes match it.
     """
-    asked = request.method, target, request.fields.deciding(), request.body_exists
-    verdict, routes, shadow = classify(*asked, snapshot.gated_paths), snapshot.settings.gate.routes, False
+    method, headers, has_body = request.method, request.fields.deciding(), request.body_exists
+    verdict = classify(method, target, headers, has_body, snapshot.gated_paths)
     if isinstance(verdict, PassThrough):
         return None
+    routes, shadow = snapshot.settings.gate.routes, False
     if len(snapshot.enforced) < len(routes):
-        enforced = classify(*asked, snapshot.enforced_paths)
+        enforced = classify(method, target, headers, has_body, snapshot.enforced_paths)
         if isinstance(enforced, PassThrough):
             shadow = True
         else:
             verdict, routes = enforced, snapshot.enforced
-    return Course(verdict, routes[verdict.index] if isinstance(verdict, Gated) else None, shadow)
+    route = routes[verdict.index] if isinstance(verdict, Gated) else None
+    return Course(verdict=verdict, route=route, shadow=shadow)
 
 
 def facts_of(request: DataRequest, snapshot: Snapshot) -> RequestFacts:
@@ -111,7 +114,7 @@ async def read_gated(
     if missing is not None:
         return missing  # recorded, and passed through unchanged
     request_id = request_id_of(fields)
-    headers, traceparent = _upstream_headers(fields, judged, len(raw), request_id, bounds.annotate_response)
+    headers, ids = _upstream_headers(fields, judged, len(raw), request_id, bounds.annotate_response)
     trace = request.trace
     return GatedRequest(
         facts=RequestFacts(
@@ -129,7 +132,7 @@ async def read_gated(
         snapshot=snapshot,
         place=place,
         shadow=course.shadow,
-        log_fields=trace.ids or trace_ids(traceparent),
+        log_fields=trace.ids or ids,
         trace=trace,
     )
 
@@ -159,8 +162,8 @@ def _judged_headers(of_facts: frozenset[str], tenant_header: str | None) -> Judg
 
 def _upstream_headers(
     fields: HeaderFields, judged: JudgedHeaders, body_bytes: int, request_id: str, annotated: bool
-) -> tuple[list[tuple[bytes, bytes]], str]:
-    """The headers for the backend, and the traceparent in them."""
+) -> tuple[list[tuple[bytes, bytes]], Mapping[str, str]]:
+    """The headers for the backend, and the ids of the trace that they name."""
     # A header that was judged must reach the backend, even if Connection names it as hop-by-hop.
     ended = fields.ended_by_connection() - judged.kept
     if annotated:
@@ -168,12 +171,13 @@ def _upstream_headers(
     headers = fields.forwarded(ended=ended, ours=False)
     if annotated:
         headers.append((b"Accept-Encoding", b"identity"))
-    if b"content-length" not in fields:
+    if b"content-length" not in fields.places:
         headers.append((b"Content-Length", b"%d" % body_bytes))
-    if b"x-request-id" not in fields or b"x-request-id" in ended:
+    if b"x-request-id" not in fields.places or b"x-request-id" in ended:
         headers.append((b"X-Request-Id", request_id.encode("utf-8")))
     traceparent = None if b"traceparent" in ended else fields.text(b"traceparent")
-    if traceparent is None:
-        traceparent = new_traceparent()
-        headers.append((b"traceparent", traceparent.encode()))
-    return headers, traceparent
+    if traceparent is not None:
+        return headers, trace_ids(traceparent)
+    trace_id, span_id = new_trace_ids()
+    headers.append((b"traceparent", f"00-{trace_id}-{span_id}-01".encode()))
+    return headers, {"trace_id": trace_id, "span_id": span_id}

@@ -115,8 +115,8 @@ class PassThroughProxy:
         body: bytes | AsyncIterator[bytes] | None = None
         chunked = False
         if request.body_exists and not upgrading:
-            chunked = b"content-length" not in fields
-            if not chunked and recorded is None and b"expect" not in fields:
+            chunked = b"content-length" not in fields.places
+            if not chunked and recorded is None and b"expect" not in fields.places:
                 body = request.whole_body()
             if body is None:
                 body = _body(request, recorded.taken if recorded else Taken())
@@ -295,8 +295,8 @@ class _Inbound:
 
 def uncarried(fields: HeaderFields) -> Refusal | None:
     """Why the framing of a request makes it impossible to forward; None if it can be forwarded."""
-    codings = fields.values(b"transfer-encoding")
-    if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
+    codings = [coding.strip().lower() for coding in fields.values(b"transfer-encoding")]
+    if codings and codings != [b"chunked"]:
         # The backend could not undo another coding, because the sidecar does not forward this header.
         return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
     return None
@@ -305,17 +305,21 @@ def uncarried(fields: HeaderFields) -> Refusal | None:
 def is_websocket(request: DataRequest) -> bool:
     """Whether the client asks to switch to a WebSocket (RFC 6455, section 4.1)."""
     fields = request.fields
-    if not wants_websocket(fields.deciding()) or request.method != "GET" or request.body_exists:
+    if not _offers_websocket(fields) or request.method != "GET" or request.body_exists:
         return False
     options = ",".join(fields.texts(b"connection")).lower().split(",")
     return "upgrade" in (option.strip() for option in options)
+
+
+def _offers_websocket(fields: HeaderFields) -> bool:
+    return b"upgrade" in fields.places and wants_websocket(fields.deciding())
 
 
 def upgrade_refusal(request: DataRequest) -> Refusal | None:
     """Refuse every protocol switch but a WebSocket. CONNECT would carry requests past the gate."""
     if request.method == "CONNECT":
         return Refusal("upgrade_refused", "CONNECT is refused.")
-    if wants_websocket(request.fields.deciding()) and not is_websocket(request):
+    if _offers_websocket(request.fields) and not is_websocket(request):
         message = "A WebSocket begins with a GET without a body, with Connection: Upgrade."
         return Refusal("upgrade_refused", message)
     return None

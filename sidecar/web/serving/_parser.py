@@ -26,7 +26,7 @@ A method that the parser does not know is refused. The refusal names the method,
 secret, but only once the whole method has arrived, and only if it is a short token. The request line is never
 changed to suit the parser.
 
-This file and `connections` rely on internals of aiohttp's parser and its request handler.
+This file, `connections` and `dataconnection` rely on internals of aiohttp's parser and its connections.
 tests/gate/test_parser.py fails if they change.
 """
 
@@ -41,6 +41,7 @@ from typing import Any
 from aiohttp import http_exceptions as faults
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import _ErrInfo
@@ -59,6 +60,7 @@ PIPELINED = 2
 MAX_CHUNK_EXTRA_BYTES = 16 * 1024
 CHUNK_EXTRA_PER_BYTE = 16
 
+_VERSIONS = (HttpVersion11, HttpVersion10)
 _END = b"\r\n\r\n"
 _NO_TRAILERS = b"\n0\r\n\r\n"
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # RFC 9110, section 5.6.2
@@ -93,7 +95,7 @@ class BrokenBody(web.RequestPayloadError):
 
 
 class RequestParser:
-    """Replaces the parser of `RequestHandler`, with the methods that `RequestHandler` calls.
+    """The parser of a connection. It also has the methods that aiohttp's own connections call.
 
     The parser calls `broke` with a broken body, after it has set the exception on that body. `refusal_of`
     translates a fault into the refusal that answers the request.
@@ -126,7 +128,7 @@ class RequestParser:
         self._begin = b""  # the first bytes of that head
         self._last = b""  # the last bytes of the last piece
 
-    # What aiohttp calls ------------------------------------------------------------------------
+    # What connections call ---------------------------------------------------------------------
 
     def feed_data(self, data: bytes) -> tuple[list[Message], bool, bytes]:
         """Return the requests that begin in the data, whether the last one asks for another protocol, and the
@@ -224,10 +226,13 @@ class RequestParser:
         """The end of the piece that begins at `at`: at the latest, the end of a head or a body."""
         if self._left:
             return min(len(data), at + self._left)
-        before = self._last[-3:]
-        found = (before + data[at : at + 3]).find(_END)  # the empty line may have begun in an earlier piece
-        if found >= 0:
-            return at + found + len(_END) - len(before)
+        if self._last:
+            before = self._last[-3:]
+            found = (before + data[at : at + 3]).find(
+                _END
+            )  # the empty line may have begun in an earlier piece
+            if found >= 0:
+                return at + found + len(_END) - len(before)
         found = data.find(_END, at)
         return len(data) if found < 0 else found + len(_END)
 
@@ -236,52 +241,65 @@ class RequestParser:
             self._begin += piece[:_FORESEEN]
             self._failed(self._fault, messages)
             return False, b""
-        body = self._payload
-        in_body, counted = not body.is_eof(), self._left > 0
-        if not in_body:
+        body, counted = self._payload, self._left > 0
+        in_head = body.is_eof()
+        if in_head:
             self._head += len(piece)
-            if len(self._begin) < _FORESEEN:
-                self._begin = (self._begin + piece[: 2 * _FORESEEN]).lstrip(b"\r\n")
         elif counted:
             self._left -= len(piece)
         else:
             self._chunked += len(piece)
-        self._last = b"" if counted else (piece if len(piece) > 5 else self._last + piece)[-6:]
+            self._keep_last(piece)
         try:
             found, upgraded, tail = self._parser.feed_data(piece)
+            for message, payload in found:  # at most one
+                self._found(message, payload, messages)
+            if in_head:
+                if self._head > MAX_HEAD_BYTES:
+                    raise TooLong("the head")
+                if self._head:
+                    self._keep_begin(piece)
+                    self._keep_last(piece)
+            elif not counted:
+                self._check_chunks(body)
         except faults.HttpProcessingError as exc:
+            if in_head:
+                self._keep_begin(piece)
             self._failed(exc, messages)
             return False, b""
-        for message, payload in found:  # at most one
-            self._found(message, payload, messages)
-        if in_body and not counted:
-            self._check_chunks(body, messages)
-        elif self._head > MAX_HEAD_BYTES:
-            self._failed(TooLong("the head"), messages)
-        return upgraded and not self.dead, tail
+        return upgraded, tail
 
     def _found(self, message: RawRequestMessage, payload: StreamReader, messages: list[Message]) -> None:
-        if tuple(message.version) not in ((1, 0), (1, 1)):
-            return self._failed(faults.BadStatusLine("version"), messages)
+        if message.version not in _VERSIONS:
+            raise faults.BadStatusLine("version")
         if self._head > MAX_HEAD_BYTES:
-            return None  # `_feed` refuses it
-        head, self._head, self._begin = self._head, 0, b""
-        self._payload, self._chunked = payload, 0
-        if not payload.is_eof() and not message.chunked:
-            self._left = int(message.headers["Content-Length"])
-        self._waiting.append((head, payload))
+            return  # `_feed` refuses it
+        self._waiting.append((self._head, payload))
         messages.append((message, payload))
-        return None
+        self._payload, self._head, self._begin, self._last = payload, 0, b"", b""
+        if not payload.is_eof():
+            if message.chunked:
+                self._chunked, self._last = 0, _END
+            else:
+                self._left = int(message.headers["Content-Length"])
 
-    def _check_chunks(self, body: StreamReader, messages: list[Message]) -> None:
+    def _keep_begin(self, piece: bytes) -> None:
+        if len(self._begin) < _FORESEEN:
+            self._begin = (self._begin + piece[: 2 * _FORESEEN]).lstrip(b"\r\n")
+
+    def _keep_last(self, piece: bytes) -> None:
+        self._last = (piece if len(piece) > 5 else self._last + piece)[-6:]
+
+    def _check_chunks(self, body: StreamReader) -> None:
         if body.is_eof():
             if not self._last.endswith(_NO_TRAILERS):
                 self._parser = self._new()
+            self._last = b""
         elif (
             not self._paused  # while paused, the parser has not seen all of the body
             and self._chunked > MAX_CHUNK_EXTRA_BYTES + (1 + CHUNK_EXTRA_PER_BYTE) * body.total_bytes
         ):
-            self._failed(TooLong("chunks"), messages)
+            raise TooLong("chunks")
 
     def _failed(self, fault: faults.HttpProcessingError, messages: list[Message]) -> None:
         body = self._payload

@@ -26,7 +26,7 @@ _NO_ROOM = Refusal("overloaded", "Request bodies hold as much memory as they may
 
 def media_type_refusal(fields: HeaderFields) -> Refusal | None:
     """Require exactly one content type `application/json`, no charset but utf-8, and no content encoding."""
-    if b"content-encoding" in fields:
+    if b"content-encoding" in fields.places:
         return Refusal("unsupported_media_type", "A body with a Content-Encoding cannot be judged.")
     types = fields.values(b"content-type")
     if len(types) != 1:

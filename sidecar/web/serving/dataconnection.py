@@ -27,7 +27,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.tcp_helpers import tcp_keepalive
 from aiohttp.web_protocol import ERROR, _ErrInfo
 
-from sidecar.receiving import ReadBuffer, Receiver
+from sidecar.receiving import limit_reads
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.serving._parser import PIPELINED, READ_AHEAD_BYTES, Message, Overloaded, RequestParser
 from sidecar.web.serving._responses import serialized
@@ -98,7 +98,6 @@ class DataServer:
         self.head_timeout_seconds = head_timeout_seconds
         self.connections: set[DataConnection] = set()  # those that are open, or still answer a request
         self.buffers = Buffers(self.connections)
-        self.read_buffer = ReadBuffer()
 
     def __call__(self) -> DataConnection:
         return DataConnection(self)
@@ -114,7 +113,7 @@ class DataServer:
         self.connections.clear()
 
 
-class DataConnection(BaseProtocol, Receiver):
+class DataConnection(BaseProtocol):
     """One connection of the data listener."""
 
     def __init__(self, server: DataServer) -> None:
@@ -122,7 +121,6 @@ class DataConnection(BaseProtocol, Receiver):
         self._requests = RequestParser(self, loop, broke=self._body_broke, refusal_of=refusal_of)
         super().__init__(loop, self._requests)  # type: ignore[arg-type]  # has what BaseProtocol calls
         self._server = server
-        self.read_buffer = server.read_buffer
         self.remote: str | None = None  # the client's address, as logs show it
         # Called when the client goes away, or breaks off its body, while a request is being answered.
         self.on_lost: Callable[[], object] | None = None
@@ -143,6 +141,7 @@ class DataConnection(BaseProtocol, Receiver):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        limit_reads(transport)
         assert self.transport is not None
         tcp_keepalive(self.transport)
         peer = transport.get_extra_info("peername")

@@ -105,39 +105,39 @@ def text_of(raw: bytes) -> str:
 class HeaderFields:
     """The headers of one message: `pairs`, byte for byte and in order. Parameters are names in lower case."""
 
-    __slots__ = ("_layout", "names", "pairs")
+    __slots__ = ("_layout", "names", "pairs", "places")
 
     def __init__(self, pairs: Headers) -> None:
         self.pairs = pairs
         self.names = tuple([name for name, _ in pairs])
         self._layout = _layouts[self.names]
-
-    def __contains__(self, name: bytes) -> bool:
-        return name in self._layout.places
+        self.places = self._layout.places  # of each name, by which `in` tells whether it is there
 
     def values(self, name: bytes) -> list[bytes]:
         """All values of a header."""
-        return [self.pairs[place][1] for place in self._layout.places.get(name, ())]
+        pairs = self.pairs
+        return [pairs[place][1] for place in self.places.get(name, ())]
 
     def texts(self, name: bytes) -> list[str]:
         """All values of a header as text."""
-        return [text_of(value) for value in self.values(name)]
+        return [text_of(value) for value in self.values(name)] if name in self.places else []
 
     def text(self, name: bytes) -> str | None:
         """The first value of a header as text, or None if it is absent."""
-        places = self._layout.places.get(name)
+        places = self.places.get(name)
         return None if places is None else text_of(self.pairs[places[0]][1])
 
     def deciding(self) -> list[tuple[str, str]]:
         """The headers that `core.target.classify` looks at, as text."""
-        return [(name, text_of(self.pairs[place][1])) for place, name in self._layout.deciding]
+        deciding = self._layout.deciding
+        return [(name, text_of(self.pairs[place][1])) for place, name in deciding] if deciding else []
 
     def ended_by_connection(self) -> frozenset[bytes]:
         """The names that end here because Connection names them, except those that end here anyway."""
-        values = self.values(b"connection")
-        if len(values) == 1:
-            return _options[values[0]]
-        return _NOTHING.union(*(_options[value] for value in values))
+        places = self.places.get(b"connection", ())
+        if len(places) == 1:
+            return _options[self.pairs[places[0]][1]]
+        return _NOTHING.union(*[_options[self.pairs[place][1]] for place in places])
 
     def forwarded(self, *, ended: Collection[bytes], ours: bool) -> list[tuple[bytes, bytes]]:
         """The headers that are neither hop-by-hop nor `ended`, with or without `Scopegate-*` (`ours`)."""
