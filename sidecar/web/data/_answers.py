@@ -9,13 +9,14 @@ import asyncio
 import socket
 import struct
 
+from sidecar.core.cache import Cache
 from sidecar.core.command import Admitted, Settled
 from sidecar.gate import deadlines
 from sidecar.gate.messages import Forwarded, GatedRequest
 from sidecar.web.data._annotate import annotated
 from sidecar.web.serving.accesslog import CLIENT_LEFT
 from sidecar.web.serving.datarequest import DataRequest
-from sidecar.web.wire.headers import HeaderFields, Headers, unframed
+from sidecar.web.wire.headers import Headers, end_to_end, unframed, without_our_own
 
 _BODILESS = frozenset({204, 304})
 _DRAIN_ABOVE = 64 * 1024  # bytes written between two waits for the client to read
@@ -96,6 +97,26 @@ class RawAnswer:
         self._undrained += len(data)
 
 
+_AnswerHeaders = tuple[tuple[bytes, bytes], ...]
+
+
+def _bytes_of(headers: _AnswerHeaders) -> int:
+    return sum(len(name) + len(value) for name, value in headers)
+
+
+def _passed(headers: _AnswerHeaders) -> _AnswerHeaders:
+    return tuple(end_to_end(headers))
+
+
+def _gated(headers: _AnswerHeaders) -> _AnswerHeaders:
+    return tuple(pair for pair in without_our_own(end_to_end(headers)) if pair[0].lower() != b"x-request-id")
+
+
+# Those headers of an answer that go on to the client. Under load they repeat until their Date changes.
+PASSED_HEADERS = Cache(_passed, max_entries=64, max_size=2048, size=_bytes_of)
+_GATED_HEADERS = Cache(_gated, max_entries=64, max_size=2048, size=_bytes_of)
+
+
 def client_left(request: DataRequest) -> None:
     """The end of a request whose client left before there was an answer. Nothing of it is sent."""
     request.status, request.keep_alive = CLIENT_LEFT, False
@@ -127,13 +148,9 @@ async def write_forwarded(
     request: DataRequest, gated: GatedRequest, forwarded: Forwarded, *, now: int, draining: bool
 ) -> None:
     """Write the backend's answer to a gated request, with what the gate says of the scope."""
-    head, body, settings = forwarded.head, forwarded.body, gated.snapshot.settings
-    fields = HeaderFields(head.headers)
-    ended = fields.ended_by_connection()
-    if b"x-request-id" in fields.places:
-        ended |= {b"x-request-id"}
-    headers = fields.forwarded(ended=ended, ours=False)
-    length = head.content_length
+    head = forwarded.head
+    headers, body, length = list(_GATED_HEADERS[head.headers]), forwarded.body, head.content_length
+    settings = gated.snapshot.settings
     if settings.gate.annotate_response and forwarded.rest is None:
         headers, body = annotated(forwarded, headers, body, now=now)
         if body is not forwarded.body:
