@@ -143,7 +143,9 @@ class HeaderFields:
         """The headers that are neither hop-by-hop nor `ended`, with or without `Scopegate-*` (`ours`)."""
         layout = self._layout
         headers = list(compress(self.pairs, layout.lasting if ours else layout.foreign))
-        return [pair for pair in headers if pair[0].lower() not in ended] if ended else headers
+        if ended and not self.places.keys().isdisjoint(ended):
+            return [pair for pair in headers if pair[0].lower() not in ended]
+        return headers
 
     def end_to_end(self) -> list[tuple[bytes, bytes]]:
         """The headers to forward if none is the sidecar's."""
