@@ -15,7 +15,7 @@ from sidecar.gate.messages import Forwarded, GatedRequest
 from sidecar.web.data._annotate import annotated
 from sidecar.web.serving.accesslog import CLIENT_LEFT
 from sidecar.web.serving.datarequest import DataRequest
-from sidecar.web.wire.headers import Headers, end_to_end, unframed, value_of, without_our_own
+from sidecar.web.wire.headers import HeaderFields, Headers, unframed, value_of
 
 _BODILESS = frozenset({204, 304})
 _DRAIN_ABOVE = 64 * 1024  # bytes written between two waits for the client to read
@@ -134,8 +134,8 @@ async def write_forwarded(
 ) -> None:
     """Write the backend's answer to a gated request, with what the gate says of the scope."""
     head = forwarded.head
-    headers = without_our_own(end_to_end(head.headers))
-    headers = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
+    fields = HeaderFields(head.headers)
+    headers = fields.forwarded(ended=fields.ended_by_connection() | {b"x-request-id"}, ours=False)
     body = forwarded.body
     settings = gated.snapshot.settings
     if settings.gate.annotate_response and forwarded.rest is None:

@@ -46,7 +46,7 @@ _NEVER_STRIPPED = frozenset({b"host", b"content-length", b"content-type"})
 _NOTHING: frozenset[bytes] = frozenset()
 
 # The lists of names whose layout is cached: the most of them, and the most bytes of one.
-MAX_LAYOUTS = 1024
+MAX_LAYOUTS = 512
 MAX_LAYOUT_BYTES = 1024
 # The values of Connection that are cached, alike.
 MAX_OPTIONS = 256
