@@ -195,8 +195,9 @@ class _Unreadable(Exception):
 
 def read(request: Request, sources: FactSources) -> Claims | Refusal:
     """The claims of a request, or a refusal `invalid_request` that names the unreadable member."""
+    document = request.document
     for prefix, refusal_of in sources.watched:
-        holder = pointer.follow(request.document, prefix)
+        holder = pointer.follow(document, prefix) if prefix else document
         if isinstance(holder, OBJECT):
             refusal = refusal_of[tuple(holder)]
             if refusal is not None:

@@ -120,7 +120,8 @@ class HeaderFields:
 
     def texts(self, name: bytes) -> list[str]:
         """All values of a header as text."""
-        return [text_of(value) for value in self.values(name)] if name in self.places else []
+        pairs = self.pairs
+        return [text_of(pairs[place][1]) for place in self.places.get(name, ())]
 
     def text(self, name: bytes) -> str | None:
         """The first value of a header as text, or None if it is absent."""
