@@ -135,7 +135,9 @@ class HeaderFields:
 
     def ended_by_connection(self) -> frozenset[bytes]:
         """The names that end here because Connection names them, except those that end here anyway."""
-        places = self.places.get(b"connection", ())
+        places = self.places.get(b"connection")
+        if places is None:
+            return _NOTHING
         if len(places) == 1:
             return _options[self.pairs[places[0]][1]]
         return _NOTHING.union(*[_options[self.pairs[place][1]] for place in places])
