@@ -41,6 +41,8 @@ class LogQueue(logging.Handler):
         super().__init__()
         self.dropped = 0
         self._reported = 0
+        # Not the handler's own lock: `logging.shutdown` holds that while it waits for the thread in `flush`.
+        self._counting = threading.Lock()
         self._descriptor = descriptor
         self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         threading.Thread(target=self._write_for_ever, name="scopegate-log", daemon=True).start()
@@ -106,9 +108,8 @@ class LogQueue(logging.Handler):
         return self.format(record).encode("utf-8", "backslashreplace")
 
     def _drop(self, count: int) -> None:
-        self.acquire()  # lines come from several threads
-        self.dropped += count
-        self.release()
+        with self._counting:
+            self.dropped += count
 
     def _write(self, lines: bytes) -> None:
         while lines:
