@@ -19,7 +19,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from sidecar.telemetry.events import QUEUE_ALONE, LogEvent
+from sidecar.telemetry.events import QUEUE_ALONE, EventQueue, LogEvent
 from sidecar.telemetry.logs import JsonFormatter, event_line
 
 MAX_WAITING_LINES = 10_000
@@ -30,8 +30,8 @@ GATHER_SECONDS = 0.02
 FLUSH_SECONDS = 1.0
 
 
-class LogQueue(logging.Handler):
-    """Replaces a StreamHandler. It takes records of `logging`, and events as they are (see `EventQueue`).
+class LogQueue(EventQueue):
+    """Replaces a StreamHandler.
 
     Its thread writes to the file descriptor directly. A blocked write therefore holds no lock of a handler or
     a file, for which the end of the process would wait.
@@ -78,15 +78,15 @@ class LogQueue(logging.Handler):
             more = min(self._waiting.qsize(), LINES_A_WRITE - 1)
             taken += [self._waiting.get_nowait() for _ in range(more)]
             lines = [one for one in taken if isinstance(one, bytes)]
+            flushes = [] if len(lines) == len(taken) else [one for one in taken if not isinstance(one, bytes)]
             if len(taken) < LINES_A_WRITE:
                 lines += self._report()
             try:
                 self._write(b"\n".join([*lines, b""]))
             except OSError:  # a full disk, a pipe whose other end is gone
                 self._drop(len(lines))
-            for one in taken:
-                if isinstance(one, threading.Event):
-                    one.set()
+            for flush in flushes:
+                flush.set()
             if len(taken) < LINES_A_WRITE:
                 time.sleep(GATHER_SECONDS)
 
