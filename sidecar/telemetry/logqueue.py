@@ -78,7 +78,7 @@ class LogQueue(EventQueue):
             more = min(self._waiting.qsize(), LINES_A_WRITE - 1)
             taken += [self._waiting.get_nowait() for _ in range(more)]
             lines = [one for one in taken if isinstance(one, bytes)]
-            flushes = [] if len(lines) == len(taken) else [one for one in taken if not isinstance(one, bytes)]
+            flushes = [one for one in taken if isinstance(one, threading.Event)]
             if len(taken) < LINES_A_WRITE:
                 lines += self._report()
             try:
