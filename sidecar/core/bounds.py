@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from sidecar.core.facts import Claims
 from sidecar.core.instant import iso_time
@@ -21,15 +22,17 @@ from sidecar.errors import Refusal
 class BoundInput:
     """The facts that a bound may read. `entry` is the action's catalogue entry, None if it is not listed.
 
-    `announced_cost` is the cost that the caller expects, in micro-dollars, or 0 if it is not known yet.
+    `granted` is the scope, for the bounds after `_scope_exists`. `announced_cost` is the cost that the caller
+    expects, in micro-dollars, or 0 if it is not known yet.
     """
 
     claims: Claims
     tenant_id: str
     scope: Scope | None
+    granted: Scope
     entry: ActionPolicy | None
     now: int
-    announced_cost: int = 0
+    announced_cost: int
 
     @classmethod
     def of(
@@ -41,13 +44,8 @@ class BoundInput:
         now: int,
         announced_cost: int = 0,
     ) -> BoundInput:
-        return cls(claims, tenant_id, scope, policies.action(claims.action or ""), now, announced_cost)
-
-    @property
-    def granted(self) -> Scope:
-        """The scope, for the bounds after `_scope_exists`."""
-        assert self.scope is not None
-        return self.scope
+        entry = policies.action(claims.action or "")
+        return cls(claims, tenant_id, scope, cast(Scope, scope), entry, now, announced_cost)
 
     @property
     def hold(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.policy import Brake, PolicySet, Rule, Subject, Tally
-from sidecar.core.rules import Objection, Preview, braked, judged, objections, unjudged
+from sidecar.core.rules import Objection, Preview, braked, judged, objections, satisfies, unjudged
 from sidecar.core.scope import Execution
 
 
@@ -28,6 +28,9 @@ class AdmissionGroup(NamedTuple):
     tenant_id: str | None = None
     incident_id: str | None = None
     action: str | None = None
+
+
+_ALL = AdmissionGroup()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,10 @@ def groups_containing(execution: Execution) -> tuple[AdmissionGroup, ...]:
     """Every group that an execution belongs to."""
     tenant_id, incident_id, action = execution.tenant_id, execution.incident_id, execution.action
     return (
-        AdmissionGroup(tenant_id=tenant_id, incident_id=incident_id, action=action),
-        AdmissionGroup(tenant_id=tenant_id, incident_id=incident_id),
-        AdmissionGroup(action=action),
-        AdmissionGroup(),
+        AdmissionGroup(tenant_id, incident_id, action),
+        AdmissionGroup(tenant_id, incident_id),
+        AdmissionGroup(None, None, action),
+        _ALL,
     )
 
 
@@ -68,14 +71,15 @@ def groups_for(
     policies: PolicySet, tenant_id: str, incident_id: str | None, action: str | None
 ) -> dict[AdmissionGroup, int]:
     """The groups that an execution needs, each with the number of seconds that it must cover."""
-    return {
-        AdmissionGroup(
+    wanted = {}
+    for by_incident, by_action, seconds in policies.horizons(action or ""):
+        group = AdmissionGroup(
             tenant_id if by_incident else None,
             (incident_id or "") if by_incident else None,
             (action or "") if by_action else None,
-        ): seconds
-        for (by_incident, by_action), seconds in policies.horizons(action or "").items()
-    }
+        )
+        wanted[group] = seconds
+    return wanted
 
 
 @dataclass(slots=True)
@@ -91,13 +95,12 @@ class Counted:
     latest: list[int] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
 
-    def add(self, execution: Execution, *, one_in_flight: bool) -> None:
+    def add(self, name: str, admitted_at: int, one_in_flight: bool) -> None:
         latest = self.latest
-        before = latest[-1] if latest else execution.admitted_at
-        self.names.append(execution.decision_id)
-        latest.append(max(before, execution.admitted_at))
+        self.names.append(name)
+        latest.append(latest[-1] if latest and latest[-1] > admitted_at else admitted_at)
         if one_in_flight:
-            self.open.append(execution.decision_id)
+            self.open.append(name)
 
     def is_open(self, executions: Mapping[str, Execution]) -> bool:
         """Whether one of them is in flight or unknown. One that has ended otherwise never opens again."""
@@ -110,7 +113,7 @@ class _Examined:
     """What a tally counts in one group: the number of names examined so far, and the counts by facets."""
 
     names: int = 0
-    counted: dict[Any, Counted] = field(default_factory=dict)
+    counts: dict[Any, Counted] = field(default_factory=dict)
 
 
 # A cache of the counted executions by tally and group. The owner of the cache only appends names to a group,
@@ -134,38 +137,38 @@ def objections_to(
     `uses`. Without `uses`, a brake that cannot hold is not looked at any further.
     """
     objecting: list[Objection] = []
+    now = subject.now
     found = {} if found is None else found
-    late = [group for bundle in known.bundles for group in bundle.late]
-    conditions = judged(late, subject) if late else None
-    for one in (known.early, conditions) if conditions else (known.early,):
-        for rule, failure in one.failed:
+    conditions = [known.early] if known.conditional else []
+    conditions += [judged(bundle.late, subject) for bundle in known.bundles if bundle.late]
+    for holding, failed in conditions:
+        for rule, failure in failed:
             objecting.append(unjudged(rule, failure))
-        for rule in one.holding:
+        for rule in holding:
             objecting += objections(rule, subject)
             if rule.brake is not None:
                 counted = _counted(policies.tally(rule), subject, policies, admissions, executions, found)
-                objecting += _braking((rule,), rule.brake, counted, subject, executions, uses)
+                objecting += _braking((rule,), counted, subject, executions, uses)
     for bundle in known.bundles:
-        for rule in bundle.standing:
-            objecting += objections(rule, subject)
+        if bundle.denies or not satisfies(subject, bundle.strictest):
+            for rule in bundle.standing:
+                objecting += objections(rule, subject)
         for tally in bundle.tallies:
             counted = _counted(tally, subject, policies, admissions, executions, found)
-            objecting += _braking(tally.rules, tally.strictest, counted, subject, executions, uses)
+            if uses is not None or _may_hold(tally.strictest, counted, now, executions):
+                objecting += _braking(tally.rules, counted, subject, executions, uses)
     return objecting
 
 
 def _braking(
     rules: Sequence[Rule],
-    strictest: Brake,
     counted: Sequence[Counted],
     subject: Subject,
     executions: Mapping[str, Execution],
     uses: list[tuple[Rule, Use]] | None,
-) -> Iterable[Objection]:
+) -> list[Objection]:
     """The objections of brakes that count the same executions."""
     now = subject.now
-    if uses is None and not _may_hold(strictest, counted, now, executions):
-        return ()
     objecting: list[Objection] = []
     for rule in rules:
         assert rule.brake is not None
@@ -211,17 +214,19 @@ def _counted(
     examined = found.get((tally, group))
     if examined is None:
         examined = found[tally, group] = _Examined()
+    counts = examined.counts
     if examined.names < len(names):
         for index in range(examined.names, len(names)):
-            execution = executions[names[index]]
+            name = names[index]
+            execution = executions[name]
             if _counts(tally, execution, policies):
                 for key in _keys(tally, execution):
-                    counted = examined.counted.get(key)
-                    if counted is None:
-                        counted = examined.counted[key] = Counted()
-                    counted.add(execution, one_in_flight=tally.one_in_flight)
+                    count = counts.get(key)
+                    if count is None:
+                        count = counts[key] = Counted()
+                    count.add(name, execution.admitted_at, tally.one_in_flight)
         examined.names = len(names)
-    return [examined.counted.get(key, _NOTHING) for key in _keys(tally, subject)]
+    return [counts.get(key, _NOTHING) for key in _keys(tally, subject)]
 
 
 def _keys(tally: Tally, about: Subject | Execution) -> Iterable[Any]:

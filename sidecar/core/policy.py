@@ -315,7 +315,7 @@ class Conditional(NamedTuple):
 
 def _conditional(rules: Sequence[Rule], join: Joining | None) -> tuple[Conditional, ...]:
     conditions = [rule.when for rule in rules if rule.when is not None]
-    joint = join(conditions) if join is not None and len(rules) > 1 else None
+    joint = join(conditions) if join is not None and rules else None
     if joint is None and join is not None and len(rules) > 1:
         half = len(rules) // 2
         return (*_conditional(rules[:half], join), *_conditional(rules[half:], join))
@@ -327,11 +327,14 @@ class Bundle:
     """Rules about one action that match the same requests, so that one check serves all of them.
 
     `standing` are the rules that apply without a condition, except for their brakes, which are in `tallies`.
-    `early` are the conditions on the request, `late` the conditions that read the scope of an execution.
+    If none of them denies, a request that satisfies `strictest` satisfies them all. `early` are the
+    conditions on the request, `late` the conditions that read the scope of an execution.
     """
 
     match: Match
     standing: tuple[Rule, ...]
+    denies: bool
+    strictest: Require
     tallies: tuple[Tally, ...]
     early: tuple[Conditional, ...]
     late: tuple[Conditional, ...]
@@ -340,28 +343,30 @@ class Bundle:
 class _Docket:
     """The rules of one phase about one action, and their bundles.
 
-    `read` are the facets that the matches of the bundles read. `horizons` tells how many seconds the brakes
-    look back, by whether they count for one incident and for one action.
+    `read` reads the facets that the matches of the bundles read. `by_action_alone` is true if no fact of a
+    request but its action decides which of the rules apply, or wait for the scope. `horizons` tells whether
+    brakes count for one incident, whether for one action, and how many seconds they look back.
     """
 
-    __slots__ = ("bundles", "horizons", "read", "rules")
+    __slots__ = ("bundles", "by_action_alone", "horizons", "read", "rules")
 
     def __init__(
         self, phase: Phase, rules: tuple[Rule, ...], tallies: Mapping[int, Tally], join: Joining | None
     ) -> None:
         self.rules = rules
-        self.horizons: dict[tuple[bool, bool], int] = {}
+        horizons: dict[tuple[bool, bool], int] = {}
         alike: dict[tuple[tuple[str, ...], ...], list[Rule]] = {}
         for rule in rules:
             alike.setdefault(rule.match.rest, []).append(rule)
             tally = tallies.get(id(rule))
             if tally is not None and rule.brake is not None:
                 counted_by = tally.by_incident, tally.by_action
-                horizon = max(self.horizons.get(counted_by, 0), rule.brake.horizon_seconds)
-                self.horizons[counted_by] = horizon
+                horizons[counted_by] = max(horizons.get(counted_by, 0), rule.brake.horizon_seconds)
+        self.horizons = tuple((*counted_by, seconds) for counted_by, seconds in horizons.items())
         self.bundles = tuple(_bundle(phase, group, tallies, join) for group in alike.values())
         read = [name for name in REST if any(getattr(group[0].match, name) for group in alike.values())]
         self.read: Callable[[Subject], Any] | None = attrgetter(*read) if read else None
+        self.by_action_alone = not read and not any(bundle.early for bundle in self.bundles)
 
 
 def _bundle(
@@ -371,11 +376,17 @@ def _bundle(
     conditional = [rule for rule in rules if rule.when is not None]
     late = [rule for rule in conditional if phase == "execute" and rule.reads_scope]
     early = [rule for rule in conditional if phase != "execute" or not rule.reads_scope]
+    requirements = [rule.require for rule in plain if rule.require is not None]
     # A condition on a grant is judged once for all actions of the grant, so it is judged alone.
     join = join if phase == "execute" else None
     return Bundle(
         match=rules[0].match,
         standing=tuple(rule for rule in plain if rule.deny or rule.require or rule.limit),
+        denies=any(rule.deny for rule in plain),
+        strictest=Require(
+            intent_min_chars=max((one.intent_min_chars for one in requirements), default=0),
+            target_agents=any(one.target_agents for one in requirements),
+        ),
         tallies=tuple(dict.fromkeys(tallies[id(rule)] for rule in plain if id(rule) in tallies)),
         early=_conditional(early, join),
         late=_conditional(late, join),
@@ -467,12 +478,17 @@ class PolicySet:
                 self._selected[key] = found
         return found
 
-    def horizons(self, action: str) -> Mapping[tuple[bool, bool], int]:
-        """The number of seconds that the brakes for an action look back.
+    def selected_by_action(self, phase: Phase, action: str) -> tuple[Bundle, ...] | None:
+        """The rules of a phase about an action, if no other fact of a request decides which of them apply."""
+        docket = self._docket(phase, action)
+        return docket.bundles if docket.by_action_alone else None
 
-        The keys tell whether they count for one incident, and whether for one action.
+    def horizons(self, action: str) -> tuple[tuple[bool, bool, int], ...]:
+        """The number of seconds that the brakes for an action look back, once for each kind of group.
+
+        The members before it tell whether the group is of one incident, and whether of one action.
         """
-        return self._docket("execute", action).horizons if self._tallies else {}
+        return self._docket("execute", action).horizons if self._tallies else ()
 
     def tally(self, rule: Rule) -> Tally:
         """What the brake of one of the rules counts."""

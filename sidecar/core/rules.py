@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND
 from sidecar.core.money import to_dollars
-from sidecar.core.policy import Bundle, Conditional, Phase, PolicySet, Rule, Subject
+from sidecar.core.policy import Bundle, Conditional, Phase, PolicySet, Require, Rule, Subject
 from sidecar.core.scope import Scope
 from sidecar.core.wording import visible_chars
 from sidecar.errors import ConditionFailed, Refusal
@@ -100,9 +100,10 @@ def subject_of(
 
 
 def previewed(claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int) -> Preview:
-    """As `preview` of an execution. If no rule is about its action, it needs no subject."""
-    if not policies.about("execute", claims.action or ""):
-        return Preview(now, ())
+    """As `preview` of an execution. It makes no subject if the action alone decides which rules apply."""
+    bundles = policies.selected_by_action("execute", claims.action or "")
+    if bundles is not None:
+        return Preview(now, bundles)
     return preview(policies, "execute", subject_of(claims, tenant_id, principal, policies, now))
 
 
@@ -134,7 +135,8 @@ def judged(
             except ConditionFailed:
                 pass  # the loop below finds out which of them fails
             else:
-                holding += compress(rules, results)
+                if True in results:
+                    holding += compress(rules, results)
                 continue
         for rule in rules:
             found = _holds(rule, subject, asked_once)
@@ -173,7 +175,7 @@ def objections(rule: Rule, subject: Subject) -> Iterator[Objection]:
     """The objections of one applying rule to a request, except those of its limits and brakes."""
     if rule.deny:
         yield _denied(rule, "The rule denies it.")
-    if rule.require is not None:
+    if rule.require is not None and not satisfies(subject, rule.require):
         wanted = rule.require.intent_min_chars
         if visible_chars(subject.intent) < wanted:
             yield _denied(
@@ -183,6 +185,12 @@ def objections(rule: Rule, subject: Subject) -> Iterator[Objection]:
             )
         if rule.require.target_agents and not subject.target_agents:
             yield _denied(rule, "Target agents must be named.", require="target_agents")
+
+
+def satisfies(subject: Subject, require: Require) -> bool:
+    return (not require.target_agents or bool(subject.target_agents)) and (
+        not require.intent_min_chars or visible_chars(subject.intent) >= require.intent_min_chars
+    )
 
 
 def _denied(rule: Rule, what: str, **members: Any) -> Objection:

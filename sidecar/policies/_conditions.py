@@ -31,6 +31,7 @@ from sidecar.core.policy import FACTS, Condition, Joint, RiskClass, Subject
 from sidecar.errors import ConditionFailed
 from sidecar.files.faults import shown
 from sidecar.files.yamlfile import did_you_mean
+from sidecar.policies import _plain
 from sidecar.settings.faults import WrongText
 
 MAX_CHARS = 4096
@@ -155,27 +156,69 @@ def condition(text: str) -> CelCondition:
 
 
 def joint(conditions: Sequence[Condition]) -> Joint | None:
+    """Conditions that are judged in one call. The results are those of the conditions one by one.
+
+    Plain conditions are judged without the engine, and all others by one call of it. If one of them cannot be
+    judged, it raises ConditionFailed; so it does at a limit that only all of them together exceed. None if
+    they cannot be judged together.
+    """
+    mine = {one.text: one for one in conditions if isinstance(one, CelCondition)}
+    if not all(isinstance(one, CelCondition) for one in conditions):
+        return None
+    plain = {text: expression for text in mine if (expression := _plain.translated(text)) is not None}
+    rest = [one for text, one in mine.items() if text not in plain]
+    judges = [_plainly(plain)] if plain else []
+    if rest:
+        listed = _listed(rest) if len(mine) > 1 else None
+        if listed is None:
+            return None
+        judges.append(listed)
+    places = {text: place for place, text in enumerate([*plain, *(one.text for one in rest)])}
+    order = [places[one.text] for one in conditions]
+    if len(judges) == 1 and len(order) == len(places):
+        return judges[0]
+
+    def judge(subject: Subject) -> Sequence[bool]:
+        found = [result for each in judges for result in each(subject)]
+        return [found[place] for place in order]
+
+    return judge
+
+
+def _plainly(expressions: Mapping[str, str]) -> Joint:
+    """Plain conditions, as a function of the facts that they read."""
+    words = {name for text in expressions for name in _NAME.findall(_NO_NAMES.sub(_blotted, text))}
+    names = [name for name in FACTS if name in words]
+    facts = [_FACT[name] for name in names]
+    function = _plain.function(names, list(expressions.values()))
+
+    def judge(subject: Subject) -> Sequence[bool]:
+        values = [fact(subject) for fact in facts]
+        for value in values:
+            if not _plain.is_plain(value):
+                raise ConditionFailed("it reads a value that is not plain.")
+        return function(*values)
+
+    return judge
+
+
+def _listed(conditions: Sequence[CelCondition]) -> Joint | None:
     """Conditions as one list, which the engine evaluates in one call: a call costs more than a condition.
 
-    The results are those of the conditions one by one, or ConditionFailed: an error in one of them is an
-    error in the list, and so is a limit that only all of them together exceed. None if they make no list of
-    booleans.
+    An error in one of them is an error in the list. None if they make no list of booleans.
     """
     from cel_expr_python import cel
 
-    mine = [one for one in conditions if isinstance(one, CelCondition)]
-    if len(mine) < len(conditions) or any(one.compiled.return_type() != cel.Type.BOOL for one in mine):
+    if any(one.compiled.return_type() != cel.Type.BOOL for one in conditions):
         return None
-    texts = {text: place for place, text in enumerate(dict.fromkeys(one.text for one in mine))}
     try:
         # A line break ends a comment that a condition may end with.
-        compiled = _environment(cel).compile("[" + "\n,".join(texts) + "\n]")
+        compiled = _environment(cel).compile("[" + "\n,".join(one.text for one in conditions) + "\n]")
     except Exception:  # too long or too deep; the engine does not document its exceptions
         return None
-    reads = frozenset[str]().union(*(one.reads for one in mine))
-    named = [one.members for one in mine]
+    reads = frozenset[str]().union(*(one.reads for one in conditions))
+    named = [one.members for one in conditions]
     members = None if None in named else frozenset[str]().union(*(one for one in named if one is not None))
-    places = [texts[one.text] for one in mine]
 
     def judge(subject: Subject) -> Sequence[bool]:
         try:
@@ -184,9 +227,10 @@ def joint(conditions: Sequence[Condition]) -> Joint | None:
             raise
         except Exception as exc:
             raise ConditionFailed("one of the conditions cannot be judged.") from exc
-        if type(found) is not list or len(found) != len(texts) or {*map(type, found)} != {bool}:
+        # A member of a map may be of any kind, whatever type the engine finds when it compiles.
+        if type(found) is not list or len(found) != len(conditions) or {*map(type, found)} != {bool}:
             raise ConditionFailed("one of the conditions cannot be judged.")
-        return found if len(places) == len(found) else [found[place] for place in places]
+        return found
 
     return judge
 

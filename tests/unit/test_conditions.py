@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sidecar.core.rules import preview
 from sidecar.errors import ConditionFailed
 from sidecar.files.faults import ConfigurationError
 from sidecar.policies import _conditions as conditions
+from sidecar.policies import _plain
 from sidecar.policies._conditions import MAX_CHARS, MAX_VALUE_CHARS, MAX_VALUES, condition, joint
 from sidecar.policies.files import load
 from sidecar.settings.faults import WrongText
@@ -748,6 +750,7 @@ TOGETHER = st.sampled_from(
     [
         *("true", "false", "false // don't", "risk == 'high'", "attempts_used > 1", "now < timestamp(0)"),
         *("parameters.v == 1", "has(parameters.v)", "1 / attempts_used == 1", "parameters.v", "dyn(1)"),
+        *("risk != 'low'", "attempts_used >= 1 || tenant_id == 'x'", "{'a': true, 'b': parameters.v}['b']"),
         *("target_agents.exists(one, one == 'a-2')", "true ? dyn(parameters.v) : false", "!parameters.v"),
         *("parameters.all(name, name != 'v')", '"[" != "]"', 'action == "restart_pod" || parameters.v'),
     ]
@@ -773,7 +776,8 @@ def test_conditions_come_to_the_same_together_as_one_by_one(texts: list[str], kn
             alone.append(None)
     together = joint(each)
     if together is None:
-        assert any(one.compiled.return_type() != cel.Type.BOOL for one in each)
+        anything = any(one.compiled.return_type() != cel.Type.BOOL for one in each)
+        assert anything or len(set(texts)) == 1
         return
     try:
         found = together(about)
@@ -803,11 +807,24 @@ def test_what_only_all_conditions_together_exceed_fails_together_and_holds_alone
 
 
 def test_conditions_that_are_too_long_or_too_deep_together_are_judged_alone() -> None:
-    long = [condition(f"action != '{number}{'x' * (MAX_CHARS - 20)}'") for number in range(30)]
+    long = [condition(f"intent != '{number}{'x' * (MAX_CHARS - 20)}'") for number in range(30)]
     assert joint(long) is None
     assert joint(long[:20]) is not None
     deep = condition("(" * 32 + "true" + ")" * 32)
     assert joint([deep, condition("false")]) is None
+    assert joint([deep]) is None
+
+
+def test_what_is_not_a_condition_of_the_engine_is_judged_alone() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        text: str = "attempts_used > 3"
+        reads: frozenset[str] = frozenset({"attempts_used"})
+
+        def __call__(self, subject: Subject) -> bool:
+            return True
+
+    assert joint([condition("attempts_used > 3"), Other()]) is None
 
 
 def test_the_rules_of_a_file_are_judged_together_and_one_that_fails_is_found(tmp_path: Path) -> None:
@@ -826,3 +843,123 @@ def test_the_rules_of_a_file_are_judged_together_and_one_that_fails_is_found(tmp
     bare = preview(policies, "execute", subject(parameters={}))
     assert [rule.id for rule, _ in bare.early.failed] == ["rule-1", "rule-2"]
     assert bare.early.holding == []
+
+
+# Plain conditions ----------------------------------------------------------------------------------------
+
+BLANKS = st.sampled_from(["", " ", "\n ", "\t"])
+CONSTANTS = st.sampled_from(["", "high", "team-a", "bot", "a b", "#1", "{x}", "[1]", "%s", "//"])
+QUOTED = st.builds(lambda text, quote: f"{quote}{text}{quote}", CONSTANTS, st.sampled_from(["'", '"']))
+WHOLE = st.sampled_from([0, 1, 2, 90, -1, 10**18 - 1]).map(str)
+PLAIN_TERMS = st.one_of(
+    st.tuples(
+        BLANKS,
+        st.sampled_from(sorted(_plain.TEXTS)),
+        BLANKS,
+        st.sampled_from(["==", "!="]),
+        BLANKS,
+        QUOTED,
+        BLANKS,
+    ),
+    st.tuples(
+        BLANKS,
+        st.sampled_from(sorted(_plain.TEXTS)),
+        st.just(" in ["),
+        st.lists(QUOTED, min_size=1, max_size=3).map(", ".join),
+        st.just("]"),
+    ),
+    st.tuples(
+        BLANKS,
+        st.sampled_from(sorted(_plain.NUMBERS)),
+        BLANKS,
+        st.sampled_from(["==", "!=", "<", "<=", ">", ">="]),
+        BLANKS,
+        WHOLE,
+        BLANKS,
+    ),
+).map("".join)
+PLAIN = st.lists(st.tuples(PLAIN_TERMS, st.sampled_from(["&&", "||"])), min_size=1, max_size=4).map(
+    lambda terms: "".join(part for term in terms for part in term)[:-2]
+)
+SOMETIMES_ODD = st.fixed_dictionaries(
+    {},
+    optional={
+        "risk": st.sampled_from([None, *RiskClass]),
+        "tenant_id": st.sampled_from(["team-a", "é", "\ud800", "a\0b", ""]),
+        "principal": st.sampled_from(["bot", "a b", "\n"]),
+        "attempts_used": st.sampled_from([0, 1, 2, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1]),
+        "max_cost": st.sampled_from([0, 90, 2**64]),
+    },
+)
+
+
+@given(st.lists(PLAIN, min_size=1, max_size=3), SOMETIMES_ODD)
+@settings(deadline=None, max_examples=300)
+def test_a_plain_condition_comes_to_what_the_engine_says(texts: list[str], known: dict[str, Any]) -> None:
+    about = subject(**known)
+    assert all(_plain.translated(text) is not None for text in texts)
+    each = [condition(text) for text in texts]
+    together = joint(each)
+    assert together is not None
+    try:
+        found = together(about)
+    except ConditionFailed:
+        # Only a value that is not plain fails, and then the engine judges.
+        assert any(
+            value in ("\ud800", "a\0b", "\n") or value in (2**63, 2**64, -(2**63) - 1)
+            for value in known.values()
+        )
+    else:
+        assert list(found) == [one(about) for one in each]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "attempts_used == 1 == true",
+        '"high" == risk',
+        "risk == 'a\\n'",
+        "risk == r'a'",
+        "risk == b'a'",
+        "risk == 'é'",
+        'risk == """a"""',
+        "risk == 'a' 'b'",
+        "risk < 'high'",
+        "attempts_used > 1u",
+        "attempts_used > 1.0",
+        "attempts_used > 1e3",
+        "attempts_used > 0x10",
+        "attempts_used > 010",
+        "attempts_used > 9223372036854775807",
+        "attempts_used > attempts_remaining",
+        "attempts_used > 1 &&",
+        "&& attempts_used > 1",
+        "attempts_used > 1 // once",
+        "!(attempts_used > 1)",
+        "(attempts_used > 1)",
+        "attempts_used in [1]",
+        "risk in []",
+        "risk in ['a',]",
+        "intent == 'a'",
+        "now == timestamp(0)",
+        "parameters.v == 'a'",
+        "risky == 'a'",
+        "parameters.risk == 'a'",
+        "risk == 'a' and risk == 'b'",
+        "risk == action",
+        "__import__('os')",
+    ],
+)
+def test_every_other_condition_is_left_to_the_engine(text: str) -> None:
+    assert _plain.translated(text) is None
+    assert _plain.translated(f"risk == 'a' || {text}") is None
+
+
+@given(WHEN)
+@settings(deadline=None, max_examples=300)
+def test_any_text_that_is_plain_is_one_that_the_engine_reads_alike(text: str) -> None:
+    if _plain.translated(text) is not None:
+        found = joint([condition(text)])
+        assert found is not None
+        assert list(found(subject())) == [condition(text)(subject())]

@@ -38,6 +38,7 @@ from sidecar.core.rules import (
     judged,
     objections,
     preview,
+    previewed,
     refusal_by,
     subject_of,
     unjudged,
@@ -544,9 +545,10 @@ def test_conditions_judged_together_that_fail_are_judged_one_by_one() -> None:
     policies = policies_of(*rules, join=join)
     known = preview(policies, "execute", subject(parameters={"size": 1}))
     assert ids(known.early) == ["size-1"]
+    assert ids(preview(policies, "execute", subject(parameters={"size": 9})).early) == []
     failed = preview(policies, "execute", subject())
     assert [rule.id for rule, why in failed.early.failed] == ["size-0", "size-1", "size-2"]
-    assert len(together) == 2
+    assert len(together) == 3
 
 
 def sized(size: int) -> Callable[[Subject], bool]:
@@ -909,7 +911,9 @@ def test_judged_in_two_halves_or_in_one_the_answer_and_the_record_are_the_same(
     policies = policies_of(*rules, unlisted=star)
     within = make(policies)
     about = subject_of(within.claims, within.tenant_id, within.principal, policies, NOW)
-    before = replace(within, preview=preview(policies, "execute", about))
+    known = preview(policies, "execute", about)
+    assert previewed(within.claims, within.tenant_id, within.principal, policies, NOW) == known
+    before = replace(within, preview=known)
     one, other = apply(within, past, NOW), apply(before, past, NOW)
     assert replace(one, entry=None) == replace(other, entry=None)
     assert _unjudged(entry_of(one)) == _unjudged(entry_of(other))
