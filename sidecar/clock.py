@@ -30,7 +30,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # A clock returns microseconds since a start of its own.
 Clock = Callable[[], int]
@@ -66,8 +66,7 @@ def second_clock(wall: Clock, elapsed: Clock | None) -> Clock:
     return elapsed or (elapsed_clock if wall is wall_clock else wall)
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """One reading of both clocks.
 
     `now` is the sidecar's time and `wall` the wall clock's, both in microseconds since 1970. `elapsed` is the

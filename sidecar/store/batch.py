@@ -208,7 +208,7 @@ class Store:
             raise StoreClosed("the store is closed")
         while self._queue and self._queue[0].reply.done():
             self._queue.popleft()  # its caller gave up, so it must not take a place in the queue
-        if isinstance(command, Admit | Issue | Refuse | Emit | Bind) and len(self._queue) >= MAX_QUEUE:
+        if len(self._queue) >= MAX_QUEUE and isinstance(command, Admit | Issue | Refuse | Emit | Bind):
             raise StoreOverloaded(f"{MAX_QUEUE} commands are waiting for the store")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(command, loop.create_future(), late, loop.time() + self.deadline_seconds)

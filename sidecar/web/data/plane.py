@@ -187,14 +187,14 @@ class DataPlane:
         if isinstance(outcome, Refused):
             return refused_problem(outcome, facts.request_id)
         if isinstance(outcome, Undelivered):
-            report = admission_report(outcome.last, self._gate.now())
+            report = admission_report(outcome.last)
             return problem(
                 outcome.refusal,
                 request_id=facts.request_id,
                 decision_id=outcome.last.execution.decision_id,
                 headers={name.decode(): value.decode() for name, value in report},
             )
-        await write_forwarded(request, gated, outcome, now=self._gate.now(), draining=self._gate.draining)
+        await write_forwarded(request, gated, outcome, draining=self._gate.draining)
         return None
 
     async def _unjudged(
