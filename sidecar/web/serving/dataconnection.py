@@ -203,7 +203,8 @@ class DataConnection(BaseProtocol):
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """A body has been read. aiohttp calls this for each piece; nearly always nothing was paused."""
-        if self._reading_paused or self._requests.stalled:
+        requests = self._requests
+        if self._reading_paused or requests.paused or requests.backlog:
             super().resume_reading(resume_parser)
 
     # What handlers use -------------------------------------------------------------------------
