@@ -160,6 +160,29 @@ async def test_a_connection_is_counted_until_its_last_request_has_ended() -> Non
     assert len(ended) == 1
 
 
+@pytest.mark.parametrize("ends", [DataConnection.close, lambda one: one.connection_lost(None)])
+async def test_a_request_that_arrived_whole_is_handled_though_its_connection_ends_at_once(
+    ends: Callable[[DataConnection], None],
+) -> None:
+    handled: list[str] = []
+
+    async def notes(request: DataRequest) -> web.Response | None:
+        handled.append(request.target)
+        return None
+
+    for asked_before in (False, True):
+        connection, _, ended = opened(notes)
+        if asked_before:
+            connection.data_received(GET)
+            await eventually(lambda ended=ended: len(ended) == 1)
+        handled.clear()
+        connection.data_received(GET)
+        ends(connection)
+        assert connection.task is not None
+        await connection.task
+        assert handled == ["/agents"]
+
+
 async def test_a_handler_that_fails_closes_its_connection(caplog: pytest.LogCaptureFixture) -> None:
     async def fails(request: DataRequest) -> web.Response | None:
         raise ValueError("a defect")

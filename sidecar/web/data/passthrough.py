@@ -20,7 +20,7 @@ from sidecar.web.serving.body import Taken, expect_continue
 from sidecar.web.serving.connections import broken_body
 from sidecar.web.serving.dataconnection import DataConnection
 from sidecar.web.serving.datarequest import DataRequest
-from sidecar.web.wire.headers import HeaderFields, unframed, without_our_own
+from sidecar.web.wire.headers import HeaderFields, Headers, unframed, without_our_own
 from sidecar.web.wire.problem import problem
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
@@ -34,6 +34,10 @@ class ShadowRecord:
 
     decision_id: str
     taken: Taken
+
+    def marked(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """Replace the `Scopegate-*` headers by the decision id, which is thus genuine."""
+        return [*without_our_own(headers), (b"Scopegate-Decision-Id", self.decision_id.encode("ascii"))]
 
 
 class PassThroughProxy:
@@ -74,7 +78,7 @@ class PassThroughProxy:
         self._metrics.passing.set(self.under_way)
         refused: Refusal | None = None
         try:
-            if request.transport is None or broken_body(request.content) is not None:
+            if request.protocol.transport is None or broken_body(request.content) is not None:
                 raise asyncio.CancelledError  # the client left, or its body broke, during the wait for a slot
             outcome = await self._carry(request, recorded)
         except ValueError as exc:
@@ -108,7 +112,9 @@ class PassThroughProxy:
     async def _carry(self, request: DataRequest, recorded: ShadowRecord | None) -> str:
         """Forward a request and relay its answer. Return the outcome."""
         fields = request.fields
-        headers = _marked(fields.end_to_end(), recorded)
+        headers = fields.end_to_end()
+        if recorded is not None:
+            headers = recorded.marked(headers)
         upgrading = is_websocket(request)
         if upgrading:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
@@ -141,11 +147,12 @@ class PassThroughProxy:
 
     async def _relay(self, request: DataRequest, exchange: Exchange, recorded: ShadowRecord | None) -> str:
         head, connection = exchange.head, request.protocol
+        headers: Headers = PASSED_HEADERS[head.headers]
         answer = RawAnswer(
             request,
             head.status,
             head.reason,
-            _marked(list(PASSED_HEADERS[head.headers]), recorded),
+            headers if recorded is None else recorded.marked(headers),
             content_length=head.content_length,
             close=self.draining or connection.ending,
         )
@@ -306,21 +313,22 @@ def uncarried(fields: HeaderFields) -> Refusal | None:
 def is_websocket(request: DataRequest) -> bool:
     """Whether the client asks to switch to a WebSocket (RFC 6455, section 4.1)."""
     fields = request.fields
-    if not _offers_websocket(fields) or request.method != "GET" or request.body_exists:
+    if b"upgrade" not in fields.places or not wants_websocket(fields.deciding()):
+        return False
+    if request.method != "GET" or request.body_exists:
         return False
     options = ",".join(fields.texts(b"connection")).lower().split(",")
     return "upgrade" in (option.strip() for option in options)
-
-
-def _offers_websocket(fields: HeaderFields) -> bool:
-    return b"upgrade" in fields.places and wants_websocket(fields.deciding())
 
 
 def upgrade_refusal(request: DataRequest) -> Refusal | None:
     """Refuse every protocol switch but a WebSocket. CONNECT would carry requests past the gate."""
     if request.method == "CONNECT":
         return Refusal("upgrade_refused", "CONNECT is refused.")
-    if _offers_websocket(request.fields) and not is_websocket(request):
+    fields = request.fields
+    if b"upgrade" not in fields.places:
+        return None
+    if wants_websocket(fields.deciding()) and not is_websocket(request):
         message = "A WebSocket begins with a GET without a body, with Connection: Upgrade."
         return Refusal("upgrade_refused", message)
     return None
@@ -335,13 +343,6 @@ def _task_of(request: DataRequest) -> asyncio.Task[None]:
     task = request.protocol.task
     assert task is not None
     return task
-
-
-def _marked(headers: list[tuple[bytes, bytes]], recorded: ShadowRecord | None) -> list[tuple[bytes, bytes]]:
-    """Replace the `Scopegate-*` headers of a recorded request by its decision id, which is thus genuine."""
-    if recorded is None:
-        return headers
-    return [*without_our_own(headers), (b"Scopegate-Decision-Id", recorded.decision_id.encode("ascii"))]
 
 
 async def _body(request: DataRequest, taken: Taken) -> AsyncIterator[bytes]:

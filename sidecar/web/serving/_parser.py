@@ -116,8 +116,8 @@ class RequestParser:
         self._due: list[Message] = []  # messages from `fail` for the next call of `feed_data`
         self.dead = False  # nothing more is parsed
         # A body that is not read pauses parsing. aiohttp's parser may then keep a rest of the last piece.
-        self._paused = False
-        self._backlog = b""  # unparsed bytes behind a pause, or behind requests that wait
+        self.paused = False
+        self.backlog = b""  # unparsed bytes behind a pause, or behind requests that wait
         # The size of the head and the body, for each request that waits and for the one being answered.
         self._waiting: deque[tuple[int, StreamReader]] = deque()
         self._answered: tuple[int, StreamReader] = 0, EMPTY_PAYLOAD
@@ -139,20 +139,20 @@ class RequestParser:
         messages, self._due = self._due, []
         if self.dead:
             return messages, False, b""
-        if self._backlog:
-            data, self._backlog = self._backlog + data, b""
+        if self.backlog:
+            data, self.backlog = self.backlog + data, b""
         at, size = 0, len(data)
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             self._feed(b"", messages)
-        while at < size and not (self._paused or self.dead) and len(self._waiting) < PIPELINED:
-            end = self._piece(data, at)
+        while at < size and not (self.paused or self.dead) and len(self._waiting) < PIPELINED:
+            end = at + self._left if self._left else self._piece(data, at)
             upgraded, tail = self._feed(data[at:end], messages)
             at = end
             if upgraded:
                 return messages, True, tail + data[at:]
         if at < size and not self.dead:
-            self._backlog = data[at:]
+            self.backlog = data[at:]
         return messages, False, b""
 
     def message_consumed(self) -> None:
@@ -161,7 +161,7 @@ class RequestParser:
 
     def pause_reading(self) -> None:
         """Pause, because a body has more bytes than its reader takes."""
-        self._paused = True
+        self.paused = True
         self._parser.pause_reading()
 
     def set_upgraded(self, upgraded: bool) -> None:
@@ -176,14 +176,9 @@ class RequestParser:
         return not self._payload.is_eof()
 
     @property
-    def stalled(self) -> bool:
-        """Whether bytes wait to be parsed."""
-        return self._paused or bool(self._backlog)
-
-    @property
     def held(self) -> int:
         """The number of bytes that no handler has taken, plus the bytes of the heads in use."""
-        held = len(self._backlog) + self._head
+        held = len(self.backlog) + self._head
         for head, body in (self._answered, *self._waiting):
             held += head if body is EMPTY_PAYLOAD else head + body._size
         return held
@@ -224,9 +219,7 @@ class RequestParser:
         )
 
     def _piece(self, data: bytes, at: int) -> int:
-        """The end of the piece that begins at `at`: at the latest, the end of a head or a body."""
-        if self._left:
-            return min(len(data), at + self._left)
+        """The end of the piece that begins at `at`: at the latest, the end of a head or a chunked body."""
         if self._last:
             before = self._last[-3:]
             found = (before + data[at : at + 3]).find(
@@ -296,7 +289,7 @@ class RequestParser:
                 self._parser = self._new()
             self._last = b""
         elif (
-            not self._paused  # while paused, the parser has not seen all of the body
+            not self.paused  # while paused, the parser has not seen all of the body
             and self._chunked > MAX_CHUNK_EXTRA_BYTES + (1 + CHUNK_EXTRA_PER_BYTE) * body.total_bytes
         ):
             raise TooLong("chunks")
@@ -304,7 +297,7 @@ class RequestParser:
     def _failed(self, fault: faults.HttpProcessingError, messages: list[Message]) -> None:
         body = self._payload
         if self.within_body:
-            self.dead, self._backlog = True, b""
+            self.dead, self.backlog = True, b""
             body.set_exception(BrokenBody(self._refusal_of(fault)))
             self._broke(body)
             return
@@ -312,7 +305,7 @@ class RequestParser:
         if named is None:
             self._fault = fault
             return
-        self.dead, self._backlog = True, b""
+        self.dead, self.backlog = True, b""
         self._waiting.append((0, EMPTY_PAYLOAD))
         messages.append((_ErrInfo(status=400, exc=named, message=""), EMPTY_PAYLOAD))
 

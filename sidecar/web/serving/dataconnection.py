@@ -203,7 +203,8 @@ class DataConnection(BaseProtocol):
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """A body has been read. aiohttp calls this for each piece; nearly always nothing was paused."""
-        if self._reading_paused or self._requests.stalled:
+        requests = self._requests
+        if self._reading_paused or requests.paused or requests.backlog:
             super().resume_reading(resume_parser)
 
     # What handlers use -------------------------------------------------------------------------
@@ -253,7 +254,7 @@ class DataConnection(BaseProtocol):
     def close(self) -> None:
         """Close once the request that is being answered has its answer."""
         self._closing = True
-        if self._current is None:
+        if not self._busy:
             self._hang_up()
         self._wake()
 
@@ -268,7 +269,7 @@ class DataConnection(BaseProtocol):
         """Wait for the request that is being answered, at last in vain, and close."""
         self._closing = True
         task = self.task
-        if task is not None and self._current is not None:
+        if task is not None and self._busy:
             await asyncio.wait([task], timeout=seconds)
             if self._current is not None:
                 self._current.content.set_exception(asyncio.CancelledError())
@@ -277,6 +278,11 @@ class DataConnection(BaseProtocol):
         self.force_close()
 
     # Requests ----------------------------------------------------------------------------------
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a request is being answered, or waits for that."""
+        return self._current is not None or bool(self._messages)
 
     def _parse(self, data: bytes) -> None:
         messages, self._upgraded, tail = self._requests.feed_data(data)
@@ -289,7 +295,7 @@ class DataConnection(BaseProtocol):
                 self._wake()
             if not self._buffer_paused and len(self._messages) >= PIPELINED:
                 self._pause_reading_for_buffer()
-        elif data and not self._within_head and self._current is None and not self._messages:
+        elif data and not self._within_head and not self._busy:
             self._within_head = True
             self._expect(self._server.head_timeout_seconds, self._due)
         if self._upgraded:
@@ -315,7 +321,7 @@ class DataConnection(BaseProtocol):
         """Answer the requests in order, until the connection closes."""
         messages = self._messages
         try:
-            while not self._closing:
+            while messages or not self._closing:
                 if not messages:
                     self._expect(KEEP_ALIVE_SECONDS)
                     self._waiter = self._loop.create_future()
@@ -325,7 +331,7 @@ class DataConnection(BaseProtocol):
                 self._requests.message_consumed()
                 if self._buffer_paused and len(messages) <= PIPELINED // 2:
                     self._resume_if_drained()
-                if not await self._answer(message, content):
+                if not await self._answer(message, content) or self._closing:
                     break
         except Exception as exc:
             LogEvent.REQUEST_FAILED.log(exc=exc)
@@ -431,7 +437,7 @@ class DataConnection(BaseProtocol):
 
     def _ring(self) -> None:
         self._timer = None
-        if self._current is not None or self._messages:
+        if self._busy:
             return  # the deadline begins anew after the answer
         if self._loop.time() < self._due:
             self._timer = self._loop.call_at(self._due, self._ring)
@@ -443,7 +449,7 @@ class DataConnection(BaseProtocol):
     def _waits_for_an_answer(self) -> bool:
         """Whether all requests have arrived whole, at least one is unanswered, and no answer has begun."""
         request = self._current
-        if self._requests.within_body or self._closing or (request is None and not self._messages):
+        if self._requests.within_body or self._closing or not self._busy:
             return False
         return request is None or not request.answering
 
