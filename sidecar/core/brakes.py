@@ -174,7 +174,7 @@ def _braking(
         assert rule.brake is not None
         if uses is None and not _may_hold(rule.brake, counted, now, executions):
             continue
-        used = use(rule, counted, subject, executions)
+        used = use(rule, counted, subject, executions, whole=uses is not None)
         if uses is not None:
             uses.append((rule, used))
         objecting += objection(rule, used, now)
@@ -248,45 +248,61 @@ def _counts(tally: Tally, execution: Execution, policies: PolicySet) -> bool:
     )
 
 
-def use(rule: Rule, counted: Iterable[Counted], subject: Subject, executions: Mapping[str, Execution]) -> Use:
-    """The use of a brake. Of several counts, the fullest decides."""
-    uses = [_use(rule, (executions[name] for name in reversed(one.names)), subject) for one in counted]
+def use(
+    rule: Rule,
+    counted: Sequence[Counted],
+    subject: Subject,
+    executions: Mapping[str, Execution],
+    *,
+    whole: bool = True,
+) -> Use:
+    """The use of a brake. Of several counts, the fullest decides. Only a `whole` use has the full number."""
+    whole = whole or len(counted) > 1
+    uses = [_use(rule, one, subject, executions, whole=whole) for one in counted]
     return max(uses, key=lambda one: (one.why is not None, one.until or 0, one.count))
 
 
-def _use(rule: Rule, newest_first: Iterable[Execution], subject: Subject) -> Use:
-    """The use of a brake for these executions."""
+def _use(
+    rule: Rule, counted: Counted, subject: Subject, executions: Mapping[str, Execution], *, whole: bool
+) -> Use:
+    """The use of a brake by the executions of one count."""
     brake, now = rule.brake, subject.now
     assert brake is not None
-    window = brake.window_seconds * SECOND
+    most, window = brake.max_attempts, brake.window_seconds * SECOND
     count, flying = 0, None
     holding: list[tuple[int, str]] = []
     cools = now - brake.cooldown_seconds * SECOND
-    for one in newest_first:
+    begins = min(now - window, cools)
+    for place in range(len(counted.names) - 1, -1, -1):
+        one = executions[counted.names[place]]
         admitted_at = min(one.admitted_at, now)
         within = admitted_at > now - window
-        if one.status == "not_sent":
-            continue
-        if admitted_at > cools:
-            holding.append(
-                (
-                    admitted_at + brake.cooldown_seconds * SECOND,
-                    f"{brake.cooldown_seconds} s must lie between two executions.",
+        if one.status != "not_sent":
+            if admitted_at > cools:
+                holding.append(
+                    (
+                        admitted_at + brake.cooldown_seconds * SECOND,
+                        f"{brake.cooldown_seconds} s must lie between two executions.",
+                    )
                 )
-            )
-            cools = now  # only the newest execution starts a cooldown
-        count += within
-        if within and count == brake.max_attempts:
-            # There is no room until this execution leaves the window.
-            why = f"{brake.max_attempts} executions in {brake.window_seconds} s are the most."
-            holding.append((admitted_at + window, why))
-        if not brake.one_in_flight and (count == brake.max_attempts or not within):
-            break  # older executions do not matter
-        if brake.one_in_flight and one.status == "unknown" and within:
-            why = f"{_named(one, subject)} is unknown; reconcile it, or wait."
-            holding.append((admitted_at + window, why))
-        if brake.one_in_flight and one.status == "in_flight":
-            flying = f"{_named(one, subject)} is still in flight."
+                cools = now  # only the newest execution starts a cooldown
+            count += within
+            if within and count == most:
+                # There is no room until this execution leaves the window.
+                why = f"{most} executions in {brake.window_seconds} s are the most."
+                holding.append((admitted_at + window, why))
+            if not brake.one_in_flight and (count == most or not within):
+                break  # older executions do not matter
+        if not whole and counted.latest[place] <= (cools if most in (None, count) else begins):
+            break
+    if brake.one_in_flight and counted.is_open(executions):
+        for one in (executions[name] for name in reversed(counted.open)):
+            admitted_at = min(one.admitted_at, now)
+            if one.status == "in_flight":
+                flying = f"{_named(one, subject)} is still in flight."
+            elif admitted_at > now - window:
+                why = f"{_named(one, subject)} is unknown; reconcile it, or wait."
+                holding.append((admitted_at + window, why))
     if holding:
         until, why = max(holding)
         return Use(count, why, until)

@@ -185,7 +185,8 @@ class GatedPaths:
     def place(self, target: str) -> Gated | str | None:
         """Gated if the target spells a pattern out, a clause if it is ambiguous, else None."""
         path = _path_of(target)
-        return self._places[path] if could_reach(path, self.last_segments) else None
+        places = self._places
+        return places[path] if path in places or could_reach(path, self.last_segments) else None
 
     def _place_of(self, path: str) -> Gated | str | None:
         patterns = self.patterns

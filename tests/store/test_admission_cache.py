@@ -15,6 +15,7 @@ from sidecar.core.apply import Names, State
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admitted, Denied, Issued, Reconcile, Settle
 from sidecar.core.policy import Brake, Match, PolicySet, Rule
+from sidecar.core.scope import Execution
 from sidecar.ids import new_decision_id
 from sidecar.store import _admission_cache as admission_cache
 from sidecar.store.batch import Store
@@ -172,6 +173,42 @@ async def test_more_than_can_be_kept_is_read_again(
     scope_id = await granted(store)
     replies = [await store.submit(replace(admit(scope_id), policies=braked(5))) for _ in range(8)]
     assert [type(reply) for reply in replies] == [Admitted] * 5 + [Denied] * 3
+
+
+def test_what_a_batch_adds_lies_over_what_is_cached_and_does_not_change_it() -> None:
+    cached = {"e-1": executed("e-1"), "e-2": executed("e-2")}
+    names = list(cached)
+    executions, grown = admission_cache.Overlaid(cached), admission_cache.Grown(names)
+    executions["e-2"] = replace(cached["e-2"], status="answered")
+    executions["e-3"] = executed("e-3")
+    grown.append("e-3")
+    assert [executions[name].status for name in grown] == ["in_flight", "answered", "in_flight"]
+    assert (len(grown), grown[2], executions.get("e-1"), executions.get("none")) == (
+        3,
+        "e-3",
+        cached["e-1"],
+        None,
+    )
+    assert (names, cached["e-2"].status, list(cached)) == (["e-1", "e-2"], "in_flight", ["e-1", "e-2"])
+    with pytest.raises(KeyError):
+        executions["none"]
+    # What the cache learns later is seen as well.
+    cached["e-4"] = executed("e-4")
+    assert executions["e-4"] is cached["e-4"]
+
+
+def executed(name: str) -> Execution:
+    return Execution(
+        decision_id=name,
+        scope_id=None,
+        tenant_id="default",
+        incident_id="inc_1",
+        action="failover",
+        request_id="r",
+        attempt_number=None,
+        hold=0,
+        admitted_at=0,
+    )
 
 
 async def test_the_counts_of_many_incidents_are_bounded(

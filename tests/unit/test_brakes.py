@@ -439,6 +439,32 @@ def test_what_was_found_is_not_looked_at_again_but_what_is_new_and_how_it_ended_
     assert objecting(both) == []
 
 
+@pytest.mark.parametrize(
+    ("brake", "looked_at"),
+    [
+        ({"one_in_flight": True, "window_seconds": 9_999}, 2),
+        ({"one_in_flight": True, "window_seconds": 9_999, "cooldown_seconds": 9_999}, 2),
+        ({"one_in_flight": True, "window_seconds": 9_999, "max_attempts": 20}, 21),
+        ({"max_attempts": 20, "window_seconds": 9_999}, 20),
+    ],
+)
+def test_a_brake_that_holds_is_not_looked_at_for_longer_than_it_takes_to_know_why(
+    brake: dict[str, Any], looked_at: int
+) -> None:
+    policies, about, known = policies_of(braking(**brake)), subject(), Watched()
+    for number in range(50):
+        known[f"d-{number:02}"] = execution(f"d-{number:02}", seconds_ago=50 - number)
+    known["d-09"] = replace(known["d-09"], status="in_flight")
+    found, rest = brakes.CountCache(), (about, policies, {AdmissionGroup(): list(known)}, known)
+    seen = preview(policies, "execute", about)
+    for _ in range(2):
+        known.looked_at.clear()
+        (one,) = brakes.objections_to(seen, *rest, found)
+    # The second time, only what may still change or decides.
+    assert len(set(known.looked_at)) == looked_at
+    assert [one] == brakes.objections_to(seen, *rest, None, [])
+
+
 def test_counts_by_the_same_facets_are_kept_together_and_never_mixed() -> None:
     """Each execution is examined once for all brakes that count alike, and counts for its own facets only."""
     by_tenant = [

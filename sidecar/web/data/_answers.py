@@ -45,8 +45,8 @@ class RawAnswer:
         self._chunked = self.ends_with_connection = False
         keep_alive = request.keep_alive and not close
         version = request.version
-        lines = [b"HTTP/%d.%d %d %b" % (version[0], version[1], status, reason)]
-        lines += [b"%b: %b" % header for header in unframed(status, headers)]
+        lines = [b"HTTP/1.%d %d %b" % (version[1], status, reason)]
+        lines += [name + b": " + value for name, value in unframed(status, headers)]
         if content_length is None and not (request.method == "HEAD" or status in _BODILESS or status < 200):
             if version >= (1, 1):
                 self._chunked = True
@@ -159,7 +159,7 @@ async def write_forwarded(
     headers.append((b"X-Request-Id", gated.facts.request_id.encode()))
     if length is None and forwarded.rest is None:
         length = len(body)
-        if request.method != "HEAD" and head.status not in (204, 304):
+        if request.method != "HEAD" and head.status not in _BODILESS:
             headers.append((b"Content-Length", b"%d" % length))
     request.outcome, request.decision_id = "answered", forwarded.last.execution.decision_id
     answer = RawAnswer(

@@ -295,11 +295,12 @@ class _Inbound:
 
 def uncarried(fields: HeaderFields) -> Refusal | None:
     """Why the framing of a request makes it impossible to forward; None if it can be forwarded."""
-    codings = [coding.strip().lower() for coding in fields.values(b"transfer-encoding")]
-    if codings and codings != [b"chunked"]:
-        # The backend could not undo another coding, because the sidecar does not forward this header.
-        return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
-    return None
+    if b"transfer-encoding" not in fields.places:
+        return None
+    if [coding.strip().lower() for coding in fields.values(b"transfer-encoding")] == [b"chunked"]:
+        return None
+    # The backend could not undo another coding, because the sidecar does not forward this header.
+    return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
 
 
 def is_websocket(request: DataRequest) -> bool:
