@@ -73,6 +73,8 @@ class AnswerState(Enum):
     COMPLETE = "complete"
     FAILED = "failed"  # `fault` says why
 
+    __hash__ = object.__hash__  # Enum's own one is Python code
+
 
 # Python 3.11 looks up a member of an Enum in Python code, so the parser does it once.
 _HEAD, _COUNTED, _UNTIL_EOF = AnswerState.HEAD, AnswerState.COUNTED, AnswerState.UNTIL_EOF
@@ -230,21 +232,23 @@ class AnswerParser:
         self._overhead += end - at
         if self._overhead > MAX_HEAD_BYTES:
             return self._fail(f"more than {MAX_HEAD_BYTES} bytes of chunk lines or trailers")
-        self._line += data[at:end]
-        whole, begun = _LINES[self.state]
+        state, line, unfinished = self.state, data[at:end], self._line
+        whole, begun = _LINES[state]
         if found < 0:
-            if len(self._line) <= _BEGUN and begun.fullmatch(self._line) is None:
-                return self._fail(f"{bytes(self._line)!r} where {self.state.value} is expected")
+            unfinished += line
+            if len(unfinished) <= _BEGUN and begun.fullmatch(unfinished) is None:
+                return self._fail(f"{bytes(unfinished)!r} where {state.value} is expected")
             return end
-        line = bytes(self._line)
-        self._line.clear()
+        if unfinished:
+            line = bytes(unfinished) + line
+            unfinished.clear()
         match = whole.fullmatch(line, 0, len(line) - 2)
         if match is None or not line.endswith(b"\r\n"):
-            return self._fail(f"{line[:_BEGUN]!r} where {self.state.value} is expected")
-        if self.state is _CHUNK_LINE:
+            return self._fail(f"{line[:_BEGUN]!r} where {state.value} is expected")
+        if state is _CHUNK_LINE:
             self._left = int(match[1], 16)
             self.state = _CHUNK if self._left else _TRAILERS
-        elif self.state is _CHUNK_END:
+        elif state is _CHUNK_END:
             self.state = _CHUNK_LINE
         elif len(line) == 2:
             self.state = _COMPLETE
