@@ -273,7 +273,9 @@ def could_reach(path: str, names: Collection[str]) -> bool:
     character that was kept, `soft` those after one that may still consume digits.
     """
     text = path.lower()
-    for _ in range(MAX_DECODINGS if "%" in text else 0):
+    for _ in range(MAX_DECODINGS):
+        if "%" not in text:
+            break
         # A raw byte may be dropped before decoding, so it is never joined with an escape into one character.
         text = "".join(map(decoded, _NOT_UTF8_EITHER.split(text))).lower()
     if text.isascii() and text.isprintable() and "%" not in text:
