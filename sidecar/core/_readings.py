@@ -258,9 +258,9 @@ _MAX_MADE = 4
 def could_reach(path: str, names: Collection[str]) -> bool:
     """A cheap test for paths that may reach one of `names`. It has false positives, but no false negatives.
 
-    The test passes every path that has a reading with one of `names` as a segment. A plain path is searched
-    for the names directly. For any other path, the test decodes all escapes and follows what a reading could
-    make of each character:
+    The test passes every path that has a reading with one of `names` as a segment. It decodes all escapes. A
+    text of printable ASCII without a percent sign is then searched for the names directly. For any other
+    text, the test follows what a reading could make of each character:
 
     1. A reading holds a name in one piece. The steps that split, cut, resolve and drop segments never join
        two parts of a segment. The path therefore holds all characters of the name, in this order, and only
@@ -273,11 +273,13 @@ def could_reach(path: str, names: Collection[str]) -> bool:
     character that was kept, `soft` those after one that may still consume digits.
     """
     text = path.lower()
-    if path.isascii() and path.isprintable() and "%" not in path:
-        return any(map(text.__contains__, names))
-    for _ in range(MAX_DECODINGS if "%" in text else 0):
+    for _ in range(MAX_DECODINGS):
+        if "%" not in text:
+            break
         # A raw byte may be dropped before decoding, so it is never joined with an escape into one character.
         text = "".join(map(decoded, _NOT_UTF8_EITHER.split(text))).lower()
+    if text.isascii() and text.isprintable() and "%" not in text:
+        return any(map(text.__contains__, names))
     return any(_could_hold(text, name) for name in names)
 
 

@@ -190,12 +190,17 @@ class GatedPaths:
 
     def _place_of(self, path: str) -> Gated | str | None:
         patterns = self.patterns
-        spelled = [index for index, one in enumerate(patterns) if _standing(one, one.segments, path)]
-        if not spelled:
+        standing = [_standing(one, one.segments, path) for one in patterns]
+        others = [one for one, segments in zip(patterns, standing, strict=True) if not segments]
+        if len(others) == len(patterns):
             return _other_reading(path, patterns)
+        index = next(index for index, segments in enumerate(standing) if segments)
         # Another pattern could match in another reading and read other facts: /run;x/recovery/execute.
-        others = [one for index, one in enumerate(patterns) if index not in spelled]
-        return _doubt(path) or _other_reading(path, others) or _judged(spelled[0], patterns[spelled[0]], path)
+        return (
+            _doubt(path)
+            or _other_reading(path, others)
+            or _judged(index, patterns[index], path, standing[index])
+        )
 
 
 def classify(
@@ -380,6 +385,8 @@ def _standing(pattern: RoutePattern, wanted: Sequence[str], path: str) -> list[s
 # ---- literal paths ---------------------------------------------------------------------------------
 
 _RAW_DOUBT = re.compile(r"[^!-~]|[#\\]")
+_PARAMETERS = re.compile(r";[^/]*")
+_EMPTY_OR_DOTS = frozenset({"", ".", ".."})
 _RAW_SEPARATOR = re.compile(r"[/.;]")
 _SEPARATOR = re.compile(r"[/.;#?\\\0]")
 _ESCAPE = re.compile(r"%(?:[0-9A-Fa-f]{2}|[uU][0-9A-Fa-f]{4})")
@@ -391,13 +398,15 @@ def _doubt(path: str) -> str | None:
     if not path.startswith("/"):
         return "it does not begin with a slash"
     # A parser that drops parameters reads ";x" as an empty segment and "..;x" as a dot segment.
-    if any(segment.partition(";")[0] in ("", ".", "..") for segment in path[1:].split("/")):
+    if not _EMPTY_OR_DOTS.isdisjoint(_PARAMETERS.sub("", path[1:]).split("/")):
         return "it has an empty segment or a dot segment"
     if _RAW_DOUBT.search(path):
         return "it has a #, a backslash, or a character that is not printable ASCII"
+    if "%" not in path:
+        return None
     # All parsers agree on raw separators. Only separators that decoding produces are ambiguous.
     texts = {_RAW_SEPARATOR.sub("x", path)}
-    for _ in range(readings.MAX_DECODINGS if "%" in path else 0):
+    for _ in range(readings.MAX_DECODINGS):
         texts = {opened for text in texts for opened in _opened(text)}
         if any(_SEPARATOR.search(text) for text in texts):
             return "it has an encoded slash, dot, semicolon, #, ?, backslash or NUL"
@@ -412,12 +421,15 @@ def _opened(text: str) -> Iterator[str]:
             yield folded(shortened(dropping(plain)))
 
 
-def _judged(index: int, pattern: RoutePattern, path: str) -> Gated | str:
-    """Gated with the values of the {name} segments, or a clause that says why a segment is ambiguous."""
+def _judged(index: int, pattern: RoutePattern, path: str, found: Sequence[str]) -> Gated | str:
+    """Gated with the values of the {name} segments, or a clause that says why a segment is ambiguous.
+
+    `found` are the segments of the path that correspond to those of the pattern.
+    """
     if pattern.names and ";" in path:
         return "a ; may cut off or change a segment that names something"
     values = {}
-    for name, segment in zip(pattern.segments, _standing(pattern, pattern.segments, path), strict=True):
+    for name, segment in zip(pattern.segments, found, strict=True):
         if name.startswith("{"):
             try:
                 value = unquote_to_bytes(segment).decode()
