@@ -14,6 +14,7 @@ import time
 # This generator is separate, because a host program may seed the global one. Each forked process seeds it
 # again, because two processes must not share a state.
 _random = random.Random()
+_NOT_ZERO = 1 << 64 | 1  # one bit of a trace's id and one of a span's, because neither may be zero
 os.register_at_fork(after_in_child=_random.seed)
 
 
@@ -27,7 +28,8 @@ def new_decision_id() -> str:
 
 def new_trace_ids() -> tuple[str, str]:
     """The ids of a new trace and of its first span, in the form of a W3C `traceparent` header."""
-    return f"{_random.getrandbits(128) or 1:032x}", f"{_random.getrandbits(64) or 1:016x}"
+    digits = f"{_random.getrandbits(192) | _NOT_ZERO:048x}"
+    return digits[:32], digits[32:]
 
 
 def new_scope_id() -> str:

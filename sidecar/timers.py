@@ -11,6 +11,10 @@ import asyncio
 from collections.abc import Callable
 
 
+def _nothing() -> None:
+    """The callback of a deadline that has ended."""
+
+
 class Deadline:
     """One deadline. Its callback is called once if the deadline passes before `end`."""
 
@@ -23,6 +27,8 @@ class Deadline:
     def end(self) -> None:
         """What the deadline limits is done. Does nothing if the deadline has passed or ended."""
         self._line.deadlines.pop(self, None)
+        # What is limited often holds its deadline, and only the garbage collector could free the two.
+        self.passed = _nothing
 
 
 class _Line:

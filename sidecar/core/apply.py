@@ -69,6 +69,7 @@ from sidecar.core.rules import (
     subject_of,
 )
 from sidecar.core.scope import RELEASING, Execution, Scope
+from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 
 SHADOW_ROUTE = "the route is in shadow mode"
@@ -154,7 +155,7 @@ class State:
     unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class Applied:
     """The result of applying one command: the reply, the changes, the entry for the log."""
 
@@ -270,7 +271,7 @@ def admit(command: Admit, state: State, now: int) -> Applied:
     case, hold = found.case, found.case.hold
     consumed = found.scope
     if consumed is not None:
-        consumed = replace(consumed, attempts_used=consumed.attempts_used + 1, held=consumed.held + hold)
+        consumed = consumed.counted(attempts_used=consumed.attempts_used + 1, held=consumed.held + hold)
     execution = Execution(
         decision_id=command.decision_id,
         scope_id=None if consumed is None else consumed.scope_id,
@@ -297,7 +298,7 @@ def admit(command: Admit, state: State, now: int) -> Applied:
         attempt_number=execution.attempt_number,
         attempts_remaining=None if consumed is None else consumed.attempts_remaining,
         hold_usd=to_dollars(hold),
-        risk=case.entry.risk.value if case.entry else None,
+        risk=case.entry.risk._value_ if case.entry else None,
         granted_to=None if consumed is None else consumed.created_by,
         **details,
     )
@@ -525,9 +526,8 @@ def _settle(command: Settle, state: State, now: int) -> Applied:
     if execution is None or execution.status != "in_flight":
         return Applied(reply=NotInFlight(execution))
     scope = None if execution.scope_id is None else state.scopes[execution.scope_id]
-    ended = replace(
-        execution,
-        status=command.outcome,
+    ended = execution.ended(
+        command.outcome,
         ended_at=now,
         http_status=command.http_status,
         cause=command.cause,
@@ -551,10 +551,11 @@ def _reconcile(command: Reconcile, state: State, now: int) -> Applied:
         )
         return Applied(reply=Denied(refusal, None))
     scope = None if execution.scope_id is None else state.scopes[execution.scope_id]
-    ended = replace(
-        execution,
-        status=command.outcome,
+    ended = execution.ended(
+        command.outcome,
         ended_at=now,
+        http_status=execution.http_status,
+        cause=execution.cause,
         cost=_final_cost(command.outcome, command.cost, execution.hold),
     )
     return _ended(command, "reconciled", scope, ended, now)
@@ -575,10 +576,10 @@ def _ended(
     """End an execution: release, keep or replace its hold, and record the ending (G3, G8)."""
     overrun = execution.cost is not None and 0 < execution.hold < execution.cost
     if scope is not None and execution.status in RELEASING:
-        scope = replace(scope, attempts_used=scope.attempts_used - 1, held=scope.held - execution.hold)
+        scope = scope.counted(attempts_used=scope.attempts_used - 1, held=scope.held - execution.hold)
     elif scope is not None and execution.cost is not None:
-        scope = replace(
-            scope,
+        scope = scope.counted(
+            attempts_used=scope.attempts_used,
             held=scope.held - execution.hold,
             settled=scope.settled + execution.cost,
             overrun=scope.overrun or overrun,

@@ -15,6 +15,7 @@ from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.core.record import Origin, Record
 from sidecar.core.rules import GrantJudgment, Objection, Preview
 from sidecar.core.scope import Execution, Scope
+from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 
 Gatekept = Literal["scoped_execution", "scope_grant"]
@@ -42,7 +43,7 @@ class Issue:
     origin: Origin = "gate"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class Admit:
     """Admit one execution if its scope and the policies allow it, and consume an attempt of the scope.
 
@@ -89,7 +90,7 @@ class Refuse:
     origin: Origin = "gate"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class Settle:
     """Record how an admitted execution ended. `cost` is the upstream's report, None if there was none."""
 

@@ -154,9 +154,9 @@ def _keys_judged(prefix: tuple[str, ...], judged: Collection[str]) -> Cache[tupl
     def refusal(keys: tuple[str, ...]) -> Refusal | None:
         for key in keys:
             if key == "__proto__":
-                return _refused("/" + "/".join((*prefix, key)), "gives an object members that it has not")
+                return _refusal("/" + "/".join((*prefix, key)), "gives an object members that it has not")
             if key not in judged and not forms.isdisjoint(spellings(key)):
-                return _refused(
+                return _refusal(
                     "/" + "/".join((*prefix, key)),
                     "is spelled like a member that is judged, but not the same",
                 )
@@ -185,80 +185,78 @@ class Claims:
     body_bytes: int = 0
 
 
+class _Unreadable(Exception):
+    """A claim is not clear."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
 def read(request: Request, sources: FactSources) -> Claims | Refusal:
     """The claims of a request, or a refusal `invalid_request` that names the unreadable member."""
+    document = request.document
     for prefix, refusal_of in sources.watched:
-        holder = pointer.follow(request.document, prefix)
+        holder = pointer.follow(document, prefix) if prefix else document
         if isinstance(holder, OBJECT):
             refusal = refusal_of[tuple(holder)]
             if refusal is not None:
                 return refusal
     find_scope_id, find_incident_id, find_action, find_parameters, *find_agents = sources.finders
-    scope_id = _identifier(find_scope_id(request), sources.scope_id)
-    if isinstance(scope_id, Refusal):
-        return scope_id
-    incident_id = _identifier(find_incident_id(request), sources.incident_id)
-    if isinstance(incident_id, Refusal):
-        return incident_id
-    action = _identifier(find_action(request), sources.action)
-    if isinstance(action, Refusal):
-        return action
-    parameters = find_parameters(request)
-    if isinstance(parameters, Refusal):
-        return parameters
-    if parameters is ABSENT or parameters is None or parameters == "":
-        parameters = {}
-    if not isinstance(parameters, OBJECT):
-        return _refused(str(sources.parameters), "must be a JSON object")
-    agents = _target_agents(request, find_agents, sources.target_agents)
-    if isinstance(agents, Refusal):
-        return agents
-    return Claims(
-        scope_id=scope_id,
-        incident_id=incident_id,
-        action=action,
-        parameters=parameters,
-        target_agents=agents,
-        body_bytes=request.body_bytes,
-    )
+    try:
+        return Claims(
+            scope_id=_identifier(find_scope_id(request), sources.scope_id),
+            incident_id=_identifier(find_incident_id(request), sources.incident_id),
+            action=_identifier(find_action(request), sources.action),
+            parameters=_parameters(find_parameters(request), sources.parameters),
+            target_agents=_target_agents(request, find_agents, sources.target_agents),
+            body_bytes=request.body_bytes,
+        )
+    except _Unreadable as exc:
+        return exc.refusal
 
 
-def _identifier(value: Any, source: Source) -> str | Refusal | None:
+def _identifier(value: Any, source: Source) -> str | None:
     if is_identifier(value):
         return value
     if value is ABSENT or value is None or value == "":
         return None
-    return (
-        value
-        if isinstance(value, Refusal)
-        else _refused(str(source), f"must be a string of {IDENTIFIER_RULE}")
-    )
+    raise _Unreadable(_refusal(str(source), f"must be a string of {IDENTIFIER_RULE}"))
+
+
+def _parameters(value: Any, source: Source) -> Mapping[str, Any]:
+    if isinstance(value, OBJECT):
+        return value
+    if value is ABSENT or value is None or value == "":
+        return {}
+    raise _Unreadable(_refusal(str(source), "must be a JSON object"))
 
 
 def _target_agents(
     request: Request, finders: Iterable[Callable[[Request], Any]], sources: Iterable[Source]
-) -> tuple[str, ...] | Refusal:
+) -> tuple[str, ...]:
     agents: tuple[str, ...] | None = None
     for find, source in zip(finders, sources, strict=True):
         value = find(request)
-        if isinstance(value, Refusal):
-            return value
         if value is ABSENT or value is None or value == "":
             continue
         if source.kind != "pointer":
             value = [value]
         if not isinstance(value, list) or not all(is_identifier(agent) for agent in value):
-            return _refused(str(source), f"must be a list of strings of {IDENTIFIER_RULE}")
-        if len(value) > MAX_TARGET_AGENTS:
-            return _refused(str(source), f"must name at most {MAX_TARGET_AGENTS} agents")
-        if agents is not None and agents != tuple(value):
-            return _refused(str(source), "names other target agents than another place in the same request")
-        agents = tuple(value)
+            problem = f"must be a list of strings of {IDENTIFIER_RULE}"
+        elif len(value) > MAX_TARGET_AGENTS:
+            problem = f"must name at most {MAX_TARGET_AGENTS} agents"
+        elif agents is not None and agents != tuple(value):
+            problem = "names other target agents than another place in the same request"
+        else:
+            agents = tuple(value)
+            continue
+        raise _Unreadable(_refusal(str(source), problem))
     return agents or ()
 
 
 def _finder(source: Source) -> Callable[[Request], Any]:
-    """The function that finds a fact: it returns its value, `ABSENT`, or a refusal."""
+    """The function that finds a fact. It returns its value or `ABSENT`, or raises _Unreadable."""
     name, tokens = source.name, source.tokens
     if source.kind == "path":
         return lambda request: request.path_params.get(name, ABSENT)
@@ -276,14 +274,15 @@ def _in_query(query: Sequence[tuple[str, str]], source: Source) -> Any:
         others = [] if name == source.name else [name]
         others += [part.partition("=")[0] for part in value.split(";")[1:]]  # as older servers split
         if any(_may_be_read_as(other, source.name) for other in others):
-            return _refused(str(source), "could be read from another place in the query as well")
+            problem = "could be read from another place in the query as well"
+            raise _Unreadable(_refusal(str(source), problem))
     return _only_one(query, source)
 
 
 def _only_one(pairs: Sequence[tuple[str, str]], source: Source) -> Any:
     values = [value for name, value in pairs if name == source.name]
     if len(values) > 1:
-        return _refused(str(source), "is given more than once")
+        raise _Unreadable(_refusal(str(source), "is given more than once"))
     return values[0] if values else ABSENT
 
 
@@ -300,7 +299,7 @@ def _may_be_read_as(name: str, judged: str) -> bool:
     )
 
 
-def _refused(member: str, problem: str) -> Refusal:
+def _refusal(member: str, problem: str) -> Refusal:
     return Refusal("invalid_request", f"{member} {problem}.", {"member": member})
 
 

@@ -119,7 +119,7 @@ def hosts_of(method: str, target: str, values: Sequence[str], *, needed: bool) -
         return "its target is neither a path nor an absolute URL"
     hosts: list[Host] = []
     for text in (*values, *authorities):
-        host = Host.parse(text)
+        host = _hosts[text]
         if host is None:
             place = "its Host" if len(hosts) < len(values) else "the authority of its target"
             return f"{place} is not exactly one name or IP address, with or without a port"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 # Microseconds.
 SECOND = 1_000_000
@@ -21,7 +22,12 @@ def to_instant(time: datetime) -> int:
 
 def iso_time(instant: int) -> str:
     """The instant as ISO 8601 in UTC, always with six decimals so that it sorts as text."""
-    return to_datetime(instant).isoformat(timespec="microseconds")
+    return f"{_whole_second(instant // SECOND)}.{instant % SECOND:06d}+00:00"
+
+
+@lru_cache(maxsize=1024)  # records and answers name the same few seconds again and again
+def _whole_second(second: int) -> str:
+    return to_datetime(second * SECOND).isoformat()[:19]
 
 
 def parse_time(text: str) -> int:

@@ -7,11 +7,12 @@ set.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any, Literal
 
 from sidecar.core.instant import iso_time
+from sidecar.core.valueclass import valueclass
 
 Origin = Literal["gate", "library", "api"]
 Event = Literal[
@@ -83,7 +84,7 @@ class CausalRole(str, Enum):
     POST_RUN = "post_run"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class Record:
     """The 14 fields of a decision record. `decided_at` is in microseconds since 1970 (UTC)."""
 
@@ -104,25 +105,26 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The 14 fields in the order of the wire, enums as values, the time as ISO 8601."""
+        # `_value_` is what `value` returns, without a call: Python 3.11 looks `value` up in Python code.
         return {
             "decision_id": self.decision_id,
-            "decision_type": self.decision_type.value,
-            "decision_source": self.decision_source.value,
-            "decision_trigger": self.decision_trigger.value,
+            "decision_type": self.decision_type._value_,
+            "decision_source": self.decision_source._value_,
+            "decision_trigger": self.decision_trigger._value_,
             "decision_inputs": self.decision_inputs,
-            "decision_outcome": self.decision_outcome.value,
+            "decision_outcome": self.decision_outcome._value_,
             "decision_reason": self.decision_reason,
             "run_id": self.run_id,
             "workflow_id": self.workflow_id,
             "tenant_id": self.tenant_id,
             "request_id": self.request_id,
-            "causal_role": self.causal_role.value,
+            "causal_role": self.causal_role._value_,
             "decided_at": iso_time(self.decided_at),
             "details": self.details,
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class Entry:
     """A record before it is appended to the log: the whole envelope except its place in the chain.
 
@@ -143,9 +145,7 @@ class Entry:
 
     def envelope(self, writer: str, seq: int) -> dict[str, Any]:
         """The whole envelope, ready for serialization into canonical bytes."""
-        recorded = {} if self.recorded_at is None else {"recorded_at": iso_time(self.recorded_at)}
-        return {
-            **recorded,
+        envelope: dict[str, Any] = {
             "writer": writer,
             "seq": seq,
             "origin": self.origin,
@@ -156,3 +156,6 @@ class Entry:
             "admission_id": self.admission_id,
             "record": self.record.to_dict(),
         }
+        if self.recorded_at is not None:
+            envelope["recorded_at"] = iso_time(self.recorded_at)
+        return envelope

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from sidecar.core.valueclass import valueclass
 
 ScopeStatus = Literal["active", "exhausted", "expired", "revoked"]
 ExecutionStatus = Literal["in_flight", "answered", "not_sent", "unknown", "executed", "not_executed"]
@@ -14,7 +15,7 @@ RELEASING: frozenset[str] = frozenset({"not_sent", "not_executed"})
 MAX_INTENT_CHARS = 2_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class Scope:
     """The terms of a scope, which never change, and the counters that admission and settlement update.
 
@@ -53,6 +54,29 @@ class Scope:
         """G3: an overrun exhausts the scope. Spending all of a ceiling above zero exhausts it, too."""
         return self.overrun or 0 < self.max_cost <= self.spent
 
+    def counted(
+        self, *, attempts_used: int, held: int, settled: int | None = None, overrun: bool | None = None
+    ) -> Scope:
+        """The same scope with other counters. None leaves a counter as it is."""
+        return Scope(
+            scope_id=self.scope_id,
+            tenant_id=self.tenant_id,
+            incident_id=self.incident_id,
+            allowed_actions=self.allowed_actions,
+            max_cost=self.max_cost,
+            max_attempts=self.max_attempts,
+            created_at=self.created_at,
+            expires_at=self.expires_at,
+            intent=self.intent,
+            target_agents=self.target_agents,
+            created_by=self.created_by,
+            attempts_used=attempts_used,
+            settled=self.settled if settled is None else settled,
+            held=held,
+            overrun=self.overrun if overrun is None else overrun,
+            revoked_at=self.revoked_at,
+        )
+
     def status(self, now: int) -> ScopeStatus:
         """The status to show. A scope that was exhausted or expired before its revocation stays so."""
         if self.attempts_remaining == 0 or self.cost_exhausted:
@@ -62,7 +86,7 @@ class Scope:
         return "expired" if now >= self.expires_at else "active"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@valueclass
 class Execution:
     """One admitted execution and its ending. The id of the admitting decision identifies it.
 
@@ -85,3 +109,32 @@ class Execution:
     ended_at: int | None = None
     http_status: int | None = None
     cause: str | None = None
+
+    def ended(
+        self,
+        status: ExecutionStatus,
+        *,
+        cost: int | None,
+        ended_at: int,
+        http_status: int | None,
+        cause: str | None,
+    ) -> Execution:
+        """The same execution with its ending."""
+        return Execution(
+            decision_id=self.decision_id,
+            scope_id=self.scope_id,
+            tenant_id=self.tenant_id,
+            incident_id=self.incident_id,
+            action=self.action,
+            request_id=self.request_id,
+            attempt_number=self.attempt_number,
+            hold=self.hold,
+            admitted_at=self.admitted_at,
+            principal=self.principal,
+            target_agents=self.target_agents,
+            status=status,
+            cost=cost,
+            ended_at=ended_at,
+            http_status=http_status,
+            cause=cause,
+        )

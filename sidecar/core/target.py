@@ -17,8 +17,8 @@ A reading takes milliseconds, and headers can hold thousands of values. At most 
 and a request with more is refused. Every operation on a text takes time proportional to its length.
 
 Most requests are settled sooner. `could_reach` shows from the letters of a path that it cannot be gated. The
-paths that could be are often the same ones, so `GatedPaths` remembers what it found out about them. Headers
-count only if `decides` says so, and few requests have one that does.
+paths that could be are often the same ones, so `GatedPaths` remembers what it found out about them. Few
+headers can change the outcome, and of these, plain values are remembered as harmless.
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ MAX_VALUES = 8
 
 LONGEST_SHOWN = 200
 
-# The paths that `GatedPaths` remembers: the most of them, and the most characters of one.
+# The most paths, headers, and characters of one of them that are remembered.
 MAX_PLACES = 1024
+MAX_HEADERS = 1024
 LONGEST_REMEMBERED = 256
 
 
@@ -184,7 +185,8 @@ class GatedPaths:
     def place(self, target: str) -> Gated | str | None:
         """Gated if the target spells a pattern out, a clause if it is ambiguous, else None."""
         path = _path_of(target)
-        return self._places[path] if could_reach(path, self.last_segments) else None
+        places = self._places
+        return places[path] if path in places or could_reach(path, self.last_segments) else None
 
     def _place_of(self, path: str) -> Gated | str | None:
         patterns = self.patterns
@@ -201,8 +203,10 @@ def classify(
 ) -> PassThrough | Gated | Rejected:
     """Classify a request. `target` is the raw target, decoded as UTF-8 with surrogateescape.
 
-    `headers` are iterated more than once. Those that `decides` excludes may be left out. Never raises.
+    `headers` may lack those that `decides` excludes. Never raises.
     """
+    if headers:
+        headers = [header for header in headers if _decides[header]]
     place = gated.place(target)
     if place is None:
         return _passing(target, headers, gated) if headers else PASSES
@@ -222,8 +226,26 @@ def classify(
 
 
 def decides(name: str) -> bool:
-    """Whether `classify` looks at headers of this name."""
+    """Whether headers of this name can change what `classify` finds."""
     return read_as(name) in _DECIDING
+
+
+def _header_decides(header: tuple[str, str]) -> bool:
+    """Whether a header can change what `classify` finds. A plain host, port or scheme cannot."""
+    name = header[0]
+    if not decides(name):
+        return False
+    return read_as(name) not in REBUILDING or any(
+        part == "prefix" or not _is_plain(part, value) for _, part, value in _rebuilding([header])
+    )
+
+
+def _chars_of(header: tuple[str, str]) -> int:
+    return len(header[0]) + len(header[1])
+
+
+# A proxy before the sidecar sends the same values again and again.
+_decides = Cache(_header_decides, max_entries=MAX_HEADERS, max_size=LONGEST_REMEMBERED, size=_chars_of)
 
 
 def _misleading(

@@ -6,7 +6,6 @@ UTF-8, a byte order mark, trailing bytes, and more than 200 levels. Numbers are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from decimal import Decimal
 from math import isinf
 from typing import Any
@@ -45,15 +44,14 @@ def parse_value(text: bytes) -> Any:
 
 
 def _bound_numbers(document: Any) -> None:
-    waiting: list[Iterable[Any]] = [(document,)]
+    waiting: list[Any] = [[document]]  # containers themselves, because a view of each would take memory
     while waiting:
-        for value in waiting.pop():
+        container = waiting.pop()
+        for value in container.values() if type(container) is dict else container:
             kind = type(value)  # jiter makes no instances of subclasses
             if kind is str:
                 continue
-            if kind is dict:
-                waiting.append(value.values())
-            elif kind is list:
+            if kind is dict or kind is list:
                 waiting.append(value)
             elif kind is Decimal:
                 beyond = value and not MIN_EXPONENT <= value.adjusted() <= MAX_EXPONENT

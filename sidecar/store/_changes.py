@@ -52,7 +52,8 @@ def apply_all(
     )
     issued: dict[str, Scope] = {}
     changed_scopes: dict[str, Scope] = {}
-    changed_executions: dict[str, Execution] = {}
+    admitted: dict[str, Execution] = {}
+    ended: dict[str, Execution] = {}
     log: list[LogRow] = []
     newly_kept: list[tuple[bytes, str]] = []
     turned: dict[Switch, Turn] = {}
@@ -68,11 +69,13 @@ def apply_all(
             scopes[scope_id] = changed[scope_id] = applied.scope
         if applied.execution is not None:
             execution = applied.execution
-            executions[execution.decision_id] = changed_executions[execution.decision_id] = execution
-            if isinstance(command, Admit) and admissions:
+            name = execution.decision_id
+            executed = admitted if isinstance(command, Admit) or name in admitted else ended
+            executions[name] = executed[name] = execution
+            if admissions and isinstance(command, Admit):
                 for group in groups_containing(execution):
                     if group in admissions:
-                        admissions[group].append(execution.decision_id)
+                        admissions[group].append(name)
         if applied.entry is not None:
             seq += 1
             bindings = dict(islice(unlogged.items(), MAX_BINDINGS))
@@ -100,7 +103,8 @@ def apply_all(
         now=now,
         issued=list(issued.values()),
         scopes=list(changed_scopes.values()),
-        executions=list(changed_executions.values()),
+        admitted=list(admitted.values()),
+        executions=list(ended.values()),
         log=log,
         kept=newly_kept,
         turned=list(turned.values()),

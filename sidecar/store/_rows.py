@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -23,6 +24,10 @@ LOG_COLUMNS = (
 )
 
 Row = tuple[Any, ...]
+
+
+def _json(texts: Sequence[str]) -> str:
+    return orjson.dumps(texts).decode() if texts else "[]"
 
 
 def scope_from_row(row: Row) -> Scope:
@@ -51,13 +56,13 @@ def scope_to_row(scope: Scope) -> Row:
         scope.scope_id,
         scope.tenant_id,
         scope.incident_id,
-        orjson.dumps(scope.allowed_actions).decode(),
+        _json(scope.allowed_actions),
         scope.max_cost,
         scope.max_attempts,
         scope.created_at,
         scope.expires_at,
         scope.intent,
-        orjson.dumps(scope.target_agents).decode(),
+        _json(scope.target_agents),
         scope.created_by,
         scope.attempts_used,
         scope.settled,
@@ -117,7 +122,20 @@ def execution_to_row(execution: Execution) -> Row:
         execution.http_status,
         execution.cause,
         execution.principal,
-        orjson.dumps(execution.target_agents).decode(),
+        _json(execution.target_agents),
+    )
+
+
+def execution_ending(execution: Execution) -> Row:
+    """The columns of an execution that its end changes, then its id, in the order of `_END_EXECUTION` in
+    sqlite.py."""
+    return (
+        execution.status,
+        execution.cost,
+        execution.ended_at,
+        execution.http_status,
+        execution.cause,
+        execution.decision_id,
     )
 
 
@@ -127,8 +145,8 @@ def log_to_row(log: LogRow) -> Row:
         log.seq,
         record.decision_id,
         entry.event,
-        record.decision_type.value,
-        record.decision_outcome.value,
+        record.decision_type._value_,
+        record.decision_outcome._value_,
         record.decided_at,
         record.tenant_id,
         entry.scope_id,

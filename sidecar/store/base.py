@@ -45,7 +45,8 @@ class LogRow:
 class Changes:
     """What one transaction writes.
 
-    `issued` are new scopes. `scopes` and `executions` are rows in their new state. `log` are new log rows.
+    `issued` and `admitted` are new scopes and executions. `scopes` and `executions` are rows in their new
+    state. `log` are new log rows.
     `kept` pairs each key with the decision that is kept under it. `bound` pairs the sequence number of a
     record with its run. `logged` are the records whose binding the log names from now on. `now` is the time
     of the whole transaction. `stepped` is the number of microseconds to subtract from the admission time of
@@ -55,6 +56,7 @@ class Changes:
     now: int
     issued: Sequence[Scope]
     scopes: Sequence[Scope]
+    admitted: Sequence[Execution]
     executions: Sequence[Execution]
     log: Sequence[LogRow]
     kept: Sequence[tuple[bytes, str]]

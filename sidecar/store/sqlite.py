@@ -32,6 +32,7 @@ from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import _rows as rows
 from sidecar.store._admission_cache import AdmissionCache, Overlaid
+from sidecar.store._lately import LatelyWritten
 from sidecar.store._migrate import migrate
 from sidecar.store._ownership import Ownership
 from sidecar.store.base import (
@@ -66,24 +67,28 @@ _UNBOUND = """
     ORDER BY seq"""
 
 
-def load(connection: sqlite3.Connection, names: Names, cache: AdmissionCache | None = None) -> State:
-    """Load the named rows. Executions that `cache` holds are not read again."""
-    executions: dict[str, Execution] = {}
-    wanted = list(names.scopes)
-    if names.executions:
+def load(
+    connection: sqlite3.Connection,
+    names: Names,
+    cache: AdmissionCache | None = None,
+    lately: LatelyWritten | None = None,
+) -> State:
+    """Load the named rows. Rows that `cache` and `lately` hold are not read again."""
+    executions, missing = (lately or LatelyWritten()).executions(names.executions)
+    if missing:
         for row in connection.execute(
             f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id {_NAMED}",
-            (orjson.dumps(names.executions).decode(),),
+            (orjson.dumps(missing).decode(),),
         ):
             execution = rows.execution_from_row(row)
             executions[execution.decision_id] = execution
-            if execution.scope_id is not None:
-                wanted.append(execution.scope_id)
-    scopes: dict[str, Scope] = {}
-    if wanted:
+    wanted = dict.fromkeys(names.scopes)
+    wanted.update((each.scope_id, None) for each in executions.values() if each.scope_id is not None)
+    scopes, missing = (lately or LatelyWritten()).scopes(wanted)
+    if missing:
         for row in connection.execute(
             f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id {_NAMED}",
-            (orjson.dumps(wanted).decode(),),
+            (orjson.dumps(missing).decode(),),
         ):
             scope = rows.scope_from_row(row)
             scopes[scope.scope_id] = scope
@@ -93,10 +98,10 @@ def load(connection: sqlite3.Connection, names: Names, cache: AdmissionCache | N
         request_id: [seq for (seq,) in connection.execute(_UNBOUND, (request_id,))]
         for request_id in names.requests
     }
-    admissions, lately = (cache or AdmissionCache(counted)).of(connection, names.groups)
+    admissions, counting = (cache or AdmissionCache(counted)).of(connection, names.groups)
     return State(
         scopes=scopes,
-        executions=Overlaid(lately, executions),
+        executions=Overlaid(counting, executions),
         admissions=admissions,
         found=None if cache is None else cache.found,
         kept=frozenset(once),
@@ -181,10 +186,12 @@ _ISSUE_SCOPE = f"""
 _UPDATE_SCOPE = """
     UPDATE scopes SET attempts_used = ?, settled = ?, held = ?, overrun = ?, revoked_at = ?
     WHERE scope_id = ?"""
-_SAVE_EXECUTION = f"""
-    INSERT INTO executions ({rows.EXECUTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (decision_id) DO UPDATE SET status = excluded.status, cost = excluded.cost,
-        ended_at = excluded.ended_at, http_status = excluded.http_status, cause = excluded.cause"""
+_ADMIT_EXECUTION = f"""
+    INSERT INTO executions ({rows.EXECUTION_COLUMNS})
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_END_EXECUTION = """
+    UPDATE executions SET status = ?, cost = ?, ended_at = ?, http_status = ?, cause = ?
+    WHERE decision_id = ?"""
 _APPEND = f"""
     INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _KEEP = "INSERT INTO kept_once (key, decision_id) VALUES (?, ?)"
@@ -240,6 +247,7 @@ class SqliteEngine:
         self._rows_since_checkpoint = 0
         self._full_sync = True
         self._admissions = AdmissionCache(counted)
+        self._lately = LatelyWritten()
 
     # The writer --------------------------------------------------------------------------------
 
@@ -274,20 +282,25 @@ class SqliteEngine:
             self._sync(connection, full=durable)
             connection.execute("BEGIN IMMEDIATE")
             try:
-                changes = decide(load(connection, names, self._admissions))
+                if self._lately.check(connection):
+                    self._admissions.forget()
+                changes = decide(load(connection, names, self._admissions, self._lately))
                 _save(connection, changes)
                 self._check_files()
                 connection.execute("COMMIT")
                 self._check_wal()
             except BaseException:
-                self._admissions.forget()
+                self._forget()
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
             if changes.stepped:
-                self._admissions.forget()
-            self._admissions.learn(changes.executions)
-            self._rows_since_checkpoint += len(changes.scopes) + len(changes.executions) + len(changes.log)
+                self._forget()
+            self._admissions.learn((*changes.admitted, *changes.executions))
+            self._lately.learn(changes)
+            self._rows_since_checkpoint += (
+                len(changes.scopes) + len(changes.admitted) + len(changes.executions) + len(changes.log)
+            )
 
         await self._write(transaction)
 
@@ -311,6 +324,10 @@ class SqliteEngine:
             self._rows_since_checkpoint += 100
 
         await self._write(rehearsal)
+
+    def _forget(self) -> None:
+        self._admissions.forget()
+        self._lately.forget()
 
     def _sync(self, connection: sqlite3.Connection, *, full: bool) -> None:
         if full != self._full_sync:
@@ -581,7 +598,8 @@ def _save(connection: sqlite3.Connection, changes: Changes) -> None:
         connection.execute(_STEP, (changes.stepped, now))
     _write_all(connection, _ISSUE_SCOPE, [rows.scope_to_row(each) for each in changes.issued])
     _write_all(connection, _UPDATE_SCOPE, [rows.scope_counters(each) for each in changes.scopes])
-    _write_all(connection, _SAVE_EXECUTION, [rows.execution_to_row(each) for each in changes.executions])
+    _write_all(connection, _ADMIT_EXECUTION, [rows.execution_to_row(each) for each in changes.admitted])
+    _write_all(connection, _END_EXECUTION, [rows.execution_ending(each) for each in changes.executions])
     _write_all(connection, _APPEND, [rows.log_to_row(each) for each in changes.log])
     if changes.kept:
         connection.executemany(_KEEP, changes.kept)

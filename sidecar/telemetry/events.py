@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import Enum
 from functools import cached_property, partialmethod
 from logging import DEBUG, ERROR, INFO, WARNING
-from typing import Any, Protocol
+from typing import Any
 
 # The fields that a log line can carry beside time, level, logger, message and exc_info.
 FIELDS: Mapping[str, str] = {
@@ -78,15 +79,17 @@ FIELDS: Mapping[str, str] = {
 LOGGERS: dict[str, str] = {}
 
 
-class EventQueue(Protocol):
+class EventQueue(logging.Handler, ABC):
     """A handler of `logging` that takes events as well as records."""
 
+    @abstractmethod
     def put(self, event: LogEvent, fields: dict[str, Any]) -> None:
         """Write the line of an event that happens now. It keeps `fields`."""
 
 
-# The handlers of the root logger while the only one of them is an EventQueue; otherwise empty.
-QUEUE_ALONE: list[Any] = []
+# The queue that the root logger had as its only handler when `never_wait_for_logs` was called, if any. Events
+# go straight into it while it still is the only one.
+QUEUE_ALONE: list[EventQueue] = []
 
 
 class _Logger:

@@ -19,7 +19,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from sidecar.telemetry.events import QUEUE_ALONE, LogEvent
+from sidecar.telemetry.events import QUEUE_ALONE, EventQueue, LogEvent
 from sidecar.telemetry.logs import JsonFormatter, event_line
 
 MAX_WAITING_LINES = 10_000
@@ -30,8 +30,8 @@ GATHER_SECONDS = 0.02
 FLUSH_SECONDS = 1.0
 
 
-class LogQueue(logging.Handler):
-    """Replaces a StreamHandler. It takes records of `logging`, and events as they are (see `EventQueue`).
+class LogQueue(EventQueue):
+    """Replaces a StreamHandler.
 
     Its thread writes to the file descriptor directly. A blocked write therefore holds no lock of a handler or
     a file, for which the end of the process would wait.
@@ -41,6 +41,8 @@ class LogQueue(logging.Handler):
         super().__init__()
         self.dropped = 0
         self._reported = 0
+        # Not the handler's own lock: `logging.shutdown` holds that while it waits for the thread in `flush`.
+        self._counting = threading.Lock()
         self._descriptor = descriptor
         self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         threading.Thread(target=self._write_for_ever, name="scopegate-log", daemon=True).start()
@@ -76,15 +78,15 @@ class LogQueue(logging.Handler):
             more = min(self._waiting.qsize(), LINES_A_WRITE - 1)
             taken += [self._waiting.get_nowait() for _ in range(more)]
             lines = [one for one in taken if isinstance(one, bytes)]
+            flushes = [one for one in taken if isinstance(one, threading.Event)]
             if len(taken) < LINES_A_WRITE:
                 lines += self._report()
             try:
                 self._write(b"\n".join([*lines, b""]))
             except OSError:  # a full disk, a pipe whose other end is gone
                 self._drop(len(lines))
-            for one in taken:
-                if isinstance(one, threading.Event):
-                    one.set()
+            for flush in flushes:
+                flush.set()
             if len(taken) < LINES_A_WRITE:
                 time.sleep(GATHER_SECONDS)
 
@@ -106,9 +108,8 @@ class LogQueue(logging.Handler):
         return self.format(record).encode("utf-8", "backslashreplace")
 
     def _drop(self, count: int) -> None:
-        self.acquire()  # lines come from several threads
-        self.dropped += count
-        self.release()
+        with self._counting:
+            self.dropped += count
 
     def _write(self, lines: bytes) -> None:
         while lines:

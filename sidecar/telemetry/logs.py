@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -14,7 +13,6 @@ import orjson
 from sidecar.telemetry.events import LogEvent
 
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_PLAIN = frozenset((str, int, bool, type(None)))
 _DELETE = 0x7F  # the one character of ASCII that `json` escapes and orjson does not
 
 
@@ -27,11 +25,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object, in ASCII: level, logger, message, exc_info, stack_info, fields, time."""
 
     def format(self, record: logging.LogRecord) -> str:
-        members: dict[str, Any] = {
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
+        members = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             members["exc_info"] = self.formatException(record.exc_info)
         elif record.exc_text:
@@ -39,37 +33,28 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             members["stack_info"] = self.formatStack(record.stack_info)
         members |= _fields(record)
-        plain = all(
-            type(value) in _PLAIN or (type(value) is float and math.isfinite(value))
-            for value in members.values()
-        )
-        members["time"] = datetime.fromtimestamp(record.created, UTC)
-        line = _plain_line(members) if plain else None
-        return _any_line(members) if line is None else line.decode()
+        return _dumped(members, datetime.fromtimestamp(record.created, UTC))
 
 
 def event_line(event: LogEvent, fields: dict[str, Any], time: datetime) -> bytes:
-    """The line of an event without arguments and traceback, as JsonFormatter formats it."""
-    fields["time"] = time
-    line = _plain_line(fields)
-    return _any_line(event.members | fields).encode() if line is None else event.json_head + line[1:]
+    """The line of an event without arguments and traceback, as JsonFormatter formats it. It keeps `fields`.
 
-
-def _plain_line(members: dict[str, Any]) -> bytes | None:
-    """orjson is four times as fast as `json` and writes the same bytes for plain values in ASCII.
-
-    None: all else goes through `json`, because orjson writes NaN as null, other objects in ways of its own,
-    and characters beyond ASCII as they are; lone surrogates and integers above 64 bits it refuses.
+    orjson is four times as fast as `json` and writes the same bytes for plain values in ASCII. Characters
+    beyond ASCII it writes as they are; lone surrogates and integers above 64 bits it refuses.
     """
+    fields["time"] = time
     try:
-        line = orjson.dumps(members)
+        line = orjson.dumps(fields)
     except orjson.JSONEncodeError:
-        return None
-    return line if line.isascii() and _DELETE not in line else None
+        pass
+    else:
+        if line.isascii() and _DELETE not in line:
+            return event.json_head + line[1:]
+    return _dumped(event.members | fields, time).encode()
 
 
-def _any_line(members: dict[str, Any]) -> str:
-    return json.dumps({**members, "time": members["time"].isoformat()}, default=str, separators=(",", ":"))
+def _dumped(members: dict[str, Any], time: datetime) -> str:
+    return json.dumps({**members, "time": time.isoformat()}, default=str, separators=(",", ":"))
 
 
 class _TextFormatter(logging.Formatter):

@@ -216,12 +216,12 @@ class AnswerParser:
         return end
 
     def _take_counted(self, data: bytes, at: int) -> int:
-        size, left = len(data) - at, self._left
-        if size < left:
-            self._left = left - size
-            return self._keep(data, at, at + size)
-        self.state = _COMPLETE if self.state is _COUNTED else _CHUNK_END
-        return self._keep(data, at, at + left)
+        end, size = at + self._left, len(data)
+        if end > size:
+            self._left, end = end - size, size
+        else:
+            self.state = _COMPLETE if self.state is _COUNTED else _CHUNK_END
+        return self._keep(data, at, end)
 
     def _take_line(self, data: bytes, at: int) -> int:
         """Parse a framing line. The next state follows once the line is whole."""

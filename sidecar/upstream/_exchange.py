@@ -87,7 +87,7 @@ class Exchange:
     @property
     def complete(self) -> bool:
         """Whether the answer has arrived to its proper end. A tunnel ends when the upstream ends its side."""
-        return self._parser.complete
+        return self._parser.state is _COMPLETE
 
     @property
     def upgraded(self) -> bool:
@@ -108,7 +108,7 @@ class Exchange:
     async def read_up_to(self, limit: int) -> tuple[bytes, bool]:
         """Return the whole body and True, or the bytes so far and False once they exceed `limit`."""
         parser = self._parser
-        if parser.complete and parser.waiting <= limit:
+        if parser.state is _COMPLETE and parser.waiting <= limit:
             return parser.take(), True
         pieces: list[bytes] = []
         size = 0

@@ -88,14 +88,15 @@ class HeadReader:
         except HttpParserUpgrade:
             pass  # llhttp has read the head; the caller decides whether the upstream may switch
         except HttpParserError as exc:
+            self._http = None
             raise MalformedHead(str(exc)) from exc
-        if (self._status is None) == last:
-            raise MalformedHead("its head does not end in an empty line")
-        if self._status is None:
+        if self._status is None and not last:
             return None
         # llhttp's parser refers back to this reader. Dropping it breaks the cycle, so that an exchange is
         # freed without the cycle collector.
         self._http = None
+        if self._status is None or not last:
+            raise MalformedHead("its head does not end in an empty line")
         return self._judged(self._status, http.get_http_version())
 
     def on_status(self, reason: bytes) -> None:

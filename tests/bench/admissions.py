@@ -138,7 +138,7 @@ async def measure_plain(folder: Path, concurrency: int, seconds: float) -> tuple
                 state = State(scopes={scope_id: rows.scope_from_row(tuple(row))}, executions={})
                 changes, head = apply_all([command], state, head, wall_clock(), [])
                 await connection.execute(sqlite._UPDATE_SCOPE, rows.scope_counters(changes.scopes[0]))
-                await connection.execute(sqlite._SAVE_EXECUTION, rows.execution_to_row(changes.executions[0]))
+                await connection.execute(sqlite._ADMIT_EXECUTION, rows.execution_to_row(changes.admitted[0]))
                 await connection.execute(sqlite._APPEND, rows.log_to_row(changes.log[0]))
                 await connection.execute("COMMIT")
             count += 1

@@ -72,6 +72,8 @@ class Program:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
+        self.start_seconds: float | None = None  # from here until it was ready
+        self._begun = time.monotonic()
         self._process = subprocess.Popen(
             pinned(core, command),
             cwd=folder,
@@ -108,7 +110,8 @@ class Program:
                 raise self.failure(f"ended with {self._process.returncode} instead of starting")
             if time.monotonic() > until:
                 raise self.failure(f"did not start within {START_SECONDS:.0f} seconds")
-            time.sleep(0.05)
+            time.sleep(0.01)
+        self.start_seconds = time.monotonic() - self._begun
 
     def _pids(self) -> list[int]:
         """Every process of the program's session."""

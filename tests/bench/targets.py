@@ -36,6 +36,7 @@ class Target:
     port: int
     programs: list[Program] = field(default_factory=list)
     issue: Callable[[str], str] = lambda incident_id: f"scope_of_{incident_id}"
+    admin: int = 0  # the port of the sidecar's admin listener
 
     def requests(self, target: str, count: int, *, in_headers: bool = False) -> list[load.Request]:
         """Requests that are allowed, each under a scope of its own; `in_headers` also names it there."""
@@ -194,15 +195,22 @@ def fastapi_proxy(rig: Rig) -> Iterator[Target]:
 
 @contextmanager
 def scopegate(
-    rig: Rig, *, name: str = "Scopegate", checkout: Path = CHECKOUT, rules: str = ""
+    rig: Rig,
+    *,
+    name: str = "Scopegate",
+    checkout: Path = CHECKOUT,
+    rules: str = "",
+    database: Path | None = None,
 ) -> Iterator[Target]:
-    """The sidecar of a checkout. `rules` is the text of a policy file beside the catalogue.
+    """The sidecar of a checkout, with a new database unless one is given.
+
+    `rules` is the text of a policy file beside the catalogue.
 
     Only what scopes may ask for is raised. Files that the sidecar watches (the configuration, the policies)
     stand apart from the store.
     """
     place = rig.place("scopegate")
-    data, ops = free_port(), free_port()
+    data, admin, ops = free_port(), free_port(), free_port()
     for folder in ("config", "policies", "store"):
         (place / folder).mkdir()
     catalogue = f"actions:\n  {load.ACTION}: {{risk: low, max_cost_usd: 0.10}}\n"
@@ -212,10 +220,10 @@ def scopegate(
     config = place / "config/scopegate.yaml"
     settings = {
         "data": {"listen": f"127.0.0.1:{data}"},
-        "admin": {"listen": f"127.0.0.1:{free_port()}"},
+        "admin": {"listen": f"127.0.0.1:{admin}"},
         "ops": {"listen": f"127.0.0.1:{ops}"},
         "upstream": {"url": f"http://127.0.0.1:{rig.backend}"},
-        "store": {"url": f"sqlite:///{place}/store/scopegate.db"},
+        "store": {"url": f"sqlite:///{database or place / 'store/scopegate.db'}"},
         "scopes": {"limits": {"max_attempts": ATTEMPTS, "max_cost_usd": ATTEMPTS}},
         "policies": "../policies/",
     }
@@ -226,7 +234,7 @@ def scopegate(
     command: list[str | Path] = [sys.executable, "-m", "sidecar", "run", "--config", config]
     ready = partial(_is_ready, ops)
     with rig.program(name, command, place, port=data, environment=environment, ready=ready) as program:
-        yield Target(name, data, [program], partial(_issue, data, "/api/v1/recovery/scope"))
+        yield Target(name, data, [program], partial(_issue, data, "/api/v1/recovery/scope"), admin)
 
 
 def _check_origin(checkout: Path, place: Path, environment: Mapping[str, str]) -> None:

@@ -170,6 +170,28 @@ async def test_the_answers_own_headers_come_through_and_ours_cannot_be_forged(
     assert answer.header("Date") is None
 
 
+async def test_one_head_of_the_backend_is_relayed_to_each_client_as_it_must_be(
+    house: House, backend: Backend
+) -> None:
+    head = (
+        b"HTTP/1.1 200 OK\r\nScopegate-Forged: 1\r\nX-Request-Id: theirs\r\nX-Hop: 2\r\n"
+        b"Connection: %b\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
+    )
+    for _ in range(2):
+        for named in (b"X-Hop", b"X-Not"):
+            backend.script = sends(head % named)
+            passed = await house.data("GET", "/health")
+            gated = await house.execute(await house.issue())
+            stays = ["2"] if named == b"X-Not" else []
+            assert passed.headers("X-Hop") == gated.headers("X-Hop") == stays
+            assert passed.header("Scopegate-Forged") == "1"
+            assert gated.headers("Scopegate-Forged") == []
+            assert passed.header("X-Request-Id") == "theirs"
+            assert gated.headers("X-Request-Id") != ["theirs"]
+            assert len(gated.headers("X-Request-Id")) == len(gated.headers("Scopegate-Decision-Id")) == 1
+            assert passed.headers("Connection") == gated.headers("Connection") == []
+
+
 async def test_the_reason_phrase_comes_through(house: House, backend: Backend) -> None:
     backend.script = replies(b"", status="299 Quite Fine")
     assert (await house.execute(await house.issue())).first == "HTTP/1.1 299 Quite Fine"

@@ -10,6 +10,7 @@ import pytest
 
 from sidecar.files.strictjson import parse
 from sidecar.gate.places import Held, MemoryBudget, Places, parsed_bytes
+from sidecar.web.data.passthrough import _Slots
 from sidecar.web.serving import dataconnection as server
 from tests.client import connect, read_message, request_bytes
 from tests.gate.test_clients import CHUNKED, said
@@ -85,6 +86,26 @@ def test_a_place_is_left_once() -> None:
     one.leave()
     assert told == [1, 0]
     assert all_places.take(1) is not None
+
+
+async def test_the_slots_of_pass_through_go_to_the_longest_wait_and_none_is_lost() -> None:
+    slots = _Slots(1)
+    assert slots.take()
+    assert not slots.take()
+    assert not await slots.wait(0.01), "the time is over"
+    first, second, third = (asyncio.create_task(slots.wait(5)) for _ in range(3))
+    await asyncio.sleep(0)
+    slots.release()
+    assert not slots.take(), "a slot that is given back goes to those who wait"
+    assert await first
+    slots.release()
+    second.cancel()  # its turn has come, but it has not seen it
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    assert await third, "it passed the slot on"
+    slots.release()
+    assert slots.take()
+    assert not slots.take()
 
 
 async def test_a_body_that_is_on_its_way_has_a_place_in_flight(open_house: Open) -> None:

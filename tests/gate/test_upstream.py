@@ -18,7 +18,7 @@ from sidecar.upstream import Exchange, Failed, NotSent, TimedOut, Unanswered, Up
 from sidecar.upstream._answer import AnswerParser, AnswerState
 from sidecar.upstream._client import request_head
 from sidecar.upstream._exchange import UpstreamConnection
-from sidecar.upstream._head import whole_heads
+from sidecar.upstream._head import HeadReader, whole_heads
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Connect = Callable[..., Upstream]
@@ -861,19 +861,21 @@ async def test_the_connection_that_was_used_last_is_used_next(serve: Serve, conn
         assert exchange._connection is last
 
 
+@pytest.mark.parametrize("pieces", [[OK], [OK[:20], OK[20:]]])
 async def test_a_finished_exchange_leaves_nothing_to_the_cycle_collector(
-    serve: Serve, connect: Connect
+    serve: Serve, connect: Connect, pieces: list[bytes]
 ) -> None:
-    client = connect(await serve(answers(OK)))
+    client = connect(await serve(answers(*pieces)))
 
     def alive() -> int:
         # By type: an object of another test may refuse to say what it is.
-        return sum(issubclass(type(each), Exchange | AnswerParser) for each in gc.get_objects())
+        return sum(issubclass(type(each), Exchange | AnswerParser | HeadReader) for each in gc.get_objects())
 
     gc.collect()
     gc.disable()
     try:
         before = alive()
+        whole_heads.clear()
         for _ in range(3):
             await get(client)
         assert alive() == before

@@ -68,6 +68,26 @@ def test_a_header_decides_in_any_spelling_of_its_name() -> None:
         assert not module.decides(name)
 
 
+def test_a_remembered_header_is_judged_by_its_own_value() -> None:
+    for _ in range(2):
+        assert ask("/orders", headers=(("X-Forwarded-Host", "api.example.org"),)) == PassThrough()
+        for value in ("x/recovery/execute?", "api.example.org, x/recovery/execute?"):
+            answer = ask("/orders", headers=(("X-Forwarded-Host", value),))
+            assert code(answer) == "override_refused"
+        # The same value in another header is no plain port.
+        answer = ask("/recovery/execute", headers=(("X-Forwarded-Port", "api.example.org"),))
+        assert code(answer) == "override_refused"
+        assert code(ask("/orders", headers=(("X-Original-URL", "api.example.org"),))) == "PassThrough"
+
+
+def test_the_headers_that_many_clients_send_take_bounded_memory() -> None:
+    for number in range(2 * module.MAX_HEADERS):
+        assert ask("/orders", headers=(("X-Forwarded-Host", f"h{number}"),)) == PassThrough()
+    assert ask("/orders", headers=(("X-Forwarded-Host", "h" * 1000),)) == PassThrough()
+    assert len(module._decides) <= module.MAX_HEADERS
+    assert max(len(value) for _, value in module._decides) <= module.LONGEST_REMEMBERED
+
+
 # ---- the default route, tables ---------------------------------------------------------------------
 
 LITERAL = [

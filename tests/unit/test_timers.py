@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, cast
@@ -155,3 +157,21 @@ def test_exactly_those_pass_that_do_not_end_before_and_each_at_its_time(
         deadline.end()
     loop.pass_time(now + 100)
     assert passed == expected
+
+
+async def test_what_held_its_deadline_is_freed_when_that_ends() -> None:
+    class Request:
+        deadline: Deadline
+
+        def give_up(self) -> None: ...
+
+    request = Request()
+    request.deadline = Deadlines().begin(60, request.give_up)
+    freed = weakref.ref(request)
+    gc.disable()
+    try:
+        request.deadline.end()
+        del request
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -48,6 +48,7 @@ from sidecar.web.wire.models import IDENTIFIER, ScopeRequest, ScopeTestRequest, 
 from sidecar.web.wire.problem import problem, refused_problem
 from sidecar.web.wire.request import AnyRequest, paging_of, tenant_of
 
+RECOVERY_PREFIX = "/api/v1/recovery/"
 SCOPE_PATH = "/api/v1/recovery/scope"
 SCOPES_PREFIX = "/api/v1/recovery/scopes/"
 MIN_TTL_SECONDS = 60
@@ -64,6 +65,8 @@ class ScopeApi:
 
     def owns(self, target: str) -> bool:
         """Whether a raw target is the path of a scope endpoint."""
+        if not target.startswith(RECOVERY_PREFIX):
+            return False
         path = target.partition("?")[0]
         if path == SCOPE_PATH:
             return True

@@ -9,13 +9,14 @@ import asyncio
 import socket
 import struct
 
+from sidecar.core.cache import Cache
 from sidecar.core.command import Admitted, Settled
 from sidecar.gate import deadlines
 from sidecar.gate.messages import Forwarded, GatedRequest
 from sidecar.web.data._annotate import annotated
 from sidecar.web.serving.accesslog import CLIENT_LEFT
 from sidecar.web.serving.datarequest import DataRequest
-from sidecar.web.wire.headers import Headers, end_to_end, unframed, value_of, without_our_own
+from sidecar.web.wire.headers import Headers, end_to_end, unframed, without_our_own
 
 _BODILESS = frozenset({204, 304})
 _DRAIN_ABOVE = 64 * 1024  # bytes written between two waits for the client to read
@@ -44,8 +45,8 @@ class RawAnswer:
         self._chunked = self.ends_with_connection = False
         keep_alive = request.keep_alive and not close
         version = request.version
-        lines = [b"HTTP/%d.%d %d %b" % (version[0], version[1], status, reason)]
-        lines += [b"%b: %b" % header for header in unframed(status, headers)]
+        lines = [b"HTTP/1.%d %d %b" % (version[1], status, reason)]
+        lines += [name + b": " + value for name, value in unframed(status, headers)]
         if content_length is None and not (request.method == "HEAD" or status in _BODILESS or status < 200):
             if version >= (1, 1):
                 self._chunked = True
@@ -96,10 +97,24 @@ class RawAnswer:
         self._undrained += len(data)
 
 
-def declared_length(headers: Headers) -> int | None:
-    """The Content-Length of an answer, None if it has none."""
-    value = value_of(headers, b"content-length")
-    return int(value) if value is not None and value.isdigit() else None
+_AnswerHeaders = tuple[tuple[bytes, bytes], ...]
+
+
+def _bytes_of(headers: _AnswerHeaders) -> int:
+    return sum(len(name) + len(value) for name, value in headers)
+
+
+def _passed(headers: _AnswerHeaders) -> _AnswerHeaders:
+    return tuple(end_to_end(headers))
+
+
+def _gated(headers: _AnswerHeaders) -> _AnswerHeaders:
+    return tuple(pair for pair in without_our_own(end_to_end(headers)) if pair[0].lower() != b"x-request-id")
+
+
+# Those headers of an answer that go on to the client. Under load they repeat until their Date changes.
+PASSED_HEADERS = Cache(_passed, max_entries=64, max_size=2048, size=_bytes_of)
+_GATED_HEADERS = Cache(_gated, max_entries=64, max_size=2048, size=_bytes_of)
 
 
 def client_left(request: DataRequest) -> None:
@@ -134,18 +149,17 @@ async def write_forwarded(
 ) -> None:
     """Write the backend's answer to a gated request, with what the gate says of the scope."""
     head = forwarded.head
-    headers = without_our_own(end_to_end(head.headers))
-    headers = [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
-    body = forwarded.body
+    headers, body, length = list(_GATED_HEADERS[head.headers]), forwarded.body, head.content_length
     settings = gated.snapshot.settings
     if settings.gate.annotate_response and forwarded.rest is None:
         headers, body = annotated(forwarded, headers, body, now=now)
+        if body is not forwarded.body:
+            length = None
     headers += admission_report(forwarded.last, now)
     headers.append((b"X-Request-Id", gated.facts.request_id.encode()))
-    length = declared_length(headers)
     if length is None and forwarded.rest is None:
         length = len(body)
-        if request.method != "HEAD" and head.status not in (204, 304):
+        if request.method != "HEAD" and head.status not in _BODILESS:
             headers.append((b"Content-Length", b"%d" % length))
     request.outcome, request.decision_id = "answered", forwarded.last.execution.decision_id
     answer = RawAnswer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
@@ -151,8 +151,12 @@ def _places_of_facts(
         body_bytes=size,
         path_params=gated.path_params,
         query=pairs,
-        headers=[(name, text) for name in sources.header_names for text in fields.texts(name.encode())],
+        headers=_headers_with_facts(fields, sources.header_names) if sources.header_names else (),
     )
+
+
+def _headers_with_facts(fields: HeaderFields, names: Collection[str]) -> list[tuple[str, str]]:
+    return [(name, text) for name in names for text in fields.texts(name.encode())]
 
 
 @lru_cache(maxsize=256)  # routes and tenant headers of the configuration, of which there are few

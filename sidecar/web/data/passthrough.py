@@ -15,12 +15,12 @@ from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
-from sidecar.web.data._answers import RawAnswer, client_left, cut, declared_length
+from sidecar.web.data._answers import PASSED_HEADERS, RawAnswer, client_left, cut
 from sidecar.web.serving.body import Taken, expect_continue
 from sidecar.web.serving.connections import broken_body
 from sidecar.web.serving.dataconnection import DataConnection
 from sidecar.web.serving.datarequest import DataRequest
-from sidecar.web.wire.headers import HeaderFields, end_to_end, unframed, without_our_own
+from sidecar.web.wire.headers import HeaderFields, unframed, without_our_own
 from sidecar.web.wire.problem import problem
 
 TUNNEL_BUFFER_BYTES = 256 * 1024
@@ -145,8 +145,8 @@ class PassThroughProxy:
             request,
             head.status,
             head.reason,
-            _marked(end_to_end(head.headers), recorded),
-            content_length=declared_length(head.headers),
+            _marked(list(PASSED_HEADERS[head.headers]), recorded),
+            content_length=head.content_length,
             close=self.draining or connection.ending,
         )
         connection.on_lost = exchange.abort  # else a silent answer would go on after its client has left
@@ -295,11 +295,12 @@ class _Inbound:
 
 def uncarried(fields: HeaderFields) -> Refusal | None:
     """Why the framing of a request makes it impossible to forward; None if it can be forwarded."""
-    codings = [coding.strip().lower() for coding in fields.values(b"transfer-encoding")]
-    if codings and codings != [b"chunked"]:
-        # The backend could not undo another coding, because the sidecar does not forward this header.
-        return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
-    return None
+    if b"transfer-encoding" not in fields.places:
+        return None
+    if [coding.strip().lower() for coding in fields.values(b"transfer-encoding")] == [b"chunked"]:
+        return None
+    # The backend could not undo another coding, because the sidecar does not forward this header.
+    return Refusal("invalid_request", "No Transfer-Encoding but chunked is understood.")
 
 
 def is_websocket(request: DataRequest) -> bool:

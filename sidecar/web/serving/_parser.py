@@ -139,18 +139,19 @@ class RequestParser:
         messages, self._due = self._due, []
         if self.dead:
             return messages, False, b""
-        data, self._backlog = self._backlog + data if self._backlog else bytes(data), b""
-        at = 0
+        if self._backlog:
+            data, self._backlog = self._backlog + data, b""
+        at, size = 0, len(data)
         if self._paused:
             self._paused = False
             self._feed(b"", messages)
-        while at < len(data) and not (self._paused or self.dead) and len(self._waiting) < PIPELINED:
+        while at < size and not (self._paused or self.dead) and len(self._waiting) < PIPELINED:
             end = self._piece(data, at)
             upgraded, tail = self._feed(data[at:end], messages)
             at = end
             if upgraded:
                 return messages, True, tail + data[at:]
-        if not self.dead:
+        if at < size and not self.dead:
             self._backlog = data[at:]
         return messages, False, b""
 
@@ -254,13 +255,12 @@ class RequestParser:
             found, upgraded, tail = self._parser.feed_data(piece)
             for message, payload in found:  # at most one
                 self._found(message, payload, messages)
-            if in_head:
+            if self._head:
                 if self._head > MAX_HEAD_BYTES:
                     raise TooLong("the head")
-                if self._head:
-                    self._keep_begin(piece)
-                    self._keep_last(piece)
-            elif not counted:
+                self._keep_begin(piece)
+                self._keep_last(piece)
+            elif not (in_head or counted):
                 self._check_chunks(body)
         except faults.HttpProcessingError as exc:
             if in_head:

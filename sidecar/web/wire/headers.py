@@ -46,7 +46,7 @@ _NEVER_STRIPPED = frozenset({b"host", b"content-length", b"content-type"})
 _NOTHING: frozenset[bytes] = frozenset()
 
 # The lists of names whose layout is cached: the most of them, and the most bytes of one.
-MAX_LAYOUTS = 1024
+MAX_LAYOUTS = 512
 MAX_LAYOUT_BYTES = 1024
 # The values of Connection that are cached, alike.
 MAX_OPTIONS = 256
@@ -120,7 +120,8 @@ class HeaderFields:
 
     def texts(self, name: bytes) -> list[str]:
         """All values of a header as text."""
-        return [text_of(value) for value in self.values(name)] if name in self.places else []
+        pairs = self.pairs
+        return [text_of(pairs[place][1]) for place in self.places.get(name, ())]
 
     def text(self, name: bytes) -> str | None:
         """The first value of a header as text, or None if it is absent."""
@@ -134,7 +135,9 @@ class HeaderFields:
 
     def ended_by_connection(self) -> frozenset[bytes]:
         """The names that end here because Connection names them, except those that end here anyway."""
-        places = self.places.get(b"connection", ())
+        places = self.places.get(b"connection")
+        if places is None:
+            return _NOTHING
         if len(places) == 1:
             return _options[self.pairs[places[0]][1]]
         return _NOTHING.union(*[_options[self.pairs[place][1]] for place in places])
@@ -143,7 +146,9 @@ class HeaderFields:
         """The headers that are neither hop-by-hop nor `ended`, with or without `Scopegate-*` (`ours`)."""
         layout = self._layout
         headers = list(compress(self.pairs, layout.lasting if ours else layout.foreign))
-        return [pair for pair in headers if pair[0].lower() not in ended] if ended else headers
+        if ended and not self.places.keys().isdisjoint(ended):
+            return [pair for pair in headers if pair[0].lower() not in ended]
+        return headers
 
     def end_to_end(self) -> list[tuple[bytes, bytes]]:
         """The headers to forward if none is the sidecar's."""
