@@ -20,6 +20,8 @@ MOST_UNLISTED = 4_096
 # The most requests for which a policy set caches the matching bundles, and the most target agents of each.
 MOST_SELECTIONS = 4_096
 MOST_SELECTED_AGENTS = 8
+# The most conditions in all joints of a policy set. In one of CEL, each takes about 4 KiB.
+MOST_JOINED = 10_000
 
 Phase = Literal["issue", "execute"]
 # The facets by which a brake may count.
@@ -306,6 +308,24 @@ def _no_facets(_: object) -> None:
     return None
 
 
+class _Joints:
+    """Joins conditions, once for all actions that have the same ones, up to MOST_JOINED conditions."""
+
+    def __init__(self, join: Joining) -> None:
+        self._join = join
+        self._made: dict[tuple[int, ...], Joint | None] = {}
+        self._conditions = 0
+
+    def __call__(self, conditions: Sequence[Condition]) -> Joint | None:
+        key = tuple(map(id, conditions))
+        if key not in self._made:
+            if self._conditions + len(conditions) > MOST_JOINED:
+                return None
+            self._conditions += len(conditions)
+            self._made[key] = self._join(conditions)
+        return self._made[key]
+
+
 class Conditional(NamedTuple):
     """Rules whose conditions are judged together by `joint`, or one by one if that is None or fails."""
 
@@ -428,6 +448,7 @@ class PolicySet:
     join: Joining | None = field(default=None, repr=False, compare=False)
     _indexes: Mapping[Phase, _Index] = field(init=False, repr=False, compare=False)
     _tallies: Mapping[int, Tally] = field(init=False, repr=False, compare=False)  # by the id() of each rule
+    _joints: Joining | None = field(init=False, repr=False, compare=False)
     _found: dict[tuple[Phase, str], _Docket] = field(init=False, repr=False, compare=False)
     _selected: dict[tuple[_Docket, Any], tuple[Bundle, ...]] = field(init=False, repr=False, compare=False)
 
@@ -437,6 +458,7 @@ class PolicySet:
             indexes[phase] = _Index.of([rule for rule in self.rules if rule.on == phase])
         object.__setattr__(self, "_indexes", indexes)
         object.__setattr__(self, "_tallies", _tallies(self.rules))
+        object.__setattr__(self, "_joints", None if self.join is None else _Joints(self.join))
         object.__setattr__(self, "_found", {})
         object.__setattr__(self, "_selected", {})
 
@@ -505,11 +527,9 @@ class PolicySet:
                 for rule in (*index.named.get(action, ()), *index.patterned)
                 if rule.match.action_matches(action, risk)
             )
-            # Bounded, because clients choose the actions. Joining conditions takes long, so it has to last.
-            lasts = action in self.actions or len(self._found) < MOST_UNLISTED
-            found = _Docket(phase, rules, self._tallies, self.join if lasts else None)
-            if lasts:
-                self._found[(phase, action)] = found
+            found = _Docket(phase, rules, self._tallies, self._joints)
+            if action in self.actions or len(self._found) < MOST_UNLISTED:
+                self._found[(phase, action)] = found  # bounded, because clients choose the actions
         return found
 
 

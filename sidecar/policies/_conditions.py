@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from sidecar.core.instant import to_datetime
@@ -189,7 +190,7 @@ def _plainly(expressions: Mapping[str, str]) -> Joint:
     """Plain conditions, as a function of the facts that they read."""
     words = {name for text in expressions for name in _NAME.findall(_NO_NAMES.sub(_blotted, text))}
     names = [name for name in FACTS if name in words]
-    facts = [_FACT[name] for name in names]
+    facts = [_INSTANT if name == _plain.NOW else _FACT[name] for name in names]
     function = _plain.function(names, list(expressions.values()))
 
     def judge(subject: Subject) -> Sequence[bool]:
@@ -338,6 +339,8 @@ _FACT: Mapping[str, Callable[[Subject], Any]] = {
     "scope_age_seconds": lambda subject: subject.scope_age_seconds,
     "now": lambda subject: to_datetime(subject.now),
 }
+# `now` for a plain condition, which compares instants.
+_INSTANT: Callable[[Subject], Any] = attrgetter("now")
 
 
 def _facts(subject: Subject, reads: frozenset[str], members: frozenset[str] | None) -> dict[str, Any]:

@@ -5,10 +5,10 @@ engine costs as much as dozens of these comparisons. A condition is plain if it 
 other text, and any value that is not named here, is left to the engine:
 
 1. A text is compared with a constant of printable ASCII (`==`, `!=`), or searched in a list of them (`in`).
-2. A number is compared with a whole number of at most 18 digits.
+2. A number is compared with a whole number of at most 18 digits, and `now` with a constant timestamp in UTC.
 3. Comparisons are combined by `&&` and `||`, without brackets. `&&` binds more tightly in both languages.
-4. Texts are printable and numbers have at most 64 bits. No step can fail then, so it makes no difference that
-   CEL may judge both sides of `&&` and `||`.
+4. Texts are printable. Numbers are not negative and have at most 57 bits, so `now` is a time that the engine
+   can hold. No step can fail then, so it makes no difference that CEL may judge both sides of `&&` and `||`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,26 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sidecar.core.instant import parse_time
+
 TEXTS = frozenset({"action", "risk", "incident_id", "tenant_id", "principal"})
 NUMBERS = frozenset({"max_cost_micros", "attempts_used", "attempts_remaining", "scope_age_seconds"})
-_BIG = 2**63
+NOW = "now"
+_BIG = 2**57
 
 _BLANK = r"[ \t\n\r\f]*"
 _TEXT = r"""(?:"[ !#-&(-\[\]-~]*"|'[ !#-&(-\[\]-~]*')"""
+# At most six decimals, because an instant is a number of microseconds.
+_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z"
+_SIGN = "==|!=|<=|>=|<|>"
 _WHOLE = r"-?(?:0|[1-9][0-9]{0,17})"
 _TERM = re.compile(
     rf"""{_BLANK}(?:
         (?P<text>{"|".join(sorted(TEXTS))})(?:
             {_BLANK}(?P<equal>==|!=){_BLANK}(?P<constant>{_TEXT})
             |[ ]in[ ]\[(?P<list>{_TEXT}(?:,[ ]?{_TEXT})*)\])
-        |(?P<number>{"|".join(sorted(NUMBERS))}){_BLANK}(?P<sign>==|!=|<=|>=|<|>){_BLANK}(?P<whole>{_WHOLE})
+        |(?P<number>{"|".join(sorted(NUMBERS))}){_BLANK}(?P<sign>{_SIGN}){_BLANK}(?P<whole>{_WHOLE})
+        |now{_BLANK}(?P<order>{_SIGN}){_BLANK}timestamp\((?P<quote>["'])(?P<time>{_TIME})(?P=quote)\)
     ){_BLANK}(?P<then>&&|\|\||\Z)""",
     re.VERBOSE,
 )
@@ -45,6 +52,11 @@ def translated(text: str) -> str | None:
             return None
         if found["number"]:
             expression += f"{found['number']} {found['sign']} {found['whole']}"
+        elif found["time"]:
+            try:
+                expression += f"{NOW} {found['order']} {parse_time(found['time'])}"
+            except ValueError:
+                return None
         elif found["equal"]:
             expression += f"{found['text']} {found['equal']} {found['constant'][1:-1]!r}"
         else:
@@ -67,4 +79,4 @@ def function(facts: Sequence[str], expressions: Sequence[str]) -> Callable[..., 
 
 def is_plain(value: Any) -> bool:
     """Whether the engine can hold a value for certain."""
-    return value.isprintable() if isinstance(value, str) else -_BIG <= value < _BIG
+    return value.isprintable() if isinstance(value, str) else 0 <= value < _BIG

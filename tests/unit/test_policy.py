@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.core import policy
 from sidecar.core.policy import (
     FACTS,
     MOST_SELECTED_AGENTS,
@@ -319,9 +320,38 @@ def test_conditions_that_cannot_be_joined_are_halved_until_they_can() -> None:
     assert groups == [["r-0", "r-1"], ["r-2"], ["r-3", "r-4"]]
     assert [group.joint is None for group in bundle.early] == [False, True, False]
     assert asked == [5, 2, 3, 1, 2]
-    # Joining takes long, so it is not done for what is not kept.
+    # Another action with the same conditions shares what was joined, kept or not.
     for number in range(MOST_UNLISTED):
         policies.about("execute", f"invented-{number}")
-    asked.clear()
-    policies.selected("execute", somebody(action="invented-once-more"))
-    assert asked == []
+    (other,) = policies.selected("execute", somebody(action="invented-once-more"))
+    assert other is not bundle
+    assert [group.joint for group in other.early] == [group.joint for group in bundle.early]
+    assert asked == [5, 2, 3, 1, 2]
+
+
+def test_the_conditions_that_are_joined_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "MOST_JOINED", 5)
+    rules = tuple(
+        Rule(
+            id=f"{action}-{number}",
+            on="execute",
+            match=Match(action=(action,)),
+            when=When(reads=frozenset({"action"})),
+            deny=True,
+        )
+        for action in ("one", "two")
+        for number in range(4)
+    )
+
+    def join(conditions: Sequence[Condition]) -> Joint:
+        return lambda subject: [one(subject) for one in conditions]
+
+    policies = PolicySet(revision="r", actions={}, rules=rules, join=join)
+    sizes = []
+    for action in ("one", "two", "one"):
+        (bundle,) = policies.selected("execute", somebody(action=action))
+        assert [rule.id for group in bundle.early for rule in group.rules] == [
+            f"{action}-{number}" for number in range(4)
+        ]
+        sizes.append([len(group.rules) for group in bundle.early if group.joint is not None])
+    assert sizes == [[4], [1], [4]]
