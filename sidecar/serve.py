@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from types import TracebackType
+from typing import Any
 
 from aiohttp import web
 
@@ -42,7 +43,6 @@ from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
 from sidecar.web.api.executions import ExecutionApi
 from sidecar.web.api.explain import ExplainApi
-from sidecar.web.api.openapi.document import document
 from sidecar.web.api.ops import Ops, ReadinessCheck
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.api.state import About, StateApi
@@ -225,11 +225,15 @@ class Sidecar:
                 readiness=readiness,
                 about=about,
             ),
-            docs=Docs(
-                lambda settings: document(settings, data=self.data_address, ops=self.ops_address), self.live
-            ),
+            docs=Docs(self._document, self.live),
         )
         self._ops = Ops(readiness, store=self.store, metrics=self.metrics)
+
+    def _document(self, settings: Settings) -> dict[str, Any]:
+        """The OpenAPI document of these settings."""
+        from sidecar.web.api.openapi.document import document  # slow to import, and read by few
+
+        return document(settings, data=self.data_address, ops=self.ops_address)
 
     def _listeners(self) -> Listeners:
         """The actual address of each listener, as `status` shows it."""

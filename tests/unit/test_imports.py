@@ -76,3 +76,13 @@ def test_the_garbage_collector_walks_only_what_came_after_the_start() -> None:
         "print(len(gc.get_objects()) < 1000, gc.get_threshold()[0] == YOUNG_VALUES)"
     )
     assert printed(code).stdout.split() == ["True", "True"]
+
+
+def test_run_imports_nothing_that_the_default_configuration_does_not_use() -> None:
+    unused = (
+        *("cel_expr_python", "cryptography", "opentelemetry", "tabulate"),
+        *("sidecar.web.api.docpage", "sidecar.web.api.openapi.document", "sidecar.library"),
+    )
+    modules = printed("import sys, sidecar.cli.process; print(*sys.modules)").stdout.split()
+    assert "sidecar.serve" in modules
+    assert [name for name in unused if name in modules] == []

@@ -13,7 +13,6 @@ from aiohttp import web
 
 from sidecar.live.snapshot import Live
 from sidecar.settings.reading import Settings
-from sidecar.web.api.docpage import page
 from sidecar.web.api.operation import Answer, Operation, Parameter
 from sidecar.web.wire.problem import SERVER
 
@@ -64,7 +63,7 @@ class Docs:
         document, origin = self._document(), f"{request.scheme}://{request.host}"
         if self._rendered is None or self._rendered[0] is not document or self._rendered[1] != origin:
             # In a thread, because rendering takes longer than requests may be held up.
-            self._rendered = document, origin, await asyncio.to_thread(page, document, origin)
+            self._rendered = document, origin, await asyncio.to_thread(_rendered, document, origin)
         return _whole(self._rendered[2], "text/html; charset=utf-8")
 
     async def redirected(self, request: web.Request) -> web.Response:
@@ -76,6 +75,12 @@ class Docs:
         if name not in FILES:
             raise web.HTTPNotFound
         return _whole((files("sidecar.web.api") / name).read_bytes(), FILES[name])
+
+
+def _rendered(document: dict[str, Any], origin: str) -> bytes:
+    from sidecar.web.api.docpage import page  # read by few
+
+    return page(document, origin)
 
 
 def _whole(body: bytes, content_type: str) -> web.Response:
