@@ -259,6 +259,7 @@ class SqliteEngine:
                 str(self._path) if self._path else ":memory:", cached_statements=64
             )
             await _in_thread(self._writer, _prepare)
+            self._forget()  # the writer of an earlier opening knew another state of the file
             if self._ownership is not None and self._ownership.inode is not None:
                 # The identity is that of the locked file, because the path may name another file by now.
                 self._identity = [(str(self._path), *self._ownership.inode), _identity(f"{self._path}-wal")]
