@@ -74,7 +74,8 @@ def load(
     lately: LatelyWritten | None = None,
 ) -> State:
     """Load the named rows. Rows that `cache` and `lately` hold are not read again."""
-    executions, missing = (lately or LatelyWritten()).executions(names.executions)
+    lately = lately or LatelyWritten()
+    executions, missing = lately.executions(names.executions)
     if missing:
         for row in connection.execute(
             f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id {_NAMED}",
@@ -84,7 +85,7 @@ def load(
             executions[execution.decision_id] = execution
     wanted = dict.fromkeys(names.scopes)
     wanted.update((each.scope_id, None) for each in executions.values() if each.scope_id is not None)
-    scopes, missing = (lately or LatelyWritten()).scopes(wanted)
+    scopes, missing = lately.scopes(wanted)
     if missing:
         for row in connection.execute(
             f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id {_NAMED}",

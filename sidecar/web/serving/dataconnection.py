@@ -1,7 +1,7 @@
 """The HTTP server of the data listener: an asyncio Protocol around the parser, without aiohttp's server.
 
-aiohttp's server makes a task, a writer and two timers' work of each request. Here each connection has one
-task, which answers its requests in order, and one timer:
+For each request, aiohttp's server makes a task and a writer and moves two timers. Here each connection has
+one task, which answers its requests in order, and one timer:
 
 1. `data_received` parses. Requests wait in a queue of PIPELINED; when it is full, the transport pauses.
 2. The task takes a request, has the handler answer it, and reports its end to the access log. The handler
