@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -231,7 +230,7 @@ class _Slots:
 
     def __init__(self, free: int) -> None:
         self._free = free
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[asyncio.Future[None], None] = {}  # the longest wait first
 
     def take(self) -> bool:
         """Take a slot if one is free."""
@@ -243,7 +242,7 @@ class _Slots:
     async def wait(self, seconds: float) -> bool:
         """Take a slot once one is free. Return False if none is within this time."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting[turn] = None
         try:
             async with asyncio.timeout(seconds):
                 await turn
@@ -253,12 +252,15 @@ class _Slots:
             if isinstance(exc, TimeoutError):
                 return False
             raise
+        finally:
+            self._waiting.pop(turn, None)
         return True
 
     def release(self) -> None:
         """Give a slot back."""
         while self._waiting:
-            turn = self._waiting.popleft()
+            turn = next(iter(self._waiting))
+            del self._waiting[turn]
             if not turn.done():
                 return turn.set_result(None)
         self._free += 1
