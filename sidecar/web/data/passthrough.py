@@ -16,7 +16,7 @@ from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 from sidecar.web.data._answers import PASSED_HEADERS, RawAnswer, client_left, cut
 from sidecar.web.serving.body import Taken, expect_continue
-from sidecar.web.serving.connections import broken_body
+from sidecar.web.serving.connections import broken_body, end_side
 from sidecar.web.serving.dataconnection import DataConnection
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import HeaderFields, Headers, unframed, without_our_own
@@ -199,7 +199,7 @@ class PassThroughProxy:
                 transport.write(piece)
                 request.sent += len(piece)
                 await protocol.drain()
-            if not protocol.end_side():
+            if not end_side(protocol.transport):
                 transport.close()
 
         async def client_to_upstream() -> None:
