@@ -724,3 +724,16 @@ def test_an_admission_by_a_clock_that_ran_ahead_holds_for_no_longer_than_the_win
     until = used(braking(**brake), ahead).until
     assert until is not None
     assert until <= subject().now + 10 * SECOND
+
+
+def test_an_admission_by_a_clock_that_ran_ahead_is_not_hidden_by_later_ones() -> None:
+    policies = policies_of(braking(one_in_flight=True, window_seconds=5, cooldown_seconds=5))
+    known = {
+        "d-1": execution("d-1", seconds_ago=-3_600),
+        "d-2": execution("d-2", seconds_ago=60),
+    }
+    seen = preview(policies, "execute", subject())
+    rest = subject(), policies, {AdmissionGroup(): list(known)}, known
+    (one,) = brakes.objections_to(seen, *rest)
+    assert [one] == brakes.objections_to(seen, *rest, None, [])
+    assert one.until == START + 5 * SECOND
