@@ -15,7 +15,7 @@ READ_BYTES = 64 * 1024
 def limit_reads(transport: asyncio.BaseTransport) -> None:
     """Read at most READ_BYTES at once.
 
-    asyncio has no public call for this. A transport of TLS has its own buffer and ignores the limit, and other
+    asyncio has no public call for this. A transport of TLS has its own buffer and ignores the limit. Other
     event loops have transports of their own.
     """
     if hasattr(transport, "max_size"):
