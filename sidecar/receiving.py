@@ -15,6 +15,8 @@ READ_BYTES = 64 * 1024
 def limit_reads(transport: asyncio.BaseTransport) -> None:
     """Read at most READ_BYTES at once.
 
-    asyncio has no public call for this. A transport of TLS has its own buffer and ignores the limit.
+    asyncio has no public call for this. A transport of TLS has its own buffer and ignores the limit. Other
+    event loops have transports of their own.
     """
-    transport.max_size = READ_BYTES  # type: ignore[attr-defined]
+    if hasattr(transport, "max_size"):
+        transport.max_size = READ_BYTES

@@ -529,13 +529,10 @@ async def _connected(database: str, **options: Any) -> aiosqlite.Connection:
 async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
     """Run a function with the raw connection in aiosqlite's thread: one hop for a whole transaction.
 
-    aiosqlite has no public call for this. Only this function uses its private members.
+    aiosqlite has no public call for this. Only this function uses its private members. If the caller is cancelled, the function still runs to its end, and its result is dropped.
     """
     execute: Callable[..., Coroutine[Any, Any, T]] = connection._execute
-    hop = asyncio.ensure_future(execute(function, connection._conn))
-    # Read the exception even if the caller was cancelled. Otherwise asyncio logs it as never retrieved.
-    hop.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return await asyncio.shield(hop)
+    return await execute(function, connection._conn)
 
 
 def _forgetting_damage(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:

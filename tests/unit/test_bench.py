@@ -177,7 +177,7 @@ def test_a_program_runs_on_its_core_is_measured_with_its_children_and_ends(tmp_p
         "import os, subprocess, sys\n"
         "child = subprocess.Popen(['sleep', '60'])\n"
         "sum(range(3_000_000))\n"
-        "print(child.pid, *os.sched_getaffinity(0), flush=True)\n"
+        "os.write(1, ' '.join(map(str, [child.pid, *os.sched_getaffinity(0)])).encode())\n"  # in one piece
         "child.wait()\n"
     )
     program = Program("sums", [sys.executable, "-c", code], core=core, folder=tmp_path)

@@ -440,6 +440,35 @@ def test_what_was_found_is_not_looked_at_again_but_what_is_new_and_how_it_ended_
 
 
 @pytest.mark.parametrize(
+    ("brake", "seconds", "allowed"),
+    [
+        ({"cooldown_seconds": 5}, 4.999999, False),
+        ({"cooldown_seconds": 5}, 5, True),
+        ({"max_attempts": 2, "window_seconds": 5}, 4, False),
+        ({"max_attempts": 2, "window_seconds": 5}, 4.999999, False),
+        ({"max_attempts": 2, "window_seconds": 5}, 5, True),
+        ({"max_attempts": 3, "window_seconds": 5}, 1, True),
+        ({"one_in_flight": True, "window_seconds": 5}, 99, False),
+    ],
+)
+def test_each_limit_of_a_brake_is_kept_to_the_microsecond(
+    brake: dict[str, Any], seconds: float, allowed: bool
+) -> None:
+    """Beside a looser brake that counts the same, and one with a condition."""
+    loose = braking("loose", max_attempts=9, window_seconds=1, cooldown_seconds=1)
+    tight = braking("tight", **brake)
+    now = START + round(seconds * SECOND)
+    for rule in (tight, replace(tight, when=When(frozenset({"attempts_used"})))):
+        policies, book = policies_of(loose, rule), Book()
+        status: Any = "in_flight" if "one_in_flight" in brake else "answered"
+        for name in ("d-1", "d-2"):
+            book.executions[name] = execution(name, status=status)
+        refusal = refused_by(book.submit(admission(policies, "d-3"), now))
+        assert (refusal is None) is allowed
+        assert refusal is None or refusal.members["rules"] == ["tight"]
+
+
+@pytest.mark.parametrize(
     ("brake", "looked_at"),
     [
         ({"one_in_flight": True, "window_seconds": 9_999}, 2),
@@ -695,3 +724,16 @@ def test_an_admission_by_a_clock_that_ran_ahead_holds_for_no_longer_than_the_win
     until = used(braking(**brake), ahead).until
     assert until is not None
     assert until <= subject().now + 10 * SECOND
+
+
+def test_an_admission_by_a_clock_that_ran_ahead_is_not_hidden_by_later_ones() -> None:
+    policies = policies_of(braking(one_in_flight=True, window_seconds=5, cooldown_seconds=5))
+    known = {
+        "d-1": execution("d-1", seconds_ago=-3_600),
+        "d-2": execution("d-2", seconds_ago=60),
+    }
+    seen = preview(policies, "execute", subject())
+    rest = subject(), policies, {AdmissionGroup(): list(known)}, known
+    (one,) = brakes.objections_to(seen, *rest)
+    assert [one] == brakes.objections_to(seen, *rest, None, [])
+    assert one.until == START + 5 * SECOND
