@@ -185,15 +185,18 @@ class DataPlane:
         limit.end()
         if isinstance(outcome, Refused):
             return refused_problem(outcome, facts.request_id)
+        # The time of the settlement, unless it is still to come: a long answer streams, or the store fails.
+        ended_at = outcome.last.execution.ended_at
+        now = self._gate.now() if ended_at is None else ended_at
         if isinstance(outcome, Undelivered):
-            report = admission_report(outcome.last)
+            report = admission_report(outcome.last, now)
             return problem(
                 outcome.refusal,
                 request_id=facts.request_id,
                 decision_id=outcome.last.execution.decision_id,
                 headers={name.decode(): value.decode() for name, value in report},
             )
-        await write_forwarded(request, gated, outcome, draining=self._gate.draining)
+        await write_forwarded(request, gated, outcome, now=now, draining=self._gate.draining)
         return None
 
     async def _unjudged(
