@@ -135,7 +135,7 @@ class Connection(RequestHandler):
         self._parser = cast(Any, self._requests)
         self._max_msg_queue_size, self._msg_queue_resume_size = PIPELINED, PIPELINED // 2
         self._half_closed = False  # the client sends no further request, and waits for its answer
-        self._look_timer: asyncio.TimerHandle | None = None
+        self._watch: ClientWatch | None = None  # once the client has ended its side
         self._head_seconds = head_seconds
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -161,14 +161,13 @@ class Connection(RequestHandler):
         else:
             return None
         assert self.transport is not None
-        ask_for_life(self.transport)
-        self._look()
+        self._watch = ClientWatch(self.transport, self._loop)
         return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_watching()
-        if self._look_timer is not None:
-            self._look_timer.cancel()
+        if self._watch is not None:
+            self._watch.end()
         super().connection_lost(exc)
 
     def handle_error(
@@ -217,16 +216,6 @@ class Connection(RequestHandler):
         request = self._current_request
         return request is None or request.writer.output_size == 0
 
-    def _look(self) -> None:
-        """Abort a half-closed connection if its client has gone."""
-        transport = self.transport
-        if transport is None:
-            return
-        if has_gone(transport):
-            transport.abort()
-        else:
-            self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
-
     def _watch_head(self) -> None:
         self._head_timer = self._loop.call_later(self._head_seconds, self._head_too_late)
 
@@ -250,7 +239,27 @@ def end_side(transport: asyncio.Transport | None) -> bool:
     return True
 
 
-def ask_for_life(transport: asyncio.Transport) -> None:
+class ClientWatch:
+    """Aborts a half-closed connection whose client has gone. A connection that is lost ends its watch."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._timer: asyncio.TimerHandle | None = None
+        _ask_for_life(transport)
+        self._look()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        if _has_gone(self._transport):
+            self._transport.abort()
+        else:
+            self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+
+def _ask_for_life(transport: asyncio.Transport) -> None:
     """Have the system ask whether a client that has ended its side is still there."""
     raw = transport.get_extra_info("socket")
     if sys.platform == "linux" and raw.family != socket.AF_UNIX:
@@ -259,7 +268,7 @@ def ask_for_life(transport: asyncio.Transport) -> None:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
 
 
-def has_gone(transport: asyncio.Transport) -> bool:
+def _has_gone(transport: asyncio.Transport) -> bool:
     """Whether the client of a half-closed connection has gone. Only Linux shows that without reading."""
     if sys.platform != "linux":
         return False

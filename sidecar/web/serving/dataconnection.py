@@ -33,11 +33,9 @@ from sidecar.web.serving._responses import serialized
 from sidecar.web.serving.connections import (
     KEEP_ALIVE_SECONDS,
     LINGERING_SECONDS,
-    LOOK_SECONDS,
-    ask_for_life,
+    ClientWatch,
     end_side,
     fault,
-    has_gone,
     quoting,
     refusal_of,
 )
@@ -135,7 +133,7 @@ class DataConnection(BaseProtocol):
         self._within_head = True
         self._due = 0.0  # the deadline while no request is being answered
         self._timer: asyncio.TimerHandle | None = None
-        self._look_timer: asyncio.TimerHandle | None = None
+        self._watch: ClientWatch | None = None  # once the client has ended its side
 
     # What asyncio calls ------------------------------------------------------------------------
 
@@ -178,15 +176,15 @@ class DataConnection(BaseProtocol):
             self._half_closed = True
         else:
             return None
-        ask_for_life(transport)
-        self._look()
+        self._watch = ClientWatch(transport, self._loop)
         return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        for timer in (self._timer, self._look_timer):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._look_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watch is not None:
+            self._watch.end()
         self._closing = True
         if self.on_lost is not None:
             self.on_lost()
@@ -435,7 +433,7 @@ class DataConnection(BaseProtocol):
         else:
             self.force_close()
 
-    # Half-closed connections -------------------------------------------------------------------
+    # The end of the client's side ---------------------------------------------------------------
 
     def _waits_for_an_answer(self) -> bool:
         """Whether all requests have arrived whole, at least one is unanswered, and no answer has begun."""
@@ -443,16 +441,6 @@ class DataConnection(BaseProtocol):
         if self._requests.within_body or self._closing or not self._busy:
             return False
         return request is None or not request.answering
-
-    def _look(self) -> None:
-        """Abort a half-closed connection if its client has gone."""
-        transport = self.transport
-        if transport is None:
-            return
-        if has_gone(transport):
-            transport.abort()
-        else:
-            self._look_timer = self._loop.call_later(LOOK_SECONDS, self._look)
 
 
 def _unparsable(exc: BaseException) -> web.Response:
