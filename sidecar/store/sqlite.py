@@ -527,7 +527,8 @@ async def _connected(database: str, **options: Any) -> aiosqlite.Connection:
 async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
     """Run a function with the raw connection in aiosqlite's thread: one hop for a whole transaction.
 
-    aiosqlite has no public call for this. Only this function uses its private members. If the caller is cancelled, the function still runs to its end, and its result is dropped.
+    If the caller is cancelled, the function still runs to its end, and its result is dropped. aiosqlite has
+    no public call for this. Only this function uses its private members.
     """
     execute: Callable[..., Coroutine[Any, Any, T]] = connection._execute
     return await execute(function, connection._conn)
