@@ -16,19 +16,19 @@ def _nothing() -> None:
 
 
 class Deadline:
-    """One deadline. Its callback is called once if the deadline passes before `end`."""
+    """One deadline. `callback` is called once if the deadline passes before `end`."""
 
-    __slots__ = ("_line", "due", "passed")
+    __slots__ = ("_line", "callback", "due")
 
-    def __init__(self, line: _Line, passed: Callable[[], object], due: float) -> None:
-        self._line, self.passed, self.due = line, passed, due
+    def __init__(self, line: _Line, callback: Callable[[], object], due: float) -> None:
+        self._line, self.callback, self.due = line, callback, due
         line.deadlines[self] = None
 
     def end(self) -> None:
         """What the deadline limits is done. Does nothing if the deadline has passed or ended."""
         self._line.deadlines.pop(self, None)
         # What is limited often holds its deadline, and only the garbage collector could free the two.
-        self.passed = _nothing
+        self.callback = _nothing
 
 
 class _Line:
@@ -51,7 +51,7 @@ class _Line:
                 return
             del self.deadlines[first]
             try:
-                first.passed()
+                first.callback()
             except Exception as exc:  # one that fails must not keep the others from passing
                 context = {"message": "the callback of a deadline failed", "exception": exc}
                 self._loop.call_exception_handler(context)
@@ -65,9 +65,9 @@ class Deadlines:
         self._loop = loop or asyncio.get_running_loop()
         self._lines: dict[float, _Line] = {}
 
-    def begin(self, seconds: float, passed: Callable[[], object]) -> Deadline:
-        """Call `passed` in so many seconds, unless the deadline ends before."""
+    def begin(self, seconds: float, callback: Callable[[], object]) -> Deadline:
+        """Call `callback` in so many seconds, unless the deadline ends before."""
         line = self._lines.get(seconds)
         if line is None:
             line = self._lines[seconds] = _Line(self._lines, self._loop, seconds)
-        return Deadline(line, passed, self._loop.time() + seconds)
+        return Deadline(line, callback, self._loop.time() + seconds)

@@ -2,7 +2,7 @@
 
 A request that any parser could read as a request for a gated path is judged or refused:
 
-1. A request target is *gated* if one of its readings (readings.py) matches a route.
+1. A request target is *gated* if one of its readings (_readings.py) matches a route.
 2. It is *judged* only if it spells the route out, so that every parser behind the sidecar agrees on it.
 3. A gated target that is not spelled out is refused as ambiguous. A target with more readings than can be
    tried is refused, too.

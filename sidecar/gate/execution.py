@@ -12,6 +12,7 @@ that an execution settled as `not_sent` was never sent.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -325,7 +326,8 @@ class Gate:
         loop = asyncio.get_running_loop()
         flight.deadline.end()
         settings = flight.request.snapshot.settings
-        left = deadlines.streaming_seconds(settings, deadline - loop.time(), patience)
+        # In whole seconds, because deadlines of the same length share a timer.
+        left = math.ceil(deadlines.streaming_seconds(settings, deadline - loop.time(), patience))
         flight.deadline = self._deadlines.begin(left, partial(self._give_up, flight, LATE))
         _set(flight.answer, Forwarded(last=admitted, head=exchange.head, body=body, rest=rest))
         await self._pass_on(flight, admitted, exchange, rest, begun, deadline)

@@ -117,17 +117,20 @@ class Settlements:
         task = asyncio.current_task()
         assert task is not None
         deadline = self._deadlines.begin(self._store.deadline_seconds + GRACE_SECONDS, task.cancel)
+        # The reply comes late if the task is cancelled while the settlement is being committed.
+        replies: list[Reply] = []
         try:
-            while True:
+            while not replies:
                 try:
-                    reply = await self._store.submit(command)
-                    return reply if isinstance(reply, Settled) else None
+                    replies.append(await self._store.submit(command, late=replies.append))
                 except asyncio.CancelledError:
                     # A settlement that is submitted again changes nothing if it was committed before.
                     task.uncancel()
                     if deadline.due <= asyncio.get_running_loop().time():
-                        cause = "the store did not answer"
                         break
+            if replies:
+                return replies[0] if isinstance(replies[0], Settled) else None
+            cause = "the store did not answer"
         except Exception as exc:
             cause = str(exc)
         finally:

@@ -6,7 +6,8 @@ cache stays true because only its writer changes these rows:
 1. It learns what a transaction wrote once that is committed. A transaction that fails empties it, even if it
    was perhaps committed.
 2. SQLite counts the commits of other connections (`PRAGMA data_version`). Where another program has changed
-   the database, the cache is emptied before anything is read.
+   the database, the cache is emptied before anything is read. The count belongs to one connection, so an
+   engine that is opened again begins with an empty cache.
 """
 
 from __future__ import annotations

@@ -46,11 +46,10 @@ class Changes:
     """What one transaction writes.
 
     `issued` and `admitted` are new scopes and executions. `scopes` and `executions` are rows in their new
-    state. `log` are new log rows.
-    `kept` pairs each key with the decision that is kept under it. `bound` pairs the sequence number of a
-    record with its run. `logged` are the records whose binding the log names from now on. `now` is the time
-    of the whole transaction. `stepped` is the number of microseconds to subtract from the admission time of
-    every execution that was admitted after `now`.
+    state. `log` are new log rows. `kept` pairs each key with the decision that is kept under it. `bound`
+    pairs the sequence number of a record with its run. `logged` are the records whose binding the log names
+    from now on. `now` is the time of the whole transaction. `stepped` is the number of microseconds to
+    subtract from the admission time of every execution that was admitted after `now`.
     """
 
     now: int

@@ -74,7 +74,8 @@ def load(
     lately: LatelyWritten | None = None,
 ) -> State:
     """Load the named rows. Rows that `cache` and `lately` hold are not read again."""
-    executions, missing = (lately or LatelyWritten()).executions(names.executions)
+    lately = lately or LatelyWritten()
+    executions, missing = lately.executions(names.executions)
     if missing:
         for row in connection.execute(
             f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id {_NAMED}",
@@ -84,7 +85,7 @@ def load(
             executions[execution.decision_id] = execution
     wanted = dict.fromkeys(names.scopes)
     wanted.update((each.scope_id, None) for each in executions.values() if each.scope_id is not None)
-    scopes, missing = (lately or LatelyWritten()).scopes(wanted)
+    scopes, missing = lately.scopes(wanted)
     if missing:
         for row in connection.execute(
             f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id {_NAMED}",
@@ -259,6 +260,7 @@ class SqliteEngine:
                 str(self._path) if self._path else ":memory:", cached_statements=64
             )
             await _in_thread(self._writer, _prepare)
+            self._forget()  # the writer of an earlier opening knew another state of the file
             if self._ownership is not None and self._ownership.inode is not None:
                 # The identity is that of the locked file, because the path may name another file by now.
                 self._identity = [(str(self._path), *self._ownership.inode), _identity(f"{self._path}-wal")]

@@ -118,13 +118,13 @@ class HeadReader:
         codings: list[bytes] = []
         upgrades: list[bytes] = []
         headers = self._headers
-        for name, value in headers:
+        for place, (name, value) in enumerate(headers):
             if len(name) in FRAMING_SIZES and (known := name.lower()) in FRAMING:
                 stripped = value.strip(b" \t")
                 if known == b"content-length":
                     lengths.append(stripped)
                     # Other parsers may not read a value with white space as a number.
-                    headers[headers.index((name, value))] = name, stripped
+                    headers[place] = name, stripped
                 elif known == b"transfer-encoding":
                     codings.append(stripped.lower())
                 else:

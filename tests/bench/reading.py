@@ -70,14 +70,14 @@ def received(head_and_body: bytes, protocol: BaseProtocol) -> DataRequest:
 
 async def read(request: DataRequest, places: Places) -> None:
     assert malformed(request, request.fields) is None
-    course = course_of(request, request.target, SNAPSHOT)
+    course = course_of(request, SNAPSHOT)
     if course is None:
         assert upgrade_refusal(request) is None
         assert uncarried(request.fields) is None
         request.fields.end_to_end()
         target_bytes(request.target)
     else:
-        judged = await read_gated(request, request.target, course, SNAPSHOT, Taken(), Place(places))
+        judged = await read_gated(request, course, SNAPSHOT, Taken(), Place(places))
         assert isinstance(judged, GatedRequest), judged
 
 

@@ -198,6 +198,19 @@ async def test_a_long_answer_streams_whole_and_settles_at_its_end(open_house: Op
     assert (execution["status"], execution["cost_usd"]) == ("answered", 0.2)
 
 
+async def test_a_long_answer_tells_the_status_of_its_scope_as_of_its_head(open_house: Open) -> None:
+    house = await open_house(gate={"max_answer_bytes": 1000})
+    answers = replies(LONG)
+
+    async def after_a_minute(request: Message, writer: asyncio.StreamWriter) -> None:
+        house.clock.move(61)
+        await answers(request, writer)
+
+    house.backend.script = after_a_minute
+    answer = await house.execute(await house.issue(max_attempts=3, ttl_seconds=60))
+    assert (answer.status, answer.header("Scopegate-Scope-Status")) == (200, "expired")
+
+
 async def test_a_long_answers_head_and_first_bytes_come_before_its_end(open_house: Open) -> None:
     house = await open_house(gate={"max_answer_bytes": 10})
     goes_on = asyncio.Event()

@@ -108,6 +108,19 @@ async def test_the_slots_of_pass_through_go_to_the_longest_wait_and_none_is_lost
     assert not slots.take()
 
 
+async def test_a_wait_for_a_slot_that_is_over_leaves_nothing_behind() -> None:
+    """Long streams may hold all slots for hours, while others wait for one in vain."""
+    slots = _Slots(1)
+    assert slots.take()
+    cancelled = asyncio.create_task(slots.wait(5))
+    assert not any(await asyncio.gather(*(slots.wait(0.01) for _ in range(20))))
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    assert not slots._waiting
+    slots.release()
+    assert slots.take()
+
+
 async def test_a_body_that_is_on_its_way_has_a_place_in_flight(open_house: Open) -> None:
     house = await open_house(gate={"max_in_flight": 1})
     scope = await house.issue()

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,32 @@ async def test_an_overrun_is_counted_though_its_settlement_was_late(house: House
         answer = await house.execute(scope)
     await house.ended(answer.header("Scopegate-Decision-Id") or "")
     assert await house.metric("scopegate_cost_overruns_total") == 1
+
+
+async def test_an_execution_that_is_cancelled_while_its_settlement_is_committed_gets_the_reply(
+    house: House, backend: Backend
+) -> None:
+    """As the end of a drain cancels it. The answer and the metrics know the settled scope."""
+    answering, slow = replies(headers=[("X-Recovery-Cost-USD", "0.3")]), SlowStore(house)
+    with ExitStack() as until_cancelled:
+
+        async def then_slow(request: Message, writer: asyncio.StreamWriter) -> None:
+            until_cancelled.enter_context(slow)
+            await answering(request, writer)
+
+        backend.script = then_slow
+        scope = await house.issue(action="failover", max_attempts=3, max_cost_usd=0.3)
+        executing = asyncio.create_task(house.execute(scope))
+        await slow.entered.wait()
+        (flight,) = house.sidecar.gate._in_flight
+        for _ in range(2):
+            flight.task.cancel()
+            await asyncio.sleep(0)
+    answer = await executing
+    assert (answer.status, answer.header("Scopegate-Scope-Status")) == (200, "exhausted")
+    assert await house.metric("scopegate_cost_overruns_total") == 1
+    (record,) = await house.records("&event=settled")
+    assert record["admission_id"] == answer.header("Scopegate-Decision-Id")
 
 
 async def test_a_grant_that_is_committed_after_its_deadline_is_revoked_and_its_record_says_why(

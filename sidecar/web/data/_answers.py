@@ -145,17 +145,17 @@ def broken_off(request: DataRequest) -> None:
 
 
 async def write_forwarded(
-    request: DataRequest, gated: GatedRequest, forwarded: Forwarded, *, draining: bool
+    request: DataRequest, gated: GatedRequest, forwarded: Forwarded, *, now: int, draining: bool
 ) -> None:
     """Write the backend's answer to a gated request, with what the gate says of the scope."""
     head = forwarded.head
     headers, body, length = list(_GATED_HEADERS[head.headers]), forwarded.body, head.content_length
     settings = gated.snapshot.settings
     if settings.gate.annotate_response and forwarded.rest is None:
-        headers, body = annotated(forwarded, headers, body, now=_written_at(forwarded.last))
+        headers, body = annotated(forwarded, headers, body, now=now)
         if body is not forwarded.body:
             length = None
-    headers += admission_report(forwarded.last)
+    headers += admission_report(forwarded.last, now)
     headers.append((b"X-Request-Id", gated.facts.request_id.encode()))
     if length is None and forwarded.rest is None:
         length = len(body)
@@ -203,18 +203,12 @@ async def write_forwarded(
         raise
 
 
-def _written_at(last: Settled | Admitted) -> int:
-    """The time of the last confirmed write, in microseconds since 1970 (UTC)."""
-    execution = last.execution
-    return execution.admitted_at if execution.ended_at is None else execution.ended_at
-
-
-def admission_report(last: Settled | Admitted) -> list[tuple[bytes, bytes]]:
+def admission_report(last: Settled | Admitted, now: int) -> list[tuple[bytes, bytes]]:
     """The headers with which an answer reports the execution and what is left of its scope."""
     headers = [(b"Scopegate-Decision-Id", last.execution.decision_id.encode())]
     if last.scope is not None:
         headers += [
-            (b"Scopegate-Scope-Status", last.scope.status(_written_at(last)).encode()),
+            (b"Scopegate-Scope-Status", last.scope.status(now).encode()),
             (b"Scopegate-Attempts-Remaining", b"%d" % last.scope.attempts_remaining),
         ]
     return headers

@@ -39,12 +39,13 @@ class Course:
     shadow: bool
 
 
-def course_of(request: DataRequest, target: str, snapshot: Snapshot) -> Course | None:
+def course_of(request: DataRequest, snapshot: Snapshot) -> Course | None:
     """The classification of a request. None: it is not gated, or only reads.
 
     A request that an enforced route matches in any reading is enforced, even if other routes match it.
     """
-    method, headers, has_body = request.method, request.fields.deciding(), request.body_exists
+    method, target, headers = request.method, request.target, request.fields.deciding()
+    has_body = request.body_exists
     verdict = classify(method, target, headers, has_body, snapshot.gated_paths)
     if isinstance(verdict, PassThrough):
         return None
@@ -70,7 +71,7 @@ def facts_of(request: DataRequest, snapshot: Snapshot) -> RequestFacts:
 
 
 async def read_gated(
-    request: DataRequest, target: str, course: Course, snapshot: Snapshot, taken: Taken, place: Place
+    request: DataRequest, course: Course, snapshot: Snapshot, taken: Taken, place: Place
 ) -> GatedRequest | Refusal:
     """Read the body of a gated request and what it claims, or say why it cannot be judged.
 
@@ -97,7 +98,7 @@ async def read_gated(
     if tenant is None:
         name = bounds.tenant_header
         return Refusal("invalid_request", f"{name} must name one tenant.", {"member": f"header:{name}"})
-    facts = _places_of_facts(target, fields, course.verdict, sources, document, len(raw))
+    facts = _places_of_facts(request.target, fields, course.verdict, sources, document, len(raw))
     if isinstance(facts, Refusal):
         return facts
     judged = _judged_headers(sources.header_names, bounds.tenant_header)
@@ -124,7 +125,7 @@ async def read_gated(
             policies=snapshot.policies,
         ),
         method=request.method,
-        target=target_bytes(target),
+        target=target_bytes(request.target),
         headers=headers,
         body=raw,
         body_sha256=hashlib.sha256(raw).hexdigest(),

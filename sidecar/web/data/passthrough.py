@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 from sidecar.web.data._answers import PASSED_HEADERS, RawAnswer, client_left, cut
 from sidecar.web.serving.body import Taken, expect_continue
-from sidecar.web.serving.connections import broken_body
+from sidecar.web.serving.connections import broken_body, end_side
 from sidecar.web.serving.dataconnection import DataConnection
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import HeaderFields, Headers, unframed, without_our_own
@@ -200,7 +199,7 @@ class PassThroughProxy:
                 transport.write(piece)
                 request.sent += len(piece)
                 await protocol.drain()
-            if not protocol.end_side():
+            if not end_side(protocol.transport):
                 transport.close()
 
         async def client_to_upstream() -> None:
@@ -231,7 +230,7 @@ class _Slots:
 
     def __init__(self, free: int) -> None:
         self._free = free
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[asyncio.Future[None], None] = {}  # the longest wait first
 
     def take(self) -> bool:
         """Take a slot if one is free."""
@@ -243,7 +242,7 @@ class _Slots:
     async def wait(self, seconds: float) -> bool:
         """Take a slot once one is free. Return False if none is within this time."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting[turn] = None
         try:
             async with asyncio.timeout(seconds):
                 await turn
@@ -253,12 +252,15 @@ class _Slots:
             if isinstance(exc, TimeoutError):
                 return False
             raise
+        finally:
+            self._waiting.pop(turn, None)
         return True
 
     def release(self) -> None:
         """Give a slot back."""
         while self._waiting:
-            turn = self._waiting.popleft()
+            turn = next(iter(self._waiting))
+            del self._waiting[turn]
             if not turn.done():
                 return turn.set_result(None)
         self._free += 1

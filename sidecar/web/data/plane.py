@@ -99,7 +99,7 @@ class DataPlane:
                 return await self._scopes.refuse(request, target, request_id_of(request.fields), foreign)
             return await self._scopes.handle(request, target, request_id_of(request.fields))
         unnamed = malformed(request, request.fields)
-        course = course_of(request, target, snapshot)
+        course = course_of(request, snapshot)
         if course is None:
             if unnamed is not None:
                 self._metrics.passed.labels(unnamed.code).inc()
@@ -122,7 +122,7 @@ class DataPlane:
         limit = _Limit(self._deadlines, task, deadlines.judging_seconds(snapshot.settings))
         try:
             with limit:
-                return await self._gated(request, target, course, snapshot, unnamed, limit)
+                return await self._gated(request, course, snapshot, unnamed, limit)
         except TimeoutError:
             if not limit.passed:
                 raise
@@ -138,7 +138,6 @@ class DataPlane:
     async def _gated(
         self,
         request: DataRequest,
-        target: str,
         course: Course,
         snapshot: Snapshot,
         unnamed: Refusal | None,
@@ -160,7 +159,7 @@ class DataPlane:
             return await self._refuse(place, facts_of(request, snapshot))
         gated: GatedRequest | Refusal | None = None
         try:
-            gated = await read_gated(request, target, course, snapshot, taken, place)
+            gated = await read_gated(request, course, snapshot, taken, place)
         finally:
             # A refusal may have to wait for its summary; it must not hold a place meanwhile.
             if not isinstance(gated, GatedRequest):
@@ -186,15 +185,18 @@ class DataPlane:
         limit.end()
         if isinstance(outcome, Refused):
             return refused_problem(outcome, facts.request_id)
+        # The time of the settlement, unless it is still to come: a long answer streams, or the store fails.
+        ended_at = outcome.last.execution.ended_at
+        now = self._gate.now() if ended_at is None else ended_at
         if isinstance(outcome, Undelivered):
-            report = admission_report(outcome.last)
+            report = admission_report(outcome.last, now)
             return problem(
                 outcome.refusal,
                 request_id=facts.request_id,
                 decision_id=outcome.last.execution.decision_id,
                 headers={name.decode(): value.decode() for name, value in report},
             )
-        await write_forwarded(request, gated, outcome, draining=self._gate.draining)
+        await write_forwarded(request, gated, outcome, now=now, draining=self._gate.draining)
         return None
 
     async def _unjudged(

@@ -221,10 +221,8 @@ class RequestParser:
     def _piece(self, data: bytes, at: int) -> int:
         """The end of the piece that begins at `at`: at the latest, the end of a head or a chunked body."""
         if self._last:
-            before = self._last[-3:]
-            found = (before + data[at : at + 3]).find(
-                _END
-            )  # the empty line may have begun in an earlier piece
+            before = self._last[-3:]  # the empty line may have begun in an earlier piece
+            found = (before + data[at : at + 3]).find(_END)
             if found >= 0:
                 return at + found + len(_END) - len(before)
         found = data.find(_END, at)

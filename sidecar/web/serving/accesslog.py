@@ -65,12 +65,12 @@ def names_scope(request: AnyRequest, scope_id: str) -> None:
 
 
 def _given_id(request: DataRequest) -> str | None:
-    given = request.headers.get("X-Request-Id")
+    given = request.fields.text(b"x-request-id")
     return given[:MAX_REQUEST_ID_CHARS] if given else None
 
 
 def _given_trace(request: DataRequest) -> str | None:
-    given = request.headers.get("traceparent")
+    given = request.fields.text(b"traceparent")
     return trace_ids(given).get("trace_id") if given else None
 
 

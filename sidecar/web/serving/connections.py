@@ -204,17 +204,9 @@ class Connection(RequestHandler):
         """aiohttp calls this for every answer, its own included, once it ended or broke off."""
         if self._requests.answered():
             # Closing while the client still sends would cause a reset, which can destroy the answer.
-            self.end_side()
+            end_side(self.transport)
         if self._half_closed and not self._messages:
             self.close()
-
-    def end_side(self) -> bool:
-        """End the sidecar's side. Return False over TLS, because that would end both directions."""
-        if self.transport is None or not self.transport.can_write_eof():
-            return False
-        with suppress(OSError):  # the client has reset the connection meanwhile; asyncio reports that later
-            self.transport.write_eof()
-        return True
 
     def _waits_for_an_answer(self) -> bool:
         """Whether all requests have arrived whole, at least one is unanswered, and no answer has begun."""
@@ -247,6 +239,15 @@ class Connection(RequestHandler):
         self._head_timer = None
         if self._current_request is None and not self._messages:
             self.force_close()
+
+
+def end_side(transport: asyncio.Transport | None) -> bool:
+    """End the sidecar's side. Return False over TLS, because that would end both directions."""
+    if transport is None or not transport.can_write_eof():
+        return False
+    with suppress(OSError):  # the client has reset the connection meanwhile; asyncio reports that later
+        transport.write_eof()
+    return True
 
 
 def ask_for_life(transport: asyncio.Transport) -> None:

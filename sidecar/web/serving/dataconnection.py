@@ -1,7 +1,7 @@
 """The HTTP server of the data listener: an asyncio Protocol around the parser, without aiohttp's server.
 
-aiohttp's server makes a task, a writer and two timers' work of each request. Here each connection has one
-task, which answers its requests in order, and one timer:
+For each request, aiohttp's server makes a task and a writer and moves two timers. Here each connection has
+one task, which answers its requests in order, and one timer:
 
 1. `data_received` parses. Requests wait in a queue of PIPELINED; when it is full, the transport pauses.
 2. The task takes a request, has the handler answer it, and reports its end to the access log. The handler
@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from typing import Protocol
 
 from aiohttp import web
@@ -36,6 +35,7 @@ from sidecar.web.serving.connections import (
     LINGERING_SECONDS,
     LOOK_SECONDS,
     ask_for_life,
+    end_side,
     fault,
     has_gone,
     quoting,
@@ -230,15 +230,6 @@ class DataConnection(BaseProtocol):
         if self._buffer_paused:
             self._resume_if_drained()
 
-    def end_side(self) -> bool:
-        """End the sidecar's side. Return False over TLS, because that would end both directions."""
-        transport = self.transport
-        if transport is None or not transport.can_write_eof():
-            return False
-        with suppress(OSError):  # the client has reset the connection meanwhile; asyncio reports that later
-            transport.write_eof()
-        return True
-
     @property
     def ending(self) -> bool:
         """Whether the connection closes after the present request, without reading another one."""
@@ -374,7 +365,7 @@ class DataConnection(BaseProtocol):
                 goes_on = False
         if self._requests.answered():
             # Closing while the client still sends would cause a reset, which can destroy the answer.
-            self.end_side()
+            end_side(self.transport)
         if self._half_closed and not self._messages:
             self._closing = True
         self._server.on_ended(request, answer)

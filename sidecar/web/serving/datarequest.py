@@ -41,7 +41,6 @@ class DataRequest:
         "decision_id",
         "fields",
         "head_sent",
-        "headers",
         "keep_alive",
         "method",
         "outcome",
@@ -66,7 +65,6 @@ class DataRequest:
         self.method = message.method
         self.target = message.path  # as it came; bytes that are not UTF-8 are surrogates
         self.version = message.version
-        self.headers = message.headers
         self.raw_headers = message.raw_headers
         self.fields = HeaderFields(message.raw_headers)
         self.content = content
@@ -103,7 +101,7 @@ class DataRequest:
     @property
     def content_length(self) -> int | None:
         """The declared length of the body."""
-        declared = self.headers.get("Content-Length")
+        declared = self.fields.text(b"content-length")
         return None if declared is None else int(declared)
 
     def whole_body(self) -> bytes | None:

@@ -10,7 +10,6 @@ from typing import Protocol
 from aiohttp import HttpVersion
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
-from multidict import CIMultiDictProxy
 
 from sidecar.core.facts import is_identifier
 from sidecar.core.instant import parse_time
@@ -35,9 +34,6 @@ class AnyRequest(Protocol):
 
     @property
     def version(self) -> HttpVersion: ...
-
-    @property
-    def headers(self) -> CIMultiDictProxy[str]: ...
 
     @property
     def raw_headers(self) -> Headers: ...
