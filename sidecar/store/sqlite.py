@@ -475,12 +475,12 @@ class SqliteEngine:
         return bool(await self._rows(IS_ON, (switch,)))
 
     async def executions_of(self, scope_id: str) -> Sequence[Execution]:
-        # The log has an index by scope. Executions have none, because it would make settlements slower.
+        # An index by scope would make the writer slower. An incident has few scopes.
         found = await self._rows(
-            f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id IN "
-            "(SELECT decision_id FROM decisions WHERE scope_id = ? AND event = 'admitted') "
+            f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE (tenant_id, incident_id) = "
+            "(SELECT tenant_id, incident_id FROM scopes WHERE scope_id = ?) AND +scope_id = ? "
             "ORDER BY decision_id",
-            (scope_id,),
+            (scope_id, scope_id),
         )
         return [rows.execution_from_row(row) for row in found]
 
@@ -529,8 +529,8 @@ async def _connected(database: str, **options: Any) -> aiosqlite.Connection:
 async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
     """Run a function with the raw connection in aiosqlite's thread: one hop for a whole transaction.
 
-    aiosqlite has no public call for this. Only this function uses its private members. If the caller is
-    cancelled, the function still runs to its end, and its result is dropped.
+    If the caller is cancelled, the function still runs to its end, and its result is dropped. aiosqlite has
+    no public call for this. Only this function uses its private members.
     """
     execute: Callable[..., Coroutine[Any, Any, T]] = connection._execute
     return await execute(function, connection._conn)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import orjson
 import pytest
 
-from sidecar.core.command import AcceptClock, Admitted, Bind, Emit, Refuse, Settle, Turn
+from sidecar.core.command import AcceptClock, Admitted, Bind, Emit, Issued, Refuse, Revoke, Settle, Turn
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionType, Record
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
@@ -126,6 +126,42 @@ async def test_every_filter_is_served_by_an_index(open_store: OpenStore, tmp_pat
                 unserved = [step for step in steps if step.startswith("SCAN") and "SUBQUERY" not in step]
                 # Found are sequence numbers; nothing may read the whole log to find them.
                 assert [step for step in unserved if not step.startswith("SCAN (")] == [], (names, steps)
+
+
+async def test_a_scope_finds_all_its_records_whatever_incident_they_name(store: Store) -> None:
+    scopes = []
+    for _ in range(2):
+        reply = await store.submit(issue())
+        assert isinstance(reply, Issued)
+        scopes.append(reply.scope.scope_id)
+    for scope_id in scopes:
+        outcomes: tuple[Literal["answered", "unknown"], ...] = ("answered", "unknown")
+        for outcome in outcomes:
+            admitted = await store.submit(admit(scope_id))
+            assert isinstance(admitted, Admitted)
+            await store.submit(
+                Settle(
+                    decision_id=new_decision_id(),
+                    admission_id=admitted.execution.decision_id,
+                    outcome=outcome,
+                )
+            )
+        elsewhere = replace(admit(scope_id).claims, incident_id="inc_other")
+        await store.submit(replace(admit(scope_id), claims=elsewhere))
+        await store.submit(Revoke(decision_id=new_decision_id(), scope_id=scope_id))
+    whole = await every(store, {}, 100)
+    for scope_id in scopes:
+        wanted = [record for record in whole if record["scope_id"] == scope_id]
+        assert [record["event"] for record in reversed(wanted)] == [
+            "issued", "admitted", "settled", "admitted", "settled", "refused", "revoked"
+        ]  # fmt: skip
+        for limit in (1, 2, 100):
+            assert await every(store, {"scope_id": scope_id}, limit) == wanted
+        executed = await store.engine.executions_of(scope_id)
+        assert [one.decision_id for one in executed] == [
+            record["decision_id"] for record in reversed(wanted) if record["event"] == "admitted"
+        ]
+    assert await every(store, {"scope_id": "scope_that_is_none"}, 100) == []
 
 
 # A time, and what no index serves -------------------------------------------------------------------------
