@@ -1,5 +1,6 @@
--- Scopes have random ids, so an index by scope makes each admission and settlement write a page of its own. They
--- are found by the incident of their scope instead. This index is for the other records of a scope.
+-- The index of decisions by scope, without executions and their ends.
+-- Scopes have random ids, so that index made each admission and settlement write a page of its own. They are found by
+-- the incident of their scope instead.
 
 DROP INDEX decisions_by_scope;
 
