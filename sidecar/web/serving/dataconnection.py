@@ -227,6 +227,8 @@ class DataConnection(BaseProtocol):
         tail, self._tail = self._tail, b""
         if tail:
             tunnel.feed_data(tail)
+        if self._half_closed:
+            tunnel.feed_eof()
         if self._buffer_paused:
             self._resume_if_drained()
 
