@@ -417,6 +417,32 @@ async def test_a_tunnel_half_closes_in_both_directions(house: House, backend: Ba
     writer.close()
 
 
+async def test_a_tunnel_whose_client_ended_its_side_before_it_began_is_half_closed(
+    house: House, backend: Backend
+) -> None:
+    switches = asyncio.Event()
+
+    async def farewell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        backend.arrived.set()
+        await switches.wait()
+        writer.write(b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        writer.write(b"heard " + await reader.read())
+
+    backend.instead = farewell
+    reader, writer = await connect(house.sidecar.data_address)
+    writer.write(request_bytes("GET", "/ws", [("Connection", "Upgrade"), ("Upgrade", "websocket")]))
+    writer.write(b"all of this")
+    writer.write_eof()
+    await backend.arrived.wait()
+    (connection,) = house.sidecar._data_server.connections
+    await eventually(lambda: connection._half_closed)
+    switches.set()
+    async with asyncio.timeout(AT_ONCE):
+        assert (await reader.read()).endswith(b"\r\n\r\nheard all of this")
+    writer.close()
+
+
 # Methods ------------------------------------------------------------------------------------------------
 
 

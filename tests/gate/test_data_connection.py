@@ -15,7 +15,7 @@ from sidecar.web.serving._parser import PIPELINED
 from sidecar.web.serving.dataconnection import DataConnection, DataServer
 from sidecar.web.serving.datarequest import DataRequest
 from tests.client import connect, read_message
-from tests.support import House, eventually
+from tests.support import House, Open, eventually
 
 GET = b"GET /agents HTTP/1.1\r\nHost: x\r\n\r\n"
 Handler = Callable[[DataRequest], Awaitable[web.Response | None]]
@@ -109,6 +109,23 @@ async def test_a_head_that_has_begun_has_a_nearer_deadline_than_an_idle_connecti
     assert connection._timer is not None
     assert connection._timer.when() <= begun
     connection.connection_lost(None)
+
+
+async def test_the_first_head_has_its_whole_time_though_a_connection_is_kept_idle_for_less(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataconnection, "KEEP_ALIVE_SECONDS", 0.1)
+    house = await open_house(gate={"head_timeout_seconds": 60})
+    reader, writer = await connect(house.sidecar.data_address)
+    writer.write(GET[:-2])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await reader.read()  # would return if the connection were closed
+    writer.write(GET[-2:])
+    answer = await read_message(reader)
+    assert answer is not None
+    assert answer.status == 200
+    writer.close()
 
 
 async def test_a_timer_that_rings_during_a_request_closes_nothing() -> None:

@@ -73,7 +73,7 @@ async def test_a_cancellation_by_others_is_never_taken_for_the_deadline() -> Non
             this = asyncio.current_task()
             assert this is not None
             loop = asyncio.get_running_loop()
-            loop.call_soon(limit._pass)
+            loop.call_soon(limit._cut)
             loop.call_soon(this.cancel)
             await asyncio.Event().wait()
 

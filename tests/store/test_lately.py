@@ -1,18 +1,17 @@
-"""What the writer wrote lately is not read again, and it is what the database holds, whoever changes that."""
+"""What the writer wrote lately is not read again, unless something came between: a failure, another program."""
 
 from __future__ import annotations
 
-import random
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import pytest
 
-from sidecar.core.command import Admitted, Denied, Issued, Reconcile, Settle, Settled
+from sidecar.core.command import Admitted, Denied, Issued, Settle, Settled
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.ids import new_decision_id
@@ -22,14 +21,8 @@ from sidecar.store.base import Changes
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine
 from tests.store.conftest import OpenStore, admit, issue
+from tests.store.test_lately_at_random import held_against_the_database
 from tests.support import Clock
-
-OUTCOMES: tuple[Literal["answered", "not_sent", "unknown"], ...] = ("answered", "not_sent", "unknown")
-
-
-def cache_of(store: Store) -> LatelyWritten:
-    assert isinstance(store.engine, SqliteEngine)
-    return store.engine._lately
 
 
 async def granted(store: Store, **terms: Any) -> Scope:
@@ -52,60 +45,6 @@ def changes(
         turned=(),
         bound=(),
     )
-
-
-def held_against_the_database(store: Store, path: Path) -> int:
-    """How many rows are cached; each is compared with the row in the file."""
-    cached = cache_of(store)
-    with closing(sqlite3.connect(path)) as connection:
-        for scope_id, scope in cached._scopes.by_id.items():
-            found = connection.execute(
-                f"SELECT {rows.SCOPE_COLUMNS} FROM scopes WHERE scope_id = ?", (scope_id,)
-            )
-            assert rows.scope_from_row(found.fetchone()) == scope
-        for name, execution in cached._executions.by_id.items():
-            found = connection.execute(
-                f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id = ?", (name,)
-            )
-            assert rows.execution_from_row(found.fetchone()) == execution
-    return len(cached._scopes.by_id) + len(cached._executions.by_id)
-
-
-async def test_what_is_cached_is_what_the_database_holds(
-    open_store: OpenStore, tmp_path: Path, clock: Clock
-) -> None:
-    dice = random.Random(11)
-    path = tmp_path / "store.db"
-    store = await open_store(path)
-    scopes = [await granted(store, max_attempts=40, max_cost=10**9) for _ in range(4)]
-    flying: list[str] = []
-    unknown: list[str] = []
-    most = 0
-    for _ in range(300):
-        step = dice.random()
-        if step < 0.5:
-            reply = await store.submit(admit(dice.choice(scopes).scope_id))
-            if isinstance(reply, Admitted):
-                flying.append(reply.execution.decision_id)
-        elif step < 0.85 and flying:
-            name, outcome = flying.pop(dice.randrange(len(flying))), dice.choice(OUTCOMES)
-            await store.submit(
-                Settle(decision_id=new_decision_id(), admission_id=name, outcome=outcome, cost=7)
-            )
-            if outcome == "unknown":
-                unknown.append(name)
-        elif unknown:
-            await store.submit(
-                Reconcile(
-                    decision_id=new_decision_id(),
-                    admission_id=unknown.pop(),
-                    outcome="not_executed",
-                    principal="p",
-                )
-            )
-        clock.move(1)
-        most = max(most, held_against_the_database(store, path))
-    assert most > len(scopes), "executions in flight are cached, too"
 
 
 async def test_an_admission_and_its_settlement_read_no_rows_that_were_just_written(

@@ -274,5 +274,10 @@ class _Limit:
             raise TimeoutError from exc
 
     def _pass(self) -> None:
+        # After a pause of the process, an execution's deadline may pass later in this same iteration. Its
+        # answer comes first, so the block is cut off in the next iteration.
+        self._deadline = self._deadlines.begin(0.0, self._cut)
+
+    def _cut(self) -> None:
         self.passed = True
         self._task.cancel()

@@ -146,7 +146,7 @@ class DataConnection(BaseProtocol):
         if peer is not None:
             self.remote = _shown(str(peer[0] if isinstance(peer, tuple | list) else peer))
         self._server.connections.add(self)
-        self._expect(min(self._server.head_timeout_seconds, KEEP_ALIVE_SECONDS))
+        self._expect(self._server.head_timeout_seconds)
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -225,6 +225,8 @@ class DataConnection(BaseProtocol):
         tail, self._tail = self._tail, b""
         if tail:
             tunnel.feed_data(tail)
+        if self._half_closed:
+            tunnel.feed_eof()
         if self._buffer_paused:
             self._resume_if_drained()
 
