@@ -1,4 +1,4 @@
-"""What the writer wrote lately is not read again, unless something came between: a failure, another program."""
+"""What the writer wrote lately is not read again, unless a failure or another program came between."""
 
 from __future__ import annotations
 
