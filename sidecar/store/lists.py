@@ -173,17 +173,6 @@ def _of_subject(subject: str, filters: Mapping[str, str]) -> list[Query]:
     checked = "".join(f" AND {columns[name]} = ?" for name in others)
     wanted = (filters[subject], *(filters[name] for name in others))
     log = "SELECT seq FROM decisions LEFT JOIN run_bindings b USING (seq) WHERE decisions"
-    if subject == "scope_id":
-        # Executions and their ends are found by the incident of their scope, all other records by the scope.
-        executed = "event IN ('admitted', 'settled')"
-        incident = "(SELECT incident_id FROM scopes WHERE scope_id = ?)"
-        return [
-            (f"{log}.scope_id = ? AND NOT ({executed}){checked}", wanted),
-            (
-                f"{log}.incident_id = {incident} AND +{executed} AND +decisions.scope_id = ?{checked}",
-                (filters[subject], *wanted),
-            ),
-        ]
     ranges: list[Query] = [(f"{log}.{subject} = ?{checked}", wanted)]
     if subject == "run_id":  # the run is in the record, or was bound to the record later
         bound = "SELECT seq FROM run_bindings b JOIN decisions USING (seq) WHERE b.run_id = ?"
