@@ -21,6 +21,7 @@ from typing import Literal
 from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Reply, Settled
 from sidecar.core.rules import previewed
 from sidecar.errors import Refusal, StoreUnavailable, clock_refusal
+from sidecar.eventloop.timers import Deadline, Deadlines
 from sidecar.gate import deadlines
 from sidecar.gate._cost import reported_cost
 from sidecar.gate.messages import (
@@ -40,7 +41,6 @@ from sidecar.ids import new_decision_id
 from sidecar.live.snapshot import Snapshot
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
-from sidecar.timers import Deadline, Deadlines
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
 
 # What executions that a drain gives up on are given to be written down.

@@ -15,12 +15,12 @@ from typing import Literal
 from sidecar.core.command import Admitted, Issued, Reply, Revoke, Settle, Settled
 from sidecar.core.record import Origin
 from sidecar.errors import CommandFailed, StoreClosed
+from sidecar.eventloop.timers import Deadlines
 from sidecar.gate.messages import GatedRequest
 from sidecar.gate.observer import Observer
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
-from sidecar.timers import Deadlines
 
 # The most settlements that wait for the store. A further one is lost, and its execution ends as `unknown` at
 # the next start, which is the safe outcome.

@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from sidecar.eventloop.timers import Deadlines
 from sidecar.files.tls import Credentials, describe_failure
 from sidecar.settings.addresses import Address, SocketFile
-from sidecar.timers import Deadlines
 from sidecar.upstream._answer import AnswerParser, NotSent
 from sidecar.upstream._exchange import Exchange, UpstreamConnection
 from sidecar.upstream._head import FRAMING, FRAMING_SIZES

@@ -11,9 +11,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol, cast
 
+from sidecar.eventloop.receiving import limit_reads
+from sidecar.eventloop.timers import Deadline, Deadlines
 from sidecar.files.tls import describe_failure
-from sidecar.receiving import limit_reads
-from sidecar.timers import Deadline, Deadlines
 from sidecar.upstream._answer import AnswerParser, AnswerState, Failed, TimedOut, Unanswered
 from sidecar.upstream._head import AnswerHead
 

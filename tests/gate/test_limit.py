@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sidecar.timers import Deadlines
+from sidecar.eventloop.timers import Deadlines
 from sidecar.web.data.plane import _Limit
 
 SOON = 0.001

@@ -16,6 +16,7 @@ MADE = (
 # The packages in the order in which they build on each other, the lowest first.
 ORDER = (
     ".",
+    "eventloop",
     "core",
     "files",
     "telemetry",

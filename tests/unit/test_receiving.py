@@ -7,7 +7,7 @@ import os
 import socket
 from contextlib import suppress
 
-from sidecar.receiving import READ_BYTES, limit_reads
+from sidecar.eventloop.receiving import READ_BYTES, limit_reads
 
 
 class Sizes(asyncio.Protocol):

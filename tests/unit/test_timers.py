@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.timers import Deadline, Deadlines
+from sidecar.eventloop.timers import Deadline, Deadlines
 
 
 class ScriptedLoop:

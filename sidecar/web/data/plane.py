@@ -12,6 +12,7 @@ from aiohttp import web
 
 from sidecar.core.target import Rejected
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
+from sidecar.eventloop.timers import Deadlines
 from sidecar.gate import deadlines
 from sidecar.gate.execution import Gate
 from sidecar.gate.messages import GatedRequest, Refused, RequestFacts, Undelivered
@@ -20,7 +21,6 @@ from sidecar.live.snapshot import Live, Snapshot
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
-from sidecar.timers import Deadlines
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.data import passthrough
 from sidecar.web.data._answers import admission_report, broken_off, client_left, write_forwarded

@@ -26,7 +26,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.tcp_helpers import tcp_keepalive
 from aiohttp.web_protocol import ERROR, _ErrInfo
 
-from sidecar.receiving import limit_reads
+from sidecar.eventloop.receiving import limit_reads
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.serving._parser import PIPELINED, READ_AHEAD_BYTES, Message, Overloaded, RequestParser
 from sidecar.web.serving._responses import serialized

@@ -1,0 +1,3 @@
+"""What the sidecar adds to asyncio's event loop: cheap deadlines, and reads that allocate little."""
+
+__all__ = ["receiving", "timers"]
