@@ -348,6 +348,7 @@ class DataConnection(BaseProtocol):
             request.route = None
             answer = _unparsable(message.exc)
         else:
+            # The parser returns nothing else beside faults.
             request = self._current = DataRequest(self, message, content)  # type: ignore[arg-type]
             try:
                 answer = await self._server.handler(request)

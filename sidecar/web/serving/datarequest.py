@@ -26,8 +26,8 @@ _QUERY = re.compile(r"[?#]|%(?:25)*(?:3f|23)", re.IGNORECASE)
 class DataRequest:
     """A request as aiohttp's parser read it. It has the attributes of `web.BaseRequest` that are used here.
 
-    Whoever answers the request sets the facts for its log line: `outcome`, the ids, `status`, and how much of
-    an answer was sent.
+    The handler that answers the request sets the facts for its log line: `outcome`, the ids, `status`, and
+    how much of an answer was sent.
     """
 
     __slots__ = (
