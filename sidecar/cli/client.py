@@ -303,6 +303,7 @@ class _TimedCall(http.client.HTTPConnection):
             self._context.sslsocket_class = _TimedTlsSocket
             connected.hurry()
             with closing(connected):  # the TLS socket takes over its descriptor
+                # The context makes a socket of its `sslsocket_class`, which its type does not say.
                 connected = self._context.wrap_socket(connected, server_hostname=self.host)  # type: ignore[assignment]
             connected.deadline = self._deadline
         self.sock = connected

@@ -34,7 +34,7 @@ class Deadline:
 class _Line:
     """The deadlines of one length, in the order in which they pass."""
 
-    __slots__ = ("_lines", "_loop", "_seconds", "_timer", "deadlines")
+    __slots__ = ("_lines", "_loop", "_seconds", "deadlines")
 
     def __init__(self, lines: dict[float, _Line], loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self._lines, self._loop, self._seconds = lines, loop, seconds

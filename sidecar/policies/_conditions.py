@@ -228,7 +228,7 @@ def _listed(conditions: Sequence[CelCondition]) -> Joint | None:
             raise
         except Exception as exc:
             raise ConditionFailed("one of the conditions cannot be judged.") from exc
-        # A member of a map may be of any kind, whatever type the engine finds when it compiles.
+        # A member of a map may be of any kind, although the engine finds one type when it compiles.
         if type(found) is not list or len(found) != len(conditions) or {*map(type, found)} != {bool}:
             raise ConditionFailed("one of the conditions cannot be judged.")
         return found

@@ -124,6 +124,7 @@ async def test_a_broken_body_does_not_wait_for_a_backend_that_reads_nothing(
     patient: House, backend: Backend
 ) -> None:
     async def read_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncio types the transport of a writer as one that only writes.
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.Event().wait()
 

@@ -22,6 +22,7 @@ def application(backend: str) -> web.Application:
     """The proxy in front of `backend`, a URL without a path."""
     key = web.AppKey("session", ClientSession)
 
+    # The type of an asynchronous generator would say no more than its one yield.
     async def session(app: web.Application):  # type: ignore[no-untyped-def]
         async with ClientSession(
             connector=TCPConnector(limit=0, keepalive_timeout=60),
