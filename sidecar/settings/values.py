@@ -35,6 +35,7 @@ from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
 from sidecar.files import keyfiles
 from sidecar.files.keyfiles import KeyFileUnusable
+from sidecar.settings import presets
 from sidecar.settings.addresses import Address, Listen, SocketFile, endpoint
 from sidecar.settings.faults import choices, kind, one_of
 
@@ -360,7 +361,14 @@ def _answer_place(value: object, info: ValidationInfo) -> Source:
     return source
 
 
+def _preset(value: object) -> str:
+    if value not in presets.NAMES:
+        raise ValueError(one_of(presets.NAMES, value))
+    return str(value)
+
+
 _PLACE = _shaped(*_PLACES)
+Preset = Annotated[str, Kind(_preset, {"enum": list(presets.NAMES)})]
 Pattern = Annotated[RoutePattern, Kind(_route, _shaped(_ROUTE), lambda route: route.text)]
 Place = Annotated[Source, Kind(_place, _PLACE, str)]
 Places = Annotated[
