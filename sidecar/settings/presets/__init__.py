@@ -15,7 +15,9 @@ from sidecar.files.yamlfile import parse
 
 _FOLDER = resources.files(__name__)
 
-NAMES = tuple(sorted(file.name.removesuffix(".yaml") for file in _FOLDER.iterdir() if file.name.endswith(".yaml")))
+NAMES = tuple(
+    sorted(file.name.removesuffix(".yaml") for file in _FOLDER.iterdir() if file.name.endswith(".yaml"))
+)
 """The names that `gate.presets` takes."""
 
 
