@@ -1,7 +1,7 @@
 """Stubs of the interfaces that have presets, and the calls that are tried on them.
 
-`tests/cases/presets/NAME.yaml` describes one interface. `answers` are its endpoints in the order in which they
-are tried: method and path, where `{x}` is one segment and `{x...}` the rest, perhaps a header, and the answer.
+`tests/cases/presets/NAME.yaml` describes one interface. `answers` are its endpoints, and the first that
+matches answers: method and path, where `{x}` is one segment and `{x...}` the rest, and perhaps a header.
 `slash: redirect` answers 301 to a path that lacks the slash at its end, as Django does. Anything else is
 answered with `otherwise`. The stub listens on a real socket and keeps every request as it came.
 """

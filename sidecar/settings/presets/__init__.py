@@ -13,17 +13,15 @@ from typing import Any
 
 from sidecar.files.yamlfile import parse
 
-_FOLDER = resources.files(__name__)
+_FILES = {file.name[:-5]: file for file in resources.files(__name__).iterdir() if file.name.endswith(".yaml")}
 
-NAMES = tuple(
-    sorted(file.name.removesuffix(".yaml") for file in _FOLDER.iterdir() if file.name.endswith(".yaml"))
-)
+NAMES = tuple(sorted(_FILES))
 """The names that `gate.presets` takes."""
 
 
 @lru_cache
 def preset(name: str) -> tuple[Mapping[str, Any], ...]:
     """The routes of a preset as a file would hold them. The name is one of `NAMES`."""
-    file = _FOLDER / f"{name}.yaml"
+    file = _FILES[name]
     routes: list[Mapping[str, Any]] = parse(file.read_bytes(), str(file)).value
     return tuple(routes)
