@@ -51,7 +51,9 @@ def gate_entry(
     inputs: dict[str, Any] = {"policy_id": gatekept, "principal": command.principal}
     if claims.target_agents:
         inputs["target_agents"] = list(claims.target_agents)
-    if claims.body_bytes > MAX_RECORDED_BODY_BYTES:
+    if claims.opaque:
+        inputs["body_bytes"] = claims.body_bytes
+    elif claims.body_bytes > MAX_RECORDED_BODY_BYTES:
         inputs["parameters_left_out"] = {"body_bytes": claims.body_bytes}
     elif claims.parameters:
         inputs["parameters"] = claims.parameters

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from sidecar.clock import SETTLE_SECONDS
-from sidecar.core.facts import DEFAULT_SOURCES, FactSources
+from sidecar.core.bodies import JSON_ONLY, Bodies
+from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Source
 from sidecar.core.masking import Mask, pointer
 from sidecar.core.policy import RiskClass
 from sidecar.files import keyfiles, tls
@@ -28,6 +29,7 @@ from sidecar.settings.values import (
     NOT_EMPTY,
     AllowedHost,
     AnswerPlace,
+    BodyKinds,
     BodyPlace,
     Bytes,
     CollectorUrl,
@@ -43,11 +45,13 @@ from sidecar.settings.values import (
     ListenAddress,
     MaskKeyFile,
     MaskPointer,
+    MediaTypes,
     OwnAddress,
     Pattern,
     Place,
     Places,
     Risk,
+    ScopePlace,
     Seconds,
     SigningKeyFile,
     StoreUrl,
@@ -246,27 +250,66 @@ class ClockSection(Section):
 
 class Route(Section):
     """One gated path, and where its facts stand. A place is a JSON pointer into the body (`/scope_id`),
-    `path:name` for a `{name}` of the path, `query:name`, or `header:Name`."""
+    `path:name` for a `{name}` of the path, `query:name`, `form:name`, `header:Name`, or `const:text`. See
+    [Places](#places)."""
 
     path: Pattern
     """`**/x` matches every path that ends in `/x`. Any other path matches only itself. `{name}` stands for
     one segment."""
+    body: BodyKinds = JSON_ONLY.kinds
+    """The kinds of body that are accepted, one or a list: `json` (one strict object), `form`
+    (application/x-www-form-urlencoded), `empty` (no bytes) and `any` (opaque: no fact is read from it). See
+    [Bodies](#bodies)."""
+    content_types: MediaTypes = ()
+    """Media types beside application/json whose bodies are read as `json`, such as
+    application/merge-patch+json. Their bodies may be arrays, too."""
     mode: Literal["enforce", "shadow"] = "enforce"
     """`enforce` refuses requests without a valid scope. `shadow` forwards them and records what would have
     been refused; it protects nothing. See [Shadow routes](../../policies/README.md#shadow-routes)."""
-    scope_id: Place = DEFAULT_SOURCES.scope_id
-    """The place of the scope that the request spends."""
+    scope_id: ScopePlace = DEFAULT_SOURCES.scope_id
+    """The place of the scope that the request spends. Without `json` in `body` the default is
+    `header:X-Recovery-Scope-Id`."""
     incident_id: Place = DEFAULT_SOURCES.incident_id
-    """The place of the incident. It must be the incident of the scope."""
+    """The place of the incident. It must be the incident of the scope. Without `json` in `body` the default
+    is `header:X-Recovery-Incident-Id`."""
     action: Place = DEFAULT_SOURCES.action
-    """The place of the action. It must be one of the actions of the scope and of the catalogue."""
+    """The place of the action. It must be one of the actions of the scope and of the catalogue. Without
+    `json` in `body` the default is the name of the route."""
     parameters: BodyPlace = DEFAULT_SOURCES.parameters
-    """The place of the action's parameters, a JSON object in the body."""
+    """The place of the action's parameters, a JSON object in the body. `null`: there are none, which is the
+    default without `json` in `body`."""
     target_agents: Places = DEFAULT_SOURCES.target_agents
-    """The place of the target agents, or a list of places. Those places that hold a value must agree."""
+    """The place of the target agents, or a list of places. Those places that hold a value must agree. `[]`:
+    none are read, which is the default without `json` in `body`."""
     cost: AnswerPlace = DEFAULT_SOURCES.cost
     """The place of the cost in US dollars in the backend's answer: a header or a JSON pointer into the
     body."""
+
+    @model_validator(mode="after")
+    def _places_by_body(self) -> Route:
+        """The defaults without a JSON body, and the keys that have no effect without one."""
+        if "json" in self.body:
+            return self
+        message = "has no effect without json in body; add it there, or remove this key"
+        refuse((self.content_types, ("content_types",), message))
+        defaults: dict[str, Source | tuple[Source, ...] | None] = {
+            "scope_id": Source.parse("header:X-Recovery-Scope-Id"),
+            "incident_id": Source.parse("header:X-Recovery-Incident-Id"),
+            "action": Source.parse(f"const:{self.path.text}"),
+            "parameters": None,
+            "target_agents": (),
+        }
+        # The values become those in force. The section stays frozen for everyone else.
+        self.__dict__.update(
+            {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        )
+        return self
+
+    @cached_property
+    def bodies(self) -> Bodies:
+        """Which bodies this route takes, and how they are told apart."""
+        in_query = any(place.kind == "query" for place in self.sources.single)
+        return Bodies(self.body, self.content_types, facts_in_query=in_query)
 
     @cached_property
     def sources(self) -> FactSources:
@@ -278,6 +321,7 @@ class Route(Section):
             parameters=self.parameters,
             target_agents=self.target_agents,
             cost=self.cost,
+            lists=bool(self.content_types),
         )
 
 
