@@ -16,7 +16,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from sidecar.clock import SETTLE_SECONDS
 from sidecar.core.bodies import JSON_ONLY, Bodies
-from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Source
+from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Source, is_identifier
 from sidecar.core.masking import Mask, pointer
 from sidecar.core.policy import RiskClass
 from sidecar.files import keyfiles, tls
@@ -51,6 +51,7 @@ from sidecar.settings.values import (
     Place,
     Places,
     Risk,
+    RouteName,
     ScopePlace,
     Seconds,
     SigningKeyFile,
@@ -253,6 +254,9 @@ class Route(Section):
     `path:name` for a `{name}` of the path, `query:name`, `form:name`, `header:Name`, or `const:text`. See
     [Places](#places)."""
 
+    name: RouteName = None
+    """The name of the route in records, answers and metrics: 1 to 64 of `A-Z a-z 0-9 . _ -`. `null`: its
+    path."""
     path: Pattern
     """`**/x` matches every path that ends in `/x`. Any other path matches only itself. `{name}` stands for
     one segment."""
@@ -291,11 +295,15 @@ class Route(Section):
         if "json" in self.body:
             return self
         message = "has no effect without json in body; add it there, or remove this key"
-        refuse((self.content_types, ("content_types",), message))
+        named = "action" in self.model_fields_set or is_identifier(self.label)
+        refuse(
+            (self.content_types, ("content_types",), message),
+            (not named, ("path",), "is too long for the name of an action; add a name, or the key action"),
+        )
         defaults: dict[str, Source | tuple[Source, ...] | None] = {
             "scope_id": Source.parse("header:X-Recovery-Scope-Id"),
             "incident_id": Source.parse("header:X-Recovery-Incident-Id"),
-            "action": Source.parse(f"const:{self.path.text}"),
+            "action": Source("const", self.label),
             "parameters": None,
             "target_agents": (),
         }
@@ -310,6 +318,11 @@ class Route(Section):
         """Which bodies this route takes, and how they are told apart."""
         in_query = any(place.kind == "query" for place in self.sources.single)
         return Bodies(self.body, self.content_types, facts_in_query=in_query)
+
+    @cached_property
+    def label(self) -> str:
+        """The name under which records, answers and metrics show the route."""
+        return self.name or self.path.text
 
     @cached_property
     def sources(self) -> FactSources:

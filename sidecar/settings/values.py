@@ -108,7 +108,9 @@ _SOCKET = r"[Uu][Nn][Ii][Xx]:.*[^/]"
 _HTTP = r"[Hh][Tt][Tt][Pp][Ss]?://"
 _POINTER = r"(/([^/~]|~[01])+)+"
 _SINGLE = (_POINTER, "(path|query|form):[^ ]+", f"header:{_HEADER}")
-_JOINED = "(path|query|header|form):[0-9A-Za-z_.-]+.+"
+_PART = "(path|query|header|form):[0-9A-Za-z_.-]+"
+_JOINED = f"{_PART}.+{_PART}"
+_ROUTE_NAME = r"[A-Za-z0-9._-]{1,64}"
 _ROUTE = r"""(\*\*)?(/[!"$&-)+-.0-:<->@-\[\]-~]+)+"""
 
 
@@ -243,6 +245,13 @@ def _header_name(value: object) -> str:
     return given
 
 
+def _route_name(value: object) -> str:
+    given = text(value)
+    if not re.fullmatch(_ROUTE_NAME, given):
+        raise ValueError("expects 1 to 64 of the characters A-Z a-z 0-9 . _ - as the name of a route")
+    return given
+
+
 def _mask_pointer(value: object) -> str:
     given = text(value)
     masking.pointer(given)
@@ -268,6 +277,7 @@ HostName = Annotated[str | None, Kind(_host_name, _shaped(_HOST)).optional()]
 AllowedHost = Annotated[str, Kind(_allowed_host, _shaped(NAME, BRACKETED))]
 StoreUrl = Annotated[str, Kind(_store_url, _shaped("memory://", r"sqlite:///[^?#]*[^?#/]"))]
 HeaderName = Annotated[str | None, Kind(_header_name, _shaped(_HEADER)).optional()]
+RouteName = Annotated[str | None, Kind(_route_name, _shaped(_ROUTE_NAME)).optional()]
 MaskPointer = Annotated[
     str, Kind(_mask_pointer, _shaped(r"/(decision_inputs|details)/.+", "/decision_reason"))
 ]
@@ -402,12 +412,6 @@ def _media_type(value: object) -> str:
     return given
 
 
-def _not_null(value: object) -> object:
-    if value is None:
-        raise ValueError("is empty; add a value, or remove the key")
-    return value
-
-
 def _one_or_more(item: dict[str, Any], **rules: Any) -> WithJsonSchema:
     """The schema of a list whose only item may stand without brackets."""
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, **rules}]})
@@ -427,7 +431,6 @@ ScopePlace = Annotated[Source, Kind(_scope_place, _shaped(*_SINGLE, _JOINED), st
 Places = Annotated[
     tuple[Place, ...],
     LIST,
-    BeforeValidator(_not_null),
     ONE_OR_MORE,
     PlainSerializer(lambda places: list(map(str, places))),
     _one_or_more(_PLACE),
