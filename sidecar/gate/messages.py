@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.core.brakes import Use
-from sidecar.core.command import Admitted, Gatekept, Settled
+from sidecar.core.command import Admitted, Gatekept, RequestLine, Settled
 from sidecar.core.facts import Claims, Source
 from sidecar.core.policy import PolicySet, Rule
 from sidecar.core.rules import Objection
@@ -25,7 +25,10 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @valueclass
 class RequestFacts:
-    """The facts about a request that its decision record names, as far as they could be read."""
+    """The facts about a request that its decision record names, as far as they could be read.
+
+    `line` is set if no route lists the request.
+    """
 
     gatekept: Gatekept = "scoped_execution"
     claims: Claims = field(default_factory=Claims)
@@ -33,6 +36,14 @@ class RequestFacts:
     request_id: str = ""
     principal: str = "anonymous"
     policies: PolicySet | None = None
+    line: RequestLine | None = None
+
+    @property
+    def subject(self) -> str | None:
+        """What the summary of a flood shows of the request."""
+        if self.line is not None:
+            return str(self.line)
+        return self.claims.scope_id or self.claims.incident_id
 
     @property
     def action_label(self) -> str:
