@@ -65,8 +65,12 @@ class Summary(Generic[First, Written]):
     @property
     def shared(self) -> RequestFacts:
         """The facts that all requests of a summary of several have in common."""
-        facts = self.facts
-        return RequestFacts(gatekept=facts.gatekept, tenant_id=facts.tenant_id, policies=facts.policies)
+        return RequestFacts(
+            gatekept=self.facts.gatekept,
+            tenant_id=self.facts.tenant_id,
+            route=self.facts.route,
+            policies=self.facts.policies,
+        )
 
 
 class Summaries(Generic[First, Written]):

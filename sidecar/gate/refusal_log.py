@@ -125,7 +125,7 @@ class RefusalLog:
         """Add a refusal to the summary of its kind, and wait until the summary is committed."""
         bound = refusal.members.get("bound") or ",".join(refusal.members.get("rules", ()))
         bound += refusal.members.get("limit", "")
-        kind = (facts.gatekept, refusal.code, str(bound), facts.tenant_id)
+        kind = (facts.gatekept, refusal.code, str(bound), facts.tenant_id, facts.route)
         return await self._summaries.join(kind, refusal, facts)
 
     async def _write(self, summary: Summary[Refusal, str | None]) -> str | None:
@@ -163,6 +163,7 @@ class RefusalLog:
             tenant_id=facts.tenant_id,
             request_id=facts.request_id or None,
             principal=facts.principal,
+            route=facts.route,
             count=count,
             summary=None if subjects is None else {"subjects": subjects},
             shadow=shadow,

@@ -136,7 +136,7 @@ async def test_a_refused_write_is_recorded_and_nothing_reaches_the_backend(open_
         "details": {**PASSED["details"], "message": message},
     }
     assert await house.metric('scopegate_unlisted_total{access="writes",result="refused"}') == 1
-    decided = 'scopegate_decisions_total{action="none",outcome="blocked",reason="not_listed"}'
+    decided = 'scopegate_decisions_total{action="none",outcome="blocked",reason="not_listed",route="none"}'
     assert await house.metric(decided) == 1
 
 
