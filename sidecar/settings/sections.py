@@ -19,6 +19,7 @@ from sidecar.core.bodies import JSON_ONLY, Bodies
 from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Source, is_identifier
 from sidecar.core.masking import Mask, pointer
 from sidecar.core.policy import RiskClass
+from sidecar.core.unlisted import ExceptedPaths, Treatment, example_of
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
 from sidecar.settings.addresses import Address, Listen, SocketFile
@@ -338,6 +339,32 @@ class Route(Section):
         )
 
 
+class UnlistedSection(Section):
+    """What becomes of a request whose path or method no route lists: `pass` lets it through unrecorded,
+    `record` lets it through once a decision record is on disk, and `refuse` answers 403 `not_listed`. See
+    [What no route lists](#what-no-route-lists)."""
+
+    reads: Annotated[Treatment, LIVE] = "pass"
+    """What becomes of GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`."""
+    writes: Annotated[Treatment, LIVE] = "pass"
+    """What becomes of all other methods: `pass`, `record` or `refuse`."""
+    excepted: Annotated[tuple[Pattern, ...], LIST, LIVE] = Field((), alias="except")
+    """Paths that pass in any case, unrecorded, such as `/healthz`; they are written like the path of a route.
+    A path passes only if every reading of it is excepted. What a route lists stays gated."""
+
+    @model_validator(mode="after")
+    def _exceptions_that_can_hold(self) -> UnlistedSection:
+        excepted = ExceptedPaths(self.excepted)
+        refuse(
+            *(
+                (stray, ("except", index), f"can also be read as {stray}; add that path, too")
+                for index, path in enumerate(self.excepted)
+                for stray in [excepted.stray_reading(example_of(path))]
+            )
+        )
+        return self
+
+
 class GateSection(Section):
     """Which requests need a scope, and how they are read."""
 
@@ -346,6 +373,7 @@ class GateSection(Section):
     )
     """The gated paths, at least one. A request is gated if any reading of its path matches one of them. See
     [Routes](#routes)."""
+    unlisted: UnlistedSection
     max_body_bytes: Annotated[Bytes, LIVE] = 1_048_576
     """Bytes of a gated request body, which is held in memory. A longer body gets 413."""
     max_answer_bytes: Annotated[Bytes, LIVE] = 1_048_576
