@@ -404,12 +404,6 @@ def _answer_place(value: object) -> Source:
     return source
 
 
-def _preset(value: object) -> str:
-    if value not in presets.NAMES:
-        raise ValueError(one_of(presets.NAMES, value))
-    return str(value)
-
-
 def _media_type(value: object) -> str:
     given = text(value).lower()
     if not is_media_type(given):
@@ -425,7 +419,6 @@ def _one_or_more(item: dict[str, Any], **rules: Any) -> WithJsonSchema:
 
 
 _PLACE = _shaped(*_SINGLE, _JOINED, "const:.{1,256}")
-Preset = Annotated[str, Kind(_preset, {"enum": list(presets.NAMES)})]
 _MEDIA_TYPE = _shaped("[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -433,6 +426,13 @@ def _written_place(source: Source | None) -> str | None:
     return None if source is None else str(source)
 
 
+def _preset(value: object) -> str:
+    if value not in presets.NAMES:
+        raise ValueError(one_of(presets.NAMES, value))
+    return str(value)
+
+
+Preset = Annotated[str, Kind(_preset, {"enum": list(presets.NAMES)})]
 Pattern = Annotated[RoutePattern, Kind(_route, _shaped(_ROUTE), lambda route: route.text)]
 Place = Annotated[Source, Kind(_place, _PLACE, str)]
 ScopePlace = Annotated[Source, Kind(_scope_place, _shaped(*_SINGLE, _JOINED), str)]
