@@ -160,16 +160,16 @@ class RoutePattern:
         if self.rest is not None:
             yield self.rest, list(found[len(self.segments) :])
 
-    def spelled_by(self, segments: Sequence[str]) -> Sequence[str] | None:
+    def spelled_by(self, segments: Sequence[str], *, folded: bool = False) -> Sequence[str] | None:
         """The segments of a path that spell the pattern out, without an empty variable, or None.
 
-        `segments` are those of a whole path that begins with a slash.
+        `segments` are those of a whole path that begins with a slash, in lower case if `folded`.
         """
         length, extra = len(self.segments), len(segments) - len(self.segments)
         if extra < 0 or (extra > 0 and not self.anywhere and self.rest is None):
             return None
         found = segments[extra:] if self.anywhere else segments
-        for segment, part in zip(self.segments, found, strict=False):
+        for segment, part in zip(self.folded if folded else self.segments, found, strict=False):
             values = segment.values(part)
             if values is None or not all(values):
                 return None

@@ -156,6 +156,8 @@ def test_a_route_is_one_indented_block(file: Path) -> None:
         "  path: '**/recovery/execute'",
         "  methods: [POST]",
         "  other_methods: refuse",
+        "  body: [json]",
+        "  content_types: []",
         "  mode: enforce",
         "  scope_id: /scope_id",
         "  incident_id: /incident_id",
