@@ -180,8 +180,10 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     unlisted = "refused" if policies.unlisted is None else f"{policies.unlisted.risk.value} risk"
     click.echo(f"configuration  {config}: ok")
     click.echo(f"policies       {loaded.policies}: ok, revision {policies.revision}")
-    actions = "1 action" if len(policies.actions) == 1 else f"{len(policies.actions)} actions"
-    rules = "1 rule" if len(policies.rules) == 1 else f"{len(policies.rules)} rules"
+    actions = _counted(len(policies.actions), "action")
+    if policies.globs:
+        actions += f" and {_counted(len(policies.globs), 'glob')} of actions"
+    rules = _counted(len(policies.rules), "rule")
     click.echo(f"               {actions} listed; any other is {unlisted}")
     shadow = sum(rule.shadow for rule in policies.rules)
     click.echo(f"               {rules}, {shadow} of them in shadow mode")
@@ -213,6 +215,10 @@ def demo(once: bool) -> None:
     except ScopegateError as exc:
         failed(str(exc))
     sys.exit(0 if held else FAILED)
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _is_of_output(exc: OSError) -> bool:

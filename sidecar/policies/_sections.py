@@ -85,7 +85,8 @@ class MatchSection(Section):
     risk: Annotated[frozenset[Risk], LIST, ONE_OR_MORE, NOT_EMPTY] = frozenset()
     """The risk of the action."""
     action: _Globs = ()
-    """The action. It must match an action of the catalogue, unless the catalogue has `"*"`."""
+    """The action. It must be able to match an action that the catalogue lists by name or by a glob, unless
+    the catalogue has `"*"`."""
     incident_id: _Globs = ()
     """The incident."""
     tenant_id: _Globs = ()
