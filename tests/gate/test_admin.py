@@ -572,13 +572,20 @@ async def test_no_ids_and_no_unlisted_actions_in_labels(house: House) -> None:
     for word in ("inc_secret", "req_secret", "scope_", "made_up_action"):
         assert word not in page.replace("scope_not_found", "").replace("scope_exhausted", ""), word
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", page)
-    series = 'scopegate_decisions_total{action="other",outcome="blocked",reason="action_outside_scope"}'
+    series = (
+        'scopegate_decisions_total{action="other",outcome="blocked",reason="action_outside_scope",'
+        'route="**/recovery/execute"}'
+    )
     assert await house.metric(series) == 1
     assert (
-        await house.metric('scopegate_decisions_total{action="retry_agent",outcome="selected",reason="none"}')
+        await house.metric(
+            'scopegate_decisions_total{action="retry_agent",outcome="selected",reason="none",route="**/recovery/execute"}'
+        )
         == 1
     )
-    assert await house.metric('scopegate_executions_total{outcome="answered"}') == 1
+    assert (
+        await house.metric('scopegate_executions_total{outcome="answered",route="**/recovery/execute"}') == 1
+    )
 
 
 async def test_the_label_of_an_action_that_a_glob_lists_is_the_glob(house: House) -> None:
@@ -586,7 +593,9 @@ async def test_the_label_of_an_action_that_a_glob_lists_is_the_glob(house: House
     house.adopt(PolicySet(revision="r", actions={"restart_db": low}, globs={"restart_*": low}))
     for action in ("restart_db", "restart_pod", "restart_node"):
         assert (await house.execute(await house.issue(action=action), action=action)).status == 200
-    selected = 'scopegate_decisions_total{action="%s",outcome="selected",reason="none"}'
+    selected = (
+        'scopegate_decisions_total{action="%s",outcome="selected",reason="none",route="**/recovery/execute"}'
+    )
     assert await house.metric(selected % "restart_*") == 2
     assert await house.metric(selected % "restart_db") == 1
     assert "restart_pod" not in await house.metrics()
