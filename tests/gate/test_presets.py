@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.policies.files import load
 from sidecar.settings.presets import NAMES
 from sidecar.settings.sections import routes_of_preset
 from tests.cases import load_cases
@@ -89,7 +90,7 @@ async def test_a_gated_call_needs_a_scope_for_its_action_and_target_and_arrives_
                 await arrives_and_is_recorded(house, call)
             except AssertionError as exc:
                 failed.append(f"{call}: {exc}")
-    assert failed == []
+    assert not failed, "\n".join(failed)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,3 +124,39 @@ async def test_neighbours_pass_byte_for_byte(tmp_path: Path, name: str) -> None:
             answers = [(one.first, end_to_end(one), one.body) for one in (passed, direct)]
             assert answers[0] == answers[1], call
         assert await house.records() == []
+
+
+# Reads that are POST ------------------------------------------------------------------------------------
+
+CATALOGUE = """
+actions:
+  "AmazonSSM.Get*": {risk: low}
+  "AmazonSSM.Describe*": {risk: low}
+  "AmazonSSM.*": {risk: high}
+"""
+
+
+async def test_reads_of_aws_are_told_by_the_catalogue_and_need_no_scope(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "actions.yaml").write_text(CATALOGUE, encoding="utf-8")
+    gate = {"presets": ["aws-ssm"], "routes": [], "scope_required_from": "medium"}
+
+    async def call(house: House, operation: str, *more: tuple[str, str]) -> Message:
+        kind = ("Content-Type", "application/x-amz-json-1.1")
+        target = ("X-Amz-Target", f"AmazonSSM.{operation}")
+        return await house.data("POST", "/", [kind, target, *more], b"{}")
+
+    async with serving_backend() as backend:
+        backend.script = stub(CASES["aws-ssm"]["interface"])
+        async with opened(tmp_path, backend, policies=load(tmp_path / "policies"), gate=gate) as house:
+            read = await call(house, "DescribeInstanceInformation", (INCIDENT, "inc_1"))
+            assert read.status == 200
+            record = await house.record(read.header("Scopegate-Decision-Id") or "")
+            assert (record["action"], record["scope_id"]) == ("AmazonSSM.DescribeInstanceInformation", None)
+            refused = await call(house, "SendCommand", (INCIDENT, "inc_1"))
+            assert refused.json()["error"] == "scoped_execution_required"
+            unnamed = await call(house, "DescribeInstanceInformation")
+            assert (unnamed.status, unnamed.json()["member"]) == (400, "incident_id")
+            assert [message.header("X-Amz-Target") for message in backend.seen] == [
+                "AmazonSSM.DescribeInstanceInformation"
+            ]
