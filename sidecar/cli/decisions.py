@@ -310,6 +310,7 @@ WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
     "issued": (_detail("intent"), _detail("created_by", "by {}"), _principal, _rules, _would_refuse),
     "admitted": (_without_scope, _would_refuse, _principal),
     "refused": (_reason, _rules, _would_refuse, _count, _detail("intent", "intent: {}"), _principal),
+    "replayed": (_detail("admission_id", "answer of {}"), _count, _principal),
     "settled": (_without_scope, _detail("cause"), _cost),
     "reconciled": (
         _detail("reconciled_because"),

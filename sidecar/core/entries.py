@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sidecar.core.command import AcceptClock, Admit, Issue, Reconcile, Refuse, Revoke, Settle, Turn
+from sidecar.core.command import (
+    AcceptClock,
+    Admit,
+    CountReplays,
+    Issue,
+    Reconcile,
+    Refuse,
+    Revoke,
+    Settle,
+    Turn,
+)
 from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
@@ -37,7 +47,7 @@ def outcome_of(refusal: Refusal) -> DecisionOutcome:
 
 
 def gate_entry(
-    command: Issue | Admit | Refuse | Revoke,
+    command: Issue | Admit | Refuse | CountReplays | Revoke,
     event: Event,
     refusal: Refusal | None,
     claims: Claims,
@@ -57,11 +67,12 @@ def gate_entry(
         inputs["parameters"] = claims.parameters
     if isinstance(command, Admit) and command.body_sha256:
         inputs["body_sha256"] = command.body_sha256
-    if isinstance(command, Admit | Refuse) and command.route is not None:
+    if isinstance(command, Admit | Refuse | CountReplays) and command.route is not None:
         details["route"] = command.route
     if revision is not None:
         details["policy_revision"] = revision
-    outcome = DecisionOutcome.SELECTED
+    # A replay lets nothing through, and nothing refused it.
+    outcome = DecisionOutcome.NONE if event == "replayed" else DecisionOutcome.SELECTED
     if refusal is not None:
         outcome = outcome_of(refusal)
         details.update(refusal.members)

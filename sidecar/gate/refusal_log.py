@@ -1,8 +1,9 @@
-"""Every refusal is recorded: one by one, or in a flood as part of one counted summary.
+"""Every refusal and every replay is recorded: one by one, or in a flood as part of one counted summary.
 
 A flood must not fill the disk, but every refusal must leave a trace. Above the limit, a refusal is added to
 the summary that closes within a quarter of a second. It waits for the summary's commit and answers with the
-id of that record. The wait also slows down the clients of the flood.
+id of that record. The wait also slows down the clients of the flood. A replay under an idempotency key
+consumes nothing either, so it counts against the same limit.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from sidecar.core.command import Admit, Denied, Issue, Refuse, Reply, Revoke
+from sidecar.core.command import Admit, CountReplays, Denied, Issue, Refuse, Replayed, Reply, Revoke
 from sidecar.core.rules import Objection
 from sidecar.errors import ClockUnsettled, Refusal, StoreUnavailable, unavailable
 from sidecar.gate.messages import Refused, RequestFacts
@@ -32,13 +33,13 @@ RETRY_AFTER_SECONDS = 1
 CLOCK_RETRY_AFTER_SECONDS = 30
 
 
-# What the refusals of one summary share: the subject, code, bound, tenant and route.
+# What the refusals of one summary share: the subject, code, bound, tenant and route. Replays have no code.
 _Kind = tuple[str, str, str, str, str | None]
 
 
 @dataclass(slots=True, eq=False)
 class _Summary:
-    refusal: Refusal
+    refusal: Refusal | None  # None: its requests are replays
     facts: RequestFacts
     recorded: asyncio.Future[str | None]
     count: int = 0
@@ -76,6 +77,16 @@ class RefusalLog:
         self._observer.refused(facts, denied.refusal, decision_id, denied.objections)
         return Refused(refusal=denied.refusal, decision_id=decision_id)
 
+    async def replayed(self, replayed: Replayed, facts: RequestFacts) -> Refused | None:
+        """Count and log a replay. It has a record already, except in a flood. A replay without any record is
+        refused, because nothing is answered unrecorded."""
+        if replayed.decision_id is None:
+            summary = self._summary((facts.gatekept, "", "", facts.tenant_id, facts.route), None, facts)
+            if await self._added(summary, replayed.execution.decision_id) is None:
+                return self.undecided("the replay could not be recorded", facts)
+        self._observer.replayed(facts, replayed)
+        return None
+
     async def submit(self, command: Admit | Issue | Revoke, *, late: LateReply) -> Reply:
         """Submit a command that may be denied. In a flood, its denial gets no record of its own.
 
@@ -86,7 +97,7 @@ class RefusalLog:
             command = replace(command, record_denial=False)
 
         def come_late(reply: Reply) -> None:
-            if reserved and isinstance(reply, Denied):
+            if reserved and isinstance(reply, Denied | Replayed):
                 self._tokens -= 1  # it was returned too early: the denial has a record
             late(reply)
 
@@ -95,7 +106,7 @@ class RefusalLog:
             reply = await self._store.submit(command, late=come_late)
             return reply
         finally:
-            if reserved and not isinstance(reply, Denied):
+            if reserved and not isinstance(reply, Denied | Replayed):
                 self._tokens += 1  # there was no refusal
 
     async def unconfirmed(self, exc: StoreUnavailable, facts: RequestFacts) -> Refused:
@@ -159,6 +170,11 @@ class RefusalLog:
         bound = refusal.members.get("bound") or ",".join(refusal.members.get("rules", ()))
         bound += refusal.members.get("limit", "")
         kind = (facts.gatekept, refusal.code, str(bound), facts.tenant_id, facts.route)
+        summary = self._summary(kind, refusal, facts)
+        return await self._added(summary, facts.claims.scope_id or facts.claims.incident_id)
+
+    def _summary(self, kind: _Kind, refusal: Refusal | None, facts: RequestFacts) -> _Summary:
+        """The open summary of a kind, which this request may begin."""
         summary = self._summaries.get(kind)
         if summary is None:
             summary = _Summary(refusal, facts, asyncio.get_running_loop().create_future())
@@ -166,8 +182,12 @@ class RefusalLog:
             task = asyncio.create_task(self._close(kind, summary), name="scopegate-refusal-summary")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        return summary
+
+    @staticmethod
+    async def _added(summary: _Summary, subject: str | None) -> str | None:
+        """Add one request to a summary, and wait for its record. None: it could not be written."""
         summary.count += 1
-        subject = facts.claims.scope_id or facts.claims.incident_id
         if subject is not None and len(summary.subjects) < SHOWN_SUBJECTS:
             summary.subjects[subject] = None
         return await asyncio.shield(summary.recorded)
@@ -177,7 +197,9 @@ class RefusalLog:
         del self._summaries[kind]
         decision_id: str | None = None
         try:
-            if summary.count == 1:
+            if summary.refusal is None:
+                decision_id = await self._submit_replays(summary)
+            elif summary.count == 1:
                 decision_id = await self._submit(summary.refusal, summary.facts, 1, None)
             else:
                 shared = RequestFacts(
@@ -205,6 +227,22 @@ class RefusalLog:
         except StoreUnavailable as exc:
             self._observer.unrecorded(facts, refusal, str(exc), count)
             return None
+        return command.decision_id
+
+    async def _submit_replays(self, summary: _Summary) -> str | None:
+        facts = summary.facts
+        command = CountReplays(
+            decision_id=new_decision_id(),
+            count=summary.count,
+            admissions=tuple(summary.subjects),
+            policy_revision=facts.policies.revision if facts.policies else None,
+            tenant_id=facts.tenant_id,
+            route=facts.route,
+        )
+        try:
+            await self._store.submit(command)
+        except StoreUnavailable:
+            return None  # each of its requests is refused, counted and logged
         return command.decision_id
 
     @staticmethod

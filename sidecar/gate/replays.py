@@ -1,0 +1,52 @@
+"""Idempotency keys at the gate: the answer that is kept for repeats, and the answer of a replay.
+
+A repeat gets what the first request got: status, headers and body of the backend's answer, and the state of
+the scope after that execution. Cookies are never kept, because they may name a session of the first client.
+Of an answer that is too long to be kept, a repeat gets the status, and a JSON body with status and
+decision_id.
+"""
+
+from __future__ import annotations
+
+from sidecar.core.command import Replayed, Settled
+from sidecar.core.idempotency import MAX_KEPT_BODY_BYTES, Claim, KeptAnswer
+from sidecar.files.jsonvalue import dumps
+from sidecar.gate.messages import Forwarded
+from sidecar.upstream import AnswerHead
+
+_NEVER_KEPT = frozenset({b"set-cookie", b"set-cookie2"})
+_BODILESS = frozenset({204, 304})
+_JSON = ((b"Content-Type", b"application/json"),)
+
+
+def kept_answer(claim: Claim, head: AnswerHead, body: bytes | None) -> KeptAnswer:
+    """What is kept of an answer. `body` is None for an answer that streams."""
+    if body is None or len(body) > MAX_KEPT_BODY_BYTES:
+        return KeptAnswer(key=claim.key, status=head.status, reason=head.reason)
+    headers = tuple(pair for pair in head.headers if pair[0].lower() not in _NEVER_KEPT)
+    return KeptAnswer(key=claim.key, status=head.status, reason=head.reason, headers=headers, body=body)
+
+
+def replay(replayed: Replayed, method: str) -> Forwarded:
+    """The answer to a repeat with this method."""
+    answer, execution = replayed.answer, replayed.execution
+    if answer.body is not None:
+        last = Settled(replayed.scope, execution, overrun=False)
+        headers, body = answer.headers, answer.body
+    else:
+        last = Settled(None, execution, overrun=False)
+        headers, body = _JSON, dumps({"status": answer.status, "decision_id": execution.decision_id})
+        if method == "HEAD" or answer.status in _BODILESS:
+            headers, body = (), b""
+    lengths = [value for name, value in headers if name.lower() == b"content-length"]
+    head = AnswerHead(
+        answer.status,
+        answer.reason,
+        headers,
+        (1, 1),
+        content_length=int(lengths[0]) if lengths else None,
+        codings=(),
+        upgrades=(),
+        keep_alive=False,
+    )
+    return Forwarded(last=last, head=head, body=body, answered_at=replayed.answered_at)
