@@ -22,6 +22,20 @@ from sidecar.errors import Refusal
 Gatekept = Literal["scoped_execution", "scope_grant"]
 Switch = Literal["care_kill_switch"]
 
+# The most characters of a path that a summary shows.
+SHOWN_PATH_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLine:
+    """The method of a request that no route lists, and its path as logs show it, without the query."""
+
+    method: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path[:SHOWN_PATH_CHARS]}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
@@ -77,7 +91,8 @@ class Admit:
 class Refuse:
     """Record a refusal that was decided without the store. With `count` above 1, record a flood of refusals.
 
-    With `shadow`, the request is admitted, and the record says that it would have been refused.
+    With `shadow`, the request is admitted, and the record says that it would have been refused. `line` is set
+    if no route lists the request.
     """
 
     decision_id: str
@@ -92,6 +107,23 @@ class Refuse:
     count: int = 1
     summary: Mapping[str, Any] | None = None
     shadow: bool = False
+    line: RequestLine | None = None
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassUnlisted:
+    """Record that a request passes which no route lists. With `count` above 1, record a flood of them, which
+    has a `summary` instead of a `line`."""
+
+    decision_id: str
+    line: RequestLine | None
+    policy_revision: str | None = None
+    tenant_id: str = "default"
+    request_id: str | None = None
+    principal: str = "anonymous"
+    count: int = 1
+    summary: Mapping[str, Any] | None = None
     origin: Origin = "gate"
 
 
@@ -114,11 +146,11 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountReplays:
-    """Record a flood of replays as one summary. `admissions` are some of the executions that they repeat."""
+    """Record a flood of replays, which are `count`. `subjects` are some of their scopes or incidents."""
 
     decision_id: str
     count: int
-    admissions: tuple[str, ...]
+    subjects: tuple[str, ...]
     policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
@@ -210,7 +242,18 @@ class AcceptClock:
 
 
 Command = (
-    Issue | Admit | Refuse | CountReplays | Settle | Revoke | Reconcile | Emit | Turn | Bind | AcceptClock
+    Issue
+    | Admit
+    | Refuse
+    | PassUnlisted
+    | CountReplays
+    | Settle
+    | Revoke
+    | Reconcile
+    | Emit
+    | Turn
+    | Bind
+    | AcceptClock
 )
 
 

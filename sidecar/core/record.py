@@ -26,6 +26,7 @@ Event = Literal[
     "emitted",
     "switched",
     "clock_accepted",
+    "unlisted",
 ]
 
 

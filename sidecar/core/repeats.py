@@ -68,5 +68,5 @@ def summary_of(command: CountReplays, now: int) -> Entry:
         command.policy_revision,
         now,
         count=command.count,
-        admissions=list(command.admissions),
+        subjects=list(command.subjects),
     )

@@ -37,7 +37,7 @@ from sidecar.gate.messages import (
 from sidecar.gate.observer import Observer
 from sidecar.gate.places import Place, Places
 from sidecar.gate.refusal_log import CLOCK_RETRY_AFTER_SECONDS, RETRY_AFTER_SECONDS, RefusalLog
-from sidecar.gate.replays import kept_answer, replay
+from sidecar.gate.replays import ReplayLog, kept_answer, replay
 from sidecar.gate.settlement import Settlements
 from sidecar.ids import new_decision_id
 from sidecar.live.snapshot import Snapshot
@@ -93,6 +93,7 @@ class Gate:
         self._lingering: set[asyncio.Task[None]] = set()  # those whose requests were given up
         self._deadlines = Deadlines()
         self._settlements = Settlements(store, observer)
+        self._replays = ReplayLog(store, refusals, observer)
 
     # The way of one request --------------------------------------------------------------------
 
@@ -147,7 +148,7 @@ class Gate:
         if isinstance(outcome, Denied):
             return await self.refusals.denied(outcome, request.facts)
         if isinstance(outcome, Replayed):
-            unrecorded = await self.refusals.replayed(outcome, request.facts)
+            unrecorded = await self._replays.record(outcome, request.facts)
             return unrecorded or replay(outcome, request.method)
         return outcome
 

@@ -1,4 +1,4 @@
-"""Idempotency keys at the gate: the answer that is kept for repeats, and the answer of a replay.
+"""Idempotency keys at the gate: the answer that is kept for repeats, the answer of a replay, and its record.
 
 A repeat gets what the first request got: status, headers and body of the backend's answer, and the state of
 the scope after that execution. Cookies are never kept, because they may name a session of the first client.
@@ -8,14 +8,21 @@ decision_id.
 
 from __future__ import annotations
 
-from sidecar.core.command import Replayed, Settled
+from sidecar.core.command import CountReplays, Replayed, Settled
 from sidecar.core.idempotency import MAX_KEPT_BODY_BYTES, Claim, KeptAnswer
+from sidecar.errors import StoreUnavailable
 from sidecar.files.jsonvalue import dumps
-from sidecar.gate.messages import Forwarded
+from sidecar.gate.floods import Summaries, Summary
+from sidecar.gate.messages import Forwarded, Refused, RequestFacts
+from sidecar.gate.observer import Observer
+from sidecar.gate.refusal_log import RefusalLog
+from sidecar.ids import new_decision_id
+from sidecar.store.batch import Store
 from sidecar.upstream import AnswerHead
 
 _NEVER_KEPT = frozenset({b"set-cookie", b"set-cookie2"})
 _BODILESS = frozenset({204, 304})
+UNFORESEEN = StoreUnavailable("the sidecar failed to record the replay")
 _JSON = ((b"Content-Type", b"application/json"),)
 
 
@@ -50,3 +57,39 @@ def replay(replayed: Replayed, method: str) -> Forwarded:
         keep_alive=False,
     )
     return Forwarded(last=last, head=head, body=body, answered_at=replayed.answered_at)
+
+
+class ReplayLog:
+    """Sees to it that every replay is recorded, counted and logged. A flood of them has counted summaries."""
+
+    def __init__(self, store: Store, refusals: RefusalLog, observer: Observer) -> None:
+        self._store = store
+        self._refusals = refusals
+        self._observer = observer
+        self._summaries: Summaries[None, str | StoreUnavailable] = Summaries(self._write)
+
+    async def record(self, replayed: Replayed, facts: RequestFacts) -> Refused | None:
+        """Record a replay that has no record yet, because it is one of a flood. If that is not possible, the
+        request is refused, because nothing is answered unrecorded."""
+        if replayed.decision_id is None:
+            written = await self._summaries.join((facts.tenant_id, facts.route), None, facts)
+            if not isinstance(written, str):
+                return await self._refusals.unconfirmed(written or UNFORESEEN, facts)
+        self._observer.replayed(facts, replayed)
+        return None
+
+    async def _write(self, summary: Summary[None, str | StoreUnavailable]) -> str | StoreUnavailable:
+        shared = summary.shared
+        command = CountReplays(
+            decision_id=new_decision_id(),
+            count=summary.count,
+            subjects=tuple(summary.subjects),
+            policy_revision=shared.policies.revision if shared.policies else None,
+            tenant_id=shared.tenant_id,
+            route=shared.route,
+        )
+        try:
+            await self._store.submit(command)
+        except StoreUnavailable as exc:
+            return exc
+        return command.decision_id
