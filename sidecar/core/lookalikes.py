@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sidecar.core._readings import folded, is_format
 from sidecar.core.cache import Cache
@@ -24,7 +24,7 @@ from sidecar.core.cache import Cache
 MAX_NAMES = 512
 MAX_NAME_CHARS = 64
 
-_PARTS_BEGIN = re.compile(r"[\[.\s;]")
+_BLANK_OR_SEMICOLON = re.compile(r"[\s;]")
 _PUNCTUATION = re.compile(r"[ .\[]")
 
 
@@ -53,17 +53,25 @@ def wanted(name: str) -> frozenset[str]:
 
 
 def _readings(name: str) -> frozenset[str]:
-    return frozenset(
-        form
-        for found in spellings(name)
-        for form in (found, _PARTS_BEGIN.split(found, maxsplit=1)[0], _flat(found))
-    )
+    found = list(dict.fromkeys(spellings(name)))
+    for reading in found:  # grows; each change makes a reading shorter, or leaves less punctuation in it
+        found += [made for change in _CHANGES if (made := change(reading)) not in found]
+    return frozenset(found)
 
 
 def _flat(name: str) -> str:
     """The name as PHP writes it. `a[b]` is written as `a.b` is, because some parsers read both alike."""
     return _PUNCTUATION.sub("_", name.replace("]", ""))
 
+
+_CHANGES: tuple[Callable[[str], str], ...] = (
+    _flat,
+    str.strip,
+    lambda name: name.replace("]", ""),
+    lambda name: name.partition("[")[0],
+    lambda name: name.partition(".")[0],
+    lambda name: _BLANK_OR_SEMICOLON.split(name, maxsplit=1)[0],
+)
 
 read_as: Cache[str, frozenset[str]] = Cache(_readings, max_entries=MAX_NAMES, max_size=MAX_NAME_CHARS)
 """The names that some server may read in one name of a query or a form."""
@@ -72,12 +80,13 @@ read_as: Cache[str, frozenset[str]] = Cache(_readings, max_entries=MAX_NAMES, ma
 def lookalike(pairs: Sequence[tuple[str, str]], name: str, readings: frozenset[str]) -> str | None:
     """The first name in a query or form that some server may read as `name`, but that is another one.
 
-    `readings` are those of the judged name (`wanted`). Equal names are left to the caller.
+    `readings` are those of the judged name (`wanted`). Equal names are left to the caller, unless their
+    value has a `;`, at which older servers cut it.
     """
     for found, value in pairs:
-        if found != name and not readings.isdisjoint(read_as[found]):
+        if (found != name or ";" in value) and not readings.isdisjoint(read_as[found]):
             return found
-        if ";" in value or ";" in found:  # as older servers split
+        if ";" in value or ";" in found:
             for piece in f"{found}={value}".split(";")[1:]:
                 behind = piece.partition("=")[0]
                 if not readings.isdisjoint(read_as[behind]):
