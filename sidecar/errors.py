@@ -110,6 +110,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         {"rules": [], "action": "drop_database"},
     ),
     ErrorKind(
+        "not_listed",
+        403,
+        "No route lists this request",
+        "Use a path and a method that a route lists; an operator adds a route, or an exception to "
+        "`gate.unlisted.except`.",
+    ),
+    ErrorKind(
         "cross_site",
         403,
         "Another site may not change this",

@@ -164,7 +164,7 @@ class FactSources:
     lists: bool = False
     # The names of the headers that hold facts of a request, in lower case.
     header_names: frozenset[str] = field(init=False)
-    # The function that finds each fact of a request, in the order of `of_the_request`.
+    # The function that finds each fact of a request, in the order of `single`.
     finders: tuple[Callable[[Request], Any], ...] = field(init=False, compare=False, repr=False)
     # For each object on the path to a fact: its pointer steps, and the judgement of its keys.
     watched: tuple[tuple[tuple[str, ...], Cache[tuple[str, ...], Refusal | None]], ...] = field(
@@ -172,16 +172,12 @@ class FactSources:
     )
 
     @property
-    def of_the_request(self) -> tuple[Source | None, ...]:
-        return (self.scope_id, self.incident_id, self.action, self.parameters, *self.target_agents)
-
-    @property
     def single(self) -> tuple[Source, ...]:
         """Every place in a request from which a fact, or a part of one, is read."""
-        return tuple(each for source in self.of_the_request if source for each in source.single)
+        sources = (self.scope_id, self.incident_id, self.action, self.parameters, *self.target_agents)
+        return tuple(each for source in sources if source for each in source.single)
 
     def __post_init__(self) -> None:
-        sources = self.of_the_request
         names = frozenset(source.name for source in self.single if source.kind == "header")
         keys: dict[tuple[str, ...], set[str]] = {}
         for source in self.single:
@@ -189,8 +185,10 @@ class FactSources:
                 keys.setdefault(source.tokens[:depth], set()).add(token)
         watched = tuple((prefix, _keys_judged(prefix, judged)) for prefix, judged in keys.items())
         object.__setattr__(self, "header_names", names)
-        finders = tuple(_finder(source, self.lists) for source in sources)
-        object.__setattr__(self, "finders", finders)
+        singular = (self.scope_id, self.incident_id, self.action, self.parameters)
+        finders = [_finder(source, self.lists) for source in singular]
+        finders += [_finder(source, self.lists, self.target_agents) for source in self.target_agents]
+        object.__setattr__(self, "finders", tuple(finders))
         object.__setattr__(self, "watched", watched)
 
 
@@ -305,8 +303,12 @@ def _target_agents(
     return agents or ()
 
 
-def _finder(source: Source | None, lists: bool) -> Callable[[Request], Any]:
-    """The function that finds a fact. It returns its value or `ABSENT`, or raises _Unreadable."""
+def _finder(source: Source | None, lists: bool, alike: Collection[Source] = ()) -> Callable[[Request], Any]:
+    """The function that finds a fact. It returns its value or `ABSENT`, or raises _Unreadable.
+
+    `alike` are the places that must hold the same value. A name may stand in both the query and a form if
+    both are such places.
+    """
     if source is None:
         return lambda request: ABSENT
     name, tokens = source.name, source.tokens
@@ -322,10 +324,7 @@ def _finder(source: Source | None, lists: bool) -> Callable[[Request], Any]:
     if source.kind == "header":
         return lambda request: _only_one(request.headers, source)
     if source.kind in ("query", "form"):
-        readings = wanted(name)
-        if source.kind == "query":
-            return lambda request: _in_one_of(request.query, request.form or (), source, readings)
-        return lambda request: _in_one_of(request.form or (), request.query, source, readings)
+        return _in_query_or_form(source, alike)
     if len(tokens) == 1 and not lists:
         return lambda request: request.document.get(tokens[0], ABSENT)
     return lambda request: pointer.follow(request.document, tokens)
@@ -366,21 +365,24 @@ def _whole_path(path: str, source: Source) -> str:
     return value
 
 
-def _in_one_of(
-    pairs: Sequence[tuple[str, str]],
-    others: Sequence[tuple[str, str]],
-    source: Source,
-    readings: frozenset[str],
-) -> Any:
-    """The value of a name in a query or form, if no name of the other one (`others`) could be read as it."""
-    if lookalike(pairs, source.name, readings) is not None:
-        where = "form" if source.kind == "form" else "query"
-        problem = f"could be read from another place in the {where} as well"
-        raise _Unreadable(_refusal(str(source), problem))
-    if others and lookalike(others, "", readings) is not None:
-        where = "query" if source.kind == "form" else "form"
-        raise _Unreadable(_refusal(str(source), f"could be read from the {where} as well"))
-    return _only_one(pairs, source)
+def _in_query_or_form(source: Source, alike: Collection[Source]) -> Callable[[Request], Any]:
+    """The finder of a name in the query or in a form, which must not be readable from the other one."""
+    readings = wanted(source.name)
+    here, there = ("query", "form") if source.kind == "query" else ("form", "query")
+    in_both = any(place.kind == there and place.name == source.name for place in alike)
+
+    def find(request: Request) -> Any:
+        pairs, others = request.query, request.form or ()
+        if here == "form":
+            pairs, others = others, pairs
+        if lookalike(pairs, source.name, readings) is not None:
+            problem = f"could be read from another place in the {here} as well"
+            raise _Unreadable(_refusal(str(source), problem))
+        if not in_both and others and lookalike(others, "", readings) is not None:
+            raise _Unreadable(_refusal(str(source), f"could be read from the {there} as well"))
+        return _only_one(pairs, source)
+
+    return find
 
 
 def _only_one(pairs: Sequence[tuple[str, str]], source: Source) -> Any:

@@ -494,6 +494,18 @@ def test_a_fact_of_the_query_is_refused_where_the_form_has_it_too() -> None:
     assert read(request, sources) == Claims(action="restart")
 
 
+def test_target_agents_may_stand_in_the_query_or_in_a_form_and_must_agree_in_both() -> None:
+    sources = FactSources(target_agents=(Source.parse("query:job"), Source.parse("form:job")))
+    for query, form in ([("job", "a")], []), ([], [("job", "a")]), ([("job", "a")], [("job", "a")]):
+        assert agents_of(sources, query=query, form=form) == ("a",)
+    for query, form in (
+        ([("job", "a")], [("job", "b")]),
+        ([("job", "a")], [("Job", "b")]),
+        ([("job[]", "a")], [("job", "a")]),
+    ):
+        assert isinstance(agents_of(sources, query=query, form=form), Refusal)
+
+
 @pytest.mark.parametrize("twin", ["job_name", "job[name]", "job name", "JOB.NAME", "job[name"])
 def test_a_dotted_name_has_lookalikes_of_its_own(twin: str) -> None:
     sources = FactSources(action=Source.parse("form:job.name"))

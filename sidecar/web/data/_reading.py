@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 from sidecar.core.bodies import JSON_READINGS, Reading
 from sidecar.core.bounds import incomplete
+from sidecar.core.command import RequestLine
 from sidecar.core.facts import FactSources, Request, read
 from sidecar.core.target import Gated, PassThrough, Rejected, classify
 from sidecar.core.valueclass import valueclass
@@ -61,14 +62,16 @@ def course_of(request: DataRequest, snapshot: Snapshot) -> Course | None:
     return Course(verdict=verdict, route=route, shadow=shadow)
 
 
-def facts_of(request: DataRequest, course: Course, snapshot: Snapshot) -> RequestFacts:
-    """The facts for a record that a request shows without its body: its tenant, its id and its route."""
+def facts_of(request: DataRequest, course: Course | None, snapshot: Snapshot) -> RequestFacts:
+    """The facts for a record that a request shows without its body: its tenant, its id and its route, or its
+    method and path if no route lists it."""
     fields = request.fields
     return RequestFacts(
         tenant_id=tenant_of(fields, snapshot.settings.gate.tenant_header) or "default",
         request_id=request_id_of(fields),
-        route=None if course.route is None else course.route.label,
+        route=None if course is None or course.route is None else course.route.label,
         policies=snapshot.policies,
+        line=RequestLine(request.method, request.path) if course is None else None,
     )
 
 

@@ -15,6 +15,7 @@ from sidecar.web.api.operation import (
     DECISION_ID_HEADER,
     REQUEST_ID,
     REQUEST_ID_HEADER,
+    SUBMIT_ERRORS,
     TO_DECISION,
     UNREADY_ERRORS,
     Answer,
@@ -134,10 +135,13 @@ def _look(route: Route, path: str, method: str, suffix: str) -> Operation:
         name=f"{method.lower()}Execute{suffix}",
         tag="Execute",
         summary=f"{method} passes through to the backend",
-        description="As long as it carries neither a body nor a method or target override.",
+        description=(
+            "As long as it carries neither a body nor a method or target override, and `gate.unlisted` does "
+            "not refuse it."
+        ),
         parameters=tuple(_in_path(name) for name in route.path.names),
         answers=(Answer("The backend's answer.", status="default", contents={"*/*": {}}),),
-        errors=(*_TARGET_ERRORS, *_UPSTREAM_ERRORS, "overloaded"),
+        errors=(*_TARGET_ERRORS, "not_listed", *_UPSTREAM_ERRORS, *SUBMIT_ERRORS),
         error_headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
         relayed=True,
     )
