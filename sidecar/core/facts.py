@@ -11,8 +11,8 @@ contains the text between the parts is refused.
 Objects, queries and forms that hold facts are checked for lookalikes (`lookalikes`): a name that a lenient
 backend reads as a fact's name, but that is not identical to it, is refused. The key `__proto__` is refused
 there, too. When JavaScript copies an object with this key, it reads the members of the key's value as members
-of the object. Frameworks also read the names of forms and queries together, so a fact that is read from one
-of them is refused where the other has its name as well.
+of the object. Frameworks also read the names of queries, forms and JSON bodies together, so a fact that is
+read from one of them is refused where another one has its name as well.
 """
 
 from __future__ import annotations
@@ -183,7 +183,14 @@ class FactSources:
         for source in self.single:
             for depth, token in enumerate(source.tokens):
                 keys.setdefault(source.tokens[:depth], set()).add(token)
-        watched = tuple((prefix, _keys_judged(prefix, judged)) for prefix, judged in keys.items())
+        # Names that a framework reads from the members of a document as well.
+        elsewhere = [source.name for source in self.single if source.kind in ("query", "form")]
+        if elsewhere:
+            keys.setdefault((), set())
+        watched = tuple(
+            (prefix, _keys_judged(prefix, judged, () if prefix else elsewhere))
+            for prefix, judged in keys.items()
+        )
         object.__setattr__(self, "header_names", names)
         singular = (self.scope_id, self.incident_id, self.action, self.parameters)
         finders = [_finder(source, self.lists) for source in singular]
@@ -192,9 +199,15 @@ class FactSources:
         object.__setattr__(self, "watched", watched)
 
 
-def _keys_judged(prefix: tuple[str, ...], judged: Collection[str]) -> Cache[tuple[str, ...], Refusal | None]:
-    """For the keys of an object that holds the judged ones: the refusal of the first bad key, or None."""
+def _keys_judged(
+    prefix: tuple[str, ...], judged: Collection[str], elsewhere: Collection[str]
+) -> Cache[tuple[str, ...], Refusal | None]:
+    """For the keys of an object that holds the judged ones: the refusal of the first bad key, or None.
+
+    A key that is not judged must not be readable as a name that is read from elsewhere.
+    """
     forms = frozenset(form for name in judged for form in spellings(name))
+    others = frozenset(form for name in elsewhere for form in spellings(name))
 
     def refusal(keys: tuple[str, ...]) -> Refusal | None:
         for key in keys:
@@ -205,6 +218,8 @@ def _keys_judged(prefix: tuple[str, ...], judged: Collection[str]) -> Cache[tupl
                     "/" + "/".join((*prefix, key)),
                     "is spelled like a member that is judged, but not the same",
                 )
+            if others and key not in judged and not others.isdisjoint(spellings(key)):
+                return _refusal(f"/{key}", "could be read in place of a fact of the query or of a form")
         return None
 
     # Programs send the same keys again and again.

@@ -419,6 +419,17 @@ async def test_explain_takes_what_the_route_reads_elsewhere_from_the_body(open_h
     house = await open_house(gate=route(body="form", target_agents="form:unit"))
     scope = await house.issue(target_agents=["db"])
     told = await house.explain(scope, action="ignored", target_agents=["db"])
-    assert (told["allowed"], told["route"]) == (True, RUN)
+    assert (told["allowed"], told["route"]) == (True, "run-it")
     assert (await house.explain(scope, target_agents=["other"]))["error"] == "target_outside_scope"
     assert (await house.explain(None))["error"] == "scoped_execution_required"
+    named = await house.admin("POST", "/api/v1/explain?route=run-it", {"scope_id": scope["scope_id"]})
+    assert (named.json()["route"], named.json()["members"]["member"]) == ("run-it", "incident_id")
+    assert (await house.admin("POST", "/api/v1/explain?route=/run", {})).status == 400
+
+
+async def test_explain_judges_a_route_by_its_pointers_and_constants(open_house: Open) -> None:
+    house = await open_house(gate=route(scope_id="/job/scope", incident_id="header:X-Incident"))
+    scope = await house.issue()
+    body = {"job": {"scope": scope["scope_id"]}, "incident_id": "inc_1", "action": "failover"}
+    told = (await house.admin("POST", "/api/v1/explain", body)).json()
+    assert (told["allowed"], told["scope"]["scope_id"]) == (True, scope["scope_id"])

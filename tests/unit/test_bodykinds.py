@@ -63,7 +63,9 @@ def test_further_media_types_are_json_that_may_be_an_array() -> None:
     assert bodies.by_type[b"application/merge-patch+json"] is None
 
 
-def test_no_opaque_body_is_a_form_where_a_fact_is_read_from_the_query() -> None:
+def test_no_opaque_body_is_a_form_or_json_where_a_fact_is_read_from_the_query() -> None:
+    assert Bodies(("any",), facts_in_query=True).by_type[JSON] == "empty"
+    assert Bodies(("form", "any"), facts_in_query=True).by_type[FORM] == "form"
     for kinds in (("any",), ("json", "any")):
         bodies = Bodies(kinds, facts_in_query=True)
         assert bodies.by_type[FORM] == bodies.by_type[b"multipart/form-data;boundary=x"] == "empty"
