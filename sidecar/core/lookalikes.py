@@ -53,10 +53,21 @@ def wanted(name: str) -> frozenset[str]:
 
 
 def _readings(name: str) -> frozenset[str]:
-    found = list(dict.fromkeys(spellings(name)))
-    for reading in found:  # grows; each change makes a reading shorter, or leaves less punctuation in it
-        found += [made for change in _CHANGES if (made := change(reading)) not in found]
+    names = [name]
+    if not name.isascii():  # a parser may cut the name before it folds a character to a dot or a bracket
+        _close(names, _CUTS)
+    found = list(dict.fromkeys(form for each in names for form in spellings(each)))
+    _close(found, _CHANGES)
     return frozenset(found)
+
+
+def _close(names: list[str], changes: Sequence[Callable[[str], str]]) -> None:
+    """Add everything that the changes, in any order, make of the names.
+
+    Each change makes a name shorter, or leaves less punctuation in it.
+    """
+    for name in names:  # grows
+        names += [made for change in changes if (made := change(name)) not in names]
 
 
 def _flat(name: str) -> str:
@@ -64,14 +75,12 @@ def _flat(name: str) -> str:
     return _PUNCTUATION.sub("_", name.replace("]", ""))
 
 
-_CHANGES: tuple[Callable[[str], str], ...] = (
-    _flat,
-    str.strip,
-    lambda name: name.replace("]", ""),
+_CUTS: tuple[Callable[[str], str], ...] = (
     lambda name: name.partition("[")[0],
     lambda name: name.partition(".")[0],
     lambda name: _BLANK_OR_SEMICOLON.split(name, maxsplit=1)[0],
 )
+_CHANGES = (*_CUTS, _flat, str.strip, lambda name: name.replace("]", ""))
 
 read_as: Cache[str, frozenset[str]] = Cache(_readings, max_entries=MAX_NAMES, max_size=MAX_NAME_CHARS)
 """The names that some server may read in one name of a query or a form."""

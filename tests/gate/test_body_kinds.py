@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from typing import Any
 
 import pytest
 
+from tests import deformingforms
 from tests.client import HeaderList, Message, connect, read_message, request_bytes
 from tests.support import Backend, House, Open
 
@@ -236,6 +238,34 @@ async def test_a_large_form_is_judged_as_a_small_one_is(open_house: Open) -> Non
     assert house.backend.seen[0].body == body
     answer = await run(house, form_of(scope, "&note=" + "x" * 100_000 + "&DO=x"), FORM)
     assert answer.json()["member"] == "form:do"
+
+
+async def test_the_bytes_of_every_form_that_is_judged_are_those_that_the_backend_gets(
+    open_house: Open,
+) -> None:
+    keys = route(body="form", action="form:action", target_agents="form:target")
+    house = await open_house(gate=keys, scopes={"limits": {"max_attempts": 1000}})
+    scope = await house.issue(max_attempts=1000)
+    draw, executed = random.Random(3), 0
+    for number in range(80):
+        sent, query = deformingforms.form(draw)
+        target = RUN + "?" + "".join(chr(byte) if 0x21 <= byte <= 0x7E else "%20" for byte in query)
+        framing, body = [FORM], sent
+        if number % 2 and sent:
+            framing = [FORM, ("Transfer-Encoding", "chunked")]
+            cut = draw.randrange(len(sent)) + 1
+            pieces = [piece for piece in (sent[:cut], sent[cut:], b"") if piece] + [b""]
+            body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+        answer = await run(house, body, *framing, scope=scope, target=target)
+        inputs = await inputs_of(house, answer)
+        if answer.status == 200:
+            executed += 1
+            assert [seen.body for seen in house.backend.seen] == [sent]
+            assert inputs["body_sha256"] == hashlib.sha256(sent).hexdigest()
+        else:
+            assert house.backend.seen == []
+        house.backend.seen.clear()
+    assert 10 < executed < 70
 
 
 # Opaque bodies ------------------------------------------------------------------------------------------

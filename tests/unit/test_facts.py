@@ -519,6 +519,13 @@ def test_a_fact_of_the_query_or_a_form_may_not_be_a_member_of_a_document(kind: s
     assert isinstance(agents_of(agents, document={"Unit": ["a"]}), Refusal)
 
 
+def test_a_name_with_underscores_has_lookalikes_in_every_order_of_readings() -> None:
+    sources = FactSources(action=Source.parse("form:job_name"))
+    for twin in ("job.name", "job[name", "job name]", "job.name[x]", "job\u2024name.x", "job\u2024name[0].y"):
+        pairs = [("job_name", "a"), (twin, "b")]
+        assert isinstance(read(Request(document={}, form=pairs), sources), Refusal), twin
+
+
 @pytest.mark.parametrize("twin", ["job_name", "job[name]", "job name", "JOB.NAME", "job[name"])
 def test_a_dotted_name_has_lookalikes_of_its_own(twin: str) -> None:
     sources = FactSources(action=Source.parse("form:job.name"))

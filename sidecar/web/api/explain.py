@@ -165,9 +165,9 @@ EXPLAIN = Operation(
     parameters=(
         choice(
             "route",
-            "The name of a gated route; if it has none, its path. Without it the first route that refuses is "
-            "judged, else the first. Where another route goes before this one, as an enforced one does "
-            "before one in shadow, that one judges.",
+            "The name of a gated route: its path if it has no other. Without it the first route that "
+            "refuses is judged, else the first. Where another route goes before this one, as an enforced one "
+            "does before one in shadow, that one judges.",
         ),
     ),
     body=Body(
