@@ -25,7 +25,7 @@ from urllib.parse import unquote_to_bytes
 
 from sidecar.core import pointer
 from sidecar.core.cache import Cache
-from sidecar.core.lookalikes import lookalike, spellings, wanted
+from sidecar.core.lookalikes import lookalike, pattern_of, spellings
 from sidecar.core.pointer import ABSENT, OBJECT
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
@@ -382,7 +382,7 @@ def _whole_path(path: str, source: Source) -> str:
 
 def _in_query_or_form(source: Source, alike: Collection[Source]) -> Callable[[Request], Any]:
     """The finder of a name in the query or in a form, which must not be readable from the other one."""
-    readings = wanted(source.name)
+    pattern = pattern_of(source.name)
     here, there = ("query", "form") if source.kind == "query" else ("form", "query")
     in_both = any(place.kind == there and place.name == source.name for place in alike)
 
@@ -390,10 +390,10 @@ def _in_query_or_form(source: Source, alike: Collection[Source]) -> Callable[[Re
         pairs, others = request.query, request.form or ()
         if here == "form":
             pairs, others = others, pairs
-        if lookalike(pairs, source.name, readings) is not None:
+        if lookalike(pairs, source.name, pattern) is not None:
             problem = f"could be read from another place in the {here} as well"
             raise _Unreadable(_refusal(str(source), problem))
-        if not in_both and others and lookalike(others, "", readings) is not None:
+        if not in_both and others and lookalike(others, "", pattern) is not None:
             raise _Unreadable(_refusal(str(source), f"could be read from the {there} as well"))
         return _only_one(pairs, source)
 
