@@ -357,7 +357,7 @@ def _joined(request: Request, source: Source, finders: Sequence[Callable[[Reques
     whole: str = values[0]
     for literal, value in zip(source.literals, values[1:], strict=True):
         whole += literal + value
-    # A literal may also begin in a part and end in a literal: x- and --- are x and ----.
+    # With `--` between them, `x-` and `y` join to the text that `x` and `-y` join to.
     rest = whole
     for literal, value in zip(source.literals, values, strict=False):
         found, _, rest = rest.partition(literal)

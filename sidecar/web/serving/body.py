@@ -28,7 +28,6 @@ DOCUMENT_TIMEOUT_SECONDS = 10.0
 _documents = MemoryBudget()
 _NO_ROOM = Refusal("overloaded", "Request bodies hold as much memory as they may.", {"cause": "memory"})
 
-
 # How the bytes of a body become values, with the memory that the values take.
 PARSERS: dict[Reading, tuple[Callable[[bytes], Any], Callable[[bytes], int]]] = {
     "json": (strictjson.parse, parsed_bytes),
@@ -46,7 +45,9 @@ def reading_of(fields: HeaderFields, bodies: Bodies) -> Reading | Refusal:
     if types:
         reading = bodies.by_type[types[0]] if len(types) == 1 else None
     if reading is None:
-        problem = "This Content-Type cannot be judged here" if types else "There is no Content-Type"
+        problem = (
+            "This Content-Type or charset cannot be judged here" if types else "There is no Content-Type"
+        )
         return _unsupported(problem, bodies)
     return reading
 
