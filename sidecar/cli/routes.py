@@ -1,0 +1,273 @@
+"""`scopegate routes`: lists the gated routes, shows what becomes of a request, and suggests routes for a
+backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sidecar.cli.options import (
+    FAILED,
+    answered,
+    config_option,
+    json_option,
+    misconfigured,
+    pairs,
+    set_option,
+    tell,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from sidecar.settings.reading import Loaded
+    from sidecar.settings.sections import Route
+    from sidecar.web.data.trial import Trial
+
+# The framing is made from --body.
+_OWN_HEADERS = frozenset({"content-length", "transfer-encoding"})
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*", re.DOTALL)
+_URL = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#]*)([^#]*)(?:#.*)?", re.DOTALL | re.IGNORECASE)
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  scopegate routes list --config config/scopegate.yaml
+  scopegate routes match --config config/scopegate.yaml POST /api/v1/recovery/execute"""
+)
+def routes() -> None:
+    """Routes: list them, try a request against them, suggest some for a backend."""
+
+
+# Listing ------------------------------------------------------------------------------------------------
+
+
+@routes.command(
+    "list",
+    epilog="""\b
+Examples:
+  scopegate routes list --config config/scopegate.yaml
+  scopegate routes list --config config/scopegate.yaml --json | jq -r '.routes[].path'""",
+)
+@config_option
+@set_option
+@json_option
+def list_(config: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
+    """Show the gated routes, where each reads its facts, and where it is configured."""
+    from sidecar.cli.tables import table
+
+    loaded = _loaded(config, overrides)
+    rows = [_row(loaded, index) for index in range(len(loaded.settings.gate.routes))]
+    if as_json:
+        tell({"routes": rows})
+        return
+    table([{name: _cell(value) for name, value in row.items()} for row in rows], "There is no route.")
+
+
+def _row(loaded: Loaded, index: int) -> dict[str, Any]:
+    """One route, by the heads of the table."""
+    route = loaded.settings.gate.routes[index]
+    return {
+        "route": route.path.text,
+        "action": str(route.action),
+        "scope": str(route.scope_id),
+        "mode": route.mode,
+        "source": _source(loaded, index),
+    }
+
+
+def _source(loaded: Loaded, index: int) -> str:
+    """The place of a route: in the file, the flag or variable that gives all routes, or `default`."""
+    place = next(iter(loaded.places["gate.routes"]), "default")
+    in_file = loaded.document.place(("gate", "routes"))
+    return loaded.document.place(("gate", "routes", index)) if place == in_file else place
+
+
+def _cell(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _loaded(config: Path, overrides: tuple[str, ...]) -> Loaded:
+    """The configuration. Ends the program with a message about every mistake in it."""
+    from sidecar.files.faults import ConfigurationError
+    from sidecar.settings import reading as settings
+
+    try:
+        loaded = settings.load(config, environment=os.environ, overrides=pairs(overrides), read_keys=False)
+    except ConfigurationError as exc:
+        misconfigured(str(exc))
+    warn(loaded.warnings)
+    return loaded
+
+
+# Trying a request ---------------------------------------------------------------------------------------
+
+
+@routes.command(
+    epilog="""\b
+Examples:
+  scopegate routes match --config config/scopegate.yaml POST /api/v1/recovery/execute
+  scopegate routes match --config config/scopegate.yaml POST http://127.0.0.1:8000/api/v1/recovery/execute \\
+    -H 'Content-Type: application/json' --body body.json"""
+)
+@config_option
+@set_option
+@click.option(
+    "-H",
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="'NAME: VALUE'",
+    help="A header of the request; repeatable.",
+)
+@click.option(
+    "--body",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="The body of the request; - for standard input.",
+)
+@json_option
+@click.argument("method")
+@click.argument("url")
+def match(
+    config: Path,
+    overrides: tuple[str, ...],
+    headers: tuple[str, ...],
+    body: Any,
+    method: str,
+    url: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Show which route takes a request, why the others do not, and the facts that are read from it.
+
+    URL is a URL or a path, and is judged as it is written. No sidecar need run: nothing is sent, and neither
+    the store nor the policies are asked. Exit code 0: gated, even if it would be refused; 1: it passes
+    through; 2: wrong usage.
+    """
+    raw = _request(method, url, headers, None if body is None else body.read())
+    loaded = _loaded(config, overrides)
+    trial = _tried(raw, loaded)
+    document = _document(trial, loaded)
+    answered(document, as_json, _described(document))
+    if not as_json:
+        _show_others(document["others"])
+    sys.exit(FAILED if document["outcome"] == "passes" else 0)
+
+
+def _request(method: str, url: str, headers: tuple[str, ...], body: bytes | None) -> bytes:
+    """The bytes of a request. Its target is the URL as it is written, without origin and fragment."""
+    found = _URL.fullmatch(url)
+    host, target = (found[1], found[2]) if found else ("localhost", url)
+    if not target.startswith("/"):
+        if not found:
+            raise click.UsageError(
+                "URL is a path, which begins with a slash, or begins with http:// or https://"
+            )
+        target = "/" + target
+    for word, text in (("METHOD", method), ("URL", url)):
+        if not text or not text.isprintable() or " " in text:
+            raise click.UsageError(f"{word} has a blank or a control character; write a blank as %20")
+    given = [_header(text) for text in headers]
+    lines = [f"{method.upper()} {target} HTTP/1.1"]
+    if "host" not in (name.lower() for name, _ in given):
+        lines.append(f"Host: {host}")
+    lines += [f"{name}: {value}" for name, value in given]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + (body or b"")
+
+
+def _header(text: str) -> tuple[str, str]:
+    found = _HEADER.fullmatch(text)
+    if found is None or any(mark in text for mark in "\r\n\0"):
+        raise click.BadParameter(f"{text!r} is not 'Name: value'", param_hint="-H")
+    if found[1].lower() in _OWN_HEADERS:
+        raise click.BadParameter(f"{found[1]} is made from --body; leave it out", param_hint="-H")
+    return found[1], found[2]
+
+
+def _tried(raw: bytes, loaded: Loaded) -> Trial:
+    import asyncio
+
+    from sidecar.live.snapshot import Snapshot
+    from sidecar.web.data.trial import tried
+
+    return asyncio.run(tried(raw, Snapshot(loaded.settings, None)))
+
+
+def _document(trial: Trial, loaded: Loaded) -> dict[str, Any]:
+    """The answer as JSON."""
+    if trial.is_own_call:
+        outcome = "served"
+    elif trial.is_gated:
+        outcome = "gated"
+    else:
+        outcome = "passes" if trial.refusal is None else "refused"
+    claims, refusal, route = trial.claims, trial.refusal, trial.route
+    return {
+        "outcome": outcome,
+        "route": None if route is None else _named(route, loaded),
+        "shadow": trial.shadow,
+        "error": None if refusal is None else refusal.code,
+        "message": None if refusal is None else refusal.message,
+        "facts": None
+        if claims is None
+        else {
+            "scope_id": claims.scope_id,
+            "incident_id": claims.incident_id,
+            "action": claims.action,
+            "target_agents": list(claims.target_agents),
+            "parameters": json.loads(json.dumps(claims.parameters, default=float)),  # a Decimal is a float
+        },
+        "others": [{**_named(other, loaded), "why": why} for other, why in trial.others],
+    }
+
+
+def _named(route: Route, loaded: Loaded) -> dict[str, str]:
+    index = next(index for index, one in enumerate(loaded.settings.gate.routes) if one is route)
+    return {"route": route.path.text, "source": _source(loaded, index)}
+
+
+_OUTCOMES = {
+    "served": "the sidecar answers this call itself",
+    "passes": "no route takes it",
+}
+
+
+def _described(document: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """The labelled lines of the answer."""
+    route, facts = document["route"], document["facts"]
+    if document["outcome"] != "gated":
+        yield document["outcome"], _OUTCOMES.get(document["outcome"])
+    elif route is None:
+        yield "gated", "by no route in particular, because the request cannot be judged"
+    else:
+        yield "gated", f"by {route['route']}, {route['source']}"
+    if document["error"] is not None:
+        label = "in shadow" if document["shadow"] else "refused"
+        yield label, f"{document['error']}: {document['message']}"
+    if facts is not None:
+        yield "action", facts["action"] or "(none)"
+        yield "incident", facts["incident_id"] or "(none)"
+        yield "scope", facts["scope_id"] or "(none)"
+        yield "targets", ", ".join(facts["target_agents"]) or "(none)"
+        yield "parameters", json.dumps(facts["parameters"], ensure_ascii=False)
+
+
+def _show_others(others: list[dict[str, str]]) -> None:
+    from sidecar.cli.tables import table
+
+    if others:
+        click.echo()
+        table(
+            [{"other route": one["route"], "source": one["source"], "why not": one["why"]} for one in others],
+            "",
+        )
