@@ -261,6 +261,7 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
         **_TEXT,
         "description": "The decision that records the refusal, or the one that does not exist.",
     },
+    "route": {**_TEXT, "description": "The name of the gated route; if it has none, its path."},
     "scope_id": {**_TEXT, "description": "The scope that the request names."},
     "incident_id": {"anyOf": [_TEXT, _NULL], "description": "The incident that the request names."},
     "action": {"anyOf": [_TEXT, _NULL], "description": "The action that the request names."},

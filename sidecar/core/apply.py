@@ -284,6 +284,7 @@ def admit(command: Admit, state: State, now: int) -> Applied:
         admitted_at=now,
         principal=command.principal,
         target_agents=claims.target_agents,
+        route=command.route,
     )
     if found.waived is not None:
         details["scope_waived"] = found.waived

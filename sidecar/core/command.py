@@ -60,6 +60,7 @@ class Admit:
     tenant_id: str = "default"
     request_id: str = ""
     principal: str = "anonymous"
+    route: str | None = None
     body_sha256: str | None = None
     announced_cost: int = 0
     preview: Preview | None = None
@@ -84,6 +85,7 @@ class Refuse:
     tenant_id: str = "default"
     request_id: str | None = None
     principal: str = "anonymous"
+    route: str | None = None
     count: int = 1
     summary: Mapping[str, Any] | None = None
     shadow: bool = False

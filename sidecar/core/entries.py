@@ -57,6 +57,8 @@ def gate_entry(
         inputs["parameters"] = claims.parameters
     if isinstance(command, Admit) and command.body_sha256:
         inputs["body_sha256"] = command.body_sha256
+    if isinstance(command, Admit | Refuse) and command.route is not None:
+        details["route"] = command.route
     if revision is not None:
         details["policy_revision"] = revision
     outcome = DecisionOutcome.SELECTED
@@ -102,6 +104,8 @@ def ended_entry(
         "http_status": execution.http_status,
         "cause": execution.cause,
     }
+    if execution.route is not None:
+        details["route"] = execution.route
     if isinstance(command, Reconcile):
         inputs["principal"] = command.principal
         details["reconciled_because"] = command.reason

@@ -91,6 +91,7 @@ class Execution:
     """One admitted execution and its ending. The id of the admitting decision identifies it.
 
     An execution that needs no scope (a low risk, a shadow route) has neither scope nor attempt number.
+    `route` is the label of its route, or None if a program asked for it.
     """
 
     decision_id: str
@@ -104,6 +105,7 @@ class Execution:
     admitted_at: int
     principal: str = "anonymous"
     target_agents: tuple[str, ...] = ()
+    route: str | None = None
     status: ExecutionStatus = "in_flight"
     cost: int | None = None
     ended_at: int | None = None
@@ -132,6 +134,7 @@ class Execution:
             admitted_at=self.admitted_at,
             principal=self.principal,
             target_agents=self.target_agents,
+            route=self.route,
             status=status,
             cost=cost,
             ended_at=ended_at,

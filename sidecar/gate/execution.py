@@ -191,7 +191,7 @@ class Gate:
         if flight.decision_id is not None and not flight.settled:
             outcome: Literal["not_sent", "unknown"] = "unknown" if flight.sent else "not_sent"
             if flight.admitted is not None:
-                self._observer.ended(outcome)
+                self._observer.ended(outcome, facts.route)
             self._settlements.later(flight.decision_id, outcome, cause)
         if flight.rest is not None:
             flight.rest.break_off()  # its reader must not wait for ever
@@ -246,6 +246,7 @@ class Gate:
             tenant_id=facts.tenant_id,
             request_id=facts.request_id,
             principal=facts.principal,
+            route=facts.route,
             body_sha256=request.body_sha256,
         )
         flight.decision_id = command.decision_id
@@ -291,7 +292,7 @@ class Gate:
             return
         status = exchange.head.status
         self._observer.answered(request, begun, status=status)
-        cost = reported_cost(request.cost_source, exchange.head, body)
+        cost = reported_cost(request.route.cost, exchange.head, body)
         settled = await self._settle(flight, admitted, "answered", cost=cost, http_status=status)
         _set(flight.answer, Forwarded(last=settled or admitted, head=exchange.head, body=body))
 
@@ -359,7 +360,7 @@ class Gate:
             rest.break_off()
             return
         self._observer.answered(request, begun, status=status)
-        cost = reported_cost(request.cost_source, exchange.head, None)
+        cost = reported_cost(request.route.cost, exchange.head, None)
         await self._settle(flight, admitted, "answered", cost=cost, http_status=status)
         try:
             await rest.feed(None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sidecar.core.brakes import Use
 from sidecar.core.command import Admitted, Gatekept, Settled
-from sidecar.core.facts import Claims, Source
+from sidecar.core.facts import Claims
 from sidecar.core.policy import PolicySet, Rule
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
@@ -17,6 +17,7 @@ from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 from sidecar.gate.places import Place
 from sidecar.live.snapshot import Snapshot
+from sidecar.settings.sections import Route
 from sidecar.telemetry.tracing import NO_TRACE, Trace
 from sidecar.upstream import AnswerHead
 
@@ -25,13 +26,17 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @valueclass
 class RequestFacts:
-    """The facts about a request that its decision record names, as far as they could be read."""
+    """The facts about a request that its decision record names, as far as they could be read.
+
+    `route` is the label of its route, None if it has none or several could be meant.
+    """
 
     gatekept: Gatekept = "scoped_execution"
     claims: Claims = field(default_factory=Claims)
     tenant_id: str = "default"
     request_id: str = ""
     principal: str = "anonymous"
+    route: str | None = None
     policies: PolicySet | None = None
 
     @property
@@ -52,7 +57,7 @@ class GatedRequest:
     headers: Headers
     body: bytes
     body_sha256: str
-    cost_source: Source
+    route: Route
     snapshot: Snapshot
     place: Place
     shadow: bool = False

@@ -66,7 +66,7 @@ class Observer:
     ) -> None:
         """An execution is settled. `reply` is None if the settlement must wait for the store."""
         self._metrics.settle.observe(time.perf_counter() - begun)
-        self.ended(command.outcome)
+        self.ended(command.outcome, execution.route)
         self.overrun(reply)
         fields: dict[str, Any] = {
             "decision_id": execution.decision_id,
@@ -87,9 +87,9 @@ class Observer:
         else:
             LogEvent.NOT_ANSWERED.log(command.outcome, **fields)
 
-    def ended(self, outcome: str) -> None:
-        """An execution has an outcome: `answered`, `not_sent` or `unknown`."""
-        self._metrics.executions.labels(outcome).inc()
+    def ended(self, outcome: str, route: str | None) -> None:
+        """An execution of a route has an outcome: `answered`, `not_sent` or `unknown`."""
+        self._metrics.executions.labels(outcome, route or "none").inc()
 
     def overrun(self, reply: Reply | None) -> None:
         """Count a cost overrun, which a settlement or a reconciliation may report."""
@@ -104,7 +104,7 @@ class Observer:
 
     def allowed(self, facts: RequestFacts, shadow: Sequence[Objection] = ()) -> None:
         """A request was let through, in spite of the objections of rules and routes in shadow mode."""
-        self._metrics.decisions.labels("selected", "none", facts.action_label).inc()
+        self._metrics.decisions.labels("selected", "none", facts.action_label, facts.route or "none").inc()
         self._count_conditions(shadow)
         for objection in shadow:
             self._metrics.shadow_refusals.labels(objection.refusal.code, objection.rule_id or "").inc()
@@ -142,7 +142,7 @@ class Observer:
 
     def _count(self, facts: RequestFacts, refusal: Refusal) -> None:
         outcome = outcome_of(refusal).value
-        self._metrics.decisions.labels(outcome, refusal.code, facts.action_label).inc()
+        self._metrics.decisions.labels(outcome, refusal.code, facts.action_label, facts.route or "none").inc()
 
     def _count_conditions(self, objections: Iterable[Objection]) -> None:
         """Count each condition that failed."""

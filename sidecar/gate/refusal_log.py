@@ -32,6 +32,10 @@ RETRY_AFTER_SECONDS = 1
 CLOCK_RETRY_AFTER_SECONDS = 30
 
 
+# What the refusals of one summary share: the subject, code, bound, tenant and route.
+_Kind = tuple[str, str, str, str, str | None]
+
+
 @dataclass(slots=True, eq=False)
 class _Summary:
     refusal: Refusal
@@ -50,7 +54,7 @@ class RefusalLog:
         self._time = clock or asyncio.get_running_loop().time
         self._tokens = float(BURST)
         self._refilled = self._time()
-        self._summaries: dict[tuple[str, str, str, str], _Summary] = {}
+        self._summaries: dict[_Kind, _Summary] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def refuse(
@@ -154,7 +158,7 @@ class RefusalLog:
         """Add a refusal to the summary of its kind, and wait until the summary is committed."""
         bound = refusal.members.get("bound") or ",".join(refusal.members.get("rules", ()))
         bound += refusal.members.get("limit", "")
-        kind = (facts.gatekept, refusal.code, str(bound), facts.tenant_id)
+        kind = (facts.gatekept, refusal.code, str(bound), facts.tenant_id, facts.route)
         summary = self._summaries.get(kind)
         if summary is None:
             summary = _Summary(refusal, facts, asyncio.get_running_loop().create_future())
@@ -168,7 +172,7 @@ class RefusalLog:
             summary.subjects[subject] = None
         return await asyncio.shield(summary.recorded)
 
-    async def _close(self, kind: tuple[str, str, str, str], summary: _Summary) -> None:
+    async def _close(self, kind: _Kind, summary: _Summary) -> None:
         await asyncio.sleep(SUMMARY_SECONDS)
         del self._summaries[kind]
         decision_id: str | None = None
@@ -179,6 +183,7 @@ class RefusalLog:
                 shared = RequestFacts(
                     gatekept=summary.facts.gatekept,
                     tenant_id=summary.facts.tenant_id,
+                    route=summary.facts.route,
                     policies=summary.facts.policies,
                 )
                 refusal = Refusal(
@@ -215,6 +220,7 @@ class RefusalLog:
             tenant_id=facts.tenant_id,
             request_id=facts.request_id or None,
             principal=facts.principal,
+            route=facts.route,
             count=count,
             summary=None if subjects is None else {"subjects": subjects},
             shadow=shadow,

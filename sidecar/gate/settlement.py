@@ -86,7 +86,7 @@ class Settlements:
             )
         if isinstance(reply, Admitted):
             cause = "the admission was committed only after its request had been given up"
-            self._observer.ended("not_sent")
+            self._observer.ended("not_sent", reply.execution.route)
             self.later(reply.execution.decision_id, "not_sent", cause)
 
     def later(self, admission_id: str, outcome: Literal["not_sent", "unknown"], cause: str) -> None:

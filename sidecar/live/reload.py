@@ -288,6 +288,7 @@ class Reloader:
         return Reload(time=self._clock(), cause=cause, snapshot=self._live.snapshot, errors=(why,))
 
     def _show_last(self) -> None:
+        self._metrics.expect(route.label for route in self._live.snapshot.settings.gate.routes)
         self._metrics.last_reload_success.set(not self.last.errors)
         self._metrics.last_reload_time.set(self.last.time / SECOND)
 

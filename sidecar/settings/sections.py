@@ -48,6 +48,7 @@ from sidecar.settings.values import (
     Place,
     Places,
     Risk,
+    RouteName,
     Seconds,
     SigningKeyFile,
     StoreUrl,
@@ -248,6 +249,9 @@ class Route(Section):
     """One gated path, and where its facts stand. A place is a JSON pointer into the body (`/scope_id`),
     `path:name` for a `{name}` of the path, `query:name`, or `header:Name`."""
 
+    name: RouteName = None
+    """The name of the route in records, answers and metrics: 1 to 64 of `A-Z a-z 0-9 . _ -`. `null`: its
+    path."""
     path: Pattern
     """`**/x` matches every path that ends in `/x`. Any other path matches only itself. `{name}` stands for
     one segment."""
@@ -267,6 +271,11 @@ class Route(Section):
     cost: AnswerPlace = DEFAULT_SOURCES.cost
     """The place of the cost in US dollars in the backend's answer: a header or a JSON pointer into the
     body."""
+
+    @cached_property
+    def label(self) -> str:
+        """The name under which records, answers and metrics show the route."""
+        return self.name or self.path.text
 
     @cached_property
     def sources(self) -> FactSources:

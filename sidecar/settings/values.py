@@ -106,6 +106,7 @@ _SOCKET = r"[Uu][Nn][Ii][Xx]:.*[^/]"
 _HTTP = r"[Hh][Tt][Tt][Pp][Ss]?://"
 _POINTER = r"(/([^/~]|~[01])+)+"
 _PLACES = (_POINTER, "(path|query):[^ ]+", f"header:{_HEADER}")
+_ROUTE_NAME = r"[A-Za-z0-9._-]{1,64}"
 _ROUTE = r"""(\*\*)?(/[!"$&-)+-.0-:<->@-\[\]-~]+)+"""
 
 
@@ -240,6 +241,13 @@ def _header_name(value: object) -> str:
     return given
 
 
+def _route_name(value: object) -> str:
+    given = text(value)
+    if not re.fullmatch(_ROUTE_NAME, given):
+        raise ValueError("expects 1 to 64 of the characters A-Z a-z 0-9 . _ - as the name of a route")
+    return given
+
+
 def _mask_pointer(value: object) -> str:
     given = text(value)
     masking.pointer(given)
@@ -265,6 +273,7 @@ HostName = Annotated[str | None, Kind(_host_name, _shaped(_HOST)).optional()]
 AllowedHost = Annotated[str, Kind(_allowed_host, _shaped(NAME, BRACKETED))]
 StoreUrl = Annotated[str, Kind(_store_url, _shaped("memory://", r"sqlite:///[^?#]*[^?#/]"))]
 HeaderName = Annotated[str | None, Kind(_header_name, _shaped(_HEADER)).optional()]
+RouteName = Annotated[str | None, Kind(_route_name, _shaped(_ROUTE_NAME)).optional()]
 MaskPointer = Annotated[
     str, Kind(_mask_pointer, _shaped(r"/(decision_inputs|details)/.+", "/decision_reason"))
 ]

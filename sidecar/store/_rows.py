@@ -16,7 +16,7 @@ SCOPE_COLUMNS = (
 )
 EXECUTION_COLUMNS = (
     "decision_id, scope_id, tenant_id, incident_id, action, request_id, attempt_number, hold, admitted_at, "
-    "status, cost, ended_at, http_status, cause, principal, target_agents"
+    "status, cost, ended_at, http_status, cause, principal, target_agents, route"
 )
 LOG_COLUMNS = (
     "seq, decision_id, event, decision_type, decision_outcome, decided_at, tenant_id, scope_id, incident_id, "
@@ -102,6 +102,7 @@ def execution_from_row(row: Row) -> Execution:
         cause=row[13],
         principal=row[14],
         target_agents=tuple(orjson.loads(row[15])),
+        route=row[16],
     )
 
 
@@ -123,6 +124,7 @@ def execution_to_row(execution: Execution) -> Row:
         execution.cause,
         execution.principal,
         _json(execution.target_agents),
+        execution.route,
     )
 
 

@@ -189,7 +189,7 @@ _UPDATE_SCOPE = """
     WHERE scope_id = ?"""
 _ADMIT_EXECUTION = f"""
     INSERT INTO executions ({rows.EXECUTION_COLUMNS})
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _END_EXECUTION = """
     UPDATE executions SET status = ?, cost = ?, ended_at = ?, http_status = ?, cause = ?
     WHERE decision_id = ?"""

@@ -30,6 +30,7 @@ _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 _SLOW = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _CODES = {code: kind.title for code, kind in ERRORS.items()}
+_ROUTE = "names of routes; `none`: no route, or more than one could be meant"
 
 
 class Metric(Generic[M]):
@@ -109,6 +110,7 @@ class Metrics:
         reason={"none": "", **_CODES},
         action="the actions of the catalogue; `other`: an action that it does not list; `none`: the request "
         "names no readable action, or a scope was issued or revoked",
+        route=_ROUTE,
     )
     unrecorded = Metric(
         Counter,
@@ -126,7 +128,7 @@ class Metrics:
             "not_sent": "provably nothing was sent; the scope has its attempt and hold back",
             "unknown": "the answer was lost or late; attempt and hold stay until an operator reconciles it",
         },
-        zero="all",
+        route=_ROUTE,
     )
     emissions = Metric(
         Counter,
@@ -303,6 +305,15 @@ class Metrics:
         for row in TABLE:
             vars(self)[row.attribute] = row.make(self.registry)
         self.build_info.labels(__version__, platform.python_version()).set(1)
+
+    def expect(self, routes: Iterable[str]) -> None:
+        """Show the executions of these routes from now on, with 0.
+
+        Prometheus' increase() does not see the first event of a series that begins with it.
+        """
+        for route in routes:
+            for outcome in Metrics.executions.labels["outcome"]:
+                self.executions.labels(outcome, route)
 
     def batch_committed(self, size: int, seconds: float) -> None:
         self.batch_size.observe(size)

@@ -571,13 +571,20 @@ async def test_no_ids_and_no_unlisted_actions_in_labels(house: House) -> None:
     for word in ("inc_secret", "req_secret", "scope_", "made_up_action"):
         assert word not in page.replace("scope_not_found", "").replace("scope_exhausted", ""), word
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", page)
-    series = 'scopegate_decisions_total{action="other",outcome="blocked",reason="action_outside_scope"}'
+    series = (
+        'scopegate_decisions_total{action="other",outcome="blocked",reason="action_outside_scope",'
+        'route="**/recovery/execute"}'
+    )
     assert await house.metric(series) == 1
     assert (
-        await house.metric('scopegate_decisions_total{action="retry_agent",outcome="selected",reason="none"}')
+        await house.metric(
+            'scopegate_decisions_total{action="retry_agent",outcome="selected",reason="none",route="**/recovery/execute"}'
+        )
         == 1
     )
-    assert await house.metric('scopegate_executions_total{outcome="answered"}') == 1
+    assert (
+        await house.metric('scopegate_executions_total{outcome="answered",route="**/recovery/execute"}') == 1
+    )
 
 
 async def test_the_kinds_of_metrics_that_are_observed_move(house: House, backend: Backend) -> None:

@@ -57,7 +57,7 @@ async def test_beyond_the_limit_refusals_are_counted_in_summaries_whose_ids_are_
     action = "retry_agent" if judged else "none"
     assert (
         await house.metric(
-            f'scopegate_decisions_total{{action="{action}",outcome="blocked",reason="{reason}"}}'
+            f'scopegate_decisions_total{{action="{action}",outcome="blocked",reason="{reason}",route="**/recovery/execute"}}'
         )
         == 1500
     )

@@ -82,7 +82,7 @@ async def test_a_gated_request_without_a_host_leaves_its_record_in_shadow_too(op
     record = await house.record(answer.json()["decision_id"])
     assert (record["decision_outcome"], record["decision_reason"]) == ("blocked", "invalid_request")
     assert house.backend.seen == []
-    reason = 'reason="invalid_request"'
+    reason = 'reason="invalid_request",route="**/recovery/execute"'
     assert await house.metric(f'scopegate_decisions_total{{action="none",outcome="blocked",{reason}}}') == 1
     assert (await house.execute(None)).status == 200
 

@@ -283,7 +283,8 @@ async def test_g5_a_refusal_consumes_nothing_and_is_recorded_with_its_reason(
         assert record["decision_inputs"]["policy_id"] == "scoped_execution"
         assert record["decision_outcome"] == "blocked"
         assert await house.metric(
-            f'scopegate_decisions_total{{action="{label(record)}",outcome="blocked",reason="{body["error"]}"}}'
+            f'scopegate_decisions_total{{action="{label(record)}",outcome="blocked",'
+            f'reason="{body["error"]}",route="{body.get("route", "none")}"}}'
         )
     listed = await house.scope(scope)
     assert (listed["attempts_used"], listed["status"]) == (0, "active")

@@ -151,8 +151,9 @@ def test_the_values_make_the_same_settings_when_they_are_read_again(tmp_path: Pa
 
 def test_a_route_is_one_indented_block(file: Path) -> None:
     lines = scopegate("show", "--config", file, "gate.routes").stdout.splitlines()
-    at = lines[1].index("- path: ")
+    at = lines[1].index("- name: null")
     assert [line[at:].rstrip() for line in lines[2:]] == [
+        "  path: '**/recovery/execute'",
         "  mode: enforce",
         "  scope_id: /scope_id",
         "  incident_id: /incident_id",

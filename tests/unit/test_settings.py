@@ -995,6 +995,7 @@ def test_settings_dump_as_the_text_of_the_file() -> None:
     assert dumped["ops"]["listen"] == "unix:/run/ops.sock"
     assert dumped["gate"]["routes"] == [
         {
+            "name": None,
             "path": "**/recovery/execute",
             "mode": "enforce",
             "scope_id": "/scope_id",

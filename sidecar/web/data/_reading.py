@@ -60,12 +60,13 @@ def course_of(request: DataRequest, snapshot: Snapshot) -> Course | None:
     return Course(verdict=verdict, route=route, shadow=shadow)
 
 
-def facts_of(request: DataRequest, snapshot: Snapshot) -> RequestFacts:
-    """The facts for a record that a request shows without its body: its tenant and its id."""
+def facts_of(request: DataRequest, course: Course, snapshot: Snapshot) -> RequestFacts:
+    """The facts for a record that a request shows without its body: its tenant, its id and its route."""
     fields = request.fields
     return RequestFacts(
         tenant_id=tenant_of(fields, snapshot.settings.gate.tenant_header) or "default",
         request_id=request_id_of(fields),
+        route=None if course.route is None else course.route.label,
         policies=snapshot.policies,
     )
 
@@ -122,6 +123,7 @@ async def read_gated(
             claims=claims,
             tenant_id=tenant,
             request_id=request_id,
+            route=course.route.label,
             policies=snapshot.policies,
         ),
         method=request.method,
@@ -129,7 +131,7 @@ async def read_gated(
         headers=headers,
         body=raw,
         body_sha256=hashlib.sha256(raw).hexdigest(),
-        cost_source=sources.cost,
+        route=course.route,
         snapshot=snapshot,
         place=place,
         shadow=course.shadow,

@@ -112,7 +112,7 @@ class DataPlane:
         request.trace = self._tracing.begin(
             method=request.method,
             path=request.path,
-            route=None if course.route is None else course.route.path.text,
+            route=None if course.route is None else course.route.label,
             headers=request.raw_headers,
             begun=request.begun,
         )
@@ -128,10 +128,10 @@ class DataPlane:
                 raise
         # The outer deadline passed, which is not the request's fault. Nothing of it was forwarded, because
         # the gate ends an execution before that.
-        facts = facts_of(request, snapshot)
+        facts = facts_of(request, course, snapshot)
         LogEvent.UNDECIDED.log(request_id=facts.request_id)
         refused = self._gate.refusals.undecided("it was not decided in time", facts)
-        return refused_problem(refused, facts.request_id)
+        return refused_problem(refused, facts.request_id, route=facts.route)
 
     # A gated request ---------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class DataPlane:
         if unnamed is not None:
             # Shadow routes refuse it too, because the backend would choose where it goes.
             self._observer.judged(request.trace, request.begun)
-            return await self._refuse(Refused(refusal=unnamed), facts_of(request, snapshot))
+            return await self._refuse(Refused(refusal=unnamed), facts_of(request, course, snapshot))
         if isinstance(course.verdict, Rejected):
             self._observer.judged(request.trace, request.begun)
             refusal = course.verdict.refusal
@@ -156,7 +156,7 @@ class DataPlane:
         place = self._gate.enter(snapshot)
         if isinstance(place, Refused):
             self._observer.judged(request.trace, request.begun)
-            return await self._refuse(place, facts_of(request, snapshot))
+            return await self._refuse(place, facts_of(request, course, snapshot))
         gated: GatedRequest | Refusal | None = None
         try:
             gated = await read_gated(request, course, snapshot, taken, place)
@@ -184,7 +184,7 @@ class DataPlane:
                 gated.place.leave()
         limit.end()
         if isinstance(outcome, Refused):
-            return refused_problem(outcome, facts.request_id)
+            return refused_problem(outcome, facts.request_id, route=facts.route)
         # The time of the settlement, unless it is still to come: a long answer streams, or the store fails.
         ended_at = outcome.last.execution.ended_at
         now = self._gate.now() if ended_at is None else ended_at
@@ -194,6 +194,7 @@ class DataPlane:
                 outcome.refusal,
                 request_id=facts.request_id,
                 decision_id=outcome.last.execution.decision_id,
+                route=facts.route,
                 headers={name.decode(): value.decode() for name, value in report},
             )
         await write_forwarded(request, gated, outcome, now=now, draining=self._gate.draining)
@@ -209,7 +210,7 @@ class DataPlane:
         limit: _Limit,
     ) -> web.Response | None:
         """Refuse a request that cannot be judged. On a shadow route, record that and pass it through."""
-        facts, refused = facts_of(request, snapshot), Refused(refusal=refusal)
+        facts, refused = facts_of(request, course, snapshot), Refused(refusal=refusal)
         if course.shadow:
             unfit = (
                 passthrough.upgrade_refusal(request)
@@ -229,7 +230,7 @@ class DataPlane:
         """Record a refusal that a shadow route does not enforce, and pass the request through."""
         recorded = await self._gate.refusals.pass_over(refusal, facts)
         if isinstance(recorded, Refused):
-            return refused_problem(recorded, facts.request_id)
+            return refused_problem(recorded, facts.request_id, route=facts.route)
         request.decision_id = recorded
         limit.end()
         return await self._passing.carry(request, passthrough.ShadowRecord(recorded, taken))
@@ -239,7 +240,7 @@ class DataPlane:
     ) -> web.Response:
         """Record a refusal, and answer with it."""
         recorded = await self._gate.refusals.refuse(refused.refusal, facts, retry_after=refused.retry_after)
-        return refused_problem(recorded, facts.request_id, allow=allow)
+        return refused_problem(recorded, facts.request_id, route=facts.route, allow=allow)
 
 
 class _Limit:

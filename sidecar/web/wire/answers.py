@@ -142,6 +142,9 @@ class Execution(TypedDict):
     tenant_id: str
     incident_id: str
     action: str
+    route: Annotated[
+        str | None, Keywords(description="The name of its route. Null if a program asked for it.")
+    ]
     request_id: str
     attempt_number: Annotated[int, Keywords(minimum=1)] | None
     status: ExecutionStatus
@@ -173,6 +176,7 @@ def execution(stored: core.Execution) -> Execution:
         "tenant_id": stored.tenant_id,
         "incident_id": stored.incident_id,
         "action": stored.action,
+        "route": stored.route,
         "request_id": stored.request_id,
         "attempt_number": stored.attempt_number,
         "status": stored.status,

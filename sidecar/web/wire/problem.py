@@ -22,11 +22,14 @@ def problem(
     decision_id: str | None = None,
     retry_after: int | None = None,
     allow: tuple[str, ...] = (),
+    route: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
     """The problem of a refusal: RFC 9457's members, `error`, `message`, and the members of its code."""
     kind = ERRORS[refusal.code]
     body = members_of(refusal)
+    if route is not None:
+        body["route"] = route
     answer_headers = dict(headers or {})
     if decision_id is not None:
         body["decision_id"] = decision_id
@@ -44,13 +47,16 @@ def problem(
     return _response(kind.status, body, "application/problem+json", answer_headers)
 
 
-def refused_problem(refused: Refused, request_id: str | None, *, allow: tuple[str, ...] = ()) -> web.Response:
+def refused_problem(
+    refused: Refused, request_id: str | None, *, route: str | None = None, allow: tuple[str, ...] = ()
+) -> web.Response:
     """The problem of a refusal that was recorded, if the store allowed it."""
     return problem(
         refused.refusal,
         request_id=request_id,
         decision_id=refused.decision_id,
         retry_after=refused.retry_after,
+        route=route,
         allow=allow,
     )
 
