@@ -128,7 +128,9 @@ class _Reading:
 
     def _check_version(self, whole: dict[str, Any]) -> None:
         if isinstance(whole.get("swagger"), str):
-            message = "is a version before OpenAPI 3; convert the document first, for example with swagger2openapi"
+            message = (
+                "is a version before OpenAPI 3; convert the document first, for example with swagger2openapi"
+            )
             raise self._wrong(("swagger",), message)
         version = whole.get("openapi")
         if not isinstance(version, str) or not re.match(r"3(\.|$)", version):
@@ -227,7 +229,9 @@ class _Reading:
         servers = holder.get("servers")
         for server in servers if isinstance(servers, list) else []:
             if isinstance(server, dict) and isinstance(server.get("url"), str):
-                yield self._words(server["url"])
+                url = self._words(server["url"])
+                if not url.startswith((".", "/")):  # a relative URL names no address
+                    yield url
 
     def _bases(self, holder: dict[str, Any], at: KeyPath) -> tuple[str, ...]:
         """The base paths of the servers of a document, path or operation; none if it names no server."""
@@ -245,7 +249,9 @@ class _Reading:
                 raise self._wrong((*within, "url"), "is not text; write a URL")
             found |= dict.fromkeys(self._bases_of(url, server, within))
         if len(found) > MAX_BASES:
-            message = f"gives {len(found)} base paths; leave those that this backend serves, {MAX_BASES} at most"
+            message = (
+                f"gives {len(found)} base paths; leave those that this backend serves, {MAX_BASES} at most"
+            )
             raise self._wrong((*at, "servers"), message)
         return tuple(found)
 
@@ -266,12 +272,14 @@ class _Reading:
             if not isinstance(default, str):
                 raise self._wrong(within, "has no text as its default; write one")
             values = [value for value in listed if isinstance(value, str)] if isinstance(listed, list) else []
-            if not values and "\0" in _base_of(url, {name: "/\0", **_defaults(variables, name)}):
+            if not values and "\0" in _base_of(url, {name: "\0", **_defaults(variables, name)}):
                 self._notes[f"the server variable {{{name}}} is taken as its default, {default!r}"] = None
             choices.append([(name, value) for value in dict.fromkeys([default, *values])])
         combinations = list(islice(product(*choices), MAX_COMBINATIONS + 1))
         if len(combinations) > MAX_COMBINATIONS:
-            message = f"has over {MAX_COMBINATIONS} combinations of values; leave those that this backend serves"
+            message = (
+                f"has over {MAX_COMBINATIONS} combinations of values; leave those that this backend serves"
+            )
             raise self._wrong((*at, "variables"), message)
         yield from dict.fromkeys(_base_of(url, dict(values)) for values in combinations)
 

@@ -17,6 +17,7 @@ from sidecar.cli.options import (
     FAILED,
     answered,
     config_option,
+    failed,
     json_option,
     misconfigured,
     pairs,
@@ -40,7 +41,8 @@ _URL = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#]*)([^#]*)(?:#.*)?", re.DOTALL 
     epilog="""\b
 Examples:
   scopegate routes list --config config/scopegate.yaml
-  scopegate routes match --config config/scopegate.yaml POST /api/v1/recovery/execute"""
+  scopegate routes match --config config/scopegate.yaml POST /api/v1/recovery/execute
+  scopegate routes suggest openapi.yaml --output gate"""
 )
 def routes() -> None:
     """Routes: list them, try a request against them, suggest some for a backend."""
@@ -271,3 +273,63 @@ def _show_others(others: list[dict[str, str]]) -> None:
             [{"other route": one["route"], "source": one["source"], "why not": one["why"]} for one in others],
             "",
         )
+
+
+# Suggesting routes --------------------------------------------------------------------------------------
+
+
+@routes.command(
+    epilog="""\b
+Examples:
+  scopegate routes suggest openapi.yaml
+  scopegate routes suggest openapi.yaml --output gate"""
+)
+@click.argument("openapi", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write scopegate.yaml and policies/actions.yaml into this folder; no file is overwritten.",
+)
+def suggest(openapi: Path, output: Path | None) -> None:
+    """Suggest a route and an action for each operation of a backend that writes, from its OpenAPI 3 document.
+
+    OPENAPI is a JSON or YAML file. A table shows every operation and what becomes of it. Without --output the
+    suggested files are printed as well. Their comments say what a person has to decide.
+    """
+    from sidecar.cli.operations import read
+    from sidecar.cli.suggestion import suggested
+    from sidecar.cli.tables import table
+    from sidecar.files.faults import ConfigurationError
+
+    try:
+        suggestion = suggested(read(openapi))
+    except ConfigurationError as exc:
+        misconfigured(str(exc))
+    files = {"scopegate.yaml": suggestion.configuration(), "policies/actions.yaml": suggestion.catalogue()}
+    if output is None:
+        for name, text in files.items() if suggestion.routes else ():
+            click.echo(f"# ---- {name}\n{text}")
+    table(suggestion.rows(), f"{openapi} has no operation.")
+    for note in suggestion.backend.notes:
+        click.echo(f"{note}", err=True)
+    if not suggestion.routes:
+        failed(f"{openapi}: no operation gets a route, so there is no file to write")
+    if output is not None:
+        _write({output / name: text for name, text in files.items()})
+        click.echo(f"wrote {' and '.join(str(output / name) for name in files)}")
+        click.echo("a line with DECIDE in them names what is left to a person")
+
+
+def _write(files: dict[Path, str]) -> None:
+    """Write new files, with their folders. Ends the program if one exists or cannot be written."""
+    for path in files:
+        if path.exists() or path.is_symlink():
+            misconfigured(f"{path}: exists already; name another folder with --output, or move the file away")
+    for path, text in files.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("x", encoding="utf-8") as stream:
+                stream.write(text)
+        except OSError as exc:
+            failed(f"cannot write {path} ({exc.strerror}); name a folder that can be written with --output")

@@ -1,10 +1,9 @@
 """Reads JSON and YAML that another program wrote, with the place of each value.
 
-The sidecar's own files are read strictly (yamlfile.py). A document of another program may hold what is refused
-there: keys such as `200`, anchors, tags, tabs. Here such a document is read as its readers read it, with three
-limits:
+The sidecar's own files are read strictly (yamlfile.py). A document of another program may hold what is
+refused there: keys such as `200`, anchors, tags, tabs. Such a document is read more generously here:
 
-1. A key that stands twice in one map is a mistake, because one of the two values would be lost without a word.
+1. A key that stands twice in one map is still a mistake, because one of its values would be lost unseen.
 2. Keys are text, and so is every scalar but true, false and null, as it is written.
 3. Each YAML node is visited once, however many aliases refer to it. A node within itself is a mistake.
 """
@@ -185,10 +184,12 @@ class _Nodes:
         merged: dict[str, Any] = {}
         for key, behind in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _error(self._file, _place(key), "a list or a map cannot be a key; write the key as text")
+                raise _error(
+                    self._file, _place(key), "a list or a map cannot be a key; write the key as text"
+                )
             if key.tag == "tag:yaml.org,2002:merge":
                 for part in behind.value if isinstance(behind, yaml.SequenceNode) else [behind]:
-                    found = self.value(part, path + ("<<",))
+                    found = self.value(part, (*path, "<<"))
                     merged = {**(found if isinstance(found, dict) else {}), **merged}
                 continue
             here = (*path, key.value)
