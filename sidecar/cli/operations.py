@@ -30,6 +30,9 @@ MAX_BASES = 16
 MAX_COMBINATIONS = 10_000
 MAX_SCHEMA_DEPTH = 16
 
+JSON_TYPE = "application/json"
+FORM_TYPE = "application/x-www-form-urlencoded"
+
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
 _ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*")
 
@@ -41,15 +44,16 @@ _JUDGED = {"parameters": "object", "target_agents": "array"}
 class Body:
     """The bodies that an operation takes, in the words of a route.
 
-    `kinds` and `content_types` are the keys `body` and `content_types` of the route. `parameters` is the
-    pointer to a member that is spelled like `parameters`, if the default would misread it. `notes` say what a
-    person should know.
+    `kinds` and `content_types` are the keys `body` and `content_types` of the route. If `misread` is set, the
+    default places of parameters and target agents would misread a body, and it says why; `parameters` is then
+    the pointer to the parameters, None if there are none. `note` says why a JSON body is taken as `any`.
     """
 
     kinds: tuple[str, ...]
     content_types: tuple[str, ...] = ()
     parameters: str | None = None
-    notes: tuple[str, ...] = ()
+    misread: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,41 +190,39 @@ class _Reading:
         body, within = self._resolved(operation["requestBody"], (*at, "requestBody"))
         body = self._map(body, within)
         content = self._map(body.get("content", {}), (*within, "content"))
-        kinds: dict[str, None] = {} if content else {"any": None}
-        types: dict[str, None] = {}
-        notes: list[str] = []
-        parameters: str | None = None
+        readable: dict[str, None] = {}
+        opaque = [] if content else ["*/*"]
+        types: list[str] = []
+        note: str | None = None
+        shape = _Shape(self._document.value)
         for written, described in content.items():
             media_type = written.partition(";")[0].strip().lower()
-            if media_type == "application/json" or media_type.endswith("+json"):
-                shape = _Shape(self._document.value)
-                if isinstance(described, dict):
-                    shape.look(described.get("schema"))
-                why = shape.opaque(is_plain=media_type == "application/json")
-                if why is not None:
-                    notes.append(why)
-                    kinds["any"] = None
+            schema = described.get("schema") if isinstance(described, dict) else None
+            if media_type == JSON_TYPE or media_type.endswith("+json"):
+                shape.look(schema)
+                if media_type == JSON_TYPE and shape.other_type is not None:
+                    opaque.append(media_type)
+                    note = f"the body may be of type {shape.other_type}, and only an object is read as json"
                     continue
-                kinds["json"] = None
-                parameters = shape.parameters or parameters
-                if media_type != "application/json":
-                    types[media_type] = None
-            elif media_type == "application/x-www-form-urlencoded":
-                kinds["form"] = None
+                readable["json"] = None
+                types += [] if media_type == JSON_TYPE else [media_type]
+            elif media_type == FORM_TYPE:
+                readable["form"] = None
             else:
-                kinds["any"] = None
-        if body.get("required") is not True:
-            kinds["empty"] = None
-        if "json" in kinds and "any" in kinds and notes:
-            # The content type decides which of the two a body is, and it is the same for both.
-            kinds.pop("json")
-            types, parameters = {}, None
-        order = ("json", "form", "empty", "any")
+                opaque.append(media_type)
+        # Beside a kind that is read, a body of a type that resembles this kind is not taken as any.
+        if any(kind in media_type for kind in readable for media_type in opaque):
+            readable, types = {}, []
+        kinds = [*readable, *(["any"] if opaque else [])]
+        if body.get("required") is not True and not opaque:
+            kinds.append("empty")
+        misread = shape.misread if "json" in readable else None
         return Body(
-            kinds=tuple(kind for kind in order if kind in kinds),
-            content_types=tuple(types),
-            parameters=parameters,
-            notes=tuple(notes),
+            kinds=tuple(kind for kind in ("json", "form", "empty", "any") if kind in kinds),
+            content_types=tuple(dict.fromkeys(types)),
+            parameters=shape.parameters if misread else None,
+            misread=misread,
+            note=note,
         )
 
     # Servers -------------------------------------------------------------------------------------
@@ -394,29 +396,27 @@ class _Shape:
         shape.look(schema, MAX_SCHEMA_DEPTH - 1)
         return shape._types
 
-    def opaque(self, *, is_plain: bool) -> str | None:
-        """Why such a body is to be taken as `any`, or None if it can be read as `json`.
+    @property
+    def other_type(self) -> str | None:
+        """A type other than object that the value may have."""
+        return next(iter(sorted(self._types - {"object", "null"})), None)
 
-        `is_plain`: its media type is application/json, whose document must be an object.
-        """
-        if is_plain and self._types - {"object", "null"}:
-            kind = sorted(self._types - {"object", "null"})[0]
-            return f"the body may be of type {kind}, and only an object is read as json"
+    @property
+    def misread(self) -> str | None:
+        """Why the default places would misread a member of the value, or None if they would not."""
         for name, wanted in _JUDGED.items():
             for member in self._alike(name):
-                types = self._members[member] - {"null"}
-                moved = name == "parameters"
-                if types - {wanted} or (member != name and not moved):
+                if member != name or self._members[member] - {wanted, "null"}:
                     return f"the member {shown(member)} of the body would be taken for {name}"
-        if len(self._alike("parameters")) > 1:
-            return "several members of the body are spelled like parameters"
         return None
 
     @property
     def parameters(self) -> str | None:
-        """The pointer to the member that is spelled like `parameters`, but not the same."""
-        member = next(iter(self._alike("parameters")), "parameters")
-        return None if member == "parameters" else "/" + member.replace("~", "~0").replace("/", "~1")
+        """The pointer to the object that is spelled like `parameters`, if there is exactly one."""
+        alike = self._alike("parameters")
+        if len(alike) != 1 or self._members[alike[0]] - {"object", "null"}:
+            return None
+        return "/" + alike[0].replace("~", "~0").replace("/", "~1")
 
     def _alike(self, name: str) -> Sequence[str]:
         forms = set(spellings(name))

@@ -51,16 +51,36 @@ class SuggestedRoute:
     """A route for one operation, or for several that share paths. `operations` holds these."""
 
     name: str
-    method: str
     patterns: list[RoutePattern]
-    kinds: list[str]
-    content_types: list[str]
-    parameters: str | None
     operations: list[Operation]
+
+    @property
+    def method(self) -> str:
+        return self.operations[0].method
 
     @property
     def risk(self) -> str:
         return "high" if self.method == "DELETE" else "medium"
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of bodies that any of the operations takes."""
+        return [kind for kind in _KINDS if any(kind in one.body.kinds for one in self.operations)]
+
+    @property
+    def content_types(self) -> list[str]:
+        return list(dict.fromkeys(each for one in self.operations for each in one.body.content_types))
+
+    @property
+    def misread(self) -> str | None:
+        """Why the default places would misread a body of one of the operations."""
+        return next((one.body.misread for one in self.operations if one.body.misread), None)
+
+    @property
+    def parameters(self) -> str | None:
+        """The pointer to the parameters, if the default places would misread a body."""
+        found = {one.body.parameters for one in self.operations if "json" in one.body.kinds}
+        return found.pop() if len(found) == 1 else None
 
     def overlaps(self, method: str, patterns: Iterable[RoutePattern]) -> bool:
         """Whether some request could take both this route and one with that method and those paths."""
@@ -72,14 +92,6 @@ class SuggestedRoute:
         """Take the operations of another route, too."""
         known = {pattern.folded for pattern in self.patterns}
         self.patterns += [pattern for pattern in other.patterns if pattern.folded not in known]
-        kinds = {*self.kinds, *other.kinds}
-        if "json" in self.kinds and "json" in other.kinds and self.parameters != other.parameters:
-            kinds = (kinds - {"json"}) | {"any"}
-        self.kinds = [kind for kind in _KINDS if kind in kinds]
-        self.parameters = self.parameters or other.parameters
-        self.content_types = list(dict.fromkeys([*self.content_types, *other.content_types]))
-        if "json" not in kinds:
-            self.parameters, self.content_types = None, []
         self.operations += other.operations
 
 
@@ -157,8 +169,10 @@ class Suggestion:
             yield f"    # {_title(operation)}"
         if len(route.operations) > 1:
             yield "    # These operations share a route, because a request could mean either of them."
-        for note in dict.fromkeys(note for one in route.operations for note in one.body.notes):
-            yield f"    # Taken as any, unread: {note}."
+        for note in dict.fromkeys(one.body.note for one in route.operations if one.body.note):
+            yield f"    # The body is taken as any, unread: {note}."
+        if route.misread is not None:
+            yield f"    # Places of its own, because {route.misread}."
         yield f"    - name: {_scalar(route.name)}"
         if len(route.patterns) == 1:
             yield f"      path: {_path(route.patterns[0])}"
@@ -172,8 +186,9 @@ class Suggestion:
         yield f"      action: {_scalar('const:' + route.name)}"
         yield "      scope_id: header:X-Recovery-Scope-Id"
         yield "      incident_id: header:X-Recovery-Incident-Id"
-        if route.parameters is not None:
-            yield f"      parameters: {_scalar(route.parameters)}"
+        if route.misread is not None:
+            yield f"      parameters: {'null' if route.parameters is None else _scalar(route.parameters)}"
+            yield "      target_agents: []"
         yield from self._open_questions(route)
 
     @staticmethod
@@ -216,16 +231,7 @@ def suggested(backend: Backend) -> Suggestion:
         except ValueError as exc:
             found.without[index] = str(exc)
             continue
-        body = operation.body
-        route = SuggestedRoute(
-            name=_name_of(operation, names),
-            method=operation.method,
-            patterns=patterns,
-            kinds=list(body.kinds),
-            content_types=list(body.content_types),
-            parameters=body.parameters,
-            operations=[operation],
-        )
+        route = SuggestedRoute(name=_name_of(operation, names), patterns=patterns, operations=[operation])
         sharing = [one for one in found.routes if one.overlaps(route.method, patterns)]
         if not sharing:
             names.add(route.name)

@@ -273,7 +273,10 @@ def test_the_same_path_under_two_names_of_its_variable_is_one_path(tmp_path: Pat
             True,
             ("json", "form", "any"),
         ),
-        (["multipart/form-data"], False, ("empty", "any")),
+        (["application/json", "multipart/form-data"], True, ("json", "any")),
+        (["application/x-www-form-urlencoded", "multipart/form-data"], True, ("any",)),
+        (["application/json", "text/json"], True, ("any",)),
+        (["multipart/form-data"], False, ("any",)),
         (["*/*"], True, ("any",)),
         ([], True, ("any",)),
     ],
@@ -303,32 +306,45 @@ def test_json_under_another_media_type_is_listed_as_such(tmp_path: Path) -> None
         {"type": ["object", "string"]},
         {"oneOf": [{"type": "object"}, {"$ref": "#/components/schemas/List"}]},
         {"allOf": [{"$ref": "#/components/schemas/Again"}]},
-        {"properties": {"parameters": {"type": "array"}}},
-        {"properties": {"target_agents": {"type": "string"}}},
-        {"properties": {"Target_Agents": {"type": "array"}}},
-        {"properties": {"Parameters": {}, "PARAMETERS": {}}},
     ],
 )
-def test_json_that_the_default_places_would_misread_is_taken_as_any(
-    tmp_path: Path, schema: dict[str, Any]
-) -> None:
+def test_json_that_may_be_no_object_is_taken_as_any(tmp_path: Path, schema: dict[str, Any]) -> None:
     schemas = {
         "List": {"type": "array"},
         "Again": {"anyOf": [{"$ref": "#/components/schemas/Again"}, {"$ref": "#/components/schemas/List"}]},
     }
     found = body(tmp_path, {"application/json": {"schema": schema}}, components={"schemas": schemas})
     assert found.kinds == ("any",)
-    assert found.notes
+    assert found.note is not None
 
 
-def test_parameters_by_another_spelling_are_read_where_they_are(tmp_path: Path) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"Parameters": {"type": "object"}, "target_agents": {"type": "array"}},
-    }
-    request = {"required": True, "content": {"application/json": {"schema": schema}}}
+@pytest.mark.parametrize(
+    ("members", "parameters"),
+    [
+        ({"parameters": {"type": "array"}}, None),
+        ({"target_agents": {"type": "string"}}, None),
+        ({"Target_Agents": {"type": "array"}, "parameters": {"type": "object"}}, "/parameters"),
+        ({"Parameters": {"type": "object"}}, "/Parameters"),
+        ({"Parameters": {"$ref": "#/components/schemas/Map"}, "other": {}}, "/Parameters"),
+        ({"Parameters": {}, "PARAMETERS": {}}, None),
+    ],
+)
+def test_a_body_that_the_default_places_would_misread_gets_places_of_its_own(
+    tmp_path: Path, members: dict[str, Any], parameters: str | None
+) -> None:
+    request = {"required": True, "content": {"application/json": {"schema": {"properties": members}}}}
+    schemas = {"Map": {"type": "object"}}
+    found = one(tmp_path, requestBody=request, more={"components": {"schemas": schemas}})
+    (route,) = routes(found)
+    assert (route["body"], route["parameters"], route["target_agents"]) == ("json", parameters, [])
+    assert "    # Places of its own, because the member " in found.configuration()
+
+
+def test_members_that_the_default_places_read_as_they_are_leave_the_defaults(tmp_path: Path) -> None:
+    members = {"parameters": {"type": "object"}, "target_agents": {"type": ["array", "null"]}, "x": {}}
+    request = {"required": True, "content": {"application/json": {"schema": {"properties": members}}}}
     (route,) = routes(one(tmp_path, requestBody=request))
-    assert (route["body"], route["parameters"]) == ("json", "/Parameters")
+    assert "parameters" not in route
 
 
 def test_references_within_the_document_are_followed(tmp_path: Path) -> None:
