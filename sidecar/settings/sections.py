@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from sidecar.clock import SETTLE_SECONDS
-from sidecar.core.facts import DEFAULT_SOURCES, FactSources
+from sidecar.core.bodies import JSON_ONLY, Bodies
+from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Source, is_identifier
 from sidecar.core.masking import Mask, pointer
 from sidecar.core.policy import RiskClass
+from sidecar.core.unlisted import ExceptedPaths, Treatment, example_of
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
 from sidecar.settings.addresses import Address, Listen, SocketFile
@@ -28,6 +30,7 @@ from sidecar.settings.values import (
     NOT_EMPTY,
     AllowedHost,
     AnswerPlace,
+    BodyKinds,
     BodyPlace,
     Bytes,
     CollectorUrl,
@@ -43,12 +46,14 @@ from sidecar.settings.values import (
     ListenAddress,
     MaskKeyFile,
     MaskPointer,
+    MediaTypes,
     OwnAddress,
     Pattern,
     Place,
     Places,
     Risk,
     RouteName,
+    ScopePlace,
     Seconds,
     SigningKeyFile,
     StoreUrl,
@@ -247,7 +252,8 @@ class ClockSection(Section):
 
 class Route(Section):
     """One gated path, and where its facts stand. A place is a JSON pointer into the body (`/scope_id`),
-    `path:name` for a `{name}` of the path, `query:name`, or `header:Name`."""
+    `path:name` for a `{name}` of the path, `query:name`, `form:name`, `header:Name`, or `const:text`. See
+    [Places](#places)."""
 
     name: RouteName = None
     """The name of the route in records, answers and metrics: 1 to 64 of `A-Z a-z 0-9 . _ -`. `null`: its
@@ -255,22 +261,64 @@ class Route(Section):
     path: Pattern
     """`**/x` matches every path that ends in `/x`. Any other path matches only itself. `{name}` stands for
     one segment."""
+    body: BodyKinds = JSON_ONLY.kinds
+    """The kinds of body that are accepted, one or a list: `json` (one strict object), `form`
+    (application/x-www-form-urlencoded), `empty` (no bytes) and `any` (opaque: no fact is read from it). See
+    [Bodies](#bodies)."""
+    content_types: MediaTypes = ()
+    """Media types beside application/json whose bodies are read as `json`, such as
+    application/merge-patch+json. Their bodies may be arrays, too."""
     mode: Literal["enforce", "shadow"] = "enforce"
     """`enforce` refuses requests without a valid scope. `shadow` forwards them and records what would have
     been refused; it protects nothing. See [Shadow routes](../../policies/README.md#shadow-routes)."""
-    scope_id: Place = DEFAULT_SOURCES.scope_id
-    """The place of the scope that the request spends."""
+    scope_id: ScopePlace = DEFAULT_SOURCES.scope_id
+    """The place of the scope that the request spends. Without `json` in `body` the default is
+    `header:X-Recovery-Scope-Id`."""
     incident_id: Place = DEFAULT_SOURCES.incident_id
-    """The place of the incident. It must be the incident of the scope."""
+    """The place of the incident. It must be the incident of the scope. Without `json` in `body` the default
+    is `header:X-Recovery-Incident-Id`."""
     action: Place = DEFAULT_SOURCES.action
-    """The place of the action. It must be one of the actions of the scope and of the catalogue."""
+    """The place of the action. It must be one of the actions of the scope and of the catalogue. Without
+    `json` in `body` the default is the name of the route."""
     parameters: BodyPlace = DEFAULT_SOURCES.parameters
-    """The place of the action's parameters, a JSON object in the body."""
+    """The place of the action's parameters, a JSON object in the body. `null`: there are none, which is the
+    default without `json` in `body`."""
     target_agents: Places = DEFAULT_SOURCES.target_agents
-    """The place of the target agents, or a list of places. Those places that hold a value must agree."""
+    """The place of the target agents, or a list of places. Those places that hold a value must agree. `[]`:
+    none are read, which is the default without `json` in `body`."""
     cost: AnswerPlace = DEFAULT_SOURCES.cost
     """The place of the cost in US dollars in the backend's answer: a header or a JSON pointer into the
     body."""
+
+    @model_validator(mode="after")
+    def _places_by_body(self) -> Route:
+        """The defaults without a JSON body, and the keys that have no effect without one."""
+        if "json" in self.body:
+            return self
+        message = "has no effect without json in body; add it there, or remove this key"
+        named = "action" in self.model_fields_set or is_identifier(self.label)
+        refuse(
+            (self.content_types, ("content_types",), message),
+            (not named, ("path",), "is too long for the name of an action; add a name, or the key action"),
+        )
+        defaults: dict[str, Source | tuple[Source, ...] | None] = {
+            "scope_id": Source.parse("header:X-Recovery-Scope-Id"),
+            "incident_id": Source.parse("header:X-Recovery-Incident-Id"),
+            "action": Source("const", self.label),
+            "parameters": None,
+            "target_agents": (),
+        }
+        # The values become those in force. The section stays frozen for everyone else.
+        self.__dict__.update(
+            {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        )
+        return self
+
+    @cached_property
+    def bodies(self) -> Bodies:
+        """Which bodies this route takes, and how they are told apart."""
+        in_query = any(place.kind == "query" for place in self.sources.single)
+        return Bodies(self.body, self.content_types, facts_in_query=in_query)
 
     @cached_property
     def label(self) -> str:
@@ -287,7 +335,34 @@ class Route(Section):
             parameters=self.parameters,
             target_agents=self.target_agents,
             cost=self.cost,
+            lists=bool(self.content_types),
         )
+
+
+class UnlistedSection(Section):
+    """What becomes of a request whose path or method no route lists: `pass` lets it through unrecorded,
+    `record` lets it through once a decision record is on disk, and `refuse` answers 403 `not_listed`. See
+    [What no route lists](#what-no-route-lists)."""
+
+    reads: Annotated[Treatment, LIVE] = "pass"
+    """What becomes of GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`."""
+    writes: Annotated[Treatment, LIVE] = "pass"
+    """What becomes of all other methods: `pass`, `record` or `refuse`."""
+    excepted: Annotated[tuple[Pattern, ...], LIST, LIVE] = Field((), alias="except")
+    """Paths that pass in any case, unrecorded, such as `/healthz`; they are written like the path of a route.
+    A path passes only if every reading of it is excepted. What a route lists stays gated."""
+
+    @model_validator(mode="after")
+    def _exceptions_that_can_hold(self) -> UnlistedSection:
+        excepted = ExceptedPaths(self.excepted)
+        refuse(
+            *(
+                (stray, ("except", index), f"can also be read as {stray}; add that path, too")
+                for index, path in enumerate(self.excepted)
+                for stray in [excepted.stray_reading(example_of(path))]
+            )
+        )
+        return self
 
 
 class GateSection(Section):
@@ -298,6 +373,7 @@ class GateSection(Section):
     )
     """The gated paths, at least one. A request is gated if any reading of its path matches one of them. See
     [Routes](#routes)."""
+    unlisted: UnlistedSection
     max_body_bytes: Annotated[Bytes, LIVE] = 1_048_576
     """Bytes of a gated request body, which is held in memory. A longer body gets 413."""
     max_answer_bytes: Annotated[Bytes, LIVE] = 1_048_576
