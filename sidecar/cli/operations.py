@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from sidecar.core.facts import spellings
+from sidecar.core.lookalikes import spellings
 from sidecar.files import foreign
 from sidecar.files.faults import ConfigurationError, Fault, shown
 from sidecar.files.yamlfile import Document, KeyPath, in_order

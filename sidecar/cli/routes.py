@@ -27,6 +27,7 @@ from sidecar.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from sidecar.core.unlisted import Access, Treatment
     from sidecar.settings.reading import Loaded
     from sidecar.settings.sections import Route
     from sidecar.web.data.trial import Trial
@@ -68,16 +69,31 @@ def list_(config: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
     loaded = _loaded(config, overrides)
     rows = [_row(loaded, index) for index in range(len(loaded.settings.gate.routes))]
     if as_json:
-        tell({"routes": rows})
+        tell({"routes": rows, "unlisted": _unlisted(loaded)})
         return
     table([{name: _cell(value) for name, value in row.items()} for row in rows], "There is no route.")
+    unlisted = _unlisted(loaded)
+    excepted = f", except {', '.join(unlisted['except'])}" if unlisted["except"] else ""
+    click.echo(f"\nnot listed: reads {unlisted['reads']}, writes {unlisted['writes']}{excepted}")
+
+
+def _unlisted(loaded: Loaded) -> dict[str, Any]:
+    """What becomes of requests that no route lists."""
+    section = loaded.settings.gate.unlisted
+    return {
+        "reads": section.reads,
+        "writes": section.writes,
+        "except": [pattern.text for pattern in section.excepted],
+    }
 
 
 def _row(loaded: Loaded, index: int) -> dict[str, Any]:
     """One route, by the heads of the table."""
     route = loaded.settings.gate.routes[index]
     return {
-        "route": route.path.text,
+        "route": route.label,
+        "path": [route.path.text],
+        "body": list(route.body),
         "action": str(route.action),
         "scope": str(route.scope_id),
         "mode": route.mode,
@@ -229,26 +245,38 @@ def _document(trial: Trial, loaded: Loaded) -> dict[str, Any]:
             "target_agents": list(claims.target_agents),
             "parameters": json.loads(json.dumps(claims.parameters, default=float)),  # a Decimal is a float
         },
+        "unlisted": None if trial.unlisted is None else _treatment(*trial.unlisted, loaded),
         "others": [{**_named(other, loaded), "why": why} for other, why in trial.others],
     }
 
 
+def _treatment(treatment: Treatment, access: Access, loaded: Loaded) -> dict[str, str]:
+    """What becomes of a request that no route lists, and the key that says so."""
+    excepted = treatment == "pass" and getattr(loaded.settings.gate.unlisted, access) != "pass"
+    return {"key": f"gate.unlisted.{'except' if excepted else access}", "treatment": treatment}
+
+
 def _named(route: Route, loaded: Loaded) -> dict[str, str]:
     index = next(index for index, one in enumerate(loaded.settings.gate.routes) if one is route)
-    return {"route": route.path.text, "source": _source(loaded, index)}
+    return {"route": route.label, "source": _source(loaded, index)}
 
 
-_OUTCOMES = {
-    "served": "the sidecar answers this call itself",
-    "passes": "no route takes it",
+_TREATMENTS = {
+    "pass": "no route takes it, and it leaves no record",
+    "record": "no route takes it; it passes once a record is on disk",
 }
 
 
 def _described(document: dict[str, Any]) -> Iterator[tuple[str, object]]:
     """The labelled lines of the answer."""
     route, facts = document["route"], document["facts"]
-    if document["outcome"] != "gated":
-        yield document["outcome"], _OUTCOMES.get(document["outcome"])
+    unlisted = document["unlisted"]
+    if document["outcome"] == "served":
+        yield "served", "the sidecar answers this call itself"
+    elif document["outcome"] == "passes":
+        yield "passes", f"{_TREATMENTS[unlisted['treatment']]} ({unlisted['key']})"
+    elif document["outcome"] == "refused":
+        pass
     elif route is None:
         yield "gated", "by no route in particular, because the request cannot be judged"
     else:

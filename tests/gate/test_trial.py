@@ -32,6 +32,9 @@ REQUESTS: list[tuple[str, str, HeaderList, bytes | None]] = [
     ("GET", EXECUTE, [("Connection", "Upgrade"), ("Upgrade", "websocket")], None),
     ("POST", "/agents", [("X-Rewrite-URL", EXECUTE)], None),
     ("POST", "/agents", JSON, EMPTY),
+    ("GET", "/agents", (), None),
+    ("GET", "/healthz", (), None),
+    ("GET", "/healthz", [("X-Original-URL", "/agents")], None),
     ("POST", "/agents", [("Host", "a b")], None),
     ("POST", "/services/cart/run", JSON, EMPTY),
     ("POST", "/services//run", JSON, EMPTY),
@@ -41,16 +44,19 @@ REQUESTS: list[tuple[str, str, HeaderList, bytes | None]] = [
 ]
 
 
+@pytest.mark.parametrize("unlisted", ["refuse", pytest.param("record", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", REQUESTS, ids=lambda case: f"{case[0]} {case[1]}")
 async def test_what_is_tried_ends_as_it_does_when_it_is_sent(
-    case: tuple[str, str, HeaderList, bytes | None], open_house: Open
+    case: tuple[str, str, HeaderList, bytes | None], unlisted: str, open_house: Open
 ) -> None:
     method, target, headers, body = case
     routes = [
         {"path": "**/recovery/execute"},
         {"path": "/services/{name}/run", "target_agents": "path:name"},
     ]
-    house = await open_house(gate={"routes": routes})
+    house = await open_house(
+        gate={"routes": routes, "unlisted": {"reads": unlisted, "writes": unlisted, "except": ["/healthz"]}}
+    )
     trial = await tried(request_bytes(method, target, headers, body), house.sidecar.live.snapshot)
     sent = await house.data(method, target, headers, body)
     passed = bool(house.backend.seen)

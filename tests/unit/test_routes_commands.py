@@ -72,6 +72,14 @@ def test_a_route_that_no_file_gives_has_its_flag_or_variable_or_none_as_its_sour
     assert (listed["route"], listed["source"]) == ("**/recovery/execute", "default")
 
 
+def test_what_no_route_lists_is_shown_below_the_routes(file: Path) -> None:
+    unlisted = {"reads": "pass", "writes": "pass", "except": []}
+    assert json.loads(scopegate("list", "--json", "--config", file).stdout)["unlisted"] == unlisted
+    flags = ("--set", "gate.unlisted.writes=record", "--set", "gate.unlisted.except=[/healthz]")
+    table = scopegate("list", "--config", file, *flags).stdout.splitlines()
+    assert table[-1] == "not listed: reads pass, writes record, except /healthz"
+
+
 def test_a_configuration_that_cannot_be_used_is_named_with_its_line(file: Path) -> None:
     file.write_text("upstream: {url: http://127.0.0.1:9000}\ngate: {routes: [{path: x}]}\n", encoding="utf-8")
     for words in (("list",), ("match", "POST", "/x")):
@@ -113,6 +121,26 @@ def test_a_request_that_no_route_takes_passes_with_exit_code_1(file: Path) -> No
     found = matched(file, "GET", "/run", status=1)
     whys = {one["route"]: one["why"] for one in found["others"]}
     assert whys == {"**/recovery/execute": "another path", "/run": "GET is not among its methods"}
+
+
+def test_what_becomes_of_a_request_that_no_route_lists_is_shown_with_its_key(file: Path) -> None:
+    def unlisted(method: str, *flags: str, path: str = "/agents", status: int = 1) -> tuple[str, str]:
+        found = matched(file, method, path, *flags, status=status)["unlisted"]
+        return found["treatment"], found["key"]
+
+    writes = ("--set", "gate.unlisted.writes=record", "--set", "gate.unlisted.except=[/login]")
+    assert unlisted("POST") == ("pass", "gate.unlisted.writes")
+    assert unlisted("GET", *writes) == ("pass", "gate.unlisted.reads")
+    assert unlisted("POST", *writes) == ("record", "gate.unlisted.writes")
+    assert unlisted("POST", *writes, path="/login") == ("pass", "gate.unlisted.except")
+    ended = scopegate("match", "--config", file, "POST", "/agents", *writes)
+    assert "it passes once a record is on disk (gate.unlisted.writes)" in ended.stdout
+
+
+def test_a_request_that_no_route_lists_and_that_is_refused_does_not_pass(file: Path) -> None:
+    found = matched(file, "GET", "/agents", "--set", "gate.unlisted.reads=refuse")
+    assert (found["outcome"], found["error"]) == ("refused", "not_listed")
+    assert found["unlisted"] == {"key": "gate.unlisted.reads", "treatment": "refuse"}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Judges one request as the data listener does, without a client, a store or a backend.
 
 Every step is the function that the data listener calls, in the same order: the parser, `malformed`,
-`course_of`, `upgrade_refusal` and `uncarried`, or `read_gated`. The trial ends where the store would be
-asked.
+`course_of`; then `read_gated`, or `upgrade_refusal`, `treatment` and `uncarried`. The trial ends where the
+store would be asked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sidecar.core.facts import Claims
-from sidecar.core.target import Gated, PassThrough, Rejected, classify
+from sidecar.core.target import LOOKING, Gated, PassThrough, Rejected, classify
+from sidecar.core.unlisted import Access, Treatment, not_listed
 from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest
 from sidecar.gate.places import Places
@@ -30,8 +31,9 @@ class Trial:
     """What the data listener finds out about a request before the store is asked.
 
     `route` takes the request; it is None if the request is not gated, or cannot be judged. `claims` are the
-    facts that were read. `refusal` ends the request; on a route in shadow mode it is only recorded. `others`
-    holds the other routes, each with the reason why it does not take the request.
+    facts that were read. `refusal` ends the request; on a route in shadow mode it is only recorded.
+    `unlisted` says what becomes of a request that is not gated, and which key of `gate.unlisted` says so.
+    `others` holds the other routes, each with the reason why it does not take the request.
     """
 
     is_gated: bool = False
@@ -40,6 +42,7 @@ class Trial:
     shadow: bool = False
     claims: Claims | None = None
     refusal: Refusal | None = None
+    unlisted: tuple[Treatment, Access] | None = None
     others: tuple[tuple[Route, str], ...] = ()
 
 
@@ -62,10 +65,8 @@ async def tried(raw: bytes, snapshot: Snapshot) -> Trial:
         if other is not route
     )
     if course is None:
-        return Trial(
-            refusal=unnamed or upgrade_refusal(request) or uncarried(request.fields),
-            others=others,
-        )
+        refusal = unnamed or upgrade_refusal(request)
+        return Trial(refusal=refusal, others=others) if refusal else _passing(request, snapshot, others)
     claims: Claims | None = None
     refusal = unnamed
     if refusal is None and isinstance(course.verdict, Rejected):
@@ -88,6 +89,18 @@ async def tried(raw: bytes, snapshot: Snapshot) -> Trial:
     )
 
 
+def _passing(request: DataRequest, snapshot: Snapshot, others: tuple[tuple[Route, str], ...]) -> Trial:
+    """The trial of a request that no route takes."""
+    if snapshot.unlisted is None:
+        treatment: Treatment = "pass"
+        access: Access = "reads" if request.method in LOOKING else "writes"
+    else:
+        headers = request.fields.deciding()
+        treatment, access = snapshot.unlisted.treatment(request.method, request.target, headers)
+    refusal = not_listed(request.method, access) if treatment == "refuse" else uncarried(request.fields)
+    return Trial(refusal=refusal, unlisted=(treatment, access), others=others)
+
+
 def _why_not(request: DataRequest, route: Route, winner: Route | None, snapshot: Snapshot) -> str:
     """Why a route does not take a request: what would become of the request if no other route existed."""
     gate = snapshot.settings.gate.model_copy(update={"routes": (route,)})
@@ -95,7 +108,7 @@ def _why_not(request: DataRequest, route: Route, winner: Route | None, snapshot:
     course = course_of(request, alone)
     verdict = None if course is None else course.verdict
     if isinstance(verdict, Gated):
-        return "another route wins" if winner is None else f"shadowed by {winner.path.text}"
+        return "another route wins" if winner is None else f"shadowed by {winner.label}"
     if isinstance(verdict, Rejected) and verdict.refusal.code != "method_not_allowed":
         return f"{verdict.refusal.code}: {verdict.refusal.message}"
     paths = alone.gated_paths
