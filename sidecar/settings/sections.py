@@ -8,11 +8,11 @@ are checked here, such as those on the files of a `tls` section.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from sidecar.clock import SETTLE_SECONDS
 from sidecar.core.bodies import JSON_ONLY, Bodies
@@ -22,12 +22,12 @@ from sidecar.core.policy import RiskClass
 from sidecar.core.unlisted import ExceptedPaths, Treatment, example_of
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
+from sidecar.settings import presets
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.faults import Contradiction, refuse
 from sidecar.settings.keys import LIVE, SECRET, Key, Section, keys
 from sidecar.settings.values import (
     LIST,
-    NOT_EMPTY,
     AllowedHost,
     AnswerPlace,
     BodyKinds,
@@ -51,6 +51,7 @@ from sidecar.settings.values import (
     Pattern,
     Place,
     Places,
+    Preset,
     Risk,
     RouteName,
     ScopePlace,
@@ -365,14 +366,38 @@ class UnlistedSection(Section):
         return self
 
 
+def _some_route(value: object, info: ValidationInfo) -> object:
+    """Refuse null, and the empty list unless presets add routes."""
+    if value is None or (value == [] and not info.data.get("presets", True)):
+        raise ValueError("is empty; add a route here or a name to gate.presets, or remove the key")
+    return value
+
+
+def _with_presets(routes: tuple[Route, ...], info: ValidationInfo) -> tuple[Route, ...]:
+    """The configured routes, then those of the presets whose names no configured route has."""
+    taken = {route.name for route in routes}
+    of_presets = (route for name in info.data.get("presets", ()) for route in routes_of_preset(name))
+    return (*routes, *(route for route in of_presets if route.name not in taken))
+
+
+@lru_cache
+def routes_of_preset(name: str) -> tuple[Route, ...]:
+    """The routes that a preset ships. The name is one of `presets.NAMES`."""
+    return tuple(Route.model_validate(route) for route in presets.preset(name))
+
+
 class GateSection(Section):
     """Which requests need a scope, and how they are read."""
 
-    routes: Annotated[tuple[Route, ...], LIST, NOT_EMPTY, LIVE] = Field(
-        [{"path": "**/recovery/execute"}], validate_default=True, json_schema_extra={"minItems": 1}
-    )
-    """The gated paths, at least one. A request is gated if any reading of its path matches one of them. See
-    [Routes](#routes)."""
+    presets: Annotated[tuple[Preset, ...], LIST, LIVE] = ()
+    """The interfaces whose routes ship with Scopegate, for example `[awx]`. They read the scope and the
+    incident from the headers `X-Recovery-Scope-Id` and `X-Recovery-Incident-Id`. A route in `gate.routes`
+    with the name of a preset's route replaces it. See [Presets](#presets)."""
+    routes: Annotated[
+        tuple[Route, ...], LIST, BeforeValidator(_some_route), AfterValidator(_with_presets), LIVE
+    ] = Field([{"path": "**/recovery/execute"}], validate_default=True)
+    """The gated paths, at least one unless there are presets. A request is gated if any reading of its path
+    matches one of them. See [Routes](#routes)."""
     unlisted: UnlistedSection
     max_body_bytes: Annotated[Bytes, LIVE] = 1_048_576
     """Bytes of a gated request body, which is held in memory. A longer body gets 413."""
@@ -398,6 +423,17 @@ class GateSection(Section):
     """The lowest risk that needs a scope: `low` (every action), `medium`, `high` or `critical`. Actions of
     lower risk are executed without a scope and recorded, and each start logs a warning. See [Risk
     threshold](../../policies/README.md#risk-threshold)."""
+
+    @model_validator(mode="after")
+    def _each_preset_once(self) -> GateSection:
+        message = "is listed twice; remove it here"
+        refuse(
+            *(
+                (name in self.presets[:index], ("presets", index), message)
+                for index, name in enumerate(self.presets)
+            )
+        )
+        return self
 
     @model_validator(mode="after")
     def _each_path_once(self) -> GateSection:

@@ -37,6 +37,7 @@ from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
 from sidecar.files import keyfiles
 from sidecar.files.keyfiles import KeyFileUnusable
+from sidecar.settings import presets
 from sidecar.settings.addresses import Address, Listen, SocketFile, endpoint
 from sidecar.settings.faults import choices, kind, one_of
 
@@ -425,6 +426,13 @@ def _written_place(source: Source | None) -> str | None:
     return None if source is None else str(source)
 
 
+def _preset(value: object) -> str:
+    if value not in presets.NAMES:
+        raise ValueError(one_of(presets.NAMES, value))
+    return str(value)
+
+
+Preset = Annotated[str, Kind(_preset, {"enum": list(presets.NAMES)})]
 Pattern = Annotated[RoutePattern, Kind(_route, _shaped(_ROUTE), lambda route: route.text)]
 Place = Annotated[Source, Kind(_place, _PLACE, str)]
 ScopePlace = Annotated[Source, Kind(_scope_place, _shaped(*_SINGLE, _JOINED), str)]
