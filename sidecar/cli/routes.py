@@ -102,7 +102,14 @@ def _row(loaded: Loaded, index: int) -> dict[str, Any]:
 
 
 def _source(loaded: Loaded, index: int) -> str:
-    """The place of a route: in the file, the flag or variable that gives all routes, or `default`."""
+    """Where a route comes from: its place in the file, the flag or variable that gives all routes, a preset,
+    or `default`."""
+    from sidecar.settings.sections import routes_of_preset
+
+    gate = loaded.settings.gate
+    for name in gate.presets:
+        if any(one is gate.routes[index] for one in routes_of_preset(name)):
+            return f"preset {name}"
     place = next(iter(loaded.places["gate.routes"]), "default")
     in_file = loaded.document.place(("gate", "routes"))
     return loaded.document.place(("gate", "routes", index)) if place == in_file else place

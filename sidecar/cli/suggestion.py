@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from sidecar.cli.operations import READS, Backend, Operation
 from sidecar.core.target import RoutePattern
 from sidecar.files.faults import shown
 from sidecar.files.yamlfile import plain
+from sidecar.settings import presets
 
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 MAX_NAME_CHARS = 64
@@ -28,7 +30,8 @@ _HEAD = (
     "#",
     "# DECIDE for each route: does the operation change anything for which a recovery must account? If not,",
     "# for example because a POST only searches, remove the route and its action.",
-    "# DECIDE whether a preset describes this backend already; see gate.presets.",
+    "# DECIDE whether a preset describes this backend already (gate.presets):",
+    *textwrap.wrap(", ".join(presets.NAMES), 100, initial_indent="#   ", subsequent_indent="#   "),
     "# DECIDE whether to begin with `mode: shadow` in each route, which records refusals and enforces none.",
 )
 _CATALOGUE_HEAD = (
