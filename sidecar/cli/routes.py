@@ -91,11 +91,12 @@ def _row(loaded: Loaded, index: int) -> dict[str, Any]:
     """One route, by the heads of the table."""
     route = loaded.settings.gate.routes[index]
     return {
-        "route": route.label,
-        "path": [route.path.text],
+        "name": route.label,
+        "methods": list(route.methods),
+        "path": list(route.path.texts),
         "body": list(route.body),
         "action": str(route.action),
-        "scope": str(route.scope_id),
+        "scope_id": str(route.scope_id),
         "mode": route.mode,
         "source": _source(loaded, index),
     }
@@ -265,7 +266,7 @@ def _treatment(treatment: Treatment, access: Access, loaded: Loaded) -> dict[str
 
 def _named(route: Route, loaded: Loaded) -> dict[str, str]:
     index = next(index for index, one in enumerate(loaded.settings.gate.routes) if one is route)
-    return {"route": route.label, "source": _source(loaded, index)}
+    return {"name": route.label, "source": _source(loaded, index)}
 
 
 _TREATMENTS = {
@@ -287,7 +288,7 @@ def _described(document: dict[str, Any]) -> Iterator[tuple[str, object]]:
     elif route is None:
         yield "gated", "by no route in particular, because the request cannot be judged"
     else:
-        yield "gated", f"by {route['route']}, {route['source']}"
+        yield "gated", f"by {route['name']}, {route['source']}"
     if document["error"] is not None:
         label = "in shadow" if document["shadow"] else "refused"
         yield label, f"{document['error']}: {document['message']}"
@@ -305,7 +306,7 @@ def _show_others(others: list[dict[str, str]]) -> None:
     if others:
         click.echo()
         table(
-            [{"other route": one["route"], "source": one["source"], "why not": one["why"]} for one in others],
+            [{"other route": one["name"], "source": one["source"], "why not": one["why"]} for one in others],
             "",
         )
 

@@ -13,17 +13,22 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
-from sidecar.cli.operations import READS, Backend, Operation
-from sidecar.core.target import RoutePattern
+from sidecar.cli.operations import Backend, Operation
+from sidecar.core.pattern import RoutePattern
+from sidecar.core.target import LOOKING, GatedCalls, GatedPaths, Rejected, classify, conflicts
 from sidecar.files.faults import shown
 from sidecar.files.yamlfile import plain
 from sidecar.settings import presets
 
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 MAX_NAME_CHARS = 64
+
+# The value of every variable in the requests by which the table is made.
+_EXAMPLE = "example"
 
 _HEAD = (
     "# `scopegate check` accepts this file as it is. A line with DECIDE names what only a person can know.",
@@ -85,56 +90,62 @@ class SuggestedRoute:
         found = {one.body.parameters for one in self.operations if "json" in one.body.kinds}
         return found.pop() if len(found) == 1 else None
 
-    def overlaps(self, method: str, patterns: Iterable[RoutePattern]) -> bool:
-        """Whether some request could take both this route and one with that method and those paths."""
-        return self.method == method and any(
-            _overlap(one, other) for one in self.patterns for other in patterns
-        )
+    @property
+    def calls(self) -> GatedCalls:
+        return GatedCalls(tuple(self.patterns), frozenset({self.method}))
 
     def take_over(self, other: SuggestedRoute) -> None:
         """Take the operations of another route, too."""
-        known = {pattern.folded for pattern in self.patterns}
-        self.patterns += [pattern for pattern in other.patterns if pattern.folded not in known]
+        known = set(map(_shape, self.patterns))
+        self.patterns += [pattern for pattern in other.patterns if _shape(pattern) not in known]
         self.operations += other.operations
 
 
-def _overlap(one: RoutePattern, other: RoutePattern) -> bool:
-    """Whether a path can match both patterns. An exact path goes before one with variables."""
-    if one.folded == other.folded:
-        return True
-    if bool(one.names) != bool(other.names) or len(one.folded) != len(other.folded):
-        return False
-    return all(a == b or "{" in a or "{" in b for a, b in zip(one.folded, other.folded, strict=True))
+def _shape(pattern: RoutePattern) -> tuple[object, ...]:
+    """What two patterns have in common that differ only in case and in the names of their variables."""
+    return (*(segment.texts for segment in pattern.folded), pattern.rest is None)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """The suggested routes, and the reason for each operation that has none, by its index."""
+    """The suggested routes.
+
+    By the index of an operation, `without` has the reason why a writing one has no route, and `refusals` the
+    refusal that each of its requests would get, whatever it holds.
+    """
 
     backend: Backend
-    routes: list[SuggestedRoute] = field(default_factory=list)
-    without: dict[int, str] = field(default_factory=dict)
+    routes: tuple[SuggestedRoute, ...]
+    without: Mapping[int, str]
+    refusals: Mapping[int, str]
 
     def rows(self) -> list[dict[str, str]]:
         """The table of operations and what becomes of each."""
-        return [self._row(index, one) for index, one in enumerate(self.backend.operations)]
-
-    def _row(self, index: int, operation: Operation) -> dict[str, str]:
-        route = self._route_of(operation)
-        row = {"method": operation.method, "path": operation.path, "action": "", "risk": ""}
-        if operation.method in READS:
-            return {**row, "becomes": "passes, as gate.unlisted.reads says"}
-        if route is None:
-            reason = self.without[index]
-            return {**row, "becomes": f"no route: {reason}; it passes, as gate.unlisted.writes says"}
-        first = route.operations[0]
-        shared = "" if operation is first else f", shared with {first.path}: a request could mean either"
-        return {**row, "action": route.name, "risk": route.risk, "becomes": f"route {route.name}{shared}"}
-
-    def _route_of(self, operation: Operation) -> SuggestedRoute | None:
-        return next(
-            (route for route in self.routes if any(one is operation for one in route.operations)), None
-        )
+        route_of = {id(one): route for route in self.routes for one in route.operations}
+        found = []
+        for index, operation in enumerate(self.backend.operations):
+            route, refusal = route_of.get(id(operation)), self.refusals.get(index)
+            if route is not None:
+                first = route.operations[0]
+                shared = "" if operation is first else f", shared with {first.path}"
+                becomes = f"route {route.name}{shared}"
+                becomes += f", which refuses every request: {refusal}" if refusal else ""
+            elif refusal is not None:
+                becomes = f"refused: {refusal}"
+            elif index in self.without:
+                becomes = f"no route: {self.without[index]}; it passes, as gate.unlisted.writes says"
+            else:
+                becomes = "passes, as gate.unlisted.reads says"
+            found.append(
+                {
+                    "method": operation.method,
+                    "path": operation.path,
+                    "action": "" if route is None else route.name,
+                    "risk": "" if route is None else route.risk,
+                    "becomes": becomes,
+                }
+            )
+        return found
 
     # The files ------------------------------------------------------------------------------------------
 
@@ -163,9 +174,12 @@ class Suggestion:
         for route in self.routes:
             yield from self._lines(route)
         for index, reason in self.without.items():
-            operation = self.backend.operations[index]
-            yield f"    # NOT GATED: {_title(operation)}"
-            yield f"    #   {reason}."
+            if index not in self.refusals:
+                yield f"    # NOT GATED: {_title(self.backend.operations[index])}"
+                yield f"    #   {reason}."
+        for index, refusal in self.refusals.items():
+            yield f"    # REFUSED with these routes: {_title(self.backend.operations[index])}"
+            yield f"    #   {refusal}"
 
     def _lines(self, route: SuggestedRoute) -> Iterator[str]:
         for operation in route.operations:
@@ -221,29 +235,57 @@ class Suggestion:
 
 def suggested(backend: Backend) -> Suggestion:
     """Routes for every operation that writes, in the order of the document."""
-    found = Suggestion(backend=backend)
+    routes: list[SuggestedRoute] = []
+    without: dict[int, str] = {}
     names: set[str] = set()
     for index, operation in enumerate(backend.operations):
-        if operation.method in READS:
+        if operation.method in LOOKING:
             continue
         if operation.method not in WRITES:
-            found.without[index] = f"a route cannot list the method {operation.method}"
+            without[index] = f"a route cannot list the method {operation.method}"
             continue
         try:
             patterns = _patterns(operation)
         except ValueError as exc:
-            found.without[index] = str(exc)
+            without[index] = str(exc)
             continue
-        route = SuggestedRoute(name=_name_of(operation, names), patterns=patterns, operations=[operation])
-        sharing = [one for one in found.routes if one.overlaps(route.method, patterns)]
-        if not sharing:
-            names.add(route.name)
-            found.routes.append(route)
-            continue
-        for other in (*sharing[1:], route):
-            sharing[0].take_over(other)
-        found.routes = [one for one in found.routes if one not in sharing[1:]]
-    return found
+        name = _name_of(operation, names)
+        names.add(name)
+        routes.append(SuggestedRoute(name=name, patterns=patterns, operations=[operation]))
+    routes = _without_conflicts(routes)
+    gated = GatedPaths(route.calls for route in routes)
+    judged = {index: _refusal_of(operation, gated) for index, operation in enumerate(backend.operations)}
+    return Suggestion(
+        backend=backend,
+        routes=tuple(routes),
+        without=without,
+        refusals={index: refusal for index, refusal in judged.items() if refusal is not None},
+    )
+
+
+def _without_conflicts(routes: list[SuggestedRoute]) -> list[SuggestedRoute]:
+    """The routes, of which those that conflict have become one, in the place of the first."""
+    while pairs := [(one, other) for one, other, _, _ in conflicts([route.calls for route in routes])]:
+        first = list(range(len(routes)))  # for each route, the one that takes its operations over
+        for one, other in pairs:
+            low, high = sorted((first[one], first[other]))
+            first = [low if index == high else index for index in first]
+        for index, route in enumerate(routes):
+            if first[index] != index:
+                routes[first[index]].take_over(route)
+        routes = [route for index, route in enumerate(routes) if first[index] == index]
+    return routes
+
+
+def _refusal_of(operation: Operation, gated: GatedPaths) -> str | None:
+    """The refusal of every request for an operation, by the code that judges requests, or None."""
+    with suppress(ValueError):
+        for pattern in _patterns(operation):
+            target, has_body = pattern.filled(_EXAMPLE), operation.method not in LOOKING
+            verdict = classify(operation.method, target, (), has_body, gated)
+            if isinstance(verdict, Rejected):
+                return f"{verdict.refusal.code}: {verdict.refusal.message}"
+    return None
 
 
 # Names and paths ----------------------------------------------------------------------------------------
@@ -270,11 +312,7 @@ def _patterns(operation: Operation) -> list[RoutePattern]:
     """The paths of a route. Raises ValueError with one sentence if no route can express the path."""
     # Some documents tell operations of one path apart by a query or a fragment. A path has neither.
     path = re.split(r"[?#]", operation.path)[0]
-    found: dict[tuple[str, ...], RoutePattern] = {}
-    for base in operation.bases:
-        pattern = RoutePattern.parse(_renamed(base + path))
-        found.setdefault(pattern.folded, pattern)
-    return list(found.values())
+    return [RoutePattern.parse(_renamed(base + path)) for base in operation.bases]
 
 
 def _renamed(path: str) -> str:

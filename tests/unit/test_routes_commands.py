@@ -55,21 +55,21 @@ def matched(*arguments: str | Path, status: int = 0, text: str | bytes | None = 
 
 def test_each_route_is_listed_with_its_places_and_the_line_that_configures_it(file: Path) -> None:
     listed = json.loads(scopegate("list", "--json", "--config", file).stdout)["routes"]
-    assert [(one["route"], one["action"], one["scope"], one["mode"], one["source"]) for one in listed] == [
+    assert [(one["name"], one["action"], one["scope_id"], one["mode"], one["source"]) for one in listed] == [
         ("**/recovery/execute", "/action", "/scope_id", "enforce", f"{file}:4:7"),
         ("/run", "header:x-action", "/scope_id", "shadow", f"{file}:5:7"),
     ]
     table = scopegate("list", "--config", file).stdout.splitlines()
-    assert [line.split()[0] for line in table[:3]] == ["ROUTE", "**/recovery/execute", "/run"]
+    assert [line.split()[0] for line in table[:3]] == ["NAME", "**/recovery/execute", "/run"]
 
 
 def test_a_route_that_no_file_gives_has_its_flag_or_variable_or_none_as_its_source(file: Path) -> None:
     flag = ("--set", "gate.routes=[{path: /x}]")
     (listed,) = json.loads(scopegate("list", "--json", "--config", file, *flag).stdout)["routes"]
-    assert (listed["route"], listed["source"]) == ("/x", "--set gate.routes")
+    assert (listed["name"], listed["source"]) == ("/x", "--set gate.routes")
     file.write_text("upstream: {url: http://127.0.0.1:9000}\n", encoding="utf-8")
     (listed,) = json.loads(scopegate("list", "--json", "--config", file).stdout)["routes"]
-    assert (listed["route"], listed["source"]) == ("**/recovery/execute", "default")
+    assert (listed["name"], listed["source"]) == ("**/recovery/execute", "default")
 
 
 def test_what_no_route_lists_is_shown_below_the_routes(file: Path) -> None:
@@ -95,11 +95,11 @@ def test_the_route_of_a_request_and_its_facts_are_shown(file: Path, body: Path) 
     found = matched(file, "POST", "/api/v1/recovery/execute", *JSON, "--body", body)
     assert (found["outcome"], found["route"], found["error"]) == (
         "gated",
-        {"route": "**/recovery/execute", "source": f"{file}:4:7"},
+        {"name": "**/recovery/execute", "source": f"{file}:4:7"},
         None,
     )
     assert found["facts"] == {**BODY, "target_agents": ["a", "b"], "parameters": {"wait": 1.5}}
-    assert [(one["route"], one["why"]) for one in found["others"]] == [("/run", "another path")]
+    assert [(one["name"], one["why"]) for one in found["others"]] == [("/run", "another path")]
     lines = scopegate(
         "match", "--config", file, "POST", "/x/recovery/execute", *JSON, "--body", body
     ).stdout.splitlines()
@@ -119,7 +119,7 @@ def test_a_request_that_no_route_takes_passes_with_exit_code_1(file: Path) -> No
     assert (found["outcome"], found["route"], found["facts"]) == ("passes", None, None)
     assert {one["why"] for one in found["others"]} == {"another path"}
     found = matched(file, "GET", "/run", status=1)
-    whys = {one["route"]: one["why"] for one in found["others"]}
+    whys = {one["name"]: one["why"] for one in found["others"]}
     assert whys == {"**/recovery/execute": "another path", "/run": "GET is not among its methods"}
 
 
@@ -164,7 +164,7 @@ def test_a_request_that_the_gate_refuses_is_gated_and_its_error_is_shown(
 
 def test_a_refusal_in_shadow_mode_is_said_to_be_one(file: Path) -> None:
     found = matched(file, "POST", "/run", "--body", "-", text="{}")
-    assert (found["route"]["route"], found["shadow"]) == ("/run", True)
+    assert (found["route"]["name"], found["shadow"]) == ("/run", True)
     ended = scopegate("match", "--config", file, "POST", "/run", "--body", "-", text="{}")
     assert "in shadow  unsupported_media_type: " in ended.stdout
 

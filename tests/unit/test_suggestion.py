@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from sidecar.cli.operations import MAX_BASES, Backend, Body, read
 from sidecar.cli.suggestion import MAX_NAME_CHARS, Suggestion, suggested
 from sidecar.files import yamlfile
 from sidecar.files.faults import ConfigurationError
+from sidecar.live.snapshot import Snapshot
+from sidecar.settings.reading import load
+from sidecar.web.data.trial import tried
+from tests.client import request_bytes
 
 DOCUMENTS = Path(__file__).parents[1] / "openapi"
 JSON_BODY = {"required": True, "content": {"application/json": {}}}
@@ -96,7 +102,7 @@ def test_a_route_takes_scope_and_incident_from_headers_and_its_action_is_a_const
 
 def test_a_method_that_no_route_can_list_is_said_to_be_ungated(tmp_path: Path) -> None:
     found = one(tmp_path, method="trace")
-    assert found.routes == []
+    assert found.routes == ()
     (row,) = found.rows()
     assert row["becomes"] == (
         "no route: a route cannot list the method TRACE; it passes, as gate.unlisted.writes says"
@@ -140,10 +146,9 @@ def test_an_action_is_named_by_its_operation_id_else_by_method_and_path(
     tmp_path: Path, path: str, operation: dict[str, str], name: str
 ) -> None:
     found = one(tmp_path, path, **operation)
-    if found.routes:
-        (route,) = routes(found)
-        assert (route["name"], route["action"]) == (name, f"const:{name}")
-        assert list(yamlfile.parse(found.catalogue(), "a.yaml").value["actions"]) == [name]
+    (route,) = routes(found)
+    assert (route["name"], route["action"]) == (name, f"const:{name}")
+    assert list(yamlfile.parse(found.catalogue(), "a.yaml").value["actions"]) == [name]
 
 
 def test_names_that_become_the_same_are_numbered(tmp_path: Path) -> None:
@@ -168,6 +173,11 @@ def test_names_that_become_the_same_are_numbered(tmp_path: Path) -> None:
         ("/{größe}/x", "/{gr__e}/x"),
         ("/x?action=run", "/x"),
         ("/x#fragment", "/x"),
+        ("/x/{a}:{b}", "/x/{a}:{b}"),
+        ("/x/{proxy+}", "/x/{proxy...}"),
+        ("/x/{file-path=**}", "/x/{file_path...}"),
+        ("/x/", "/x/"),
+        ("/", "/"),
     ],
 )
 def test_variables_are_renamed_and_queries_are_left_out(tmp_path: Path, path: str, expected: str) -> None:
@@ -237,12 +247,14 @@ def test_operations_that_a_request_could_both_mean_share_a_route(tmp_path: Path)
         "/a/b/run": {"post": {"operationId": "exact"}},
     }
     found = suggested(backend(tmp_path, paths=items))
-    if found.without:
-        return
-    assert paths(found) == {"first": ["/a/{x}/run", "/a/b/{y}"], "third": ["/a/b/{y}"], "exact": ["/a/b/run"]}
+    assert paths(found) == {
+        "first": ["/a/{x}/run", "/a/b/{y}"],
+        "third": ["/a/b/{y}"],
+        "exact": ["/a/b/run"],
+    }
     assert found.routes[0].kinds == ["json", "empty"]
     becomes = [row["becomes"] for row in found.rows()]
-    assert becomes[1] == "route first, shared with /a/{x}/run: a request could mean either"
+    assert becomes[1] == "route first, shared with /a/{x}/run"
     assert "These operations share a route" in found.configuration()
 
 
@@ -254,8 +266,24 @@ def test_the_same_path_under_two_names_of_its_variable_is_one_path(tmp_path: Pat
         "/q?a=2": {"post": {"operationId": "fourth"}},
     }
     found = suggested(backend(tmp_path, paths=items))
-    assert [route.name for route in found.routes] == ["first", "other", "third"]
-    assert paths(found)["third"] == ["/q"]
+    assert paths(found) == {"first": ["/p/{id}/run"], "other": ["/p/{pid}/run"], "third": ["/q"]}
+
+
+def test_routes_of_which_each_conflicts_with_the_next_become_one(tmp_path: Path) -> None:
+    names = ("/a/{x}/c", "/a/b/{y}", "/{z}/b/d", "/x/y/{w}")
+    found = suggested(backend(tmp_path, paths={name: {"post": {"operationId": name}} for name in names}))
+    assert list(paths(found).values()) == [list(names[:3]), [names[3]]]
+
+
+def test_what_the_suggested_routes_would_refuse_is_said(tmp_path: Path) -> None:
+    items: dict[str, Any] = {"/Case/x": {"post": {}}, "/case/x": {"get": {}}, "/y": {"put": {}, "trace": {}}}
+    found = suggested(backend(tmp_path, paths=items))
+    becomes = {(row["method"], row["path"]): row["becomes"] for row in found.rows()}
+    assert becomes["GET", "/case/x"].startswith("refused: ambiguous_path: ")
+    assert becomes["TRACE", "/y"].startswith("refused: method_not_allowed: ")
+    text = found.configuration()
+    assert "    # REFUSED with these routes: GET /case/x (line 1)\n    #   ambiguous_path: " in text
+    assert "NOT GATED" not in text
 
 
 # Bodies -------------------------------------------------------------------------------------------------
@@ -452,6 +480,50 @@ def test_a_document_that_cannot_be_read_or_needs_no_gate_writes_nothing(tmp_path
     assert "no operation gets a route" in ended.stderr
     assert "GET" in ended.stdout
     assert not (tmp_path / "gate").exists()
+
+
+@pytest.mark.parametrize("document", ["airflow.yaml", "galaxy.yaml", "petstore.json"])
+def test_check_accepts_the_suggestion_for_a_public_document_as_it_is(document: str, tmp_path: Path) -> None:
+    assert scopegate(DOCUMENTS / document, "--output", tmp_path / "gate").exit_code == 0
+    checked = CliRunner().invoke(main, ["check", "--config", str(tmp_path / "gate/scopegate.yaml")])
+    assert (checked.exit_code, checked.stderr) == (0, "")
+
+
+# A body of each media type that the documents name.
+BODIES = {
+    "application/json": b"{}",
+    "application/x-www-form-urlencoded": b"a=b",
+    None: None,
+}
+
+
+@pytest.mark.parametrize("document", ["airflow.yaml", "galaxy.yaml", "petstore.json"])
+def test_each_operation_of_a_public_document_is_gated_or_passes_as_the_table_says(
+    document: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "gate"
+    scopegate(DOCUMENTS / document, "--output", folder)
+    found = suggested(read(DOCUMENTS / document))
+    snapshot = Snapshot(load(folder / "scopegate.yaml", environment={}).settings, None)
+    gated = 0
+    for operation, row in zip(found.backend.operations, found.rows(), strict=True):
+        kind = next((kind for kind in operation.body.kinds), "empty")
+        media_type = {"json": "application/json", "form": "application/x-www-form-urlencoded"}.get(kind)
+        headers = [("X-Recovery-Scope-Id", "scope_1"), ("X-Recovery-Incident-Id", "inc_1")]
+        headers += [("Content-Type", media_type)] if media_type else []
+        for base in operation.bases:
+            target = re.sub(r"\{[^}]*\}", "7", base + operation.path)
+            raw = request_bytes(operation.method, target, headers, BODIES[media_type])
+            trial = asyncio.run(tried(raw, snapshot))
+            assert trial.refusal is None, (target, trial.refusal)
+            if trial.route is None:
+                assert row["becomes"] == "passes, as gate.unlisted.reads says"
+                continue
+            gated += 1
+            assert row["becomes"].startswith(f"route {trial.route.label}")
+            assert trial.claims is not None
+            assert (trial.claims.action, trial.claims.scope_id) == (row["action"], "scope_1")
+    assert gated > 5
 
 
 def test_a_suggestion_depends_on_the_document_alone() -> None:

@@ -111,7 +111,8 @@ def _why_not(request: DataRequest, route: Route, winner: Route | None, snapshot:
         return "another route wins" if winner is None else f"shadowed by {winner.label}"
     if isinstance(verdict, Rejected) and verdict.refusal.code != "method_not_allowed":
         return f"{verdict.refusal.code}: {verdict.refusal.message}"
-    paths = alone.gated_paths
-    if isinstance(classify("POST", request.target, (), True, paths), PassThrough):
+    paths, target = alone.gated_paths, request.target
+    verdicts = [classify(method, target, (), method not in LOOKING, paths) for method in route.methods]
+    if all(isinstance(verdict, PassThrough) for verdict in verdicts):
         return "another path"
     return f"{request.method} is not among its methods"
