@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -96,14 +96,21 @@ class SuggestedRoute:
 
     def take_over(self, other: SuggestedRoute) -> None:
         """Take the operations of another route, too."""
-        known = set(map(_shape, self.patterns))
-        self.patterns += [pattern for pattern in other.patterns if _shape(pattern) not in known]
+        self.patterns = _distinct([*self.patterns, *other.patterns])
         self.operations += other.operations
 
 
 def _shape(pattern: RoutePattern) -> tuple[object, ...]:
     """What two patterns have in common that differ only in case and in the names of their variables."""
     return (*(segment.texts for segment in pattern.folded), pattern.rest is None)
+
+
+def _distinct(patterns: Iterable[RoutePattern]) -> list[RoutePattern]:
+    """The first of each patterns that have the same shape, because a route lists no path twice."""
+    found: dict[object, RoutePattern] = {}
+    for pattern in patterns:
+        found.setdefault(_shape(pattern), pattern)
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +258,7 @@ def suggested(backend: Backend) -> Suggestion:
             continue
         name = _name_of(operation, names)
         names.add(name)
-        routes.append(SuggestedRoute(name=name, patterns=patterns, operations=[operation]))
+        routes.append(SuggestedRoute(name=name, patterns=_distinct(patterns), operations=[operation]))
     routes = _without_conflicts(routes)
     gated = GatedPaths(route.calls for route in routes)
     judged = {index: _refusal_of(operation, gated) for index, operation in enumerate(backend.operations)}

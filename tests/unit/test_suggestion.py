@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sidecar.cli.main import main
 from sidecar.cli.operations import MAX_BASES, Backend, Body, read
@@ -17,6 +20,7 @@ from sidecar.cli.suggestion import MAX_NAME_CHARS, Suggestion, suggested
 from sidecar.files import yamlfile
 from sidecar.files.faults import ConfigurationError
 from sidecar.live.snapshot import Snapshot
+from sidecar.policies import files as policyfiles
 from sidecar.settings.reading import load
 from sidecar.web.data.trial import tried
 from tests.client import request_bytes
@@ -524,6 +528,62 @@ def test_each_operation_of_a_public_document_is_gated_or_passes_as_the_table_say
             assert trial.claims is not None
             assert (trial.claims.action, trial.claims.scope_id) == (row["action"], "scope_1")
     assert gated > 5
+
+
+TEXT = st.text(max_size=12)
+PATHS = st.lists(
+    st.sampled_from(
+        ["a", "A", "b", "{x}", "{y-z}", "{x}:run", "{a}{b}", "{p+}", "", ".", "..", "a b", "ü", "${H}"]
+    )
+    | st.text("ab/{}$:*?#%;.~\\", max_size=4),
+    max_size=4,
+).map(lambda parts: "/" + "/".join(parts))
+SCHEMAS = st.sampled_from([{}, {"type": "array"}, {"properties": {"Parameters": {}}}, {"type": "object"}])
+TYPES = st.sampled_from(
+    [
+        "application/json",
+        "application/x+json",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "*/*",
+    ]
+)
+OPERATIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "operationId": TEXT,
+        "summary": TEXT,
+        "requestBody": st.fixed_dictionaries(
+            {"content": st.dictionaries(TYPES, SCHEMAS.map(lambda schema: {"schema": schema}), max_size=3)},
+            optional={"required": st.booleans()},
+        ),
+        "responses": st.dictionaries(st.sampled_from(["200", "202", "404", "x"]), st.just({}), max_size=3),
+    },
+)
+ITEMS = st.dictionaries(st.sampled_from(["get", "post", "put", "delete", "trace"]), OPERATIONS, max_size=3)
+SERVERS = st.lists(PATHS.map(lambda path: {"url": f"https://h{path}"}), max_size=2)
+
+
+@given(items=st.dictionaries(PATHS, ITEMS, max_size=6), servers=SERVERS, title=TEXT)
+@settings(max_examples=40, deadline=None)
+def test_every_suggestion_is_a_configuration_that_can_be_loaded(
+    items: dict[str, Any], servers: list[dict[str, str]], title: str
+) -> None:
+    document = {"openapi": "3.1.0", "info": {"title": title}, "servers": servers, "paths": items}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "api.json").write_text(json.dumps(document))
+        found = suggested(read(folder / "api.json"))
+        writes = [one for one in found.backend.operations if one.method not in ("GET", "HEAD", "OPTIONS")]
+        assert len(writes) == len(found.without) + sum(len(route.operations) for route in found.routes)
+        if not found.routes:
+            return
+        (folder / "policies").mkdir()
+        (folder / "scopegate.yaml").write_text(found.configuration(), encoding="utf-8")
+        (folder / "policies/actions.yaml").write_text(found.catalogue(), encoding="utf-8")
+        gate = load(folder / "scopegate.yaml", environment={}).settings.gate
+        assert [route.label for route in gate.routes] == [route.name for route in found.routes]
+        assert set(policyfiles.load(folder / "policies").actions) == {route.name for route in found.routes}
 
 
 def test_a_suggestion_depends_on_the_document_alone() -> None:
