@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,21 @@ from tests.client import HeaderList, as_json, request_bytes
 from tests.support import EXECUTE, SCOPE, Open
 
 JSON, EMPTY = as_json({})
+FORM = [("Content-Type", "application/x-www-form-urlencoded")]
+ROUTES: list[dict[str, Any]] = [
+    {"path": "**/recovery/execute"},
+    {"path": "/services/{name}/run", "target_agents": "path:name"},
+    {
+        "name": "stop",
+        "path": ["/jobs/{job}/stop", "/jobs/{job}/stop/"],
+        "body": ["form", "empty"],
+        "incident_id": "form:incident",
+        "target_agents": "path:job",
+    },
+    {"name": "delete", "path": "/jobs/{job}", "methods": ["DELETE"], "body": "any"},
+    {"name": "delete-all", "path": "/jobs/all", "methods": "DELETE", "body": "empty"},
+    {"name": "build", "path": "/jobs/{job}/build", "methods": ["GET", "POST"], "body": "empty"},
+]
 REQUESTS: list[tuple[str, str, HeaderList, bytes | None]] = [
     ("POST", EXECUTE, (), None),
     ("POST", EXECUTE, JSON, EMPTY),
@@ -39,6 +55,19 @@ REQUESTS: list[tuple[str, str, HeaderList, bytes | None]] = [
     ("POST", "/services/cart/run", JSON, EMPTY),
     ("POST", "/services//run", JSON, EMPTY),
     ("POST", "/services/a%2Fb/run", JSON, EMPTY),
+    ("POST", "/jobs/7/stop", (), None),
+    ("POST", "/jobs/7/stop/", (), b""),
+    ("POST", "/jobs/7/stop", JSON, b"[]"),
+    ("POST", "/jobs/7/stop", FORM, b"job=7"),
+    ("POST", "/jobs/7/stop", [*FORM, ("Idempotency-Key", "short")], b"incident=inc_1"),
+    ("POST", "/jobs/7/stop?incident=x", FORM, b"incident=inc_1"),
+    ("DELETE", "/jobs/7", (), None),
+    ("DELETE", "/jobs/a%2fb", (), None),
+    ("DELETE", "/jobs/all", (), None),
+    ("PATCH", "/jobs/7", JSON, EMPTY),
+    ("GET", "/jobs/7", (), None),
+    ("HEAD", "/jobs/7/build", (), None),
+    ("GET", "/jobs/7/build", (), None),
     ("BREW", "/agents", (), None),
     ("CONNECT", "agents:80", (), None),
 ]
@@ -50,18 +79,17 @@ async def test_what_is_tried_ends_as_it_does_when_it_is_sent(
     case: tuple[str, str, HeaderList, bytes | None], unlisted: str, open_house: Open
 ) -> None:
     method, target, headers, body = case
-    routes = [
-        {"path": "**/recovery/execute"},
-        {"path": "/services/{name}/run", "target_agents": "path:name"},
-    ]
     house = await open_house(
-        gate={"routes": routes, "unlisted": {"reads": unlisted, "writes": unlisted, "except": ["/healthz"]}}
+        gate={"routes": ROUTES, "unlisted": {"reads": unlisted, "writes": unlisted, "except": ["/healthz"]}}
     )
     trial = await tried(request_bytes(method, target, headers, body), house.sidecar.live.snapshot)
     sent = await house.data(method, target, headers, body)
     passed = bool(house.backend.seen)
     assert passed == (not trial.is_gated and trial.refusal is None)
     if passed:
+        return
+    if method == "HEAD":
+        assert sent.status >= 400
         return
     error = sent.json()["error"]
     if trial.refusal is not None:

@@ -143,6 +143,53 @@ def test_a_request_that_no_route_lists_and_that_is_refused_does_not_pass(file: P
     assert found["unlisted"] == {"key": "gate.unlisted.reads", "treatment": "refuse"}
 
 
+def test_each_route_that_does_not_take_a_request_has_its_reason(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "upstream: {url: http://127.0.0.1:9000}\n"
+        "gate:\n"
+        "  routes:\n"
+        '    - {name: one, path: "/jobs/{id}", methods: [DELETE], body: any}\n'
+        "    - {name: all, path: /jobs/all, methods: [DELETE], body: [json, empty]}\n"
+        '    - {name: stop, path: ["/jobs/{id}/stop", /jobs/all], methods: [POST], body: empty}\n'
+        "    - {name: Case, path: /Jobs/x/y, methods: [POST], body: empty}\n",
+        encoding="utf-8",
+    )
+
+    def whys(method: str, path: str, *more: str) -> dict[str, str]:
+        found = matched(file, method, path, *more)
+        taken = {} if found["route"] is None else {found["route"]["name"]: found["error"] or "takes it"}
+        return taken | {each["name"]: each["why"].partition(":")[0] for each in found["others"]}
+
+    assert whys("DELETE", "/jobs/all") == {
+        "all": "takes it",
+        "one": "shadowed by all",
+        "stop": "DELETE is not among its methods",
+        "Case": "another path",
+    }
+    assert whys("DELETE", "/jobs/all", "-H", "Content-Type: text/plain", "--body", str(file))["all"] == (
+        "unsupported_media_type"
+    )
+    assert whys("PUT", "/jobs/7") == {
+        "one": "PUT is not among its methods",
+        "all": "another path",
+        "stop": "another path",
+        "Case": "another path",
+    }
+    assert whys("POST", "/jobs/x/y")["Case"] == "ambiguous_path"
+    listed = json.loads(scopegate("list", "--json", "--config", file).stdout)["routes"]
+    assert [(each["name"], each["methods"], each["path"], each["body"]) for each in listed] == [
+        ("one", ["DELETE"], ["/jobs/{id}"], ["any"]),
+        ("all", ["DELETE"], ["/jobs/all"], ["json", "empty"]),
+        ("stop", ["POST"], ["/jobs/{id}/stop", "/jobs/all"], ["empty"]),
+        ("Case", ["POST"], ["/Jobs/x/y"], ["empty"]),
+    ]
+    assert [(each["action"], each["scope_id"]) for each in listed[:2]] == [
+        ("const:one", "header:x-recovery-scope-id"),
+        ("/action", "/scope_id"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
