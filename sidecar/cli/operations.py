@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -82,10 +83,13 @@ class Backend:
     notes: tuple[str, ...]
 
 
-def read(path: Path) -> Backend:
-    """Read an OpenAPI 3 document. Raises ConfigurationError with every fault that was found; each names
-    file, line and column, and the member as a JSON pointer."""
-    document = foreign.read(path)
+def read(path: Path | None) -> Backend:
+    """Read an OpenAPI 3 document from a file, or from standard input. Raises ConfigurationError with every
+    fault that was found; each names file, line and column, and the member as a JSON pointer."""
+    if path is None:
+        document = foreign.parse(sys.stdin.buffer.read(foreign.MAX_BYTES + 1), "standard input")
+    else:
+        document = foreign.read(path)
     reading = _Reading(document)
     backend = reading.backend()
     if reading.faults:

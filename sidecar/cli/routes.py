@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sidecar.settings.sections import Route
     from sidecar.web.data.trial import Trial
 
+# The most routes with another path that `match` shows one by one. `--json` has all of them.
+_MAX_SHOWN = 10
+
 # The framing is made from --body.
 _OWN_HEADERS = frozenset({"content-length", "transfer-encoding"})
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*", re.DOTALL)
@@ -302,13 +305,19 @@ def _described(document: dict[str, Any]) -> Iterator[tuple[str, object]]:
 
 def _show_others(others: list[dict[str, str]]) -> None:
     from sidecar.cli.tables import table
+    from sidecar.web.data.trial import ANOTHER_PATH
 
+    # Many routes have another path, and the reasons of the rest would be lost among them.
+    telling = [one for one in others if one["why"] != ANOTHER_PATH]
+    rest = [one for one in others if one["why"] == ANOTHER_PATH]
+    shown = telling + (rest if len(rest) <= _MAX_SHOWN else [])
     if others:
         click.echo()
-        table(
-            [{"other route": one["name"], "source": one["source"], "why not": one["why"]} for one in others],
-            "",
-        )
+    if shown:
+        rows = [{"other route": one["name"], "source": one["source"], "why not": one["why"]} for one in shown]
+        table(rows, "")
+    if len(shown) < len(others):
+        click.echo(f"{len(others) - len(shown)} other routes: {ANOTHER_PATH}")
 
 
 # Suggesting routes --------------------------------------------------------------------------------------
@@ -320,7 +329,7 @@ Examples:
   scopegate routes suggest openapi.yaml
   scopegate routes suggest openapi.yaml --output gate"""
 )
-@click.argument("openapi", type=click.Path(path_type=Path))
+@click.argument("openapi", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -330,8 +339,9 @@ Examples:
 def suggest(openapi: Path, output: Path | None) -> None:
     """Suggest a route and an action for each operation of a backend that writes, from its OpenAPI 3 document.
 
-    OPENAPI is a JSON or YAML file. A table shows every operation and what becomes of it. Without --output the
-    suggested files are printed as well. Their comments say what a person has to decide.
+    OPENAPI is a JSON or YAML file, or - for standard input. A table shows every operation and what becomes of
+    it. Without --output the suggested files are printed as well. Their comments say what a person has to
+    decide.
     """
     from sidecar.cli.operations import read
     from sidecar.cli.suggestion import suggested
@@ -339,7 +349,7 @@ def suggest(openapi: Path, output: Path | None) -> None:
     from sidecar.files.faults import ConfigurationError
 
     try:
-        suggestion = suggested(read(openapi))
+        suggestion = suggested(read(None if str(openapi) == "-" else openapi))
     except ConfigurationError as exc:
         misconfigured(str(exc))
     files = {"scopegate.yaml": suggestion.configuration(), "policies/actions.yaml": suggestion.catalogue()}

@@ -108,6 +108,18 @@ def test_the_route_of_a_request_and_its_facts_are_shown(file: Path, body: Path) 
     assert lines[-1].split(maxsplit=2) == ["/run", f"{file}:5:7", "another path"]
 
 
+def test_many_routes_with_another_path_are_counted_and_the_others_named(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    paths = ", ".join(f"{{path: /x{index}}}" for index in range(20))
+    file.write_text(
+        f"upstream: {{url: http://127.0.0.1:9000}}\ngate: {{routes: [{paths}]}}\n", encoding="utf-8"
+    )
+    ended = scopegate("match", "--config", file, "DELETE", "/x7")
+    assert ended.stdout.splitlines()[-2].endswith("DELETE is not among its methods")
+    assert ended.stdout.splitlines()[-1] == "19 other routes: another path"
+    assert len(matched(file, "DELETE", "/x7")["others"]) == 20
+
+
 def test_a_fact_that_the_request_lacks_is_shown_as_none(file: Path) -> None:
     ended = scopegate("match", "--config", file, "POST", "/recovery/execute", *JSON, "--body", "-", text="{}")
     assert ended.exit_code == 0

@@ -457,6 +457,15 @@ def test_the_table_names_every_operation_and_the_files_are_printed_above_it() ->
     assert len(table.splitlines()) == 1 + len(read(DOCUMENTS / "galaxy.yaml").operations)
 
 
+def test_a_document_may_come_from_standard_input() -> None:
+    text = (DOCUMENTS / "galaxy.yaml").read_bytes()
+    piped = CliRunner().invoke(main, ["routes", "suggest", "-"], input=text)
+    assert piped.exit_code == 0
+    assert "suggested from standard input." in piped.stdout
+    wrong = CliRunner().invoke(main, ["routes", "suggest", "-"], input="openapi: 3.0.0\npaths: []\n")
+    assert (wrong.exit_code, wrong.stderr) == (2, "standard input:2:1: #/paths: is not a map; write one\n")
+
+
 def test_files_are_written_and_never_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "gate"
     ended = scopegate(DOCUMENTS / "petstore.json", "--output", folder)

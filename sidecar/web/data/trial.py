@@ -26,6 +26,10 @@ from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.serving.hosts import malformed
 
 
+# The reason why most routes do not take a request.
+ANOTHER_PATH = "another path"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """What the data listener finds out about a request before the store is asked.
@@ -114,5 +118,5 @@ def _why_not(request: DataRequest, route: Route, winner: Route | None, snapshot:
     paths, target = alone.gated_paths, request.target
     verdicts = [classify(method, target, (), method not in LOOKING, paths) for method in route.methods]
     if all(isinstance(verdict, PassThrough) for verdict in verdicts):
-        return "another path"
+        return ANOTHER_PATH
     return f"{request.method} is not among its methods"
