@@ -25,7 +25,6 @@ from sidecar.web.serving.dataconnection import request_of
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.serving.hosts import malformed
 
-
 # The reason why most routes do not take a request.
 ANOTHER_PATH = "another path"
 
