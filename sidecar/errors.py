@@ -203,7 +203,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "invalid_scope",
         422,
         "The requested scope is not valid",
-        "Correct the terms that `errors` names, such as a blank intent or a bound past its limit.",
+        "Correct the terms that `errors` names, such as a blank intent, a bound past its limit, or a "
+        "`max_cost_usd` below `min_cost_usd`.",
         {
             "member": "intent",
             "errors": [{"member": "/intent", "problem": "is required and must say why; it cannot be blank"}],
@@ -334,6 +335,11 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
         "description": "The seconds to wait before a retry, as in `Retry-After`; of a brake, until it ends.",
     },
     "member": {**_TEXT, "description": "The first member that is missing or wrong."},
+    "min_cost_usd": {
+        "type": "number",
+        "minimum": 0,
+        "description": "The least `max_cost_usd` with which each action of the scope could be executed.",
+    },
     "errors": {
         "anyOf": [{"type": "array", "items": {"$ref": "#/components/schemas/WrongMember"}}, _TEXTS],
         "description": "Every member, or every place in the files, that is wrong.",
