@@ -38,11 +38,12 @@ from sidecar.settings.values import (
     Risk,
     Seconds,
     whole,
+    whole_seconds,
 )
 
 MAX_REASON_CHARS = 1000
 
-_BrakeSeconds = Annotated[int, whole(1, 30 * MAX_SECONDS)]
+_BrakeSeconds = Annotated[int, whole_seconds(1, 30 * MAX_SECONDS)]
 
 
 class PolicyFile(Section):

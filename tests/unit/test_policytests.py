@@ -110,6 +110,14 @@ def test_a_grant_on_default_terms_is_allowed_and_lowered_by_name(tmp_path: Path)
     assert decided(tmp_path, "issue", "{action: failover, max_cost_usd: 5}", want) == []
 
 
+def test_times_of_a_test_may_be_durations(tmp_path: Path) -> None:
+    want = "{verdict: allowed, ttl_seconds: 1m, max_attempts: 1}"
+    assert decided(tmp_path, "issue", "{action: failover, max_cost_usd: 5, ttl_seconds: 60s}", want) == []
+    history = ", history: [{seconds_ago: 1m}, {seconds_ago: 2m}]"
+    braked = "{verdict: refused, error: braked, rules: [storm-brake], retry_after_seconds: 8m}"
+    assert decided(tmp_path, "execute", "{action: restart_pod}", braked, history) == []
+
+
 def test_a_grant_that_could_never_be_spent_is_refused(tmp_path: Path) -> None:
     want = "{verdict: refused, error: invalid_scope, rules: []}"
     for facts in ("{action: failover}", "{action: failover, max_cost_usd: 4.99}"):
