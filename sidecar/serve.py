@@ -19,7 +19,8 @@ from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
 from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
-from sidecar.live.reload import Files, Reloader, warn_of_openings
+from sidecar.gate.unlisted_log import UnlistedLog
+from sidecar.live.reload import Files, Reloader, announce_unlisted, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.snapshot import Live, Snapshot
 from sidecar.settings.addresses import Address
@@ -149,6 +150,7 @@ class Sidecar:
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
         self.data_address = await self._listen("data", self._data_server, settings.data.listen)
         self._renewing = asyncio.create_task(self.renewal.watch())
+        announce_unlisted(self.live.snapshot.settings)
         warn_of_openings(self.live.snapshot.settings)
         if self._files is not None:
             self._watching = asyncio.create_task(self.reloader.watch())
@@ -178,12 +180,14 @@ class Sidecar:
             max_connections=settings.upstream.max_connections,
         )
         observer = Observer(self.metrics)
+        refusals = RefusalLog(self.store, observer)
         self.gate = Gate(
             store=self.store,
             upstream=self.upstream,
-            refusals=RefusalLog(self.store, observer),
+            refusals=refusals,
             observer=observer,
         )
+        self.unlisted_log = UnlistedLog(self.store, refusals, observer)
         grants = Grants(store=self.store, gate=self.gate, observer=observer)
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
@@ -193,6 +197,7 @@ class Sidecar:
         plane = DataPlane(
             gate=self.gate,
             passing=self.passing,
+            unlisted=self.unlisted_log,
             scopes=scopes if on_data else None,
             live=self.live,
             metrics=self.metrics,

@@ -40,6 +40,7 @@ from sidecar.core.command import (
     Issued,
     NotEmitted,
     NotInFlight,
+    PassUnlisted,
     Reconcile,
     Recorded,
     Refuse,
@@ -442,6 +443,8 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _settle(command, state, now)
         case Refuse():
             return _refuse(command, now)
+        case PassUnlisted():
+            return _pass_unlisted(command, now)
         case Issue():
             return issue(command, now)
         case Revoke():
@@ -462,11 +465,16 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _reconcile(command, state, now)
 
 
+def _counted(command: Refuse | PassUnlisted) -> dict[str, Any]:
+    """The details that only the summary of a flood has."""
+    return {} if command.count == 1 else {"count": command.count, **(command.summary or {})}
+
+
 def _refuse(command: Refuse, now: int) -> Applied:
-    counted: dict[str, Any] = (
-        {} if command.count == 1 else {"count": command.count, **(command.summary or {})}
-    )
+    counted = _counted(command)
     refusal: Refusal | None = command.refusal
+    if command.line is not None:
+        counted["route"] = None
     if command.shadow:
         counted["would_refuse"] = [Objection(command.refusal, None, shadow=True).to_dict()]
         counted["scope_waived"] = SHADOW_ROUTE
@@ -480,7 +488,23 @@ def _refuse(command: Refuse, now: int) -> Applied:
         command.policy_revision,
         now,
         gatekept=command.gatekept,
+        line=command.line,
         **counted,
+    )
+    return Applied(reply=Recorded(command.decision_id), entry=entry)
+
+
+def _pass_unlisted(command: PassUnlisted, now: int) -> Applied:
+    entry = gate_entry(
+        command,
+        "unlisted",
+        None,
+        Claims(),
+        command.policy_revision,
+        now,
+        line=command.line,
+        route=None,
+        **_counted(command),
     )
     return Applied(reply=Recorded(command.decision_id), entry=entry)
 
@@ -498,7 +522,7 @@ def _revoke(command: Revoke, state: State, now: int) -> Applied:
         return Applied(reply=Denied(refusal, command.decision_id), entry=entry)
     if scope.revoked_at is None:
         scope = replace(scope, revoked_at=now)
-    because = {} if command.cause is None else {"cause": command.cause}
+    because: dict[str, Any] = {} if command.cause is None else {"cause": command.cause}
     entry = gate_entry(
         command,
         "revoked",

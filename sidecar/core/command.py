@@ -21,6 +21,20 @@ from sidecar.errors import Refusal
 Gatekept = Literal["scoped_execution", "scope_grant"]
 Switch = Literal["care_kill_switch"]
 
+# The most characters of a path that a summary shows.
+SHOWN_PATH_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLine:
+    """The method of a request that no route lists, and its path as logs show it, without the query."""
+
+    method: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path[:SHOWN_PATH_CHARS]}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
@@ -74,7 +88,8 @@ class Admit:
 class Refuse:
     """Record a refusal that was decided without the store. With `count` above 1, record a flood of refusals.
 
-    With `shadow`, the request is admitted, and the record says that it would have been refused.
+    With `shadow`, the request is admitted, and the record says that it would have been refused. `line` is set
+    if no route lists the request.
     """
 
     decision_id: str
@@ -89,6 +104,23 @@ class Refuse:
     count: int = 1
     summary: Mapping[str, Any] | None = None
     shadow: bool = False
+    line: RequestLine | None = None
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassUnlisted:
+    """Record that a request passes which no route lists. With `count` above 1, record a flood of them, which
+    has a `summary` instead of a `line`."""
+
+    decision_id: str
+    line: RequestLine | None
+    policy_revision: str | None = None
+    tenant_id: str = "default"
+    request_id: str | None = None
+    principal: str = "anonymous"
+    count: int = 1
+    summary: Mapping[str, Any] | None = None
     origin: Origin = "gate"
 
 
@@ -187,7 +219,9 @@ class AcceptClock:
     origin: Origin = "api"
 
 
-Command = Issue | Admit | Refuse | Settle | Revoke | Reconcile | Emit | Turn | Bind | AcceptClock
+Command = (
+    Issue | Admit | Refuse | PassUnlisted | Settle | Revoke | Reconcile | Emit | Turn | Bind | AcceptClock
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sidecar.core.command import AcceptClock, Admit, Issue, Reconcile, Refuse, Revoke, Settle, Turn
+from sidecar.core.command import (
+    AcceptClock,
+    Admit,
+    Issue,
+    PassUnlisted,
+    Reconcile,
+    Refuse,
+    RequestLine,
+    Revoke,
+    Settle,
+    Turn,
+)
 from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
@@ -37,7 +48,7 @@ def outcome_of(refusal: Refusal) -> DecisionOutcome:
 
 
 def gate_entry(
-    command: Issue | Admit | Refuse | Revoke,
+    command: Issue | Admit | Refuse | PassUnlisted | Revoke,
     event: Event,
     refusal: Refusal | None,
     claims: Claims,
@@ -45,13 +56,19 @@ def gate_entry(
     now: int,
     *,
     gatekept: str = "scoped_execution",
+    line: RequestLine | None = None,
     **details: Any,
 ) -> Entry:
-    """The entry of a gate record. The inputs hold the request, the details hold the findings."""
+    """The entry of a gate record. The inputs hold the request, the details hold the findings. `line` is set
+    if no route lists the request."""
     inputs: dict[str, Any] = {"policy_id": gatekept, "principal": command.principal}
+    if line is not None:
+        inputs |= {"method": line.method, "path": line.path}
     if claims.target_agents:
         inputs["target_agents"] = list(claims.target_agents)
-    if claims.body_bytes > MAX_RECORDED_BODY_BYTES:
+    if claims.opaque:
+        inputs["body_bytes"] = claims.body_bytes
+    elif claims.body_bytes > MAX_RECORDED_BODY_BYTES:
         inputs["parameters_left_out"] = {"body_bytes": claims.body_bytes}
     elif claims.parameters:
         inputs["parameters"] = claims.parameters

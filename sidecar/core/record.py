@@ -25,6 +25,7 @@ Event = Literal[
     "emitted",
     "switched",
     "clock_accepted",
+    "unlisted",
 ]
 
 

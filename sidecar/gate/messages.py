@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.core.brakes import Use
-from sidecar.core.command import Admitted, Gatekept, Settled
+from sidecar.core.command import Admitted, Gatekept, RequestLine, Settled
 from sidecar.core.facts import Claims
 from sidecar.core.policy import PolicySet, Rule
 from sidecar.core.rules import Objection
@@ -28,7 +28,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 class RequestFacts:
     """The facts about a request that its decision record names, as far as they could be read.
 
-    `route` is the label of its route, None if it has none or several could be meant.
+    `route` is the label of its route, None if it has none or several could be meant. `line` is set if no
+    route lists the request.
     """
 
     gatekept: Gatekept = "scoped_execution"
@@ -38,6 +39,14 @@ class RequestFacts:
     principal: str = "anonymous"
     route: str | None = None
     policies: PolicySet | None = None
+    line: RequestLine | None = None
+
+    @property
+    def subject(self) -> str | None:
+        """What the summary of a flood shows of the request."""
+        if self.line is not None:
+            return str(self.line)
+        return self.claims.scope_id or self.claims.incident_id
 
     @property
     def action_label(self) -> str:

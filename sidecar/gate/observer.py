@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sidecar.core.command import Admitted, Reply, Settle, Settled
 from sidecar.core.entries import outcome_of
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Execution
+from sidecar.core.unlisted import Access
 from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.telemetry.events import LogEvent
@@ -95,6 +96,10 @@ class Observer:
         """Count a cost overrun, which a settlement or a reconciliation may report."""
         if isinstance(reply, Settled) and reply.overrun:
             self._metrics.cost_overruns.inc()
+
+    def unlisted(self, access: Access, result: Literal["recorded", "refused"]) -> None:
+        """A request that no route lists passes with a record, or is refused."""
+        self._metrics.unlisted.labels(access, result).inc()
 
     def unsettled(self, count: int) -> None:
         """So many settlements are kept in memory until the store takes them."""

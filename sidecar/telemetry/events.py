@@ -40,6 +40,7 @@ FIELDS: Mapping[str, str] = {
     "drain_seconds": "the time that requests in flight have to end",
     "duration_ms": "milliseconds from the request's head to the end of its answer",
     "error": "the error code of the answer",
+    "excepted": "the paths that pass in any case, by `gate.unlisted.except`",
     "errors": "every mistake in the files, each with file, line, column and key",
     "gated_routes": "the number of routes that are enforced",
     "http_status": "the status of the backend's answer; null: there was none",
@@ -58,6 +59,7 @@ FIELDS: Mapping[str, str] = {
     "of a reconciled execution `executed` or `not_executed`",
     "path": "the path of the request, without its query",
     "policy_revision": "the hash of the policies that are now in force",
+    "reads": "what becomes of unlisted GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`",
     "remote": "the address of the client, or of the proxy before the sidecar",
     "request_id": "the request's X-Request-Id; the sidecar makes one for a request without it",
     "route": "where the request went: `gated`, `scopes` (the sidecar's own calls) or `passed`",
@@ -72,6 +74,7 @@ FIELDS: Mapping[str, str] = {
     "step_seconds": "how far accepting the wall clock moved the sidecar's time; below 0: back",
     "trace_id": "the trace, from the request's traceparent header",
     "valid_until": "when the certificate expires",
+    "writes": "what becomes of unlisted requests of all other methods: `pass`, `record` or `refuse`",
     "writer": "the database that is in use, by its name in the log",
 }
 
@@ -358,6 +361,11 @@ class LogEvent(Enum):
         "routes in shadow mode protect nothing, they only record",
         "Set `mode: enforce` once these routes would refuse only what they should.",
         "routes",
+    )
+    UNLISTED = _RELOAD.info(
+        "what becomes of requests that no route lists",
+        "`gate.unlisted` says so. The line comes at the start, and when a reload changes that.",
+        "reads writes excepted",
     )
     CERTIFICATE_RENEWED = _TLS.info(
         "certificate renewed", "New connections get the new certificate.", "listener valid_until"

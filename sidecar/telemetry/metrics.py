@@ -203,6 +203,14 @@ class Metrics:
         },
         zero="all",
     )
+    unlisted = Metric(
+        Counter,
+        "scopegate_unlisted",
+        "Requests that no route lists, recorded before they passed, or refused (gate.unlisted). Those that "
+        "pass unrecorded do not count.",
+        access={"reads": "GET, HEAD, OPTIONS and WebSockets", "writes": "all other methods"},
+        result={"recorded": "it passed, and has a record", "refused": "403 `not_listed`"},
+    )
     batch_size = Metric(
         Histogram, "scopegate_store_batch_size", "Commands in one transaction of the store.", buckets=_SIZES
     )

@@ -15,7 +15,7 @@ import pytest
 from sidecar.core.facts import read
 from sidecar.errors import StoreUnavailable
 from sidecar.files.strictjson import parse
-from sidecar.gate import refusal_log as refusals
+from sidecar.gate import floods
 from tests.client import as_json, ask, connect, read_message, request_bytes
 from tests.gate.test_store_faults import SlowStore
 from tests.support import EXECUTE, SCOPES, Backend, Open, eventually, replies
@@ -108,7 +108,7 @@ async def test_probing_readiness_does_not_let_the_write_ahead_log_grow(house: Ho
 
 
 async def test_a_flood_of_revocations_of_nothing_is_summed_up(house: House) -> None:
-    with mock.patch.object(refusals, "BURST", 5), mock.patch.object(refusals, "PER_SECOND", 0.0):
+    with mock.patch.object(floods, "BURST", 5), mock.patch.object(floods, "PER_SECOND", 0.0):
         answers = await asyncio.gather(*(house.data("DELETE", f"{SCOPES}scope_{n}") for n in range(60)))
         assert {answer.status for answer in answers} == {404}
         records = await house.records()
