@@ -153,8 +153,8 @@ class ScopeRequest(NoNulls):
     max_cost_usd: Annotated[
         Micros | None,
         Field(
-            description="The cost ceiling, in dollars; whole millionths. No less than an execution of each of "
-            "the actions holds (`min_cost_usd` of a refusal)."
+            description="The cost ceiling, in dollars; whole millionths. At least what an execution of each "
+            "of the actions holds."
         ),
     ] = None
     max_attempts: Annotated[int | None, Field(description="How many executions it allows.")] = None
