@@ -329,6 +329,6 @@ def test_commands_of_the_readme_that_install_are_those_of_ci() -> None:
     ci = (PROJECT / ".ci/run").read_text(encoding="utf-8")
     for purpose in ("test", "demo"):
         assert f"<!-- {purpose} command -->" in ci
-    checks = re.findall(r"\.venv/bin/(ruff|mypy|lint-imports)\b( \w+)?", README)
+    checks = re.findall(r"\.venv/bin/(ruff|mypy|lint-imports)\b( \w+)?", PAGES["tests/README.md"])
     assert checks
     assert [name + word for name, word in checks if f'"$bin/{name}"{word}' not in ci] == []
