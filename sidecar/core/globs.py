@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import translate
 from functools import lru_cache
-from itertools import chain, islice, takewhile
+from itertools import chain, takewhile
 from typing import Generic, TypeVar
 
 from sidecar.core.cache import Cache
@@ -116,10 +116,8 @@ class GlobIndex:
         """Whether some text can match a glob and one of the index."""
         prefix = literal_prefix(glob)
         shorter = (prefix[:length] for length in range(len(prefix)))
-        longer = takewhile(
-            lambda other: other.startswith(prefix),
-            islice(self._prefixes, bisect_left(self._prefixes, prefix), None),
-        )
+        behind = range(bisect_left(self._prefixes, prefix), len(self._prefixes))
+        longer = takewhile(lambda known: known.startswith(prefix), map(self._prefixes.__getitem__, behind))
         return any(
             overlap(glob, other)
             for known in chain(shorter, longer)
