@@ -170,8 +170,9 @@ _ROWS: tuple[ErrorKind, ...] = (
     ErrorKind(
         "unsupported_media_type",
         415,
-        "Only plain application/json can be judged",
-        "Send `application/json` in UTF-8, without content encoding.",
+        "A body of this kind cannot be judged here",
+        "Send a kind of body that `body` names, with its content type, in UTF-8 and without encoding.",
+        {"body": ["json"]},
     ),
     ErrorKind(
         "misdirected_request",
@@ -273,6 +274,7 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "incident_id": {"anyOf": [_TEXT, _NULL], "description": "The incident that the request names."},
     "action": {"anyOf": [_TEXT, _NULL], "description": "The action that the request names."},
     "target_agents": {**_TEXTS, "description": "The target agents that the request names."},
+    "body": {**_TEXTS, "description": "The kinds of body that are accepted: json, form, empty, any."},
     "bound": {
         **_TEXT,
         "enum": ["max_attempts", "max_cost_usd"],

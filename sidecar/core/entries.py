@@ -66,7 +66,9 @@ def gate_entry(
         inputs |= {"method": line.method, "path": line.path}
     if claims.target_agents:
         inputs["target_agents"] = list(claims.target_agents)
-    if claims.body_bytes > MAX_RECORDED_BODY_BYTES:
+    if claims.opaque:
+        inputs["body_bytes"] = claims.body_bytes
+    elif claims.body_bytes > MAX_RECORDED_BODY_BYTES:
         inputs["parameters_left_out"] = {"body_bytes": claims.body_bytes}
     elif claims.parameters:
         inputs["parameters"] = claims.parameters

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sidecar.files.faults import ConfigurationError
 from sidecar.files.yamlfile import parse
 from sidecar.settings.keys import keys
+from sidecar.settings.presets import NAMES
 from sidecar.settings.reading import load
 from sidecar.settings.schema import schema_of
 from sidecar.settings.sections import Route, Settings
@@ -34,7 +35,14 @@ ROUTE_KEYS = {f"gate.routes[0].{key.name}": key for key in keys(Route)}
 SECTIONS = [name for name, key in KEYS.items() if key.section]
 LEAVES = [key for key in [*KEYS, *ROUTE_KEYS] if key not in SECTIONS]
 
-LISTS = ["data.allowed_hosts", "admin.allowed_hosts", "gate.routes", "gate.unlisted.except", "log.mask"]
+LISTS = [
+    "data.allowed_hosts",
+    "admin.allowed_hosts",
+    "gate.presets",
+    "gate.routes",
+    "gate.unlisted.except",
+    "log.mask",
+]
 
 # Values that the loader takes for a key. Some take them only together with another key.
 ADDRESSES = ["127.0.0.1:0", "localhost:7", "[::1]:65535", "unix:/run/x.sock", "unix:x y", "unix:///x"]
@@ -60,6 +68,7 @@ GOOD: dict[str, list[Any]] = {
     "store.url": ["memory://", "sqlite:///x", "sqlite:////a b/ü.db", "sqlite:///../x:y@z"],
     "store.deadline_seconds": [0.001, 2, 86_400],
     "clock.settle_seconds": [0.001, 300, 86_400],
+    "gate.presets": [[], ["awx"], list(NAMES)],
     "gate.routes": [
         [{"path": "/a"}],
         [{"path": "/a"}, {"path": "**/b/{c}/d", "mode": "shadow", "action": "path:c"}],
@@ -93,12 +102,22 @@ GOOD: dict[str, list[Any]] = {
     "shutdown.drain_seconds": [0, 25, 86_400],
     "policies": ["x", "/a b/c/", ".."],
     "gate.routes[0].path": ["/a", "**/a", "/a/{b}/c", "/A!\"$&'()+,-.:<=>@[]^_`|~z"],
+    "gate.routes[0].body": ["json", ["json"], ["any", "json", "empty"], ["form", "json"]],
+    "gate.routes[0].content_types": [[], "application/merge-patch+json", ["application/x-amz-json-1.1"]],
     "gate.routes[0].mode": ["enforce", "shadow"],
     "gate.routes[0].scope_id": ["/a/b~0~1", "header:X-A", "query:a=b", "path:id"],
     "gate.routes[0].incident_id": ["/a", "header:x", "query:ü", "path:id"],
-    "gate.routes[0].action": ["/a b", "header:X", "query:a/b", "path:id"],
-    "gate.routes[0].parameters": ["/a", "/a/0/b"],
-    "gate.routes[0].target_agents": ["/a", "header:X", ["/a"], ["/a", "query:b", "header:C", "path:id"]],
+    "gate.routes[0].action": [
+        "/a b",
+        "header:X",
+        "query:a/b",
+        "path:id",
+        "const:a b",
+        "path:id:header:X",
+        "path:*",
+    ],
+    "gate.routes[0].parameters": ["/a", "/a/0/b", None],
+    "gate.routes[0].target_agents": ["/a", [], "path:id/query:b", ["/a", "query:b", "header:C", "path:id"]],
     "gate.routes[0].cost": ["/a", "header:X-Cost"],
 }
 # Values that are wrong for every key of a kind; the sections and the file refuse them, too.
@@ -124,12 +143,15 @@ SPELLINGS: dict[str, list[Any]] = {
     "log.mask": ["/details/a", None, ["details/a"], ["/details"], ["/tenant_id"], ["/details/"]],
     "telemetry.access_log": ["some", None],
     "telemetry.otlp_endpoint": ["localhost:4317", "grpc://a", "http://u:p@a", "http://"],
-    "gate.routes": [[], {}, None, "/a", [5], [{}], [{"mode": "enforce"}], [{"path": "/a", "paht": "/b"}]],
+    "gate.presets": ["awx", None, ["AWX"], ["none"], [None], [5]],
+    "gate.routes": [{}, None, "/a", [5], [{}], [{"mode": "enforce"}], [{"path": "/a", "paht": "/b"}]],
     "gate.routes[0].path": ["a", "*/x", "/a/", "/a//b", "/a b", "/a?b", "/a*", "/ü", None],
+    "gate.routes[0].body": ["yaml", [], None, ["json", "xml"], "JSON"],
+    "gate.routes[0].content_types": ["json", ["application/json; charset=utf-8"], None, ["a/"], ["a/b/c"]],
     "gate.routes[0].mode": ["audit", None],
     "gate.routes[0].scope_id": ["scope", "/", "/a/", "/~2", "cookie:a", "header:a/b", "query:", None],
     "gate.routes[0].parameters": ["header:P", "query:p", "parameters"],
-    "gate.routes[0].target_agents": [[], [5], "a", ["a"], [None], None],
+    "gate.routes[0].target_agents": [["path:"], [5], "a", ["a"], [None], None],
     "gate.routes[0].cost": ["query:c", "cost"],
 }
 
@@ -222,12 +244,13 @@ def test_no_key_is_required_but_the_path_of_a_route() -> None:
     required = {
         key: below["items"].get("required") for key, below in keys_of_the_schema(SCHEMA) if "items" in below
     }
-    assert required == {
-        "gate.routes": ["path"],
-        "gate.unlisted.except": None,
+    lists = {
         "admin.allowed_hosts": None,
+        "gate.presets": None,
+        "gate.unlisted.except": None,
         "log.mask": None,
     }
+    assert required == {"gate.routes": ["path"], **lists}
     assert json.dumps(SCHEMA).count('"required"') == 1
 
 

@@ -39,11 +39,13 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """A JSON body: its schema or model, and working examples by name."""
+    """A JSON body: its schema or model, and working examples by name. Without `schema` it is not JSON.
+    `others` maps the further media types that the body may have to their schemas."""
 
-    schema: Schema | type[BaseModel]
+    schema: Schema | type[BaseModel] | None
     examples: Mapping[str, Any] = field(default_factory=dict)
     required: bool = True
+    others: Mapping[str, Schema] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

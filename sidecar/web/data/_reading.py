@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
+from sidecar.core.bodies import JSON_READINGS, Reading
 from sidecar.core.bounds import incomplete
 from sidecar.core.command import RequestLine
 from sidecar.core.facts import FactSources, Request, read
@@ -22,7 +23,7 @@ from sidecar.live.snapshot import Snapshot
 from sidecar.settings.sections import Route
 from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import target_bytes, uncarried
-from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_json
+from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_body
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import HeaderFields, JudgedHeaders
 from sidecar.web.wire.request import request_id_of, tenant_of
@@ -87,9 +88,10 @@ async def read_gated(
     unfit = uncarried(fields)
     if unfit is not None:
         return unfit
-    body = await read_json(
+    body = await read_body(
         request,
         fields,
+        bodies=course.route.bodies,
         max_bytes=bounds.max_body_bytes,
         timeout_seconds=bounds.body_timeout_seconds,
         taken=taken,
@@ -97,12 +99,12 @@ async def read_gated(
     )
     if isinstance(body, Refusal):
         return body
-    raw, document = body
+    raw, reading, values = body
     tenant = tenant_of(fields, bounds.tenant_header)
     if tenant is None:
         name = bounds.tenant_header
         return Refusal("invalid_request", f"{name} must name one tenant.", {"member": f"header:{name}"})
-    facts = _places_of_facts(request.target, fields, course.verdict, sources, document, len(raw))
+    facts = _places_of_facts(request.target, fields, course.verdict, sources, reading, values, len(raw))
     if isinstance(facts, Refusal):
         return facts
     judged = _judged_headers(sources.header_names, bounds.tenant_header)
@@ -119,7 +121,7 @@ async def read_gated(
     if missing is not None:
         return missing  # recorded, and passed through unchanged
     request_id = request_id_of(fields)
-    headers, ids = _upstream_headers(fields, judged, len(raw), request_id, bounds.annotate_response)
+    headers, ids = _upstream_headers(fields, judged, request_id, bounds.annotate_response)
     trace = request.trace
     return GatedRequest(
         facts=RequestFacts(
@@ -144,17 +146,27 @@ async def read_gated(
 
 
 def _places_of_facts(
-    target: str, fields: HeaderFields, gated: Gated, sources: FactSources, document: dict[str, Any], size: int
+    target: str,
+    fields: HeaderFields,
+    gated: Gated,
+    sources: FactSources,
+    reading: Reading,
+    values: Any,
+    size: int,
 ) -> Request | Refusal:
     """The parts of a request that may hold facts. The query is read in any case, because it must be UTF-8."""
-    query = target.partition("?")[2]
+    path, _, query = target.partition("?")
+    opaque = reading not in JSON_READINGS
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict") if query else ()
     except UnicodeDecodeError:
         return Refusal("invalid_request", "The query is not UTF-8.", {"member": "query"})
     return Request(
-        document=document,
+        document={} if opaque else values,
         body_bytes=size,
+        opaque=opaque,
+        form=values if reading == "form" else None,
+        path=path,
         path_params=gated.path_params,
         query=pairs,
         headers=_headers_with_facts(fields, sources.header_names) if sources.header_names else (),
@@ -171,9 +183,10 @@ def _judged_headers(of_facts: frozenset[str], tenant_header: str | None) -> Judg
 
 
 def _upstream_headers(
-    fields: HeaderFields, judged: JudgedHeaders, body_bytes: int, request_id: str, annotated: bool
+    fields: HeaderFields, judged: JudgedHeaders, request_id: str, annotated: bool
 ) -> tuple[list[tuple[bytes, bytes]], Mapping[str, str]]:
-    """The headers for the backend, and the ids of the trace that they name."""
+    """The headers for the backend, and the ids of the trace that they name. The client of the backend adds
+    the length of a body that came in chunks."""
     # A header that was judged must reach the backend, even if Connection names it as hop-by-hop.
     ended = fields.ended_by_connection() - judged.kept
     if annotated:
@@ -181,8 +194,6 @@ def _upstream_headers(
     headers = fields.forwarded(ended=ended, ours=False)
     if annotated:
         headers.append((b"Accept-Encoding", b"identity"))
-    if b"content-length" not in fields.places:
-        headers.append((b"Content-Length", b"%d" % body_bytes))
     if b"x-request-id" not in fields.places or b"x-request-id" in ended:
         headers.append((b"X-Request-Id", request_id.encode("utf-8")))
     traceparent = None if b"traceparent" in ended else fields.text(b"traceparent")
