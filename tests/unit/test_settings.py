@@ -229,6 +229,10 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             "6:9: gate.unlisted.except[1]: can also be read as /openapi; add that path, too",
         ),
         (
+            "gate: {unlisted: {except: ['**/{id}/doc.html', /a/doc, /a/doc.html]}}",
+            "2:28: gate.unlisted.except[0]: can also be read as **/x/doc; add that path, too",
+        ),
+        (
             "gate: {unlisted: {except: [healthz]}}",
             '2:28: gate.unlisted.except[0]: a route path begins with "/", or with "**/" for any prefix',
         ),
