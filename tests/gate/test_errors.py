@@ -19,7 +19,7 @@ from tests.support import EXECUTE, POLICIES, SCOPES, Open, replies, sends, unuse
 STATUSES = {
     400: "scoped_execution_required scope_exhausted scope_expired scope_revoked invalid_request "
     "ambiguous_path override_refused upgrade_refused",
-    403: "incident_mismatch action_outside_scope target_outside_scope policy_denied cross_site",
+    403: "incident_mismatch action_outside_scope target_outside_scope policy_denied not_listed cross_site",
     404: "scope_not_found decision_not_found",
     405: "method_not_allowed",
     408: "body_timeout",
@@ -257,6 +257,12 @@ async def braked(open_house: Open) -> Message:
     scope = await house.issue(max_attempts=2)
     await house.execute(scope)
     return await house.execute(scope)
+
+
+@way
+async def not_listed(open_house: Open) -> Message:
+    house = await open_house(gate={"unlisted": {"writes": "refuse"}})
+    return await house.data("DELETE", "/elsewhere")
 
 
 @way
