@@ -185,7 +185,8 @@ _ROWS: tuple[ErrorKind, ...] = (
         "invalid_scope",
         422,
         "The requested scope is not valid",
-        "Correct the terms that `errors` names, such as a blank intent or a bound past its limit.",
+        "Correct the terms that `errors` names, such as a blank intent, a bound past its limit, or a "
+        "`max_cost_usd` below `min_cost_usd`.",
         {
             "member": "intent",
             "errors": [{"member": "/intent", "problem": "is required and must say why; it cannot be blank"}],
@@ -308,6 +309,11 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
         "description": "The seconds until the brake ends, as in `Retry-After`.",
     },
     "member": {**_TEXT, "description": "The first member that is missing or wrong."},
+    "min_cost_usd": {
+        "type": "number",
+        "minimum": 0,
+        "description": "The least `max_cost_usd` with which each action of the scope could be executed.",
+    },
     "errors": {
         "anyOf": [{"type": "array", "items": {"$ref": "#/components/schemas/WrongMember"}}, _TEXTS],
         "description": "Every member, or every place in the files, that is wrong.",

@@ -21,6 +21,7 @@ from sidecar.core.bounds import (
     UNSCOPED_BOUNDS,
     BoundInput,
     judge,
+    never_spendable,
     not_in_catalogue,
     targets_required,
 )
@@ -327,6 +328,11 @@ def issue(command: Issue, now: int) -> Applied:
     requested = _terms(command)
     found = command.judged or granted(command, now)
     refusal = _not_granted(command) or refusal_by(found.objections)
+    if refusal is None:
+        # The rules come first, because they decide what the ceiling is.
+        lowered_by = found.lowered.get("max_cost_usd", ())
+        actions = command.scope.allowed_actions
+        refusal = never_spendable(command.policies, actions, found.terms.max_cost, lowered_by)
     shadow = tuple(one for one in found.objections if one.shadow)
     details = _shadow_details(shadow)
     if command.judged is not None and found.conditional:
@@ -367,7 +373,7 @@ def issue(command: Issue, now: int) -> Applied:
         now,
         gatekept="scope_grant",
         expires_at=iso_time(scope.expires_at),
-        rules=list(found.lowered_by),
+        rules=found.lowered_by,
         **_term_details(command, terms),
         **details,
     )

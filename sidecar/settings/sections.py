@@ -455,7 +455,8 @@ class ScopeDefaultsSection(Section):
     # The value is in micro-dollars; the file gives dollars.
     max_cost: Annotated[Dollars, LIVE] = Field(500_000, alias="max_cost_usd")
     """US dollars that all executions of a scope may cost together if the request does not say, with at most
-    six digits after the point. With 0, only actions without a hold are admitted."""
+    six digits after the point. A scope for an action that holds more is refused unless the request says
+    more."""
 
 
 class ScopeLimitsSection(Section):
@@ -468,7 +469,8 @@ class ScopeLimitsSection(Section):
     """The longest time that a request over HTTP may ask for, in seconds; a request for more gets 422. A scope
     that outlives its incident is a standing permission."""
     max_cost: Annotated[Dollars, LIVE] = Field(100_000_000, alias="max_cost_usd")
-    """The most US dollars that a request over HTTP may ask for; a request for more gets 422."""
+    """The most US dollars that a request over HTTP may ask for; a request for more gets 422. No scope can be
+    granted for an action that holds more; `scopegate check` warns of such an action."""
 
 
 class ScopesSection(Section):

@@ -24,7 +24,7 @@ from typing import Any
 # The fields that a log line can carry beside time, level, logger, message and exc_info.
 FIELDS: Mapping[str, str] = {
     "action": "the action that the request named; null: none could be read",
-    "actions": "the number of actions in the catalogue in force",
+    "actions": "the number of actions, and of globs of actions, in the catalogue in force",
     "address": "where the listener listens, host:port, with the port that the system chose for port 0",
     "attempt_number": "the number of the attempt in its scope; null: the execution needed no scope",
     "batch_size": "the number of commands in the transaction",
