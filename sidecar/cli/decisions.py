@@ -326,6 +326,7 @@ WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
         _detail("intent", "intent: {}"),
         _principal,
     ),
+    "replayed": (_detail("admission_id", "answer of {}"), _count, _principal),
     "settled": (_without_scope, _detail("cause"), _cost),
     "reconciled": (
         _detail("reconciled_because"),

@@ -419,6 +419,10 @@ class GateSection(Section):
     tenant_header: Annotated[HeaderName, LIVE] = None
     """The header that names the tenant. Set it only if a proxy before the sidecar controls this header.
     `null`: every request belongs to the tenant `default`."""
+    idempotency_ttl: Annotated[Lifetime, LIVE] = 86_400
+    """Seconds for which an `Idempotency-Key` is kept after its execution ended. A repeat within this time
+    gets the stored answer and executes nothing. The key of an unknown execution is kept until the execution
+    is reconciled. See [Idempotency keys](wire.md#idempotency-keys)."""
     scope_required_from: Annotated[Risk, LIVE] = RiskClass.LOW
     """The lowest risk that needs a scope: `low` (every action), `medium`, `high` or `critical`. Actions of
     lower risk are executed without a scope and recorded, and each start logs a warning. See [Risk

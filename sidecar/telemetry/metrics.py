@@ -103,6 +103,7 @@ class Metrics:
         "code as reason (none: let through), action (other: not in the catalogue).",
         outcome={
             "selected": "let through; or a scope was issued or revoked",
+            "none": "a replay: the answer of an earlier request under its `Idempotency-Key`",
             "blocked": "refused by a bound of the scope, or as malformed",
             "policy_blocked": "refused by a rule or the catalogue",
             "policy_unavailable": "no decision was possible",

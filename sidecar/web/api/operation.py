@@ -162,6 +162,11 @@ HEADERS: Mapping[str, Schema] = {
         "description": "The attempts that remain of the scope.",
         "schema": {"type": "integer", "minimum": 0},
     },
+    "Idempotency-Replayed": {
+        "description": "This is the answer of an earlier request under the same `Idempotency-Key`, whose "
+        "decision `Scopegate-Decision-Id` names.",
+        "schema": {"const": "true"},
+    },
     "Retry-After": {
         "description": "The seconds after which a retry may succeed.",
         "schema": {"type": "integer", "minimum": 1},

@@ -243,6 +243,8 @@ class DataPlane:
                 route=facts.route,
                 headers={name.decode(): value.decode() for name, value in report},
             )
+        if outcome.answered_at is not None:
+            now = outcome.answered_at
         await write_forwarded(request, gated, outcome, now=now, draining=self._gate.draining)
         return None
 
