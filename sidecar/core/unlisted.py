@@ -67,7 +67,8 @@ class ExceptedPaths:
         stray: list[str] = []
 
         def not_excepted(reading: str) -> str | None:
-            if any(matches(one, reading) for one in self.patterns):
+            # Without the slash at its end, "/" is empty, which parsers read as "/" again.
+            if any(matches(one, reading or "/") for one in self.patterns):
                 return None
             stray.append(reading)
             return reading
