@@ -21,7 +21,7 @@ from sidecar.core.masking import Mask, pointer
 from sidecar.core.pattern import RoutePattern
 from sidecar.core.policy import RiskClass
 from sidecar.core.target import GatedCalls, conflicts
-from sidecar.core.unlisted import ExceptedPaths, Treatment, example_of
+from sidecar.core.unlisted import ExceptedPaths, Treatment
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
 from sidecar.settings import presets
@@ -375,9 +375,9 @@ class UnlistedSection(Section):
         excepted = ExceptedPaths(self.excepted)
         refuse(
             *(
-                (stray, ("except", index), f"can also be read as {stray}; add that path, too")
+                (other, ("except", index), f"can also be read as {other}; add that path, too")
                 for index, path in enumerate(self.excepted)
-                for stray in [excepted.stray_reading(example_of(path))]
+                for other in [excepted.lacks(path)]
             )
         )
         return self
