@@ -174,7 +174,7 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
 
     loaded, policies = _read(files_of(config, overrides))
     routes = ", ".join(
-        route.path.text + (" (shadow: refuses nothing)" if route.mode == "shadow" else "")
+        route.label + (" (shadow: refuses nothing)" if route.mode == "shadow" else "")
         for route in loaded.gate.routes
     )
     unlisted = "refused" if policies.unlisted is None else f"{policies.unlisted.risk.value} risk"

@@ -11,20 +11,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sidecar.core._readings import Step, decoded, other_reading, taking_off
+from sidecar.core._readings import STEPS, Step, decoded, other_reading, steps_for, taking_off
 from sidecar.core.cache import Cache
+from sidecar.core.pattern import RoutePattern
 from sidecar.core.target import (
     LONGEST_REMEMBERED,
     LOOKING,
     MAX_PLACES,
     MAX_VALUES,
     METHOD_OVERRIDES,
-    RoutePattern,
     leads,
     matches,
     path_of,
@@ -66,14 +65,14 @@ class ExceptedPaths:
         readings to try. `more` are additional steps."""
         stray: list[str] = []
 
-        def not_excepted(reading: str) -> str | None:
+        def not_excepted(reading: str) -> tuple[str, None] | None:
             # Without the slash at its end, "/" is empty, which parsers read as "/" again.
             if any(matches(one, reading or "/") for one in self.patterns):
                 return None
             stray.append(reading)
-            return reading
+            return reading, None
 
-        if other_reading(path, not_excepted, more) is None:
+        if other_reading(path, not_excepted, (*STEPS, *more) if more else steps_for(path)) is None:
             return None
         return stray[0] if stray else ""
 
@@ -81,7 +80,7 @@ class ExceptedPaths:
         """The path that must be excepted, too, because parsers also read paths of this pattern as that one;
         None if there is none."""
         before = "/x" if pattern.anywhere else ""
-        example = before + re.sub(r"\{[^{}]*\}", "x", pattern.text.removeprefix("**"))
+        example = before + pattern.filled("x")
         stray = self.stray_reading(example)
         return stray and ("**" if before else "") + stray.removeprefix(before)
 
