@@ -49,6 +49,7 @@ ELSEWHERE = {
     "health": ("status", "Check whether a sidecar is ready, and if not, why."),
     "log": ("log", "The decision log: verify it, sign it, export it."),
     "policy": ("policy", "Test policies, and decide recorded decisions again under another set."),
+    "routes": ("routes", "Routes: list them, try a request against them, suggest some for a backend."),
     "scopes": ("scopes", "Execution scopes: create one, list and show them, revoke one or all."),
     "status": (
         "status",

@@ -30,6 +30,7 @@ from sidecar.core.target import (
     read_as,
     spells,
 )
+from sidecar.errors import Refusal
 
 Treatment = Literal["pass", "record", "refuse"]
 Access = Literal["reads", "writes"]
@@ -122,3 +123,8 @@ class Unlisted:
         if treatment != "pass" and self.excepted.patterns and self.excepted.holds(target, headers):
             treatment = "pass"
         return treatment, access
+
+
+def not_listed(method: str, access: Access) -> Refusal:
+    """The refusal of a request that no route lists."""
+    return Refusal("not_listed", f"No route lists {method} for this path; gate.unlisted.{access} is refuse.")
