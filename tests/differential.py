@@ -14,7 +14,8 @@ import ujson
 
 from sidecar.core import form
 from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Request, Source, read
-from sidecar.core.target import Gated, GatedPaths, PassThrough, RoutePattern, classify
+from sidecar.core.pattern import RoutePattern
+from sidecar.core.target import Gated, GatedPaths, PassThrough, classify
 from sidecar.errors import Refusal
 from sidecar.files.strictjson import NotJson, parse
 from sidecar.web.wire.headers import HeaderFields

@@ -21,7 +21,7 @@ from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.gate.places import Place
 from sidecar.ids import new_trace_ids
-from sidecar.live.snapshot import Snapshot
+from sidecar.live.snapshot import Snapshot, leaves
 from sidecar.settings.sections import GateSection, Route
 from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import target_bytes, uncarried
@@ -57,9 +57,10 @@ def course_of(request: DataRequest, snapshot: Snapshot) -> Course | None:
     routes, shadow = snapshot.settings.gate.routes, False
     if len(snapshot.enforced) < len(routes):
         enforced = classify(method, target, headers, has_body, snapshot.enforced_paths)
-        if isinstance(enforced, PassThrough):
+        # A method that no enforced route lists may be listed by a route in shadow mode.
+        if isinstance(enforced, PassThrough) or (isinstance(verdict, Gated) and leaves(enforced)):
             shadow = True
-        else:
+        elif not (leaves(verdict) and leaves(enforced)):
             verdict, routes = enforced, snapshot.enforced
     route = routes[verdict.index] if isinstance(verdict, Gated) else None
     return Course(verdict=verdict, route=route, shadow=shadow)
