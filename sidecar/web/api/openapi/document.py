@@ -148,7 +148,7 @@ def _linked(operation: Operation, links: Mapping[str, Any], tenant: str | None) 
 def _of_routes(operation: Operation, routes: Iterable[Route]) -> Operation:
     """The call with its query parameter `route` limited to the configured routes."""
     (route,) = operation.parameters
-    schema = {**route.schema, "enum": [each.path.text for each in routes]}
+    schema = {**route.schema, "enum": [each.label for each in routes]}
     return replace(operation, parameters=(replace(route, schema=schema),))
 
 
