@@ -18,7 +18,9 @@ from sidecar.clock import SETTLE_SECONDS
 from sidecar.core.bodies import JSON_ONLY, Bodies
 from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Source, is_identifier
 from sidecar.core.masking import Mask, pointer
+from sidecar.core.pattern import RoutePattern
 from sidecar.core.policy import RiskClass
+from sidecar.core.target import GatedCalls, conflicts
 from sidecar.core.unlisted import ExceptedPaths, Treatment, example_of
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
@@ -39,6 +41,7 @@ from sidecar.settings.values import (
     File,
     Folder,
     Fraction,
+    GatedPath,
     Grace,
     HeaderName,
     HostName,
@@ -47,6 +50,7 @@ from sidecar.settings.values import (
     MaskKeyFile,
     MaskPointer,
     MediaTypes,
+    Methods,
     OwnAddress,
     Pattern,
     Place,
@@ -259,9 +263,17 @@ class Route(Section):
     name: RouteName = None
     """The name of the route in records, answers and metrics: 1 to 64 of `A-Z a-z 0-9 . _ -`. `null`: its
     path."""
-    path: Pattern
-    """`**/x` matches every path that ends in `/x`. Any other path matches only itself. `{name}` stands for
-    one segment."""
+    path: GatedPath
+    """A path, or a list of paths. `**/x` matches every path that ends in `/x`. Any other path matches only
+    itself; a slash at its end is part of it. `{name}` takes one segment, or a part of one
+    (`/actions/{action}:run`). Two of them in one segment need text between them that is more than letters and
+    digits (`{team}:{agent}`). `{name...}` at the end takes one or more segments. See [Paths](#paths)."""
+    methods: Methods = ("POST",)
+    """The gated methods: any of GET, HEAD, POST, PUT, PATCH and DELETE. With GET, HEAD is gated, too. GET,
+    HEAD and OPTIONS that no route of the path lists pass if they have no body and no override header."""
+    other_methods: Literal["refuse", "pass"] = "refuse"
+    """What becomes of a method that no route of the path lists: `refuse` answers 405, `pass` lets it through.
+    Of several routes of a path, one that refuses is enough."""
     body: BodyKinds = JSON_ONLY.kinds
     """The kinds of body that are accepted, one or a list: `json` (one strict object), `form`
     (application/x-www-form-urlencoded), `empty` (no bytes) and `any` (opaque: no fact is read from it). See
@@ -320,6 +332,11 @@ class Route(Section):
         """Which bodies this route takes, and how they are told apart."""
         in_query = any(place.kind == "query" for place in self.sources.single)
         return Bodies(self.body, self.content_types, facts_in_query=in_query)
+
+    @cached_property
+    def calls(self) -> GatedCalls:
+        """The calls that the route gates, as the core wants them."""
+        return GatedCalls(self.path.patterns, frozenset(self.methods), self.other_methods == "pass")
 
     @cached_property
     def label(self) -> str:
@@ -440,13 +457,40 @@ class GateSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _each_path_once(self) -> GateSection:
-        paths = [(route.path.anywhere, route.path.folded) for route in self.routes]
-        message = "is the path of a route above, too; keep one of them"
-        refuse(
-            *((path in paths[:index], ("routes", index, "path"), message) for index, path in enumerate(paths))
-        )
+    def _each_call_has_one_route(self) -> GateSection:
+        cases: list[tuple[object, KeyPath, str]] = []
+        rivals = set()
+        for one, other, pattern, another in conflicts([route.calls for route in self.routes]):
+            # A fault for each of the two names both lines.
+            cases.append((True, ("routes", one, "path"), _same_calls(pattern, another, other)))
+            cases.append((True, ("routes", other, "path"), _same_calls(another, pattern, one)))
+            rivals.add((one, other))
+        names: dict[str, int] = {}
+        paths: dict[tuple[object, ...], int] = {}
+        for index, route in enumerate(self.routes):
+            first = index if route.name is None else names.setdefault(route.name, index)
+            message = f"is the name of gate.routes[{first}], too; use another one"
+            cases.append((first != index, ("routes", index, "name"), message))
+            for pattern in route.path.patterns:
+                first = paths.setdefault((pattern.anywhere, pattern.folded, pattern.rest), index)
+                shared = first != index and (first, index) not in rivals
+                for unnamed, other in ((first, index), (index, first)):
+                    message = f"is a path of gate.routes[{other}], too; give each of the two a name"
+                    cases.append(
+                        (shared and self.routes[unnamed].name is None, ("routes", unnamed, "path"), message)
+                    )
+        refuse(*cases)
         return self
+
+
+def _same_calls(own: RoutePattern, other: RoutePattern, index: int) -> str:
+    """The fault at the route of `own`, about the route of `other` with this index."""
+    if (own.anywhere, own.folded, own.rest) == (other.anywhere, other.folded, other.rest):
+        return f"is the path of gate.routes[{index}] for the same methods, too; keep one of them"
+    return (
+        f"matches requests that {other.text} of gate.routes[{index}] matches, too, with the same methods; "
+        "change one of them, or join the two routes"
+    )
 
 
 class ScopeDefaultsSection(Section):

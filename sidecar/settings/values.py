@@ -34,13 +34,14 @@ from sidecar.core.facts import IDENTIFIER_RULE, WHOLE_PATH, Source, is_identifie
 from sidecar.core.headernames import ends_here
 from sidecar.core.host import BRACKETED, NAME, Host
 from sidecar.core.money import is_whole_micros, to_dollars, to_micros
+from sidecar.core.pattern import RoutePath, RoutePattern
 from sidecar.core.policy import RiskClass
-from sidecar.core.target import RoutePattern
+from sidecar.core.target import METHODS
 from sidecar.files import keyfiles
 from sidecar.files.keyfiles import KeyFileUnusable
 from sidecar.settings import presets
 from sidecar.settings.addresses import Address, Listen, SocketFile, endpoint
-from sidecar.settings.faults import choices, kind, one_of
+from sidecar.settings.faults import Contradiction, choices, kind, one_of
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
@@ -114,7 +115,7 @@ _SINGLE = (_POINTER, "(path|query|form):[^ ]+", f"header:{_HEADER}")
 _PART = "(path|query|header|form):[0-9A-Za-z_.-]+"
 _JOINED = f"{_PART}.+{_PART}"
 _ROUTE_NAME = r"[A-Za-z0-9._-]{1,64}"
-_ROUTE = r"""(\*\*)?(/[!"$&-)+-.0-:<->@-\[\]-~]+)+"""
+_ROUTE = r"""(\*\*)?(/[!"$&-)+-.0-:<->@-\[\]-~]+)+/?|/"""
 
 
 def _shaped(*patterns: str) -> dict[str, Any]:
@@ -348,8 +349,30 @@ MaskKeyFile = Annotated[Path | None, _key_file(keyfiles.mask_key, "`openssl rand
 # Routes and the places of facts -------------------------------------------------------------------------
 
 
-def _route(value: object) -> RoutePattern:
+def _pattern(value: object) -> RoutePattern:
     return RoutePattern.parse(text(value))
+
+
+def _route_path(value: object) -> RoutePath:
+    """A path, or a list of paths of which each stands once."""
+    if isinstance(value, RoutePath):
+        return value
+    given = value if isinstance(value, list) else [value]
+    if not given:
+        raise ValueError("is empty; add a path")
+    patterns: list[RoutePattern] = []
+    wrong: list[tuple[tuple[int, ...], str]] = []
+    for index, each in enumerate(given):
+        try:
+            pattern = _pattern(each)
+            if any((pattern.anywhere, pattern.folded) == (one.anywhere, one.folded) for one in patterns):
+                raise ValueError("stands in this list twice; remove one of them")
+            patterns.append(pattern)
+        except ValueError as exc:
+            wrong.append(((index,) if isinstance(value, list) else (), str(exc)))
+    if wrong:
+        raise Contradiction(*wrong)
+    return RoutePath(tuple(patterns))
 
 
 # The kinds of place that only some bodies can provide, with the kind of body that does.
@@ -435,7 +458,24 @@ def _preset(value: object) -> str:
 
 
 Preset = Annotated[str, Kind(_preset, {"enum": list(presets.NAMES)})]
-Pattern = Annotated[RoutePattern, Kind(_route, _shaped(_ROUTE), lambda route: route.text)]
+_PATTERN = _shaped(_ROUTE)
+Pattern = Annotated[RoutePattern, Kind(_pattern, _PATTERN, lambda pattern: pattern.text)]
+GatedPath = Annotated[
+    RoutePath,
+    Kind(
+        _route_path,
+        {"anyOf": [_PATTERN, {"type": "array", "items": _PATTERN, "minItems": 1}]},
+        lambda path: path.text if len(path.patterns) == 1 else list(path.texts),
+    ),
+]
+_METHOD = {"enum": list(METHODS)}
+Methods = Annotated[
+    tuple[Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"], ...],
+    LIST,
+    NOT_EMPTY,
+    ONE_OR_MORE,
+    _one_or_more(_METHOD, minItems=1),
+]
 Place = Annotated[Source, Kind(_place, _PLACE, str)]
 ScopePlace = Annotated[Source, Kind(_scope_place, _shaped(*_SINGLE, _JOINED), str)]
 Places = Annotated[

@@ -216,6 +216,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         (folder / name).mkdir(parents=True)
     (folder / "etc/scopegate/scopegate.yaml").write_text(own)
     (folder / "etc/scopegate/policies").symlink_to(folder / "policies")
+    shutil.copy(PROJECT / "tests/openapi/galaxy.yaml", folder / "openapi.yaml")
     (folder / "body.json").write_text('{"incident_id": "inc_123", "action": "restart_pod"}')
     command = folder / "bin/scopegate"
     command.write_text(f'#!/bin/sh\nPYTHONPATH={PROJECT} exec {sys.executable} -m sidecar "$@"\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 
 from sidecar.core.facts import DEFAULT_SOURCES
 from sidecar.core.policy import RiskClass
+from sidecar.core.target import conflicts
 from sidecar.files.faults import ConfigurationError
 from sidecar.files.signing import SigningKey
 from sidecar.files.yamlfile import dotted, parse
@@ -240,8 +242,20 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             '4:7: gate.routes[0].path: a route path begins with "/", or with "**/" for any prefix',
         ),
         (
-            "gate:\n  routes:\n    - path: /a\n    - path: /A",
-            "5:7: gate.routes[1].path: is the path of a route above, too; keep one of them",
+            "gate:\n  routes:\n    - path: [/a, 5]",
+            "4:18: gate.routes[0].path[1]: expects text, found a number; write it in quotes",
+        ),
+        (
+            "gate:\n  routes:\n    - path: [/a, /b, /A]",
+            "4:22: gate.routes[0].path[2]: stands in this list twice; remove one of them",
+        ),
+        (
+            "gate:\n  routes:\n    - path: /a\n    - path: /b\n      name: x\n    - path: /c\n      name: x",
+            "8:7: gate.routes[2].name: is the name of gate.routes[1], too; use another one",
+        ),
+        (
+            "gate:\n  routes:\n    - path: /a\n      methods: [GET, OPTIONS]",
+            "5:22: gate.routes[0].methods[1]: expects one of GET, HEAD, POST, PUT, PATCH, DELETE",
         ),
         ("scopes: {serve_on: both}", "2:10: scopes.serve_on: expects one of data, admin"),
         (
@@ -1045,6 +1059,117 @@ def test_settings_that_differ_in_one_key_are_told_apart_by_its_name(tmp_path: Pa
     assert differing(one, settings_of(tmp_path, "")) == ()
 
 
+SAME_PATH = "is the path of gate.routes[{}] for the same methods, too; keep one of them"
+SAME_REQUESTS = (
+    "matches requests that {} of gate.routes[{}] matches, too, with the same methods; change one of them, or "
+    "join the two routes"
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/a", "/a"),
+        ("/a", "/A"),
+        ("/v/{name}/run", "/V/{name}/run"),
+        ("**/run", "**/RUN"),
+        ("/a/{rest...}", "/a/{rest...}"),
+    ],
+)
+def test_two_routes_with_one_path_and_method_are_both_named(tmp_path: Path, one: str, other: str) -> None:
+    text = f'gate:\n  routes:\n    - path: "{one}"\n    - path: "{other}"\n      methods: [PUT, POST]\n'
+    assert faults(tmp_path, text) == [
+        "c.yaml:4:7: gate.routes[0].path: " + SAME_PATH.format(1),
+        "c.yaml:5:7: gate.routes[1].path: " + SAME_PATH.format(0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/a", "/a/"),
+        ("/a/{b}", "/a/{c}"),
+        ("/a/{b}", "/a/{c}/"),
+        ("/{a}/b", "/c/{d}"),
+        ("/v1/{kind}s/run", "/v1/pod{kind}/run"),
+        ("/a/{b}:run", "/a/{c}"),
+        ("**/run", "/v1/{name}/run"),
+        ("**/run", "**/tasks/run"),
+        ("**/{name}/run", "**/tasks/run"),
+        ("**/run", "/tasks/{rest...}"),
+        ("/tasks/{rest...}", "/tasks/{name}/run"),
+        ("/tasks/{rest...}", "/{kind}/{rest...}"),
+    ],
+)
+def test_two_routes_that_some_request_would_both_have_are_named(tmp_path: Path, one: str, other: str) -> None:
+    for first, second in ((one, other), (other, one)):
+        text = f'gate:\n  routes:\n    - path: [/x, "{first}"]\n    - path: "{second}"\n'
+        assert faults(tmp_path, text) == [
+            "c.yaml:4:7: gate.routes[0].path: " + SAME_REQUESTS.format(second, 1),
+            "c.yaml:5:7: gate.routes[1].path: " + SAME_REQUESTS.format(first, 0),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/a", "/b"),
+        ("/a/{b}", "/a/c"),  # the exact path goes before the one with a variable
+        ("**/run", "/v1/run"),
+        ("/a/{b}", "/a/{b}/{c}"),
+        ("/a/{b}", "/c/{b}"),
+        ("/a/{b}:run", "/a/{b}:stop"),
+        ("/a/{b}", "/a/x/{rest...}"),
+        ("**/run", "**/stop"),
+        ("**/a/run", "/run/{b}"),
+        ("/v1/{kind}s/run", "/v1/{kind}s/stop"),
+        ("/", "/{a}"),
+    ],
+)
+def test_two_routes_that_no_request_has_both_of_are_accepted(tmp_path: Path, one: str, other: str) -> None:
+    text = f'gate:\n  routes:\n    - path: "{one}"\n    - path: "{other}"\n'
+    assert [route.label for route in settings_of(tmp_path, text).gate.routes] == [one, other]
+
+
+def test_routes_that_share_a_path_with_different_methods_need_names(tmp_path: Path) -> None:
+    text = "gate:\n  routes:\n    - path: /a\n    - path: [/b, /a]\n      methods: [DELETE]\n"
+    message = "is a path of gate.routes[{}], too; give each of the two a name"
+    assert faults(tmp_path, text) == [
+        "c.yaml:4:7: gate.routes[0].path: " + message.format(1),
+        "c.yaml:5:7: gate.routes[1].path: " + message.format(0),
+    ]
+    named = text.replace("- path", "- name: one\n      path", 1)
+    assert faults(tmp_path, named) == ["c.yaml:6:7: gate.routes[1].path: " + message.format(0)]
+    named = named.replace("- path", "- name: two\n      path", 1)
+    assert [route.label for route in settings_of(tmp_path, named).gate.routes] == ["one", "two"]
+
+
+def test_head_is_listed_where_get_is(tmp_path: Path) -> None:
+    text = (
+        "gate:\n  routes:\n    - {path: /a, name: one, methods: [GET]}\n"
+        "    - {path: /a, name: two, methods: [HEAD]}\n"
+    )
+    assert len(faults(tmp_path, text)) == 2
+
+
+def test_only_names_that_all_paths_of_a_route_have_are_places(tmp_path: Path) -> None:
+    text = "gate:\n  routes:\n    - path: ['/a/{b}/{c}', '/a/{b}']\n      action: path:NAME\n"
+    assert settings_of(tmp_path, text.replace("NAME", "b"))
+    (fault,) = faults(tmp_path, text.replace("NAME", "c"))
+    assert fault.startswith("c.yaml:5:7: gate.routes[0].action: names a segment that")
+
+
+def test_five_hundred_routes_are_compared_in_less_than_a_second(tmp_path: Path) -> None:
+    routes = "".join(
+        f"    - path: ['/v1/kinds/{{kind}}/things/{{thing}}/do{number}', '/v1/{{thing}}/do{number}/']\n"
+        for number in range(500)
+    )
+    sections = settings_of(tmp_path, "gate:\n  routes:\n" + routes).gate
+    begun = time.process_time()
+    assert list(conflicts([route.calls for route in sections.routes])) == []
+    assert time.process_time() - begun < 1
+
+
 def test_settings_that_differ_in_many_keys_are_told_apart_in_the_files_order(tmp_path: Path) -> None:
     key_files(tmp_path)
     text = (
@@ -1134,6 +1259,8 @@ def test_settings_dump_as_the_text_of_the_file() -> None:
         {
             "name": None,
             "path": "**/recovery/execute",
+            "methods": ["POST"],
+            "other_methods": "refuse",
             "body": ["json"],
             "content_types": [],
             "mode": "enforce",
