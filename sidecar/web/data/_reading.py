@@ -25,7 +25,7 @@ from sidecar.live.snapshot import Snapshot, leaves
 from sidecar.settings.sections import GateSection, Route
 from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import target_bytes, uncarried
-from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_body
+from sidecar.web.serving.body import FORM_PARSED_AT_ONCE, PARSED_AT_ONCE, Taken, read_body
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import HeaderFields, JudgedHeaders
 from sidecar.web.wire.request import request_id_of, tenant_of
@@ -116,8 +116,8 @@ async def read_gated(
     if twins is not None:
         message = f"The header {twins[0]} could be read as {twins[1]}."
         return Refusal("invalid_request", message, {"member": f"header:{twins[0]}"})
-    # Each key is looked at, which takes long where there are many.
-    at_once = len(raw) <= PARSED_AT_ONCE
+    # Each key or name is looked at, which takes long where there are many.
+    at_once = len(raw) <= (FORM_PARSED_AT_ONCE if reading == "form" else PARSED_AT_ONCE)
     claims = read(given, sources) if at_once else await asyncio.to_thread(read, given, sources)
     if isinstance(claims, Refusal):
         return claims

@@ -137,7 +137,9 @@ def _execute(route: Route, path: str, method: str, number: int) -> Operation:
                 "The backend's answer.",
                 status="default",
                 contents={"*/*": {}},
-                headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, "Idempotency-Replayed", REQUEST_ID_HEADER),
+                headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
+                # An action of low risk may need no scope.
+                optional_headers=(*OF_THE_SCOPE, "Idempotency-Replayed"),
                 links=TO_DECISION,
             ),
         ),
