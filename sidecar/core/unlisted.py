@@ -39,11 +39,6 @@ Access = Literal["reads", "writes"]
 TREATMENTS: tuple[Treatment, ...] = ("pass", "record", "refuse")
 
 
-def example_of(pattern: RoutePattern) -> str:
-    """A path that the pattern matches."""
-    return pattern.filled("x")
-
-
 class ExceptedPaths:
     """The paths that always pass, and what was found out about the paths that came lately."""
 
@@ -72,7 +67,8 @@ class ExceptedPaths:
         stray: list[str] = []
 
         def not_excepted(reading: str) -> tuple[str, None] | None:
-            if any(matches(one, reading) for one in self.patterns):
+            # Without the slash at its end, "/" is empty, which parsers read as "/" again.
+            if any(matches(one, reading or "/") for one in self.patterns):
                 return None
             stray.append(reading)
             return reading, None
@@ -80,6 +76,14 @@ class ExceptedPaths:
         if other_reading(path, not_excepted, (*STEPS, *more) if more else steps_for(path)) is None:
             return None
         return stray[0] if stray else ""
+
+    def lacks(self, pattern: RoutePattern) -> str | None:
+        """The path that must be excepted, too, because parsers also read paths of this pattern as that one;
+        None if there is none."""
+        before = "/x" if pattern.anywhere else ""
+        example = before + pattern.filled("x")
+        stray = self.stray_reading(example)
+        return stray and ("**" if before else "") + stray.removeprefix(before)
 
     def _led_astray(self, path: str, headers: Collection[tuple[str, str]]) -> bool:
         """Whether a header could lead a backend to a path that is not excepted."""

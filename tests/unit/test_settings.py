@@ -257,6 +257,24 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             "gate:\n  routes:\n    - path: /a\n      methods: [GET, OPTIONS]",
             "5:22: gate.routes[0].methods[1]: expects one of GET, HEAD, POST, PUT, PATCH, DELETE",
         ),
+        (
+            "gate: {unlisted: {writes: deny}}",
+            "2:19: gate.unlisted.writes: expects one of pass, record, refuse",
+        ),
+        ("gate: {unlisted: refuse}", "2:8: gate.unlisted: expects keys below it, found text"),
+        ("gate: {unlisted: {except: /a}}", "2:19: gate.unlisted.except: expects a list, found text"),
+        (
+            "gate:\n  unlisted:\n    except:\n      - /healthz\n      - /openapi.json\n",
+            "6:9: gate.unlisted.except[1]: can also be read as /openapi; add that path, too",
+        ),
+        (
+            "gate: {unlisted: {except: ['**/{id}/doc.html', /a/doc, /a/doc.html]}}",
+            "2:28: gate.unlisted.except[0]: can also be read as **/x/doc; add that path, too",
+        ),
+        (
+            "gate: {unlisted: {except: [healthz]}}",
+            '2:28: gate.unlisted.except[0]: a route path begins with "/", or with "**/" for any prefix',
+        ),
         ("scopes: {serve_on: both}", "2:10: scopes.serve_on: expects one of data, admin"),
         (
             "scopes: {defaults: {max_attempts: 11}}",
