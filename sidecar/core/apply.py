@@ -57,7 +57,7 @@ from sidecar.core.command import (
 )
 from sidecar.core.entries import clock_accepted_entry, ended_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
-from sidecar.core.idempotency import Claim, Claimed, KeptAnswer
+from sidecar.core.idempotency import Claim, Claimed
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule, Subject
@@ -120,7 +120,11 @@ def names(commands: Iterable[Command], now: int) -> Names:
                 for group, seconds in wanted.items():
                     since = now - seconds * SECOND
                     groups[group] = min(groups.get(group, since), since)
-            case Settle() | Reconcile():
+            case Settle():
+                executions[command.admission_id] = None
+                if command.answer is not None:
+                    keys[command.answer.key] = None
+            case Reconcile():
                 executions[command.admission_id] = None
             case Revoke():
                 scopes[command.scope_id] = None
@@ -135,8 +139,6 @@ def names(commands: Iterable[Command], now: int) -> Names:
                 requests[command.request_id] = None
             case _:
                 pass
-        if isinstance(command, Settle) and command.answer is not None:
-            keys[command.answer.key] = None
     return Names(
         scopes=tuple(scopes),
         executions=tuple(executions),
@@ -345,18 +347,6 @@ def _repeated(command: Admit, claim: Claim, state: State, now: int) -> Applied |
     return None if repeat is None else Applied(reply=repeat[0], entry=repeat[1])
 
 
-def _kept(answer: KeptAnswer, command: Settle, settled: Applied, state: State, now: int) -> Applied:
-    """A settlement that keeps an answer under the idempotency key of its execution."""
-    if command.outcome in RELEASING:
-        return settled  # the key is free
-    execution = state.executions.get(command.admission_id)
-    scope = settled.scope
-    if scope is None and execution is not None:
-        scope = state.scopes.get(execution.scope_id or "")
-    claimed = idempotency.answered(state.claimed.get(answer.key), answer, command.admission_id, scope, now)
-    return replace(settled, claimed=claimed)
-
-
 def _shadow_details(shadow: Iterable[Objection]) -> dict[str, Any]:
     """The details that a record holds about refusals in shadow mode."""
     would_refuse = [one.to_dict() for one in shadow]
@@ -483,8 +473,7 @@ def apply(command: Command, state: State, now: int) -> Applied:
         case Admit():
             return admit(command, state, now)
         case Settle():
-            settled = _settle(command, state, now)
-            return settled if command.answer is None else _kept(command.answer, command, settled, state, now)
+            return _settle(command, state, now)
         case Refuse():
             return _refuse(command, now)
         case CountReplays():
@@ -610,7 +599,14 @@ def _settle(command: Settle, state: State, now: int) -> Applied:
         cause=command.cause,
         cost=_final_cost(command.outcome, command.cost, execution.hold),
     )
-    return _ended(command, "settled", scope, ended, now)
+    settled = _ended(command, "settled", scope, ended, now)
+    answer = command.answer
+    if answer is None or ended.status in RELEASING:
+        return settled
+    claimed = idempotency.answered(
+        state.claimed.get(answer.key), answer, ended.decision_id, settled.scope, now
+    )
+    return replace(settled, claimed=claimed)
 
 
 def _reconcile(command: Reconcile, state: State, now: int) -> Applied:

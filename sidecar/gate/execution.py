@@ -68,7 +68,6 @@ class InFlight:
     admitted: Admitted | None = None
     sent: bool = False  # a byte of the request may have been sent
     settled: bool = False
-    kept: KeptAnswer | None = None  # the answer for repeats under its idempotency key
     rest: Remainder | None = None  # the rest of a long answer
     ended: bool = False
 
@@ -301,9 +300,10 @@ class Gate:
         status = exchange.head.status
         self._observer.answered(request, begun, status=status)
         cost = reported_cost(request.route.cost, exchange.head, body)
-        if request.claim is not None:
-            flight.kept = kept_answer(request.claim, exchange.head, body)
-        settled = await self._settle(flight, admitted, "answered", cost=cost, http_status=status)
+        answer = None if request.claim is None else kept_answer(request.claim, exchange.head, body)
+        settled = await self._settle(
+            flight, admitted, "answered", cost=cost, http_status=status, answer=answer
+        )
         _set(flight.answer, Forwarded(last=settled or admitted, head=exchange.head, body=body))
 
     async def _send(self, flight: InFlight, admitted: Admitted, seconds: float) -> Exchange:
@@ -371,9 +371,8 @@ class Gate:
             return
         self._observer.answered(request, begun, status=status)
         cost = reported_cost(request.route.cost, exchange.head, None)
-        if request.claim is not None:
-            flight.kept = kept_answer(request.claim, exchange.head, None)
-        await self._settle(flight, admitted, "answered", cost=cost, http_status=status)
+        answer = None if request.claim is None else kept_answer(request.claim, exchange.head, None)
+        await self._settle(flight, admitted, "answered", cost=cost, http_status=status, answer=answer)
         try:
             await rest.feed(None)
         except asyncio.CancelledError:
@@ -388,6 +387,7 @@ class Gate:
         cost: int | None = None,
         http_status: int | None = None,
         cause: str | None = None,
+        answer: KeptAnswer | None = None,
     ) -> Settled | None:
         """Settle. The result is None if the settlement must wait, or was made when the request ended."""
         if flight.ended:
@@ -398,7 +398,7 @@ class Gate:
             cost=cost,
             http_status=http_status,
             cause=cause,
-            answer=flight.kept,
+            answer=answer,
             request=flight.request,
         )
         flight.settled = True
