@@ -19,6 +19,7 @@ from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
 from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
+from sidecar.gate.reports import TimeLimits
 from sidecar.live.reload import Files, Reloader, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.snapshot import Live, Snapshot
@@ -44,6 +45,7 @@ from sidecar.web.api.emitters import EmitterApi
 from sidecar.web.api.executions import ExecutionApi
 from sidecar.web.api.explain import ExplainApi
 from sidecar.web.api.ops import Ops, ReadinessCheck
+from sidecar.web.api.reports import ReportApi
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.api.state import About, StateApi
 from sidecar.web.data.passthrough import PassThroughProxy
@@ -142,6 +144,7 @@ class Sidecar:
         self._wire()
         await self.store.open()
         await account_for_crash(self.store)
+        await self.limits.begin()
         if self._checkpointer is not None:
             self._checkpointer.start(self.store)
         settings = self.settings
@@ -178,11 +181,13 @@ class Sidecar:
             max_connections=settings.upstream.max_connections,
         )
         observer = Observer(self.metrics)
+        self.limits = TimeLimits(self.store, observer)
         self.gate = Gate(
             store=self.store,
             upstream=self.upstream,
             refusals=RefusalLog(self.store, observer),
             observer=observer,
+            limits=self.limits,
         )
         grants = Grants(store=self.store, gate=self.gate, observer=observer)
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
@@ -194,6 +199,7 @@ class Sidecar:
             gate=self.gate,
             passing=self.passing,
             scopes=scopes if on_data else None,
+            reports=ReportApi(store=self.store, gate=self.gate, live=self.live),
             live=self.live,
             metrics=self.metrics,
             observer=observer,
@@ -307,6 +313,7 @@ class Sidecar:
         for listener in self._open.values():
             listener.close()
         await self.upstream.close()
+        await self.limits.close()
         for task in (self._watching, self._renewing):
             if task is not None:
                 task.cancel()

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sidecar.core.command import AcceptClock, Admit, Issue, Reconcile, Refuse, Revoke, Settle, Turn
+from sidecar.core.command import (
+    AcceptClock,
+    Admit,
+    Issue,
+    Lapse,
+    Reconcile,
+    Refuse,
+    Report,
+    Revoke,
+    Settle,
+    Turn,
+)
 from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
@@ -30,6 +41,10 @@ OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
         "draining": DecisionOutcome.POLICY_UNAVAILABLE,
     }
 )
+
+
+# The endings that say that the backend acted, whether or not it achieved anything.
+_HAPPENED = frozenset({"answered", "succeeded", "failed", "executed"})
 
 
 def outcome_of(refusal: Refusal) -> DecisionOutcome:
@@ -89,9 +104,15 @@ def gate_entry(
 
 
 def ended_entry(
-    command: Settle | Reconcile, event: Event, execution: Execution, overrun: bool, now: int
+    command: Settle | Report | Lapse | Reconcile,
+    event: Event,
+    execution: Execution,
+    *,
+    cost_reported: bool,
+    overrun: bool,
+    now: int,
 ) -> Entry:
-    """The entry that ends an admission by settlement or reconciliation."""
+    """The entry that ends an admission by settlement, report, time limit or reconciliation."""
     inputs: dict[str, Any] = {"policy_id": "scoped_execution"}
     details: dict[str, Any] = {
         "admission_id": execution.decision_id,
@@ -99,7 +120,7 @@ def ended_entry(
         "attempt_number": execution.attempt_number,
         "hold_usd": to_dollars(execution.hold),
         "cost_usd": None if execution.cost is None else to_dollars(execution.cost),
-        "cost_reported": command.cost is not None,
+        "cost_reported": cost_reported,
         "cost_overrun": overrun,
         "http_status": execution.http_status,
         "cause": execution.cause,
@@ -112,7 +133,11 @@ def ended_entry(
         details["reconciled_by_request"] = command.request_id
         if command.reconciled_by is not None:
             details["reconciled_by"] = command.reconciled_by
-    happened = execution.status in ("answered", "executed")
+    elif isinstance(command, Report):
+        details["reported_by_request"] = command.request_id
+        if command.detail is not None:
+            details["reported_detail"] = command.detail
+    happened = execution.status in _HAPPENED
     return Entry(
         event=event,
         origin=command.origin,

@@ -34,7 +34,13 @@ ROUTE_KEYS = {f"gate.routes[0].{key.name}": key for key in keys(Route)}
 SECTIONS = [name for name, key in KEYS.items() if key.section]
 LEAVES = [key for key in [*KEYS, *ROUTE_KEYS] if key not in SECTIONS]
 
-LISTS = ["data.allowed_hosts", "admin.allowed_hosts", "gate.routes", "log.mask"]
+LISTS = [
+    "data.allowed_hosts",
+    "admin.allowed_hosts",
+    "gate.routes",
+    "gate.routes[0].not_executed_on",
+    "log.mask",
+]
 
 # Values that the loader takes for a key. Some take them only together with another key.
 ADDRESSES = ["127.0.0.1:0", "localhost:7", "[::1]:65535", "unix:/run/x.sock", "unix:x y", "unix:///x"]
@@ -73,6 +79,12 @@ GOOD: dict[str, list[Any]] = {
     "gate.routes[0].name": [None, "restart-service", "awx.launch_2", "x" * 64],
     "gate.tenant_header": [None, "X-Tenant", "`|~!#$%&'*+.^_"],
     "gate.scope_required_from": ["low", "medium", "high", "critical"],
+    "gate.completion_base_url": [
+        None,
+        "http://127.0.0.1:8000",
+        "HTTPS://localhost",
+        "http://[::1]:8/gate/a%20b/",
+    ],
     "scopes.serve_on": ["data", "admin"],
     "scopes.defaults.max_attempts": [1, 10],
     "scopes.defaults.ttl_seconds": [1, 3600],
@@ -97,6 +109,9 @@ GOOD: dict[str, list[Any]] = {
     "gate.routes[0].parameters": ["/a", "/a/0/b"],
     "gate.routes[0].target_agents": ["/a", "header:X", ["/a"], ["/a", "query:b", "header:C", "path:id"]],
     "gate.routes[0].cost": ["/a", "header:X-Cost"],
+    "gate.routes[0].not_executed_on": [[], [400], [404, 409, 599]],
+    "gate.routes[0].completion": ["answer", "report"],
+    "gate.routes[0].completion_timeout_seconds": [1, 3600, 366 * 86_400],
 }
 # Values that are wrong for every key of a kind; the sections and the file refuse them, too.
 NO_TEXT: list[Any] = [5, True, 0.5, {}, [["/a"]], ""]
@@ -112,6 +127,15 @@ SPELLINGS: dict[str, list[Any]] = {
     "gate.routes[0].name": ["", "a b", "**/x", "x" * 65],
     "gate.tenant_header": ["X Tenant", "X:"],
     "gate.scope_required_from": ["dreadful", "LOW", None],
+    "gate.completion_base_url": [
+        "h:8000",
+        "ftp://h",
+        "http://",
+        "http://u@h",
+        "http://h?q",
+        "unix:/x",
+        "http://h/ä",
+    ],
     "scopes.serve_on": ["both", None],
     "scopes.defaults.max_cost_usd": [-0.01, 1_000_000_001],
     "scopes.limits.max_cost_usd": [-0.01, 1_000_000_001],
@@ -125,6 +149,8 @@ SPELLINGS: dict[str, list[Any]] = {
     "gate.routes[0].parameters": ["header:P", "query:p", "parameters"],
     "gate.routes[0].target_agents": [[], [5], "a", ["a"], [None], None],
     "gate.routes[0].cost": ["query:c", "cost"],
+    "gate.routes[0].not_executed_on": [[399], [600], ["404"], [404.5], [None], 404],
+    "gate.routes[0].completion": ["later", None],
 }
 
 
@@ -216,7 +242,12 @@ def test_no_key_is_required_but_the_path_of_a_route() -> None:
     required = {
         key: below["items"].get("required") for key, below in keys_of_the_schema(SCHEMA) if "items" in below
     }
-    assert required == {"gate.routes": ["path"], "admin.allowed_hosts": None, "log.mask": None}
+    assert required == {
+        "gate.routes": ["path"],
+        "gate.routes[0].not_executed_on": None,
+        "admin.allowed_hosts": None,
+        "log.mask": None,
+    }
     assert json.dumps(SCHEMA).count('"required"') == 1
 
 
