@@ -33,6 +33,8 @@ class ErrorKind:
 
 _SCOPE = {"scope_id": "scope_0123456789abcdef0123456789abcdef"}
 
+_HOLDER = {"decision_id": "01961234-5678-7abc-8def-0123456789ab"}
+
 _ROWS: tuple[ErrorKind, ...] = (
     ErrorKind(
         "scoped_execution_required",
@@ -110,6 +112,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         {"rules": [], "action": "drop_database"},
     ),
     ErrorKind(
+        "not_listed",
+        403,
+        "No route lists this request",
+        "Use a path and a method that a route lists; an operator adds a route, or an exception to "
+        "`gate.unlisted.except`.",
+    ),
+    ErrorKind(
         "cross_site",
         403,
         "Another site may not change this",
@@ -147,6 +156,22 @@ _ROWS: tuple[ErrorKind, ...] = (
         retry=True,
     ),
     ErrorKind(
+        "idempotency_in_flight",
+        409,
+        "The first request under this Idempotency-Key is still in flight",
+        "Send it again after `Retry-After`; it then gets the answer of the first.",
+        {**_HOLDER, "retry_after_seconds": 1},
+        retry=True,
+    ),
+    ErrorKind(
+        "outcome_unknown",
+        409,
+        "The first request under this Idempotency-Key has no known answer",
+        "Find out whether the backend acted, and reconcile the execution `decision_id`; `not_executed` frees "
+        "the key.",
+        {**_HOLDER, "execution_status": "unknown"},
+    ),
+    ErrorKind(
         "not_reconcilable",
         409,
         "The execution cannot be reconciled",
@@ -177,8 +202,9 @@ _ROWS: tuple[ErrorKind, ...] = (
     ErrorKind(
         "unsupported_media_type",
         415,
-        "Only plain application/json can be judged",
-        "Send `application/json` in UTF-8, without content encoding.",
+        "A body of this kind cannot be judged here",
+        "Send a kind of body that `body` names, with its content type, in UTF-8 and without encoding.",
+        {"body": ["json"]},
     ),
     ErrorKind(
         "misdirected_request",
@@ -191,11 +217,18 @@ _ROWS: tuple[ErrorKind, ...] = (
         "invalid_scope",
         422,
         "The requested scope is not valid",
-        "Correct the terms that `errors` names, such as a blank intent or a bound past its limit.",
+        "Correct the terms that `errors` names, such as a blank intent, a bound past its limit, or a "
+        "`max_cost_usd` below `min_cost_usd`.",
         {
             "member": "intent",
             "errors": [{"member": "/intent", "problem": "is required and must say why; it cannot be blank"}],
         },
+    ),
+    ErrorKind(
+        "idempotency_key_reused",
+        422,
+        "Another request was sent under this Idempotency-Key",
+        "Use a new key for each action; repeat a request with the same method, target and body.",
     ),
     ErrorKind(
         "braked",
@@ -273,13 +306,16 @@ _NULL = {"type": "null"}
 MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "decision_id": {
         **_TEXT,
-        "description": "The decision that records the refusal, or the one that does not exist.",
+        "description": "The decision that records the refusal, or the one that does not exist. Of "
+        "`idempotency_in_flight` and `outcome_unknown`, the execution of the first request; the header "
+        "`Scopegate-Decision-Id` then names the record of the refusal.",
     },
     "route": {**_TEXT, "description": "The name of the gated route; if it has none, its path."},
     "scope_id": {**_TEXT, "description": "The scope that the request names."},
     "incident_id": {"anyOf": [_TEXT, _NULL], "description": "The incident that the request names."},
     "action": {"anyOf": [_TEXT, _NULL], "description": "The action that the request names."},
     "target_agents": {**_TEXTS, "description": "The target agents that the request names."},
+    "body": {**_TEXTS, "description": "The kinds of body that are accepted: json, form, empty, any."},
     "bound": {
         **_TEXT,
         "enum": ["max_attempts", "max_cost_usd"],
@@ -310,9 +346,14 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "retry_after_seconds": {
         "type": "integer",
         "minimum": 1,
-        "description": "The seconds until the brake ends, as in `Retry-After`.",
+        "description": "The seconds to wait before a retry, as in `Retry-After`; of a brake, until it ends.",
     },
     "member": {**_TEXT, "description": "The first member that is missing or wrong."},
+    "min_cost_usd": {
+        "type": "number",
+        "minimum": 0,
+        "description": "The least `max_cost_usd` with which each action of the scope could be executed.",
+    },
     "errors": {
         "anyOf": [{"type": "array", "items": {"$ref": "#/components/schemas/WrongMember"}}, _TEXTS],
         "description": "Every member, or every place in the files, that is wrong.",

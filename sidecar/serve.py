@@ -20,7 +20,8 @@ from sidecar.gate.grants import Grants
 from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
 from sidecar.gate.reports import TimeLimits
-from sidecar.live.reload import Files, Reloader, warn_of_openings
+from sidecar.gate.unlisted_log import UnlistedLog
+from sidecar.live.reload import Files, Reloader, announce_unlisted, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.snapshot import Live, Snapshot
 from sidecar.settings.addresses import Address
@@ -152,6 +153,7 @@ class Sidecar:
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
         self.data_address = await self._listen("data", self._data_server, settings.data.listen)
         self._renewing = asyncio.create_task(self.renewal.watch())
+        announce_unlisted(self.live.snapshot.settings)
         warn_of_openings(self.live.snapshot.settings)
         if self._files is not None:
             self._watching = asyncio.create_task(self.reloader.watch())
@@ -182,13 +184,15 @@ class Sidecar:
         )
         observer = Observer(self.metrics)
         self.limits = TimeLimits(self.store, observer)
+        refusals = RefusalLog(self.store, observer)
         self.gate = Gate(
             store=self.store,
             upstream=self.upstream,
-            refusals=RefusalLog(self.store, observer),
+            refusals=refusals,
             observer=observer,
             limits=self.limits,
         )
+        self.unlisted_log = UnlistedLog(self.store, refusals, observer)
         grants = Grants(store=self.store, gate=self.gate, observer=observer)
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
@@ -198,6 +202,7 @@ class Sidecar:
         plane = DataPlane(
             gate=self.gate,
             passing=self.passing,
+            unlisted=self.unlisted_log,
             scopes=scopes if on_data else None,
             reports=ReportApi(store=self.store, gate=self.gate, live=self.live),
             live=self.live,

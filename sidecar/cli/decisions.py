@@ -248,6 +248,14 @@ def _reason(decision: dict[str, Any]) -> str | None:
     return reason
 
 
+def _line_of(decision: dict[str, Any]) -> str | None:
+    """The method and the path of a request that no route lists; of a flood, the first ones."""
+    inputs, subjects = decision["decision_inputs"], decision["details"].get("subjects")
+    if "path" in inputs:
+        return f"{plain(inputs.get('method'))} {plain(inputs['path'])}"
+    return plain(subjects) if decision["event"] == "unlisted" and subjects else None
+
+
 def _rules(decision: dict[str, Any]) -> str | None:
     rules = decision["details"].get("rules")
     return f"rules {plain(rules)}" if rules else None
@@ -309,7 +317,16 @@ def _detail(name: str, text: str = "{}") -> Callable[[dict[str, Any]], str | Non
 WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
     "issued": (_detail("intent"), _detail("created_by", "by {}"), _principal, _rules, _would_refuse),
     "admitted": (_without_scope, _would_refuse, _principal),
-    "refused": (_reason, _rules, _would_refuse, _count, _detail("intent", "intent: {}"), _principal),
+    "refused": (
+        _reason,
+        _line_of,
+        _rules,
+        _would_refuse,
+        _count,
+        _detail("intent", "intent: {}"),
+        _principal,
+    ),
+    "replayed": (_detail("admission_id", "answer of {}"), _count, _principal),
     "settled": (_without_scope, _detail("cause"), _cost),
     "reconciled": (
         _detail("reconciled_because"),
@@ -321,6 +338,7 @@ WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
     ),
     "revoked": (_detail("cause"), _principal),
     "clock_accepted": (_step, _principal),
+    "unlisted": (_line_of, _count, _principal),
     "switched": (_switch, _principal),
     "emitted": (_reason,),
 }

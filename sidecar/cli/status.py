@@ -68,6 +68,10 @@ def _described(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield from (("", error) for error in reload["errors"])
     yield "scope needed", f"from {found['scope_required_from']} risk on"
     yield "in shadow", ", ".join(found["shadow_routes"]) or "no route"
+    unlisted = found.get("unlisted")
+    if unlisted is not None:
+        excepted = f", except {', '.join(unlisted['excepted'])}" if unlisted["excepted"] else ""
+        yield "not listed", f"reads {unlisted['reads']}, writes {unlisted['writes']}{excepted}"
     served_on = found.get("scopes_served_on")
     for name, address in (found.get("listeners") or {}).items():
         yield f"{name} on", f"{address}{', which issues scopes' if name == served_on else ''}"

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from sidecar.core import brakes, endings
+from sidecar.core import brakes, endings, idempotency
 from sidecar.core.bounds import (
     CATALOGUE_BOUNDS,
     SCOPE_BOUNDS,
     UNSCOPED_BOUNDS,
     BoundInput,
     judge,
+    never_spendable,
     not_in_catalogue,
     targets_required,
 )
@@ -33,6 +34,7 @@ from sidecar.core.command import (
     Bind,
     ClockAccepted,
     Command,
+    CountReplays,
     Denied,
     Emit,
     Emitted,
@@ -40,6 +42,7 @@ from sidecar.core.command import (
     Issued,
     Lapse,
     NotEmitted,
+    PassUnlisted,
     Reconcile,
     Recorded,
     Refuse,
@@ -56,10 +59,12 @@ from sidecar.core.command import (
 )
 from sidecar.core.entries import clock_accepted_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
+from sidecar.core.idempotency import Claim, Claimed, KeptAnswer
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule, Subject
 from sidecar.core.record import Entry
+from sidecar.core.repeats import repeated, summary_of
 from sidecar.core.rules import (
     GrantJudgment,
     Objection,
@@ -70,7 +75,7 @@ from sidecar.core.rules import (
     refusal_by,
     subject_of,
 )
-from sidecar.core.scope import Execution, Scope
+from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 
@@ -86,7 +91,8 @@ class Names:
     `scopes` are scope ids. `executions` are admission ids; the scope of each execution is loaded with it.
     `groups` maps each group to a time in microseconds: its admissions after that time are loaded, and those
     still in flight, but never executions that were not sent. `once` are keys under which a record is kept
-    once. `requests` are request ids; their records without a run are loaded.
+    once. `requests` are request ids; their records without a run are loaded. `keys` are digests of
+    idempotency keys; the execution that holds each is loaded with it.
     """
 
     scopes: Sequence[str] = ()
@@ -95,6 +101,7 @@ class Names:
     once: Sequence[bytes] = ()
     switches: Sequence[Switch] = ()
     requests: Sequence[str] = ()
+    keys: Sequence[bytes] = ()
 
 
 def names(commands: Iterable[Command], now: int) -> Names:
@@ -105,16 +112,23 @@ def names(commands: Iterable[Command], now: int) -> Names:
     once: dict[bytes, None] = {}
     switches: dict[Switch, None] = {}
     requests: dict[str, None] = {}
+    keys: dict[bytes, None] = {}
     for command in commands:
         match command:
             case Admit(claims=claims):
                 if claims.scope_id is not None:
                     scopes[claims.scope_id] = None
+                if command.claim is not None:
+                    keys[command.claim.key] = None
                 wanted = groups_for(command.policies, command.tenant_id, claims.incident_id, claims.action)
                 for group, seconds in wanted.items():
                     since = now - seconds * SECOND
                     groups[group] = min(groups.get(group, since), since)
-            case Settle() | Report() | Lapse() | Reconcile():
+            case Settle():
+                executions[command.admission_id] = None
+                if command.answer is not None:
+                    keys[command.answer.key] = None
+            case Report() | Lapse() | Reconcile():
                 executions[command.admission_id] = None
             case Revoke():
                 scopes[command.scope_id] = None
@@ -136,6 +150,7 @@ def names(commands: Iterable[Command], now: int) -> Names:
         once=tuple(once),
         switches=tuple(switches),
         requests=tuple(requests),
+        keys=tuple(keys),
     )
 
 
@@ -147,7 +162,8 @@ class State:
     these executions. With `found`, a brake examines each of them only once for many decisions, and stops
     counting once its answer is known. Without it, every decision counts all of them. `kept` holds the keys
     whose record exists already. `on` holds the switches that are on. `unbound` maps each named request
-    to the sequence numbers of its pre-run records that have no run.
+    to the sequence numbers of its pre-run records that have no run. `claimed` holds the idempotency keys that
+    are claimed, by their digests.
     """
 
     scopes: Mapping[str, Scope] = field(default_factory=dict)
@@ -157,6 +173,7 @@ class State:
     kept: Set[bytes] = frozenset()
     on: Set[Switch] = frozenset()
     unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    claimed: Mapping[bytes, Claimed] = field(default_factory=dict)
 
 
 @valueclass
@@ -170,6 +187,7 @@ class Applied:
     kept: bytes | None = None
     turned: Turn | None = None
     bound: Bind | None = None
+    claimed: Claimed | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -257,6 +275,9 @@ def _objections(
 
 def admit(command: Admit, state: State, now: int) -> Applied:
     """Consume the scope, hold the cost and record it, or refuse."""
+    repeated = None if command.claim is None else _repeated(command, command.claim, state, now)
+    if repeated is not None:
+        return repeated
     claims, revision = command.claims, command.policies.revision
     found = _judgment(command, state, now)
     details = _shadow_details(found.shadow)
@@ -317,7 +338,21 @@ def admit(command: Admit, state: State, now: int) -> Applied:
         scope=consumed,
         execution=execution,
         entry=entry,
+        claimed=None
+        if command.claim is None
+        else idempotency.claimed_by(command.claim, command.decision_id, now),
     )
+
+
+def _repeated(command: Admit, claim: Claim, state: State, now: int) -> Applied | None:
+    """What the request gets if its idempotency key is claimed already."""
+    claimed = state.claimed.get(claim.key)
+    if claimed is None:
+        return None
+    execution = state.executions.get(claimed.admission_id)
+    scope = None if execution is None else state.scopes.get(execution.scope_id or "")
+    repeat = repeated(command, claim, claimed, execution, scope, now)
+    return None if repeat is None else Applied(reply=repeat[0], entry=repeat[1])
 
 
 def _shadow_details(shadow: Iterable[Objection]) -> dict[str, Any]:
@@ -334,6 +369,11 @@ def issue(command: Issue, now: int) -> Applied:
     requested = _terms(command)
     found = command.judged or granted(command, now)
     refusal = _not_granted(command) or refusal_by(found.objections)
+    if refusal is None:
+        # The rules come first, because they decide what the ceiling is.
+        lowered_by = found.lowered.get("max_cost_usd", ())
+        actions = command.scope.allowed_actions
+        refusal = never_spendable(command.policies, actions, found.terms.max_cost, lowered_by)
     shadow = tuple(one for one in found.objections if one.shadow)
     details = _shadow_details(shadow)
     if command.judged is not None and found.conditional:
@@ -374,7 +414,7 @@ def issue(command: Issue, now: int) -> Applied:
         now,
         gatekept="scope_grant",
         expires_at=iso_time(scope.expires_at),
-        rules=list(found.lowered_by),
+        rules=found.lowered_by,
         **_term_details(command, terms),
         **details,
     )
@@ -441,9 +481,15 @@ def apply(command: Command, state: State, now: int) -> Applied:
         case Admit():
             return admit(command, state, now)
         case Settle():
+            if command.answer is not None:
+                return _answered(command, command.answer, state, now)
             return _end(endings.settle, command, state, now)
         case Refuse():
             return _refuse(command, now)
+        case CountReplays():
+            return Applied(reply=Recorded(command.decision_id), entry=summary_of(command, now))
+        case PassUnlisted():
+            return _pass_unlisted(command, now)
         case Issue():
             return issue(command, now)
         case Revoke():
@@ -468,11 +514,16 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _end(endings.reconcile, command, state, now)
 
 
+def _counted(command: Refuse | PassUnlisted) -> dict[str, Any]:
+    """The details that only the summary of a flood has."""
+    return {} if command.count == 1 else {"count": command.count, **(command.summary or {})}
+
+
 def _refuse(command: Refuse, now: int) -> Applied:
-    counted: dict[str, Any] = (
-        {} if command.count == 1 else {"count": command.count, **(command.summary or {})}
-    )
+    counted = _counted(command)
     refusal: Refusal | None = command.refusal
+    if command.line is not None:
+        counted["route"] = None
     if command.shadow:
         counted["would_refuse"] = [Objection(command.refusal, None, shadow=True).to_dict()]
         counted["scope_waived"] = SHADOW_ROUTE
@@ -486,7 +537,23 @@ def _refuse(command: Refuse, now: int) -> Applied:
         command.policy_revision,
         now,
         gatekept=command.gatekept,
+        line=command.line,
         **counted,
+    )
+    return Applied(reply=Recorded(command.decision_id), entry=entry)
+
+
+def _pass_unlisted(command: PassUnlisted, now: int) -> Applied:
+    entry = gate_entry(
+        command,
+        "unlisted",
+        None,
+        Claims(),
+        command.policy_revision,
+        now,
+        line=command.line,
+        route=None,
+        **_counted(command),
     )
     return Applied(reply=Recorded(command.decision_id), entry=entry)
 
@@ -504,7 +571,7 @@ def _revoke(command: Revoke, state: State, now: int) -> Applied:
         return Applied(reply=Denied(refusal, command.decision_id), entry=entry)
     if scope.revoked_at is None:
         scope = replace(scope, revoked_at=now)
-    because = {} if command.cause is None else {"cause": command.cause}
+    because: dict[str, Any] = {} if command.cause is None else {"cause": command.cause}
     entry = gate_entry(
         command,
         "revoked",
@@ -532,6 +599,17 @@ def _emit(command: Emit, state: State, now: int) -> Applied:
 def _turn(command: Turn, state: State, now: int) -> Applied:
     entry = switched_entry(command, was_on=command.switch in state.on, now=now)
     return Applied(reply=Turned(command.on, command.decision_id), entry=entry, turned=command)
+
+
+def _answered(command: Settle, answer: KeptAnswer, state: State, now: int) -> Applied:
+    """Settle, and keep the answer for repeats, even if a report has ended the execution before."""
+    settled = _end(endings.settle, command, state, now)
+    execution = settled.execution or state.executions.get(command.admission_id)
+    if execution is None or execution.status in RELEASING:
+        return settled
+    scope = settled.scope or state.scopes.get(execution.scope_id or "")
+    claimed = idempotency.answered(state.claimed.get(answer.key), answer, execution.decision_id, scope, now)
+    return replace(settled, claimed=claimed)
 
 
 def _end(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sidecar.core.facts import Claims
+from sidecar.core.idempotency import Claim, KeptAnswer
 from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.core.record import Origin, Record
 from sidecar.core.rules import GrantJudgment, Objection, Preview
@@ -20,6 +21,20 @@ from sidecar.errors import Refusal
 
 Gatekept = Literal["scoped_execution", "scope_grant"]
 Switch = Literal["care_kill_switch"]
+
+# The most characters of a path that a summary shows.
+SHOWN_PATH_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLine:
+    """The method of a request that no route lists, and its path as logs show it, without the query."""
+
+    method: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path[:SHOWN_PATH_CHARS]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +66,9 @@ class Admit:
     records it in a counted summary. `announced_cost` is the cost that the caller expects. If it exceeds the
     catalogue's hold, it is the hold. `preview` is an earlier judgment by the rules. If it is None, the rules
     judge when the command is applied. An action with a risk below `scope_required_from` needs no scope. On a
-    `shadow` route, a refusal is only recorded. An execution that ends by report has the SHA-256 of its
-    completion token as `report_token`, and `report_seconds` for its report.
+    `shadow` route, a refusal is only recorded. With `claim`, a request that repeats an earlier one under its
+    idempotency key is not admitted: it gets what `core.idempotency` says. An execution that ends by report
+    has the SHA-256 of its completion token as `report_token`, and `report_seconds` for its report.
     """
 
     decision_id: str
@@ -67,6 +83,7 @@ class Admit:
     preview: Preview | None = None
     scope_required_from: RiskClass = RiskClass.LOW
     shadow: bool = False
+    claim: Claim | None = None
     record_denial: bool = True
     report_token: bytes | None = None
     report_seconds: int | None = None
@@ -77,7 +94,8 @@ class Admit:
 class Refuse:
     """Record a refusal that was decided without the store. With `count` above 1, record a flood of refusals.
 
-    With `shadow`, the request is admitted, and the record says that it would have been refused.
+    With `shadow`, the request is admitted, and the record says that it would have been refused. `line` is set
+    if no route lists the request.
     """
 
     decision_id: str
@@ -92,6 +110,23 @@ class Refuse:
     count: int = 1
     summary: Mapping[str, Any] | None = None
     shadow: bool = False
+    line: RequestLine | None = None
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassUnlisted:
+    """Record that a request passes which no route lists. With `count` above 1, record a flood of them, which
+    has a `summary` instead of a `line`."""
+
+    decision_id: str
+    line: RequestLine | None
+    policy_revision: str | None = None
+    tenant_id: str = "default"
+    request_id: str | None = None
+    principal: str = "anonymous"
+    count: int = 1
+    summary: Mapping[str, Any] | None = None
     origin: Origin = "gate"
 
 
@@ -103,7 +138,8 @@ SettledOutcome = Literal["answered", "running", "not_executed", "not_sent", "unk
 class Settle:
     """Record how an admitted execution ended. `cost` is the upstream's report, None if there was none.
 
-    With the outcome `running`, it has not ended: it will be reported. That leaves no record.
+    With the outcome `running`, it has not ended: it will be reported. That leaves no record. `answer` is what
+    repeats of the request get, None if it has no idempotency key.
     """
 
     decision_id: str
@@ -112,6 +148,22 @@ class Settle:
     cost: int | None = None
     http_status: int | None = None
     cause: str | None = None
+    answer: KeptAnswer | None = None
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountReplays:
+    """Record a flood of replays, which are `count`. `subjects` are some of their scopes or incidents."""
+
+    decision_id: str
+    count: int
+    subjects: tuple[str, ...]
+    policy_revision: str | None = None
+    tenant_id: str = "default"
+    request_id: str | None = None
+    principal: str = "anonymous"
+    route: str | None = None
     origin: Origin = "gate"
 
 
@@ -225,7 +277,20 @@ class AcceptClock:
 
 
 Command = (
-    Issue | Admit | Refuse | Settle | Report | Lapse | Revoke | Reconcile | Emit | Turn | Bind | AcceptClock
+    Issue
+    | Admit
+    | Refuse
+    | PassUnlisted
+    | CountReplays
+    | Settle
+    | Report
+    | Lapse
+    | Revoke
+    | Reconcile
+    | Emit
+    | Turn
+    | Bind
+    | AcceptClock
 )
 
 
@@ -262,6 +327,21 @@ class Denied:
     refusal: Refusal
     decision_id: str | None
     objections: tuple[Objection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A request repeats an earlier one under its idempotency key, and gets the answer of that.
+
+    `execution` is the earlier execution, and `scope` its scope as it was at `answered_at`. `decision_id` is
+    None if the replay left no record.
+    """
+
+    scope: Scope | None
+    execution: Execution
+    answer: KeptAnswer
+    answered_at: int
+    decision_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,4 +416,4 @@ class ClockAccepted:
 
 Granting = Issued | Admitted | Denied | Revoked
 Ending = Settled | NotInFlight | Repeated
-Reply = Granting | Ending | Recorded | Emitted | NotEmitted | Turned | RunBound | ClockAccepted
+Reply = Granting | Ending | Replayed | Recorded | Emitted | NotEmitted | Turned | RunBound | ClockAccepted

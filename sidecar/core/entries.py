@@ -9,11 +9,14 @@ from typing import Any
 from sidecar.core.command import (
     AcceptClock,
     Admit,
+    CountReplays,
     Issue,
     Lapse,
+    PassUnlisted,
     Reconcile,
     Refuse,
     Report,
+    RequestLine,
     Revoke,
     Settle,
     Turn,
@@ -52,7 +55,7 @@ def outcome_of(refusal: Refusal) -> DecisionOutcome:
 
 
 def gate_entry(
-    command: Issue | Admit | Refuse | Revoke,
+    command: Issue | Admit | Refuse | PassUnlisted | CountReplays | Revoke,
     event: Event,
     refusal: Refusal | None,
     claims: Claims,
@@ -60,23 +63,30 @@ def gate_entry(
     now: int,
     *,
     gatekept: str = "scoped_execution",
+    line: RequestLine | None = None,
     **details: Any,
 ) -> Entry:
-    """The entry of a gate record. The inputs hold the request, the details hold the findings."""
+    """The entry of a gate record. The inputs hold the request, the details hold the findings. `line` is set
+    if no route lists the request."""
     inputs: dict[str, Any] = {"policy_id": gatekept, "principal": command.principal}
+    if line is not None:
+        inputs |= {"method": line.method, "path": line.path}
     if claims.target_agents:
         inputs["target_agents"] = list(claims.target_agents)
-    if claims.body_bytes > MAX_RECORDED_BODY_BYTES:
+    if claims.opaque:
+        inputs["body_bytes"] = claims.body_bytes
+    elif claims.body_bytes > MAX_RECORDED_BODY_BYTES:
         inputs["parameters_left_out"] = {"body_bytes": claims.body_bytes}
     elif claims.parameters:
         inputs["parameters"] = claims.parameters
     if isinstance(command, Admit) and command.body_sha256:
         inputs["body_sha256"] = command.body_sha256
-    if isinstance(command, Admit | Refuse) and command.route is not None:
+    if isinstance(command, Admit | Refuse | CountReplays) and command.route is not None:
         details["route"] = command.route
     if revision is not None:
         details["policy_revision"] = revision
-    outcome = DecisionOutcome.SELECTED
+    # A replay lets nothing through, and nothing refused it.
+    outcome = DecisionOutcome.NONE if event == "replayed" else DecisionOutcome.SELECTED
     if refusal is not None:
         outcome = outcome_of(refusal)
         details.update(refusal.members)

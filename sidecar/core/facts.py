@@ -3,31 +3,29 @@
 The default places are `/scope_id`, `/incident_id`, `/action`, `/parameters` and, for the target agents,
 `/target_agents` or `/parameters/target_agents`. A route may configure other places.
 
-A backend may read another member than the judged one, because it compares names less strictly. Real programs
-apply these rules to keys:
+A place is a JSON pointer (RFC 6901), the value of a `{name}` in the path, a name in the query or in a form, a
+header, or a constant. A joined place keeps the text between its parts: `path:namespace/path:pod` reads
+`shop/cart-0`. Two requests never give a joined place the same value from different parts, because a part that
+contains the text between the parts is refused.
 
-1. They fold case and Unicode compatibility forms (Go's encoding/json, ASP.NET, Jackson if configured so).
-2. They end a name at NUL, because the name passes through C.
-3. They drop control and format characters, because they clean their input.
-4. They trim blanks at both ends.
-
-Objects that hold facts are therefore checked for lookalikes: a key that equals a fact's key under any
-combination of these rules, but is not identical to it, is refused. The key `__proto__` is refused there, too.
-When JavaScript copies an object with this key, it reads the members of the key's value as members of the
-object.
+Objects, queries and forms that hold facts are checked for lookalikes (`lookalikes`): a name that a lenient
+backend reads as a fact's name, but that is not identical to it, is refused. The key `__proto__` is refused
+there, too. When JavaScript copies an object with this key, it reads the members of the key's value as members
+of the object. Frameworks also read the names of forms and queries together, so a fact that is read from one
+of them is refused where the other has its name as well.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
+from urllib.parse import unquote_to_bytes
 
 from sidecar.core import pointer
-from sidecar.core._readings import folded, is_format
 from sidecar.core.cache import Cache
+from sidecar.core.lookalikes import lookalike, spellings, wanted
 from sidecar.core.pointer import ABSENT, OBJECT
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
@@ -45,49 +43,82 @@ def is_identifier(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARS and value.isprintable()
 
 
-def spellings(key: str) -> tuple[str, ...]:
-    """The forms in which a lenient parser compares a key: whole, and cut at NUL."""
-    if key.isascii() and key.isprintable():
-        return (key.strip().lower(),)
-    # A parser may trim leading NULs before it cuts at a later NUL.
-    cut = next(filter(None, map(_cleaned, key.split("\0"))), "")
-    return (_cleaned(key), cut) if "\0" in key else (cut,)
-
-
-def _cleaned(key: str) -> str:
-    dropped = {ord(each): None for each in set(key) if unicodedata.category(each) == "Cc" or is_format(each)}
-    kept = key.translate(dropped) if dropped else key
-    return folded(kept).strip()
+Named = Literal["path", "query", "header", "form"]
+NAMED: tuple[Named, ...] = ("path", "query", "header", "form")
+WHOLE_PATH = "*"
+_PART = re.compile(r"(path|query|header|form):([A-Za-z0-9_.-]+)")
+_BEGINS_A_PLACE = re.compile(r"(?:path|query|header|form|const):")
+_ESCAPE = re.compile(r"%(?:[0-9A-Fa-f]{2}|[uU][0-9A-Fa-f]{4})")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The place of one fact: a JSON pointer (RFC 6901), a path parameter, a query or header name."""
+    """The place of one fact, made by `parse`.
 
-    kind: Literal["pointer", "path", "query", "header"]
+    `name` is the JSON pointer, the name after the colon, or the text of a constant or a joined place. A
+    joined place has `parts`, and the texts between them in `literals`.
+    """
+
+    kind: Literal["pointer", "path", "query", "header", "form", "const", "joined"]
     name: str
     tokens: tuple[str, ...] = ()
+    parts: tuple[Source, ...] = ()
+    literals: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Parse `/json/pointer`, `path:name`, `query:name` or `header:Name`. Raises ValueError."""
+        """Parse a place as a configuration writes it. Raises ValueError with one sentence."""
         if text.startswith("/") and len(text) > 1:
             tokens = pointer.parse(text)
             if "" in tokens:
                 raise ValueError("a JSON pointer to a fact has no empty step: write /member or /list/0")
             return cls("pointer", text, tokens)
         kind, colon, name = text.partition(":")
-        if colon and name and name.isprintable() and " " not in name:
-            if kind == "path":
-                return cls("path", name)
-            if kind == "query":
-                return cls("query", name)
-            if kind == "header":
-                return cls("header", name.lower())
-        raise ValueError("write a JSON pointer (/member), path:name, query:name or header:Name")
+        if kind == "const" and colon:
+            if not is_identifier(name):
+                raise ValueError(f"const: takes {IDENTIFIER_RULE}")
+            return cls("const", name)
+        for each in NAMED:
+            if kind == each and name:
+                if len(_BEGINS_A_PLACE.findall(text)) > 1:
+                    return cls._joined(text)
+                if name.isprintable() and " " not in name:
+                    return _named(each, name)
+        raise ValueError(
+            "write a JSON pointer (/member), path:name, query:name, header:Name, form:name or const:text"
+        )
+
+    @classmethod
+    def _joined(cls, text: str) -> Source:
+        before, *pieces = _PART.split(text)
+        parts = tuple(
+            _named(kind, name)
+            for found, name in zip(pieces[::3], pieces[1::3], strict=True)
+            for kind in NAMED
+            if kind == found
+        )
+        *literals, after = pieces[2::3] or [""]
+        if before or after or len(parts) < 2 or not all(literals):
+            raise ValueError(
+                "a joined place begins and ends with a part, path:name, query:name, header:Name or form:name "
+                "with a name of A-Z a-z 0-9 _ . -, and has text between its parts"
+            )
+        if any(_BEGINS_A_PLACE.search(literal) or not literal.isprintable() for literal in literals):
+            raise ValueError("joins path:, query:, header: and form: with names of A-Z a-z 0-9 _ . - only")
+        shown = "".join(f"{part}{literal}" for part, literal in zip(parts, (*literals, ""), strict=True))
+        return cls("joined", shown, parts=parts, literals=tuple(literals))
+
+    @property
+    def single(self) -> tuple[Source, ...]:
+        """The places from which the value comes: the parts of a joined place, else the place itself."""
+        return self.parts or (self,)
 
     def __str__(self) -> str:
-        return self.name if self.kind == "pointer" else f"{self.kind}:{self.name}"
+        return self.name if self.kind in ("pointer", "joined") else f"{self.kind}:{self.name}"
+
+
+def _named(kind: Named, name: str) -> Source:
+    return Source(kind, name.lower() if kind == "header" else name)
 
 
 def _pointer(text: str) -> Source:
@@ -96,10 +127,18 @@ def _pointer(text: str) -> Source:
 
 @valueclass
 class Request:
-    """The parts of one gated request that may hold facts. Header names are in lower case."""
+    """The parts of one gated request that may hold facts. Header names are in lower case.
 
-    document: Mapping[str, Any]
+    `document` is the JSON document, which may be a list where `FactSources.lists` says so; a body without
+    one has an empty object. `form` holds the fields of a form, None for any other body. `opaque` says that
+    the body has no parameters that could be read. `path` is the path of the target, as it was sent.
+    """
+
+    document: Any
     body_bytes: int = 0
+    opaque: bool = False
+    form: Sequence[tuple[str, str]] | None = None
+    path: str = ""
     path_params: Mapping[str, str] = field(default_factory=dict)
     query: Sequence[tuple[str, str]] = ()
     headers: Sequence[tuple[str, str]] = ()
@@ -110,17 +149,19 @@ class FactSources:
     """The places of a route's facts.
 
     If several of the `target_agents` places hold a value, the values must be equal. `cost` is read from the
-    upstream's answer, not from the request.
+    upstream's answer, not from the request. Without a place for `parameters` there are none. With `lists`,
+    the document of a body may be a list.
     """
 
     scope_id: Source = field(default_factory=lambda: _pointer("/scope_id"))
     incident_id: Source = field(default_factory=lambda: _pointer("/incident_id"))
     action: Source = field(default_factory=lambda: _pointer("/action"))
-    parameters: Source = field(default_factory=lambda: _pointer("/parameters"))
+    parameters: Source | None = field(default_factory=lambda: _pointer("/parameters"))
     target_agents: tuple[Source, ...] = field(
         default_factory=lambda: (_pointer("/target_agents"), _pointer("/parameters/target_agents"))
     )
     cost: Source = field(default_factory=lambda: Source.parse("header:X-Recovery-Cost-USD"))
+    lists: bool = False
     # The names of the headers that hold facts of a request, in lower case.
     header_names: frozenset[str] = field(init=False)
     # The function that finds each fact of a request, in the order of `of_the_request`.
@@ -131,19 +172,25 @@ class FactSources:
     )
 
     @property
-    def of_the_request(self) -> tuple[Source, ...]:
+    def of_the_request(self) -> tuple[Source | None, ...]:
         return (self.scope_id, self.incident_id, self.action, self.parameters, *self.target_agents)
+
+    @property
+    def single(self) -> tuple[Source, ...]:
+        """Every place in a request from which a fact, or a part of one, is read."""
+        return tuple(each for source in self.of_the_request if source for each in source.single)
 
     def __post_init__(self) -> None:
         sources = self.of_the_request
-        names = frozenset(source.name for source in sources if source.kind == "header")
+        names = frozenset(source.name for source in self.single if source.kind == "header")
         keys: dict[tuple[str, ...], set[str]] = {}
-        for source in sources:
+        for source in self.single:
             for depth, token in enumerate(source.tokens):
                 keys.setdefault(source.tokens[:depth], set()).add(token)
         watched = tuple((prefix, _keys_judged(prefix, judged)) for prefix, judged in keys.items())
         object.__setattr__(self, "header_names", names)
-        object.__setattr__(self, "finders", tuple(map(_finder, sources)))
+        finders = tuple(_finder(source, self.lists) for source in sources)
+        object.__setattr__(self, "finders", finders)
         object.__setattr__(self, "watched", watched)
 
 
@@ -175,6 +222,7 @@ class Claims:
     """The claims of a request. A missing claim is None, and the bounds decide which claims may be missing.
 
     `body_bytes` is the size of the request body, because records hold the parameters of small bodies only.
+    From an `opaque` body no parameters can be read, and the record holds its size.
     """
 
     scope_id: str | None = None
@@ -183,6 +231,7 @@ class Claims:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     target_agents: tuple[str, ...] = ()
     body_bytes: int = 0
+    opaque: bool = False
 
 
 class _Unreadable(Exception):
@@ -211,6 +260,7 @@ def read(request: Request, sources: FactSources) -> Claims | Refusal:
             parameters=_parameters(find_parameters(request), sources.parameters),
             target_agents=_target_agents(request, find_agents, sources.target_agents),
             body_bytes=request.body_bytes,
+            opaque=request.opaque,
         )
     except _Unreadable as exc:
         return exc.refusal
@@ -224,7 +274,7 @@ def _identifier(value: Any, source: Source) -> str | None:
     raise _Unreadable(_refusal(str(source), f"must be a string of {IDENTIFIER_RULE}"))
 
 
-def _parameters(value: Any, source: Source) -> Mapping[str, Any]:
+def _parameters(value: Any, source: Source | None) -> Mapping[str, Any]:
     if isinstance(value, OBJECT):
         return value
     if value is ABSENT or value is None or value == "":
@@ -255,28 +305,82 @@ def _target_agents(
     return agents or ()
 
 
-def _finder(source: Source) -> Callable[[Request], Any]:
+def _finder(source: Source | None, lists: bool) -> Callable[[Request], Any]:
     """The function that finds a fact. It returns its value or `ABSENT`, or raises _Unreadable."""
+    if source is None:
+        return lambda request: ABSENT
     name, tokens = source.name, source.tokens
+    if source.kind == "const":
+        return lambda request: name
+    if source.kind == "joined":
+        finders = tuple(_finder(part, lists) for part in source.parts)
+        return lambda request: _joined(request, source, finders)
     if source.kind == "path":
+        if name == WHOLE_PATH:
+            return lambda request: _whole_path(request.path, source)
         return lambda request: request.path_params.get(name, ABSENT)
-    if source.kind == "query":
-        return lambda request: _in_query(request.query, source)
     if source.kind == "header":
         return lambda request: _only_one(request.headers, source)
-    if len(tokens) == 1:
+    if source.kind in ("query", "form"):
+        readings = wanted(name)
+        if source.kind == "query":
+            return lambda request: _in_one_of(request.query, request.form or (), source, readings)
+        return lambda request: _in_one_of(request.form or (), request.query, source, readings)
+    if len(tokens) == 1 and not lists:
         return lambda request: request.document.get(tokens[0], ABSENT)
     return lambda request: pointer.follow(request.document, tokens)
 
 
-def _in_query(query: Sequence[tuple[str, str]], source: Source) -> Any:
-    for name, value in query:
-        others = [] if name == source.name else [name]
-        others += [part.partition("=")[0] for part in value.split(";")[1:]]  # as older servers split
-        if any(_may_be_read_as(other, source.name) for other in others):
-            problem = "could be read from another place in the query as well"
+def _joined(request: Request, source: Source, finders: Sequence[Callable[[Request], Any]]) -> Any:
+    """The parts of a joined place with the literals between them, `ABSENT` if a part is absent or empty."""
+    values = [find(request) for find in finders]
+    if any(value is ABSENT or value == "" for value in values):
+        return ABSENT
+    for value, part in zip(values, source.parts, strict=True):
+        if any(literal in value for literal in source.literals):
+            problem = f"contains text that stands between the parts of {source}"
+            raise _Unreadable(_refusal(str(part), problem))
+    whole: str = values[0]
+    for literal, value in zip(source.literals, values[1:], strict=True):
+        whole += literal + value
+    # A literal may also begin in a part and end in a literal: x- and --- are x and ----.
+    rest = whole
+    for literal, value in zip(source.literals, values, strict=False):
+        found, _, rest = rest.partition(literal)
+        if found != value:
+            problem = "can be divided into its parts in more than one way"
             raise _Unreadable(_refusal(str(source), problem))
-    return _only_one(query, source)
+    return whole
+
+
+def _whole_path(path: str, source: Source) -> str:
+    """The path, decoded once as the values of path parameters are."""
+    if ";" in path:
+        raise _Unreadable(_refusal(str(source), "has a ; that may cut off or change a segment"))
+    try:
+        value = unquote_to_bytes(path).decode()
+    except UnicodeError:
+        raise _Unreadable(_refusal(str(source), "is not UTF-8")) from None
+    if _ESCAPE.search(value):
+        raise _Unreadable(_refusal(str(source), "is escaped twice"))
+    return value
+
+
+def _in_one_of(
+    pairs: Sequence[tuple[str, str]],
+    others: Sequence[tuple[str, str]],
+    source: Source,
+    readings: frozenset[str],
+) -> Any:
+    """The value of a name in a query or form, if no name of the other one (`others`) could be read as it."""
+    if lookalike(pairs, source.name, readings) is not None:
+        where = "form" if source.kind == "form" else "query"
+        problem = f"could be read from another place in the {where} as well"
+        raise _Unreadable(_refusal(str(source), problem))
+    if others and lookalike(others, "", readings) is not None:
+        where = "query" if source.kind == "form" else "form"
+        raise _Unreadable(_refusal(str(source), f"could be read from the {where} as well"))
+    return _only_one(pairs, source)
 
 
 def _only_one(pairs: Sequence[tuple[str, str]], source: Source) -> Any:
@@ -284,19 +388,6 @@ def _only_one(pairs: Sequence[tuple[str, str]], source: Source) -> Any:
     if len(values) > 1:
         raise _Unreadable(_refusal(str(source), "is given more than once"))
     return values[0] if values else ABSENT
-
-
-def _may_be_read_as(name: str, judged: str) -> bool:
-    """Whether some server may read one query name as another.
-
-    ASP.NET ignores case. Some servers read a[b] and a.b as parts of a. PHP drops leading blanks, and replaces
-    blank, dot and [ by `_`.
-    """
-    return any(
-        form in (found, re.split(r"[\[.\s;]", found)[0], re.sub(r"[ .\[]", "_", found))
-        for found in spellings(name)
-        for form in spellings(judged)
-    )
 
 
 def _refusal(member: str, problem: str) -> Refusal:

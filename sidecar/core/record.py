@@ -19,12 +19,14 @@ Event = Literal[
     "issued",
     "admitted",
     "refused",
+    "replayed",
     "settled",
     "revoked",
     "reconciled",
     "emitted",
     "switched",
     "clock_accepted",
+    "unlisted",
 ]
 
 

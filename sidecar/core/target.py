@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 from sidecar.core import _readings as readings
@@ -184,7 +185,7 @@ class GatedPaths:
 
     def place(self, target: str) -> Gated | str | None:
         """Gated if the target spells a pattern out, a clause if it is ambiguous, else None."""
-        path = _path_of(target)
+        path = path_of(target)
         places = self._places
         return places[path] if path in places or could_reach(path, self.last_segments) else None
 
@@ -281,11 +282,11 @@ def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
 
 def _passing(target: str, headers: Collection[tuple[str, str]], gated: GatedPaths) -> PassThrough | Rejected:
     """Pass a target that is not gated, unless a header could replace it by a gated one."""
-    paths = [_path_of(target)]
+    paths = [path_of(target)]
     names = gated.last_segments
     values = 0
     for name, value in _targets_in(headers, TARGET_OVERRIDES | ORIGINALS):
-        paths.append(_path_of(value))
+        paths.append(path_of(value))
         values += could_reach(paths[-1], names)
         if values > MAX_VALUES:
             return _refused("override_refused", f"With {name} there are more targets than are read.", target)
@@ -337,7 +338,7 @@ def _refused(code: str, message: str, target: str) -> Rejected:
     return Rejected(Refusal(code, message, {"path": path} if shown else {}))
 
 
-def _path_of(target: str) -> str:
+def path_of(target: str) -> str:
     path = target.partition("?")[0]  # every parser begins the query at a raw ?
     return path if path.isascii() else _NOT_FROM_BYTES.sub("\ufffd", path)
 
@@ -452,7 +453,7 @@ def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[
     could hold the segment. Several prefixes, which an application may join, are examined as closely as one
     value that is not plain.
     """
-    names, path = _last_segments(patterns), _path_of(target)
+    names, path = _last_segments(patterns), path_of(target)
     strange: set[str] = set()
     tried: set[tuple[str, str]] = set()
     prefixes: set[str] = set()
@@ -516,3 +517,34 @@ def _rebuilding(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, 
                 yield name, part, text.strip()  # a comma may also belong to a path
             for value in parts:
                 yield name, part, value
+
+
+# ---- for exceptions --------------------------------------------------------------------------------
+
+
+def spells(pattern: RoutePattern, path: str) -> bool:
+    """Whether a path spells a pattern out, in its case."""
+    return bool(_standing(pattern, pattern.segments, path))
+
+
+def matches(pattern: RoutePattern, reading: str) -> bool:
+    """Whether a reading in its folded form matches a pattern."""
+    return bool(_standing(pattern, pattern.folded, reading))
+
+
+def leads(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[Literal["target", "prefix", "unknown"], str]]:
+    """Where headers could lead a backend: to another target, to the path with or without a prefix, or to a
+    path that cannot be told. The texts are the target's path, the prefix, and the header's name."""
+    for header in headers:
+        name, value = read_as(header[0]), header[1].strip()
+        if not _decides[header] or name == "upgrade" or name in METHOD_OVERRIDES:
+            continue
+        if (name in TARGET_OVERRIDES or name in ORIGINALS) and "," not in value:
+            yield "target", path_of(value)
+        elif name not in REBUILDING:
+            yield "unknown", header[0]
+        for _, part, found in _rebuilding([header]):
+            if part == "prefix" and _is_plain(part, found):
+                yield "prefix", found.rstrip("/")
+            else:
+                yield "unknown", header[0]

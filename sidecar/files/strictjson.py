@@ -31,6 +31,14 @@ def parse(text: bytes) -> dict[str, Any]:
     return document
 
 
+def parse_document(text: bytes) -> dict[str, Any] | list[Any]:
+    """Parse one JSON object or array, as `parse` does."""
+    document = parse_value(text)
+    if not isinstance(document, dict | list):
+        raise NotJson("the body must be one JSON object or array")
+    return document
+
+
 def parse_value(text: bytes) -> Any:
     """Parse one JSON value of any type."""
     try:

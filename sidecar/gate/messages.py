@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.core.brakes import Use
-from sidecar.core.command import Admitted, Gatekept, Settled
+from sidecar.core.command import Admitted, Gatekept, RequestLine, Settled
 from sidecar.core.facts import Claims
+from sidecar.core.idempotency import Claim
 from sidecar.core.policy import PolicySet, Rule
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
@@ -28,7 +29,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 class RequestFacts:
     """The facts about a request that its decision record names, as far as they could be read.
 
-    `route` is the label of its route, None if it has none or several could be meant.
+    `route` is the label of its route, None if it has none or several could be meant. `line` is set if no
+    route lists the request.
     """
 
     gatekept: Gatekept = "scoped_execution"
@@ -38,6 +40,14 @@ class RequestFacts:
     principal: str = "anonymous"
     route: str | None = None
     policies: PolicySet | None = None
+    line: RequestLine | None = None
+
+    @property
+    def subject(self) -> str | None:
+        """What the summary of a flood shows of the request."""
+        if self.line is not None:
+            return str(self.line)
+        return self.claims.scope_id or self.claims.incident_id
 
     @property
     def action_label(self) -> str:
@@ -49,7 +59,10 @@ class RequestFacts:
 
 @valueclass
 class GatedRequest:
-    """A gated request that could be read: its facts, and the bytes to forward."""
+    """A gated request that could be read: its facts, and the bytes to forward.
+
+    `claim` is the claim to its idempotency key, if it has one.
+    """
 
     facts: RequestFacts
     method: str
@@ -61,6 +74,7 @@ class GatedRequest:
     snapshot: Snapshot
     place: Place
     shadow: bool = False
+    claim: Claim | None = None
     log_fields: Mapping[str, Any] = field(default_factory=dict)
     trace: Trace = NO_TRACE
 
@@ -70,13 +84,15 @@ class Forwarded:
     """The upstream's answer. `last` is the last confirmed write, which holds the consumed scope, if any.
 
     `body` is the whole body, or the first part of a body above `max_answer_bytes`. `rest` then holds the
-    other part, and the execution is settled when the rest has been read.
+    other part, and the execution is settled when the rest has been read. `answered_at` is set for a replay
+    under an idempotency key: when the answer was kept, in microseconds since 1970.
     """
 
     last: Settled | Admitted
     head: AnswerHead
     body: bytes
     rest: Remainder | None = None
+    answered_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from sidecar.core.command import Admitted, NotInFlight, Reply, Settle, Settled
+from sidecar.core.command import Admitted, NotInFlight, Replayed, Reply, Settle, Settled
 from sidecar.core.entries import outcome_of
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Execution
+from sidecar.core.unlisted import Access
 from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.telemetry.events import LogEvent
@@ -118,6 +119,10 @@ class Observer:
         if isinstance(reply, Settled) and reply.overrun:
             self._metrics.cost_overruns.inc()
 
+    def unlisted(self, access: Access, result: Literal["recorded", "refused"]) -> None:
+        """A request that no route lists passes with a record, or is refused."""
+        self._metrics.unlisted.labels(access, result).inc()
+
     def unsettled(self, count: int) -> None:
         """So many settlements are kept in memory until the store takes them."""
         self._metrics.unsettled.set(count)
@@ -150,6 +155,13 @@ class Observer:
             rules=refusal.members.get("rules"),
             decision_id=decision_id,
             **_claims(facts),
+        )
+
+    def replayed(self, facts: RequestFacts, replayed: Replayed) -> None:
+        """A request got the answer of an earlier one under its idempotency key."""
+        self._metrics.decisions.labels("none", "none", facts.action_label, facts.route or "none").inc()
+        LogEvent.REPLAYED.log(
+            decision_id=replayed.execution.decision_id, http_status=replayed.answer.status, **_claims(facts)
         )
 
     def refused_unrecorded(self, facts: RequestFacts, refusal: Refusal, cause: str) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sidecar.core.form import MAX_FIELDS
+
 # The limit for the bodies of all gated requests. The bodies of the sidecar's own API have the same limit.
 BODY_BYTES = 256 * 1024 * 1024
 
@@ -30,6 +32,11 @@ def parsed_bytes(body: bytes) -> int:
     values = body.count(b",") + body.count(b"[")
     estimate = _TEXT_FACTOR * len(body) + _VALUE_BYTES * values + _OBJECT_BYTES * body.count(b"{")
     return min(_MOST_FACTOR * len(body), estimate)
+
+
+def form_bytes(body: bytes) -> int:
+    """The most memory, in bytes, that the names and values of a form take."""
+    return _TEXT_FACTOR * len(body) + _OBJECT_BYTES * min(body.count(b"&") + 1, MAX_FIELDS)
 
 
 class MemoryBudget:

@@ -270,6 +270,8 @@ class Reloader:
             LogEvent.RELOADED_WITH_FEWER.log(" and ".join(fewer), **fields)
         else:
             LogEvent.RELOADED.log(**fields)
+        if any(key.startswith("gate.unlisted.") for key in changed):
+            announce_unlisted(loaded.settings)
         if changed:
             warn_of_openings(loaded.settings)
         return self.last
@@ -310,13 +312,21 @@ def _changed(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
 
 
 def _numbers(snapshot: Snapshot) -> dict[str, int]:
-    """The numbers of actions, rules and gated routes. A drop in them reveals a truncated file."""
+    """The numbers of entries in the catalogue, rules and gated routes. A drop reveals a truncated file."""
     policies = snapshot.policies
     return {
-        "actions": len(policies.actions) if policies else 0,
+        "actions": len(policies.actions) + len(policies.globs) if policies else 0,
         "rules": len(policies.rules) if policies else 0,
         "gated_routes": len(snapshot.enforced),
     }
+
+
+def announce_unlisted(in_force: Settings) -> None:
+    """Log what becomes of requests that no route lists."""
+    unlisted = in_force.gate.unlisted
+    LogEvent.UNLISTED.log(
+        reads=unlisted.reads, writes=unlisted.writes, excepted=[path.text for path in unlisted.excepted]
+    )
 
 
 def warn_of_openings(in_force: Settings) -> None:

@@ -13,6 +13,7 @@ from hashlib import sha256
 
 from sidecar.core.policy import PolicySet
 from sidecar.core.target import Gated, GatedPaths, PassThrough, RoutePattern, classify
+from sidecar.core.unlisted import ExceptedPaths, Unlisted
 from sidecar.settings.sections import Route, Settings
 
 
@@ -41,6 +42,14 @@ class Snapshot:
     @cached_property
     def enforced_paths(self) -> GatedPaths:
         return _paths_of(self.enforced)
+
+    @cached_property
+    def unlisted(self) -> Unlisted | None:
+        """How requests are treated that no route lists. None: all of them pass, and nothing is recorded."""
+        section = self.settings.gate.unlisted
+        if section.reads == section.writes == "pass":
+            return None
+        return Unlisted(section.reads, section.writes, ExceptedPaths(section.excepted))
 
     @cached_property
     def shadow_routes(self) -> tuple[Route, ...]:

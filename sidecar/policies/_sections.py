@@ -64,8 +64,9 @@ class ActionSection(Section):
     hold: Dollars = Field(0, alias="max_cost_usd")
     """US dollars that an execution holds against the scope until its real cost is known; 0 if left out. Set
     it to the most that one execution can cost: an execution whose hold does not fit under the scope's ceiling
-    is refused before anything is sent. If it exceeds `scopes.defaults.max_cost_usd`, requests for a scope
-    must name a `max_cost_usd`."""
+    is refused before anything is sent. A scope for the action needs a `max_cost_usd` of at
+    least this amount; a request for less gets 422 with `min_cost_usd`. If the amount exceeds
+    `scopes.defaults.max_cost_usd`, requests must therefore name a `max_cost_usd`."""
     timeout_seconds: Annotated[Seconds | None, NOT_EMPTY] = None
     """Replaces `upstream.response_timeout_seconds` for this action. An execution that takes longer is
     `unknown` until it is reconciled, so set it for slow actions."""
@@ -85,7 +86,8 @@ class MatchSection(Section):
     risk: Annotated[frozenset[Risk], LIST, ONE_OR_MORE, NOT_EMPTY] = frozenset()
     """The risk of the action."""
     action: _Globs = ()
-    """The action. It must match an action of the catalogue, unless the catalogue has `"*"`."""
+    """The action. It must be able to match an action that the catalogue lists by name or by a glob, unless
+    the catalogue has `"*"`."""
     incident_id: _Globs = ()
     """The incident."""
     tenant_id: _Globs = ()

@@ -8,28 +8,31 @@ are checked here, such as those on the files of a `tls` section.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from sidecar.clock import SETTLE_SECONDS
-from sidecar.core.facts import DEFAULT_SOURCES, FactSources
+from sidecar.core.bodies import JSON_ONLY, Bodies
+from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Source, is_identifier
 from sidecar.core.host import Host, answers_to
 from sidecar.core.masking import Mask, pointer
 from sidecar.core.policy import RiskClass
+from sidecar.core.unlisted import ExceptedPaths, Treatment, example_of
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
+from sidecar.settings import presets
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.faults import Contradiction, refuse
 from sidecar.settings.keys import LIVE, SECRET, Key, Section, keys
 from sidecar.settings.values import (
     LIST,
-    NOT_EMPTY,
     AllowedHost,
     AnswerPlace,
     BaseUrl,
+    BodyKinds,
     BodyPlace,
     Bytes,
     CollectorUrl,
@@ -46,12 +49,15 @@ from sidecar.settings.values import (
     ListenAddress,
     MaskKeyFile,
     MaskPointer,
+    MediaTypes,
     OwnAddress,
     Pattern,
     Place,
     Places,
+    Preset,
     Risk,
     RouteName,
+    ScopePlace,
     Seconds,
     SigningKeyFile,
     StoreUrl,
@@ -250,7 +256,8 @@ class ClockSection(Section):
 
 class Route(Section):
     """One gated path, and where its facts stand. A place is a JSON pointer into the body (`/scope_id`),
-    `path:name` for a `{name}` of the path, `query:name`, or `header:Name`."""
+    `path:name` for a `{name}` of the path, `query:name`, `form:name`, `header:Name`, or `const:text`. See
+    [Places](#places)."""
 
     name: RouteName = None
     """The name of the route in records, answers and metrics: 1 to 64 of `A-Z a-z 0-9 . _ -`. `null`: its
@@ -258,19 +265,31 @@ class Route(Section):
     path: Pattern
     """`**/x` matches every path that ends in `/x`. Any other path matches only itself. `{name}` stands for
     one segment."""
+    body: BodyKinds = JSON_ONLY.kinds
+    """The kinds of body that are accepted, one or a list: `json` (one strict object), `form`
+    (application/x-www-form-urlencoded), `empty` (no bytes) and `any` (opaque: no fact is read from it). See
+    [Bodies](#bodies)."""
+    content_types: MediaTypes = ()
+    """Media types beside application/json whose bodies are read as `json`, such as
+    application/merge-patch+json. Their bodies may be arrays, too."""
     mode: Literal["enforce", "shadow"] = "enforce"
     """`enforce` refuses requests without a valid scope. `shadow` forwards them and records what would have
     been refused; it protects nothing. See [Shadow routes](../../policies/README.md#shadow-routes)."""
-    scope_id: Place = DEFAULT_SOURCES.scope_id
-    """The place of the scope that the request spends."""
+    scope_id: ScopePlace = DEFAULT_SOURCES.scope_id
+    """The place of the scope that the request spends. Without `json` in `body` the default is
+    `header:X-Recovery-Scope-Id`."""
     incident_id: Place = DEFAULT_SOURCES.incident_id
-    """The place of the incident. It must be the incident of the scope."""
+    """The place of the incident. It must be the incident of the scope. Without `json` in `body` the default
+    is `header:X-Recovery-Incident-Id`."""
     action: Place = DEFAULT_SOURCES.action
-    """The place of the action. It must be one of the actions of the scope and of the catalogue."""
+    """The place of the action. It must be one of the actions of the scope and of the catalogue. Without
+    `json` in `body` the default is the name of the route."""
     parameters: BodyPlace = DEFAULT_SOURCES.parameters
-    """The place of the action's parameters, a JSON object in the body."""
+    """The place of the action's parameters, a JSON object in the body. `null`: there are none, which is the
+    default without `json` in `body`."""
     target_agents: Places = DEFAULT_SOURCES.target_agents
-    """The place of the target agents, or a list of places. Those places that hold a value must agree."""
+    """The place of the target agents, or a list of places. Those places that hold a value must agree. `[]`:
+    none are read, which is the default without `json` in `body`."""
     cost: AnswerPlace = DEFAULT_SOURCES.cost
     """The place of the cost in US dollars in the backend's answer: a header or a JSON pointer into the
     body."""
@@ -290,6 +309,36 @@ class Route(Section):
         """Whether the status of an answer may end an execution otherwise than as `answered`."""
         return bool(self.not_executed_on) or self.completion == "report"
 
+    @model_validator(mode="after")
+    def _places_by_body(self) -> Route:
+        """The defaults without a JSON body, and the keys that have no effect without one."""
+        if "json" in self.body:
+            return self
+        message = "has no effect without json in body; add it there, or remove this key"
+        named = "action" in self.model_fields_set or is_identifier(self.label)
+        refuse(
+            (self.content_types, ("content_types",), message),
+            (not named, ("path",), "is too long for the name of an action; add a name, or the key action"),
+        )
+        defaults: dict[str, Source | tuple[Source, ...] | None] = {
+            "scope_id": Source.parse("header:X-Recovery-Scope-Id"),
+            "incident_id": Source.parse("header:X-Recovery-Incident-Id"),
+            "action": Source("const", self.label),
+            "parameters": None,
+            "target_agents": (),
+        }
+        # The values become those in force. The section stays frozen for everyone else.
+        self.__dict__.update(
+            {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        )
+        return self
+
+    @cached_property
+    def bodies(self) -> Bodies:
+        """Which bodies this route takes, and how they are told apart."""
+        in_query = any(place.kind == "query" for place in self.sources.single)
+        return Bodies(self.body, self.content_types, facts_in_query=in_query)
+
     @cached_property
     def label(self) -> str:
         """The name under which records, answers and metrics show the route."""
@@ -305,17 +354,69 @@ class Route(Section):
             parameters=self.parameters,
             target_agents=self.target_agents,
             cost=self.cost,
+            lists=bool(self.content_types),
         )
+
+
+class UnlistedSection(Section):
+    """What becomes of a request whose path or method no route lists: `pass` lets it through unrecorded,
+    `record` lets it through once a decision record is on disk, and `refuse` answers 403 `not_listed`. See
+    [What no route lists](#what-no-route-lists)."""
+
+    reads: Annotated[Treatment, LIVE] = "pass"
+    """What becomes of GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`."""
+    writes: Annotated[Treatment, LIVE] = "pass"
+    """What becomes of all other methods: `pass`, `record` or `refuse`."""
+    excepted: Annotated[tuple[Pattern, ...], LIST, LIVE] = Field((), alias="except")
+    """Paths that pass in any case, unrecorded, such as `/healthz`; they are written like the path of a route.
+    A path passes only if every reading of it is excepted. What a route lists stays gated."""
+
+    @model_validator(mode="after")
+    def _exceptions_that_can_hold(self) -> UnlistedSection:
+        excepted = ExceptedPaths(self.excepted)
+        refuse(
+            *(
+                (stray, ("except", index), f"can also be read as {stray}; add that path, too")
+                for index, path in enumerate(self.excepted)
+                for stray in [excepted.stray_reading(example_of(path))]
+            )
+        )
+        return self
+
+
+def _some_route(value: object, info: ValidationInfo) -> object:
+    """Refuse null, and the empty list unless presets add routes."""
+    if value is None or (value == [] and not info.data.get("presets", True)):
+        raise ValueError("is empty; add a route here or a name to gate.presets, or remove the key")
+    return value
+
+
+def _with_presets(routes: tuple[Route, ...], info: ValidationInfo) -> tuple[Route, ...]:
+    """The configured routes, then those of the presets whose names no configured route has."""
+    taken = {route.name for route in routes}
+    of_presets = (route for name in info.data.get("presets", ()) for route in routes_of_preset(name))
+    return (*routes, *(route for route in of_presets if route.name not in taken))
+
+
+@lru_cache
+def routes_of_preset(name: str) -> tuple[Route, ...]:
+    """The routes that a preset ships. The name is one of `presets.NAMES`."""
+    return tuple(Route.model_validate(route) for route in presets.preset(name))
 
 
 class GateSection(Section):
     """Which requests need a scope, and how they are read."""
 
-    routes: Annotated[tuple[Route, ...], LIST, NOT_EMPTY, LIVE] = Field(
-        [{"path": "**/recovery/execute"}], validate_default=True, json_schema_extra={"minItems": 1}
-    )
-    """The gated paths, at least one. A request is gated if any reading of its path matches one of them. See
-    [Routes](#routes)."""
+    presets: Annotated[tuple[Preset, ...], LIST, LIVE] = ()
+    """The interfaces whose routes ship with Scopegate, for example `[awx]`. They read the scope and the
+    incident from the headers `X-Recovery-Scope-Id` and `X-Recovery-Incident-Id`. A route in `gate.routes`
+    with the name of a preset's route replaces it. See [Presets](#presets)."""
+    routes: Annotated[
+        tuple[Route, ...], LIST, BeforeValidator(_some_route), AfterValidator(_with_presets), LIVE
+    ] = Field([{"path": "**/recovery/execute"}], validate_default=True)
+    """The gated paths, at least one unless there are presets. A request is gated if any reading of its path
+    matches one of them. See [Routes](#routes)."""
+    unlisted: UnlistedSection
     max_body_bytes: Annotated[Bytes, LIVE] = 1_048_576
     """Bytes of a gated request body, which is held in memory. A longer body gets 413."""
     max_answer_bytes: Annotated[Bytes, LIVE] = 1_048_576
@@ -336,6 +437,10 @@ class GateSection(Section):
     tenant_header: Annotated[HeaderName, LIVE] = None
     """The header that names the tenant. Set it only if a proxy before the sidecar controls this header.
     `null`: every request belongs to the tenant `default`."""
+    idempotency_ttl: Annotated[Lifetime, LIVE] = 86_400
+    """Seconds for which an `Idempotency-Key` is kept after its execution ended. A repeat within this time
+    gets the stored answer and executes nothing. The key of an unknown execution is kept until the execution
+    is reconciled. See [Idempotency keys](wire.md#idempotency-keys)."""
     scope_required_from: Annotated[Risk, LIVE] = RiskClass.LOW
     """The lowest risk that needs a scope: `low` (every action), `medium`, `high` or `critical`. Actions of
     lower risk are executed without a scope and recorded, and each start logs a warning. See [Risk
@@ -345,6 +450,17 @@ class GateSection(Section):
     `https`, a host, and a path if a proxy before the listener needs one. `null`: the address of
     `data.listen`. It is required for `completion: report` if `data.listen` is a Unix socket, every interface
     or port 0. See [Completion by report](#completion-by-report)."""
+
+    @model_validator(mode="after")
+    def _each_preset_once(self) -> GateSection:
+        message = "is listed twice; remove it here"
+        refuse(
+            *(
+                (name in self.presets[:index], ("presets", index), message)
+                for index, name in enumerate(self.presets)
+            )
+        )
+        return self
 
     @model_validator(mode="after")
     def _each_path_once(self) -> GateSection:
@@ -366,7 +482,8 @@ class ScopeDefaultsSection(Section):
     # The value is in micro-dollars; the file gives dollars.
     max_cost: Annotated[Dollars, LIVE] = Field(500_000, alias="max_cost_usd")
     """US dollars that all executions of a scope may cost together if the request does not say, with at most
-    six digits after the point. With 0, only actions without a hold are admitted."""
+    six digits after the point. A scope for an action that holds more is refused unless the request says
+    more."""
 
 
 class ScopeLimitsSection(Section):
@@ -379,7 +496,8 @@ class ScopeLimitsSection(Section):
     """The longest time that a request over HTTP may ask for, in seconds; a request for more gets 422. A scope
     that outlives its incident is a standing permission."""
     max_cost: Annotated[Dollars, LIVE] = Field(100_000_000, alias="max_cost_usd")
-    """The most US dollars that a request over HTTP may ask for; a request for more gets 422."""
+    """The most US dollars that a request over HTTP may ask for; a request for more gets 422. No scope can be
+    granted for an action that holds more; `scopegate check` warns of such an action."""
 
 
 class ScopesSection(Section):

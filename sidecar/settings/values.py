@@ -10,11 +10,11 @@ import importlib.util
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -28,13 +28,16 @@ from pydantic import (
 )
 
 from sidecar.core import masking
-from sidecar.core.facts import IDENTIFIER_RULE, Source, is_identifier
+from sidecar.core.bodies import FORM_TYPE, BodyKind, is_media_type
+from sidecar.core.facts import IDENTIFIER_RULE, WHOLE_PATH, Source, is_identifier
+from sidecar.core.headernames import ends_here
 from sidecar.core.host import BRACKETED, NAME, Host
 from sidecar.core.money import is_whole_micros, to_dollars, to_micros
 from sidecar.core.policy import RiskClass
 from sidecar.core.target import RoutePattern
 from sidecar.files import keyfiles
 from sidecar.files.keyfiles import KeyFileUnusable
+from sidecar.settings import presets
 from sidecar.settings.addresses import Address, Listen, SocketFile, endpoint
 from sidecar.settings.faults import choices, kind, one_of
 
@@ -105,7 +108,9 @@ _LOOPBACK = r"(\[[^\[\]]+\]|localhost|127\.[0-9.]+)"
 _SOCKET = r"[Uu][Nn][Ii][Xx]:.*[^/]"
 _HTTP = r"[Hh][Tt][Tt][Pp][Ss]?://"
 _POINTER = r"(/([^/~]|~[01])+)+"
-_PLACES = (_POINTER, "(path|query):[^ ]+", f"header:{_HEADER}")
+_SINGLE = (_POINTER, "(path|query|form):[^ ]+", f"header:{_HEADER}")
+_PART = "(path|query|header|form):[0-9A-Za-z_.-]+"
+_JOINED = f"{_PART}.+{_PART}"
 _URL_PATH = r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*"
 _ROUTE_NAME = r"[A-Za-z0-9._-]{1,64}"
 _ROUTE = r"""(\*\*)?(/[!"$&-)+-.0-:<->@-\[\]-~]+)+"""
@@ -367,13 +372,43 @@ def _route(value: object) -> RoutePattern:
     return RoutePattern.parse(text(value))
 
 
-def _place(value: object, info: ValidationInfo) -> Source:
+# The kinds of place that only some bodies can provide, with the kind of body that does.
+_IN_A_BODY: Mapping[str, tuple[BodyKind, str]] = {
+    "pointer": ("json", "a JSON body"),
+    "form": ("form", "a form"),
+}
+
+
+def _source(value: object) -> Source:
     source = Source.parse(text(value))
-    if source.kind == "header" and not re.fullmatch(_HEADER, source.name):
-        raise ValueError("is not a valid header name; write header:Name")
-    route = info.data.get("path")
-    if source.kind == "path" and route is not None and source.name not in route.names:
-        raise ValueError("names a segment that the route's path does not have; add it there as {name}")
+    for part in source.single:
+        if part.kind == "header":
+            if not re.fullmatch(_HEADER, part.name):
+                raise ValueError("is not a valid header name; write header:Name")
+            if ends_here(part.name):
+                raise ValueError("is a header that never reaches the backend; name another one")
+    return source
+
+
+def _place(value: object, info: ValidationInfo) -> Source:
+    source = _source(value)
+    route, bodies = info.data.get("path"), info.data.get("body")
+    for part in source.single:
+        if part.kind == "path" and route is not None and part.name not in (WHOLE_PATH, *route.names):
+            raise ValueError("names a segment that the route's path does not have; add it there as {name}")
+        needed, shown = _IN_A_BODY.get(part.kind, (None, ""))
+        if needed is not None and bodies is not None and needed not in bodies:
+            raise ValueError(
+                f"is read from {shown}, which this route does not take; add {needed} to body, or name "
+                "another place such as header:Name"
+            )
+    return source
+
+
+def _scope_place(value: object, info: ValidationInfo) -> Source:
+    source = _place(value, info)
+    if source.kind == "const":
+        raise ValueError("would be the scope of every request; name a place in the request")
     return source
 
 
@@ -384,26 +419,64 @@ def _body_place(value: object, info: ValidationInfo) -> Source:
     return source
 
 
-def _answer_place(value: object, info: ValidationInfo) -> Source:
-    source = _place(value, info)
+def _answer_place(value: object) -> Source:
+    source = _source(value)
     if source.kind not in ("pointer", "header"):
         raise ValueError("is read from the answer; write a JSON pointer (/member) or header:Name")
     return source
 
 
-_PLACE = _shaped(*_PLACES)
+def _media_type(value: object) -> str:
+    given = text(value).lower()
+    if not is_media_type(given):
+        raise ValueError("expects a media type without parameters, such as application/merge-patch+json")
+    if given == FORM_TYPE or given.startswith("multipart/"):
+        raise ValueError("is a form and never JSON; remove it, and add form or any to body")
+    return given
+
+
+def _one_or_more(item: dict[str, Any], **rules: Any) -> WithJsonSchema:
+    """The schema of a list whose only item may stand without brackets."""
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, **rules}]})
+
+
+_PLACE = _shaped(*_SINGLE, _JOINED, "const:.{1,256}")
+_MEDIA_TYPE = _shaped("[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _written_place(source: Source | None) -> str | None:
+    return None if source is None else str(source)
+
+
+def _preset(value: object) -> str:
+    if value not in presets.NAMES:
+        raise ValueError(one_of(presets.NAMES, value))
+    return str(value)
+
+
+Preset = Annotated[str, Kind(_preset, {"enum": list(presets.NAMES)})]
 Pattern = Annotated[RoutePattern, Kind(_route, _shaped(_ROUTE), lambda route: route.text)]
 Place = Annotated[Source, Kind(_place, _PLACE, str)]
+ScopePlace = Annotated[Source, Kind(_scope_place, _shaped(*_SINGLE, _JOINED), str)]
 Places = Annotated[
     tuple[Place, ...],
     LIST,
-    NOT_EMPTY,
     ONE_OR_MORE,
     PlainSerializer(lambda places: list(map(str, places))),
-    WithJsonSchema({"anyOf": [_PLACE, {"type": "array", "items": _PLACE, "minItems": 1}]}),
+    _one_or_more(_PLACE),
 ]
-BodyPlace = Annotated[Source, Kind(_body_place, _shaped(_POINTER), str)]
+BodyPlace = Annotated[Source | None, Kind(_body_place, _shaped(_POINTER), _written_place).optional()]
 AnswerPlace = Annotated[Source, Kind(_answer_place, _shaped(_POINTER, f"header:{_HEADER}"), str)]
+BodyKinds = Annotated[
+    tuple[BodyKind, ...],
+    LIST,
+    NOT_EMPTY,
+    ONE_OR_MORE,
+    _one_or_more({"type": "string", "enum": list(get_args(BodyKind))}, minItems=1),
+]
+MediaTypes = Annotated[
+    tuple[Annotated[str, Kind(_media_type, _MEDIA_TYPE)], ...], LIST, ONE_OR_MORE, _one_or_more(_MEDIA_TYPE)
+]
 
 
 # Numbers ------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from sidecar.core.command import (
     Command,
     Emit,
     Issue,
+    PassUnlisted,
     Refuse,
     Reply,
     Settle,
@@ -54,6 +55,9 @@ PATIENCE_SECONDS = 0.5
 
 # How long closing may take beyond the deadline of the commands that still wait.
 CLOSE_SECONDS = 1.0
+
+# The commands that are rejected while too many wait. The others end or reverse what was begun.
+BOUNDED = Admit | Issue | Refuse | PassUnlisted | Emit | Bind
 
 LateReply = Callable[[Reply], None]
 
@@ -208,7 +212,7 @@ class Store:
             raise StoreClosed("the store is closed")
         while self._queue and self._queue[0].reply.done():
             self._queue.popleft()  # its caller gave up, so it must not take a place in the queue
-        if len(self._queue) >= MAX_QUEUE and isinstance(command, Admit | Issue | Refuse | Emit | Bind):
+        if len(self._queue) >= MAX_QUEUE and isinstance(command, BOUNDED):
             raise StoreOverloaded(f"{MAX_QUEUE} commands are waiting for the store")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(command, loop.create_future(), late, loop.time() + self.deadline_seconds)
@@ -426,10 +430,10 @@ def _is_durable(commands: Sequence[Command]) -> bool:
 
 
 def _let_wait_for_the_clock(batch: Sequence[_Waiting], trouble: str) -> list[_Waiting]:
-    """Refuse grants and admissions while the clock is not trusted, and return the other commands."""
+    """Refuse commands that let something through while the clock is not trusted; return the others."""
     rest: list[_Waiting] = []
     for waiting in batch:
-        if not isinstance(waiting.command, Issue | Admit):
+        if not isinstance(waiting.command, Issue | Admit | PassUnlisted):
             rest.append(waiting)
         elif not waiting.reply.done():
             waiting.reply.set_exception(ClockUnsettled(trouble))

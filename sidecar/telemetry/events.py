@@ -24,7 +24,7 @@ from typing import Any
 # The fields that a log line can carry beside time, level, logger, message and exc_info.
 FIELDS: Mapping[str, str] = {
     "action": "the action that the request named; null: none could be read",
-    "actions": "the number of actions in the catalogue in force",
+    "actions": "the number of actions, and of globs of actions, in the catalogue in force",
     "address": "where the listener listens, host:port, with the port that the system chose for port 0",
     "attempt_number": "the number of the attempt in its scope; null: the execution needed no scope",
     "batch_size": "the number of commands in the transaction",
@@ -40,6 +40,7 @@ FIELDS: Mapping[str, str] = {
     "drain_seconds": "the time that requests in flight have to end",
     "duration_ms": "milliseconds from the request's head to the end of its answer",
     "error": "the error code of the answer",
+    "excepted": "the paths that pass in any case, by `gate.unlisted.except`",
     "errors": "every mistake in the files, each with file, line, column and key",
     "gated_routes": "the number of routes that are enforced",
     "http_status": "the status of the backend's answer; null: there was none",
@@ -54,10 +55,12 @@ FIELDS: Mapping[str, str] = {
     "old_policy_revision": "`policy_revision` before the reload",
     "old_rules": "`rules` before the reload",
     "other_writers": "the databases whose checkpoints the file already holds",
-    "outcome": "how it ended: of a request `answered`, an error code, or the end of a pass-through request; "
+    "outcome": "how it ended: of a request `answered`, `replayed` (the answer of an earlier one under its "
+    "`Idempotency-Key`), an error code, or the end of a pass-through request; "
     "of a reconciled execution `executed` or `not_executed`",
     "path": "the path of the request, without its query",
     "policy_revision": "the hash of the policies that are now in force",
+    "reads": "what becomes of unlisted GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`",
     "remote": "the address of the client, or of the proxy before the sidecar",
     "request_id": "the request's X-Request-Id; the sidecar makes one for a request without it",
     "route": "where the request went: `gated`, `scopes` and `reports` (the sidecar's own calls) or `passed`",
@@ -72,6 +75,7 @@ FIELDS: Mapping[str, str] = {
     "step_seconds": "how far accepting the wall clock moved the sidecar's time; below 0: back",
     "trace_id": "the trace, from the request's traceparent header",
     "valid_until": "when the certificate expires",
+    "writes": "what becomes of unlisted requests of all other methods: `pass`, `record` or `refuse`",
     "writer": "the database that is in use, by its name in the log",
 }
 
@@ -223,6 +227,12 @@ class LogEvent(Enum):
         "refused",
         "A gated request, or a request for a scope, was refused. `error` gives the reason.",
         f"error bound rules decision_id {_CLAIMS}",
+    )
+    REPLAYED = _GATE.info(
+        "replayed",
+        "A request repeated an earlier one under its `Idempotency-Key`, and got the answer of that. "
+        "`decision_id` names the earlier execution.",
+        f"decision_id http_status {_CLAIMS}",
     )
     WOULD_BE_REFUSED = _GATE.info(
         "would be refused",
@@ -377,6 +387,11 @@ class LogEvent(Enum):
         "routes in shadow mode protect nothing, they only record",
         "Set `mode: enforce` once these routes would refuse only what they should.",
         "routes",
+    )
+    UNLISTED = _RELOAD.info(
+        "what becomes of requests that no route lists",
+        "`gate.unlisted` says so. The line comes at the start, and when a reload changes that.",
+        "reads writes excepted",
     )
     CERTIFICATE_RENEWED = _TLS.info(
         "certificate renewed", "New connections get the new certificate.", "listener valid_until"

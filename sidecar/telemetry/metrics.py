@@ -103,6 +103,7 @@ class Metrics:
         "code as reason (none: let through), action (other: not in the catalogue).",
         outcome={
             "selected": "let through; or a scope was issued or revoked",
+            "none": "a replay: the answer of an earlier request under its `Idempotency-Key`",
             "blocked": "refused by a bound of the scope, or as malformed",
             "policy_blocked": "refused by a rule or the catalogue",
             "policy_unavailable": "no decision was possible",
@@ -207,6 +208,14 @@ class Metrics:
             "upstream_timeout": "no answer began in time",
         },
         zero="all",
+    )
+    unlisted = Metric(
+        Counter,
+        "scopegate_unlisted",
+        "Requests that no route lists, recorded before they passed, or refused (gate.unlisted). Those that "
+        "pass unrecorded do not count.",
+        access={"reads": "GET, HEAD, OPTIONS and WebSockets", "writes": "all other methods"},
+        result={"recorded": "it passed, and has a record", "refused": "403 `not_listed`"},
     )
     batch_size = Metric(
         Histogram, "scopegate_store_batch_size", "Commands in one transaction of the store.", buckets=_SIZES

@@ -14,8 +14,8 @@ import pytest
 
 from sidecar.core.facts import read
 from sidecar.errors import StoreUnavailable
-from sidecar.files.strictjson import parse
-from sidecar.gate import refusal_log as refusals
+from sidecar.gate import floods
+from sidecar.web.serving.body import _PARSERS
 from tests.client import as_json, ask, connect, read_message, request_bytes
 from tests.gate.test_store_faults import SlowStore
 from tests.support import EXECUTE, SCOPES, Backend, Open, eventually, replies
@@ -89,7 +89,8 @@ async def test_a_large_body_is_read_in_a_thread_of_its_own(
 
         return run
 
-    monkeypatch.setattr("sidecar.web.serving.body.parse", noted("body.parse", parse))
+    parse, size = _PARSERS["json"]
+    monkeypatch.setitem(_PARSERS, "json", (noted("body.parse", parse), size))
     monkeypatch.setattr("sidecar.web.data._reading.read", noted("data._reading.read", read))
     small = await house.execute(None, parameters={"a": [1.5]})
     large = await house.execute(None, parameters={"a": [1.5] * 20_000})
@@ -108,7 +109,7 @@ async def test_probing_readiness_does_not_let_the_write_ahead_log_grow(house: Ho
 
 
 async def test_a_flood_of_revocations_of_nothing_is_summed_up(house: House) -> None:
-    with mock.patch.object(refusals, "BURST", 5), mock.patch.object(refusals, "PER_SECOND", 0.0):
+    with mock.patch.object(floods, "BURST", 5), mock.patch.object(floods, "PER_SECOND", 0.0):
         answers = await asyncio.gather(*(house.data("DELETE", f"{SCOPES}scope_{n}") for n in range(60)))
         assert {answer.status for answer in answers} == {404}
         records = await house.records()

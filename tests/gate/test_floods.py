@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from sidecar.gate import refusal_log as refusals
+from sidecar.core.policy import ActionPolicy, RiskClass
+from sidecar.gate import floods
 from tests.client import Connection, Message, as_json, connect, request_bytes
-from tests.support import EXECUTE, Backend, House, Open, eventually, replies
+from tests.support import EXECUTE, POLICIES, Backend, House, Open, eventually, replies
 
 
 async def flood(house: House, count: int, body: bytes, *, connections: int = 100) -> list[Message]:
@@ -33,7 +35,7 @@ def counted(records: list[dict[str, Any]]) -> int:
 async def test_beyond_the_limit_refusals_are_counted_in_summaries_whose_ids_are_found(
     house: House, backend: Backend, judged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refusals, "PER_SECOND", 0.0)
+    monkeypatch.setattr(floods, "PER_SECOND", 0.0)
     _, body = house.execution(None, scope_id="scope_none") if judged else as_json([1])
     answers = await flood(house, 1500, body)
     assert Counter(answer.status for answer in answers) == {404 if judged else 400: 1500}
@@ -44,7 +46,7 @@ async def test_beyond_the_limit_refusals_are_counted_in_summaries_whose_ids_are_
     for decision_id, times in ids.items():
         assert records[decision_id]["details"].get("count", 1) == times
     singles = sum(times == 1 for times in ids.values())
-    assert singles >= refusals.BURST
+    assert singles >= floods.BURST
     summaries = [record for record in records.values() if "count" in record["details"]]
     assert summaries
     for summary in summaries:
@@ -67,12 +69,14 @@ async def test_beyond_the_limit_refusals_are_counted_in_summaries_whose_ids_are_
 async def test_a_summary_keeps_kinds_bounds_and_tenants_apart(
     open_house: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refusals, "BURST", 0)
+    monkeypatch.setattr(floods, "BURST", 0)
     house = await open_house(gate={"tenant_header": "X-Tenant"})
     one, two = [("X-Tenant", "one")], [("X-Tenant", "two")]
     attempts = await house.issue(headers=one)
     await house.execute(attempts, headers=one)
-    cost = await house.issue(headers=one, action="failover", max_cost_usd=0)
+    cost = await house.issue(headers=one, action="failover", max_cost_usd=0.1)
+    failover = ActionPolicy(risk=RiskClass.HIGH, hold=100_001)  # more than the scope was granted for
+    house.adopt(replace(POLICIES, actions={**POLICIES.actions, "failover": failover}))
     answers = await asyncio.gather(
         *(house.execute(attempts, headers=one) for _ in range(3)),
         *(house.execute(cost, headers=one) for _ in range(2)),
@@ -95,8 +99,8 @@ async def test_a_summary_keeps_kinds_bounds_and_tenants_apart(
 async def test_a_refusal_alone_in_its_summary_is_recorded_in_full(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(house.sidecar.gate.refusals, "_tokens", 0.0)
-    monkeypatch.setattr(refusals, "PER_SECOND", 0.0)
+    monkeypatch.setattr(house.sidecar.gate.refusals._allowance, "left", 0.0)
+    monkeypatch.setattr(floods, "PER_SECOND", 0.0)
     answer = await house.execute(None, scope_id="scope_none", incident_id="inc_7")
     record = await house.record(answer.json()["decision_id"])
     assert record["incident_id"] == "inc_7"
@@ -106,14 +110,14 @@ async def test_a_refusal_alone_in_its_summary_is_recorded_in_full(
 async def test_a_client_that_leaves_a_flood_is_counted_all_the_same(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(house.sidecar.gate.refusals, "_tokens", 0.0)
-    monkeypatch.setattr(refusals, "PER_SECOND", 0.0)
-    monkeypatch.setattr(refusals, "SUMMARY_SECONDS", 1.0)
+    monkeypatch.setattr(house.sidecar.gate.refusals._allowance, "left", 0.0)
+    monkeypatch.setattr(floods, "PER_SECOND", 0.0)
+    monkeypatch.setattr(floods, "SUMMARY_SECONDS", 1.0)
     kind, body = house.execution(None, scope_id="scope_none")
     leaver = await connect(house.sidecar.data_address)
     leaver[1].write(request_bytes("POST", EXECUTE, kind, body))
     await leaver[1].drain()
-    await eventually(lambda: bool(house.sidecar.gate.refusals._summaries))
+    await eventually(lambda: bool(house.sidecar.gate.refusals._summaries.open))
     leaver[1].transport.abort()
     answer = await house.execute(None, scope_id="scope_none")
     assert (await house.record(answer.json()["decision_id"]))["details"]["count"] == 2
@@ -146,9 +150,9 @@ async def test_a_flood_of_refusals_does_not_crowd_out_what_would_be_admitted(
     open_house: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refusal that waits for its summary is no longer in flight: it has been judged."""
-    monkeypatch.setattr(refusals, "PER_SECOND", 0.0)
+    monkeypatch.setattr(floods, "PER_SECOND", 0.0)
     house = await open_house(gate={"max_in_flight": 10})
-    monkeypatch.setattr(house.sidecar.gate.refusals, "_tokens", 0.0)
+    monkeypatch.setattr(house.sidecar.gate.refusals._allowance, "left", 0.0)
     scope = await house.issue()
     flooding = [asyncio.create_task(house.execute(None, scope_id="scope_none")) for _ in range(10)]
     await asyncio.sleep(0.1)

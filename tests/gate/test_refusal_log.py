@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.core.command import Denied, Reply, Revoke
 from sidecar.errors import StoreUnavailable
-from sidecar.gate import refusal_log
+from sidecar.gate import floods
 from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
 from sidecar.ids import new_decision_id
@@ -22,7 +22,7 @@ from tests.support import Clock
 async def test_a_denial_that_is_recorded_late_counts_against_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refusal_log, "BURST", 1)
+    monkeypatch.setattr(floods, "BURST", 1)
     clock, engine, may_commit = Clock(), SqliteEngine(None), asyncio.Event()
     store = Store(engine, clock=clock, elapsed=clock.elapsed, deadline_seconds=0.05)
     await store.open()

@@ -18,11 +18,13 @@ from sidecar.policies._sections import ActionSection, RuleSection
 from sidecar.settings.keys import Key, Section, keys, without_links
 from sidecar.settings.schema import schema_of
 from sidecar.settings.sections import Route, Settings
+from tests.reference.rooms import summary
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config/scopegate.yaml"
 CONFIGURATION = ROOT / "config/reference/configuration.md"
 POLICIES = ROOT / "policies/README.md"
+PRESETS = ROOT / "sidecar/settings/presets"
 KUBERNETES = ROOT / "config/deploy/kubernetes"
 
 WIDTH = 118
@@ -60,6 +62,7 @@ def parts() -> dict[tuple[Path, str], str]:
     return {
         (CONFIGURATION, "keys"): table.replace("|  |", "| |"),
         (CONFIGURATION, "routes"): _table("a route", Route),
+        (CONFIGURATION, "presets"): _presets(),
         (POLICIES, "actions"): _table("an action", ActionSection),
         (POLICIES, "rules"): _table("a rule", RuleSection),
     }
@@ -69,6 +72,15 @@ def _table(name: str, model: type[Section]) -> str:
     rows = (f"| `{key.name}` | {_cell(key)} | {_text(key)} |" for key in keys(model))
     table = "\n".join([f"| key of {name} | default | meaning |", "|---|---|---|", *rows])
     return table.replace("|  |", "| |")
+
+
+def _presets() -> str:
+    """What each preset gates, as its file says."""
+    rows = (
+        f"| `{file.stem}` | {summary(file.read_text(encoding='utf-8'))} |"
+        for file in sorted(PRESETS.glob("*.yaml"))
+    )
+    return "\n".join(["| preset | what it gates |", "|---|---|", *rows])
 
 
 def _text(key: Key) -> str:

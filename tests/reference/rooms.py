@@ -21,6 +21,7 @@ ORDER = (
     "files",
     "telemetry",
     "settings",
+    "settings/presets",
     "store",
     "policies",
     "upstream",
@@ -54,14 +55,22 @@ def map_page() -> str:
 
 def _files(folder: Path) -> Iterator[Path]:
     yield from (file for file in sorted(folder.glob("*.py")) if file.name != "__init__.py")
-    yield from sorted(folder.glob("sql/**/*.sql"))
+    yield from sorted([*folder.glob("sql/**/*.sql"), *folder.glob("*.yaml")])
 
 
 def _described(file: Path) -> str:
-    """The first sentence of a docstring, or of the comment that a SQL file begins with."""
+    """The first sentence of a docstring, or of the comment that a SQL or a YAML file begins with."""
     source = file.read_text(encoding="utf-8")
     if file.suffix == ".sql":
         text = source.partition("\n")[0].removeprefix("-- ")
+    elif file.suffix == ".yaml":
+        text = summary(source)
     else:
         text = ast.get_docstring(ast.parse(source)) or ""
     return re.split(r"(?<=\.)\s", " ".join(text.split("\n\n")[0].split()))[0]
+
+
+def summary(source: str) -> str:
+    """The first sentence of the comment that a YAML file begins with."""
+    paragraph = source.partition("\n#\n")[0]
+    return paragraph.replace("\n#", "").removeprefix("# ")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sidecar.files.faults import ConfigurationError
 from sidecar.files.yamlfile import parse
 from sidecar.settings.keys import keys
+from sidecar.settings.presets import NAMES
 from sidecar.settings.reading import load
 from sidecar.settings.schema import schema_of
 from sidecar.settings.sections import Route, Settings
@@ -37,8 +38,10 @@ LEAVES = [key for key in [*KEYS, *ROUTE_KEYS] if key not in SECTIONS]
 LISTS = [
     "data.allowed_hosts",
     "admin.allowed_hosts",
+    "gate.presets",
     "gate.routes",
     "gate.routes[0].not_executed_on",
+    "gate.unlisted.except",
     "log.mask",
 ]
 
@@ -66,10 +69,14 @@ GOOD: dict[str, list[Any]] = {
     "store.url": ["memory://", "sqlite:///x", "sqlite:////a b/ü.db", "sqlite:///../x:y@z"],
     "store.deadline_seconds": [0.001, 2, 86_400],
     "clock.settle_seconds": [0.001, 300, 86_400],
+    "gate.presets": [[], ["awx"], list(NAMES)],
     "gate.routes": [
         [{"path": "/a"}],
         [{"path": "/a"}, {"path": "**/b/{c}/d", "mode": "shadow", "action": "path:c"}],
     ],
+    "gate.unlisted.reads": ["pass", "record", "refuse"],
+    "gate.unlisted.writes": ["pass", "record", "refuse"],
+    "gate.unlisted.except": [[], ["/healthz"], ["/openapi.json", "/openapi", "**/static/{file}/x"]],
     "gate.max_body_bytes": [1, 1 << 30],
     "gate.max_answer_bytes": [1, 1 << 30],
     "gate.head_timeout_seconds": [0.001, 86_400],
@@ -78,6 +85,7 @@ GOOD: dict[str, list[Any]] = {
     "gate.annotate_response": [True, False],
     "gate.routes[0].name": [None, "restart-service", "awx.launch_2", "x" * 64],
     "gate.tenant_header": [None, "X-Tenant", "`|~!#$%&'*+.^_"],
+    "gate.idempotency_ttl": [1, 86_400, 366 * 86_400],
     "gate.scope_required_from": ["low", "medium", "high", "critical"],
     "gate.completion_base_url": [
         None,
@@ -102,12 +110,22 @@ GOOD: dict[str, list[Any]] = {
     "shutdown.drain_seconds": [0, 25, 86_400],
     "policies": ["x", "/a b/c/", ".."],
     "gate.routes[0].path": ["/a", "**/a", "/a/{b}/c", "/A!\"$&'()+,-.:<=>@[]^_`|~z"],
+    "gate.routes[0].body": ["json", ["json"], ["any", "json", "empty"], ["form", "json"]],
+    "gate.routes[0].content_types": [[], "application/merge-patch+json", ["application/x-amz-json-1.1"]],
     "gate.routes[0].mode": ["enforce", "shadow"],
     "gate.routes[0].scope_id": ["/a/b~0~1", "header:X-A", "query:a=b", "path:id"],
     "gate.routes[0].incident_id": ["/a", "header:x", "query:ü", "path:id"],
-    "gate.routes[0].action": ["/a b", "header:X", "query:a/b", "path:id"],
-    "gate.routes[0].parameters": ["/a", "/a/0/b"],
-    "gate.routes[0].target_agents": ["/a", "header:X", ["/a"], ["/a", "query:b", "header:C", "path:id"]],
+    "gate.routes[0].action": [
+        "/a b",
+        "header:X",
+        "query:a/b",
+        "path:id",
+        "const:a b",
+        "path:id:header:X",
+        "path:*",
+    ],
+    "gate.routes[0].parameters": ["/a", "/a/0/b", None],
+    "gate.routes[0].target_agents": ["/a", [], "path:id/query:b", ["/a", "query:b", "header:C", "path:id"]],
     "gate.routes[0].cost": ["/a", "header:X-Cost"],
     "gate.routes[0].not_executed_on": [[], [400], [404, 409, 599]],
     "gate.routes[0].completion": ["answer", "report"],
@@ -124,8 +142,12 @@ SPELLINGS: dict[str, list[Any]] = {
     "upstream.url": ["ftp://h", "h:9000", "http://u:p@h", "http://h/base", "http://h?q", "http://", "unix:"],
     "upstream.tls.server_name": ["a.b:443", "a b"],
     "store.url": ["x.db", "sqlite://x", "sqlite:///", "sqlite:///x/", "sqlite:///x?mode=ro", "mysql://h/x"],
+    "gate.unlisted.reads": ["allow", None],
+    "gate.unlisted.writes": ["deny", None],
+    "gate.unlisted.except": ["/a", None, [None], ["a"], ["/a b"], [5]],
     "gate.routes[0].name": ["", "a b", "**/x", "x" * 65],
     "gate.tenant_header": ["X Tenant", "X:"],
+    "gate.idempotency_ttl": [0, 366 * 86_400 + 1, 1.5, None],
     "gate.scope_required_from": ["dreadful", "LOW", None],
     "gate.completion_base_url": [
         "h:8000",
@@ -142,12 +164,15 @@ SPELLINGS: dict[str, list[Any]] = {
     "log.mask": ["/details/a", None, ["details/a"], ["/details"], ["/tenant_id"], ["/details/"]],
     "telemetry.access_log": ["some", None],
     "telemetry.otlp_endpoint": ["localhost:4317", "grpc://a", "http://u:p@a", "http://"],
-    "gate.routes": [[], {}, None, "/a", [5], [{}], [{"mode": "enforce"}], [{"path": "/a", "paht": "/b"}]],
+    "gate.presets": ["awx", None, ["AWX"], ["none"], [None], [5]],
+    "gate.routes": [{}, None, "/a", [5], [{}], [{"mode": "enforce"}], [{"path": "/a", "paht": "/b"}]],
     "gate.routes[0].path": ["a", "*/x", "/a/", "/a//b", "/a b", "/a?b", "/a*", "/ü", None],
+    "gate.routes[0].body": ["yaml", [], None, ["json", "xml"], "JSON"],
+    "gate.routes[0].content_types": ["json", ["application/json; charset=utf-8"], None, ["a/"], ["a/b/c"]],
     "gate.routes[0].mode": ["audit", None],
     "gate.routes[0].scope_id": ["scope", "/", "/a/", "/~2", "cookie:a", "header:a/b", "query:", None],
     "gate.routes[0].parameters": ["header:P", "query:p", "parameters"],
-    "gate.routes[0].target_agents": [[], [5], "a", ["a"], [None], None],
+    "gate.routes[0].target_agents": [["path:"], [5], "a", ["a"], [None], None],
     "gate.routes[0].cost": ["query:c", "cost"],
     "gate.routes[0].not_executed_on": [[399], [600], ["404"], [404.5], [None], 404],
     "gate.routes[0].completion": ["later", None],
@@ -242,12 +267,14 @@ def test_no_key_is_required_but_the_path_of_a_route() -> None:
     required = {
         key: below["items"].get("required") for key, below in keys_of_the_schema(SCHEMA) if "items" in below
     }
-    assert required == {
-        "gate.routes": ["path"],
-        "gate.routes[0].not_executed_on": None,
+    lists = {
         "admin.allowed_hosts": None,
+        "gate.presets": None,
+        "gate.routes[0].not_executed_on": None,
+        "gate.unlisted.except": None,
         "log.mask": None,
     }
+    assert required == {"gate.routes": ["path"], **lists}
     assert json.dumps(SCHEMA).count('"required"') == 1
 
 

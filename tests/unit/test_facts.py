@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -173,9 +174,16 @@ def test_the_number_of_agents_is_bounded() -> None:
         ("path:x", "path", "x"),
         ("query:a b"[:7], "query", "a"),
         ("header:X-Scope", "header", "x-scope"),
+        ("form:job[0]", "form", "job[0]"),
+        ("const:restart a service", "const", "restart a service"),
+        ("const:path:a/path:b", "const", "path:a/path:b"),
+        ("path:*", "path", "*"),
+        ("path:a/path:b", "joined", "path:a/path:b"),
+        ("header:X-A:query:b.c+form:d_e", "joined", "header:x-a:query:b.c+form:d_e"),
+        ("path:a path:b", "joined", "path:a path:b"),
     ],
 )
-def test_a_place_is_written_in_one_of_four_ways(text: str, kind: str, name: str) -> None:
+def test_a_place_is_written_in_one_of_these_ways(text: str, kind: str, name: str) -> None:
     source = Source.parse(text)
     assert (source.kind, source.name) == (kind, name)
     assert Source.parse(str(source)) == source
@@ -183,7 +191,27 @@ def test_a_place_is_written_in_one_of_four_ways(text: str, kind: str, name: str)
 
 @pytest.mark.parametrize(
     "text",
-    ["", "/", "a", "//", "/a/", "/a~", "/a~2", "cookie:x", "header:", "header", "query:a b", "path:\n", ":x"],
+    [
+        *(
+            "",
+            "/",
+            "a",
+            "//",
+            "/a/",
+            "/a~",
+            "/a~2",
+            "cookie:x",
+            "header:",
+            "header",
+            "query:a b",
+            "path:\n",
+            ":x",
+        ),
+        *("const:", "const:\n", "const:" + "x" * 257, "form:", "form:a b"),
+        *("path:a/path:b/", "x/path:a/path:b", "path:a/const:x", "path:a/const:x/path:b"),
+        *("const", "path:*/path:b", "path:a/path:*", "path:apath:b", "path:a/path:", "path:a\npath:b"),
+        *("path:a/path:/path:b", "path:a/query:[x]"),
+    ],
 )
 def test_any_other_place_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
@@ -318,3 +346,179 @@ def test_the_keys_that_many_clients_send_take_bounded_memory() -> None:
     for _, judged in sources.watched:
         assert len(judged) <= 256
         assert all(len("".join(keys)) <= 1024 for keys in judged)
+
+
+# Joined places ------------------------------------------------------------------------------------------
+
+POD = FactSources(target_agents=(Source.parse("path:namespace/path:pod"),))
+
+
+def agents_of(sources: FactSources, **parts: Any) -> tuple[str, ...] | Refusal:
+    found = read(Request(**{"document": {}, **parts}), sources)
+    return found if isinstance(found, Refusal) else found.target_agents
+
+
+def test_a_joined_place_keeps_the_text_between_its_parts() -> None:
+    assert agents_of(POD, path_params={"namespace": "shop", "pod": "cart-0"}) == ("shop/cart-0",)
+    mixed = FactSources(target_agents=(Source.parse("header:X-Region:query:zone@form:host"),))
+    parts = {"headers": [("x-region", "eu")], "query": [("zone", "1")], "form": [("host", "db")]}
+    assert agents_of(mixed, **parts) == ("eu:1@db",)
+    assert mixed.header_names == {"x-region"}
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"namespace": "shop"}, {"pod": "cart-0"}, {"namespace": "", "pod": "x"}]
+)
+def test_a_part_that_is_absent_or_empty_makes_the_fact_absent(parts: dict[str, str]) -> None:
+    assert agents_of(POD, path_params=parts) == ()
+
+
+@pytest.mark.parametrize(("namespace", "pod"), [("shop/cart", "0"), ("shop", "cart/0"), ("/", "x")])
+def test_a_part_that_contains_the_text_between_the_parts_is_refused(namespace: str, pod: str) -> None:
+    found = agents_of(POD, path_params={"namespace": namespace, "pod": pod})
+    assert isinstance(found, Refusal)
+    assert found.members["member"] in ("path:namespace", "path:pod")
+
+
+@given(*[st.text("ab/:", max_size=4)] * 4, st.sampled_from(["/", "//", ":/", "/:/", "/a/", ":a"]))
+def test_two_pairs_of_parts_never_make_the_same_fact(
+    one: str, two: str, three: str, four: str, literal: str
+) -> None:
+    place = Source("joined", "", parts=POD.target_agents[0].parts, literals=(literal,))
+    sources = FactSources(target_agents=(place,))
+    first = agents_of(sources, path_params={"namespace": one, "pod": two})
+    second = agents_of(sources, path_params={"namespace": three, "pod": four})
+    if isinstance(first, tuple) and first == second and first != ():
+        assert (one, two) == (three, four)
+
+
+def test_a_joined_fact_is_an_identifier_as_a_whole() -> None:
+    assert agents_of(POD, path_params={"namespace": "a" * 127, "pod": "b" * 128}) == (
+        "a" * 127 + "/" + "b" * 128,
+    )
+    assert isinstance(agents_of(POD, path_params={"namespace": "a" * 128, "pod": "b" * 128}), Refusal)
+
+
+# Constants and the whole path ---------------------------------------------------------------------------
+
+
+def test_a_constant_is_the_same_in_every_request() -> None:
+    sources = FactSources(action=Source.parse("const:restart"), target_agents=(Source.parse("const:all"),))
+    found = read(Request(document={"action": "other"}), sources)
+    assert found == Claims(action="restart", target_agents=("all",))
+
+
+WHOLE = FactSources(target_agents=(Source.parse("path:*"),))
+
+
+@pytest.mark.parametrize(
+    ("path", "agent"),
+    [
+        ("/job/shop/build", "/job/shop/build"),
+        ("/job/%73hop/build", "/job/shop/build"),
+        ("/job/a%20b/build", "/job/a b/build"),
+        ("/job/%C3%BC/build", "/job/\u00fc/build"),
+    ],
+)
+def test_the_whole_path_is_read_as_a_backend_decodes_it(path: str, agent: str) -> None:
+    assert agents_of(WHOLE, path=path) == (agent,)
+
+
+@pytest.mark.parametrize(
+    "path", ["/job/a;b/build", "/job/%ff/build", "/job/%2573/build", "/job/%0a/x", "/" * 257]
+)
+def test_a_whole_path_that_reads_in_two_ways_or_is_no_identifier_is_refused(path: str) -> None:
+    found = agents_of(WHOLE, path=path)
+    assert isinstance(found, Refusal)
+    assert found.members == {"member": "path:*"}
+
+
+# Forms --------------------------------------------------------------------------------------------------
+
+DO = FactSources(action=Source.parse("form:do"))
+
+
+def action_of(form: list[tuple[str, str]] | None, query: Sequence[tuple[str, str]] = ()) -> Any:
+    found = read(Request(document={}, form=form, query=query), DO)
+    return found.members["member"] if isinstance(found, Refusal) else found.action
+
+
+def test_a_form_holds_facts() -> None:
+    assert action_of([("do", "restart"), ("note", "x")]) == "restart"
+    assert action_of([("note", "x")]) is None
+    assert action_of([]) is None
+    assert action_of(None) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "do",
+            "DO",
+            "Do",
+            " do",
+            "do ",
+            "do[]",
+            "do[x]",
+            "do.x",
+            "do[",
+            "do\0",
+            "do\0x",
+            "d\u200bo",
+            "\uff44o",
+        ),
+        *("x;do", "x;do[a]", ";do", "do;x"),
+    ],
+)
+def test_another_name_that_could_be_read_as_the_fact_is_refused(name: str) -> None:
+    for pairs in ([("do", "restart"), (name, "x")], [(name, "x"), ("do", "restart")]):
+        assert action_of(pairs) == "form:do", name
+    assert action_of([("do", "restart")], [(name, "x")]) == "form:do", name
+    assert action_of([("note", "x")], [(name, "x")]) == "form:do", name
+    if name != "do":
+        assert action_of([(name, "x")]) == "form:do", name
+
+
+@pytest.mark.parametrize("value", ["a;do=b", ";do", "a;x=1; do=b"])
+def test_a_value_behind_whose_semicolon_the_fact_stands_is_refused(value: str) -> None:
+    assert action_of([("do", "restart"), ("x", value)]) == "form:do"
+    assert action_of([("do", "restart"), ("x", "1;done=1")]) == "restart"
+
+
+def test_a_fact_of_the_query_is_refused_where_the_form_has_it_too() -> None:
+    sources = FactSources(action=Source.parse("query:do"))
+    request = Request(document={}, form=[("Do", "x")], query=[("do", "restart")])
+    assert isinstance(read(request, sources), Refusal)
+    request = Request(document={}, form=[("done", "x")], query=[("do", "restart")])
+    assert read(request, sources) == Claims(action="restart")
+
+
+@pytest.mark.parametrize("twin", ["job_name", "job[name]", "job name", "JOB.NAME", "job[name"])
+def test_a_dotted_name_has_lookalikes_of_its_own(twin: str) -> None:
+    sources = FactSources(action=Source.parse("form:job.name"))
+    pairs = [("job.name", "a"), (twin, "b")]
+    assert isinstance(read(Request(document={}, form=pairs), sources), Refusal), twin
+    pairs = [("job.name", "a"), ("job", "b"), ("name", "c")]
+    assert read(Request(document={}, form=pairs), sources) == Claims(action="a")
+
+
+# Documents that are lists, and bodies without one ---------------------------------------------------------
+
+
+def test_a_pointer_leads_into_a_document_that_is_a_list() -> None:
+    sources = FactSources(action=Source.parse("/0/op"), scope_id=Source.parse("/1"), lists=True)
+    document = [{"op": "replace", "path": "/spec"}, "scope_1"]
+    assert read(Request(document=document), sources) == Claims(scope_id="scope_1", action="replace")
+    assert isinstance(read(Request(document=[{"op": "a", "Op": "b"}]), sources), Refusal)
+    assert read(Request(document={"0": {"op": "a"}}), sources) == Claims(action="a")
+
+
+def test_what_a_body_cannot_hold_is_absent() -> None:
+    found = read(Request(document={}, opaque=True, body_bytes=7), DEFAULT_SOURCES)
+    assert found == Claims(opaque=True, body_bytes=7)
+
+
+def test_a_route_may_have_no_parameters() -> None:
+    sources = FactSources(parameters=None)
+    assert read(Request(document={"parameters": {"n": 1}}), sources) == Claims()

@@ -109,6 +109,7 @@ async def test_configuration_and_policies_come_into_force_together(place: Place)
     [
         ("upstream.response_timeout_seconds", "7", 7.0),
         ("gate.scope_required_from", "high", RiskClass.HIGH),
+        ("gate.unlisted.writes", "refuse", "refuse"),
         ("scopes.defaults.ttl_seconds", "100", 100),
         ("care.min_confidence", "0.75", 0.75),
         ("shutdown.drain_seconds", "3", 3.0),

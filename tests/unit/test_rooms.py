@@ -73,7 +73,11 @@ def test_the_map_shows_every_file_as_its_docstring_has_it() -> None:
     page = MAP.read_text(encoding="utf-8")
     assert page == map_page(), "run `python -m tests.reference`"
     shown = re.findall(r"^\| `sidecar/([^`]+)` \|", page, flags=re.MULTILINE)
-    files = {path for path in (*MODULES, *ROOT.glob("**/*.sql")) if path.name != "__init__.py"}
+    files = {
+        path
+        for path in (*MODULES, *ROOT.glob("**/*.sql"), *ROOT.glob("**/*.yaml"))
+        if path.name != "__init__.py"
+    }
     assert sorted(shown) == sorted(str(path.relative_to(ROOT)) for path in files)
 
 

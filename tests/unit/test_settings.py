@@ -116,6 +116,7 @@ def test_file_names_are_relative_to_the_file_wherever_they_are_given(tmp_path: P
         ("gate: {tenant_header: X-Tenant}", "gate.tenant_header", "X-Tenant"),
         ("gate: {tenant_header: null}", "gate.tenant_header", None),
         ("gate: {annotate_response: true}", "gate.annotate_response", True),
+        ("gate: {idempotency_ttl: 3600}", "gate.idempotency_ttl", 3600),
         ("gate: {scope_required_from: low}", "gate.scope_required_from", RiskClass.LOW),
         ("gate: {scope_required_from: critical}", "gate.scope_required_from", RiskClass.CRITICAL),
         ("gate: {routes: [{path: /a, mode: shadow}]}", "gate.routes.0.mode", "shadow"),
@@ -205,7 +206,7 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
         ("gate: {scope_required_from: null}", f"2:8: gate.scope_required_from: {RISKS}"),
         (
             "gate: {routes: []}",
-            "2:8: gate.routes: is empty; add a value, or remove the key",
+            "2:8: gate.routes: is empty; add a route here or a name to gate.presets, or remove the key",
         ),
         ("gate: {routes: {}}", "2:8: gate.routes: expects a list, found a map"),
         ("gate:\n  routes:\n    - 5", "4:7: gate.routes[0]: expects keys below it, found a number"),
@@ -288,6 +289,9 @@ def test_a_mistake_is_named_with_its_place_and_what_to_do(tmp_path: Path, text: 
     assert faults(tmp_path, text) == [f"c.yaml:{expected}"]
 
 
+NEVER_ARRIVES = "is a header that never reaches the backend; name another one"
+
+
 @pytest.mark.parametrize(
     ("member", "message"),
     [
@@ -295,14 +299,41 @@ def test_a_mistake_is_named_with_its_place_and_what_to_do(tmp_path: Path, text: 
             "scope_id: path:id",
             "names a segment that the route's path does not have; add it there as {name}",
         ),
-        ("scope_id: scope", "write a JSON pointer (/member), path:name, query:name or header:Name"),
+        (
+            "scope_id: scope",
+            "write a JSON pointer (/member), path:name, query:name, header:Name, form:name or const:text",
+        ),
+        ("scope_id: const:s", "would be the scope of every request; name a place in the request"),
+        ("scope_id: header:Connection", NEVER_ARRIVES),
+        ("scope_id: header:scopegate_scope-id", NEVER_ARRIVES),
+        ("action: path:name/header:TE", NEVER_ARRIVES),
+        ("cost: header:Scopegate-Cost", NEVER_ARRIVES),
+        (
+            "action: form:do",
+            "is read from a form, which this route does not take; add form to body, or name another place "
+            "such as header:Name",
+        ),
+        (
+            "action: path:name/path:id",
+            "names a segment that the route's path does not have; add it there as {name}",
+        ),
+        ("body: yaml", "expects one of json, form, empty, any"),
+        ("body: []", "is empty; add a value, or remove the key"),
+        (
+            "content_types: json",
+            "expects a media type without parameters, such as application/merge-patch+json",
+        ),
+        (
+            "content_types: multipart/form-data",
+            "is a form and never JSON; remove it, and add form or any to body",
+        ),
         ("action: header:a/b", "is not a valid header name; write header:Name"),
         ("incident_id: 5", "expects text, found a number; write it in quotes"),
         (
             "parameters: header:P",
             "is a JSON object, which only the body can hold; write a JSON pointer (/member)",
         ),
-        ("target_agents: []", "is empty; add a value, or remove the key"),
+        ("target_agents: null", "expects text, found nothing; write it in quotes"),
         ("cost: query:c", "is read from the answer; write a JSON pointer (/member) or header:Name"),
         ("mode: audit", "expects one of enforce, shadow"),
         ("mode: [shadow]", "expects one of enforce, shadow"),
@@ -324,6 +355,84 @@ def test_an_item_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
     assert faults(tmp_path, "gate:\n  routes:\n    - path: /x\n      target_agents: 5\n") == [
         "c.yaml:5:7: gate.routes[0].target_agents: expects text, found a number; write it in quotes"
     ]
+
+
+NO_JSON = "is read from a JSON body, which this route does not take; add json to body, or name another place "
+
+
+@pytest.mark.parametrize(
+    ("member", "place", "message"),
+    [
+        ("scope_id: /scope", "6:7: gate.routes[0].scope_id", NO_JSON + "such as header:Name"),
+        ("parameters: /job", "6:7: gate.routes[0].parameters", NO_JSON + "such as header:Name"),
+        ("target_agents: /job", "6:7: gate.routes[0].target_agents", NO_JSON + "such as header:Name"),
+        (
+            "target_agents: [path:name, /job]",
+            "6:34: gate.routes[0].target_agents[1]",
+            NO_JSON + "such as header:Name",
+        ),
+        (
+            "content_types: application/merge-patch+json",
+            "6:7: gate.routes[0].content_types",
+            "has no effect without json in body; add it there, or remove this key",
+        ),
+    ],
+)
+@pytest.mark.parametrize("body", ["empty", "[empty]", "any", "[form, any, empty]"])
+def test_a_place_that_no_body_of_the_route_has_is_a_mistake(
+    tmp_path: Path, body: str, member: str, place: str, message: str
+) -> None:
+    text = f"gate:\n  routes:\n    - path: /v/{{name}}/run\n      body: {body}\n      {member}\n"
+    assert faults(tmp_path, text) == [f"c.yaml:{place}: {message}"]
+
+
+@pytest.mark.parametrize("body", ["form", "[form, empty]", "empty", "any", "[any, empty]"])
+def test_without_json_the_facts_stand_in_headers_and_the_action_is_the_route(
+    tmp_path: Path, body: str
+) -> None:
+    for name, action in (("name: run-it, ", "run-it"), ("", "/run")):
+        route = settings_of(
+            tmp_path, f"gate: {{routes: [{{{name}path: /run, body: {body}}}]}}\n"
+        ).gate.routes[0]
+        assert (str(route.scope_id), str(route.incident_id), str(route.action)) == (
+            "header:x-recovery-scope-id",
+            "header:x-recovery-incident-id",
+            f"const:{action}",
+        )
+        assert (route.parameters, route.target_agents) == (None, ())
+        dumped = json.loads(route.model_dump_json())
+        assert (dumped["action"], dumped["parameters"]) == (f"const:{action}", None)
+        again = Route.model_validate(dumped)
+        assert again.sources == route.sources
+
+
+@pytest.mark.parametrize("body", ["json", "[json]", "[json, empty]", "[form, json]", "[any, json]"])
+def test_with_json_the_defaults_are_those_of_an_execute_body(tmp_path: Path, body: str) -> None:
+    route = settings_of(tmp_path, f"gate: {{routes: [{{path: /run, body: {body}}}]}}\n").gate.routes[0]
+    assert route.sources == DEFAULT_SOURCES
+
+
+def test_what_is_given_replaces_the_defaults_of_any_body(tmp_path: Path) -> None:
+    route = settings_of(
+        tmp_path,
+        "gate:\n  routes:\n    - path: /v/{name}/run\n      body: form\n      action: form:do\n"
+        "      target_agents: path:name/form:unit\n",
+    ).gate.routes[0]
+    assert (str(route.action), [str(place) for place in route.target_agents]) == (
+        "form:do",
+        ["path:name/form:unit"],
+    )
+    assert str(route.scope_id) == "header:x-recovery-scope-id"
+
+
+def test_a_path_too_long_for_an_action_asks_for_a_name(tmp_path: Path) -> None:
+    path = "/" + "a" * 256
+    assert faults(tmp_path, f"gate:\n  routes:\n    - path: {path}\n      body: empty\n") == [
+        "c.yaml:4:7: gate.routes[0].path: is too long for the name of an action; add a name, or the key "
+        "action"
+    ]
+    named = settings_of(tmp_path, f"gate:\n  routes:\n    - {{name: a, path: {path}, body: empty}}\n")
+    assert str(named.gate.routes[0].action) == "const:a"
 
 
 def test_a_route_may_read_its_facts_from_other_places(tmp_path: Path) -> None:
@@ -903,8 +1012,10 @@ def as_flag(value: Any) -> str:
 def test_settings_that_differ_in_one_key_are_told_apart_by_its_name(tmp_path: Path, key: str) -> None:
     one = settings_of(tmp_path, "")
     other = settings_of(tmp_path, "", (key, as_flag(OTHER[key])))
-    assert differing(one, other) == (key,)
-    assert differing(other, one) == (key,)
+    # Presets add their routes to the configured ones.
+    keys = (key, "gate.routes") if key == "gate.presets" else (key,)
+    assert differing(one, other) == keys
+    assert differing(other, one) == keys
     assert differing(one, settings_of(tmp_path, "")) == ()
 
 
@@ -1060,6 +1171,8 @@ def test_settings_dump_as_the_text_of_the_file() -> None:
         {
             "name": None,
             "path": "**/recovery/execute",
+            "body": ["json"],
+            "content_types": [],
             "mode": "enforce",
             "scope_id": "/scope_id",
             "incident_id": "/incident_id",

@@ -24,6 +24,7 @@ STATUS: dict[str, Any] = {
     "last_reload": {"time": TIME, "ok": True, "errors": []},
     "scope_required_from": "low",
     "shadow_routes": [],
+    "unlisted": {"reads": "pass", "writes": "record", "excepted": ["/healthz"]},
     "scopes_served_on": "data",
     "listeners": {"data": "d", "admin": "a", "ops": "o"},
 }
@@ -53,6 +54,7 @@ def test_an_answer_of_this_version_fits() -> None:
         ("clock", None),
         ("store.free", MISSING),
         ("scopes_served_on", MISSING),
+        ("unlisted", MISSING),
         ("listeners", {"data": "d", "another": "x"}),
         ("more", {"any": "member"}),  # a later one
         ("scope_required_from", "extreme"),

@@ -174,8 +174,9 @@ class _Page:
             f"-H {shlex.quote(f'{name}: {sample}')}" for place, name, sample in needed if place == "header"
         ]
         for media_type, content in call.get("requestBody", {}).get("content", {}).items():
-            example = next(iter(content["examples"].values()))["value"]
-            lines += [f"-H 'Content-Type: {media_type}'", f"-d {shlex.quote(orjson.dumps(example).decode())}"]
+            for example in list(content["examples"].values())[:1]:
+                body = orjson.dumps(example["value"]).decode()
+                lines += [f"-H 'Content-Type: {media_type}'", f"-d {shlex.quote(body)}"]
         return " \\\n  ".join(lines)
 
     # Errors and schemas ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from sidecar.core.brakes import Use
-from sidecar.core.facts import Claims, Request, read
+from sidecar.core.facts import DEFAULT_SOURCES, Claims, FactSources, Request, Source, read
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule
@@ -52,7 +52,7 @@ class ExplainApi:
         elif tenant is None:
             claims = Refusal("invalid_request", f"{header} must name one tenant.")
         else:
-            claims = read(Request(document=body), route.sources)
+            claims = read(Request(document=body), _in_a_body(route.sources))
         if isinstance(claims, Refusal):
             return answer_for(self._grants.unread(claims, snapshot, shadow=shadow), snapshot, route)
         assert tenant is not None
@@ -61,6 +61,24 @@ class ExplainApi:
         except StoreUnavailable as exc:
             explanation = Prediction(refusal=unavailable(exc))
         return answer_for(explanation, snapshot, route, claims, tenant)
+
+
+def _in_a_body(sources: FactSources) -> FactSources:
+    """The places of a route, where the body holds all facts but constants: a fact that the route reads from
+    elsewhere in the request stands in the body at its default place."""
+
+    def in_the_body(place: Source, default: tuple[Source, ...]) -> tuple[Source, ...]:
+        return (place,) if place.kind in ("pointer", "const") else default
+
+    usual = DEFAULT_SOURCES
+    agents = [each for place in sources.target_agents for each in in_the_body(place, usual.target_agents)]
+    return FactSources(
+        scope_id=in_the_body(sources.scope_id, (usual.scope_id,))[0],
+        incident_id=in_the_body(sources.incident_id, (usual.incident_id,))[0],
+        action=in_the_body(sources.action, (usual.action,))[0],
+        parameters=sources.parameters,
+        target_agents=tuple(dict.fromkeys(agents)),
+    )
 
 
 def answer_for(
@@ -141,8 +159,9 @@ EXPLAIN = Operation(
     tag="Decisions",
     summary="Would this be admitted?",
     description="Takes the body of an execution, and answers 200 for any body: a refusal is explained. "
-    "Consumes and records nothing. Facts are read where the route has them in its body; the answer names the "
-    "route.",
+    "Consumes and records nothing. Facts are read where the route has them in its body. A fact that the "
+    "route reads from the path, the query, a header or a form is a member of the body here (`scope_id`, "
+    "`incident_id`, `action`, `target_agents`). The answer names the route.",
     parameters=(
         choice(
             "route",

@@ -39,11 +39,13 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """A JSON body: its schema or model, and working examples by name."""
+    """A JSON body: its schema or model, and working examples by name. Without `schema` it is not JSON.
+    `others` maps the further media types that the body may have to their schemas."""
 
-    schema: Schema | type[BaseModel]
+    schema: Schema | type[BaseModel] | None
     examples: Mapping[str, Any] = field(default_factory=dict)
     required: bool = True
+    others: Mapping[str, Schema] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,11 @@ HEADERS: Mapping[str, Schema] = {
     "Scopegate-Attempts-Remaining": {
         "description": "The attempts that remain of the scope.",
         "schema": {"type": "integer", "minimum": 0},
+    },
+    "Idempotency-Replayed": {
+        "description": "This is the answer of an earlier request under the same `Idempotency-Key`, whose "
+        "decision `Scopegate-Decision-Id` names.",
+        "schema": {"const": "true"},
     },
     "Retry-After": {
         "description": "The seconds after which a retry may succeed.",

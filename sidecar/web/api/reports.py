@@ -104,16 +104,13 @@ class ReportApi:
         """The report in the body, or why it cannot be read. Every such refusal names the member."""
         bounds = self._live.snapshot.settings.gate
         body = await read_json(
-            request,
-            request.fields,
-            max_bytes=bounds.max_body_bytes,
-            timeout_seconds=bounds.body_timeout_seconds,
+            request, max_bytes=bounds.max_body_bytes, timeout_seconds=bounds.body_timeout_seconds
         )
         if isinstance(body, Refusal):
             if body.code != "invalid_request":
                 return body
             return replace(body, members={"member": "body", **body.members})
-        wanted = validated(ExecutionReport, body[1], "invalid_request")
+        wanted = validated(ExecutionReport, body, "invalid_request")
         if isinstance(wanted, ExecutionReport) and wanted.outcome == "not_executed" and wanted.cost_usd:
             return wrong("invalid_request", "cost_usd", "must be absent or 0 where nothing was executed")
         return wanted

@@ -219,13 +219,9 @@ async def _wanted(request: AnyRequest, snapshot: Snapshot) -> ScopeRequest | Ref
 
 async def _body(request: AnyRequest, snapshot: Snapshot) -> dict[str, Any] | Refusal:
     bounds = snapshot.settings.gate
-    body = await read_json(
-        request,
-        fields_of(request),
-        max_bytes=bounds.max_body_bytes,
-        timeout_seconds=bounds.body_timeout_seconds,
+    return await read_json(
+        request, max_bytes=bounds.max_body_bytes, timeout_seconds=bounds.body_timeout_seconds
     )
-    return body if isinstance(body, Refusal) else body[1]
 
 
 def _no_tenant(snapshot: Snapshot) -> Refusal:

@@ -72,6 +72,7 @@ class StateApi:
     async def status(self, request: web.Request) -> answers.Status:
         del request
         snapshot = self._live.snapshot
+        unlisted = snapshot.settings.gate.unlisted
         readiness = await self._readiness.state()  # first, because it writes what is measured
         unknown, running, footprint = await measured(self._store)
         count, oldest = unknown or (None, None)
@@ -97,6 +98,11 @@ class StateApi:
             "last_reload": last_reload(self._reloader.last),
             "scope_required_from": snapshot.settings.gate.scope_required_from,
             "shadow_routes": [route.path.text for route in snapshot.shadow_routes],
+            "unlisted": {
+                "reads": unlisted.reads,
+                "writes": unlisted.writes,
+                "excepted": [path.text for path in unlisted.excepted],
+            },
             "scopes_served_on": self._about.scopes_served_on,
             "listeners": self._about.listeners(),
         }

@@ -9,8 +9,12 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
+from sidecar.core.bodies import JSON_READINGS, Reading
 from sidecar.core.bounds import incomplete
+from sidecar.core.command import RequestLine
 from sidecar.core.facts import FactSources, Request, read
+from sidecar.core.idempotency import KEY_RULE, Claim, claim_of, is_key
+from sidecar.core.instant import SECOND
 from sidecar.core.target import Gated, PassThrough, Rejected, classify
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
@@ -18,16 +22,17 @@ from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.gate.places import Place
 from sidecar.ids import new_trace_ids
 from sidecar.live.snapshot import Snapshot
-from sidecar.settings.sections import Route
+from sidecar.settings.sections import GateSection, Route
 from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import target_bytes, uncarried
-from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_json
+from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_body
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import HeaderFields, JudgedHeaders
 from sidecar.web.wire.request import request_id_of, tenant_of
 
 # The headers that determine how a body is read.
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
+IDEMPOTENCY_KEY = b"idempotency-key"
 
 
 @valueclass
@@ -60,14 +65,16 @@ def course_of(request: DataRequest, snapshot: Snapshot) -> Course | None:
     return Course(verdict=verdict, route=route, shadow=shadow)
 
 
-def facts_of(request: DataRequest, course: Course, snapshot: Snapshot) -> RequestFacts:
-    """The facts for a record that a request shows without its body: its tenant, its id and its route."""
+def facts_of(request: DataRequest, course: Course | None, snapshot: Snapshot) -> RequestFacts:
+    """The facts for a record that a request shows without its body: its tenant, its id and its route, or its
+    method and path if no route lists it."""
     fields = request.fields
     return RequestFacts(
         tenant_id=tenant_of(fields, snapshot.settings.gate.tenant_header) or "default",
         request_id=request_id_of(fields),
-        route=None if course.route is None else course.route.label,
+        route=None if course is None or course.route is None else course.route.label,
         policies=snapshot.policies,
+        line=RequestLine(request.method, request.path) if course is None else None,
     )
 
 
@@ -84,9 +91,10 @@ async def read_gated(
     unfit = uncarried(fields)
     if unfit is not None:
         return unfit
-    body = await read_json(
+    body = await read_body(
         request,
         fields,
+        bodies=course.route.bodies,
         max_bytes=bounds.max_body_bytes,
         timeout_seconds=bounds.body_timeout_seconds,
         taken=taken,
@@ -94,14 +102,14 @@ async def read_gated(
     )
     if isinstance(body, Refusal):
         return body
-    raw, document = body
+    raw, reading, values = body
     tenant = tenant_of(fields, bounds.tenant_header)
     if tenant is None:
         name = bounds.tenant_header
         return Refusal("invalid_request", f"{name} must name one tenant.", {"member": f"header:{name}"})
-    facts = _places_of_facts(request.target, fields, course.verdict, sources, document, len(raw))
-    if isinstance(facts, Refusal):
-        return facts
+    given = _places_of_facts(request.target, fields, course.verdict, sources, reading, values, len(raw))
+    if isinstance(given, Refusal):
+        return given
     judged = _judged_headers(sources.header_names, bounds.tenant_header)
     twins = judged.twin_in(fields)
     if twins is not None:
@@ -109,49 +117,69 @@ async def read_gated(
         return Refusal("invalid_request", message, {"member": f"header:{twins[0]}"})
     # Each key is looked at, which takes long where there are many.
     at_once = len(raw) <= PARSED_AT_ONCE
-    claims = read(facts, sources) if at_once else await asyncio.to_thread(read, facts, sources)
+    claims = read(given, sources) if at_once else await asyncio.to_thread(read, given, sources)
     if isinstance(claims, Refusal):
         return claims
     missing = incomplete(claims) if course.shadow else None
     if missing is not None:
         return missing  # recorded, and passed through unchanged
     request_id = request_id_of(fields)
-    headers, ids = _upstream_headers(fields, judged, len(raw), request_id, bounds.annotate_response)
+    facts = RequestFacts(
+        claims=claims,
+        tenant_id=tenant,
+        request_id=request_id,
+        route=course.route.label,
+        policies=snapshot.policies,
+    )
+    body_sha256 = hashlib.sha256(raw).hexdigest()
+    claim: Claim | None = None
+    if IDEMPOTENCY_KEY in fields.places:
+        found = _claim_of(request, facts, body_sha256, bounds)
+        if isinstance(found, Refusal):
+            return found
+        # A shadow route forwards every request.
+        claim = None if course.shadow else found
+    headers, ids = _upstream_headers(fields, judged, request_id, bounds.annotate_response)
     trace = request.trace
     return GatedRequest(
-        facts=RequestFacts(
-            claims=claims,
-            tenant_id=tenant,
-            request_id=request_id,
-            route=course.route.label,
-            policies=snapshot.policies,
-        ),
+        facts=facts,
         method=request.method,
         target=target_bytes(request.target),
         headers=headers,
         body=raw,
-        body_sha256=hashlib.sha256(raw).hexdigest(),
+        body_sha256=body_sha256,
         route=course.route,
         snapshot=snapshot,
         place=place,
         shadow=course.shadow,
+        claim=claim,
         log_fields=trace.ids or ids,
         trace=trace,
     )
 
 
 def _places_of_facts(
-    target: str, fields: HeaderFields, gated: Gated, sources: FactSources, document: dict[str, Any], size: int
+    target: str,
+    fields: HeaderFields,
+    gated: Gated,
+    sources: FactSources,
+    reading: Reading,
+    values: Any,
+    size: int,
 ) -> Request | Refusal:
     """The parts of a request that may hold facts. The query is read in any case, because it must be UTF-8."""
-    query = target.partition("?")[2]
+    path, _, query = target.partition("?")
+    opaque = reading not in JSON_READINGS
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict") if query else ()
     except UnicodeDecodeError:
         return Refusal("invalid_request", "The query is not UTF-8.", {"member": "query"})
     return Request(
-        document=document,
+        document={} if opaque else values,
         body_bytes=size,
+        opaque=opaque,
+        form=values if reading == "form" else None,
+        path=path,
         path_params=gated.path_params,
         query=pairs,
         headers=_headers_with_facts(fields, sources.header_names) if sources.header_names else (),
@@ -164,13 +192,35 @@ def _headers_with_facts(fields: HeaderFields, names: Collection[str]) -> list[tu
 
 @lru_cache(maxsize=256)  # routes and tenant headers of the configuration, of which there are few
 def _judged_headers(of_facts: frozenset[str], tenant_header: str | None) -> JudgedHeaders:
-    return JudgedHeaders(of_facts | ({tenant_header.lower()} if tenant_header else set()), FRAMING)
+    named = {IDEMPOTENCY_KEY.decode()} | ({tenant_header.lower()} if tenant_header else set())
+    return JudgedHeaders(of_facts | named, FRAMING)
+
+
+def _claim_of(
+    request: DataRequest, facts: RequestFacts, body_sha256: str, bounds: GateSection
+) -> Claim | Refusal:
+    """The claim of a request to the idempotency key that it names."""
+    keys = request.fields.texts(IDEMPOTENCY_KEY)
+    if len(keys) != 1 or not is_key(keys[0]):
+        message = f"Idempotency-Key must be one header of {KEY_RULE}."
+        return Refusal("invalid_request", message, {"member": "header:Idempotency-Key"})
+    return claim_of(
+        keys[0],
+        principal=facts.principal,
+        tenant_id=facts.tenant_id,
+        route=facts.route or "",
+        method=request.method,
+        target=target_bytes(request.target),
+        body_sha256=body_sha256,
+        kept_for=bounds.idempotency_ttl * SECOND,
+    )
 
 
 def _upstream_headers(
-    fields: HeaderFields, judged: JudgedHeaders, body_bytes: int, request_id: str, annotated: bool
+    fields: HeaderFields, judged: JudgedHeaders, request_id: str, annotated: bool
 ) -> tuple[list[tuple[bytes, bytes]], Mapping[str, str]]:
-    """The headers for the backend, and the ids of the trace that they name."""
+    """The headers for the backend, and the ids of the trace that they name. The client of the backend adds
+    the length of a body that came in chunks."""
     # A header that was judged must reach the backend, even if Connection names it as hop-by-hop.
     ended = fields.ended_by_connection() - judged.kept
     if annotated:
@@ -178,8 +228,6 @@ def _upstream_headers(
     headers = fields.forwarded(ended=ended, ours=False)
     if annotated:
         headers.append((b"Accept-Encoding", b"identity"))
-    if b"content-length" not in fields.places:
-        headers.append((b"Content-Length", b"%d" % body_bytes))
     if b"x-request-id" not in fields.places or b"x-request-id" in ended:
         headers.append((b"X-Request-Id", request_id.encode("utf-8")))
     traceparent = None if b"traceparent" in ended else fields.text(b"traceparent")

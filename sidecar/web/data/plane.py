@@ -11,12 +11,14 @@ from types import TracebackType
 from aiohttp import web
 
 from sidecar.core.target import Rejected
+from sidecar.core.unlisted import Unlisted
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.eventloop.timers import Deadlines
 from sidecar.gate import deadlines
 from sidecar.gate.execution import Gate
 from sidecar.gate.messages import GatedRequest, Refused, RequestFacts, Undelivered
 from sidecar.gate.observer import Observer
+from sidecar.gate.unlisted_log import UnlistedLog
 from sidecar.live.snapshot import Live, Snapshot
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
@@ -42,6 +44,7 @@ class DataPlane:
         *,
         gate: Gate,
         passing: passthrough.PassThroughProxy,
+        unlisted: UnlistedLog,
         scopes: ScopeApi | None,
         reports: ReportApi,
         live: Live,
@@ -51,6 +54,7 @@ class DataPlane:
     ) -> None:
         self._gate = gate
         self._passing = passing
+        self._unlisted = unlisted
         self._scopes = scopes
         self._reports = reports
         self._live = live
@@ -116,6 +120,9 @@ class DataPlane:
             switching = passthrough.upgrade_refusal(request)
             if switching is not None:
                 return problem(switching)
+            unlisted = snapshot.unlisted
+            if unlisted is not None:
+                return await self._not_listed(request, unlisted, snapshot)
             return await self._passing.carry(request)
         request.route = "gated"
         request.trace = self._tracing.begin(
@@ -135,12 +142,51 @@ class DataPlane:
         except TimeoutError:
             if not limit.passed:
                 raise
-        # The outer deadline passed, which is not the request's fault. Nothing of it was forwarded, because
-        # the gate ends an execution before that.
-        facts = facts_of(request, course, snapshot)
+        # Nothing of it was forwarded, because the gate ends an execution before its outer deadline.
+        return self._undecided(facts_of(request, course, snapshot))
+
+    def _undecided(self, facts: RequestFacts) -> web.Response:
+        """The answer if the outer deadline passed, which is not the request's fault."""
         LogEvent.UNDECIDED.log(request_id=facts.request_id)
         refused = self._gate.refusals.undecided("it was not decided in time", facts)
         return refused_problem(refused, facts.request_id, route=facts.route)
+
+    # A request that no route lists -------------------------------------------------------------
+
+    async def _not_listed(
+        self, request: DataRequest, unlisted: Unlisted, snapshot: Snapshot
+    ) -> web.Response | None:
+        """Pass a request, record and pass it, or refuse it, as `gate.unlisted` says."""
+        treatment, access = unlisted.treatment(request.method, request.target, request.fields.deciding())
+        if treatment == "pass":
+            return await self._passing.carry(request)
+        facts = facts_of(request, None, snapshot)
+        task = request.protocol.task
+        assert task is not None
+        limit = _Limit(self._deadlines, task, deadlines.judging_seconds(snapshot.settings))
+        try:
+            with limit:
+                if treatment == "refuse":
+                    self._observer.unlisted(access, "refused")
+                    refusal = Refusal(
+                        "not_listed",
+                        f"No route lists {request.method} for this path; gate.unlisted.{access} is refuse.",
+                    )
+                    return await self._refuse(Refused(refusal=refusal), facts)
+                unfit = passthrough.uncarried(request.fields) or broken_body(request.content)
+                if unfit is not None:
+                    self._metrics.passed.labels(unfit.code).inc()
+                    return problem(unfit)
+                recorded = await self._unlisted.record(access, facts)
+        except TimeoutError:
+            if not limit.passed:
+                raise
+            return self._undecided(facts)
+        request.request_id = facts.request_id
+        if isinstance(recorded, Refused):
+            return refused_problem(recorded, facts.request_id)
+        request.decision_id = recorded
+        return await self._passing.carry(request)
 
     # A gated request ---------------------------------------------------------------------------
 
@@ -206,6 +252,8 @@ class DataPlane:
                 route=facts.route,
                 headers={name.decode(): value.decode() for name, value in report},
             )
+        if outcome.answered_at is not None:
+            now = outcome.answered_at
         await write_forwarded(request, gated, outcome, now=now, draining=self._gate.draining)
         return None
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.core.cache import Cache
+from sidecar.core import form
+from sidecar.core.bodies import JSON_ONLY, Bodies, Reading
 from sidecar.errors import Refusal
-from sidecar.files.strictjson import NotJson, parse
-from sidecar.gate.places import Held, MemoryBudget, parsed_bytes
+from sidecar.files import strictjson
+from sidecar.gate.places import Held, MemoryBudget, form_bytes, parsed_bytes
 from sidecar.web.serving._parser import BrokenBody
-from sidecar.web.wire.headers import HeaderFields, fields_of, text_of
+from sidecar.web.wire.headers import HeaderFields, fields_of
 from sidecar.web.wire.request import AnyRequest
 
 PARSED_AT_ONCE = 64 * 1024
@@ -24,26 +26,31 @@ _documents = MemoryBudget()
 _NO_ROOM = Refusal("overloaded", "Request bodies hold as much memory as they may.", {"cause": "memory"})
 
 
-def media_type_refusal(fields: HeaderFields) -> Refusal | None:
-    """Require exactly one content type `application/json`, no charset but utf-8, and no content encoding."""
-    if b"content-encoding" in fields.places:
-        return Refusal("unsupported_media_type", "A body with a Content-Encoding cannot be judged.")
+# How the bytes of a body become values, with the memory that the values take.
+_PARSERS: dict[Reading, tuple[Callable[[bytes], Any], Callable[[bytes], int]]] = {
+    "json": (strictjson.parse, parsed_bytes),
+    "array or object": (strictjson.parse_document, parsed_bytes),
+    "form": (form.parse, form_bytes),
+}
+
+
+def reading_of(fields: HeaderFields, bodies: Bodies) -> Reading | Refusal:
+    """How a body is to be read by its content type, which must be one that the route takes."""
+    if b"content-encoding" in fields.places and not bodies.may_be_encoded:
+        return _unsupported("A body with a Content-Encoding cannot be judged", bodies)
     types = fields.values(b"content-type")
-    if len(types) != 1:
-        return Refusal("unsupported_media_type", "Send exactly one Content-Type: application/json.")
-    if not _are_json[types[0]]:
-        return Refusal("unsupported_media_type", "Only application/json in utf-8 can be judged.")
-    return None
+    reading = bodies.untyped
+    if types:
+        reading = bodies.by_type[types[0]] if len(types) == 1 else None
+    if reading is None:
+        problem = "This Content-Type cannot be judged here" if types else "There is no Content-Type"
+        return _unsupported(problem, bodies)
+    return reading
 
 
-def _is_json(media_type: bytes) -> bool:
-    essence, *parameters = (part.strip().lower() for part in text_of(media_type).split(";"))
-    charsets = [part for part in parameters if part]
-    plain = all(part in ("charset=utf-8", 'charset="utf-8"') for part in charsets) and len(charsets) < 2
-    return essence == "application/json" and plain
-
-
-_are_json = Cache(_is_json, max_entries=64, max_size=64)
+def _unsupported(problem: str, bodies: Bodies) -> Refusal:
+    message = f"{problem}; the kinds of body accepted here: {bodies.described}."
+    return Refusal("unsupported_media_type", message, {"body": list(bodies.kinds)})
 
 
 @dataclass(slots=True)
@@ -58,35 +65,39 @@ class Taken:
     begun: bool = False
 
 
-async def read_json(
+async def read_body(
     request: AnyRequest,
     fields: HeaderFields,
     *,
+    bodies: Bodies = JSON_ONLY,
     max_bytes: int,
     timeout_seconds: float,
     taken: Taken | None = None,
     held: Held | None = None,
-) -> tuple[bytes, dict[str, Any]] | Refusal:
-    """Return the bytes of the body and the object in them, or why they cannot be judged.
+) -> tuple[bytes, Reading, Any] | Refusal:
+    """Return the bytes of the body, how they were read, and the values in them, or why they cannot be judged.
 
+    The values are a JSON document or the pairs of a form, and None for a body that is empty or opaque.
     `taken` gets the bytes that were read, and `held` counts them.
     """
     taken = Taken() if taken is None else taken
     held = Held(_documents) if held is None else held
-    refusal = media_type_refusal(fields)
-    if refusal is not None:
-        return refusal
-    if (request.content_length or 0) > max_bytes:
-        return _too_large(max_bytes)
+    reading = reading_of(fields, bodies)
+    if isinstance(reading, Refusal):
+        return reading
+    limit = 0 if reading == "empty" else max_bytes
+    if (request.content_length or 0) > limit:
+        return _too_large(limit, bodies)
     taken.begun = True
     expect_continue(request, fields)
     try:
         if request.content.is_eof():  # the whole body is here, so there is nothing to wait for
-            refusal = _take(request.content.read_nowait(), taken, held, max_bytes)
+            refusal = _take(request.content.read_nowait(), taken, held, limit, bodies)
         else:
+            refusal = None
             async with asyncio.timeout(timeout_seconds):
                 while refusal is None and (piece := await request.content.readany()):
-                    refusal = _take(piece, taken, held, max_bytes)
+                    refusal = _take(piece, taken, held, limit, bodies)
     except TimeoutError:
         return Refusal("body_timeout", f"The body did not arrive within {timeout_seconds:g} s.")
     except BrokenBody as exc:
@@ -97,38 +108,52 @@ async def read_json(
         return refusal
     body = b"".join(taken.pieces)
     taken.pieces[:] = [body]  # drops the pieces, so that the body is not held twice
-    if not held.grow(parsed_bytes(body)):
+    if not body and bodies.may_be_empty:
+        return body, "empty", None
+    if reading == "any":
+        return body, reading, None
+    parse, size = _PARSERS[reading]
+    if not held.grow(size(body)):
         return _NO_ROOM
     try:
         # A large body is parsed in a thread, because parsing it here would block other requests.
-        document = parse(body) if len(body) <= PARSED_AT_ONCE else await asyncio.to_thread(parse, body)
-        return body, document
-    except NotJson as exc:
+        values = parse(body) if len(body) <= PARSED_AT_ONCE else await asyncio.to_thread(parse, body)
+        return body, reading, values
+    except strictjson.NotJson as exc:
         return Refusal("invalid_request", f"The body is not strict JSON: {exc}.")
+    except form.NotForm as exc:
+        return Refusal("invalid_request", f"The body is not a strict form: {exc}.")
 
 
-def _take(piece: bytes, taken: Taken, held: Held, max_bytes: int) -> Refusal | None:
+def _take(piece: bytes, taken: Taken, held: Held, limit: int, bodies: Bodies) -> Refusal | None:
     """Take a piece of a body, or say why the body cannot be read any further."""
     taken.pieces.append(piece)
     taken.size += len(piece)
-    if taken.size > max_bytes:
-        return _too_large(max_bytes)
+    if taken.size > limit:
+        return _too_large(limit, bodies)
     return None if held.grow(len(piece)) else _NO_ROOM
 
 
-def _too_large(max_bytes: int) -> Refusal:
-    return Refusal("body_too_large", f"The body is larger than {max_bytes} bytes.", {"max_bytes": max_bytes})
+def _too_large(limit: int, bodies: Bodies) -> Refusal:
+    if not limit:  # the content type is none that the route takes, unless there are no bytes
+        return _unsupported("A body of this Content-Type, or without one, cannot be judged here", bodies)
+    return Refusal("body_too_large", f"The body is larger than {limit} bytes.", {"max_bytes": limit})
 
 
 async def read_document(request: AnyRequest) -> dict[str, Any] | Refusal:
     """Return the object in the body of a call to the admin listener, or why it cannot be read."""
-    body = await read_json(
-        request,
-        fields_of(request),
-        max_bytes=MAX_DOCUMENT_BYTES,
-        timeout_seconds=DOCUMENT_TIMEOUT_SECONDS,
-    )
-    return body if isinstance(body, Refusal) else body[1]
+    return await read_json(request, max_bytes=MAX_DOCUMENT_BYTES, timeout_seconds=DOCUMENT_TIMEOUT_SECONDS)
+
+
+async def read_json(
+    request: AnyRequest, *, max_bytes: int, timeout_seconds: float
+) -> dict[str, Any] | Refusal:
+    """Return the object in a body of application/json, or why it cannot be read."""
+    read = await read_body(request, fields_of(request), max_bytes=max_bytes, timeout_seconds=timeout_seconds)
+    if isinstance(read, Refusal):
+        return read
+    document: dict[str, Any] = read[2]
+    return document
 
 
 def expect_continue(request: AnyRequest, fields: HeaderFields) -> None:

@@ -24,6 +24,7 @@ from sidecar.core.record import (
     Origin,
 )
 from sidecar.core.scope import ExecutionStatus, ScopeStatus
+from sidecar.core.unlisted import Treatment
 from sidecar.errors import ERRORS
 from sidecar.web.wire.forms import LATER, OPEN, Count, Dollars, Keywords, Time, TypedDict
 from sidecar.web.wire.health import Check, Checks
@@ -357,6 +358,16 @@ class Listeners(TypedDict):
     ops: str
 
 
+class UnlistedTreatment(TypedDict):
+    """What becomes of requests that no route lists."""
+
+    reads: Annotated[Treatment, Keywords(description="GET, HEAD, OPTIONS and WebSockets.")]
+    writes: Annotated[Treatment, Keywords(description="All other methods.")]
+    excepted: Annotated[
+        list[str], Keywords(description="The paths of `gate.unlisted.except`, which pass in any case.")
+    ]
+
+
 class Status(TypedDict):
     """What runs here, and how it is."""
 
@@ -378,6 +389,7 @@ class Status(TypedDict):
     last_reload: LastReload
     scope_required_from: RiskClass
     shadow_routes: Annotated[list[str], Keywords(description="Paths on which nothing is refused.")]
+    unlisted: Annotated[UnlistedTreatment, LATER]
     scopes_served_on: Annotated[
         Literal["data", "admin"],
         LATER,

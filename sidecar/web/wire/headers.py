@@ -22,24 +22,14 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Protocol
 
+from sidecar.core import headernames
 from sidecar.core.cache import Cache
+from sidecar.core.headernames import is_our_own
 from sidecar.core.target import decides, read_as
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-# Transfer-Encoding is hop-by-hop too, because each side frames the message anew. Trailers are not forwarded.
-HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
+HOP_BY_HOP = frozenset(name.encode() for name in headernames.HOP_BY_HOP)
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 # Headers that Connection cannot remove, because they say where a message goes and how its body is read.
 _NEVER_STRIPPED = frozenset({b"host", b"content-length", b"content-type"})
@@ -73,13 +63,8 @@ def _layout_of(names: tuple[bytes, ...]) -> _Layout:
         places=places,
         deciding=tuple((place, text) for place, text in enumerate(texts) if decides(text)),
         lasting=lasting,
-        foreign=tuple(lasts and not _is_our_own(text) for lasts, text in zip(lasting, texts, strict=True)),
+        foreign=tuple(lasts and not is_our_own(text) for lasts, text in zip(lasting, texts, strict=True)),
     )
-
-
-def _is_our_own(name: str) -> bool:
-    """Whether a careless server could read the name as one that only the sidecar may send."""
-    return read_as(name).startswith("scopegate-")
 
 
 def _bytes_of(names: tuple[bytes, ...]) -> int:
@@ -202,7 +187,7 @@ def without_our_own(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [
         (name, value)
         for name, value in headers
-        if name[:1] not in b"sS" or not _is_our_own(name.decode("latin-1"))
+        if name[:1] not in b"sS" or not is_our_own(name.decode("latin-1"))
     ]
 
 

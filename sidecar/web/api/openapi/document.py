@@ -218,9 +218,12 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 
 
 def _body(body: Body) -> dict[str, Any]:
-    examples = {name: {"value": value} for name, value in body.examples.items()}
-    content = {"schema": _reference(body.schema), "examples": examples}
-    return {"required": body.required, "content": {"application/json": content}}
+    contents: dict[str, Any] = {}
+    if body.schema is not None:
+        examples = {name: {"value": value} for name, value in body.examples.items()}
+        contents["application/json"] = {"schema": _reference(body.schema), "examples": examples}
+    contents |= {kind: {"schema": schema, "examples": {}} for kind, schema in body.others.items()}
+    return {"required": body.required, "content": contents}
 
 
 def _responses(operation: Operation) -> dict[str, Any]:

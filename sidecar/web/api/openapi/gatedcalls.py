@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.core.facts import MAX_ID_CHARS, FactSources, Source
+from sidecar.core.bodies import FORM_TYPE
+from sidecar.core.facts import MAX_ID_CHARS, WHOLE_PATH, FactSources, Source
+from sidecar.core.idempotency import MAX_KEY_CHARS, MIN_KEY_CHARS
 from sidecar.core.target import RoutePattern
 from sidecar.settings.sections import Route
 from sidecar.web.api.operation import (
@@ -14,6 +16,7 @@ from sidecar.web.api.operation import (
     DECISION_ID_HEADER,
     REQUEST_ID,
     REQUEST_ID_HEADER,
+    SUBMIT_ERRORS,
     TO_DECISION,
     UNREADY_ERRORS,
     Answer,
@@ -27,6 +30,19 @@ from sidecar.web.wire.models import IDENTIFIER, IN_A_HEADER, TARGET_AGENTS
 # The path of the recovery API, shown for every pattern that matches it.
 EXECUTE_PATH = "/api/v1/recovery/execute"
 OF_THE_SCOPE = ("Scopegate-Scope-Status", "Scopegate-Attempts-Remaining")
+IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    {
+        "type": "string",
+        "minLength": MIN_KEY_CHARS,
+        "maxLength": MAX_KEY_CHARS,
+        # Characters that every client sends as they are. The gate takes other printable ones, too.
+        "pattern": "^[!-~]([ -~]*[!-~])?$",
+    },
+    "The name of this action. A repeat with the same key, method, target and body gets the first answer, and "
+    "executes nothing.",
+)
 
 _GIVEN = {
     "scope_id": "scope_0123456789abcdef0123456789abcdef",
@@ -43,7 +59,9 @@ _NAME: Schema = {
     "pattern": "^[A-Za-z0-9_~-][A-Za-z0-9._~-]*$",
 }
 _NAME_OR_EMPTY: Schema = {name: value for name, value in IDENTIFIER.items() if name != "minLength"}
+_AGENT = "One target agent."
 _UPSTREAM_ERRORS = ("upstream_unreachable", "upstream_failed", "upstream_timeout")
+_KEY_ERRORS = ("idempotency_key_reused", "idempotency_in_flight", "outcome_unknown")
 _TARGET_ERRORS = ("invalid_request", "ambiguous_path", "override_refused", "upgrade_refused")
 _BOUND_ERRORS = (
     "scoped_execution_required",
@@ -101,17 +119,14 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
             "answer is the backend's own, whatever its status. Errors of the sidecar are problems whose "
             f"`type` begins with `urn:scopegate:error:`. {gated}"
         ).rstrip(),
-        parameters=(*_parameters(route), REQUEST_ID),
-        body=Body(
-            schema={"$ref": f"#/components/schemas/{body_name(int(suffix or 1))}"},
-            examples={"with a scope of yours": _filled(route.sources, _GIVEN)},
-        ),
+        parameters=(*_parameters(route), IDEMPOTENCY_KEY, REQUEST_ID),
+        body=_body(route, body_name(int(suffix or 1))),
         answers=(
             Answer(
                 "The backend's answer.",
                 status="default",
                 contents={"*/*": {}},
-                headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
+                headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, "Idempotency-Replayed", REQUEST_ID_HEADER),
                 links=TO_DECISION,
             ),
         ),
@@ -119,6 +134,7 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
             *_TARGET_ERRORS,
             *BODY_ERRORS,
             *_BOUND_ERRORS,
+            *_KEY_ERRORS,
             *_UPSTREAM_ERRORS,
             *UNREADY_ERRORS,
         ),
@@ -135,10 +151,13 @@ def _look(route: Route, path: str, method: str, suffix: str) -> Operation:
         name=f"{method.lower()}Execute{suffix}",
         tag="Execute",
         summary=f"{method} passes through to the backend",
-        description="As long as it carries neither a body nor a method or target override.",
+        description=(
+            "As long as it carries neither a body nor a method or target override, and `gate.unlisted` does "
+            "not refuse it."
+        ),
         parameters=tuple(_in_path(name) for name in route.path.names),
         answers=(Answer("The backend's answer.", status="default", contents={"*/*": {}}),),
-        errors=(*_TARGET_ERRORS, *_UPSTREAM_ERRORS, "overloaded"),
+        errors=(*_TARGET_ERRORS, "not_listed", *_UPSTREAM_ERRORS, *SUBMIT_ERRORS),
         error_headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
         relayed=True,
     )
@@ -155,12 +174,12 @@ def spending(route: Route) -> Mapping[str, Any]:
         f"{source.kind}.{source.name.title() if source.kind == 'header' else source.name}": found[name]
         for name in _GIVEN
         for source in (_source(route.sources, name),)
-        if source.kind != "pointer"
+        if source.kind in ("path", "query", "header") and source.name != WHOLE_PATH
     }
     link: dict[str, Any] = {"operationId": "execute", "description": "Spend it."}
     if parameters:
         link["parameters"] = parameters
-    return {**link, "requestBody": _filled(route.sources, found)}
+    return {**link, "requestBody": _filled(route.sources, found)} if "json" in route.body else link
 
 
 # Parameters and bodies ------------------------------------------------------------------------------
@@ -168,30 +187,49 @@ def spending(route: Route) -> Mapping[str, Any]:
 
 def _parameters(route: Route) -> tuple[Parameter, ...]:
     sources = route.sources
-    single = {_source(sources, name): name for name in _GIVEN}
     found = {name: _in_path(name) for name in route.path.names}
-    for source in (*single, *sources.target_agents):
-        required = source in single
-        description = f"The {single[source]}." if required else "One target agent."
-        if source.kind == "path":
+    places = [(part, name) for name in _GIVEN for part in _source(sources, name).single]
+    places += [(part, "") for source in sources.target_agents for part in source.single]
+    for source, fact in reversed(places):  # what is required wins
+        of_a_joined = not fact or source is not _source(sources, fact)
+        description = f"The {fact}." if not of_a_joined else f"A part of the {fact}." if fact else _AGENT
+        if source.kind == "path" and source.name != WHOLE_PATH:
             found[source.name] = _in_path(source.name, description)
         elif source.kind == "query":
-            found[str(source)] = Parameter(
-                source.name,
-                "query",
-                IDENTIFIER if required else _NAME_OR_EMPTY,
-                description,
-                required=required,
-            )
+            schema = IDENTIFIER if fact else _NAME_OR_EMPTY
+            found[str(source)] = Parameter(source.name, "query", schema, description, required=bool(fact))
         elif source.kind == "header":
-            found[str(source)] = Parameter(
-                source.name.title(), "header", IN_A_HEADER, description, required=required
-            )
+            name = source.name.title()
+            found[str(source)] = Parameter(name, "header", IN_A_HEADER, description, required=bool(fact))
     return tuple(found.values())
 
 
 def _in_path(name: str, description: str = "") -> Parameter:
     return Parameter(name, "path", _NAME, description)
+
+
+def _body(route: Route, name: str) -> Body | None:
+    """The body of a route's calls; None if it has no bytes."""
+    others: dict[str, Schema] = {media_type: {} for media_type in route.content_types}
+    if "form" in route.body:
+        others[FORM_TYPE] = _form_schema(route.sources)
+    if "any" in route.body:
+        others["*/*"] = {}
+    is_json = "json" in route.body
+    if not is_json and not others:
+        return None
+    return Body(
+        schema={"$ref": f"#/components/schemas/{name}"} if is_json else None,
+        examples={"with a scope of yours": _filled(route.sources, _GIVEN)} if is_json else {},
+        required=not route.bodies.may_be_empty,
+        others=others,
+    )
+
+
+def _form_schema(sources: FactSources) -> Schema:
+    """The schema of a form: the fields from which the gate reads facts."""
+    fields = {place.name: {"type": "string"} for place in sources.single if place.kind == "form"}
+    return {"type": "object", "properties": fields}
 
 
 @dataclass(slots=True)
@@ -233,7 +271,7 @@ def body_schema(sources: FactSources) -> dict[str, Any]:
         _put(body, _source(sources, name), IDENTIFIER)
     for source in sources.target_agents:
         _put(body, source, {"anyOf": [TARGET_AGENTS, _MISSING, _EMPTY]})
-    if sources.parameters.kind == "pointer":
+    if sources.parameters is not None:
         body.at(sources.parameters.tokens).holds_parameters = True
     description = (
         "What is executed, and under which scope. Other members are the backend's. Where several places hold "
