@@ -49,6 +49,7 @@ ELSEWHERE = {
     "health": ("status", "Check whether a sidecar is ready, and if not, why."),
     "log": ("log", "The decision log: verify it, sign it, export it."),
     "policy": ("policy", "Test policies, and decide recorded decisions again under another set."),
+    "routes": ("routes", "Routes: list them, try a request against them, suggest some for a backend."),
     "scopes": ("scopes", "Execution scopes: create one, list and show them, revoke one or all."),
     "status": (
         "status",
@@ -174,7 +175,7 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
 
     loaded, policies = _read(files_of(config, overrides))
     routes = ", ".join(
-        route.path.text + (" (shadow: refuses nothing)" if route.mode == "shadow" else "")
+        route.label + (" (shadow: refuses nothing)" if route.mode == "shadow" else "")
         for route in loaded.gate.routes
     )
     unlisted = "refused" if policies.unlisted is None else f"{policies.unlisted.risk.value} risk"

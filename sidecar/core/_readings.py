@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
@@ -37,7 +37,7 @@ MAX_READINGS = 256  # a plain target has one or two, a strange one some dozens
 MAX_CHARACTERS = 1 << 15  # in all readings of one target together, so that a long target is cheap, too
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-_NOT_UTF8_EITHER = re.compile("([\udc80-\udcff])")
+NOT_UTF8_EITHER = re.compile("([\udc80-\udcff])")
 _OVERLONG = re.compile(
     "[\udcc0\udcc1][\udc80-\udcbf]"
     "|\udce0[\udc80-\udc9f][\udc80-\udcbf]"
@@ -115,11 +115,11 @@ def folded(text: str) -> str:
     """The text with case and compatibility forms folded."""
     # Each character is folded by itself. A character composed with its neighbour is never ASCII, and patterns
     # are ASCII. This also avoids sorting long runs of accents.
-    return text.lower() if text.isascii() else text.translate({ord(each): _fold(each) for each in set(text)})
+    return text.lower() if text.isascii() else text.translate({ord(each): fold(each) for each in set(text)})
 
 
 @lru_cache(maxsize=4096)
-def _fold(character: str) -> str:
+def fold(character: str) -> str:
     if character == "\u0130":
         return "i"  # because Java folds it to its first character only
     # Upper case comes first, because the dotless i equals the ASCII i only in upper case.
@@ -194,6 +194,12 @@ class Step:
     decodings: int = 0
 
 
+_AT_THE_END = (
+    # Routers with optional slashes; file systems that drop dots and spaces.
+    Step("stripping its end", lambda text: text.rstrip("/." + _BLANKS)),
+    # Rails, Spring and Struts read an extension as the requested format.
+    Step("dropping an extension", _without_extension),
+)
 # Any step may follow any other. The order only decides which sequence is found, and named, first.
 STEPS: tuple[Step, ...] = (
     # Every framework decodes once. A proxy before it, or a careless handler, decodes a second time.
@@ -230,10 +236,7 @@ STEPS: tuple[Step, ...] = (
     # Windows, and routers that trim each segment.
     Step("trimming segments", lambda text: _BLANK_ENDS.sub("", text)),
     Step("stripping the ends of segments", lambda text: _SEGMENT_ENDS.sub("", text)),
-    # Routers with optional slashes; file systems that drop dots and spaces.
-    Step("stripping its end", lambda text: text.rstrip("/." + _BLANKS)),
-    # Rails, Spring and Struts read an extension as the requested format.
-    Step("dropping an extension", _without_extension),
+    *_AT_THE_END,
     # RFC 9112, 3.2.2 obliges every server to accept the absolute form.
     Step("dropping the scheme", lambda text: _SCHEME.sub("//", text)),
     # "//host/path" is a reference to another host for every URL library.
@@ -243,87 +246,34 @@ STEPS: tuple[Step, ...] = (
 )
 
 
+# A path of segments that begin and end with one of these characters, and have dots only within. No step
+# changes these characters, but for letters their case, and no step removes a segment of them.
+_INERT = r"[!\"$&-*,\-0-:<->@-\[\]^-~]"
+_PLAIN = re.compile(rf"(?:/{_INERT}++(?:\.++{_INERT}++)*+)++/?")
+
+
+def steps_for(path: str) -> Sequence[Step]:
+    """The steps that can change a reading of a path: of a plain path only those at its end."""
+    return STEPS if _PLAIN.fullmatch(path) is None else _AT_THE_END
+
+
 def taking_off(prefix: str) -> Step:
     """The step of an application that reads its mount point from a header and removes it from the path."""
     wanted = prefix.lower()
     return Step(f"taking off {prefix}", lambda text: text.removeprefix(wanted))
 
 
-# ---- the quick test ----------------------------------------------------------------------------------
-
-# The most characters that one escape, or one character beyond ASCII, can become.
-_MAX_MADE = 4
-
-
-def could_reach(path: str, names: Collection[str]) -> bool:
-    """A cheap test for paths that may reach one of `names`. It has false positives, but no false negatives.
-
-    The test passes every path that has a reading with one of `names` as a segment. It decodes all escapes. A
-    text of printable ASCII without a percent sign is then searched for the names directly. For any other
-    text, the test follows what a reading could make of each character:
-
-    1. A reading holds a name in one piece. The steps that split, cut, resolve and drop segments never join
-       two parts of a segment. The path therefore holds all characters of the name, in this order, and only
-       characters that are not printable ASCII can have been dropped between them.
-    2. A character beyond ASCII may also have been folded to a part of the name.
-    3. A remaining percent sign, or a byte that is not UTF-8, may be the beginning of any characters (`soft`).
-       The digits of an escape may then be gone, too.
-
-    `hard` and `soft` are sets of positions in the name, one bit each. `hard` holds the positions after a
-    character that was kept, `soft` those after one that may still consume digits.
-    """
-    text = path.lower()
-    for _ in range(MAX_DECODINGS):
-        if "%" not in text:
-            break
-        # A raw byte may be dropped before decoding, so it is never joined with an escape into one character.
-        text = "".join(map(decoded, _NOT_UTF8_EITHER.split(text))).lower()
-    if text.isascii() and text.isprintable() and "%" not in text:
-        return any(map(text.__contains__, names))
-    return any(_could_hold(text, name) for name in names)
-
-
-def _could_hold(text: str, name: str) -> bool:
-    wanted: dict[str, int] = {}
-    for position, character in enumerate(name):
-        wanted[character] = wanted.get(character, 0) | 1 << position
-    end = 1 << len(name)
-
-    def kept(hard: int, soft: int, character: str) -> tuple[int, int]:
-        hard = ((hard | soft | 1) & wanted.get(character, 0)) << 1
-        return hard, soft if character in "0123456789abcdefu" else 0
-
-    hard = soft = 0
-    for character in text:
-        if " " <= character <= "~" and character != "%":
-            hard, soft = kept(hard, soft, character)
-        else:
-            made = _fold(character)
-            if "%" in made or "\udc80" <= character <= "\udcff":
-                soft |= hard | 1
-                for _ in range(_MAX_MADE):
-                    soft |= soft << 1
-                hard = 0
-            else:
-                after = hard, soft
-                for each in filter(str.isascii, made):
-                    after = kept(*after, each)
-                hard, soft = hard | after[0], soft | after[1]
-        if (hard | soft) >= end:
-            return True
-    return False
-
-
 # ---- the search --------------------------------------------------------------------------------------
 
 
-def other_reading(path: str, matched: Callable[[str], str | None], more: Sequence[Step] = ()) -> str | None:
+def other_reading(
+    path: str, matched: Callable[[str], tuple[str, str | None] | None], steps: Sequence[Step] = STEPS
+) -> str | None:
     """A clause that says which steps lead to a reading that matches, or None if no reading matches.
 
-    `matched` takes a reading in its folded form and returns the name of its match, or None. If a path has too
-    many readings to try, the result is a clause that says so.
+    `matched` takes a reading in its folded form and returns the name of its match and a last step of its own,
+    if it has one, or None. If a path has too many readings to try, the result is a clause that says so.
     """
-    steps = (*STEPS, *more)
     start = path.lower()
     fewest = {start: 0}  # the smallest number of decodings that leads to each reading
     waiting: deque[tuple[str, int, tuple[str, ...]]] = deque([(start, 0, ())])
@@ -336,7 +286,8 @@ def other_reading(path: str, matched: Callable[[str], str | None], more: Sequenc
             return "it has more readings than are tried"
         found = matched(seen)
         if found is not None:
-            return f"it reaches {found} only by {', '.join(way) or 'folding case'}"
+            name, last = found
+            return f"it reaches {name} only by {', '.join((*way, last) if last else way) or 'folding case'}"
         for step in steps:
             spent = decodings + step.decodings
             if spent > MAX_DECODINGS:

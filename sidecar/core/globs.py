@@ -11,9 +11,11 @@ actions by them. In the catalogue one glob decides about an action:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import translate
 from functools import lru_cache
+from itertools import chain, takewhile
 from typing import Generic, TypeVar
 
 from sidecar.core.cache import Cache
@@ -99,6 +101,28 @@ def _alike(one: str, other: str) -> bool:
     if len(other) == 1 and other != "?":
         return _regex(one).match(other) is not None
     return True
+
+
+class GlobIndex:
+    """Globs, indexed by their literal prefixes, so that few of them are compared with another glob."""
+
+    def __init__(self, globs: Iterable[str]) -> None:
+        self._by_prefix: dict[str, list[str]] = {}
+        for glob in globs:
+            self._by_prefix.setdefault(literal_prefix(glob), []).append(glob)
+        self._prefixes = sorted(self._by_prefix)
+
+    def overlaps(self, glob: str) -> bool:
+        """Whether some text can match a glob and one of the index."""
+        prefix = literal_prefix(glob)
+        shorter = (prefix[:length] for length in range(len(prefix)))
+        behind = range(bisect_left(self._prefixes, prefix), len(self._prefixes))
+        longer = takewhile(lambda known: known.startswith(prefix), map(self._prefixes.__getitem__, behind))
+        return any(
+            overlap(glob, other)
+            for known in chain(shorter, longer)
+            for other in self._by_prefix.get(known, ())
+        )
 
 
 class GlobTable(Generic[V]):

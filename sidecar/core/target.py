@@ -6,6 +6,11 @@ A request that any parser could read as a request for a gated path is judged or 
 2. It is *judged* only if it spells the route out, so that every parser behind the sidecar agrees on it.
 3. A gated target that is not spelled out is refused as ambiguous. A target with more readings than can be
    tried is refused, too.
+4. Among the routes that a target spells out, the method decides. Of two routes that list it, the one with an
+   exact path goes before the one with variables. A target that spells a route out and has a reading that
+   matches yet another route is ambiguous, whatever the method.
+5. A method that no route of the path lists is refused if one of these routes says so, else it passes. GET,
+   HEAD and OPTIONS pass in any case if they have no body and no override header.
 
 Headers can name another target. Some are known to replace the target, its method or its beginning
 (`OVERRIDES`). Applications build a URL from others (`REBUILDING`) and parse it again: with
@@ -16,9 +21,9 @@ prefix, or a value that is not plain, is refused if it could lead to a gated pat
 A reading takes milliseconds, and headers can hold thousands of values. At most `MAX_VALUES` values are read,
 and a request with more is refused. Every operation on a text takes time proportional to its length.
 
-Most requests are settled sooner. `could_reach` shows from the letters of a path that it cannot be gated. The
-paths that could be are often the same ones, so `GatedPaths` remembers what it found out about them. Few
-headers can change the outcome, and of these, plain values are remembered as harmless.
+Most requests are settled sooner. A quick test (_quicktest.py) shows from the words of a path that it cannot
+be gated. The paths that could be are often the same ones, so `GatedPaths` remembers what it found out about
+them. Few headers can change the outcome, and of these, plain values are remembered as harmless.
 """
 
 from __future__ import annotations
@@ -30,11 +35,16 @@ from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 from sidecar.core import _readings as readings
-from sidecar.core._readings import could_reach, decoded, folded, other_reading, shortened, taking_off
+from sidecar.core._lookup import Entry, Lookup
+from sidecar.core._quicktest import QuickTest
+from sidecar.core._readings import decoded, folded, other_reading, shortened, steps_for, taking_off
 from sidecar.core.cache import Cache
 from sidecar.core.host import BRACKETED, NAME
+from sidecar.core.pattern import RoutePattern, overlapping
 from sidecar.errors import Refusal
 
+# The methods that a route can list, in the order in which answers name them.
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 LOOKING = ("GET", "HEAD", "OPTIONS")
 
 # The keys are in the form that `read_as` returns. All begin with X or S.
@@ -111,40 +121,32 @@ LONGEST_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
-class RoutePattern:
-    """The pattern of a gated path, made by `parse`.
+class GatedCalls:
+    """The calls that one route gates: its paths, the methods that it lists, and what it does with others."""
 
-    `/v1/run` matches exactly that path, `**/run` any path that ends in it, and `{name}` any one segment.
-    `folded` is `segments` in lower case.
+    patterns: tuple[RoutePattern, ...]
+    methods: frozenset[str] = frozenset({"POST"})
+    passes_others: bool = False
+
+    def lists(self, method: str) -> bool:
+        """Whether the route gates the method. Frameworks run GET's handler for HEAD."""
+        return method in self.methods or (method == "HEAD" and "GET" in self.methods)
+
+
+def conflicts(routes: Sequence[GatedCalls]) -> Iterator[tuple[int, int, RoutePattern, RoutePattern]]:
+    """Two routes, by their indexes, that some request would have both, with a pattern of each by which.
+
+    Each pair of routes is given once.
     """
-
-    text: str
-    anywhere: bool
-    segments: tuple[str, ...]
-    folded: tuple[str, ...]
-    names: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> RoutePattern:
-        """The pattern of a configured path. Raises ValueError with one sentence that says what to write."""
-        path = text.removeprefix("**")
-        if not path.startswith("/"):
-            raise ValueError('a route path begins with "/", or with "**/" for any prefix')
-        if re.search(r"[^!-~]|[%?#;\\*]", path):
-            raise ValueError('a route path is printable ASCII without spaces % ? # ; \\ and a further "*"')
-        segments = tuple(path[1:].split("/"))
-        if any(segment in ("", ".", "..") for segment in segments):
-            raise ValueError("a route path has no empty and no dot segment, and no slash at its end")
-        names = tuple(segment[1:-1] for segment in segments if "{" in segment or "}" in segment)
-        braced = tuple("{" + name + "}" for name in names)
-        if not set(braced) <= set(segments) or not all(name.isidentifier() for name in names):
-            raise ValueError("a {name} fills its segment of the route path and is a Python identifier")
-        if len(set(names)) < len(names):
-            raise ValueError("a {name} stands only once in a route path")
-        if segments[-1] in braced or segments[-1].endswith("."):
-            raise ValueError('the last segment of a route path is spelled out, and does not end in "."')
-        folded = tuple(segment.lower() for segment in segments)
-        return cls(text, text.startswith("**"), segments, folded, names)
+    flat = [(index, pattern) for index, route in enumerate(routes) for pattern in route.patterns]
+    found: set[tuple[int, int]] = set()
+    for first, second in overlapping([pattern for _, pattern in flat]):
+        (one, pattern), (another, other) = flat[first], flat[second]
+        if one == another or (one, another) in found:
+            continue
+        if any(routes[one].lists(method) and routes[another].lists(method) for method in METHODS):
+            found.add((one, another))
+            yield one, another, pattern, other
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ PASSES = PassThrough()
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """A request to judge: the index of its pattern, and the decoded values of its {name} segments."""
+    """A request to judge: the index of its route, and the decoded values of the variables of its path."""
 
     index: int
     path_params: Mapping[str, str]
@@ -171,37 +173,140 @@ class Rejected:
     allow: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a path that spells routes out means for each method.
+
+    `judged` holds the methods that its routes list, each with the request to judge, or a clause that says why
+    a variable is ambiguous. `refused` is the refusal of other methods, unless they pass.
+    """
+
+    judged: Mapping[str, Gated | str]
+    refused: Rejected | None
+    routes: frozenset[int]
+
+
 class GatedPaths:
-    """The patterns of the gated paths, and the places of the paths that came lately."""
+    """The routes, and the places of the paths that came lately.
 
-    __slots__ = ("_places", "last_segments", "patterns")
+    A route may be given by its only pattern; it then gates POST.
+    """
 
-    def __init__(self, patterns: Iterable[RoutePattern]) -> None:
-        self.patterns = tuple(patterns)
-        self.last_segments = _last_segments(self.patterns)
-        self._places: Cache[str, Gated | str | None] = Cache(
+    __slots__ = ("_lookup", "_places", "_quick_test", "routes")
+
+    def __init__(self, routes: Iterable[GatedCalls | RoutePattern]) -> None:
+        self.routes = tuple(
+            GatedCalls((route,)) if isinstance(route, RoutePattern) else route for route in routes
+        )
+        patterns = [(index, each) for index, route in enumerate(self.routes) for each in route.patterns]
+        self._lookup = Lookup(patterns)
+        self._quick_test = QuickTest(pattern for _, pattern in patterns)
+        self._places: Cache[str, Place | str | None] = Cache(
             self._place_of, max_entries=MAX_PLACES, max_size=LONGEST_REMEMBERED
         )
 
-    def place(self, target: str) -> Gated | str | None:
-        """Gated if the target spells a pattern out, a clause if it is ambiguous, else None."""
+    def place(self, target: str) -> Place | str | None:
+        """The place of a target that spells routes out, a clause if it is ambiguous, else None."""
         path = path_of(target)
         places = self._places
-        return places[path] if path in places or could_reach(path, self.last_segments) else None
+        return places[path] if path in places or self._quick_test.could_reach(path) else None
 
-    def _place_of(self, path: str) -> Gated | str | None:
-        patterns = self.patterns
-        standing = [_standing(one, one.segments, path) for one in patterns]
-        others = [one for one, segments in zip(patterns, standing, strict=True) if not segments]
-        if len(others) == len(patterns):
-            return _other_reading(path, patterns)
-        index = next(index for index, segments in enumerate(standing) if segments)
-        # Another pattern could match in another reading and read other facts: /run;x/recovery/execute.
+    def could_reach(self, target: str) -> bool:
+        """Whether a target may have a place, by the quick test alone."""
+        return self._quick_test.could_reach(path_of(target))
+
+    def could_be_built_of(self, text: str, apart_from: Collection[int] = ()) -> bool:
+        """Whether a path of a route that is not in `apart_from` may be built of parts of a text."""
+        quick_test = self._quick_test
+        if apart_from:
+            others = (route for index, route in enumerate(self.routes) if index not in apart_from)
+            quick_test = QuickTest(pattern for route in others for pattern in route.patterns)
+        return quick_test.could_be_held(text)
+
+    def other_reading(
+        self,
+        path: str,
+        apart_from: Collection[int] = (),
+        *,
+        but_not_as_it_is: Collection[RoutePattern] = (),
+        before: str = "",
+        more: Sequence[readings.Step] = (),
+    ) -> str | None:
+        """A clause that says how some reading of the path matches a route, or None if no reading does.
+
+        Routes in `apart_from` do not count, and patterns in `but_not_as_it_is` not for the path as it stands.
+        Each reading is also tried with the prefix `before`. `more` are additional steps.
+        """
+        unread = path.lower()
+
+        def matched(reading: str) -> tuple[str, str | None] | None:
+            for text in (reading, before + reading) if before else (reading,):
+                for entry in self._lookup.matching(text):
+                    if entry.route in apart_from or (text == unread and entry.pattern in but_not_as_it_is):
+                        continue
+                    return entry.pattern.text, "adding a slash at its end" if entry.adds_slash else None
+            return None
+
+        steps = (*readings.STEPS, *more) if more else steps_for(path)
+        return other_reading(path, matched, steps)
+
+    def _place_of(self, path: str) -> Place | str | None:
+        segments = path[1:].split("/")
+        spelled: dict[int, tuple[RoutePattern, Sequence[str]]] = {}
+        unspelled: list[Entry] = []
+        for entry in self._lookup.matching(path.lower()):
+            found = None if entry.adds_slash else entry.pattern.spelled_by(segments)
+            if found is None:
+                unspelled.append(entry)
+            # Of a route's own paths, the exact one is the one that counts.
+            elif entry.route not in spelled or entry.pattern.is_exact:
+                spelled[entry.route] = entry.pattern, found
+        if not spelled:
+            return self.other_reading(path)
+        # A pattern matches /x/ with an empty variable where an exact path is /x/.
+        emptied = {}
+        if any(pattern.is_exact for pattern, _ in spelled.values()):
+            emptied = {
+                entry.pattern: entry.route for entry in unspelled if not entry.adds_slash and path[-1:] == "/"
+            }
+        # Another route could match in another reading and read other facts: /run;x/recovery/execute.
         return (
             _doubt(path)
-            or _other_reading(path, others)
-            or _judged(index, patterns[index], path, standing[index])
+            or self.other_reading(path, spelled, but_not_as_it_is=emptied)
+            or self._judged(path, spelled, emptied.values())
         )
+
+    def _judged(
+        self, path: str, spelled: Mapping[int, tuple[RoutePattern, Sequence[str]]], emptied: Collection[int]
+    ) -> Place:
+        # Exact paths first; otherwise the order of the configuration, in which no two list one method.
+        order = sorted(spelled, key=lambda route: (not spelled[route][0].is_exact, route))
+        judged: dict[str, Gated | str] = {}
+        for method in METHODS:
+            for route in order:
+                if self.routes[route].lists(method):
+                    judged[method] = _gated(route, *spelled[route], path)
+                    break
+        listed = tuple(judged)
+        for method in METHODS:
+            if method not in judged and any(self.routes[route].lists(method) for route in emptied):
+                judged[method] = "a {name} would be empty"
+        refused = None
+        if not all(self.routes[route].passes_others for route in order):
+            allow = listed + tuple(method for method in LOOKING if method not in listed)
+            refused = Rejected(Refusal("method_not_allowed", _not_allowed(listed)), allow=allow)
+        return Place(judged, refused, frozenset(spelled))
+
+
+def _not_allowed(listed: Sequence[str]) -> str:
+    passing = [method for method in LOOKING if method not in listed]
+    only = f"Only {_enumerated(listed)} execute{'s' if len(listed) == 1 else ''} here"
+    return f"{only}; {_enumerated(passing)} pass{'es' if len(passing) == 1 else ''} without a body."
+
+
+def _enumerated(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def classify(
@@ -216,17 +321,17 @@ def classify(
     place = gated.place(target)
     if place is None:
         return _passing(target, headers, gated) if headers else PASSES
-    if isinstance(place, str):
-        return _refused("ambiguous_path", f"Not every parser reads this path alike: {place}.", target)
-    if method != "POST" and method not in LOOKING:
-        message = "Only POST executes here; GET, HEAD and OPTIONS pass if they have no body."
-        return Rejected(Refusal("method_not_allowed", message), allow=("POST", *LOOKING))
-    refused = _misleading(target, headers, place, gated) if headers else None
+    judged = place if isinstance(place, str) else place.judged.get(method)
+    if isinstance(judged, str) or isinstance(place, str):
+        return _refused("ambiguous_path", f"Not every parser reads this path alike: {judged}.", target)
+    if judged is None and place.refused is not None and method not in LOOKING:
+        return place.refused
+    refused = _misleading(method, target, headers, place, gated) if headers else None
     if refused is not None:
         return refused
-    if method == "POST":
-        return place
-    if has_body:
+    if judged is not None:
+        return judged
+    if has_body and method in LOOKING:
         return _refused("override_refused", f"A {method} with a body is refused on a gated path.", target)
     return PASSES
 
@@ -255,7 +360,7 @@ _decides = Cache(_header_decides, max_entries=MAX_HEADERS, max_size=LONGEST_REME
 
 
 def _misleading(
-    target: str, headers: Collection[tuple[str, str]], place: Gated, gated: GatedPaths
+    method: str, target: str, headers: Collection[tuple[str, str]], place: Place, gated: GatedPaths
 ) -> Rejected | None:
     """The refusal of a gated request whose headers could make another request of it, or None."""
     if wants_websocket(headers):
@@ -265,8 +370,14 @@ def _misleading(
     for count, (original, value) in enumerate(_targets_in(headers, ORIGINALS)):
         if count >= MAX_VALUES or gated.place(value) not in (None, place):
             return _refused("override_refused", f"{original} names another gated path.", target)
-    others = [pattern for index, pattern in enumerate(gated.patterns) if index != place.index]
-    detour = _not_plain(headers) or _detour(target, headers, others)
+    # A route that goes after another one on this path could go first on the rebuilt path.
+    judged = place.judged.get(method)
+    same = {
+        route
+        for route in place.routes
+        if (isinstance(judged, Gated) and judged.index == route) or not gated.routes[route].lists(method)
+    }
+    detour = _not_plain(headers) or _detour(target, headers, gated, same)
     return None if detour is None else _refused("override_refused", detour, target)
 
 
@@ -283,20 +394,19 @@ def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
 def _passing(target: str, headers: Collection[tuple[str, str]], gated: GatedPaths) -> PassThrough | Rejected:
     """Pass a target that is not gated, unless a header could replace it by a gated one."""
     paths = [path_of(target)]
-    names = gated.last_segments
     values = 0
     for name, value in _targets_in(headers, TARGET_OVERRIDES | ORIGINALS):
         paths.append(path_of(value))
-        values += could_reach(paths[-1], names)
+        values += gated.could_reach(value)
         if values > MAX_VALUES:
             return _refused("override_refused", f"With {name} there are more targets than are read.", target)
         if gated.place(value) is not None:
             return _refused("override_refused", f"The header {name} names a gated path.", target)
-    # Removing a prefix, before decoding or after, leaves the last segment of a gated path.
-    if any(could_reach(path, names) for path in paths):
+    # What is left without a prefix, which is removed before decoding or after, is a part of the path.
+    if any(map(gated.could_be_built_of, paths)):
         for name, _ in _overrides(headers, PREFIX_OVERRIDES):
             return _refused("override_refused", f"Without what {name} takes off it could be gated.", target)
-    detour = _detour(target, headers, gated.patterns)
+    detour = _detour(target, headers, gated)
     return PASSES if detour is None else _refused("override_refused", detour, target)
 
 
@@ -343,46 +453,6 @@ def path_of(target: str) -> str:
     return path if path.isascii() else _NOT_FROM_BYTES.sub("\ufffd", path)
 
 
-def _last_segments(patterns: Iterable[RoutePattern]) -> frozenset[str]:
-    return frozenset(pattern.folded[-1] for pattern in patterns)
-
-
-def _other_reading(
-    path: str, patterns: Sequence[RoutePattern], *, before: str = "", more: Sequence[readings.Step] = ()
-) -> str | None:
-    """A clause that says how some reading of the path matches a pattern, or None if no reading does.
-
-    Each reading is also tried with the prefix `before`. `more` are additional steps.
-    """
-    if not could_reach(path, _last_segments(patterns)):
-        return None
-
-    def matched(reading: str) -> str | None:
-        for pattern in patterns:
-            if _standing(pattern, pattern.folded, reading):
-                return pattern.text
-            if before and _standing(pattern, pattern.folded, before + reading):
-                return pattern.text
-        return None
-
-    return other_reading(path, matched, more)
-
-
-def _standing(pattern: RoutePattern, wanted: Sequence[str], path: str) -> list[str]:
-    """The segments of a path that correspond to the wanted ones of a pattern, empty if it does not match."""
-    if not path.endswith(wanted[-1]):
-        return []
-    segments = path.split("/")
-    before = len(segments) - len(wanted)
-    if before < 1 or (not pattern.anywhere and (before > 1 or segments[0])):
-        return []
-    found = segments[before:]
-    # An empty {name} matches, too, because /incidents//run must not pass. _doubt refuses it.
-    if any(name != segment and name[0] != "{" for name, segment in zip(wanted, found, strict=True)):
-        return []
-    return found
-
-
 # ---- literal paths ---------------------------------------------------------------------------------
 
 _RAW_DOUBT = re.compile(r"[^!-~]|[#\\]")
@@ -398,8 +468,10 @@ def _doubt(path: str) -> str | None:
     """The reason why parsers could disagree about a path that spells a pattern, or None."""
     if not path.startswith("/"):
         return "it does not begin with a slash"
-    # A parser that drops parameters reads ";x" as an empty segment and "..;x" as a dot segment.
-    if not _EMPTY_OR_DOTS.isdisjoint(_PARAMETERS.sub("", path[1:]).split("/")):
+    # A parser that drops parameters reads ";x" as an empty segment and "..;x" as a dot segment. A slash at
+    # the end belongs to the pattern.
+    segments = _PARAMETERS.sub("", path[1:].removesuffix("/")).split("/")
+    if path != "/" and not _EMPTY_OR_DOTS.isdisjoint(segments):
         return "it has an empty segment or a dot segment"
     if _RAW_DOUBT.search(path):
         return "it has a #, a backslash, or a character that is not printable ASCII"
@@ -422,67 +494,79 @@ def _opened(text: str) -> Iterator[str]:
             yield folded(shortened(dropping(plain)))
 
 
-def _judged(index: int, pattern: RoutePattern, path: str, found: Sequence[str]) -> Gated | str:
-    """Gated with the values of the {name} segments, or a clause that says why a segment is ambiguous.
+def _gated(route: int, pattern: RoutePattern, found: Sequence[str], path: str) -> Gated | str:
+    """Gated with the values of the variables, or a clause that says why a variable is ambiguous.
 
-    `found` are the segments of the path that correspond to those of the pattern.
+    `found` are the segments of the path that spell the pattern out.
     """
     if pattern.names and ";" in path:
         return "a ; may cut off or change a segment that names something"
     values = {}
-    for name, segment in zip(pattern.segments, found, strict=True):
-        if name.startswith("{"):
+    for name, texts in pattern.values(found):
+        parts = []
+        for text in texts:
             try:
-                value = unquote_to_bytes(segment).decode()
+                part = unquote_to_bytes(text).decode()
             except UnicodeDecodeError:
-                return f"the segment {name} is not UTF-8"
-            if _ESCAPE.search(value):
-                return f"the segment {name} is escaped twice"
-            values[name[1:-1]] = value
-    return Gated(index, values)
+                return f"the segment {{{name}}} is not UTF-8"
+            if _ESCAPE.search(part):
+                return f"the segment {{{name}}} is escaped twice"
+            parts.append(part)
+        values[name] = "/".join(parts)
+    for segment, text in zip(pattern.segments, found, strict=False):
+        if len(segment.names) > 1:
+            for reading in (text, unquote_to_bytes(text).decode()):
+                if segment.values(reading) != segment.values(reading, last=True):
+                    return f"the segment {segment.text} can be split in more than one way"
+    return Gated(route, values)
 
 
 # ---- rebuilt targets -------------------------------------------------------------------------------
 
 
-def _detour(target: str, headers: Iterable[tuple[str, str]], patterns: Sequence[RoutePattern]) -> str | None:
-    """A sentence that names the header through which a rebuilt target could match a pattern, or None.
+def _detour(
+    target: str, headers: Iterable[tuple[str, str]], gated: GatedPaths, apart_from: Collection[int] = ()
+) -> str | None:
+    """A sentence that names the header through which a rebuilt target could match a route, or None.
 
-    A value that is not plain is examined less closely than a target. It is refused if it could hold the last
-    segment of a gated path. It is also refused if two parts of the URL are not plain, because both together
-    could hold the segment. Several prefixes, which an application may join, are examined as closely as one
-    value that is not plain.
+    Routes in `apart_from` do not count. A value that is not plain is examined less closely than a target. It
+    is refused if a gated path could be built of it, of the prefixes and of the target. It is also refused if
+    two parts of the URL are not plain, because both together could hold what the quick test looks for.
+    Several prefixes, which an application may join, are examined as closely as one value that is not plain.
     """
-    names, path = _last_segments(patterns), path_of(target)
-    strange: set[str] = set()
-    tried: set[tuple[str, str]] = set()
-    prefixes: set[str] = set()
+    path = path_of(target)
+    strange: dict[str, str] = {}
+    prefixes: dict[str, str] = {}
+    parts: set[str] = set()
     for name, part, value in _rebuilding(headers):
         plain = _is_plain(part, value)
-        if (plain and part != "prefix") or (part, value) in tried:
+        if (plain and part != "prefix") or value in (prefixes if plain else strange):
             continue
-        tried.add((part, value))
+        (prefixes if plain else strange)[value] = name
         if not plain:
-            strange.add(part)
-            found = len(strange) > 1 or could_reach(value + path, names)
-        else:
-            prefixes.add(value.rstrip("/"))
-            several = len(prefixes - {""}) > 1
-            found = several and could_reach(path, names)
-            found = found or any(_with_prefix(each, path, patterns) for each in {value, value.rstrip("/")})
-        if found:
-            return f"With {name} a gated path could be built."
-        if len(tried) > MAX_VALUES:
+            parts.add(part)
+        if len(prefixes) + len(strange) > MAX_VALUES:
             return f"With {name} there are more values than are read."
+    several = len({value.rstrip("/") for value in prefixes} - {""}) > 1
+    if strange or several:
+        name = next(iter((strange or prefixes).values()))
+        built = "".join((*strange, *prefixes, path))
+        if len(parts) > 1 or gated.could_be_built_of(built, apart_from):
+            return f"With {name} a gated path could be built."
+    for value, name in prefixes.items():
+        if any(_with_prefix(each, path, gated, apart_from) for each in {value, value.rstrip("/")}):
+            return f"With {name} a gated path could be built."
     return None
 
 
-def _with_prefix(prefix: str, path: str, patterns: Sequence[RoutePattern]) -> bool:
+def _with_prefix(prefix: str, path: str, gated: GatedPaths, apart_from: Collection[int]) -> bool:
     """Whether a path matches with a plain prefix added or removed, before or after it is decoded."""
+    if not prefix or not gated.could_be_built_of(prefix + path):
+        return False
     before = decoded(prefix).lower()
-    return bool(prefix) and (
-        _other_reading(prefix + path, patterns) is not None
-        or _other_reading(path, patterns, before=before, more=[taking_off(prefix), taking_off(before)])
+    return (
+        gated.other_reading(prefix + path, apart_from) is not None
+        or gated.other_reading(path, apart_from, before=before, more=[taking_off(prefix), taking_off(before)])
         is not None
     )
 
@@ -524,12 +608,12 @@ def _rebuilding(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, 
 
 def spells(pattern: RoutePattern, path: str) -> bool:
     """Whether a path spells a pattern out, in its case."""
-    return bool(_standing(pattern, pattern.segments, path))
+    return path.startswith("/") and pattern.spelled_by(path[1:].split("/")) is not None
 
 
 def matches(pattern: RoutePattern, reading: str) -> bool:
-    """Whether a reading in its folded form matches a pattern."""
-    return bool(_standing(pattern, pattern.folded, reading))
+    """Whether a reading in its folded form spells a pattern out, but for its case."""
+    return reading.startswith("/") and pattern.spelled_by(reading[1:].split("/"), folded=True) is not None
 
 
 def leads(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[Literal["target", "prefix", "unknown"], str]]:

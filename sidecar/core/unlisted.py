@@ -11,37 +11,32 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sidecar.core._readings import Step, decoded, other_reading, taking_off
+from sidecar.core._readings import STEPS, Step, decoded, other_reading, steps_for, taking_off
 from sidecar.core.cache import Cache
+from sidecar.core.pattern import RoutePattern
 from sidecar.core.target import (
     LONGEST_REMEMBERED,
     LOOKING,
     MAX_PLACES,
     MAX_VALUES,
     METHOD_OVERRIDES,
-    RoutePattern,
     leads,
     matches,
     path_of,
     read_as,
     spells,
 )
+from sidecar.errors import Refusal
 
 Treatment = Literal["pass", "record", "refuse"]
 Access = Literal["reads", "writes"]
 
 # From the most lenient to the strictest.
 TREATMENTS: tuple[Treatment, ...] = ("pass", "record", "refuse")
-
-
-def example_of(pattern: RoutePattern) -> str:
-    """A path that the pattern matches."""
-    return re.sub(r"\{[^{}]*\}", "x", pattern.text.removeprefix("**"))
 
 
 class ExceptedPaths:
@@ -71,15 +66,24 @@ class ExceptedPaths:
         readings to try. `more` are additional steps."""
         stray: list[str] = []
 
-        def not_excepted(reading: str) -> str | None:
-            if any(matches(one, reading) for one in self.patterns):
+        def not_excepted(reading: str) -> tuple[str, None] | None:
+            # Without the slash at its end, "/" is empty, which parsers read as "/" again.
+            if any(matches(one, reading or "/") for one in self.patterns):
                 return None
             stray.append(reading)
-            return reading
+            return reading, None
 
-        if other_reading(path, not_excepted, more) is None:
+        if other_reading(path, not_excepted, (*STEPS, *more) if more else steps_for(path)) is None:
             return None
         return stray[0] if stray else ""
+
+    def lacks(self, pattern: RoutePattern) -> str | None:
+        """The path that must be excepted, too, because parsers also read paths of this pattern as that one;
+        None if there is none."""
+        before = "/x" if pattern.anywhere else ""
+        example = before + pattern.filled("x")
+        stray = self.stray_reading(example)
+        return stray and ("**" if before else "") + stray.removeprefix(before)
 
     def _led_astray(self, path: str, headers: Collection[tuple[str, str]]) -> bool:
         """Whether a header could lead a backend to a path that is not excepted."""
@@ -119,3 +123,8 @@ class Unlisted:
         if treatment != "pass" and self.excepted.patterns and self.excepted.holds(target, headers):
             treatment = "pass"
         return treatment, access
+
+
+def not_listed(method: str, access: Access) -> Refusal:
+    """The refusal of a request that no route lists."""
+    return Refusal("not_listed", f"No route lists {method} for this path; gate.unlisted.{access} is refuse.")

@@ -51,7 +51,7 @@ class RequestFacts:
 
     @property
     def action_label(self) -> str:
-        """The action as a metric label. Only names of the catalogue are used."""
+        """The action as a metric label. Only names in the catalogue, actions and globs, are used."""
         if self.claims.action is None or self.policies is None:
             return "none"
         return self.policies.label(self.claims.action)

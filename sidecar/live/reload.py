@@ -334,6 +334,6 @@ def warn_of_openings(in_force: Settings) -> None:
     least = in_force.gate.scope_required_from
     if least > RiskClass.LOW:
         LogEvent.SCOPELESS_ACTIONS.log(least.value)
-    shadowed = [route.path.text for route in Snapshot(in_force, None).shadow_routes]
+    shadowed = [route.label for route in Snapshot(in_force, None).shadow_routes]
     if shadowed:
         LogEvent.SHADOW_ROUTES.log(routes=shadowed)

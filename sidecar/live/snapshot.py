@@ -12,7 +12,7 @@ from functools import cached_property
 from hashlib import sha256
 
 from sidecar.core.policy import PolicySet
-from sidecar.core.target import Gated, GatedPaths, PassThrough, RoutePattern, classify
+from sidecar.core.target import LOOKING, Gated, GatedPaths, PassThrough, Rejected, classify
 from sidecar.core.unlisted import ExceptedPaths, Unlisted
 from sidecar.settings.sections import Route, Settings
 
@@ -58,7 +58,7 @@ class Snapshot:
             route
             for route in self.settings.gate.routes
             if route.mode == "shadow"
-            and isinstance(classify("POST", _spelled(route.path), (), True, self.enforced_paths), PassThrough)
+            and all(leaves(self._verdict(route, method, self.enforced_paths)) for method in route.methods)
         )
 
     def judging(self, route: Route) -> Route:
@@ -67,22 +67,32 @@ class Snapshot:
             (self.enforced, self.enforced_paths),
             (self.settings.gate.routes, self.gated_paths),
         ):
-            verdict = classify("POST", _spelled(route.path), (), True, paths)
+            verdict = self._verdict(route, route.methods[0], paths)
             if isinstance(verdict, Gated):
                 return routes[verdict.index]
         return route
 
+    @staticmethod
+    def _verdict(route: Route, method: str, paths: GatedPaths) -> PassThrough | Gated | Rejected:
+        """The verdict on a request for the first path of a route.
+
+        An asterisk fills its variables, because no other pattern can spell one.
+        """
+        return classify(method, route.path.patterns[0].filled("*"), (), method not in LOOKING, paths)
+
+
+def leaves(enforced: PassThrough | Gated | Rejected) -> bool:
+    """Whether enforced routes, by their verdict, leave a request to routes in shadow mode.
+
+    They do if they let it pass, and if they refuse it only because none of them lists its method.
+    """
+    return isinstance(enforced, PassThrough) or (
+        isinstance(enforced, Rejected) and enforced.refusal.code == "method_not_allowed"
+    )
+
 
 def _paths_of(routes: Iterable[Route]) -> GatedPaths:
-    return GatedPaths(route.path for route in routes)
-
-
-def _spelled(pattern: RoutePattern) -> str:
-    """A path that the pattern matches.
-
-    An asterisk fills its names, because no other pattern can spell one.
-    """
-    return "/" + "/".join("*" if segment[0] == "{" else segment for segment in pattern.segments)
+    return GatedPaths(route.calls for route in routes)
 
 
 class Live:

@@ -38,11 +38,12 @@ from sidecar.settings.values import (
     Risk,
     Seconds,
     whole,
+    whole_seconds,
 )
 
 MAX_REASON_CHARS = 1000
 
-_BrakeSeconds = Annotated[int, whole(1, 30 * MAX_SECONDS)]
+_BrakeSeconds = Annotated[int, whole_seconds(1, 30 * MAX_SECONDS)]
 
 
 class PolicyFile(Section):
@@ -178,7 +179,8 @@ class RuleSection(Section):
     needs the `[cel]` extra."""
     limit: Annotated[LimitSection | None, NOT_EMPTY] = None
     """On issue: the most that is granted. A request for more is refused, with `limit` and `value`; a default
-    above it is lowered to it."""
+    above it is lowered to it. If a lowered `max_cost_usd` is below what an action holds, the request gets
+    422."""
     require: Annotated[RequireSection | None, NOT_EMPTY] = None
     """What a request must say."""
     brake: Annotated[BrakeSection | None, NOT_EMPTY] = None

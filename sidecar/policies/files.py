@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
-from sidecar.core.globs import globbed, is_glob, literal_prefix, overlap
+from sidecar.core.globs import GlobIndex, globbed, is_glob, literal_prefix
 from sidecar.core.policy import ActionPolicy, PolicySet, Rule
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
@@ -155,10 +155,10 @@ class _Set:
     def check_globs(self) -> None:
         """Report the globs that match no action of the catalogue."""
         names = sorted(name for name in self.named if not is_glob(name))
-        listed = sorted(name for name in self.named if is_glob(name))
+        listed = GlobIndex(name for name in self.named if is_glob(name))
         suggestions = 0
         for document, path, glob in self._globs:
-            if not _matches_any(glob, names) and not any(overlap(glob, one) for one in listed):
+            if not _matches_any(glob, names) and not listed.overlaps(glob):
                 suggestions += 1
                 near = did_you_mean(glob, names) if suggestions <= MAX_SUGGESTIONS else ""
                 message = f"matches no action of the catalogue{near or '; correct it, or list the action'}"

@@ -19,8 +19,10 @@ from sidecar.core.bodies import JSON_ONLY, Bodies
 from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Source, is_identifier
 from sidecar.core.host import Host, answers_to
 from sidecar.core.masking import Mask, pointer
+from sidecar.core.pattern import RoutePattern
 from sidecar.core.policy import RiskClass
-from sidecar.core.unlisted import ExceptedPaths, Treatment, example_of
+from sidecar.core.target import GatedCalls, conflicts
+from sidecar.core.unlisted import ExceptedPaths, Treatment
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
 from sidecar.settings import presets
@@ -42,6 +44,7 @@ from sidecar.settings.values import (
     File,
     Folder,
     Fraction,
+    GatedPath,
     Grace,
     HeaderName,
     HostName,
@@ -50,6 +53,7 @@ from sidecar.settings.values import (
     MaskKeyFile,
     MaskPointer,
     MediaTypes,
+    Methods,
     OwnAddress,
     Pattern,
     Place,
@@ -262,9 +266,17 @@ class Route(Section):
     name: RouteName = None
     """The name of the route in records, answers and metrics: 1 to 64 of `A-Z a-z 0-9 . _ -`. `null`: its
     path."""
-    path: Pattern
-    """`**/x` matches every path that ends in `/x`. Any other path matches only itself. `{name}` stands for
-    one segment."""
+    path: GatedPath
+    """A path, or a list of paths. `**/x` matches every path that ends in `/x`. Any other path matches only
+    itself; a slash at its end is part of it. `{name}` takes one segment, or a part of one
+    (`/actions/{action}:run`). Two of them in one segment need text between them that is more than letters and
+    digits (`{team}:{agent}`). `{name...}` at the end takes one or more segments. See [Paths](#paths)."""
+    methods: Methods = ("POST",)
+    """The gated methods: any of GET, HEAD, POST, PUT, PATCH and DELETE. With GET, HEAD is gated, too. GET,
+    HEAD and OPTIONS that no route of the path lists pass if they have no body and no override header."""
+    other_methods: Literal["refuse", "pass"] = "refuse"
+    """What becomes of a method that no route of the path lists: `refuse` answers 405, `pass` lets it through.
+    Of several routes of a path, one that refuses is enough."""
     body: BodyKinds = JSON_ONLY.kinds
     """The kinds of body that are accepted, one or a list: `json` (one strict object), `form`
     (application/x-www-form-urlencoded), `empty` (no bytes) and `any` (opaque: no fact is read from it). See
@@ -340,6 +352,11 @@ class Route(Section):
         return Bodies(self.body, self.content_types, facts_in_query=in_query)
 
     @cached_property
+    def calls(self) -> GatedCalls:
+        """The calls that the route gates, as the core wants them."""
+        return GatedCalls(self.path.patterns, frozenset(self.methods), self.other_methods == "pass")
+
+    @cached_property
     def label(self) -> str:
         """The name under which records, answers and metrics show the route."""
         return self.name or self.path.text
@@ -361,7 +378,7 @@ class Route(Section):
 class UnlistedSection(Section):
     """What becomes of a request whose path or method no route lists: `pass` lets it through unrecorded,
     `record` lets it through once a decision record is on disk, and `refuse` answers 403 `not_listed`. See
-    [What no route lists](#what-no-route-lists)."""
+    [What no route lists](routes.md#what-no-route-lists)."""
 
     reads: Annotated[Treatment, LIVE] = "pass"
     """What becomes of GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`."""
@@ -376,9 +393,9 @@ class UnlistedSection(Section):
         excepted = ExceptedPaths(self.excepted)
         refuse(
             *(
-                (stray, ("except", index), f"can also be read as {stray}; add that path, too")
+                (other, ("except", index), f"can also be read as {other}; add that path, too")
                 for index, path in enumerate(self.excepted)
-                for stray in [excepted.stray_reading(example_of(path))]
+                for other in [excepted.lacks(path)]
             )
         )
         return self
@@ -410,12 +427,12 @@ class GateSection(Section):
     presets: Annotated[tuple[Preset, ...], LIST, LIVE] = ()
     """The interfaces whose routes ship with Scopegate, for example `[awx]`. They read the scope and the
     incident from the headers `X-Recovery-Scope-Id` and `X-Recovery-Incident-Id`. A route in `gate.routes`
-    with the name of a preset's route replaces it. See [Presets](#presets)."""
+    with the name of a preset's route replaces it. See [Presets](routes.md#presets)."""
     routes: Annotated[
         tuple[Route, ...], LIST, BeforeValidator(_some_route), AfterValidator(_with_presets), LIVE
     ] = Field([{"path": "**/recovery/execute"}], validate_default=True)
     """The gated paths, at least one unless there are presets. A request is gated if any reading of its path
-    matches one of them. See [Routes](#routes)."""
+    matches one of them. See [Routes](routes.md)."""
     unlisted: UnlistedSection
     max_body_bytes: Annotated[Bytes, LIVE] = 1_048_576
     """Bytes of a gated request body, which is held in memory. A longer body gets 413."""
@@ -449,7 +466,13 @@ class GateSection(Section):
     """The URL under which the backend reaches the data listener, to report the end of executions: `http` or
     `https`, a host, and a path if a proxy before the listener needs one. `null`: the address of
     `data.listen`. It is required for `completion: report` if `data.listen` is a Unix socket, every interface
-    or port 0. See [Completion by report](#completion-by-report)."""
+    or port 0. See [Completion by report](routes.md#completion-by-report)."""
+
+    def preset_of(self, route: Route) -> str | None:
+        """The preset that a route came with, None for a configured one."""
+        return next(
+            (name for name in self.presets if any(route is each for each in routes_of_preset(name))), None
+        )
 
     @model_validator(mode="after")
     def _each_preset_once(self) -> GateSection:
@@ -463,13 +486,60 @@ class GateSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _each_path_once(self) -> GateSection:
-        paths = [(route.path.anywhere, route.path.folded) for route in self.routes]
-        message = "is the path of a route above, too; keep one of them"
-        refuse(
-            *((path in paths[:index], ("routes", index, "path"), message) for index, path in enumerate(paths))
-        )
+    def _each_call_has_one_route(self) -> GateSection:
+        cases: list[tuple[object, KeyPath, str]] = []
+        rivals = set()
+        presets = set()
+        for one, other, pattern, another in conflicts([route.calls for route in self.routes]):
+            pair = self.preset_of(self.routes[one]), self.preset_of(self.routes[other])
+            if all(pair):
+                # There may be dozens, and nothing in the file tells them apart.
+                message = f"gates {another.text}, which {pair[0]} gates, too; use one of the two"
+                cases.append((pair not in presets, self._key(other, "path"), message))
+                presets.add(pair)
+                continue
+            # A fault for each of the two names both lines.
+            cases.append((True, self._key(one, "path"), self._same_calls(pattern, another, other)))
+            cases.append((True, self._key(other, "path"), self._same_calls(another, pattern, one)))
+            rivals.add((one, other))
+        names: dict[str, int] = {}
+        paths: dict[tuple[object, ...], int] = {}
+        for index, route in enumerate(self.routes):
+            first = index if route.name is None else names.setdefault(route.name, index)
+            message = f"is the name of gate.routes[{first}], too; use another one"
+            cases.append((first != index, ("routes", index, "name"), message))
+            for pattern in route.path.patterns:
+                first = paths.setdefault((pattern.anywhere, pattern.folded, pattern.rest), index)
+                shared = first != index and (first, index) not in rivals
+                for unnamed, other in ((first, index), (index, first)):
+                    message = f"is a path of {self._shown(other)}, too; give each of the two a name"
+                    cases.append(
+                        (shared and self.routes[unnamed].name is None, self._key(unnamed, "path"), message)
+                    )
+        refuse(*cases)
         return self
+
+    def _key(self, index: int, name: str) -> KeyPath:
+        """Where a key of a route stands below this section: of a preset, where its name stands."""
+        preset = self.preset_of(self.routes[index])
+        return ("routes", index, name) if preset is None else ("presets", self.presets.index(preset))
+
+    def _shown(self, index: int) -> str:
+        """A route as messages name it."""
+        preset = self.preset_of(self.routes[index])
+        return f"gate.routes[{index}]" if preset is None else f"{self.routes[index].name} (preset {preset})"
+
+    def _same_calls(self, own: RoutePattern, other: RoutePattern, index: int) -> str:
+        """The fault at the route of `own`, about the route of `other` with this index."""
+        shown = self._shown(index)
+        is_preset = self.preset_of(self.routes[index]) is not None
+        replace = f", or take its name, {self.routes[index].name}, to replace it" if is_preset else ""
+        if (own.anywhere, own.folded, own.rest) == (other.anywhere, other.folded, other.rest):
+            return f"is the path of {shown} for the same methods, too; keep one of them{replace}"
+        return (
+            f"matches requests that {other.text} of {shown} matches, too, with the same methods; "
+            f"change one of them{replace or ', or join the two routes'}"
+        )
 
 
 class ScopeDefaultsSection(Section):

@@ -29,17 +29,19 @@ from pydantic import (
 
 from sidecar.core import masking
 from sidecar.core.bodies import FORM_TYPE, BodyKind, is_media_type
+from sidecar.core.duration import EXAMPLES, PATTERN, seconds_of
 from sidecar.core.facts import IDENTIFIER_RULE, WHOLE_PATH, Source, is_identifier
 from sidecar.core.headernames import ends_here
 from sidecar.core.host import BRACKETED, NAME, Host
 from sidecar.core.money import is_whole_micros, to_dollars, to_micros
+from sidecar.core.pattern import RoutePath, RoutePattern
 from sidecar.core.policy import RiskClass
-from sidecar.core.target import RoutePattern
+from sidecar.core.target import METHODS
 from sidecar.files import keyfiles
 from sidecar.files.keyfiles import KeyFileUnusable
 from sidecar.settings import presets
 from sidecar.settings.addresses import Address, Listen, SocketFile, endpoint
-from sidecar.settings.faults import choices, kind, one_of
+from sidecar.settings.faults import Contradiction, choices, kind, one_of
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
@@ -65,7 +67,8 @@ class Kind:
 
     def optional(self) -> Kind:
         """The same kind, or null."""
-        schema = {**self.schema, "type": [self.schema["type"], "null"]}
+        kinds = self.schema["type"]
+        schema = {**self.schema, "type": [*([kinds] if isinstance(kinds, str) else kinds), "null"]}
         return replace(self, schema=schema, is_optional=True)
 
     def __iter__(self) -> Iterator[object]:
@@ -113,7 +116,7 @@ _PART = "(path|query|header|form):[0-9A-Za-z_.-]+"
 _JOINED = f"{_PART}.+{_PART}"
 _URL_PATH = r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*"
 _ROUTE_NAME = r"[A-Za-z0-9._-]{1,64}"
-_ROUTE = r"""(\*\*)?(/[!"$&-)+-.0-:<->@-\[\]-~]+)+"""
+_ROUTE = r"""(\*\*)?(/[!"$&-)+-.0-:<->@-\[\]-~]+)+/?|/"""
 
 
 def _shaped(*patterns: str) -> dict[str, Any]:
@@ -368,8 +371,31 @@ MaskKeyFile = Annotated[Path | None, _key_file(keyfiles.mask_key, "`openssl rand
 # Routes and the places of facts -------------------------------------------------------------------------
 
 
-def _route(value: object) -> RoutePattern:
+def _pattern(value: object) -> RoutePattern:
     return RoutePattern.parse(text(value))
+
+
+def _route_path(value: object) -> RoutePath:
+    """A path, or a list of paths of which each stands once."""
+    if isinstance(value, RoutePath):
+        return value
+    given = value if isinstance(value, list) else [value]
+    if not given:
+        raise ValueError("is empty; add a path")
+    patterns: list[RoutePattern] = []
+    wrong: list[tuple[tuple[int, ...], str]] = []
+    for index, each in enumerate(given):
+        try:
+            pattern = _pattern(each)
+            path = (pattern.anywhere, pattern.folded, pattern.rest)
+            if any(path == (one.anywhere, one.folded, one.rest) for one in patterns):
+                raise ValueError("stands in this list twice; remove one of them")
+            patterns.append(pattern)
+        except ValueError as exc:
+            wrong.append(((index,) if isinstance(value, list) else (), str(exc)))
+    if wrong:
+        raise Contradiction(*wrong)
+    return RoutePath(tuple(patterns))
 
 
 # The kinds of place that only some bodies can provide, with the kind of body that does.
@@ -455,7 +481,24 @@ def _preset(value: object) -> str:
 
 
 Preset = Annotated[str, Kind(_preset, {"enum": list(presets.NAMES)})]
-Pattern = Annotated[RoutePattern, Kind(_route, _shaped(_ROUTE), lambda route: route.text)]
+_PATTERN = _shaped(_ROUTE)
+Pattern = Annotated[RoutePattern, Kind(_pattern, _PATTERN, lambda pattern: pattern.text)]
+GatedPath = Annotated[
+    RoutePath,
+    Kind(
+        _route_path,
+        {"anyOf": [_PATTERN, {"type": "array", "items": _PATTERN, "minItems": 1}]},
+        lambda path: path.text if len(path.patterns) == 1 else list(path.texts),
+    ),
+]
+_METHOD = {"enum": list(METHODS)}
+Methods = Annotated[
+    tuple[Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"], ...],
+    LIST,
+    NOT_EMPTY,
+    ONE_OR_MORE,
+    _one_or_more(_METHOD, minItems=1),
+]
 Place = Annotated[Source, Kind(_place, _PLACE, str)]
 ScopePlace = Annotated[Source, Kind(_scope_place, _shaped(*_SINGLE, _JOINED), str)]
 Places = Annotated[
@@ -512,6 +555,40 @@ def number(low: float, high: float, *, above: bool = False) -> Kind:
     return Kind(check, {"type": "number", **lower, "maximum": high})
 
 
+def seconds(low: float, high: float, *, above: bool = False) -> Kind:
+    """As `number`, in seconds, which may also be written as a duration."""
+    return _or_duration(number(low, high, above=above))
+
+
+def whole_seconds(low: int, high: int) -> Kind:
+    """As `whole`, in seconds, which may also be written as a duration."""
+    return _or_duration(whole(low, high))
+
+
+def _or_duration(numbers: Kind) -> Kind:
+    check: Any = numbers.check
+
+    def checked(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(_wanted(value))
+        given = seconds_of(value) if isinstance(value, str) else value
+        if given is None:
+            raise ValueError(_wanted(value))
+        try:
+            return check(given)
+        except ValueError as exc:
+            # A bound without its unit would be hard to compare with a duration.
+            unit = " seconds" if isinstance(value, str) else ""
+            raise ValueError(f"{exc}{unit}") from exc
+
+    def _wanted(value: object) -> str:
+        number = "a whole number" if numbers.schema["type"] == "integer" else "a number"
+        return f"expects {number} of seconds, or a duration such as {EXAMPLES}, found {kind(value)}"
+
+    schema = {**numbers.schema, "type": [numbers.schema["type"], "string"], "pattern": f"^{PATTERN}$"}
+    return Kind(checked, schema)
+
+
 def _micros(value: object) -> int:
     """Dollars as micro-dollars, exactly: a bound is never rounded."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -522,12 +599,12 @@ def _micros(value: object) -> int:
     return micros
 
 
-Seconds = Annotated[float, number(0, MAX_SECONDS, above=True)]
-Grace = Annotated[float, number(0, MAX_SECONDS)]
+Seconds = Annotated[float, seconds(0, MAX_SECONDS, above=True)]
+Grace = Annotated[float, seconds(0, MAX_SECONDS)]
 Fraction = Annotated[float, number(0, 1)]
 Bytes = Annotated[int, whole(1, 1 << 30)]
 Count = Annotated[int, whole(1, MAX_COUNT)]
 ErrorStatus = Annotated[int, whole(400, 599)]
-Lifetime = Annotated[int, whole(1, MAX_LIFETIME_SECONDS)]
+Lifetime = Annotated[int, whole_seconds(1, MAX_LIFETIME_SECONDS)]
 # Micro-dollars; the file has dollars.
 Dollars = Annotated[int, Kind(_micros, {"type": "number", "minimum": 0, "maximum": MAX_DOLLARS}, to_dollars)]

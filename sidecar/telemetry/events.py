@@ -225,7 +225,8 @@ class LogEvent(Enum):
     )
     REFUSED = _GATE.info(
         "refused",
-        "A gated request, or a request for a scope, was refused. `error` gives the reason.",
+        "A gated request, a request for a scope, or one that no route lists was refused. `error` gives the "
+        "reason.",
         f"error bound rules decision_id {_CLAIMS}",
     )
     REPLAYED = _GATE.info(

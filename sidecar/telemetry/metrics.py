@@ -109,8 +109,8 @@ class Metrics:
             "policy_unavailable": "no decision was possible",
         },
         reason={"none": "", **_CODES},
-        action="the actions of the catalogue; `other`: an action that it does not list; `none`: the request "
-        "names no readable action, or a scope was issued or revoked",
+        action="the names in the catalogue, actions and globs; `other`: an action that it does not list; "
+        "`none`: the request names no readable action, or a scope was issued or revoked",
         route=_ROUTE,
     )
     unrecorded = Metric(

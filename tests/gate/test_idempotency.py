@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sidecar.core.policy import PolicySet
+from sidecar.gate.floods import Allowance
 from tests.client import HeaderList, Message, ask
 from tests.support import (
     EXECUTE,
@@ -359,6 +360,31 @@ async def test_while_the_first_is_in_flight_a_repeat_is_told_to_come_again(
     assert len(backend.executions) == 1
 
 
+async def test_a_client_that_left_gets_the_answer_when_it_repeats_its_request(
+    house: House, backend: Backend
+) -> None:
+    release = asyncio.Event()
+    backend.script = replies(after=release)
+    scope = await house.issue()
+    gone = asyncio.create_task(house.execute(scope, headers=under()))
+    await backend.arrived.wait()
+    gone.cancel()
+    release.set()
+    await house.ended(backend.executions[0].header("Scopegate-Decision-Id") or "")
+    repeat = await house.execute(scope, headers=under())
+    assert (repeat.status, repeat.body) == (200, b'{"done": true}')
+    assert repeat.header("Idempotency-Replayed") == "true"
+    assert len(backend.executions) == 1
+
+
+async def test_a_replay_that_cannot_be_recorded_is_refused(house: House, backend: Backend) -> None:
+    scope = await house.issue()
+    await house.execute(scope, headers=under())
+    house.database.unlink()
+    problem(await house.execute(scope, headers=under()), 503, "store_unavailable")
+    assert len(backend.executions) == 1
+
+
 async def test_an_unknown_outcome_stays_a_conflict_until_it_is_reconciled(
     house: House, backend: Backend
 ) -> None:
@@ -572,10 +598,10 @@ async def test_a_repeat_that_follows_an_answer_is_always_a_replay(house: House, 
 
 
 async def test_a_flood_of_replays_is_recorded_in_counted_summaries(house: House, backend: Backend) -> None:
-    refusals = house.sidecar.gate.refusals
     scope = await house.issue()
     await house.execute(scope, headers=under())
-    refusals._allowance.left = 3.0  # a burst has gone before
+    allowance = house.sidecar.gate.refusals._allowance = Allowance(lambda: 0.0)
+    allowance.left = 3.0  # a burst has gone before
     answers = await asyncio.gather(*(house.execute(scope, headers=under()) for _ in range(40)))
     assert {answer.header("Idempotency-Replayed") for answer in answers} == {"true"}
     records = await house.records("&event=replayed")

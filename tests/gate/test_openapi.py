@@ -11,9 +11,10 @@ from aiohttp import web
 
 from sidecar import __version__
 from sidecar.core.command import Emit
+from sidecar.core.pattern import RoutePattern
 from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.core.record import DecisionOutcome, DecisionType, Record
-from sidecar.core.target import Gated, GatedPaths, RoutePattern, classify
+from sidecar.core.target import Gated, GatedPaths, classify
 from sidecar.errors import ERRORS
 from sidecar.gate.reports import COMPLETE, EXECUTIONS_PREFIX
 from sidecar.web.api.docs import CONTENT_SECURITY_POLICY, FILES

@@ -166,7 +166,7 @@ async def test_while_it_drains_it_refuses_as_ever(house: House) -> None:
 async def test_nothing_that_a_client_sends_chooses_it(open_house: Open) -> None:
     """A path that an enforced route matches in any reading is enforced, whatever shadow route it spells."""
     routes = [
-        {"path": "**/trial/recovery/execute", "mode": "shadow"},
+        {"path": ["/trial/recovery/execute", "/x/trial/recovery/execute"], "mode": "shadow"},
         {"path": "**/recovery/execute", "mode": "enforce"},
     ]
     house = await open_house(gate={"routes": routes})

@@ -23,6 +23,7 @@ from tests.reference.rooms import summary
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config/scopegate.yaml"
 CONFIGURATION = ROOT / "config/reference/configuration.md"
+ROUTES = ROOT / "config/reference/routes.md"
 POLICIES = ROOT / "policies/README.md"
 PRESETS = ROOT / "sidecar/settings/presets"
 KUBERNETES = ROOT / "config/deploy/kubernetes"
@@ -36,7 +37,7 @@ An unknown key, a wrong type, or a value that YAML versions read differently sto
 file, line and column. A value may contain ${VAR} or ${VAR:default} from the environment. A variable
 overrides any key (SCOPEGATE_STORE__URL for store.url), and so does a flag (--set store.url=...);
 flags win over variables, and variables over this file. File names are relative to this file, also in
-variables and flags.
+variables and flags. A time is a number of seconds, or a whole number with one unit: 10s, 5m, 2h or 1d.
 
 A running sidecar applies changes of this file and of the policies by itself, each time as a whole or
 not at all. It can change the keys marked [live]. All other keys need a restart; such a change is
@@ -61,8 +62,8 @@ def parts() -> dict[tuple[Path, str], str]:
     table = "\n".join(["| key | default | live | meaning |", "|---|---|---|---|", *rows])
     return {
         (CONFIGURATION, "keys"): table.replace("|  |", "| |"),
-        (CONFIGURATION, "routes"): _table("a route", Route),
-        (CONFIGURATION, "presets"): _presets(),
+        (ROUTES, "routes"): _table("a route", Route),
+        (ROUTES, "presets"): _presets(),
         (POLICIES, "actions"): _table("an action", ActionSection),
         (POLICIES, "rules"): _table("a rule", RuleSection),
     }

@@ -154,6 +154,8 @@ def test_a_route_is_one_indented_block(file: Path) -> None:
     at = lines[1].index("- name: null")
     assert [line[at:].rstrip() for line in lines[2:]] == [
         "  path: '**/recovery/execute'",
+        "  methods: [POST]",
+        "  other_methods: refuse",
         "  body: [json]",
         "  content_types: []",
         "  mode: enforce",

@@ -60,7 +60,7 @@ GOOD: dict[str, list[Any]] = {
         for key in ("certificate_file", "key_file", "client_ca_file")
     },
     "upstream.url": ["http://h", "HTTPS://[::1]:9000/", "https://a.b:1", "http://a_b/", "unix:/x", "UNIX:x"],
-    "upstream.connect_timeout_seconds": [0.001, 1, 86_400],
+    "upstream.connect_timeout_seconds": [0.001, 1, 86_400, "1s", "1440m", "24h", "1d"],
     "upstream.response_timeout_seconds": [0.001, 2.5, 86_400],
     "upstream.reuse_idle_seconds": [0, 0.5, 86_400],
     "upstream.max_connections": [1, 1_000_000],
@@ -98,7 +98,7 @@ GOOD: dict[str, list[Any]] = {
     "scopes.defaults.ttl_seconds": [1, 3600],
     "scopes.defaults.max_cost_usd": [0, 0.000001, 99.999999, 100],
     "scopes.limits.max_attempts": [1, 1_000_000],
-    "scopes.limits.ttl_seconds": [300, 366 * 86_400],
+    "scopes.limits.ttl_seconds": [300, 366 * 86_400, "366d", "5m"],
     "scopes.limits.max_cost_usd": [0.5, 0.500001, 1_000_000_000],
     "log.signing_key_file": FILES,
     "log.checkpoint_file": FILES,
@@ -109,7 +109,12 @@ GOOD: dict[str, list[Any]] = {
     "care.min_confidence": [0, 0.5, 1],
     "shutdown.drain_seconds": [0, 25, 86_400],
     "policies": ["x", "/a b/c/", ".."],
-    "gate.routes[0].path": ["/a", "**/a", "/a/{b}/c", "/A!\"$&'()+,-.:<=>@[]^_`|~z"],
+    "gate.routes[0].path": [
+        *("/a", "**/a", "/a/{b}/c", "/A!\"$&'()+,-.:<=>@[]^_`|~z", "/", "/a/", "**/a/", "/a/{b}", "/a/{b}:c"),
+        *("/a/{b...}", ["/a"], ["/a", "/a/"], ["/a", "/a/{b...}"]),
+    ],
+    "gate.routes[0].methods": ["POST", ["GET"], ["POST", "DELETE"]],
+    "gate.routes[0].other_methods": ["refuse", "pass"],
     "gate.routes[0].body": ["json", ["json"], ["any", "json", "empty"], ["form", "json"]],
     "gate.routes[0].content_types": [[], "application/merge-patch+json", ["application/x-amz-json-1.1"]],
     "gate.routes[0].mode": ["enforce", "shadow"],
@@ -134,6 +139,7 @@ GOOD: dict[str, list[Any]] = {
 # Values that are wrong for every key of a kind; the sections and the file refuse them, too.
 NO_TEXT: list[Any] = [5, True, 0.5, {}, [["/a"]], ""]
 NO_NUMBER: list[Any] = [None, True, "5", [5], {}]
+NO_DURATION: list[Any] = ["5 s", "1.5h", "1h30m", "5M", "1w", "05s", "-5s", "s", ""]
 SPELLINGS: dict[str, list[Any]] = {
     "data.listen": ["localhost", ":8000", "::1:8000", "a b:1", "127.0.0.1:123456", "unix:", "unix:/x/"],
     "admin.listen": ["0.0.0.0:1", "10.0.0.1:1", "a.b:1", "127.0.0.1"],
@@ -166,7 +172,9 @@ SPELLINGS: dict[str, list[Any]] = {
     "telemetry.otlp_endpoint": ["localhost:4317", "grpc://a", "http://u:p@a", "http://"],
     "gate.presets": ["awx", None, ["AWX"], ["none"], [None], [5]],
     "gate.routes": [{}, None, "/a", [5], [{}], [{"mode": "enforce"}], [{"path": "/a", "paht": "/b"}]],
-    "gate.routes[0].path": ["a", "*/x", "/a/", "/a//b", "/a b", "/a?b", "/a*", "/ü", None],
+    "gate.routes[0].path": ["a", "*/x", "/a//", "/a//b", [], ["a"], [5], "/a b", "/a?b", "/a*", "/ü", None],
+    "gate.routes[0].methods": [[], "post", ["OPTIONS"], ["POST", None], None],
+    "gate.routes[0].other_methods": ["deny", None],
     "gate.routes[0].body": ["yaml", [], None, ["json", "xml"], "JSON"],
     "gate.routes[0].content_types": ["json", ["application/json; charset=utf-8"], None, ["a/"], ["a/b/c"]],
     "gate.routes[0].mode": ["audit", None],
@@ -373,6 +381,9 @@ def bad(key: str) -> list[Any]:
     rules = rules_of(key)
     kinds = rules.get("type", "string")
     values = list(SPELLINGS.get(key, ()))
+    if kinds in (["number", "string"], ["integer", "string"]):  # seconds, or a duration
+        values += NO_DURATION
+        kinds = kinds[0]
     if kinds in ("integer", "number"):
         low = rules["exclusiveMinimum"] if "exclusiveMinimum" in rules else rules["minimum"] - 1
         values += [*NO_NUMBER, low, rules["maximum"] + 1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.globs import MOST_NAMES, GlobTable, globbed, is_glob, literal_prefix, overlap
+from sidecar.core.globs import MOST_NAMES, GlobIndex, GlobTable, globbed, is_glob, literal_prefix, overlap
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,11 @@ def _matches(glob: str, text: str) -> bool:
 
 def _least(glob: str) -> int:
     return len(glob.replace("*", ""))
+
+
+@given(st.lists(GLOBS, max_size=8), GLOBS)
+def test_the_index_finds_what_comparing_with_every_glob_finds(globs: list[str], glob: str) -> None:
+    assert GlobIndex(globs).overlaps(glob) == any(overlap(glob, other) for other in globs)
 
 
 def decider(name: str, *globs: str) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.target import GatedPaths, RoutePattern, classify, read_as
+from sidecar.core.pattern import RoutePattern
+from sidecar.core.target import GatedPaths, classify, read_as
 from sidecar.web.wire import headers as module
 from sidecar.web.wire.headers import (
     HOP_BY_HOP,

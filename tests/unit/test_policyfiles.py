@@ -294,7 +294,8 @@ def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str)
         ),
         (
             "actions:\n  x: {risk: low, timeout_seconds: true}",
-            "a.yaml:2:18: actions.x.timeout_seconds: expects a number, found true or false",
+            "a.yaml:2:18: actions.x.timeout_seconds: expects a number of seconds, or a duration such as 10s, "
+            "5m, 2h or 1d, found true or false",
         ),
         (
             "actions:\n  x: {risk: low}\n  x: {risk: low}",
@@ -315,12 +316,14 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path) -> None:
         tmp_path,
         a="actions:\n  x: {risk: low, max_cost_usd: 1000000000, timeout_seconds: 86400}\n"
         "  y: {risk: low, max_cost_usd: 0.000001, timeout_seconds: 0.001}\n"
+        "  z: {risk: low, timeout_seconds: 24h}\n"
         f"  {'n' * 256}: {{risk: low, max_cost_usd: 0}}\n",
     )
     actions = load(tmp_path).actions
     assert (actions["x"].hold, actions["x"].timeout_seconds) == (10**15, 86_400.0)
     assert (actions["y"].hold, actions["y"].timeout_seconds) == (1, 0.001)
     assert actions["n" * 256].hold == 0
+    assert actions["z"].timeout_seconds == 86_400.0
 
 
 @pytest.mark.parametrize(

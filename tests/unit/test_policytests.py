@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,22 @@ def decided(folder: Path, on: str, facts: str, want: str, more: str = "") -> lis
 def test_a_grant_on_default_terms_is_allowed_and_lowered_by_name(tmp_path: Path) -> None:
     want = "{verdict: allowed, rules: [single-use], max_attempts: 1, ttl_seconds: 60, max_cost_usd: 5}"
     assert decided(tmp_path, "issue", "{action: failover, max_cost_usd: 5}", want) == []
+
+
+def test_an_action_that_a_glob_lists_is_judged_by_its_entry(tmp_path: Path) -> None:
+    case = "{name: a, on: execute, facts: {action: stop_pod}, want: {verdict: allowed}}"
+    (test,) = policytests.read(write(tmp_path, f"tests: [{case}]"))
+    entry = ActionPolicy(risk=RiskClass.LOW, hold=9_000_000)
+    assert policytests.run(test, replace(POLICIES, globs={"stop_*": entry})).differences == ()
+    assert policytests.run(test, replace(POLICIES, globs={"start_*": entry})).message is not None
+
+
+def test_times_of_a_test_may_be_durations(tmp_path: Path) -> None:
+    want = "{verdict: allowed, ttl_seconds: 1m, max_attempts: 1}"
+    assert decided(tmp_path, "issue", "{action: failover, max_cost_usd: 5, ttl_seconds: 60s}", want) == []
+    history = ", history: [{seconds_ago: 1m}, {seconds_ago: 2m}]"
+    braked = "{verdict: refused, error: braked, rules: [storm-brake], retry_after_seconds: 8m}"
+    assert decided(tmp_path, "execute", "{action: restart_pod}", braked, history) == []
 
 
 def test_a_grant_that_could_never_be_spent_is_refused(tmp_path: Path) -> None:

@@ -797,6 +797,18 @@ def test_grants_meet_the_catalogue_requirements_and_conditions() -> None:
     assert grants(log.under(grant_rule(when=cheap, deny=True)))[0].kind == "allowed"
 
 
+def test_actions_that_only_a_glob_lists_are_decided_by_its_entry() -> None:
+    log = Log()
+    scope = log.issue()
+    for action in ("restart_pod", "restart_node", "retry"):
+        log.execute(scope, action)
+    globs = {"restart_*": ActionPolicy(risk=RiskClass.MEDIUM, hold=100_000)}
+    new = PolicySet(revision="new", actions={"retry": ACTIONS["retry"]}, globs=globs)
+    assert [finding.kind for finding in log.under(new).values()] == ["unchanged"] * 4
+    critical = {"restart_*": ActionPolicy(risk=RiskClass.CRITICAL, targets_required=True)}
+    assert kinds(log.under(replace(new, globs=critical))) == ["refused", "refused", "unchanged"]
+
+
 def test_a_grant_whose_ceiling_is_below_a_hold_would_be_refused_and_one_that_was_would_be_granted() -> None:
     dear = policies(retry=replace(ACTIONS["retry"], hold=1_000_001))
     log = Log()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 
 from sidecar.core.facts import DEFAULT_SOURCES
 from sidecar.core.policy import RiskClass
+from sidecar.core.target import conflicts
 from sidecar.files.faults import ConfigurationError
 from sidecar.files.signing import SigningKey
 from sidecar.files.yamlfile import dotted, parse
@@ -111,6 +113,11 @@ def test_file_names_are_relative_to_the_file_wherever_they_are_given(tmp_path: P
         ('data: {listen: "unix:///run/a.sock"}', "data.listen", SocketFile(Path("/run/a.sock"))),
         ("store: {deadline_seconds: 86400}", "store.deadline_seconds", 86_400.0),
         ("store: {deadline_seconds: 0.001}", "store.deadline_seconds", 0.001),
+        ("store: {deadline_seconds: 10s}", "store.deadline_seconds", 10.0),
+        ("store: {deadline_seconds: 1d}", "store.deadline_seconds", 86_400.0),
+        ("shutdown: {drain_seconds: 0s}", "shutdown.drain_seconds", 0.0),
+        ("gate: {body_timeout_seconds: 5m}", "gate.body_timeout_seconds", 300.0),
+        ("scopes: {defaults: {ttl_seconds: '1h'}}", "scopes.defaults.ttl_seconds", 3_600),
         ("shutdown: {drain_seconds: 0}", "shutdown.drain_seconds", 0.0),
         ("gate: {max_body_bytes: 1}", "gate.max_body_bytes", 1),
         ("gate: {tenant_header: X-Tenant}", "gate.tenant_header", "X-Tenant"),
@@ -137,6 +144,7 @@ def test_what_lies_just_inside_the_rules_is_read(tmp_path: Path, text: str, key:
 
 SCHEMES = "expects http://host:port, https://host:port or unix:/path"
 RISKS = "expects one of low, medium, high, critical"
+SECONDS = "expects a number of seconds, or a duration such as 10s, 5m, 2h or 1d"
 LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
 
 
@@ -174,10 +182,28 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             "store: {deadline_seconds: 86401}",
             "2:9: store.deadline_seconds: must be above 0 and at most 86400",
         ),
-        ('store: {deadline_seconds: "2"}', "2:9: store.deadline_seconds: expects a number, found text"),
+        ('store: {deadline_seconds: "2"}', f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 1.5h}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 1h30m}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 10 s}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 5M}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 1w}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        (
+            "store: {deadline_seconds: 0s}",
+            "2:9: store.deadline_seconds: must be above 0 and at most 86400 seconds",
+        ),
+        (
+            "store: {deadline_seconds: 25h}",
+            "2:9: store.deadline_seconds: must be above 0 and at most 86400 seconds",
+        ),
+        (
+            "scopes: {defaults: {ttl_seconds: 367d}}",
+            "2:21: scopes.defaults.ttl_seconds: must be from 1 to 31622400 seconds",
+        ),
+        ("gate: {max_in_flight: 5m}", "2:8: gate.max_in_flight: expects a whole number, found text"),
         (
             "store: {deadline_seconds: true}",
-            "2:9: store.deadline_seconds: expects a number, found true or false",
+            f"2:9: store.deadline_seconds: {SECONDS}, found true or false",
         ),
         ("store: {url: 5}", "2:9: store.url: expects text, found a number; write it in quotes"),
         ("shutdown: {drain_seconds: -1}", "2:12: shutdown.drain_seconds: must be from 0 to 86400"),
@@ -216,8 +242,38 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             '4:7: gate.routes[0].path: a route path begins with "/", or with "**/" for any prefix',
         ),
         (
-            "gate:\n  routes:\n    - path: /a\n    - path: /A",
-            "5:7: gate.routes[1].path: is the path of a route above, too; keep one of them",
+            "gate:\n  routes:\n    - path: [/a, 5]",
+            "4:18: gate.routes[0].path[1]: expects text, found a number; write it in quotes",
+        ),
+        (
+            "gate:\n  routes:\n    - path: [/a, /b, /A]",
+            "4:22: gate.routes[0].path[2]: stands in this list twice; remove one of them",
+        ),
+        (
+            "gate:\n  routes:\n    - path: /a\n    - path: /b\n      name: x\n    - path: /c\n      name: x",
+            "8:7: gate.routes[2].name: is the name of gate.routes[1], too; use another one",
+        ),
+        (
+            "gate:\n  routes:\n    - path: /a\n      methods: [GET, OPTIONS]",
+            "5:22: gate.routes[0].methods[1]: expects one of GET, HEAD, POST, PUT, PATCH, DELETE",
+        ),
+        (
+            "gate: {unlisted: {writes: deny}}",
+            "2:19: gate.unlisted.writes: expects one of pass, record, refuse",
+        ),
+        ("gate: {unlisted: refuse}", "2:8: gate.unlisted: expects keys below it, found text"),
+        ("gate: {unlisted: {except: /a}}", "2:19: gate.unlisted.except: expects a list, found text"),
+        (
+            "gate:\n  unlisted:\n    except:\n      - /healthz\n      - /openapi.json\n",
+            "6:9: gate.unlisted.except[1]: can also be read as /openapi; add that path, too",
+        ),
+        (
+            "gate: {unlisted: {except: ['**/{id}/doc.html', /a/doc, /a/doc.html]}}",
+            "2:28: gate.unlisted.except[0]: can also be read as **/x/doc; add that path, too",
+        ),
+        (
+            "gate: {unlisted: {except: [healthz]}}",
+            '2:28: gate.unlisted.except[0]: a route path begins with "/", or with "**/" for any prefix',
         ),
         ("scopes: {serve_on: both}", "2:10: scopes.serve_on: expects one of data, admin"),
         (
@@ -874,6 +930,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path)
         ("GATE__TENANT_HEADER", "null", "gate.tenant_header", None),
         ("SCOPES__LIMITS__MAX_COST_USD", "2.5", "scopes.limits.max_cost", 2_500_000),
         ("SHUTDOWN__DRAIN_SECONDS", "1e1", "shutdown.drain_seconds", 10.0),
+        ("SHUTDOWN__DRAIN_SECONDS", "10s", "shutdown.drain_seconds", 10.0),
+        ("SCOPES__DEFAULTS__TTL_SECONDS", "2m", "scopes.defaults.ttl_seconds", 120),
         ("GATE__ROUTES", "[{path: /a}, {path: /b}]", "gate.routes.1.path.text", "/b"),
         ("LOG__SIGNING_KEY_FILE", "null", "log.signing_key_file", None),
         ("DATA__ALLOWED_HOSTS", "null", "data.allowed_hosts", None),
@@ -1017,6 +1075,117 @@ def test_settings_that_differ_in_one_key_are_told_apart_by_its_name(tmp_path: Pa
     assert differing(one, other) == keys
     assert differing(other, one) == keys
     assert differing(one, settings_of(tmp_path, "")) == ()
+
+
+SAME_PATH = "is the path of gate.routes[{}] for the same methods, too; keep one of them"
+SAME_REQUESTS = (
+    "matches requests that {} of gate.routes[{}] matches, too, with the same methods; change one of them, or "
+    "join the two routes"
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/a", "/a"),
+        ("/a", "/A"),
+        ("/v/{name}/run", "/V/{name}/run"),
+        ("**/run", "**/RUN"),
+        ("/a/{rest...}", "/a/{rest...}"),
+    ],
+)
+def test_two_routes_with_one_path_and_method_are_both_named(tmp_path: Path, one: str, other: str) -> None:
+    text = f'gate:\n  routes:\n    - path: "{one}"\n    - path: "{other}"\n      methods: [PUT, POST]\n'
+    assert faults(tmp_path, text) == [
+        "c.yaml:4:7: gate.routes[0].path: " + SAME_PATH.format(1),
+        "c.yaml:5:7: gate.routes[1].path: " + SAME_PATH.format(0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/a", "/a/"),
+        ("/a/{b}", "/a/{c}"),
+        ("/a/{b}", "/a/{c}/"),
+        ("/{a}/b", "/c/{d}"),
+        ("/v1/{kind}s/run", "/v1/pod{kind}/run"),
+        ("/a/{b}:run", "/a/{c}"),
+        ("**/run", "/v1/{name}/run"),
+        ("**/run", "**/tasks/run"),
+        ("**/{name}/run", "**/tasks/run"),
+        ("**/run", "/tasks/{rest...}"),
+        ("/tasks/{rest...}", "/tasks/{name}/run"),
+        ("/tasks/{rest...}", "/{kind}/{rest...}"),
+    ],
+)
+def test_two_routes_that_some_request_would_both_have_are_named(tmp_path: Path, one: str, other: str) -> None:
+    for first, second in ((one, other), (other, one)):
+        text = f'gate:\n  routes:\n    - path: [/x, "{first}"]\n    - path: "{second}"\n'
+        assert faults(tmp_path, text) == [
+            "c.yaml:4:7: gate.routes[0].path: " + SAME_REQUESTS.format(second, 1),
+            "c.yaml:5:7: gate.routes[1].path: " + SAME_REQUESTS.format(first, 0),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/a", "/b"),
+        ("/a/{b}", "/a/c"),  # the exact path goes before the one with a variable
+        ("**/run", "/v1/run"),
+        ("/a/{b}", "/a/{b}/{c}"),
+        ("/a/{b}", "/c/{b}"),
+        ("/a/{b}:run", "/a/{b}:stop"),
+        ("/a/{b}", "/a/x/{rest...}"),
+        ("**/run", "**/stop"),
+        ("**/a/run", "/run/{b}"),
+        ("/v1/{kind}s/run", "/v1/{kind}s/stop"),
+        ("/", "/{a}"),
+    ],
+)
+def test_two_routes_that_no_request_has_both_of_are_accepted(tmp_path: Path, one: str, other: str) -> None:
+    text = f'gate:\n  routes:\n    - path: "{one}"\n    - path: "{other}"\n'
+    assert [route.label for route in settings_of(tmp_path, text).gate.routes] == [one, other]
+
+
+def test_routes_that_share_a_path_with_different_methods_need_names(tmp_path: Path) -> None:
+    text = "gate:\n  routes:\n    - path: /a\n    - path: [/b, /a]\n      methods: [DELETE]\n"
+    message = "is a path of gate.routes[{}], too; give each of the two a name"
+    assert faults(tmp_path, text) == [
+        "c.yaml:4:7: gate.routes[0].path: " + message.format(1),
+        "c.yaml:5:7: gate.routes[1].path: " + message.format(0),
+    ]
+    named = text.replace("- path", "- name: one\n      path", 1)
+    assert faults(tmp_path, named) == ["c.yaml:6:7: gate.routes[1].path: " + message.format(0)]
+    named = named.replace("- path", "- name: two\n      path", 1)
+    assert [route.label for route in settings_of(tmp_path, named).gate.routes] == ["one", "two"]
+
+
+def test_head_is_listed_where_get_is(tmp_path: Path) -> None:
+    text = (
+        "gate:\n  routes:\n    - {path: /a, name: one, methods: [GET]}\n"
+        "    - {path: /a, name: two, methods: [HEAD]}\n"
+    )
+    assert len(faults(tmp_path, text)) == 2
+
+
+def test_only_names_that_all_paths_of_a_route_have_are_places(tmp_path: Path) -> None:
+    text = "gate:\n  routes:\n    - path: ['/a/{b}/{c}', '/a/{b}']\n      action: path:NAME\n"
+    assert settings_of(tmp_path, text.replace("NAME", "b"))
+    (fault,) = faults(tmp_path, text.replace("NAME", "c"))
+    assert fault.startswith("c.yaml:5:7: gate.routes[0].action: names a segment that")
+
+
+def test_five_hundred_routes_are_compared_in_less_than_a_second(tmp_path: Path) -> None:
+    routes = "".join(
+        f"    - path: ['/v1/kinds/{{kind}}/things/{{thing}}/do{number}', '/v1/{{thing}}/do{number}/']\n"
+        for number in range(500)
+    )
+    sections = settings_of(tmp_path, "gate:\n  routes:\n" + routes).gate
+    begun = time.process_time()
+    assert list(conflicts([route.calls for route in sections.routes])) == []
+    assert time.process_time() - begun < 1
 
 
 def test_settings_that_differ_in_many_keys_are_told_apart_in_the_files_order(tmp_path: Path) -> None:
@@ -1171,6 +1340,8 @@ def test_settings_dump_as_the_text_of_the_file() -> None:
         {
             "name": None,
             "path": "**/recovery/execute",
+            "methods": ["POST"],
+            "other_methods": "refuse",
             "body": ["json"],
             "content_types": [],
             "mode": "enforce",

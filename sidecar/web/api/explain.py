@@ -38,9 +38,9 @@ class ExplainApi:
     async def explain(self, request: web.Request, query: Query) -> answers.Explanation | Refusal:
         snapshot = self._live.snapshot
         header = snapshot.settings.gate.tenant_header
-        routes = {route.path.text: route for route in snapshot.settings.gate.routes}
+        routes = {route.label: route for route in snapshot.settings.gate.routes}
         body = await read_document(request)
-        name = query.given.get("route", next(iter(snapshot.enforced or routes.values())).path.text)
+        name = query.given.get("route", next(iter(snapshot.enforced or routes.values())).label)
         if name not in routes:
             return unknown("route", tuple(routes))
         route = snapshot.judging(routes[name])
@@ -99,7 +99,7 @@ def answer_for(
             "target_agents": list(claims.target_agents),
         }
     return {
-        "route": route.path.text,
+        "route": route.label,
         "allowed": refusal is None,
         "error": refusal.code if refusal else None,
         "message": refusal.message if refusal else "This would be admitted.",
@@ -165,9 +165,9 @@ EXPLAIN = Operation(
     parameters=(
         choice(
             "route",
-            "The path of a gated route, as it is configured. Without it the first route that refuses is "
-            "judged, else the first. Where another route goes before this one, as an enforced one does "
-            "before one in shadow, that one judges.",
+            "The name of a gated route: its path if it has no other. Without it the first route that "
+            "refuses is judged, else the first. Where another route goes before this one, as an enforced one "
+            "does before one in shadow, that one judges.",
         ),
     ),
     body=Body(

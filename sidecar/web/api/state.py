@@ -97,7 +97,7 @@ class StateApi:
             "config_revision": snapshot.revision,
             "last_reload": last_reload(self._reloader.last),
             "scope_required_from": snapshot.settings.gate.scope_required_from,
-            "shadow_routes": [route.path.text for route in snapshot.shadow_routes],
+            "shadow_routes": [route.label for route in snapshot.shadow_routes],
             "unlisted": {
                 "reads": unlisted.reads,
                 "writes": unlisted.writes,

@@ -21,11 +21,11 @@ from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.gate.places import Place
 from sidecar.ids import new_trace_ids
-from sidecar.live.snapshot import Snapshot
+from sidecar.live.snapshot import Snapshot, leaves
 from sidecar.settings.sections import GateSection, Route
 from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import target_bytes, uncarried
-from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_body
+from sidecar.web.serving.body import FORM_PARSED_AT_ONCE, PARSED_AT_ONCE, Taken, read_body
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import HeaderFields, JudgedHeaders
 from sidecar.web.wire.request import request_id_of, tenant_of
@@ -57,9 +57,10 @@ def course_of(request: DataRequest, snapshot: Snapshot) -> Course | None:
     routes, shadow = snapshot.settings.gate.routes, False
     if len(snapshot.enforced) < len(routes):
         enforced = classify(method, target, headers, has_body, snapshot.enforced_paths)
-        if isinstance(enforced, PassThrough):
+        # A method that no enforced route lists may be listed by a route in shadow mode.
+        if isinstance(enforced, PassThrough) or (isinstance(verdict, Gated) and leaves(enforced)):
             shadow = True
-        else:
+        elif not (leaves(verdict) and leaves(enforced)):
             verdict, routes = enforced, snapshot.enforced
     route = routes[verdict.index] if isinstance(verdict, Gated) else None
     return Course(verdict=verdict, route=route, shadow=shadow)
@@ -115,8 +116,8 @@ async def read_gated(
     if twins is not None:
         message = f"The header {twins[0]} could be read as {twins[1]}."
         return Refusal("invalid_request", message, {"member": f"header:{twins[0]}"})
-    # Each key is looked at, which takes long where there are many.
-    at_once = len(raw) <= PARSED_AT_ONCE
+    # Each key or name is looked at, which takes long where there are many.
+    at_once = len(raw) <= (FORM_PARSED_AT_ONCE if reading == "form" else PARSED_AT_ONCE)
     claims = read(given, sources) if at_once else await asyncio.to_thread(read, given, sources)
     if isinstance(claims, Refusal):
         return claims

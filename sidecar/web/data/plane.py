@@ -11,7 +11,7 @@ from types import TracebackType
 from aiohttp import web
 
 from sidecar.core.target import Rejected
-from sidecar.core.unlisted import Unlisted
+from sidecar.core.unlisted import Unlisted, not_listed
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.eventloop.timers import Deadlines
 from sidecar.gate import deadlines
@@ -168,10 +168,7 @@ class DataPlane:
             with limit:
                 if treatment == "refuse":
                     self._observer.unlisted(access, "refused")
-                    refusal = Refusal(
-                        "not_listed",
-                        f"No route lists {request.method} for this path; gate.unlisted.{access} is refuse.",
-                    )
+                    refusal = not_listed(request.method, access)
                     return await self._refuse(Refused(refusal=refusal), facts)
                 unfit = passthrough.uncarried(request.fields) or broken_body(request.content)
                 if unfit is not None:

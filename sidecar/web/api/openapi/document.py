@@ -152,7 +152,7 @@ def _linked(operation: Operation, links: Mapping[str, Any], tenant: str | None) 
 def _of_routes(operation: Operation, routes: Iterable[Route]) -> Operation:
     """The call with its query parameter `route` limited to the configured routes."""
     (route,) = operation.parameters
-    schema = {**route.schema, "enum": [each.path.text for each in routes]}
+    schema = {**route.schema, "enum": [each.label for each in routes]}
     return replace(operation, parameters=(replace(route, schema=schema),))
 
 
@@ -237,8 +237,10 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 def _answer(answer: Answer, operation: Operation) -> dict[str, Any]:
     entry: dict[str, Any] = {"description": answer.description}
-    if answer.headers:
-        entry["headers"] = {name: {**HEADERS[name], "required": True} for name in answer.headers}
+    headers = {name: {**HEADERS[name], "required": True} for name in answer.headers}
+    headers |= {name: dict(HEADERS[name]) for name in answer.optional_headers}
+    if headers:
+        entry["headers"] = headers
     if answer.contents is None:
         entry["content"] = {"application/json": {"schema": _reference(operation.model())}}
     elif answer.contents:

@@ -9,7 +9,8 @@ from typing import Any
 from sidecar.core.bodies import FORM_TYPE
 from sidecar.core.facts import MAX_ID_CHARS, WHOLE_PATH, FactSources, Source
 from sidecar.core.idempotency import MAX_KEY_CHARS, MIN_KEY_CHARS
-from sidecar.core.target import RoutePattern
+from sidecar.core.pattern import RoutePattern
+from sidecar.core.target import LOOKING, METHODS
 from sidecar.settings.sections import Route
 from sidecar.web.api.operation import (
     BODY_ERRORS,
@@ -78,21 +79,29 @@ _BOUND_ERRORS = (
 
 
 def gated_operations(routes: Sequence[Route]) -> Iterator[Operation]:
-    """The calls of every gated route. If two routes have the same path, the first route is shown."""
-    paths: set[str] = set()
+    """The calls of every gated route, path by path. Of a route with several paths, the first is shown.
+
+    If two routes have the same call, the first route is shown.
+    """
+    shown: dict[str, dict[str, Operation]] = {}
+    firsts: dict[str, tuple[Route, str]] = {}
     for number, route in enumerate(routes, start=1):
-        path = path_of(route.path)
-        if path not in paths:
-            paths.add(path)
-            suffix = "" if number == 1 else str(number)
-            yield _execute(route, path, suffix)
-            for method in _LOOKING:
+        path = path_of(route.path.patterns[0])
+        calls, suffix = shown.setdefault(path, {}), "" if number == 1 else str(number)
+        firsts.setdefault(path, (route, suffix))
+        for method in (each for each in METHODS if route.calls.lists(each) and each not in calls):
+            calls[method] = _execute(route, path, method, number)
+    for path, calls in shown.items():
+        yield from calls.values()
+        route, suffix = firsts[path]
+        for method in LOOKING:
+            if method not in calls:
                 yield _look(route, path, method, suffix)
 
 
 def path_of(pattern: RoutePattern) -> str:
     """The path shown for a pattern: the recovery API's path if the pattern matches it, else the shortest."""
-    path = "/" + "/".join(pattern.segments)
+    path = pattern.text.removeprefix("**").replace("...}", "}")
     return EXECUTE_PATH if pattern.anywhere and EXECUTE_PATH.endswith(path) else path
 
 
@@ -103,30 +112,34 @@ def body_name(number: int = 1) -> str:
 
 # The calls ------------------------------------------------------------------------------------------
 
-_LOOKING = ("GET", "HEAD", "OPTIONS")
 
-
-def _execute(route: Route, path: str, suffix: str) -> Operation:
-    gated = f"Gated is any path that ends so (`{route.path.text}`)." if route.path.anywhere else ""
+def _execute(route: Route, path: str, method: str, number: int) -> Operation:
+    first, *others = route.path.patterns
+    gated = f"Gated is any path that ends so (`{first.text}`)." if first.anywhere else ""
+    if others:
+        gated += f" The route has further paths: {', '.join(f'`{one.text}`' for one in others)}."
+    name = "execute" if number == 1 else f"execute{number}"
     return Operation(
         listener="data",
-        call=f"POST {path}",
-        name=f"execute{suffix}",
+        call=f"{method} {path}",
+        name=name if method == _main(route) else f"{name}{method.title()}",
         tag="Execute",
         summary="Execute a recovery action under a scope",
         description=(
             "Spends an attempt of the scope, then forwards method, target and body as they are, once. The "
             "answer is the backend's own, whatever its status. Errors of the sidecar are problems whose "
-            f"`type` begins with `urn:scopegate:error:`. {gated}"
+            f"`type` begins with `urn:scopegate:error:`. {gated.lstrip()}"
         ).rstrip(),
         parameters=(*_parameters(route), IDEMPOTENCY_KEY, REQUEST_ID),
-        body=_body(route, body_name(int(suffix or 1))),
+        body=_body(route, body_name(number)),
         answers=(
             Answer(
                 "The backend's answer.",
                 status="default",
                 contents={"*/*": {}},
-                headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, "Idempotency-Replayed", REQUEST_ID_HEADER),
+                headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
+                # An action of low risk may need no scope.
+                optional_headers=(*OF_THE_SCOPE, "Idempotency-Replayed"),
                 links=TO_DECISION,
             ),
         ),
@@ -144,6 +157,11 @@ def _execute(route: Route, path: str, suffix: str) -> Operation:
     )
 
 
+def _main(route: Route) -> str:
+    """The method whose call is named after the route."""
+    return "POST" if route.calls.lists("POST") else route.methods[0]
+
+
 def _look(route: Route, path: str, method: str, suffix: str) -> Operation:
     return Operation(
         listener="data",
@@ -155,7 +173,7 @@ def _look(route: Route, path: str, method: str, suffix: str) -> Operation:
             "As long as it carries neither a body nor a method or target override, and `gate.unlisted` does "
             "not refuse it."
         ),
-        parameters=tuple(_in_path(name) for name in route.path.names),
+        parameters=tuple(_in_path(name) for name in route.path.patterns[0].names),
         answers=(Answer("The backend's answer.", status="default", contents={"*/*": {}}),),
         errors=(*_TARGET_ERRORS, "not_listed", *_UPSTREAM_ERRORS, *SUBMIT_ERRORS),
         error_headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
@@ -187,7 +205,7 @@ def spending(route: Route) -> Mapping[str, Any]:
 
 def _parameters(route: Route) -> tuple[Parameter, ...]:
     sources = route.sources
-    found = {name: _in_path(name) for name in route.path.names}
+    found = {name: _in_path(name) for name in route.path.patterns[0].names}
     places = [(part, name) for name in _GIVEN for part in _source(sources, name).single]
     places += [(part, "") for source in sources.target_agents for part in source.single]
     for source, fact in reversed(places):  # what is required wins
