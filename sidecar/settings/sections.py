@@ -360,7 +360,7 @@ class Route(Section):
 class UnlistedSection(Section):
     """What becomes of a request whose path or method no route lists: `pass` lets it through unrecorded,
     `record` lets it through once a decision record is on disk, and `refuse` answers 403 `not_listed`. See
-    [What no route lists](#what-no-route-lists)."""
+    [What no route lists](routes.md#what-no-route-lists)."""
 
     reads: Annotated[Treatment, LIVE] = "pass"
     """What becomes of GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`."""
@@ -409,12 +409,12 @@ class GateSection(Section):
     presets: Annotated[tuple[Preset, ...], LIST, LIVE] = ()
     """The interfaces whose routes ship with Scopegate, for example `[awx]`. They read the scope and the
     incident from the headers `X-Recovery-Scope-Id` and `X-Recovery-Incident-Id`. A route in `gate.routes`
-    with the name of a preset's route replaces it. See [Presets](#presets)."""
+    with the name of a preset's route replaces it. See [Presets](routes.md#presets)."""
     routes: Annotated[
         tuple[Route, ...], LIST, BeforeValidator(_some_route), AfterValidator(_with_presets), LIVE
     ] = Field([{"path": "**/recovery/execute"}], validate_default=True)
     """The gated paths, at least one unless there are presets. A request is gated if any reading of its path
-    matches one of them. See [Routes](#routes)."""
+    matches one of them. See [Routes](routes.md)."""
     unlisted: UnlistedSection
     max_body_bytes: Annotated[Bytes, LIVE] = 1_048_576
     """Bytes of a gated request body, which is held in memory. A longer body gets 413."""
