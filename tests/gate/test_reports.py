@@ -754,3 +754,73 @@ async def test_a_shadow_route_sends_a_token_for_what_it_lets_through(
     house = await open_house(gate={"completion_base_url": BASE, "routes": [route]})
     job = Job(house, (await house.execute(None), backend.executions[-1])[1])
     assert (await job.report("failed")).json()["scope_status"] is None
+
+
+# Idempotency keys ---------------------------------------------------------------------------------------
+
+KEY = [("Idempotency-Key", "key-00000001")]
+
+
+@pytest.mark.parametrize("outcome", [None, "succeeded", "failed"])
+async def test_a_repeat_gets_the_first_answer_while_it_runs_and_after_its_report(
+    house: House, outcome: str | None
+) -> None:
+    scope = await house.issue()
+    first = await house.execute(scope, headers=KEY)
+    job = Job(house, house.backend.executions[-1])
+    if outcome is not None:
+        assert (await job.report(outcome)).status == 200
+    again = await house.execute(scope, headers=KEY)
+    assert (again.status, again.body) == (first.status, first.body)
+    assert again.header("Idempotency-Replayed") == "true"
+    assert len(house.backend.executions) == 1
+
+
+async def test_a_report_that_nothing_was_executed_frees_the_key(house: House) -> None:
+    scope = await house.issue()
+    await house.execute(scope, headers=KEY)
+    await Job(house, house.backend.executions[-1]).report("not_executed")
+    again = await house.execute(scope, headers=KEY)
+    assert again.header("Idempotency-Replayed") is None
+    assert len(house.backend.executions) == 2
+
+
+async def test_a_status_that_says_that_nothing_was_executed_frees_the_key(
+    house: House, backend: Backend
+) -> None:
+    scope = await house.issue()
+    backend.script = replies(status="409 Conflict")
+    await house.execute(scope, headers=KEY)
+    backend.script = ACCEPTED
+    assert (await house.execute(scope, headers=KEY)).status == 202
+    assert len(backend.executions) == 2
+
+
+async def test_a_repeat_after_the_time_limit_is_of_unknown_outcome(house: House) -> None:
+    scope = await house.issue(ttl_seconds=3600)
+    await house.execute(scope, headers=KEY)
+    job = Job(house, house.backend.executions[-1])
+    house.clock.move(600)
+
+    async def is_unknown() -> bool:
+        return bool((await job.execution())["status"] == "unknown")
+
+    await eventually(is_unknown)
+    assert_problem(await house.execute(scope, headers=KEY), 409, "outcome_unknown")
+
+
+async def test_an_answer_that_comes_after_the_report_is_the_one_that_repeats_get(
+    house: House, backend: Backend
+) -> None:
+    release = asyncio.Event()
+    backend.script = replies(b'{"late": true}', status="202 Accepted", after=release)
+    scope = await house.issue()
+    asked = asyncio.create_task(house.execute(scope, headers=KEY))
+    await eventually(lambda: bool(backend.executions))
+    await Job(house, backend.executions[-1]).report()
+    assert_problem(await house.execute(scope, headers=KEY), 409, "outcome_unknown")
+    release.set()
+    assert (await asked).status == 202
+    again = await house.execute(scope, headers=KEY)
+    assert (again.status, again.json()) == (202, {"late": True})
+    assert len(backend.executions) == 1
