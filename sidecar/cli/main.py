@@ -194,6 +194,7 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     click.echo(f"upstream       {loaded.upstream.url}")
     click.echo(f"store          {loaded.store.url}")
     _warn_of_unspendable(loaded, policies)
+    _warn_of_unlisted(loaded, policies)
 
 
 @main.command(
@@ -232,6 +233,18 @@ def _warn_of_unspendable(loaded: Settings, policies: PolicySet) -> None:
             f"warning: the action {name} holds {to_dollars(entries[name].hold):.12g} US dollars, and "
             f"scopes.limits.max_cost_usd is {to_dollars(most):.12g}, so every scope for it is refused; raise "
             "the limit, or lower max_cost_usd of the action",
+            err=True,
+        )
+
+
+def _warn_of_unlisted(loaded: Settings, policies: PolicySet) -> None:
+    """Warn of the actions that routes name as a constant, and that the catalogue does not list."""
+    named = {route.action.name for route in loaded.gate.routes if route.action.kind == "const"}
+    missing = sorted(name for name in named if policies.action(name) is None)
+    if missing:
+        click.echo(
+            f"warning: the catalogue does not list {', '.join(missing)}, so every request for it is refused; "
+            "add the actions to a file of the policies",
             err=True,
         )
 
