@@ -7,8 +7,8 @@ A request that any parser could read as a request for a gated path is judged or 
 3. A gated target that is not spelled out is refused as ambiguous. A target with more readings than can be
    tried is refused, too.
 4. Among the routes that a target spells out, the method decides. Of two routes that list it, the one with an
-   exact path goes before the one with variables. A target that spells a route out and has a reading that
-   matches yet another route is ambiguous, whatever the method.
+   exact path goes before the one with variables. A target that spells a route out is ambiguous for a method
+   if it has a reading that matches yet another route which lists this method.
 5. A method that no route of the path lists is refused if one of these routes says so, else it passes. GET,
    HEAD and OPTIONS pass in any case if they have no body and no override header.
 
@@ -37,7 +37,15 @@ from urllib.parse import unquote_to_bytes
 from sidecar.core import _readings as readings
 from sidecar.core._lookup import Entry, Lookup
 from sidecar.core._quicktest import QuickTest
-from sidecar.core._readings import decoded, folded, other_reading, shortened, steps_for, taking_off
+from sidecar.core._readings import (
+    decoded,
+    describe,
+    folded,
+    readings_of,
+    shortened,
+    steps_for,
+    taking_off,
+)
 from sidecar.core.cache import Cache
 from sidecar.core.host import BRACKETED, NAME
 from sidecar.core.pattern import RoutePattern, overlapping
@@ -178,7 +186,7 @@ class Place:
     """What a path that spells routes out means for each method.
 
     `judged` holds the methods that its routes list, each with the request to judge, or a clause that says why
-    a variable is ambiguous. `refused` is the refusal of other methods, unless they pass.
+    the path is ambiguous. `refused` is the refusal of other methods, unless they pass.
     """
 
     judged: Mapping[str, Gated | str]
@@ -228,74 +236,80 @@ class GatedPaths:
         path: str,
         apart_from: Collection[int] = (),
         *,
-        but_not_as_it_is: Collection[RoutePattern] = (),
         before: str = "",
         more: Sequence[readings.Step] = (),
     ) -> str | None:
         """A clause that says how some reading of the path matches a route, or None if no reading does.
 
-        Routes in `apart_from` do not count, and patterns in `but_not_as_it_is` not for the path as it stands.
-        Each reading is also tried with the prefix `before`. `more` are additional steps.
+        Routes in `apart_from` do not count. Each reading is also tried with the prefix `before`. `more` are
+        additional steps.
         """
-        unread = path.lower()
-
-        def matched(reading: str) -> tuple[str, str | None] | None:
-            for text in (reading, before + reading) if before else (reading,):
-                for entry in self._lookup.matching(text):
-                    if entry.route in apart_from or (text == unread and entry.pattern in but_not_as_it_is):
-                        continue
-                    return entry.pattern.text, "adding a slash at its end" if entry.adds_slash else None
-            return None
-
-        steps = (*readings.STEPS, *more) if more else steps_for(path)
-        return other_reading(path, matched, steps)
+        for reading in readings_of(path, (*readings.STEPS, *more) if more else steps_for(path)):
+            if reading is None:
+                return readings.TOO_MANY
+            text, way = reading
+            for each in (text, before + text) if before else (text,):
+                for entry in self._lookup.matching(each):
+                    if entry.route not in apart_from:
+                        return _clause(entry, each, way)
+        return None
 
     def _place_of(self, path: str) -> Place | str | None:
         segments = path[1:].split("/")
         spelled: dict[int, tuple[RoutePattern, Sequence[str]]] = {}
-        unspelled: list[Entry] = []
         for entry in self._lookup.matching(path.lower()):
             found = None if entry.adds_slash else entry.pattern.spelled_by(segments)
-            if found is None:
-                unspelled.append(entry)
             # Of a route's own paths, the exact one is the one that counts.
-            elif entry.route not in spelled or entry.pattern.is_exact:
+            if found is not None and (entry.route not in spelled or entry.pattern.is_exact):
                 spelled[entry.route] = entry.pattern, found
         if not spelled:
             return self.other_reading(path)
-        # A pattern matches /x/ with an empty variable where an exact path is /x/.
-        emptied = {}
-        if any(pattern.is_exact for pattern, _ in spelled.values()):
-            emptied = {
-                entry.pattern: entry.route for entry in unspelled if not entry.adds_slash and path[-1:] == "/"
-            }
-        # Another route could match in another reading and read other facts: /run;x/recovery/execute.
-        return (
-            _doubt(path)
-            or self.other_reading(path, spelled, but_not_as_it_is=emptied)
-            or self._judged(path, spelled, emptied.values())
-        )
+        return _doubt(path) or self._judged(path, spelled)
 
-    def _judged(
-        self, path: str, spelled: Mapping[int, tuple[RoutePattern, Sequence[str]]], emptied: Collection[int]
-    ) -> Place:
+    def _judged(self, path: str, spelled: Mapping[int, tuple[RoutePattern, Sequence[str]]]) -> Place | str:
         # Exact paths first; otherwise the order of the configuration, in which no two list one method.
         order = sorted(spelled, key=lambda route: (not spelled[route][0].is_exact, route))
+        # Another route could match in another reading and read other facts: /run;x/recovery/execute.
+        rivals: dict[int, str] = {}
+        emptied: dict[int, str] = {}
+        for reading in readings_of(path, steps_for(path)):
+            if reading is None:
+                return readings.TOO_MANY
+            text, way = reading
+            for entry in self._lookup.matching(text):
+                if entry.route not in spelled:
+                    # An exact path /x/ goes before /x/{name} with an empty variable.
+                    exempt = not way and _is_emptied(entry, text) and spelled[order[0]][0].is_exact
+                    (emptied if exempt else rivals).setdefault(entry.route, _clause(entry, text, way))
         judged: dict[str, Gated | str] = {}
+        listed = []
         for method in METHODS:
-            for route in order:
-                if self.routes[route].lists(method):
-                    judged[method] = _gated(route, *spelled[route], path)
-                    break
-        listed = tuple(judged)
-        for method in METHODS:
-            if method not in judged and any(self.routes[route].lists(method) for route in emptied):
-                judged[method] = "a {name} would be empty"
+            first = next((route for route in order if self.routes[route].lists(method)), None)
+            others = rivals if first is not None else {**rivals, **emptied}
+            clause = next((others[route] for route in others if self.routes[route].lists(method)), None)
+            if first is not None:
+                listed.append(method)
+            if clause is not None:
+                judged[method] = clause
+            elif first is not None:
+                judged[method] = _gated(first, *spelled[first], path)
         refused = None
-        if not all(self.routes[route].passes_others for route in order):
-            allow = listed + tuple(method for method in LOOKING if method not in listed)
+        if not all(self.routes[route].passes_others for route in (*order, *rivals)):
+            allow = (*listed, *(method for method in LOOKING if method not in listed))
             refused = Rejected(Refusal("method_not_allowed", _not_allowed(listed)), allow=allow)
         return Place(judged, refused, frozenset(spelled))
+
+
+def _clause(entry: Entry, reading: str, way: Sequence[str]) -> str:
+    if not way and _is_emptied(entry, reading):
+        return f"a variable of {entry.pattern.text} would be empty"
+    return describe(entry.pattern.text, (*way, "adding a slash at its end") if entry.adds_slash else way)
+
+
+def _is_emptied(entry: Entry, reading: str) -> bool:
+    """Whether a reading matches a pattern only with a variable that is empty."""
+    segments = reading.split("/")[1:]
+    return not entry.adds_slash and entry.pattern.spelled_by(segments, folded=True) is None
 
 
 def _not_allowed(listed: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sidecar.core._readings import STEPS, Step, decoded, other_reading, steps_for, taking_off
+from sidecar.core._readings import STEPS, Step, decoded, readings_of, steps_for, taking_off
 from sidecar.core.cache import Cache
 from sidecar.core.pattern import RoutePattern
 from sidecar.core.target import (
@@ -68,17 +68,12 @@ class ExceptedPaths:
     def stray_reading(self, path: str, more: Sequence[Step] = ()) -> str | None:
         """A reading of the path that is not excepted, None if there is none. It is "" if there are too many
         readings to try. `more` are additional steps."""
-        stray: list[str] = []
-
-        def not_excepted(reading: str) -> tuple[str, None] | None:
-            if any(matches(one, reading) for one in self.patterns):
-                return None
-            stray.append(reading)
-            return reading, None
-
-        if other_reading(path, not_excepted, (*STEPS, *more) if more else steps_for(path)) is None:
-            return None
-        return stray[0] if stray else ""
+        for reading in readings_of(path, (*STEPS, *more) if more else steps_for(path)):
+            if reading is None:
+                return ""
+            if not any(matches(one, reading[0]) for one in self.patterns):
+                return reading[0]
+        return None
 
     def _led_astray(self, path: str, headers: Collection[tuple[str, str]]) -> bool:
         """Whether a header could lead a backend to a path that is not excepted."""
