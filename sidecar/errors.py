@@ -33,6 +33,8 @@ class ErrorKind:
 
 _SCOPE = {"scope_id": "scope_0123456789abcdef0123456789abcdef"}
 
+_HOLDER = {"decision_id": "01961234-5678-7abc-8def-0123456789ab"}
+
 _ROWS: tuple[ErrorKind, ...] = (
     ErrorKind(
         "scoped_execution_required",
@@ -147,6 +149,22 @@ _ROWS: tuple[ErrorKind, ...] = (
         retry=True,
     ),
     ErrorKind(
+        "idempotency_in_flight",
+        409,
+        "The first request under this Idempotency-Key is still in flight",
+        "Send it again after `Retry-After`; it then gets the answer of the first.",
+        {**_HOLDER, "retry_after_seconds": 1},
+        retry=True,
+    ),
+    ErrorKind(
+        "outcome_unknown",
+        409,
+        "The first request under this Idempotency-Key has no known answer",
+        "Find out whether the backend acted, and reconcile the execution `decision_id`; `not_executed` frees "
+        "the key.",
+        {**_HOLDER, "execution_status": "unknown"},
+    ),
+    ErrorKind(
         "not_reconcilable",
         409,
         "The execution cannot be reconciled",
@@ -185,11 +203,18 @@ _ROWS: tuple[ErrorKind, ...] = (
         "invalid_scope",
         422,
         "The requested scope is not valid",
-        "Correct the terms that `errors` names, such as a blank intent or a bound past its limit.",
+        "Correct the terms that `errors` names, such as a blank intent, a bound past its limit, or a "
+        "`max_cost_usd` below `min_cost_usd`.",
         {
             "member": "intent",
             "errors": [{"member": "/intent", "problem": "is required and must say why; it cannot be blank"}],
         },
+    ),
+    ErrorKind(
+        "idempotency_key_reused",
+        422,
+        "Another request was sent under this Idempotency-Key",
+        "Use a new key for each action; repeat a request with the same method, target and body.",
     ),
     ErrorKind(
         "braked",
@@ -267,7 +292,9 @@ _NULL = {"type": "null"}
 MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "decision_id": {
         **_TEXT,
-        "description": "The decision that records the refusal, or the one that does not exist.",
+        "description": "The decision that records the refusal, or the one that does not exist. Of "
+        "`idempotency_in_flight` and `outcome_unknown`, the execution of the first request; the header "
+        "`Scopegate-Decision-Id` then names the record of the refusal.",
     },
     "route": {**_TEXT, "description": "The name of the gated route; if it has none, its path."},
     "scope_id": {**_TEXT, "description": "The scope that the request names."},
@@ -305,9 +332,14 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "retry_after_seconds": {
         "type": "integer",
         "minimum": 1,
-        "description": "The seconds until the brake ends, as in `Retry-After`.",
+        "description": "The seconds to wait before a retry, as in `Retry-After`; of a brake, until it ends.",
     },
     "member": {**_TEXT, "description": "The first member that is missing or wrong."},
+    "min_cost_usd": {
+        "type": "number",
+        "minimum": 0,
+        "description": "The least `max_cost_usd` with which each action of the scope could be executed.",
+    },
     "errors": {
         "anyOf": [{"type": "array", "items": {"$ref": "#/components/schemas/WrongMember"}}, _TEXTS],
         "description": "Every member, or every place in the files, that is wrong.",

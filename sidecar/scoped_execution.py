@@ -49,7 +49,8 @@ What is refused
     ScopeRefused            400  invalid_request             member: what has a wrong type or is missing
     ======================= ==== =========================== ============================================
 
-    Invalid terms of a scope (a blank intent, a cost below 0) raise ValueError.
+    Invalid terms of a scope raise ValueError: a blank intent, a cost below 0, or a `max_cost_usd` below the
+    amount that an execution of one of its actions holds, because such a scope could never be spent.
 
 When the store fails
     Nothing is executed without a record. If the store cannot commit within `deadline_seconds`, the call
@@ -138,9 +139,9 @@ async def create_recovery_scope(
 ) -> dict[str, Any]:
     """Create a bound execution scope for recovery action: the gate step.
 
-    Returns the scope as `BoundExecutionScope.to_dict` does. Raises ValueError, naming the wrong term,
-    ScopeRefused (`policy_denied`) for an action that the configured catalogue does not list, and
-    StoreUnavailable.
+    Returns the scope as `BoundExecutionScope.to_dict` does. Raises ValueError, naming the wrong term (also a
+    `max_cost_usd` below what an execution of the action holds), ScopeRefused (`policy_denied`) for an action
+    that the configured catalogue does not list, and StoreUnavailable.
     """
     store = configured_store()
     command = grant(

@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 import rapidjson
 import ujson
 
-from sidecar.core.facts import DEFAULT_SOURCES, Request, read
+from sidecar.core import form
+from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Request, Source, read
 from sidecar.core.pattern import RoutePattern
 from sidecar.core.target import Gated, GatedPaths, PassThrough, classify
 from sidecar.errors import Refusal
 from sidecar.files.strictjson import NotJson, parse
 from sidecar.web.wire.headers import HeaderFields
-from tests import deforming, lenient
+from tests import deforming, lenient, lenientforms
 from tests.lenient import ROUTES, HeaderBytes, Route
 
 
@@ -127,6 +129,47 @@ def of_body(body: bytes) -> tuple[str, list[str]]:
         wanted = judged["target_agents" if path[-1] == "target_agents" else path[0]]
         if any((value or None) != wanted for value in values if value or path[-1] != "target_agents"):
             found.append(f"a careless backend reads {path} as {values}, and {wanted} is judged: {body!r}")
+    return "judged", found
+
+
+FORM_FACTS = ("scope_id", "incident_id", "action", "target")
+_IN_A_FORM = FactSources(
+    scope_id=Source.parse("form:scope_id"),
+    incident_id=Source.parse("form:incident_id"),
+    action=Source.parse("form:action"),
+    parameters=None,
+    target_agents=(Source.parse("form:target"),),
+)
+
+
+def of_form(body: bytes, query: bytes) -> tuple[str, list[str]]:
+    """The verdict on a form and its request's query, and what each backend reads that was not judged."""
+    try:
+        pairs = form.parse(body)
+        asked = parse_qsl(query.decode("utf-8", "surrogateescape"), keep_blank_values=True, errors="strict")
+    except form.NotForm:
+        return "no strict form", []
+    except UnicodeDecodeError:
+        return "no UTF-8 query", []
+    claims = read(Request(document={}, opaque=True, form=pairs, query=asked), _IN_A_FORM)
+    if isinstance(claims, Refusal):
+        return claims.code, []
+    agent = claims.target_agents[0] if claims.target_agents else None
+    judged = dict(zip(FORM_FACTS, (claims.scope_id, claims.incident_id, claims.action, agent), strict=True))
+    found = []
+    for name, parse_as in lenientforms.BACKENDS.items():
+        try:
+            members = parse_as(body, query)
+        except (ValueError, UnicodeError):
+            continue  # what cannot be read is not executed
+        other = {fact: members.get(fact) or None for fact in FORM_FACTS}
+        if other != judged:
+            found.append(f"{name} reads {other}, and {judged} is judged: {body!r} {query!r}")
+    for fact, values in lenientforms.facts(body, query, FORM_FACTS).items():
+        if values - {judged[fact]}:
+            found.append(
+                f"a careless backend reads {fact} as {values}, and {judged} is judged: {body!r} {query!r}"
+            )
     return "judged", found
 
 

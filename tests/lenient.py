@@ -284,7 +284,7 @@ def executes(
 # ---- bodies ----------------------------------------------------------------------------------------
 
 FACTS = (("scope_id",), ("incident_id",), ("action",), ("target_agents",), ("parameters", "target_agents"))
-_CLEANINGS: tuple[Callable[[str], str], ...] = (
+CLEANINGS: tuple[Callable[[str], str], ...] = (
     lambda key: key.partition("\0")[0],
     lambda key: "".join(each for each in key if unicodedata.category(each) != "Cc"),
     lambda key: "".join(each for each in key if unicodedata.category(each) != "Cf"),
@@ -305,7 +305,7 @@ def _is_read_as(key: str, name: str) -> bool:
         return True
     seen, waiting = {key}, [key]
     for reading in waiting:
-        for clean in _CLEANINGS:
+        for clean in CLEANINGS:
             made = clean(reading)
             if made in (name, name.upper()):
                 return True

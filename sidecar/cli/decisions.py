@@ -24,7 +24,7 @@ from sidecar.cli.lists import (
     since_option,
     tenant_option,
 )
-from sidecar.cli.options import answered, json_option, tell
+from sidecar.cli.options import answered, duration_between, json_option, tell
 from sidecar.cli.shapes import is_number
 from sidecar.cli.tables import cell, dollars, fitted, lines, lines_of, moment, plain, when
 from sidecar.core.record import DecisionOutcome, DecisionType, Event
@@ -115,11 +115,11 @@ Examples:
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 3_600),
-    default=1.0,
+    callback=duration_between(0.1, 3_600),
+    default="1",
     show_default=True,
-    metavar="SECONDS",
-    help="How often to look for new decisions.",
+    metavar="TIME",
+    help="How often to look for new decisions: seconds, or 5s, or 1m.",
 )
 @json_option
 def tail(sidecar: Access, last: int, interval: float, *, as_json: bool, **wanted: Any) -> None:
@@ -326,6 +326,7 @@ WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
         _detail("intent", "intent: {}"),
         _principal,
     ),
+    "replayed": (_detail("admission_id", "answer of {}"), _count, _principal),
     "settled": (_without_scope, _detail("cause"), _cost),
     "reconciled": (
         _detail("reconciled_because"),

@@ -33,9 +33,9 @@ Examples:
 @asks("admin")
 @click.option(
     "--route",
-    metavar="PATH",
-    help="The gated route, by its path in gate.routes.  [default: the first route in enforce mode, else the "
-    "first route]",
+    metavar="NAME",
+    help="The gated route, by its name in gate.routes, or by its path if it has no name.  [default: the "
+    "first route in enforce mode, else the first route]",
 )
 @click.option("--tenant", metavar="NAME", help="The tenant; sent in the header gate.tenant_header.")
 @click.option("--action", metavar="NAME", help="The action, instead of BODY.")

@@ -15,12 +15,11 @@ from sidecar.cli.options import json_option, tell
 from sidecar.cli.shapes import Shape
 from sidecar.cli.tables import table
 from sidecar.clock import wall_clock
+from sidecar.core.duration import EXAMPLES, seconds_of
 from sidecar.core.facts import is_identifier
 from sidecar.core.instant import SECOND, iso_time, parse_time
 
 MAX_PAGE = 1_000
-
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -59,16 +58,14 @@ def usd(ctx: click.Context, param: click.Parameter, value: str | None) -> float 
 
 
 def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Parse a duration: a number of seconds, or a number with the unit s, m or h."""
+    """Parse a time to live: a whole number of seconds, or a duration."""
     del ctx, param
     if value is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,9})([smh]?)", value)
+    found = int(value) if re.fullmatch("[0-9]{1,9}", value) else seconds_of(value)
     if found is None:
-        raise click.BadParameter(
-            f"{value!r} is not a number of seconds, nor a duration such as 90s, 5m or 1h"
-        )
-    return int(found[1]) * _SECONDS[found[2] or "s"]
+        raise click.BadParameter(f"{value!r} is not a number of seconds, nor a duration such as {EXAMPLES}")
+    return found
 
 
 def since(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -76,9 +73,9 @@ def since(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     del ctx, param
     if value is None:
         return None
-    ago = re.fullmatch(r"([0-9]{1,9})([smhdw])", value)
+    ago = seconds_of(value)
     if ago is not None:
-        return max(0, wall_clock() - int(ago[1]) * _SECONDS[ago[2]] * SECOND)
+        return max(0, wall_clock() - ago * SECOND)
     try:
         return parse_time(value)
     except ValueError as exc:

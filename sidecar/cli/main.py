@@ -49,6 +49,7 @@ ELSEWHERE = {
     "health": ("status", "Check whether a sidecar is ready, and if not, why."),
     "log": ("log", "The decision log: verify it, sign it, export it."),
     "policy": ("policy", "Test policies, and decide recorded decisions again under another set."),
+    "routes": ("routes", "Routes: list them, try a request against them, suggest some for a backend."),
     "scopes": ("scopes", "Execution scopes: create one, list and show them, revoke one or all."),
     "status": (
         "status",
@@ -180,8 +181,10 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     unlisted = "refused" if policies.unlisted is None else f"{policies.unlisted.risk.value} risk"
     click.echo(f"configuration  {config}: ok")
     click.echo(f"policies       {loaded.policies}: ok, revision {policies.revision}")
-    actions = "1 action" if len(policies.actions) == 1 else f"{len(policies.actions)} actions"
-    rules = "1 rule" if len(policies.rules) == 1 else f"{len(policies.rules)} rules"
+    actions = _counted(len(policies.actions), "action")
+    if policies.globs:
+        actions += f" and {_counted(len(policies.globs), 'glob')} of actions"
+    rules = _counted(len(policies.rules), "rule")
     click.echo(f"               {actions} listed; any other is {unlisted}")
     shadow = sum(rule.shadow for rule in policies.rules)
     click.echo(f"               {rules}, {shadow} of them in shadow mode")
@@ -190,6 +193,7 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
         click.echo(f"               no scope is needed below {loaded.gate.scope_required_from.value} risk")
     click.echo(f"upstream       {loaded.upstream.url}")
     click.echo(f"store          {loaded.store.url}")
+    _warn_of_unspendable(loaded, policies)
 
 
 @main.command(
@@ -213,6 +217,27 @@ def demo(once: bool) -> None:
     except ScopegateError as exc:
         failed(str(exc))
     sys.exit(0 if held else FAILED)
+
+
+def _warn_of_unspendable(loaded: Settings, policies: PolicySet) -> None:
+    """Warn of the actions for which no scope over HTTP can be granted, because they hold too much."""
+    from sidecar.core.money import to_dollars
+
+    most = loaded.scopes.limits.max_cost
+    entries = {**policies.actions, **policies.globs}
+    if policies.unlisted is not None:
+        entries["*"] = policies.unlisted
+    for name in sorted(name for name, entry in entries.items() if entry.hold > most):
+        click.echo(
+            f"warning: the action {name} holds {to_dollars(entries[name].hold):.12g} US dollars, and "
+            f"scopes.limits.max_cost_usd is {to_dollars(most):.12g}, so every scope for it is refused; raise "
+            "the limit, or lower max_cost_usd of the action",
+            err=True,
+        )
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _is_of_output(exc: OSError) -> bool:

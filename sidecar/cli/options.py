@@ -61,6 +61,26 @@ set_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, for programs.")
 
 
+def duration_between(low: float, high: float) -> Callable[..., float]:
+    """The callback of an option that takes a number of seconds, or a duration such as 10s, 5m, 2h or 1d."""
+
+    def parsed(ctx: click.Context, param: click.Parameter, value: str) -> float:
+        from sidecar.core.duration import EXAMPLES, seconds_of
+
+        del ctx, param
+        found: float | None = seconds_of(value)
+        try:
+            seconds = float(value) if found is None else found
+        except ValueError as exc:
+            message = f"{value!r} is not a number of seconds, nor a duration such as {EXAMPLES}"
+            raise click.BadParameter(message) from exc
+        if not low <= seconds <= high:
+            raise click.BadParameter(f"{value!r} is not from {low:g} to {high:g} seconds")
+        return seconds
+
+    return parsed
+
+
 # Reading a configuration ----------------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ Examples:
     "--ttl",
     callback=duration,
     metavar="TIME",
-    help="How long the scope is valid: seconds, or 5m, or 1h. The least is 60 seconds.",
+    help="How long the scope is valid: seconds, or 5m, 2h or 1d. The least is 60 seconds.",
 )
 @click.option(
     "--max-cost-usd", callback=usd, metavar="X", help="The most that all executions may cost together."

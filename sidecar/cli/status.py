@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sidecar.cli.access import Access, asks
-from sidecar.cli.options import FAILED, answered, json_option, tell
+from sidecar.cli.options import FAILED, answered, duration_between, json_option, tell
 from sidecar.web.wire.health import Liveness, Readiness
 
 
@@ -94,11 +94,11 @@ Examples:
 @click.option("--live", is_flag=True, help="Check only that the process answers, not that it is ready.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.01, max=600),
-    default=3.0,
+    callback=duration_between(0.01, 600),
+    default="3",
     show_default=True,
-    metavar="SECONDS",
-    help="How long to wait for the answer.",
+    metavar="TIME",
+    help="How long to wait for the answer: seconds, or 5s, or 1m.",
 )
 @json_option
 def health(sidecar: Access, *, live: bool, as_json: bool) -> None:

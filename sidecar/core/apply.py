@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sidecar.core import brakes
+from sidecar.core import brakes, idempotency
 from sidecar.core.bounds import (
     CATALOGUE_BOUNDS,
     SCOPE_BOUNDS,
     UNSCOPED_BOUNDS,
     BoundInput,
     judge,
+    never_spendable,
     not_in_catalogue,
     targets_required,
 )
@@ -32,6 +33,7 @@ from sidecar.core.command import (
     Bind,
     ClockAccepted,
     Command,
+    CountReplays,
     Denied,
     Emit,
     Emitted,
@@ -55,10 +57,12 @@ from sidecar.core.command import (
 )
 from sidecar.core.entries import clock_accepted_entry, ended_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
+from sidecar.core.idempotency import Claim, Claimed
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule, Subject
 from sidecar.core.record import Entry, Event
+from sidecar.core.repeats import repeated, summary_of
 from sidecar.core.rules import (
     GrantJudgment,
     Objection,
@@ -83,7 +87,8 @@ class Names:
     `scopes` are scope ids. `executions` are admission ids; the scope of each execution is loaded with it.
     `groups` maps each group to a time in microseconds: its admissions after that time are loaded, and those
     still in flight, but never executions that were not sent. `once` are keys under which a record is kept
-    once. `requests` are request ids; their records without a run are loaded.
+    once. `requests` are request ids; their records without a run are loaded. `keys` are digests of
+    idempotency keys; the execution that holds each is loaded with it.
     """
 
     scopes: Sequence[str] = ()
@@ -92,6 +97,7 @@ class Names:
     once: Sequence[bytes] = ()
     switches: Sequence[Switch] = ()
     requests: Sequence[str] = ()
+    keys: Sequence[bytes] = ()
 
 
 def names(commands: Iterable[Command], now: int) -> Names:
@@ -102,16 +108,23 @@ def names(commands: Iterable[Command], now: int) -> Names:
     once: dict[bytes, None] = {}
     switches: dict[Switch, None] = {}
     requests: dict[str, None] = {}
+    keys: dict[bytes, None] = {}
     for command in commands:
         match command:
             case Admit(claims=claims):
                 if claims.scope_id is not None:
                     scopes[claims.scope_id] = None
+                if command.claim is not None:
+                    keys[command.claim.key] = None
                 wanted = groups_for(command.policies, command.tenant_id, claims.incident_id, claims.action)
                 for group, seconds in wanted.items():
                     since = now - seconds * SECOND
                     groups[group] = min(groups.get(group, since), since)
-            case Settle() | Reconcile():
+            case Settle():
+                executions[command.admission_id] = None
+                if command.answer is not None:
+                    keys[command.answer.key] = None
+            case Reconcile():
                 executions[command.admission_id] = None
             case Revoke():
                 scopes[command.scope_id] = None
@@ -133,6 +146,7 @@ def names(commands: Iterable[Command], now: int) -> Names:
         once=tuple(once),
         switches=tuple(switches),
         requests=tuple(requests),
+        keys=tuple(keys),
     )
 
 
@@ -144,7 +158,8 @@ class State:
     these executions. With `found`, a brake examines each of them only once for many decisions, and stops
     counting once its answer is known. Without it, every decision counts all of them. `kept` holds the keys
     whose record exists already. `on` holds the switches that are on. `unbound` maps each named request
-    to the sequence numbers of its pre-run records that have no run.
+    to the sequence numbers of its pre-run records that have no run. `claimed` holds the idempotency keys that
+    are claimed, by their digests.
     """
 
     scopes: Mapping[str, Scope] = field(default_factory=dict)
@@ -154,6 +169,7 @@ class State:
     kept: Set[bytes] = frozenset()
     on: Set[Switch] = frozenset()
     unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    claimed: Mapping[bytes, Claimed] = field(default_factory=dict)
 
 
 @valueclass
@@ -167,6 +183,7 @@ class Applied:
     kept: bytes | None = None
     turned: Turn | None = None
     bound: Bind | None = None
+    claimed: Claimed | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -254,6 +271,9 @@ def _objections(
 
 def admit(command: Admit, state: State, now: int) -> Applied:
     """Consume the scope, hold the cost and record it, or refuse."""
+    repeated = None if command.claim is None else _repeated(command, command.claim, state, now)
+    if repeated is not None:
+        return repeated
     claims, revision = command.claims, command.policies.revision
     found = _judgment(command, state, now)
     details = _shadow_details(found.shadow)
@@ -310,7 +330,21 @@ def admit(command: Admit, state: State, now: int) -> Applied:
         scope=consumed,
         execution=execution,
         entry=entry,
+        claimed=None
+        if command.claim is None
+        else idempotency.claimed_by(command.claim, command.decision_id, now),
     )
+
+
+def _repeated(command: Admit, claim: Claim, state: State, now: int) -> Applied | None:
+    """What the request gets if its idempotency key is claimed already."""
+    claimed = state.claimed.get(claim.key)
+    if claimed is None:
+        return None
+    execution = state.executions.get(claimed.admission_id)
+    scope = None if execution is None else state.scopes.get(execution.scope_id or "")
+    repeat = repeated(command, claim, claimed, execution, scope, now)
+    return None if repeat is None else Applied(reply=repeat[0], entry=repeat[1])
 
 
 def _shadow_details(shadow: Iterable[Objection]) -> dict[str, Any]:
@@ -327,6 +361,11 @@ def issue(command: Issue, now: int) -> Applied:
     requested = _terms(command)
     found = command.judged or granted(command, now)
     refusal = _not_granted(command) or refusal_by(found.objections)
+    if refusal is None:
+        # The rules come first, because they decide what the ceiling is.
+        lowered_by = found.lowered.get("max_cost_usd", ())
+        actions = command.scope.allowed_actions
+        refusal = never_spendable(command.policies, actions, found.terms.max_cost, lowered_by)
     shadow = tuple(one for one in found.objections if one.shadow)
     details = _shadow_details(shadow)
     if command.judged is not None and found.conditional:
@@ -367,7 +406,7 @@ def issue(command: Issue, now: int) -> Applied:
         now,
         gatekept="scope_grant",
         expires_at=iso_time(scope.expires_at),
-        rules=list(found.lowered_by),
+        rules=found.lowered_by,
         **_term_details(command, terms),
         **details,
     )
@@ -437,6 +476,8 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _settle(command, state, now)
         case Refuse():
             return _refuse(command, now)
+        case CountReplays():
+            return Applied(reply=Recorded(command.decision_id), entry=summary_of(command, now))
         case PassUnlisted():
             return _pass_unlisted(command, now)
         case Issue():
@@ -558,7 +599,14 @@ def _settle(command: Settle, state: State, now: int) -> Applied:
         cause=command.cause,
         cost=_final_cost(command.outcome, command.cost, execution.hold),
     )
-    return _ended(command, "settled", scope, ended, now)
+    settled = _ended(command, "settled", scope, ended, now)
+    answer = command.answer
+    if answer is None or ended.status in RELEASING:
+        return settled
+    claimed = idempotency.answered(
+        state.claimed.get(answer.key), answer, ended.decision_id, settled.scope, now
+    )
+    return replace(settled, claimed=claimed)
 
 
 def _reconcile(command: Reconcile, state: State, now: int) -> Applied:

@@ -11,8 +11,8 @@ careless backend could take for JSON or a form (`text/json`, `application/json; 
 without a type, are refused. A body that names JSON and is broken is refused as well, so a request cannot
 choose to be opaque. For the same reason an encoded body is accepted only where every body is opaque.
 
-Many frameworks read a name from a form before they look for it in the query. Where a route reads a fact from
-the query, an opaque body is therefore no form.
+Many frameworks read a name from a form or a JSON body before they look for it in the query. Where a route
+reads a fact from the query, an opaque body is therefore neither of them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Bodies:
             if "form" in self.kinds and essence == FORM_TYPE:
                 return "form"
         resembled = {kind for kind, word in _RESEMBLING.items() if word in text.lower()}
-        readable = {*self.kinds, *(("form",) if self.facts_in_query else ())}
+        readable = {*_RESEMBLING} if self.facts_in_query else {*self.kinds}
         clear = self.may_be_encoded or is_media_type(essence)
         if "any" in self.kinds and clear and not resembled & readable:
             return "any"

@@ -7,12 +7,13 @@ catalogue follow those of the scope, and the rules follow both. No clock, no I/O
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from sidecar.core.facts import Claims
 from sidecar.core.instant import iso_time
+from sidecar.core.money import to_dollars
 from sidecar.core.policy import ActionPolicy, PolicySet
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
@@ -174,6 +175,37 @@ def targets_required(action: str | None) -> Refusal:
         "policy_denied",
         f"The action {action!r} is only allowed for target agents that are named (targets_required).",
         {"rules": [], "action": action},
+    )
+
+
+def never_spendable(
+    policies: PolicySet, actions: Iterable[str], max_cost: int, lowered_by: Sequence[str] = ()
+) -> Refusal | None:
+    """The refusal of a grant whose ceiling is below the hold of one of its actions, None if every hold fits.
+
+    Every execution of such an action would be refused, so the grant only looks like permission. `max_cost` is
+    the ceiling in micro-dollars, and `lowered_by` are the rules that lowered it.
+    """
+    least, action = max(
+        ((entry.hold, action) for action in actions if (entry := policies.action(action)) is not None),
+        key=lambda one: one[0],
+        default=(0, ""),
+    )
+    if max_cost >= least:
+        return None
+    needed = f"{to_dollars(least):.12g}"
+    problem = f"must be at least {needed}, because an execution of {action!r} holds that amount"
+    if lowered_by:
+        lowered = f"rules that lowered it to {to_dollars(max_cost):.12g}: {', '.join(lowered_by)}"
+        problem += f" ({lowered})"
+    return Refusal(
+        "invalid_scope",
+        f"max_cost_usd {problem}.",
+        {
+            "member": "max_cost_usd",
+            "errors": [{"member": "/max_cost_usd", "problem": problem}],
+            "min_cost_usd": to_dollars(least),
+        },
     )
 
 

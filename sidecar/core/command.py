@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sidecar.core.facts import Claims
+from sidecar.core.idempotency import Claim, KeptAnswer
 from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.core.record import Origin, Record
 from sidecar.core.rules import GrantJudgment, Objection, Preview
@@ -65,7 +66,8 @@ class Admit:
     records it in a counted summary. `announced_cost` is the cost that the caller expects. If it exceeds the
     catalogue's hold, it is the hold. `preview` is an earlier judgment by the rules. If it is None, the rules
     judge when the command is applied. An action with a risk below `scope_required_from` needs no scope. On a
-    `shadow` route, a refusal is only recorded.
+    `shadow` route, a refusal is only recorded. With `claim`, a request that repeats an earlier one under its
+    idempotency key is not admitted: it gets what `core.idempotency` says.
     """
 
     decision_id: str
@@ -80,6 +82,7 @@ class Admit:
     preview: Preview | None = None
     scope_required_from: RiskClass = RiskClass.LOW
     shadow: bool = False
+    claim: Claim | None = None
     record_denial: bool = True
     origin: Origin = "gate"
 
@@ -126,7 +129,10 @@ class PassUnlisted:
 
 @valueclass
 class Settle:
-    """Record how an admitted execution ended. `cost` is the upstream's report, None if there was none."""
+    """Record how an admitted execution ended. `cost` is the upstream's report, None if there was none.
+
+    `answer` is what repeats of the request get, None if it has no idempotency key.
+    """
 
     decision_id: str
     admission_id: str
@@ -134,6 +140,22 @@ class Settle:
     cost: int | None = None
     http_status: int | None = None
     cause: str | None = None
+    answer: KeptAnswer | None = None
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountReplays:
+    """Record a flood of replays, which are `count`. `subjects` are some of their scopes or incidents."""
+
+    decision_id: str
+    count: int
+    subjects: tuple[str, ...]
+    policy_revision: str | None = None
+    tenant_id: str = "default"
+    request_id: str | None = None
+    principal: str = "anonymous"
+    route: str | None = None
     origin: Origin = "gate"
 
 
@@ -220,7 +242,18 @@ class AcceptClock:
 
 
 Command = (
-    Issue | Admit | Refuse | PassUnlisted | Settle | Revoke | Reconcile | Emit | Turn | Bind | AcceptClock
+    Issue
+    | Admit
+    | Refuse
+    | PassUnlisted
+    | CountReplays
+    | Settle
+    | Revoke
+    | Reconcile
+    | Emit
+    | Turn
+    | Bind
+    | AcceptClock
 )
 
 
@@ -257,6 +290,21 @@ class Denied:
     refusal: Refusal
     decision_id: str | None
     objections: tuple[Objection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A request repeats an earlier one under its idempotency key, and gets the answer of that.
+
+    `execution` is the earlier execution, and `scope` its scope as it was at `answered_at`. `decision_id` is
+    None if the replay left no record.
+    """
+
+    scope: Scope | None
+    execution: Execution
+    answer: KeptAnswer
+    answered_at: int
+    decision_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,4 +370,4 @@ class ClockAccepted:
 
 Granting = Issued | Admitted | Denied | Revoked
 Ending = Settled | NotInFlight
-Reply = Granting | Ending | Recorded | Emitted | NotEmitted | Turned | RunBound | ClockAccepted
+Reply = Granting | Ending | Replayed | Recorded | Emitted | NotEmitted | Turned | RunBound | ClockAccepted

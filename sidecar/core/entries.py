@@ -9,6 +9,7 @@ from typing import Any
 from sidecar.core.command import (
     AcceptClock,
     Admit,
+    CountReplays,
     Issue,
     PassUnlisted,
     Reconcile,
@@ -48,7 +49,7 @@ def outcome_of(refusal: Refusal) -> DecisionOutcome:
 
 
 def gate_entry(
-    command: Issue | Admit | Refuse | PassUnlisted | Revoke,
+    command: Issue | Admit | Refuse | PassUnlisted | CountReplays | Revoke,
     event: Event,
     refusal: Refusal | None,
     claims: Claims,
@@ -74,11 +75,12 @@ def gate_entry(
         inputs["parameters"] = claims.parameters
     if isinstance(command, Admit) and command.body_sha256:
         inputs["body_sha256"] = command.body_sha256
-    if isinstance(command, Admit | Refuse) and command.route is not None:
+    if isinstance(command, Admit | Refuse | CountReplays) and command.route is not None:
         details["route"] = command.route
     if revision is not None:
         details["policy_revision"] = revision
-    outcome = DecisionOutcome.SELECTED
+    # A replay lets nothing through, and nothing refused it.
+    outcome = DecisionOutcome.NONE if event == "replayed" else DecisionOutcome.SELECTED
     if refusal is not None:
         outcome = outcome_of(refusal)
         details.update(refusal.members)

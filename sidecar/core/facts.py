@@ -11,8 +11,8 @@ contains the text between the parts is refused.
 Objects, queries and forms that hold facts are checked for lookalikes (`lookalikes`): a name that a lenient
 backend reads as a fact's name, but that is not identical to it, is refused. The key `__proto__` is refused
 there, too. When JavaScript copies an object with this key, it reads the members of the key's value as members
-of the object. Frameworks also read the names of forms and queries together, so a fact that is read from one
-of them is refused where the other has its name as well.
+of the object. Frameworks also read the names of queries, forms and JSON bodies together, so a fact that is
+read from one of them is refused where another one has its name as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from urllib.parse import unquote_to_bytes
 
 from sidecar.core import pointer
 from sidecar.core.cache import Cache
-from sidecar.core.lookalikes import lookalike, spellings, wanted
+from sidecar.core.lookalikes import lookalike, pattern_of, spellings
 from sidecar.core.pointer import ABSENT, OBJECT
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
@@ -164,7 +164,7 @@ class FactSources:
     lists: bool = False
     # The names of the headers that hold facts of a request, in lower case.
     header_names: frozenset[str] = field(init=False)
-    # The function that finds each fact of a request, in the order of `of_the_request`.
+    # The function that finds each fact of a request, in the order of `single`.
     finders: tuple[Callable[[Request], Any], ...] = field(init=False, compare=False, repr=False)
     # For each object on the path to a fact: its pointer steps, and the judgement of its keys.
     watched: tuple[tuple[tuple[str, ...], Cache[tuple[str, ...], Refusal | None]], ...] = field(
@@ -172,31 +172,42 @@ class FactSources:
     )
 
     @property
-    def of_the_request(self) -> tuple[Source | None, ...]:
-        return (self.scope_id, self.incident_id, self.action, self.parameters, *self.target_agents)
-
-    @property
     def single(self) -> tuple[Source, ...]:
         """Every place in a request from which a fact, or a part of one, is read."""
-        return tuple(each for source in self.of_the_request if source for each in source.single)
+        sources = (self.scope_id, self.incident_id, self.action, self.parameters, *self.target_agents)
+        return tuple(each for source in sources if source for each in source.single)
 
     def __post_init__(self) -> None:
-        sources = self.of_the_request
         names = frozenset(source.name for source in self.single if source.kind == "header")
         keys: dict[tuple[str, ...], set[str]] = {}
         for source in self.single:
             for depth, token in enumerate(source.tokens):
                 keys.setdefault(source.tokens[:depth], set()).add(token)
-        watched = tuple((prefix, _keys_judged(prefix, judged)) for prefix, judged in keys.items())
+        # Names that a framework reads from the members of a document as well.
+        elsewhere = [source.name for source in self.single if source.kind in ("query", "form")]
+        if elsewhere:
+            keys.setdefault((), set())
+        watched = tuple(
+            (prefix, _keys_judged(prefix, judged, () if prefix else elsewhere))
+            for prefix, judged in keys.items()
+        )
         object.__setattr__(self, "header_names", names)
-        finders = tuple(_finder(source, self.lists) for source in sources)
-        object.__setattr__(self, "finders", finders)
+        singular = (self.scope_id, self.incident_id, self.action, self.parameters)
+        finders = [_finder(source, self.lists) for source in singular]
+        finders += [_finder(source, self.lists, self.target_agents) for source in self.target_agents]
+        object.__setattr__(self, "finders", tuple(finders))
         object.__setattr__(self, "watched", watched)
 
 
-def _keys_judged(prefix: tuple[str, ...], judged: Collection[str]) -> Cache[tuple[str, ...], Refusal | None]:
-    """For the keys of an object that holds the judged ones: the refusal of the first bad key, or None."""
+def _keys_judged(
+    prefix: tuple[str, ...], judged: Collection[str], elsewhere: Collection[str]
+) -> Cache[tuple[str, ...], Refusal | None]:
+    """For the keys of an object that holds the judged ones: the refusal of the first bad key, or None.
+
+    A key that is not judged must not be readable as a name that is read from elsewhere.
+    """
     forms = frozenset(form for name in judged for form in spellings(name))
+    others = frozenset(form for name in elsewhere for form in spellings(name))
 
     def refusal(keys: tuple[str, ...]) -> Refusal | None:
         for key in keys:
@@ -207,6 +218,8 @@ def _keys_judged(prefix: tuple[str, ...], judged: Collection[str]) -> Cache[tupl
                     "/" + "/".join((*prefix, key)),
                     "is spelled like a member that is judged, but not the same",
                 )
+            if others and key not in judged and not others.isdisjoint(spellings(key)):
+                return _refusal(f"/{key}", "could be read in place of a fact of the query or of a form")
         return None
 
     # Programs send the same keys again and again.
@@ -305,8 +318,12 @@ def _target_agents(
     return agents or ()
 
 
-def _finder(source: Source | None, lists: bool) -> Callable[[Request], Any]:
-    """The function that finds a fact. It returns its value or `ABSENT`, or raises _Unreadable."""
+def _finder(source: Source | None, lists: bool, alike: Collection[Source] = ()) -> Callable[[Request], Any]:
+    """The function that finds a fact. It returns its value or `ABSENT`, or raises _Unreadable.
+
+    `alike` are the places that must hold the same value. A name may stand in both the query and a form if
+    both are such places.
+    """
     if source is None:
         return lambda request: ABSENT
     name, tokens = source.name, source.tokens
@@ -322,10 +339,7 @@ def _finder(source: Source | None, lists: bool) -> Callable[[Request], Any]:
     if source.kind == "header":
         return lambda request: _only_one(request.headers, source)
     if source.kind in ("query", "form"):
-        readings = wanted(name)
-        if source.kind == "query":
-            return lambda request: _in_one_of(request.query, request.form or (), source, readings)
-        return lambda request: _in_one_of(request.form or (), request.query, source, readings)
+        return _in_query_or_form(source, alike)
     if len(tokens) == 1 and not lists:
         return lambda request: request.document.get(tokens[0], ABSENT)
     return lambda request: pointer.follow(request.document, tokens)
@@ -343,7 +357,7 @@ def _joined(request: Request, source: Source, finders: Sequence[Callable[[Reques
     whole: str = values[0]
     for literal, value in zip(source.literals, values[1:], strict=True):
         whole += literal + value
-    # A literal may also begin in a part and end in a literal: x- and --- are x and ----.
+    # With `--` between them, `x-` and `y` join to the text that `x` and `-y` join to.
     rest = whole
     for literal, value in zip(source.literals, values, strict=False):
         found, _, rest = rest.partition(literal)
@@ -366,21 +380,24 @@ def _whole_path(path: str, source: Source) -> str:
     return value
 
 
-def _in_one_of(
-    pairs: Sequence[tuple[str, str]],
-    others: Sequence[tuple[str, str]],
-    source: Source,
-    readings: frozenset[str],
-) -> Any:
-    """The value of a name in a query or form, if no name of the other one (`others`) could be read as it."""
-    if lookalike(pairs, source.name, readings) is not None:
-        where = "form" if source.kind == "form" else "query"
-        problem = f"could be read from another place in the {where} as well"
-        raise _Unreadable(_refusal(str(source), problem))
-    if others and lookalike(others, "", readings) is not None:
-        where = "query" if source.kind == "form" else "form"
-        raise _Unreadable(_refusal(str(source), f"could be read from the {where} as well"))
-    return _only_one(pairs, source)
+def _in_query_or_form(source: Source, alike: Collection[Source]) -> Callable[[Request], Any]:
+    """The finder of a name in the query or in a form, which must not be readable from the other one."""
+    pattern = pattern_of(source.name)
+    here, there = ("query", "form") if source.kind == "query" else ("form", "query")
+    in_both = any(place.kind == there and place.name == source.name for place in alike)
+
+    def find(request: Request) -> Any:
+        pairs, others = request.query, request.form or ()
+        if here == "form":
+            pairs, others = others, pairs
+        if lookalike(pairs, source.name, pattern) is not None:
+            problem = f"could be read from another place in the {here} as well"
+            raise _Unreadable(_refusal(str(source), problem))
+        if not in_both and others and lookalike(others, "", pattern) is not None:
+            raise _Unreadable(_refusal(str(source), f"could be read from the {there} as well"))
+        return _only_one(pairs, source)
+
+    return find
 
 
 def _only_one(pairs: Sequence[tuple[str, str]], source: Source) -> Any:

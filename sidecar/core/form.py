@@ -18,14 +18,14 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
-from sidecar.core.lookalikes import lookalike, wanted
+from sidecar.core.lookalikes import lookalike, pattern_of
 
 MAX_FIELDS = 1_000
 
 _STRAY_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(rb"[\0-\x1f\x7f]")
 _METHOD = "_method"
-_METHOD_READINGS = wanted(_METHOD)
+_METHOD_PATTERN = pattern_of(_METHOD)
 
 Pairs = list[tuple[str, str]]
 
@@ -50,7 +50,7 @@ def parse(body: bytes) -> Pairs:
     if body.count(b"&") >= MAX_FIELDS:
         raise NotForm(f"it has more than {MAX_FIELDS} fields")
     pairs = [_decoded(field) for field in body.split(b"&") if field]
-    if any(name == _METHOD for name, _ in pairs) or lookalike(pairs, _METHOD, _METHOD_READINGS) is not None:
+    if any(name == _METHOD for name, _ in pairs) or lookalike(pairs, _METHOD, _METHOD_PATTERN) is not None:
         raise NotForm(f"a field {_METHOD} could replace the method that was judged")
     return pairs
 

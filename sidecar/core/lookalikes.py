@@ -20,12 +20,9 @@ from collections.abc import Sequence
 from sidecar.core._readings import folded, is_format
 from sidecar.core.cache import Cache
 
-# The names whose readings are cached: the most of them, and the most characters of one.
-MAX_NAMES = 512
+# The names whose cleaned form is cached: the most of them (a form has fewer), and the most characters of one.
+MAX_NAMES = 1024
 MAX_NAME_CHARS = 64
-
-_PARTS_BEGIN = re.compile(r"[\[.\s;]")
-_PUNCTUATION = re.compile(r"[ .\[]")
 
 
 def spellings(name: str) -> tuple[str, ...]:
@@ -38,48 +35,53 @@ def spellings(name: str) -> tuple[str, ...]:
 
 
 def _cleaned(name: str) -> str:
-    dropped = {ord(each): None for each in set(name) if unicodedata.category(each) == "Cc" or is_format(each)}
-    kept = name.translate(dropped) if dropped else name
-    return folded(kept).strip()
+    return _without_ignored(name).strip()
 
 
-def wanted(name: str) -> frozenset[str]:
-    """The readings of a judged name. A name that shares one of its own readings (`read_as`) is a lookalike.
+def _without_ignored(text: str) -> str:
+    """The text in folded form, without the characters that parsers drop."""
+    if text.isascii() and text.isprintable():
+        return text.lower()
+    dropped = {ord(each): None for each in set(text) if unicodedata.category(each) == "Cc" or is_format(each)}
+    return folded(text.translate(dropped) if dropped else text)
 
-    A part of the judged name is not among them: `job` is no lookalike of `job.name`, which other frameworks
-    than PHP read as a name of its own.
+
+_cleaned_name: Cache[str, str] = Cache(_without_ignored, max_entries=MAX_NAMES, max_size=MAX_NAME_CHARS)
+
+
+def pattern_of(name: str) -> re.Pattern[str]:
+    """A pattern that finds lookalikes of a judged name in a cleaned field of a query or a form.
+
+    It takes blank, dot, `[` and `_` for one another, ignores `]`, and lets `[`, `.`, a blank or `;` end the
+    name, so it finds the name in every order of these readings. A part of the judged name is no lookalike:
+    frameworks other than PHP read `job` and `job.name` as two names.
     """
-    return frozenset(form for found in spellings(name) for form in (found, _flat(found)))
+    spelled = spellings(name)[0].replace("]", "")
+    letters = [r"[ ._\[]" if each in " ._[" else re.escape(each) for each in spelled]
+    # A name begins at the beginning of the field, or behind a `;`. Parsers skip blanks and NULs there.
+    begin, between, end = r"(?:\A|;)[\s\]\0]*", r"\]*", r"(?=[\s\].\[;\0=]|\Z)"
+    return re.compile(begin + between.join(letters) + end)
 
 
-def _readings(name: str) -> frozenset[str]:
-    return frozenset(
-        form
-        for found in spellings(name)
-        for form in (found, _PARTS_BEGIN.split(found, maxsplit=1)[0], _flat(found))
-    )
-
-
-def _flat(name: str) -> str:
-    """The name as PHP writes it. `a[b]` is written as `a.b` is, because some parsers read both alike."""
-    return _PUNCTUATION.sub("_", name.replace("]", ""))
-
-
-read_as: Cache[str, frozenset[str]] = Cache(_readings, max_entries=MAX_NAMES, max_size=MAX_NAME_CHARS)
-"""The names that some server may read in one name of a query or a form."""
-
-
-def lookalike(pairs: Sequence[tuple[str, str]], name: str, readings: frozenset[str]) -> str | None:
+def lookalike(pairs: Sequence[tuple[str, str]], name: str, pattern: re.Pattern[str]) -> str | None:
     """The first name in a query or form that some server may read as `name`, but that is another one.
 
-    `readings` are those of the judged name (`wanted`). Equal names are left to the caller.
+    `pattern` is that of the judged name (`pattern_of`). Equal names are left to the caller, unless their
+    value has a `;`, at which older servers cut it.
     """
     for found, value in pairs:
-        if found != name and not readings.isdisjoint(read_as[found]):
+        if ";" in value or ";" in found:
+            field = f"{found}={value}"
+            cleaned = _without_ignored(field)
+        elif found == name:
+            continue
+        else:
+            field, cleaned = found, _cleaned_name[found]
+        if pattern.search(cleaned) or ("\0" in field and _cut_at_nul(pattern, field)):
             return found
-        if ";" in value or ";" in found:  # as older servers split
-            for piece in f"{found}={value}".split(";")[1:]:
-                behind = piece.partition("=")[0]
-                if not readings.isdisjoint(read_as[behind]):
-                    return behind
     return None
+
+
+def _cut_at_nul(pattern: re.Pattern[str], field: str) -> bool:
+    """Whether a parser reads the name that ends names at NUL."""
+    return pattern.search("\0".join(map(_without_ignored, field.split("\0")))) is not None

@@ -6,16 +6,15 @@ of rules therefore never matters. The module `rules` judges requests by a policy
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from fnmatch import translate
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple, Protocol
 
-# The most unlisted actions for which a policy set caches the matching rules.
+from sidecar.core.globs import GlobTable, globbed, is_glob
+
+# The most actions without an entry of their own for which a policy set caches the matching rules.
 MOST_UNLISTED = 4_096
 # The most requests for which a policy set caches the matching bundles, and the most target agents of each.
 MOST_SELECTIONS = 4_096
@@ -134,19 +133,6 @@ class Condition(Protocol):
 Joint = Callable[[Subject], Sequence[bool]]
 # Makes a Joint of conditions, or None if these conditions can only be judged one by one.
 Joining = Callable[[Sequence[Condition]], Joint | None]
-
-
-@lru_cache(maxsize=65_536)
-def _regex(glob: str) -> re.Pattern[str]:
-    return re.compile(translate(glob))
-
-
-def globbed(globs: Sequence[str], value: str) -> bool:
-    """Whether a value matches any of the globs (`*`, `?`, `[...]`, case-sensitive).
-
-    No globs match every value.
-    """
-    return not globs or any(glob == value or _regex(glob).match(value) is not None for glob in globs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,7 +411,7 @@ class _Index:
         named: dict[str, list[Rule]] = {}
         patterned = []
         for rule in rules:
-            if rule.match.action and not any(_is_pattern(glob) for glob in rule.match.action):
+            if rule.match.action and not any(is_glob(glob) for glob in rule.match.action):
                 for action in dict.fromkeys(rule.match.action):
                     named.setdefault(action, []).append(rule)
             else:
@@ -433,19 +419,21 @@ class _Index:
         return cls({action: tuple(found) for action, found in named.items()}, tuple(patterned))
 
 
-def _is_pattern(glob: str) -> bool:
-    return any(character in glob for character in "*?[")
-
-
 @dataclass(frozen=True, kw_only=True)
 class PolicySet:
-    """All policies at one moment. `revision` is a hash of the contents of the policy files."""
+    """All policies at one moment. `revision` is a hash of the contents of the policy files.
+
+    The catalogue has three parts: `actions` by their names, `globs` for the actions that have no entry of
+    their own, and `unlisted` for those that match no glob either.
+    """
 
     revision: str
     actions: Mapping[str, ActionPolicy]
+    globs: Mapping[str, ActionPolicy] = field(default_factory=dict)
     unlisted: ActionPolicy | None = None
     rules: tuple[Rule, ...] = ()
     join: Joining | None = field(default=None, repr=False, compare=False)
+    _by_glob: GlobTable[ActionPolicy] = field(init=False, repr=False, compare=False)
     _indexes: Mapping[Phase, _Index] = field(init=False, repr=False, compare=False)
     _tallies: Mapping[int, Tally] = field(init=False, repr=False, compare=False)  # by the id() of each rule
     _joints: Joining | None = field(init=False, repr=False, compare=False)
@@ -456,6 +444,7 @@ class PolicySet:
         indexes: dict[Phase, _Index] = {}
         for phase in ("issue", "execute"):
             indexes[phase] = _Index.of([rule for rule in self.rules if rule.on == phase])
+        object.__setattr__(self, "_by_glob", GlobTable(self.globs))
         object.__setattr__(self, "_indexes", indexes)
         object.__setattr__(self, "_tallies", _tallies(self.rules))
         object.__setattr__(self, "_joints", None if self.join is None else _Joints(self.join))
@@ -463,15 +452,23 @@ class PolicySet:
         object.__setattr__(self, "_selected", {})
 
     def action(self, name: str) -> ActionPolicy | None:
-        """The entry for an action, or the `"*"` entry for an unlisted one. None means that it is refused."""
-        return self.actions.get(name, self.unlisted)
+        """The entry for an action: its own, else that of the glob that decides about it, else the `"*"`
+        entry. None means that it is refused."""
+        return self.actions.get(name) or self._unnamed(name)
+
+    def _unnamed(self, name: str) -> ActionPolicy | None:
+        found = self._by_glob.find(name) if self.globs else None
+        return self.unlisted if found is None else found[1]
 
     def label(self, name: str) -> str:
-        """The action as a metric label.
+        """The action as a metric label: its name, or the glob that lists it.
 
         Unlisted actions share one label, so the number of labels is bounded.
         """
-        return name if name in self.actions else "other"
+        if name in self.actions:
+            return name
+        found = self._by_glob.find(name) if self.globs else None
+        return "other" if found is None else found[0]
 
     def about(self, phase: Phase, action: str) -> tuple[Rule, ...]:
         """The rules of a phase whose `match` on action and risk accepts the action."""
@@ -528,8 +525,10 @@ class PolicySet:
                 if rule.match.action_matches(action, risk)
             )
             found = _Docket(phase, rules, self._tallies, self._joints)
-            if action in self.actions or len(self._found) < MOST_UNLISTED:
-                self._found[(phase, action)] = found  # bounded, because clients choose the actions
+            # Bounded, because clients choose the actions.
+            if action not in self.actions and len(self._found) >= len(self.actions) + MOST_UNLISTED:
+                self._found.clear()
+            self._found[(phase, action)] = found
         return found
 
 

@@ -19,6 +19,7 @@ Event = Literal[
     "issued",
     "admitted",
     "refused",
+    "replayed",
     "settled",
     "revoked",
     "reconciled",

@@ -11,7 +11,7 @@ judged on its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, NamedTuple
@@ -267,16 +267,21 @@ class ScopeTerms:
 
 @dataclass(frozen=True, slots=True)
 class GrantJudgment:
-    """The terms that the policies allow, the rules that lowered a term, and every objection.
+    """The terms that the policies allow, the rules that lowered each term, and every objection.
 
     `judged_at` is the time of the judgment. `conditional` has the same meaning as in `Preview`.
     """
 
     terms: ScopeTerms
-    lowered_by: tuple[str, ...]
+    lowered: Mapping[str, tuple[str, ...]]
     objections: tuple[Objection, ...]
     judged_at: int = 0
     conditional: bool = False
+
+    @property
+    def lowered_by(self) -> list[str]:
+        """The rules that lowered a term."""
+        return sorted({rule_id for rule_ids in self.lowered.values() for rule_id in rule_ids})
 
 
 def granting(
@@ -312,7 +317,9 @@ def granting(
                     limits[term][rule.id] = most
     lowered = {term: min(by.values()) for term, by in limits.items() if by}
     lowered_by = {
-        rule_id for term, by in limits.items() for rule_id, most in by.items() if most == lowered[term]
+        term: tuple(sorted(rule_id for rule_id, most in by.items() if most == lowered[term]))
+        for term, by in limits.items()
+        if by
     }
     terms = ScopeTerms(
         max_attempts=lowered.get("max_attempts", requested.max_attempts),
@@ -320,9 +327,7 @@ def granting(
         max_cost=lowered.get("max_cost_usd", requested.max_cost),
     )
     judged_at = subjects[0].now if subjects else 0
-    return GrantJudgment(
-        terms, tuple(sorted(lowered_by)), tuple(in_order(found.values())), judged_at, conditional
-    )
+    return GrantJudgment(terms, lowered_by, tuple(in_order(found.values())), judged_at, conditional)
 
 
 def _above(rule: Rule, term: str, most: int) -> Objection:

@@ -18,29 +18,15 @@ from typing import Literal
 from sidecar.core._readings import STEPS, Step, decoded, readings_of, steps_for, taking_off
 from sidecar.core.cache import Cache
 from sidecar.core.pattern import RoutePattern
-from sidecar.core.target import (
-    LONGEST_REMEMBERED,
-    LOOKING,
-    MAX_PLACES,
-    MAX_VALUES,
-    METHOD_OVERRIDES,
-    leads,
-    matches,
-    path_of,
-    read_as,
-    spells,
-)
+from sidecar.core.target import LOOKING, MAX_PLACES, MAX_VALUES, matches, spells
+from sidecar.core.targetheaders import LONGEST_REMEMBERED, METHOD_OVERRIDES, leads, path_of, read_as
+from sidecar.errors import Refusal
 
 Treatment = Literal["pass", "record", "refuse"]
 Access = Literal["reads", "writes"]
 
 # From the most lenient to the strictest.
 TREATMENTS: tuple[Treatment, ...] = ("pass", "record", "refuse")
-
-
-def example_of(pattern: RoutePattern) -> str:
-    """A path that the pattern matches."""
-    return pattern.filled("x")
 
 
 class ExceptedPaths:
@@ -71,9 +57,18 @@ class ExceptedPaths:
         for reading in readings_of(path, (*STEPS, *more) if more else steps_for(path)):
             if reading is None:
                 return ""
-            if not any(matches(one, reading[0]) for one in self.patterns):
+            # Without the slash at its end, "/" is empty, which parsers read as "/" again.
+            if not any(matches(one, reading[0] or "/") for one in self.patterns):
                 return reading[0]
         return None
+
+    def lacks(self, pattern: RoutePattern) -> str | None:
+        """The path that must be excepted, too, because parsers also read paths of this pattern as that one;
+        None if there is none."""
+        before = "/x" if pattern.anywhere else ""
+        example = before + pattern.filled("x")
+        stray = self.stray_reading(example)
+        return stray and ("**" if before else "") + stray.removeprefix(before)
 
     def _led_astray(self, path: str, headers: Collection[tuple[str, str]]) -> bool:
         """Whether a header could lead a backend to a path that is not excepted."""
@@ -113,3 +108,8 @@ class Unlisted:
         if treatment != "pass" and self.excepted.patterns and self.excepted.holds(target, headers):
             treatment = "pass"
         return treatment, access
+
+
+def not_listed(method: str, access: Access) -> Refusal:
+    """The refusal of a request that no route lists."""
+    return Refusal("not_listed", f"No route lists {method} for this path; gate.unlisted.{access} is refuse.")

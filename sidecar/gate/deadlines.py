@@ -37,9 +37,12 @@ def judging_seconds(settings: Settings) -> float:
 def response_seconds(request: GatedRequest) -> float:
     """The time for the backend's whole answer: the action's timeout, else the upstream's."""
     policies = request.snapshot.policies
-    action = policies.actions.get(request.facts.claims.action or "") if policies else None
     patience = request.snapshot.settings.upstream.response_timeout_seconds
-    return (action and action.timeout_seconds) or patience
+    if policies is None:
+        return patience
+    action = request.facts.claims.action or ""
+    entry = policies.actions.get(action) or policies.action(action)
+    return (entry and entry.timeout_seconds) or patience
 
 
 def executing_seconds(request: GatedRequest) -> float:

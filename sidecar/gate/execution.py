@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Reply, Settled
+from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Replayed, Reply, Settled
+from sidecar.core.idempotency import KeptAnswer
 from sidecar.core.rules import previewed
 from sidecar.errors import Refusal, StoreUnavailable, clock_refusal
 from sidecar.eventloop.timers import Deadline, Deadlines
@@ -36,6 +37,7 @@ from sidecar.gate.messages import (
 from sidecar.gate.observer import Observer
 from sidecar.gate.places import Place, Places
 from sidecar.gate.refusal_log import CLOCK_RETRY_AFTER_SECONDS, RETRY_AFTER_SECONDS, RefusalLog
+from sidecar.gate.replays import ReplayLog, kept_answer, replay
 from sidecar.gate.settlement import Settlements
 from sidecar.ids import new_decision_id
 from sidecar.live.snapshot import Snapshot
@@ -59,7 +61,7 @@ class InFlight:
     """The state of one gated request, from its place in flight to its settlement."""
 
     request: GatedRequest
-    answer: asyncio.Future[Outcome | Denied]  # a long answer goes on streaming after this is set
+    answer: asyncio.Future[Outcome | Denied | Replayed]  # a long answer goes on streaming after this is set
     task: asyncio.Task[None] = field(init=False)
     deadline: Deadline = field(init=False)  # the outer one
     decision_id: str | None = None  # the id of the submitted admission
@@ -91,6 +93,7 @@ class Gate:
         self._lingering: set[asyncio.Task[None]] = set()  # those whose requests were given up
         self._deadlines = Deadlines()
         self._settlements = Settlements(store, observer)
+        self._replays = ReplayLog(store, refusals, observer)
 
     # The way of one request --------------------------------------------------------------------
 
@@ -140,10 +143,13 @@ class Gate:
             if flight.answer.cancelled() or not flight.answer.done():
                 raise
             outcome = flight.answer.result()
+        # A request that is not forwarded is handled here, not in the task. If it waits for its summary, it
+        # must not occupy a place in flight.
         if isinstance(outcome, Denied):
-            # The denial is handled here, not in the task. A refusal that waits for its summary must not
-            # occupy a place in flight.
             return await self.refusals.denied(outcome, request.facts)
+        if isinstance(outcome, Replayed):
+            unrecorded = await self._replays.record(outcome, request.facts)
+            return unrecorded or replay(outcome, request.method)
         return outcome
 
     def give_back(self, reply: Reply) -> None:
@@ -232,7 +238,7 @@ class Gate:
             if not answer.done():
                 answer.set_exception(exc)
 
-    async def _admit(self, flight: InFlight) -> Admitted | Denied | Refused:
+    async def _admit(self, flight: InFlight) -> Admitted | Denied | Replayed | Refused:
         request, facts = flight.request, flight.request.facts
         policies = request.snapshot.policies
         assert policies is not None
@@ -243,6 +249,7 @@ class Gate:
             preview=previewed(facts.claims, facts.tenant_id, facts.principal, policies, self._store.now()),
             scope_required_from=request.snapshot.settings.gate.scope_required_from,
             shadow=request.shadow,
+            claim=request.claim,
             tenant_id=facts.tenant_id,
             request_id=facts.request_id,
             principal=facts.principal,
@@ -259,7 +266,7 @@ class Gate:
             return await self.refusals.unconfirmed(exc, facts)
         finally:
             self._observer.committed(request, begun, reply)
-        if isinstance(reply, Denied):
+        if isinstance(reply, Denied | Replayed):
             flight.decision_id = None
             return reply
         assert isinstance(reply, Admitted)
@@ -293,7 +300,10 @@ class Gate:
         status = exchange.head.status
         self._observer.answered(request, begun, status=status)
         cost = reported_cost(request.route.cost, exchange.head, body)
-        settled = await self._settle(flight, admitted, "answered", cost=cost, http_status=status)
+        answer = None if request.claim is None else kept_answer(request.claim, exchange.head, body)
+        settled = await self._settle(
+            flight, admitted, "answered", cost=cost, http_status=status, answer=answer
+        )
         _set(flight.answer, Forwarded(last=settled or admitted, head=exchange.head, body=body))
 
     async def _send(self, flight: InFlight, admitted: Admitted, seconds: float) -> Exchange:
@@ -361,7 +371,8 @@ class Gate:
             return
         self._observer.answered(request, begun, status=status)
         cost = reported_cost(request.route.cost, exchange.head, None)
-        await self._settle(flight, admitted, "answered", cost=cost, http_status=status)
+        answer = None if request.claim is None else kept_answer(request.claim, exchange.head, None)
+        await self._settle(flight, admitted, "answered", cost=cost, http_status=status, answer=answer)
         try:
             await rest.feed(None)
         except asyncio.CancelledError:
@@ -376,12 +387,19 @@ class Gate:
         cost: int | None = None,
         http_status: int | None = None,
         cause: str | None = None,
+        answer: KeptAnswer | None = None,
     ) -> Settled | None:
         """Settle. The result is None if the settlement must wait, or was made when the request ended."""
         if flight.ended:
             return None
         settled = await self._settlements.settle(
-            admitted, outcome, cost=cost, http_status=http_status, cause=cause, request=flight.request
+            admitted,
+            outcome,
+            cost=cost,
+            http_status=http_status,
+            cause=cause,
+            answer=answer,
+            request=flight.request,
         )
         flight.settled = True
         return settled
@@ -444,6 +462,6 @@ def _unanswered(
     return "unknown", Refusal(code, f"{what}; whether the backend acted is unknown.", {"cause": cause})
 
 
-def _set(answer: asyncio.Future[Outcome | Denied], value: Outcome | Denied) -> None:
+def _set(answer: asyncio.Future[Outcome | Denied | Replayed], value: Outcome | Denied | Replayed) -> None:
     if not answer.done():
         answer.set_result(value)

@@ -10,6 +10,7 @@ from typing import Any
 from sidecar.core.brakes import Use
 from sidecar.core.command import Admitted, Gatekept, RequestLine, Settled
 from sidecar.core.facts import Claims
+from sidecar.core.idempotency import Claim
 from sidecar.core.policy import PolicySet, Rule
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
@@ -50,7 +51,7 @@ class RequestFacts:
 
     @property
     def action_label(self) -> str:
-        """The action as a metric label. Only names of the catalogue are used."""
+        """The action as a metric label. Only names in the catalogue, actions and globs, are used."""
         if self.claims.action is None or self.policies is None:
             return "none"
         return self.policies.label(self.claims.action)
@@ -58,7 +59,10 @@ class RequestFacts:
 
 @valueclass
 class GatedRequest:
-    """A gated request that could be read: its facts, and the bytes to forward."""
+    """A gated request that could be read: its facts, and the bytes to forward.
+
+    `claim` is the claim to its idempotency key, if it has one.
+    """
 
     facts: RequestFacts
     method: str
@@ -70,6 +74,7 @@ class GatedRequest:
     snapshot: Snapshot
     place: Place
     shadow: bool = False
+    claim: Claim | None = None
     log_fields: Mapping[str, Any] = field(default_factory=dict)
     trace: Trace = NO_TRACE
 
@@ -79,13 +84,15 @@ class Forwarded:
     """The upstream's answer. `last` is the last confirmed write, which holds the consumed scope, if any.
 
     `body` is the whole body, or the first part of a body above `max_answer_bytes`. `rest` then holds the
-    other part, and the execution is settled when the rest has been read.
+    other part, and the execution is settled when the rest has been read. `answered_at` is set for a replay
+    under an idempotency key: when the answer was kept, in microseconds since 1970.
     """
 
     last: Settled | Admitted
     head: AnswerHead
     body: bytes
     rest: Remainder | None = None
+    answered_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

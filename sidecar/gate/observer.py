@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from sidecar.core.command import Admitted, Reply, Settle, Settled
+from sidecar.core.command import Admitted, Replayed, Reply, Settle, Settled
 from sidecar.core.entries import outcome_of
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Execution
@@ -133,6 +133,13 @@ class Observer:
             rules=refusal.members.get("rules"),
             decision_id=decision_id,
             **_claims(facts),
+        )
+
+    def replayed(self, facts: RequestFacts, replayed: Replayed) -> None:
+        """A request got the answer of an earlier one under its idempotency key."""
+        self._metrics.decisions.labels("none", "none", facts.action_label, facts.route or "none").inc()
+        LogEvent.REPLAYED.log(
+            decision_id=replayed.execution.decision_id, http_status=replayed.answer.status, **_claims(facts)
         )
 
     def refused_unrecorded(self, facts: RequestFacts, refusal: Refusal, cause: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from sidecar.core.command import Admit, Denied, Issue, Refuse, Reply, Revoke
+from sidecar.core.command import Admit, Denied, Issue, Refuse, Replayed, Reply, Revoke
 from sidecar.core.rules import Objection
 from sidecar.errors import ClockUnsettled, Refusal, StoreUnavailable, unavailable
 from sidecar.gate import floods
@@ -54,7 +54,7 @@ class RefusalLog:
         return Refused(refusal=denied.refusal, decision_id=decision_id)
 
     async def submit(self, command: Admit | Issue | Revoke, *, late: LateReply) -> Reply:
-        """Submit a command that may be denied. In a flood, its denial gets no record of its own.
+        """Submit a command that may be denied or be a replay. In a flood, that gets no record of its own.
 
         `late` gets the reply if it comes after the caller gave up. Raises StoreUnavailable.
         """
@@ -63,8 +63,8 @@ class RefusalLog:
             command = replace(command, record_denial=False)
 
         def come_late(reply: Reply) -> None:
-            if reserved and isinstance(reply, Denied):
-                self._allowance.left -= 1  # it was returned too early: the denial has a record
+            if reserved and isinstance(reply, Denied | Replayed):
+                self._allowance.left -= 1  # it was returned too early: the reply has a record
             late(reply)
 
         reply: Reply | None = None
@@ -72,8 +72,8 @@ class RefusalLog:
             reply = await self._store.submit(command, late=come_late)
             return reply
         finally:
-            if reserved and not isinstance(reply, Denied):
-                self._allowance.left += 1  # there was no refusal
+            if reserved and not isinstance(reply, Denied | Replayed):
+                self._allowance.left += 1  # there was neither
 
     async def unconfirmed(self, exc: StoreUnavailable, facts: RequestFacts) -> Refused:
         """Refuse a request that the store did not confirm.

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Literal
 
 from sidecar.core.command import Admitted, Issued, Reply, Revoke, Settle, Settled
+from sidecar.core.idempotency import KeptAnswer, without_body
 from sidecar.core.record import Origin
 from sidecar.errors import CommandFailed, StoreClosed
 from sidecar.eventloop.timers import Deadlines
@@ -50,6 +52,7 @@ class Settlements:
         cost: int | None = None,
         http_status: int | None = None,
         cause: str | None = None,
+        answer: KeptAnswer | None = None,
         request: GatedRequest | None = None,
     ) -> Settled | None:
         """Record how an execution ended. The result is None if the settlement must wait for the store."""
@@ -60,6 +63,7 @@ class Settlements:
             cost=cost,
             http_status=http_status,
             cause=cause,
+            answer=answer,
             origin=self._origin,
         )
         begun = time.perf_counter()
@@ -143,6 +147,8 @@ class Settlements:
         if len(self._kept) >= MAX_KEPT:
             _lost(command, f"{MAX_KEPT} are waiting already")
             return
+        if isinstance(command, Settle) and command.answer is not None:
+            command = replace(command, answer=without_body(command.answer))  # its memory must be bounded
         self._kept.append(command)
         self._observer.unsettled(len(self._kept))
         if self._writer is None or self._writer.done():

@@ -196,8 +196,9 @@ class ScopeStore:
         target_agents: list[str] | None = None,
         created_by: str = "system",
     ) -> BoundExecutionScope:
-        """Grant a scope. Raises ValueError, naming the wrong term, and ScopeRefused with the code
-        `policy_denied` for an action that the configured catalogue does not list."""
+        """Grant a scope. Raises ValueError, naming the wrong term (also a `max_cost_usd` below what an
+        execution of an action holds), and ScopeRefused with the code `policy_denied` for an action that the
+        configured catalogue does not list."""
         store = configured_store()
         command = grant(
             store.policies,

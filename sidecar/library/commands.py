@@ -213,8 +213,13 @@ def refusal_of(
 
 
 def allowed(command: Admit | Issue | Refuse, reply: Reply) -> Reply:
-    """Return the reply, or raise ScopeRefused if the reply is a refusal."""
+    """Return the reply, or raise ScopeRefused if the reply is a refusal.
+
+    Terms that only the catalogue shows to be invalid raise ValueError, as all invalid terms do.
+    """
     if isinstance(reply, Denied):
+        if reply.refusal.code == "invalid_scope":
+            raise ValueError(reply.refusal.message)
         raise scope_refused(reply.refusal, reply.decision_id)
     if isinstance(command, Refuse):
         assert isinstance(reply, Recorded)

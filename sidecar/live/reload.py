@@ -312,10 +312,10 @@ def _changed(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
 
 
 def _numbers(snapshot: Snapshot) -> dict[str, int]:
-    """The numbers of actions, rules and gated routes. A drop in them reveals a truncated file."""
+    """The numbers of entries in the catalogue, rules and gated routes. A drop reveals a truncated file."""
     policies = snapshot.policies
     return {
-        "actions": len(policies.actions) if policies else 0,
+        "actions": len(policies.actions) + len(policies.globs) if policies else 0,
         "rules": len(policies.rules) if policies else 0,
         "gated_routes": len(snapshot.enforced),
     }

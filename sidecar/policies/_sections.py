@@ -38,11 +38,12 @@ from sidecar.settings.values import (
     Risk,
     Seconds,
     whole,
+    whole_seconds,
 )
 
 MAX_REASON_CHARS = 1000
 
-_BrakeSeconds = Annotated[int, whole(1, 30 * MAX_SECONDS)]
+_BrakeSeconds = Annotated[int, whole_seconds(1, 30 * MAX_SECONDS)]
 
 
 class PolicyFile(Section):
@@ -64,8 +65,9 @@ class ActionSection(Section):
     hold: Dollars = Field(0, alias="max_cost_usd")
     """US dollars that an execution holds against the scope until its real cost is known; 0 if left out. Set
     it to the most that one execution can cost: an execution whose hold does not fit under the scope's ceiling
-    is refused before anything is sent. If it exceeds `scopes.defaults.max_cost_usd`, requests for a scope
-    must name a `max_cost_usd`."""
+    is refused before anything is sent. A scope for the action needs a `max_cost_usd` of at
+    least this amount; a request for less gets 422 with `min_cost_usd`. If the amount exceeds
+    `scopes.defaults.max_cost_usd`, requests must therefore name a `max_cost_usd`."""
     timeout_seconds: Annotated[Seconds | None, NOT_EMPTY] = None
     """Replaces `upstream.response_timeout_seconds` for this action. An execution that takes longer is
     `unknown` until it is reconciled, so set it for slow actions."""
@@ -85,7 +87,8 @@ class MatchSection(Section):
     risk: Annotated[frozenset[Risk], LIST, ONE_OR_MORE, NOT_EMPTY] = frozenset()
     """The risk of the action."""
     action: _Globs = ()
-    """The action. It must match an action of the catalogue, unless the catalogue has `"*"`."""
+    """The action. It must be able to match an action that the catalogue lists by name or by a glob, unless
+    the catalogue has `"*"`."""
     incident_id: _Globs = ()
     """The incident."""
     tenant_id: _Globs = ()
@@ -176,7 +179,8 @@ class RuleSection(Section):
     needs the `[cel]` extra."""
     limit: Annotated[LimitSection | None, NOT_EMPTY] = None
     """On issue: the most that is granted. A request for more is refused, with `limit` and `value`; a default
-    above it is lowered to it."""
+    above it is lowered to it. If a lowered `max_cost_usd` is below what an action holds, the request gets
+    422."""
     require: Annotated[RequireSection | None, NOT_EMPTY] = None
     """What a request must say."""
     brake: Annotated[BrakeSection | None, NOT_EMPTY] = None

@@ -1,8 +1,9 @@
 """Reads policies from files. A mistake in one file makes the whole folder unusable.
 
 The files `policies/*.yaml`, in name order, become one immutable `PolicySet` with the actions and rules of all
-files. The name of an action and the id of a rule are unique over all files. A rule for actions that no scope
-can name is a mistake, because a brake with a misspelled action would look effective.
+files. The name of an action and the id of a rule are unique over all files. Two globs of the catalogue are a
+mistake if it is not clear which one decides. A rule for actions that no scope can name is a mistake, too,
+because a brake with a misspelled action would look effective.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
-from sidecar.core.policy import ActionPolicy, PolicySet, Rule, globbed
+from sidecar.core.globs import GlobIndex, globbed, is_glob, literal_prefix
+from sidecar.core.policy import ActionPolicy, PolicySet, Rule
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
 from sidecar.policies._conditions import joint
@@ -74,7 +76,8 @@ def load(folder: Path) -> PolicySet:
     unlisted = found.actions.pop(UNLISTED, None)
     return PolicySet(
         revision=digest.hexdigest()[:16],
-        actions=found.actions,
+        actions={name: entry for name, entry in found.actions.items() if not is_glob(name)},
+        globs={name: entry for name, entry in found.actions.items() if is_glob(name)},
         unlisted=unlisted,
         rules=tuple(found.rules),
         join=joint,
@@ -126,6 +129,8 @@ class _Set:
         # The places of all names, valid or not, so that one is reported if it stands twice.
         self.named: dict[str, str] = {}
         self._ids: dict[str, str] = {}
+        # The globs of the catalogue by what decides between them: the literal prefix, and the length.
+        self._ranks: dict[tuple[str, int], str] = {}
         # The globs on actions, checked once the catalogue is complete.
         self._globs: list[tuple[Document, KeyPath, str]] = []
         self._in_a_row = 0
@@ -149,10 +154,11 @@ class _Set:
 
     def check_globs(self) -> None:
         """Report the globs that match no action of the catalogue."""
-        names = sorted(self.named)
+        names = sorted(name for name in self.named if not is_glob(name))
+        listed = GlobIndex(name for name in self.named if is_glob(name))
         suggestions = 0
         for document, path, glob in self._globs:
-            if not _matches_any(glob, names):
+            if not _matches_any(glob, names) and not listed.overlaps(glob):
                 suggestions += 1
                 near = did_you_mean(glob, names) if suggestions <= MAX_SUGGESTIONS else ""
                 message = f"matches no action of the catalogue{near or '; correct it, or list the action'}"
@@ -166,11 +172,17 @@ class _Set:
         section, mistakes = validated(ActionSection, value)
         if not is_identifier(name):
             mistakes.append(Mistake((), f"the name of an action is {IDENTIFIER_RULE}"))
-        elif name != UNLISTED and any(character in name for character in "*?["):
-            message = 'patterns are refused; name each action, or "*" for all that are not listed'
-            mistakes.append(Mistake((), message))
         if name in self.named:
             mistakes.append(Mistake((), f"is already at {self.named[name]}; keep one of them"))
+        elif is_glob(name) and name != UNLISTED:
+            rank = literal_prefix(name), len(name)
+            other = self._ranks.setdefault(rank, name)
+            if other != name:
+                message = (
+                    f"begins like {other} at {self.named[other]} and is as long, so neither decides before "
+                    "the other; name the actions, or make one glob longer"
+                )
+                mistakes.append(Mistake((), message))
         self.named.setdefault(name, document.place(path))
         self._wrong(document, path, mistakes)
         if section is not None:

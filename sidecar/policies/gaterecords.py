@@ -147,7 +147,10 @@ class GateRecord:
     def depends_on_policies(self) -> bool:
         """Whether another policy set could have decided differently."""
         if self.event == "refused":
-            return self.outcome == DecisionOutcome.POLICY_BLOCKED.value
+            # The record of a refused grant has terms only if policies judged it. If the ceiling is below a
+            # hold, its outcome is that of a wrong term.
+            judged = self.of_grant and "allowed_actions" in self.details
+            return judged or self.outcome == DecisionOutcome.POLICY_BLOCKED.value
         # An admission without a hold passed a shadow route unread, so no policy judged it.
         return self.event == "issued" or (self.event == "admitted" and "hold_usd" in self.details)
 

@@ -212,6 +212,8 @@ class Replay:
         assert decided.entry is not None
         details = decided.entry.record.details
         refusal = decided.reply.refusal if isinstance(decided.reply, Denied) else None
+        if refusal is not None and refusal.code == "invalid_scope" and "max_cost_micros" in missing:
+            return None, f"its actions hold an amount, and max_cost_usd is {missing['max_cost_micros']}"
         lowered = {term: details[term] for term, was in request.recorded.items() if details[term] < was}
         claims, _ = record.claims()
         left_out = [

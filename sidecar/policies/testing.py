@@ -27,7 +27,16 @@ from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
 from sidecar.settings.faults import Mistake, faults, one_of, refuse, validated
 from sidecar.settings.keys import Section
-from sidecar.settings.values import LIST, NOT_EMPTY, Dollars, Identifier, Identifiers, Text, whole
+from sidecar.settings.values import (
+    LIST,
+    NOT_EMPTY,
+    Dollars,
+    Identifier,
+    Identifiers,
+    Text,
+    whole,
+    whole_seconds,
+)
 
 FOLDER = "tests"
 
@@ -58,6 +67,8 @@ def _code(value: object) -> str:
 
 Natural = Annotated[int, whole(0, 1_000_000_000)]
 Positive = Annotated[int, whole(1, 1_000_000_000)]
+Ago = Annotated[int, whole_seconds(0, 1_000_000_000)]
+Lasting = Annotated[int, whole_seconds(1, 1_000_000_000)]
 
 
 class CaseFile(Section):
@@ -75,7 +86,7 @@ class ScopeFacts(Section):
     max_attempts: Positive | None = None
     attempts_used: Natural = 0
     max_cost_usd: Dollars | None = None
-    age_seconds: Natural = 0
+    age_seconds: Ago = 0
 
 
 class Who(Section):
@@ -92,7 +103,7 @@ class GrantFacts(Who):
     actions: Identifiers = ()
     intent: Text = INTENT
     max_attempts: Positive = 1
-    ttl_seconds: Positive = TTL_SECONDS
+    ttl_seconds: Lasting = TTL_SECONDS
     max_cost_usd: Dollars = CEILING
 
     @model_validator(mode="after")
@@ -111,7 +122,7 @@ class ExecutionFacts(Who):
 class Before(Who):
     """An earlier execution. An omitted member has the value of the facts."""
 
-    seconds_ago: Natural
+    seconds_ago: Ago
     status: ExecutionStatus = "answered"
     action: Identifier = ""
 
@@ -139,12 +150,12 @@ class Wanted(Section):
 
 class WantedGrant(Wanted):
     max_attempts: Positive | None = None
-    ttl_seconds: Positive | None = None
+    ttl_seconds: Lasting | None = None
     max_cost_usd: Dollars = 0
 
 
 class WantedExecution(Wanted):
-    retry_after_seconds: Positive | None = None
+    retry_after_seconds: Lasting | None = None
 
 
 class Case(Section):

@@ -21,7 +21,7 @@ from sidecar.core.masking import Mask, pointer
 from sidecar.core.pattern import RoutePattern
 from sidecar.core.policy import RiskClass
 from sidecar.core.target import GatedCalls, conflicts
-from sidecar.core.unlisted import ExceptedPaths, Treatment, example_of
+from sidecar.core.unlisted import ExceptedPaths, Treatment
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
 from sidecar.settings import presets
@@ -375,9 +375,9 @@ class UnlistedSection(Section):
         excepted = ExceptedPaths(self.excepted)
         refuse(
             *(
-                (stray, ("except", index), f"can also be read as {stray}; add that path, too")
+                (other, ("except", index), f"can also be read as {other}; add that path, too")
                 for index, path in enumerate(self.excepted)
-                for stray in [excepted.stray_reading(example_of(path))]
+                for other in [excepted.lacks(path)]
             )
         )
         return self
@@ -436,6 +436,10 @@ class GateSection(Section):
     tenant_header: Annotated[HeaderName, LIVE] = None
     """The header that names the tenant. Set it only if a proxy before the sidecar controls this header.
     `null`: every request belongs to the tenant `default`."""
+    idempotency_ttl: Annotated[Lifetime, LIVE] = 86_400
+    """Seconds for which an `Idempotency-Key` is kept after its execution ended. A repeat within this time
+    gets the stored answer and executes nothing. The key of an unknown execution is kept until the execution
+    is reconciled. See [Idempotency keys](wire.md#idempotency-keys)."""
     scope_required_from: Annotated[Risk, LIVE] = RiskClass.LOW
     """The lowest risk that needs a scope: `low` (every action), `medium`, `high` or `critical`. Actions of
     lower risk are executed without a scope and recorded, and each start logs a warning. See [Risk
@@ -499,7 +503,8 @@ class ScopeDefaultsSection(Section):
     # The value is in micro-dollars; the file gives dollars.
     max_cost: Annotated[Dollars, LIVE] = Field(500_000, alias="max_cost_usd")
     """US dollars that all executions of a scope may cost together if the request does not say, with at most
-    six digits after the point. With 0, only actions without a hold are admitted."""
+    six digits after the point. A scope for an action that holds more is refused unless the request says
+    more."""
 
 
 class ScopeLimitsSection(Section):
@@ -512,7 +517,8 @@ class ScopeLimitsSection(Section):
     """The longest time that a request over HTTP may ask for, in seconds; a request for more gets 422. A scope
     that outlives its incident is a standing permission."""
     max_cost: Annotated[Dollars, LIVE] = Field(100_000_000, alias="max_cost_usd")
-    """The most US dollars that a request over HTTP may ask for; a request for more gets 422."""
+    """The most US dollars that a request over HTTP may ask for; a request for more gets 422. No scope can be
+    granted for an action that holds more; `scopegate check` warns of such an action."""
 
 
 class ScopesSection(Section):

@@ -29,6 +29,7 @@ from pydantic import (
 
 from sidecar.core import masking
 from sidecar.core.bodies import FORM_TYPE, BodyKind, is_media_type
+from sidecar.core.duration import EXAMPLES, PATTERN, seconds_of
 from sidecar.core.facts import IDENTIFIER_RULE, WHOLE_PATH, Source, is_identifier
 from sidecar.core.headernames import ends_here
 from sidecar.core.host import BRACKETED, NAME, Host
@@ -66,7 +67,8 @@ class Kind:
 
     def optional(self) -> Kind:
         """The same kind, or null."""
-        schema = {**self.schema, "type": [self.schema["type"], "null"]}
+        kinds = self.schema["type"]
+        schema = {**self.schema, "type": [*([kinds] if isinstance(kinds, str) else kinds), "null"]}
         return replace(self, schema=schema, is_optional=True)
 
     def __iter__(self) -> Iterator[object]:
@@ -530,6 +532,40 @@ def number(low: float, high: float, *, above: bool = False) -> Kind:
     return Kind(check, {"type": "number", **lower, "maximum": high})
 
 
+def seconds(low: float, high: float, *, above: bool = False) -> Kind:
+    """As `number`, in seconds, which may also be written as a duration."""
+    return _or_duration(number(low, high, above=above))
+
+
+def whole_seconds(low: int, high: int) -> Kind:
+    """As `whole`, in seconds, which may also be written as a duration."""
+    return _or_duration(whole(low, high))
+
+
+def _or_duration(numbers: Kind) -> Kind:
+    check: Any = numbers.check
+
+    def checked(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(_wanted(value))
+        given = seconds_of(value) if isinstance(value, str) else value
+        if given is None:
+            raise ValueError(_wanted(value))
+        try:
+            return check(given)
+        except ValueError as exc:
+            # A bound without its unit would be hard to compare with a duration.
+            unit = " seconds" if isinstance(value, str) else ""
+            raise ValueError(f"{exc}{unit}") from exc
+
+    def _wanted(value: object) -> str:
+        number = "a whole number" if numbers.schema["type"] == "integer" else "a number"
+        return f"expects {number} of seconds, or a duration such as {EXAMPLES}, found {kind(value)}"
+
+    schema = {**numbers.schema, "type": [numbers.schema["type"], "string"], "pattern": f"^{PATTERN}$"}
+    return Kind(checked, schema)
+
+
 def _micros(value: object) -> int:
     """Dollars as micro-dollars, exactly: a bound is never rounded."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -540,11 +576,11 @@ def _micros(value: object) -> int:
     return micros
 
 
-Seconds = Annotated[float, number(0, MAX_SECONDS, above=True)]
-Grace = Annotated[float, number(0, MAX_SECONDS)]
+Seconds = Annotated[float, seconds(0, MAX_SECONDS, above=True)]
+Grace = Annotated[float, seconds(0, MAX_SECONDS)]
 Fraction = Annotated[float, number(0, 1)]
 Bytes = Annotated[int, whole(1, 1 << 30)]
 Count = Annotated[int, whole(1, MAX_COUNT)]
-Lifetime = Annotated[int, whole(1, MAX_LIFETIME_SECONDS)]
+Lifetime = Annotated[int, whole_seconds(1, MAX_LIFETIME_SECONDS)]
 # Micro-dollars; the file has dollars.
 Dollars = Annotated[int, Kind(_micros, {"type": "number", "minimum": 0, "maximum": MAX_DOLLARS}, to_dollars)]

@@ -11,6 +11,7 @@ from sidecar.core.apply import State, apply
 from sidecar.core.brakes import groups_containing
 from sidecar.core.chain import link
 from sidecar.core.command import AcceptClock, Admit, Bind, Command, Issue, Reply, Switch, Turn
+from sidecar.core.idempotency import Claimed
 from sidecar.core.record import CausalRole, Entry
 from sidecar.core.scope import Execution, Scope
 from sidecar.files.jsonvalue import dumps
@@ -41,6 +42,7 @@ def apply_all(
     kept = set(state.kept)
     on = set(state.on)
     unbound = {request_id: list(seqs) for request_id, seqs in state.unbound.items()}
+    claimed = dict(state.claimed)
     running = State(
         scopes=scopes,
         executions=executions,
@@ -49,6 +51,7 @@ def apply_all(
         kept=kept,
         on=on,
         unbound=unbound,
+        claimed=claimed,
     )
     issued: dict[str, Scope] = {}
     changed_scopes: dict[str, Scope] = {}
@@ -58,6 +61,7 @@ def apply_all(
     newly_kept: list[tuple[bytes, str]] = []
     turned: dict[Switch, Turn] = {}
     bound: list[tuple[int, Bind]] = []
+    changed_claims: dict[bytes, Claimed] = {}
     unlogged, logged = dict(head.unlogged), dict[int, str]()
     seq, hash_ = head.seq, head.hash
     for command in commands:
@@ -76,6 +80,9 @@ def apply_all(
                 for group in groups_containing(execution):
                     if group in admissions:
                         admissions[group].append(name)
+        if applied.claimed is not None:
+            key = applied.claimed.key
+            claimed[key] = changed_claims[key] = applied.claimed
         if applied.entry is not None:
             seq += 1
             bindings = dict(islice(unlogged.items(), MAX_BINDINGS))
@@ -111,6 +118,7 @@ def apply_all(
         bound=bound,
         logged=list(logged),
         stepped=sum(command.before - now for command in commands if _steps_back(command, now)),
+        claimed=list(changed_claims.values()),
     )
     return changes, ChainHead(head.writer, seq, hash_, now if log else head.time, unlogged)
 

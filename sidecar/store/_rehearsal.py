@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from sidecar.core.command import Admit, Command, Issue
 from sidecar.core.facts import Claims
+from sidecar.core.idempotency import Claim
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.core.scope import Scope
 from sidecar.ids import new_decision_id, new_scope_id
 
 _POLICIES = PolicySet(revision="none", actions={}, unlisted=ActionPolicy(risk=RiskClass.LOW))
+_CLAIM = Claim(key=b"rehearsal", request=b"", kept_for=1)  # no digest, so no client claims this key
 _INCIDENT, _ACTION = "rehearsal", "rehearse"
 
 
@@ -30,5 +32,5 @@ def rehearsed() -> list[Command]:
     claims = Claims(scope_id=scope.scope_id, incident_id=_INCIDENT, action=_ACTION)
     return [
         Issue(decision_id=new_decision_id(), scope=scope, ttl=60, policies=_POLICIES),
-        Admit(decision_id=new_decision_id(), claims=claims, policies=_POLICIES),
+        Admit(decision_id=new_decision_id(), claims=claims, policies=_POLICIES, claim=_CLAIM),
     ]

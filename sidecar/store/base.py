@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from sidecar.core.apply import Names, State
 from sidecar.core.command import Bind, Switch, Turn
+from sidecar.core.idempotency import Claimed
 from sidecar.core.record import Entry
 from sidecar.core.scope import Execution, Scope, ScopeStatus
 
@@ -49,7 +50,8 @@ class Changes:
     state. `log` are new log rows. `kept` pairs each key with the decision that is kept under it. `bound`
     pairs the sequence number of a record with its run. `logged` are the records whose binding the log names
     from now on. `now` is the time of the whole transaction. `stepped` is the number of microseconds to
-    subtract from the admission time of every execution that was admitted after `now`.
+    subtract from the admission time of every execution that was admitted after `now`. `claimed` are
+    idempotency keys in their new state.
     """
 
     now: int
@@ -63,6 +65,7 @@ class Changes:
     bound: Sequence[tuple[int, Bind]]
     logged: Sequence[int] = ()
     stepped: int = 0
+    claimed: Sequence[Claimed] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from sidecar.core.command import Switch
 from sidecar.core.instant import SECOND
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
+from sidecar.store import _keys as keys
 from sidecar.store import _rows as rows
 from sidecar.store._admission_cache import AdmissionCache, Overlaid
 from sidecar.store._lately import LatelyWritten
@@ -75,7 +76,9 @@ def load(
 ) -> State:
     """Load the named rows. Rows that `cache` and `lately` hold are not read again."""
     lately = lately or LatelyWritten()
-    executions, missing = lately.executions(names.executions)
+    claimed = keys.load(connection, names.keys) if names.keys else {}
+    holders = [each.admission_id for each in claimed.values()] if claimed else ()
+    executions, missing = lately.executions((*names.executions, *holders) if holders else names.executions)
     if missing:
         for row in connection.execute(
             f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE decision_id {_NAMED}",
@@ -108,6 +111,7 @@ def load(
         kept=frozenset(once),
         on=frozenset(on),
         unbound=unbound,
+        claimed=claimed,
     )
 
 
@@ -601,6 +605,9 @@ def _save(connection: sqlite3.Connection, changes: Changes) -> None:
     _write_all(connection, _ADMIT_EXECUTION, [rows.execution_to_row(each) for each in changes.admitted])
     _write_all(connection, _END_EXECUTION, [rows.execution_ending(each) for each in changes.executions])
     _write_all(connection, _APPEND, [rows.log_to_row(each) for each in changes.log])
+    if changes.claimed:
+        _write_all(connection, keys.SAVE, [keys.claimed_to_row(each) for each in changes.claimed])
+        keys.forget_some(connection, now, 2 * len(changes.claimed))
     if changes.kept:
         connection.executemany(_KEEP, changes.kept)
     if changes.turned:

@@ -24,7 +24,7 @@ from typing import Any
 # The fields that a log line can carry beside time, level, logger, message and exc_info.
 FIELDS: Mapping[str, str] = {
     "action": "the action that the request named; null: none could be read",
-    "actions": "the number of actions in the catalogue in force",
+    "actions": "the number of actions, and of globs of actions, in the catalogue in force",
     "address": "where the listener listens, host:port, with the port that the system chose for port 0",
     "attempt_number": "the number of the attempt in its scope; null: the execution needed no scope",
     "batch_size": "the number of commands in the transaction",
@@ -55,7 +55,8 @@ FIELDS: Mapping[str, str] = {
     "old_policy_revision": "`policy_revision` before the reload",
     "old_rules": "`rules` before the reload",
     "other_writers": "the databases whose checkpoints the file already holds",
-    "outcome": "how it ended: of a request `answered`, an error code, or the end of a pass-through request; "
+    "outcome": "how it ended: of a request `answered`, `replayed` (the answer of an earlier one under its "
+    "`Idempotency-Key`), an error code, or the end of a pass-through request; "
     "of a reconciled execution `executed` or `not_executed`",
     "path": "the path of the request, without its query",
     "policy_revision": "the hash of the policies that are now in force",
@@ -207,8 +208,15 @@ class LogEvent(Enum):
     )
     REFUSED = _GATE.info(
         "refused",
-        "A gated request, or a request for a scope, was refused. `error` gives the reason.",
+        "A gated request, a request for a scope, or one that no route lists was refused. `error` gives the "
+        "reason.",
         f"error bound rules decision_id {_CLAIMS}",
+    )
+    REPLAYED = _GATE.info(
+        "replayed",
+        "A request repeated an earlier one under its `Idempotency-Key`, and got the answer of that. "
+        "`decision_id` names the earlier execution.",
+        f"decision_id http_status {_CLAIMS}",
     )
     WOULD_BE_REFUSED = _GATE.info(
         "would be refused",

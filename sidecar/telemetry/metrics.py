@@ -103,13 +103,14 @@ class Metrics:
         "code as reason (none: let through), action (other: not in the catalogue).",
         outcome={
             "selected": "let through; or a scope was issued or revoked",
+            "none": "a replay: the answer of an earlier request under its `Idempotency-Key`",
             "blocked": "refused by a bound of the scope, or as malformed",
             "policy_blocked": "refused by a rule or the catalogue",
             "policy_unavailable": "no decision was possible",
         },
         reason={"none": "", **_CODES},
-        action="the actions of the catalogue; `other`: an action that it does not list; `none`: the request "
-        "names no readable action, or a scope was issued or revoked",
+        action="the names in the catalogue, actions and globs; `other`: an action that it does not list; "
+        "`none`: the request names no readable action, or a scope was issued or revoked",
         route=_ROUTE,
     )
     unrecorded = Metric(

@@ -22,6 +22,7 @@ from tests.acceptance.conftest import (
     PROJECT,
     Backend,
     Program,
+    ask,
     ask_json,
     execution,
     issue_scope,
@@ -128,6 +129,30 @@ def test_tables_show_how_an_execution_ended_and_json_what_is_recorded(sidecar: P
         "blocked",
         *["selected"] * 3,
     ]
+
+
+def test_requests_that_no_route_lists_are_shown_with_method_and_path(
+    backend: Backend, tmp_path: Path
+) -> None:
+    unlisted = {"reads": "refuse", "writes": "record", "except": ["/healthz"]}
+    with Program(write_configuration(tmp_path, backend.address, gate={"unlisted": unlisted})) as sidecar:
+        assert ask_json(sidecar.data, "POST", "/pods/cart-0?token=secret", {}).status == 200
+        assert ask(sidecar.data, "GET", "/pods").status == 403
+        assert ask_json(sidecar.data, "POST", "/healthz", {}).status == 200
+        shown = decisions(sidecar, "list").stdout.splitlines()
+        assert [line.split()[1] for line in shown[1:]] == ["refused", "unlisted"]
+        assert shown[1].endswith("  not_listed; GET /pods")
+        assert shown[2].endswith("  POST /pods/cart-0")
+        (passed,) = listed(sidecar, "--event", "unlisted")
+        assert passed["decision_outcome"] == "selected"
+        assert listed(sidecar, "--type", "policy", "--outcome", "selected") == [passed]
+        one = decisions(sidecar, "show", passed["decision_id"])
+        assert one.returncode == 0
+        assert "secret" not in one.stdout
+        state = scopegate("status", "--admin", at(sidecar)).stdout
+        assert re.search(r"not listed +reads refuse, writes record, except /healthz\n", state)
+        verified = scopegate("log", "verify", "--config", str(sidecar.config))
+        assert verified.returncode == 0, verified
 
 
 def test_an_action_and_a_time_narrow_a_list(sidecar: Program) -> None:

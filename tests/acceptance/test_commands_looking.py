@@ -339,6 +339,19 @@ def test_an_answer_without_what_a_sidecar_tells_is_none_of_its(command: str) -> 
     assert len(ended.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("time", ["0", "soon", "nan", "11m", "1.5m"])
+def test_a_time_that_cannot_be_waited_for_is_wrong_usage(time: str) -> None:
+    ended = scopegate("health", "--ops", "127.0.0.1:1", "--timeout", time)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "--timeout" in ended.stderr
+
+
+def test_a_time_to_wait_may_be_a_duration() -> None:
+    with saying(None) as address:
+        ended = scopegate("health", "--ops", address, "--timeout", "1s")
+    assert "(not within 1 s)" in ended.stderr
+
+
 def test_who_says_nothing_is_not_waited_for() -> None:
     with saying(None) as address:
         ended = scopegate("health", "--ops", address, "--timeout", "0.3")

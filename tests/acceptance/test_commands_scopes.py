@@ -135,11 +135,22 @@ def test_a_refusal_says_why_and_under_which_decision_and_exits_1(sidecar: Progra
     assert (as_json.returncode, json.loads(as_json.stdout)["error"]) == (1, "policy_denied")
 
 
+def test_a_scope_that_could_never_be_spent_says_the_least_ceiling(sidecar: Program) -> None:
+    asked = ("create", "--incident-id", "inc_123", "--action", "retry_agent", *INTENT, "--max-cost-usd")
+    ended = scopes(sidecar, *asked, "0.009")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "invalid_scope: max_cost_usd must be at least 0.01, because" in ended.stderr
+    assert re.search(r"^min_cost_usd +0\.01$", ended.stderr, re.MULTILINE)
+    assert scopes(sidecar, *asked, "0.01").returncode == 0
+
+
 @pytest.mark.parametrize(
     "terms",
     [
         ("--ttl", "soon"),
         ("--ttl", "-5"),
+        ("--ttl", "1.5h"),
+        ("--ttl", "1h30m"),
         ("--max-cost-usd", "nan"),
         ("--max-cost-usd", "-1"),
         ("--max-cost-usd", "1e99"),

@@ -33,7 +33,7 @@ from tests.acceptance.conftest import (
     ask_json,
 )
 from tests.tools import tool
-from tests.unit.test_docs import ALL_COMMANDS, PAGES, README
+from tests.unit.test_docs import ALL_COMMANDS, PAGES, README, named_files
 
 # The other pages of config/ and tests/ are held to what they show by tests of their own, or run by hand.
 READ = [
@@ -208,10 +208,14 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     # The file of "Put it before your own service", which lies beside its policies.
     (own,) = re.findall(r"^```yaml\n(# scopegate\.yaml.+?)^```$", README, re.MULTILINE | re.DOTALL)
     (folder / "scopegate.yaml").write_text(own)
+    for name, text in named_files("config/reference/routes.md").items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
     for name in ("etc/scopegate", "backup", "bin"):
         (folder / name).mkdir(parents=True)
     (folder / "etc/scopegate/scopegate.yaml").write_text(own)
     (folder / "etc/scopegate/policies").symlink_to(folder / "policies")
+    shutil.copy(PROJECT / "tests/openapi/galaxy.yaml", folder / "openapi.yaml")
     (folder / "body.json").write_text('{"incident_id": "inc_123", "action": "restart_pod"}')
     command = folder / "bin/scopegate"
     command.write_text(f'#!/bin/sh\nPYTHONPATH={PROJECT} exec {sys.executable} -m sidecar "$@"\n')
@@ -329,6 +333,6 @@ def test_commands_of_the_readme_that_install_are_those_of_ci() -> None:
     ci = (PROJECT / ".ci/run").read_text(encoding="utf-8")
     for purpose in ("test", "demo"):
         assert f"<!-- {purpose} command -->" in ci
-    checks = re.findall(r"\.venv/bin/(ruff|mypy|lint-imports)\b( \w+)?", README)
+    checks = re.findall(r"\.venv/bin/(ruff|mypy|lint-imports)\b( \w+)?", PAGES["tests/README.md"])
     assert checks
     assert [name + word for name, word in checks if f'"$bin/{name}"{word}' not in ci] == []

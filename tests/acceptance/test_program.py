@@ -159,6 +159,24 @@ def test_check_is_content_with_a_good_configuration(tmp_path: Path) -> None:
     assert not (tmp_path / "var").exists(), "check touched the store"
 
 
+def test_check_warns_of_an_action_that_no_scope_can_cover(tmp_path: Path) -> None:
+    config = write_configuration(tmp_path, NOWHERE)
+    policies = tmp_path / "few"
+    policies.mkdir()
+    (policies / "a.yaml").write_text(
+        "actions:\n  failover_db: {risk: critical, max_cost_usd: 5}\n"
+        "  'drop_*': {risk: high, max_cost_usd: 5.01}\n  retry: {risk: low}\n"
+    )
+    limited = ["--set", "scopes.limits.max_cost_usd=5", "--set", f"policies={policies}"]
+    ended = scopegate("check", "--config", config, *limited)
+    assert ended.returncode == 0
+    assert ended.stderr == (
+        "warning: the action drop_* holds 5.01 US dollars, and scopes.limits.max_cost_usd is 5, so every "
+        "scope for it is refused; raise the limit, or lower max_cost_usd of the action\n"
+    )
+    assert "2 actions and 1 glob of actions listed; any other is refused" in ended.stdout
+
+
 # Stopping ----------------------------------------------------------------------------------------------
 
 

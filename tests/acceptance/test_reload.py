@@ -109,6 +109,12 @@ def seconds_until(sidecar: Program, holds: Callable[[], bool]) -> float:
     return time.monotonic() - begun
 
 
+def refused_as_unlisted(sidecar: Program, method: str = "POST", path: str = "/pods/cart-0") -> bool:
+    answer = ask(sidecar.data, method, path) if method == "GET" else ask_json(sidecar.data, method, path, {})
+    assert answer.status in (200, 403), answer
+    return answer.status == 403
+
+
 # By signal and by call ----------------------------------------------------------------------------------
 
 
@@ -146,6 +152,43 @@ def test_the_call_answers_once_the_new_set_is_in_force(sidecar: Program, config:
     assert 'scopegate_reloads_total{result="ok"} 3.0' in metrics
     assert 'scopegate_reloads_total{result="refused"} 0.0' in metrics
     assert "scopegate_last_reload_success 1.0" in metrics
+
+
+def test_what_becomes_of_unlisted_requests_can_change_live(sidecar: Program, config: Path) -> None:
+    def announced() -> list[tuple[str, str, list[str]]]:
+        lines = [
+            line for line in sidecar.log_lines() if line["message"].startswith("what becomes of requests")
+        ]
+        return [(line["reads"], line["writes"], line["excepted"]) for line in lines]
+
+    assert not refused_as_unlisted(sidecar)
+    for unlisted, refused in (
+        ({"writes": "refuse"}, True),
+        ({"writes": "refuse", "except": ["/pods/{pod}/restart", "**/cart-0"]}, False),
+        ({"writes": "record"}, False),
+        ({"reads": "refuse"}, False),
+    ):
+        configure(config, gate={"unlisted": unlisted})
+        assert reload(sidecar).status == 200
+        assert refused_as_unlisted(sidecar) == refused
+        wanted = {"reads": "pass", "writes": "pass", "excepted": unlisted.get("except", [])}
+        assert status(sidecar)["unlisted"] == wanted | {k: v for k, v in unlisted.items() if k != "except"}
+    assert refused_as_unlisted(sidecar, "GET", "/elsewhere")
+    query = "/api/v1/decisions?event="
+    (recorded,) = ask(sidecar.admin, "GET", query + "unlisted").json()["decisions"]
+    assert recorded["decision_inputs"]["path"] == "/pods/cart-0"
+    refusals = ask(sidecar.admin, "GET", query + "refused").json()["decisions"]
+    assert [one["decision_inputs"]["method"] for one in refusals] == ["GET", "POST"]
+    assert announced() == [
+        ("pass", "pass", []),
+        ("pass", "refuse", []),
+        ("pass", "refuse", ["/pods/{pod}/restart", "**/cart-0"]),
+        ("pass", "record", []),
+        ("refuse", "pass", []),
+    ]
+    policy(config, WITHOUT_RETRY)
+    assert reload(sidecar).status == 200
+    assert len(announced()) == 5
 
 
 def test_requests_in_flight_end_under_the_policies_that_they_began_with(

@@ -14,6 +14,7 @@ from unittest.mock import ANY
 import aiosqlite
 import pytest
 
+from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from tests.client import Message, ask
 from tests.support import Backend, House, Open, opened, replies, sends
@@ -585,6 +586,19 @@ async def test_no_ids_and_no_unlisted_actions_in_labels(house: House) -> None:
     assert (
         await house.metric('scopegate_executions_total{outcome="answered",route="**/recovery/execute"}') == 1
     )
+
+
+async def test_the_label_of_an_action_that_a_glob_lists_is_the_glob(house: House) -> None:
+    low = ActionPolicy(risk=RiskClass.LOW)
+    house.adopt(PolicySet(revision="r", actions={"restart_db": low}, globs={"restart_*": low}))
+    for action in ("restart_db", "restart_pod", "restart_node"):
+        assert (await house.execute(await house.issue(action=action), action=action)).status == 200
+    selected = (
+        'scopegate_decisions_total{action="%s",outcome="selected",reason="none",route="**/recovery/execute"}'
+    )
+    assert await house.metric(selected % "restart_*") == 2
+    assert await house.metric(selected % "restart_db") == 1
+    assert "restart_pod" not in await house.metrics()
 
 
 async def test_the_kinds_of_metrics_that_are_observed_move(house: House, backend: Backend) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from sidecar.core.facts import read
 from sidecar.errors import StoreUnavailable
-from sidecar.files.strictjson import parse
 from sidecar.gate import floods
+from sidecar.web.serving.body import PARSERS
 from tests.client import as_json, ask, connect, read_message, request_bytes
 from tests.gate.test_store_faults import SlowStore
 from tests.support import EXECUTE, SCOPES, Backend, Open, eventually, replies
@@ -89,7 +89,8 @@ async def test_a_large_body_is_read_in_a_thread_of_its_own(
 
         return run
 
-    monkeypatch.setattr("sidecar.web.serving.body.parse", noted("body.parse", parse))
+    parse, size = PARSERS["json"]
+    monkeypatch.setitem(PARSERS, "json", (noted("body.parse", parse), size))
     monkeypatch.setattr("sidecar.web.data._reading.read", noted("data._reading.read", read))
     small = await house.execute(None, parameters={"a": [1.5]})
     large = await house.execute(None, parameters={"a": [1.5] * 20_000})

@@ -19,15 +19,15 @@ from tests.support import EXECUTE, POLICIES, SCOPES, Open, replies, sends, unuse
 STATUSES = {
     400: "scoped_execution_required scope_exhausted scope_expired scope_revoked invalid_request "
     "ambiguous_path override_refused upgrade_refused",
-    403: "incident_mismatch action_outside_scope target_outside_scope policy_denied cross_site",
+    403: "incident_mismatch action_outside_scope target_outside_scope policy_denied cross_site not_listed",
     404: "scope_not_found decision_not_found",
     405: "method_not_allowed",
     408: "body_timeout",
-    409: "not_reconcilable reload_refused",
+    409: "not_reconcilable reload_refused idempotency_in_flight outcome_unknown",
     413: "body_too_large",
     415: "unsupported_media_type",
     421: "misdirected_request",
-    422: "invalid_scope",
+    422: "invalid_scope idempotency_key_reused",
     429: "braked",
     502: "upstream_unreachable upstream_failed",
     503: "store_unavailable policy_unavailable overloaded draining",
@@ -51,10 +51,15 @@ MEMBERS = {
     "invalid_scope": {"member"},
     "braked": {"rules", "ends_at", "retry_after_seconds"},
     "reload_refused": {"errors"},
+    "idempotency_in_flight": {"decision_id", "retry_after_seconds"},
+    "outcome_unknown": {"decision_id", "execution_status"},
 }
 FLAT = {"type", "title", "status", "detail", "error", "message"}
 # Codes of requests that are recorded, and so carry the decision_id under which they are found.
 RECORDED = set(WIRE) - {"decision_not_found", "not_reconcilable", "reload_refused", "store_unavailable"}
+
+# Their `decision_id` is the first request's execution. The header names the record of the refusal.
+HELD = {"idempotency_in_flight", "outcome_unknown"}
 
 Way = Callable[[Open], Awaitable[Message]]
 WAYS: dict[str, Way] = {}
@@ -273,6 +278,46 @@ async def draining(open_house: Open) -> Message:
     return await house.execute(scope)
 
 
+@way
+async def not_listed(open_house: Open) -> Message:
+    house = await open_house(gate={"unlisted": {"writes": "refuse"}})
+    return await house.data("POST", "/elsewhere")
+
+
+UNDER_A_KEY = [("Idempotency-Key", "the-action-1")]
+
+
+@way
+async def idempotency_in_flight(open_house: Open) -> Message:
+    house = await open_house()
+    done = asyncio.Event()
+    house.backend.script = replies(after=done)
+    scope = await house.issue()
+    executing = asyncio.create_task(house.execute(scope, headers=UNDER_A_KEY))
+    await house.backend.arrived.wait()
+    answer = await house.execute(scope, headers=UNDER_A_KEY)
+    done.set()
+    await executing
+    return answer
+
+
+@way
+async def outcome_unknown(open_house: Open) -> Message:
+    house = await open_house()
+    house.backend.script = sends(then="reset")
+    scope = await house.issue()
+    await house.execute(scope, headers=UNDER_A_KEY)
+    return await house.execute(scope, headers=UNDER_A_KEY)
+
+
+@way
+async def idempotency_key_reused(open_house: Open) -> Message:
+    house = await open_house()
+    scope = await house.issue()
+    await house.execute(scope, headers=UNDER_A_KEY)
+    return await house.execute(scope, headers=UNDER_A_KEY, parameters={"another": True})
+
+
 @pytest.mark.parametrize("code", sorted(WIRE))
 async def test_each_code_has_its_status_its_members_and_its_record(open_house: Open, code: str) -> None:
     answer = await WAYS[code](open_house)
@@ -287,8 +332,9 @@ async def test_each_code_has_its_status_its_members_and_its_record(open_house: O
     else:
         assert ("decision_id" in body) == (code in RECORDED)
     if code in RECORDED:
-        assert answer.header("Scopegate-Decision-Id") == body["decision_id"]
-    assert (answer.header("Retry-After") is not None) == (answer.status in (429, 503))
+        assert (answer.header("Scopegate-Decision-Id") == body["decision_id"]) == (code not in HELD)
+    tells_when = answer.status in (429, 503) or code == "idempotency_in_flight"
+    assert (answer.header("Retry-After") is not None) == tells_when
     assert (answer.header("Allow") is not None) == (answer.status == 405)
 
 

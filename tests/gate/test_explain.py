@@ -171,15 +171,17 @@ async def test_a_brake_names_every_facet_that_it_counts_by(open_house: Open) -> 
 @pytest.mark.parametrize(
     ("ceiling", "cost"),
     [(0.05, None), (0.15, "0.12"), (0.1, "0.3")],
-    ids=["a ceiling below the hold", "what was spent leaves no room", "an overrun"],
+    ids=["a hold that was raised above the ceiling", "what was spent leaves no room", "an overrun"],
 )
 async def test_a_cost_ceiling_that_leaves_no_room_says_how_high_that_of_a_new_scope_must_be(
     house: House, ceiling: float, cost: str | None
 ) -> None:
     policies = replace(POLICIES, actions={**POLICIES.actions, "peek": ActionPolicy(risk=RiskClass.LOW)})
-    house.adopt(policies)
+    cheaper = ActionPolicy(risk=RiskClass.HIGH, hold=50_000)
+    house.adopt(replace(policies, actions={**policies.actions, "failover": cheaper}))
     wanted: dict[str, Any] = {"allowed_actions": ["failover", "peek"], "action": ..., "max_attempts": 5}
     scope = await house.issue(**wanted, max_cost_usd=ceiling)
+    house.adopt(policies)
     if cost is not None:
         spends(house, cost)
         assert (await house.execute(scope, action="peek")).status == 200

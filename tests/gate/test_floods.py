@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.gate import floods
 from tests.client import Connection, Message, as_json, connect, request_bytes
-from tests.support import EXECUTE, Backend, House, Open, eventually, replies
+from tests.support import EXECUTE, POLICIES, Backend, House, Open, eventually, replies
 
 
 async def flood(house: House, count: int, body: bytes, *, connections: int = 100) -> list[Message]:
@@ -72,7 +74,9 @@ async def test_a_summary_keeps_kinds_bounds_and_tenants_apart(
     one, two = [("X-Tenant", "one")], [("X-Tenant", "two")]
     attempts = await house.issue(headers=one)
     await house.execute(attempts, headers=one)
-    cost = await house.issue(headers=one, action="failover", max_cost_usd=0)
+    cost = await house.issue(headers=one, action="failover", max_cost_usd=0.1)
+    failover = ActionPolicy(risk=RiskClass.HIGH, hold=100_001)  # more than the scope was granted for
+    house.adopt(replace(POLICIES, actions={**POLICIES.actions, "failover": failover}))
     answers = await asyncio.gather(
         *(house.execute(attempts, headers=one) for _ in range(3)),
         *(house.execute(cost, headers=one) for _ in range(2)),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.errors import StoreUnavailable
 from sidecar.gate.settlement import Settlements
 from sidecar.store import crash
@@ -478,7 +479,9 @@ async def test_g10_explain_agrees_with_execute(house: House, backend: Backend) -
     revoked = await house.issue()
     await house.revoke(revoked)
     agents = await house.issue(target_agents=["a", "b"])
-    dear = await house.issue(action="failover", max_cost_usd=0.05)
+    dear = await house.issue(action="failover", max_cost_usd=0.1)
+    dearer = ActionPolicy(risk=RiskClass.HIGH, hold=100_001)
+    house.adopt(replace(POLICIES, actions={**POLICIES.actions, "failover": dearer}))
     unlisted = await house.issue(incident_id="inc_u")
     cases: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
         (None, {}),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.gate import deadlines
 from tests.client import Message, connect, request_bytes
 from tests.support import EXECUTE, Backend, House, Open, replies, sends, unused_port
@@ -304,6 +305,27 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "upstream": {"connect_timeout_seconds": 0.5, "response_timeout_seconds": 0.5},
         "gate": {"max_answer_bytes": 1_000, "body_timeout_seconds": 0.5},
     }
+
+
+@pytest.mark.parametrize("listed", ["globs", "unlisted"])
+async def test_the_outer_deadline_knows_the_timeout_of_an_action_without_an_entry_of_its_own(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch, listed: str
+) -> None:
+    monkeypatch.setattr(deadlines, "MARGIN_SECONDS", 0)
+    # Without the action's timeout the outer deadline would pass after 0.6 seconds.
+    house = await open_house(
+        store={"deadline_seconds": 0.2},
+        upstream={"connect_timeout_seconds": 0.1, "response_timeout_seconds": 0.1},
+    )
+    entry = ActionPolicy(risk=RiskClass.LOW, timeout_seconds=5)
+    house.adopt(
+        PolicySet(revision="r", actions={}, globs={"restart_*": entry})
+        if listed == "globs"
+        else PolicySet(revision="r", actions={}, unlisted=entry)
+    )
+    house.backend.script = replies(after=0.8)
+    scope = await house.issue(action="restart_pod")
+    assert (await house.execute(scope, action="restart_pod")).status == 200
 
 
 async def hangs(*args: object, **options: object) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import pytest
 
+from sidecar.core.policy import ActionPolicy, Limit, RiskClass, Rule
 from tests.client import Message, as_json, ask
-from tests.support import EXECUTE, SCOPE, SCOPES, Backend, House, Open, replies, sends
+from tests.support import EXECUTE, POLICIES, SCOPE, SCOPES, Backend, House, Open, replies, sends
 
 
 def assert_problem(answer: Message, status: int, error: str) -> dict[str, Any]:
@@ -115,6 +117,42 @@ async def test_a_wrong_term_is_named_and_the_refusal_recorded(house: House, memb
     assert record["decision_inputs"]["policy_id"] == "scope_grant"
     assert (record["decision_outcome"], record["decision_reason"]) == ("blocked", "invalid_scope")
     assert (await house.scopes())["total"] == 0
+
+
+@pytest.mark.parametrize("terms", [{}, {"max_cost_usd": 0.5}, {"max_cost_usd": 0}])
+@pytest.mark.parametrize(
+    "members", [{"action": "dear"}, {"action": ..., "allowed_actions": ["dear", "failover"]}]
+)
+async def test_a_ceiling_below_the_hold_of_an_action_is_refused_with_the_least_amount(
+    house: House, terms: dict[str, Any], members: dict[str, Any]
+) -> None:
+    dear = ActionPolicy(risk=RiskClass.LOW, hold=500_001)
+    house.adopt(replace(POLICIES, actions={**POLICIES.actions, "dear": dear}))
+    body = assert_problem(await house.ask_for_scope(**members, **terms), 422, "invalid_scope")
+    assert (body["member"], body["min_cost_usd"]) == ("max_cost_usd", 0.500001)
+    assert body["errors"] == [
+        {
+            "member": "/max_cost_usd",
+            "problem": "must be at least 0.500001, because an execution of 'dear' holds that amount",
+        }
+    ]
+    record = await house.record(body["decision_id"])
+    assert record["decision_inputs"]["policy_id"] == "scope_grant"
+    assert (record["decision_outcome"], record["decision_reason"]) == ("blocked", "invalid_scope")
+    details = record["details"]
+    assert (details["min_cost_usd"], details["max_cost_usd"]) == (0.500001, terms.get("max_cost_usd", 0.5))
+    assert (await house.scopes())["total"] == 0
+    scope = await house.issue(**members, max_cost_usd=body["min_cost_usd"])
+    assert (await house.execute(scope, action="dear")).status == 200
+
+
+async def test_a_default_that_a_rule_lowers_below_the_hold_is_refused_with_the_rule(house: House) -> None:
+    frugal = Rule(id="frugal", on="issue", limit=Limit(max_cost=99_999))
+    house.adopt(replace(POLICIES, rules=(frugal,)))
+    body = assert_problem(await house.ask_for_scope(action="failover"), 422, "invalid_scope")
+    assert (body["member"], body["min_cost_usd"]) == ("max_cost_usd", 0.1)
+    assert "(rules that lowered it to 0.099999: frugal)" in body["message"]
+    assert_problem(await house.ask_for_scope(action="failover", max_cost_usd=0.1), 403, "policy_denied")
 
 
 @pytest.mark.parametrize(

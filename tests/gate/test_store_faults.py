@@ -213,6 +213,25 @@ async def test_a_settlement_that_cannot_be_written_is_kept_and_the_client_gets_i
     assert (await house.scope(scope))["status"] == "exhausted"
 
 
+async def test_of_an_answer_whose_settlement_waits_a_repeat_gets_the_status_once_it_is_written(
+    house: House, backend: Backend
+) -> None:
+    """The bodies of waiting settlements would fill the memory."""
+    key = [("Idempotency-Key", "the-action-1")]
+    scope = await house.issue()
+    async with settlements_fail(house):
+        answer = await house.execute(scope, headers=key)
+        assert answer.body == b'{"done": true}'
+        refused = await house.execute(scope, headers=key)
+        assert (refused.status, refused.json()["error"]) == (503, "store_unavailable")
+    decision_id = answer.header("Scopegate-Decision-Id") or ""
+    assert (await house.ended(decision_id))["status"] == "answered"
+    repeat = await house.execute(scope, headers=key)
+    assert (repeat.status, repeat.header("Idempotency-Replayed")) == (200, "true")
+    assert repeat.json() == {"status": 200, "decision_id": decision_id}
+    assert len(backend.executions) == 1
+
+
 async def test_an_overrun_is_counted_though_its_settlement_was_late(house: House, backend: Backend) -> None:
     backend.script = replies(headers=[("X-Recovery-Cost-USD", "0.3")])
     scope = await house.issue(action="failover", max_cost_usd=5)

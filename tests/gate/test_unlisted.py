@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from sidecar.errors import StoreUnavailable
-from sidecar.gate import floods
+from sidecar.gate import deadlines, floods
+from sidecar.policies.replay import Replay, replayed
+from sidecar.store.verify import verify_sqlite
 from tests.client import Connection, HeaderList, Message, connect, read_message, request_bytes
-from tests.support import EXECUTE, House, Open, replies, sends
+from tests.support import EXECUTE, POLICIES, House, Open, eventually, replies, reset, sends
 
 READS = ("GET", "HEAD", "OPTIONS")
 WRITES = ("POST", "PUT", "PATCH", "DELETE", "PROPFIND")
@@ -414,6 +416,90 @@ async def test_a_summary_of_one_is_an_ordinary_record(
     await house.data("DELETE", "/pods/cart-0", ID)
     (record,) = await house.records()
     assert without_place(record) == PASSED
+
+
+# The log ---------------------------------------------------------------------------------------------
+
+
+async def test_the_log_verifies_and_replay_has_nothing_to_decide_again(open_house: Open) -> None:
+    house = await unlisted(open_house, reads="refuse", writes="record")
+    for method in ("POST", "GET", "DELETE"):
+        await house.data(method, "/x")
+    await house.execute(await house.issue())
+    await house.sidecar.store.until_idle()
+    assert verify_sqlite(house.database).records == 6
+    findings = [*replayed(house.database, Replay(POLICIES), lambda done, total: None)]
+    assert [(found.what, found.kind) for found in findings] == [
+        ("grant", "unchanged"),
+        ("execute", "unchanged"),
+    ]
+
+
+async def test_the_path_can_be_masked(open_house: Open) -> None:
+    house = await open_house(gate={"unlisted": {"writes": "record"}}, log={"mask": ["/decision_inputs/path"]})
+    await house.data("POST", "/secret/x")
+    (record,) = await house.records("&event=unlisted")
+    assert (record["decision_inputs"]["method"], record["decision_inputs"]["path"]) == ("POST", "[masked]")
+
+
+async def test_lists_find_unlisted_requests_by_event_tenant_and_request(open_house: Open) -> None:
+    house = await open_house(gate={"unlisted": {"writes": "record"}, "tenant_header": "X-Tenant"})
+    await house.data("POST", "/x", [("X-Tenant", "one"), *ID])
+    await house.data("POST", "/y", [("X-Tenant", "two")])
+    await house.data("POST", "/z")
+    for query, paths in {
+        "&event=unlisted": ["/z", "/y", "/x"],
+        "&event=unlisted&tenant_id=one": ["/x"],
+        "&event=unlisted&outcome=selected&type=policy": ["/z", "/y", "/x"],
+        "&request_id=req_1": ["/x"],
+        "&event=refused": [],
+    }.items():
+        assert [one["decision_inputs"]["path"] for one in await house.records(query)] == paths
+    assert {one["tenant_id"] for one in await house.records()} == {"one", "two", "default"}
+
+
+# Clients and deadlines -------------------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_before_its_record_is_committed_sends_nothing_on(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await unlisted(open_house, writes="record")
+    engine, begun, may_commit = house.sidecar.store.engine, asyncio.Event(), asyncio.Event()
+    transact = engine.transact
+
+    async def held_up(*arguments: Any, **options: Any) -> None:
+        begun.set()
+        await may_commit.wait()
+        await transact(*arguments, **options)
+
+    monkeypatch.setattr(engine, "transact", held_up)
+    _, writer = await connect(house.sidecar.data_address)
+    writer.write(request_bytes("POST", "/x", [("Content-Length", "1")], b"x"))
+    await begun.wait()
+    (connection,) = house.sidecar._data_server.connections
+    reset(writer)
+    await eventually(lambda: connection.transport is None)
+    may_commit.set()
+    await house.sidecar.store.until_idle()
+    assert (await house.data("GET", "/y")).status == 200
+    assert arrived(house) == [("GET", "/y")]
+
+
+async def test_a_record_that_hangs_ends_with_the_outer_deadline(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = await unlisted(open_house, writes="record")
+
+    async def hang(*arguments: Any) -> str:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(house.sidecar.unlisted_log, "record", hang)
+    monkeypatch.setattr(deadlines, "judging_seconds", lambda settings: 0.05)
+    answer = await house.data("POST", "/x")
+    assert error_of(answer) == (503, "store_unavailable")
+    assert house.backend.seen == []
 
 
 # Exceptions ------------------------------------------------------------------------------------------

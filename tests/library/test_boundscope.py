@@ -259,9 +259,17 @@ def test_the_stored_scope_is_asked_and_not_the_snapshot() -> None:
 
 def test_the_catalogue_is_asked_too(reconfigure: Reconfigure) -> None:
     reconfigure("{retry_agent: {risk: low, max_cost_usd: 0.2}}")
-    scope = created(max_cost_usd=0.1)
+    scope = created(max_cost_usd=0.3, max_attempts=2)
+    scope.consume("retry_agent", 0.2)
     assert scope.is_valid() is True
     assert scope.can_execute("retry_agent", "inc_1") == (False, "scope_exhausted")
+
+
+def test_a_ceiling_below_the_hold_of_an_action_is_a_wrong_term(reconfigure: Reconfigure) -> None:
+    reconfigure("{retry_agent: {risk: low, max_cost_usd: 0.2}}")
+    assert created(max_cost_usd=0.2).is_valid() is True
+    with pytest.raises(ValueError, match=r"max_cost_usd must be at least 0\.2,.* 'retry_agent' holds"):
+        created(max_cost_usd=0.199999)
 
 
 def test_a_lapsed_scope_never_shows_as_active() -> None:

@@ -310,9 +310,23 @@ async def test_attempts_and_cost_are_exhausted_each_under_its_own_name(reconfigu
     await executed(scope_id)
     refused = await refusal_of(ScopeExhausted, scope_id)
     assert refused.members == {"scope_id": scope_id, "bound": "max_attempts"}
-    narrow = await granted(max_cost_usd=0.099999)
+    narrow = await granted(max_cost_usd=0.199999, max_attempts=2)
+    await executed(narrow)
     refused = await refusal_of(ScopeExhausted, narrow)
     assert refused.members == {"scope_id": narrow, "bound": "max_cost_usd"}
+
+
+async def test_a_scope_that_could_never_be_spent_is_a_value_error_and_recorded(
+    reconfigure: Reconfigure,
+) -> None:
+    reconfigure("{retry_agent: {risk: low, max_cost_usd: 0.60}}")
+    for terms in ({}, {"max_cost_usd": 0.599999}):
+        with pytest.raises(ValueError, match=r"^max_cost_usd must be at least 0\.6, because .*'retry_agent'"):
+            await granted(**terms)
+        record = last_envelope()["record"]
+        assert (record["decision_outcome"], record["decision_reason"]) == ("blocked", "invalid_scope")
+        assert record["details"]["min_cost_usd"] == 0.6
+    await executed(await granted(max_cost_usd=0.6))
 
 
 async def test_an_action_that_left_the_catalogue_is_denied(store_url: str, reconfigure: Reconfigure) -> None:

@@ -4,7 +4,8 @@
 
 1,000 rounds take about 17 minutes on two cores; --quick does 40 in 40 seconds. Each lane has a sidecar, a
 store of its own, and a backend that counts. In a round the sidecar starts on what the last kill left, clients
-issue scopes and fight over their attempts, an operator reconciles what is unknown by what the backend saw.
+issue scopes and fight over their attempts, half of them under idempotency keys that they repeat until they
+have an answer, an operator reconciles what is unknown by what the backend saw.
 kill -9 comes 0.05 to 0.6 s later. In about each fifth round it comes while the sidecar starts.
 
 After each kill a copy of the database is judged, so that nothing is recovered before the sidecar does:
@@ -12,6 +13,7 @@ After each kill a copy of the database is judged, so that nothing is recovered b
     own counter, and by what the backend saw;
   each execution that the backend saw has its admission and its record, and came once;
   what a client was told (a scope, an answer) is there; what was released was not executed;
+  the backend saw each idempotency key once, and a replay names that execution;
   `PRAGMA integrity_check`, and the chain with its signed checkpoints by the code of `log verify`.
 Every 25 rounds the sidecar starts once more, lists what is unknown and stops in order, and `log verify` runs;
 the lane goes on with a new store. Exit code 1 on any violation; the folder of that store is then kept.
@@ -28,6 +30,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import uuid
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -62,6 +65,8 @@ RELEASED = ("not_sent", "not_executed")
 MOST_ATTEMPTS = 3
 SCOPES_AT_ONCE = 12
 ROUNDS_A_STORE = 25
+KEYED = 0.5  # of the executions
+REPEATS = 0.3
 KILL_SECONDS = (0.05, 0.6)
 IN_START = 0.2  # of the kills
 EXECUTION_SECONDS = (0.001, 0.06)
@@ -79,6 +84,8 @@ class Load:
     attempts: dict[str, int] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     open: list[str] = field(default_factory=list)
+    unanswered: list[tuple[str, str]] = field(default_factory=list)  # scopes and keys to repeat
+    told: dict[str, str] = field(default_factory=dict)  # the execution of each key that was answered
     wrong: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -101,6 +108,13 @@ class Load:
                 self.attempts[scope_id] = attempts
                 self.open.append(scope_id)
                 return
+        elif self.unanswered and self.chance.random() < REPEATS:
+            self.counts["repeated under a key"] += 1
+            await self._under_a_key(client, *self.unanswered.pop(self.chance.randrange(len(self.unanswered))))
+            return
+        elif self.chance.random() < KEYED:
+            await self._under_a_key(client, scope, uuid.uuid4().hex)
+            return
         else:
             answer = await client.execute(scope, INCIDENT)
             if answer.status == 200:
@@ -115,6 +129,32 @@ class Load:
             self.counts["told to come again"] += 1  # a busy machine: the store's deadline passed
             return
         self.wrong.append(f"{answer.status} {answer.body[:200]!r}")
+
+    async def _under_a_key(self, client: Client, scope: str, key: str) -> None:
+        """Execute under a key. A request without an answer, and a few others, are repeated later."""
+        again = True
+        try:
+            answer = await client.execute(scope, INCIDENT, key=key)
+            error = None if answer.status == 200 else answer.json()["error"]
+            again = error in ("idempotency_in_flight", "store_unavailable", "overloaded")
+            if error is None:
+                execution = answer.header("Scopegate-Decision-Id") or ""
+                replayed = answer.header("Idempotency-Replayed") == "true"
+                self.counts["replayed"] += replayed
+                if self.told.setdefault(key, execution) != execution:
+                    self.wrong.append(f"key {key} was answered by {self.told[key]} and {execution}")
+                self.answered.add(execution)
+                again = self.chance.random() < REPEATS
+            elif error == "outcome_unknown":
+                self.counts["outcome unknown under a key"] += 1
+                again = answer.json()["execution_status"] == "unknown"  # until the operator has ended it
+            elif error == "scope_exhausted":
+                self.counts["refused"] += 1
+            elif not again:
+                self.wrong.append(f"{answer.status} {answer.body[:200]!r}")
+        finally:
+            if again:
+                self.unanswered.append((scope, key))
 
     async def operator(self, sidecar: Sidecar, backend: Backend) -> None:
         """Reconcile what is unknown, by what the backend saw; what was not executed is tried again."""
@@ -250,6 +290,14 @@ class Generation:
         }
         seen = Counter(execution.decision_id for execution in self.backend.seen)
         seen_of = Counter(execution.scope_id for execution in self.backend.seen)
+        under = Counter(execution.key for execution in self.backend.seen if execution.key is not None)
+        for key, times in under.items():
+            if times > 1:
+                self.violated("executed twice under a key", f"{key}: {times} times")
+        of_key = {execution.key: execution.decision_id for execution in self.backend.seen}
+        for key, decision_id in self.load.told.items():
+            if of_key.get(key) != decision_id:
+                self.violated("wrong replay", f"{key}: {decision_id}, not {of_key.get(key)}")
         listed: dict[str, int] = {}
         for scope_id, most, counted in database.execute(
             "SELECT scope_id, max_attempts, attempts_used FROM scopes"
@@ -387,6 +435,8 @@ def summary(counts: Counter[str], restarts: list[float], seconds: float) -> None
         ("scopes with a wrong counter", "miscounted"),
         ("executions without an admission record", "unrecorded"),
         ("executions that the backend saw twice", "executed twice"),
+        ("idempotency keys that the backend saw twice", "executed twice under a key"),
+        ("replays of another execution", "wrong replay"),
         ("released and yet executed", "released and executed"),
         ("answers that clients got and the store lost", "answer lost"),
         ("scopes that clients got and the store lost", "scope lost"),
@@ -407,6 +457,9 @@ def summary(counts: Counter[str], restarts: list[float], seconds: float) -> None
             ("scopes issued", counts["scopes issued"]),
             ("executions seen by backends", counts["executed"]),
             ("  answered to clients", counts["answered to clients"]),
+            ("repeated under a key", counts["repeated under a key"]),
+            ("  replayed", counts["replayed"]),
+            ("  outcome unknown", counts["outcome unknown under a key"]),
             ("refused, exhausted", counts["refused"]),
             ("answered 503, Retry-After", counts["told to come again"]),
             ("records in the logs", counts["records"]),

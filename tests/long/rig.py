@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.client import STREAM_LIMIT, Connection, HostAndPort, Message, read_message
+from tests.client import STREAM_LIMIT, Connection, HostAndPort, Message, as_json, read_message
 from tests.support import EXECUTE, SCOPE
 
 PROJECT = Path(__file__).parents[2]
@@ -181,8 +181,13 @@ class Client(Connection):
         wanted = {"incident_id": incident, "action": ACTION, "intent": "a run by hand"}
         return await self.ask_json("POST", SCOPE, {**wanted, "max_attempts": attempts, **members})
 
-    async def execute(self, scope_id: str, incident: str = "inc-1", target: str = EXECUTE) -> Message:
-        return await self.ask_json("POST", target, execution(scope_id, incident))
+    async def execute(
+        self, scope_id: str, incident: str = "inc-1", target: str = EXECUTE, key: str | None = None
+    ) -> Message:
+        """Spend an attempt, under an idempotency key if one is given."""
+        kind, body = as_json(execution(scope_id, incident))
+        named = [] if key is None else [("Idempotency-Key", key)]
+        return await self.ask("POST", target, [*kind, *named], body)
 
 
 def execution(scope_id: str | None, incident: str = "inc-1") -> dict[str, Any]:
@@ -230,6 +235,7 @@ class Seen:
     decision_id: str
     scope_id: str
     at: float
+    key: str | None = None  # its idempotency key
 
 
 Behaviour = Callable[[Message, asyncio.StreamWriter, "Backend"], Any]
@@ -274,7 +280,8 @@ class Backend:
         executing = request.method == "POST" and decision_id is not None
         if executing:
             scope_id = request.header("Scopegate-Scope-Id") or ""
-            self.seen.append(Seen(decision_id or "", scope_id, time.monotonic()))
+            key = request.header("Idempotency-Key")
+            self.seen.append(Seen(decision_id or "", scope_id, time.monotonic(), key))
         if self.behaviour is not None:
             answered: bool | None = await self.behaviour(request, writer, self)
             if answered is not None:

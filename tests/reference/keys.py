@@ -36,7 +36,7 @@ An unknown key, a wrong type, or a value that YAML versions read differently sto
 file, line and column. A value may contain ${VAR} or ${VAR:default} from the environment. A variable
 overrides any key (SCOPEGATE_STORE__URL for store.url), and so does a flag (--set store.url=...);
 flags win over variables, and variables over this file. File names are relative to this file, also in
-variables and flags.
+variables and flags. A time is a number of seconds, or a whole number with one unit: 10s, 5m, 2h or 1d.
 
 A running sidecar applies changes of this file and of the policies by itself, each time as a whole or
 not at all. It can change the keys marked [live]. All other keys need a restart; such a change is

@@ -59,7 +59,7 @@ GOOD: dict[str, list[Any]] = {
         for key in ("certificate_file", "key_file", "client_ca_file")
     },
     "upstream.url": ["http://h", "HTTPS://[::1]:9000/", "https://a.b:1", "http://a_b/", "unix:/x", "UNIX:x"],
-    "upstream.connect_timeout_seconds": [0.001, 1, 86_400],
+    "upstream.connect_timeout_seconds": [0.001, 1, 86_400, "1s", "1440m", "24h", "1d"],
     "upstream.response_timeout_seconds": [0.001, 2.5, 86_400],
     "upstream.reuse_idle_seconds": [0, 0.5, 86_400],
     "upstream.max_connections": [1, 1_000_000],
@@ -84,13 +84,14 @@ GOOD: dict[str, list[Any]] = {
     "gate.annotate_response": [True, False],
     "gate.routes[0].name": [None, "restart-service", "awx.launch_2", "x" * 64],
     "gate.tenant_header": [None, "X-Tenant", "`|~!#$%&'*+.^_"],
+    "gate.idempotency_ttl": [1, 86_400, 366 * 86_400],
     "gate.scope_required_from": ["low", "medium", "high", "critical"],
     "scopes.serve_on": ["data", "admin"],
     "scopes.defaults.max_attempts": [1, 10],
     "scopes.defaults.ttl_seconds": [1, 3600],
     "scopes.defaults.max_cost_usd": [0, 0.000001, 99.999999, 100],
     "scopes.limits.max_attempts": [1, 1_000_000],
-    "scopes.limits.ttl_seconds": [300, 366 * 86_400],
+    "scopes.limits.ttl_seconds": [300, 366 * 86_400, "366d", "5m"],
     "scopes.limits.max_cost_usd": [0.5, 0.500001, 1_000_000_000],
     "log.signing_key_file": FILES,
     "log.checkpoint_file": FILES,
@@ -128,6 +129,7 @@ GOOD: dict[str, list[Any]] = {
 # Values that are wrong for every key of a kind; the sections and the file refuse them, too.
 NO_TEXT: list[Any] = [5, True, 0.5, {}, [["/a"]], ""]
 NO_NUMBER: list[Any] = [None, True, "5", [5], {}]
+NO_DURATION: list[Any] = ["5 s", "1.5h", "1h30m", "5M", "1w", "05s", "-5s", "s", ""]
 SPELLINGS: dict[str, list[Any]] = {
     "data.listen": ["localhost", ":8000", "::1:8000", "a b:1", "127.0.0.1:123456", "unix:", "unix:/x/"],
     "admin.listen": ["0.0.0.0:1", "10.0.0.1:1", "a.b:1", "127.0.0.1"],
@@ -141,6 +143,7 @@ SPELLINGS: dict[str, list[Any]] = {
     "gate.unlisted.except": ["/a", None, [None], ["a"], ["/a b"], [5]],
     "gate.routes[0].name": ["", "a b", "**/x", "x" * 65],
     "gate.tenant_header": ["X Tenant", "X:"],
+    "gate.idempotency_ttl": [0, 366 * 86_400 + 1, 1.5, None],
     "gate.scope_required_from": ["dreadful", "LOW", None],
     "scopes.serve_on": ["both", None],
     "scopes.defaults.max_cost_usd": [-0.01, 1_000_000_001],
@@ -356,6 +359,9 @@ def bad(key: str) -> list[Any]:
     rules = rules_of(key)
     kinds = rules.get("type", "string")
     values = list(SPELLINGS.get(key, ()))
+    if kinds in (["number", "string"], ["integer", "string"]):  # seconds, or a duration
+        values += NO_DURATION
+        kinds = kinds[0]
     if kinds in ("integer", "number"):
         low = rules["exclusiveMinimum"] if "exclusiveMinimum" in rules else rules["minimum"] - 1
         values += [*NO_NUMBER, low, rules["maximum"] + 1]

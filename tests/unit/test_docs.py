@@ -84,6 +84,12 @@ def test_the_readme_is_one_page() -> None:
     assert len(README.splitlines()) < 220
 
 
+def test_the_readme_names_every_preset() -> None:
+    shipped = {file.stem for file in (ROOT / "sidecar/settings/presets").glob("*.yaml")}
+    named = {plain(cell) for row in rows(section(README, "Will it fit my service?")) for cell in row[1::2]}
+    assert {name for name in named if re.fullmatch("[a-z-]+", name)} == shipped
+
+
 def test_every_fact_of_a_condition_stands_in_the_page_of_policies() -> None:
     assert [fact for fact in FACTS if f"`{fact}`" not in POLICY_PAGE] == []
 
@@ -135,6 +141,14 @@ def test_every_help_page_has_an_example(name: str) -> None:
     shown = CliRunner().invoke(main, [*name.split()[1:], "--help"])
     assert shown.exit_code == 0
     assert re.search(rf"Examples?:\n +{name}", shown.output), shown.output
+
+
+def named_files(page: str) -> dict[str, str]:
+    """The files that a page shows whole, by the name in their first line."""
+    return {
+        found[1]: found[0]
+        for found in re.finditer(r"(?<=^```yaml\n)# ([\w./-]+\.yaml)\n.+?(?=^```$)", PAGES[page], re.M | re.S)
+    }
 
 
 def anchors(text: str) -> set[str]:

@@ -494,6 +494,38 @@ def test_a_fact_of_the_query_is_refused_where_the_form_has_it_too() -> None:
     assert read(request, sources) == Claims(action="restart")
 
 
+def test_target_agents_may_stand_in_the_query_or_in_a_form_and_must_agree_in_both() -> None:
+    sources = FactSources(target_agents=(Source.parse("query:job"), Source.parse("form:job")))
+    for query, form in ([("job", "a")], []), ([], [("job", "a")]), ([("job", "a")], [("job", "a")]):
+        assert agents_of(sources, query=query, form=form) == ("a",)
+    for query, form in (
+        ([("job", "a")], [("job", "b")]),
+        ([("job", "a")], [("Job", "b")]),
+        ([("job[]", "a")], [("job", "a")]),
+    ):
+        assert isinstance(agents_of(sources, query=query, form=form), Refusal)
+
+
+@pytest.mark.parametrize("kind", ["query", "form"])
+def test_a_fact_of_the_query_or_a_form_may_not_be_a_member_of_a_document(kind: str) -> None:
+    sources = FactSources(action=Source.parse(f"{kind}:do"))
+    for key in ("do", "Do", " do"):
+        found = read(Request(document={key: "failover"}), sources)
+        assert isinstance(found, Refusal)
+        assert found.members == {"member": f"/{key}"}
+    assert isinstance(read(Request(document={"parameters": {"do": 1}, "done": 1}), sources), Claims)
+    agents = FactSources(target_agents=(Source.parse("/unit"), Source.parse(f"{kind}:unit")))
+    assert agents_of(agents, document={"unit": ["a"]}) == ("a",)
+    assert isinstance(agents_of(agents, document={"Unit": ["a"]}), Refusal)
+
+
+def test_a_name_with_underscores_has_lookalikes_in_every_order_of_readings() -> None:
+    sources = FactSources(action=Source.parse("form:job_name"))
+    for twin in ("job.name", "job[name", "job name]", "job.name[x]", "job\u2024name.x", "job\u2024name[0].y"):
+        pairs = [("job_name", "a"), (twin, "b")]
+        assert isinstance(read(Request(document={}, form=pairs), sources), Refusal), twin
+
+
 @pytest.mark.parametrize("twin", ["job_name", "job[name]", "job name", "JOB.NAME", "job[name"])
 def test_a_dotted_name_has_lookalikes_of_its_own(twin: str) -> None:
     sources = FactSources(action=Source.parse("form:job.name"))

@@ -1,6 +1,6 @@
 """No composition of readings leads to a gated path unjudged, and no parser reads a judged body otherwise.
 
-`python -m tests.long.generated` does the same a million times.
+`python -m tests.long.generated` and `python -m tests.long.generated_bodies` do the same a million times.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import deforming, differential, lenient
+from tests import deforming, deformingforms, differential, lenient
 
-TARGETS, BODIES = 1_200, 3_000
+TARGETS, BODIES, FORMS = 1_200, 3_000, 3_000
 
 
 def test_no_generated_target_reaches_a_gated_path_unjudged() -> None:
@@ -63,6 +63,24 @@ def test_no_parser_reads_a_generated_body_otherwise_than_it_is_judged() -> None:
     assert found == []
     assert verdicts["judged"] > BODIES / 10
     assert verdicts["invalid_request"] > BODIES / 10
+
+
+def test_no_backend_reads_a_generated_form_otherwise_than_it_is_judged() -> None:
+    draw, verdicts = random.Random(1), Counter[str]()
+    found = []
+    for _ in range(FORMS):
+        verdict, differs = differential.of_form(*deformingforms.form(draw))
+        verdicts[verdict] += 1
+        found += differs
+    assert found == []
+    assert verdicts["judged"] > FORMS / 10
+    assert verdicts["invalid_request"] > FORMS / 10
+    assert verdicts["no strict form"] > FORMS / 20
+
+
+@given(st.randoms(use_true_random=False))
+def test_no_form_that_hypothesis_deforms_is_read_otherwise_than_it_is_judged(draw: random.Random) -> None:
+    assert differential.of_form(*deformingforms.form(draw))[1] == []
 
 
 @given(st.randoms(use_true_random=False))

@@ -42,6 +42,7 @@ HEAVY = {
         ("run --help", set()),
         ("check --help", set()),
         ("completion bash", set()),
+        ("routes match --help", set()),
         ("health --help", {"http.client", "ssl"}),
         ("decisions list --help", {"http.client", "ssl", "orjson"}),
     ],

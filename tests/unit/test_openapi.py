@@ -225,6 +225,7 @@ def test_facts_are_described_where_the_route_has_them() -> None:
         "action": ("query", True),
         "X-Scope-Id": ("header", True),
         "agent": ("query", False),
+        "Idempotency-Key": ("header", False),
         "X-Request-Id": ("header", False),
     }
     body = described.validator({"$ref": "#/components/schemas/ExecuteRequest2"})

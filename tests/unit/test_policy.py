@@ -27,45 +27,8 @@ from sidecar.core.policy import (
     RiskClass,
     Rule,
     Subject,
-    globbed,
 )
 from tests.unit.test_rules import ACTIONS, RISKS, When, matches, rule_sets
-
-
-@pytest.mark.parametrize(
-    ("globs", "value", "means"),
-    [
-        ((), "anything", True),
-        (("restart_pod",), "restart_pod", True),
-        (("restart_pod",), "restart_pod_2", False),
-        (("restart_pod",), "a restart_pod", False),
-        (("restart_*",), "restart_", True),
-        (("restart_*",), "restart", False),
-        (("*_db",), "failover_db", True),
-        (("*_db",), "failover_db2", False),
-        (("temp-?",), "temp-1", True),
-        (("temp-?",), "temp-12", False),
-        (("temp-?",), "temp-", False),
-        (("db-[12]",), "db-2", True),
-        (("db-[12]",), "db-3", False),
-        (("db-[!12]",), "db-3", True),
-        (("db-[12]",), "db-[12]", True),  # whoever is really called so is meant, too
-        (("Restart_*",), "restart_pod", False),
-        (("a.c",), "abc", False),
-        (("a+",), "aa", False),
-        (("a", "b*"), "bc", True),
-        (("a", "b*"), "c", False),
-        (("*",), "", True),
-        (("",), "", True),
-        (("a",), "", False),
-        (("*",), "two\nlines", True),
-    ],
-)
-def test_a_glob_means_the_whole_value_and_case_counts(
-    globs: tuple[str, ...], value: str, means: bool
-) -> None:
-    assert globbed(globs, value) is means
-
 
 PHASES: tuple[Phase, ...] = ("issue", "execute")
 NOBODY = {"incident_id": "", "tenant_id": "", "principal": "", "target_agents": ()}
@@ -218,9 +181,9 @@ def test_names_that_nobody_listed_do_not_pile_up_in_memory() -> None:
     policies = PolicySet(revision="r", actions={"known": ActionPolicy(risk=RiskClass.LOW)})
     for number in range(MOST_UNLISTED + 1_000):
         policies.about("execute", f"invented-{number}")
+        assert len(policies._found) <= MOST_UNLISTED + 1
     policies.about("execute", "known")
     assert ("execute", "known") in policies._found
-    assert len(policies._found) == MOST_UNLISTED + 1
 
 
 def test_a_brake_on_issue_counts_nothing() -> None:
@@ -320,7 +283,7 @@ def test_conditions_that_cannot_be_joined_are_halved_until_they_can() -> None:
     assert groups == [["r-0", "r-1"], ["r-2"], ["r-3", "r-4"]]
     assert [group.joint is None for group in bundle.early] == [False, True, False]
     assert asked == [5, 2, 3, 1, 2]
-    # Another action with the same conditions shares what was joined, kept or not.
+    # Another action with the same conditions shares what was joined.
     for number in range(MOST_UNLISTED):
         policies.about("execute", f"invented-{number}")
     (other,) = policies.selected("execute", somebody(action="invented-once-more"))

@@ -85,6 +85,39 @@ def test_without_a_star_an_unlisted_action_has_no_policy(tmp_path: Path) -> None
     assert policies.action("other") is None
 
 
+def test_an_entry_whose_name_is_a_glob_lists_every_action_that_matches(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a='actions:\n  restart_*: {risk: medium}\n  restart_db: {risk: critical}\n  "*": {risk: high}',
+        b="actions:\n  restart_d*: {risk: low}\n  '?': {risk: low}",
+    )
+    policies = load(tmp_path)
+    assert set(policies.actions) == {"restart_db"}
+    assert set(policies.globs) == {"restart_*", "restart_d*", "?"}
+    risks = {name: getattr(policies.action(name), "risk", None) for name in ("restart_db", "restart_pod")}
+    assert risks == {"restart_db": RiskClass.CRITICAL, "restart_pod": RiskClass.MEDIUM}
+    assert policies.action("restart_disk") == ActionPolicy(risk=RiskClass.LOW)
+    assert policies.action("x") == ActionPolicy(risk=RiskClass.LOW)
+    assert policies.action("drop") == ActionPolicy(risk=RiskClass.HIGH)
+    labels = [policies.label(name) for name in ("restart_db", "restart_pod", "restart_disk", "drop")]
+    assert labels == ["restart_db", "restart_*", "restart_d*", "other"]
+
+
+def test_globs_of_two_files_between_which_nothing_decides_name_both_places(tmp_path: Path) -> None:
+    write(tmp_path, a="actions:\n  restart_*_1: {risk: low}", b="actions:\n  restart_*_2: {risk: low}")
+    assert faults(tmp_path) == [
+        "b.yaml:2:3: actions.restart_*_2: begins like restart_*_1 at a.yaml:2:3 and is as long, so neither "
+        "decides before the other; name the actions, or make one glob longer"
+    ]
+
+
+@pytest.mark.parametrize("glob", ["restart_pod", "restart_*", "*_pod", "restart_pod_?", "[rs]*"])
+def test_a_rule_may_be_about_actions_that_only_a_glob_lists(tmp_path: Path, glob: str) -> None:
+    rule = f"  - {{id: r, on: execute, match: {{action: '{glob}'}}, effect: deny}}"
+    write(tmp_path, a=f"actions:\n  restart_*: {{risk: low}}\nrules:\n{rule}")
+    assert len(load(tmp_path).rules) == 1
+
+
 def test_the_revision_is_a_hash_of_names_and_contents(tmp_path: Path) -> None:
     first = write(tmp_path, a="actions: {x: {risk: low}}", b="actions: {y: {risk: low}}")
     fed = b""
@@ -214,9 +247,20 @@ def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str)
             "a.yaml:2:18: actions.x.targets_required: expects true or false, found a number",
         ),
         (
-            "actions:\n  restart_*: {risk: low}",
-            'a.yaml:2:3: actions.restart_*: patterns are refused; name each action, or "*" for all that are '
-            "not listed",
+            "actions:\n  restart_*: {risk: lo}",
+            "a.yaml:2:15: actions.restart_*.risk: expects one of low, medium, high, critical; did you mean "
+            '"low"?',
+        ),
+        (
+            "actions:\n  restart_*: {risk: low}\n  restart_?: {risk: high}",
+            "a.yaml:3:3: actions.restart_?: begins like restart_* at a.yaml:2:3 and is as long, so neither "
+            "decides before the other; name the actions, or make one glob longer",
+        ),
+        (
+            "actions:\n  restart_*: {risk: low}\nrules:\n"
+            "  - {id: r, on: execute, match: {action: 'stop_*'}, effect: deny}",
+            "a.yaml:4:34: rules[0].match.action: matches no action of the catalogue; correct it, or list the "
+            "action",
         ),
         (
             'actions:\n  "": {risk: low}',
@@ -250,7 +294,8 @@ def test_a_folder_without_any_action_is_no_policy_set(tmp_path: Path, text: str)
         ),
         (
             "actions:\n  x: {risk: low, timeout_seconds: true}",
-            "a.yaml:2:18: actions.x.timeout_seconds: expects a number, found true or false",
+            "a.yaml:2:18: actions.x.timeout_seconds: expects a number of seconds, or a duration such as 10s, "
+            "5m, 2h or 1d, found true or false",
         ),
         (
             "actions:\n  x: {risk: low}\n  x: {risk: low}",
@@ -271,12 +316,14 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path) -> None:
         tmp_path,
         a="actions:\n  x: {risk: low, max_cost_usd: 1000000000, timeout_seconds: 86400}\n"
         "  y: {risk: low, max_cost_usd: 0.000001, timeout_seconds: 0.001}\n"
+        "  z: {risk: low, timeout_seconds: 24h}\n"
         f"  {'n' * 256}: {{risk: low, max_cost_usd: 0}}\n",
     )
     actions = load(tmp_path).actions
     assert (actions["x"].hold, actions["x"].timeout_seconds) == (10**15, 86_400.0)
     assert (actions["y"].hold, actions["y"].timeout_seconds) == (1, 0.001)
     assert actions["n" * 256].hold == 0
+    assert actions["z"].timeout_seconds == 86_400.0
 
 
 @pytest.mark.parametrize(

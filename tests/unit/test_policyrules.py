@@ -150,6 +150,15 @@ rules:
             Rule(id="r", on="execute", brake=Brake(cooldown_seconds=2_592_000)),
         ),
         (
+            "on: execute, brake: {cooldown_seconds: 5m, max_attempts: 1, window_seconds: 30d}",
+            Rule(
+                id="r",
+                on="execute",
+                brake=Brake(cooldown_seconds=300, max_attempts=1, window_seconds=2_592_000),
+            ),
+        ),
+        ("on: issue, limit: {ttl_seconds: 2h}", Rule(id="r", on="issue", limit=Limit(ttl_seconds=7_200))),
+        (
             "on: execute, brake: {per: [], max_attempts: 1, window_seconds: 1}",
             Rule(id="r", on="execute", brake=Brake(max_attempts=1, window_seconds=1)),
         ),
@@ -275,6 +284,12 @@ def test_what_lies_just_inside_the_bounds_is_read(tmp_path: Path, text: str, fou
             "limit.max_attempts: expects a whole number, found true or false",
         ),
         ("on: issue, limit: {ttl_seconds: 0}", "limit.ttl_seconds: must be from 1 to 31622400"),
+        ("on: issue, limit: {ttl_seconds: 367d}", "limit.ttl_seconds: must be from 1 to 31622400 seconds"),
+        (
+            "on: issue, limit: {ttl_seconds: 2 h}",
+            "limit.ttl_seconds: expects a whole number of seconds, or a duration such as 10s, 5m, 2h or 1d, "
+            "found text",
+        ),
         ("on: issue, limit: {ttl_seconds: 31622401}", "limit.ttl_seconds: must be from 1 to 31622400"),
         (
             "on: issue, limit: {max_cost_usd: -0.01}",

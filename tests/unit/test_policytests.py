@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ POLICIES = PolicySet(
             id="single-use",
             on="issue",
             match=Match(risk=frozenset({RiskClass.CRITICAL})),
-            limit=Limit(max_attempts=1, ttl_seconds=60, max_cost=1_000_000),
+            limit=Limit(max_attempts=1, ttl_seconds=60, max_cost=10_000_000),
             require=Require(intent_min_chars=20),
         ),
         Rule(
@@ -106,16 +107,40 @@ def decided(folder: Path, on: str, facts: str, want: str, more: str = "") -> lis
 
 
 def test_a_grant_on_default_terms_is_allowed_and_lowered_by_name(tmp_path: Path) -> None:
-    want = "{verdict: allowed, rules: [single-use], max_attempts: 1, ttl_seconds: 60, max_cost_usd: 0.5}"
-    assert decided(tmp_path, "issue", "{action: failover}", want) == []
+    want = "{verdict: allowed, rules: [single-use], max_attempts: 1, ttl_seconds: 60, max_cost_usd: 5}"
+    assert decided(tmp_path, "issue", "{action: failover, max_cost_usd: 5}", want) == []
+
+
+def test_an_action_that_a_glob_lists_is_judged_by_its_entry(tmp_path: Path) -> None:
+    case = "{name: a, on: execute, facts: {action: stop_pod}, want: {verdict: allowed}}"
+    (test,) = policytests.read(write(tmp_path, f"tests: [{case}]"))
+    entry = ActionPolicy(risk=RiskClass.LOW, hold=9_000_000)
+    assert policytests.run(test, replace(POLICIES, globs={"stop_*": entry})).differences == ()
+    assert policytests.run(test, replace(POLICIES, globs={"start_*": entry})).message is not None
+
+
+def test_times_of_a_test_may_be_durations(tmp_path: Path) -> None:
+    want = "{verdict: allowed, ttl_seconds: 1m, max_attempts: 1}"
+    assert decided(tmp_path, "issue", "{action: failover, max_cost_usd: 5, ttl_seconds: 60s}", want) == []
+    history = ", history: [{seconds_ago: 1m}, {seconds_ago: 2m}]"
+    braked = "{verdict: refused, error: braked, rules: [storm-brake], retry_after_seconds: 8m}"
+    assert decided(tmp_path, "execute", "{action: restart_pod}", braked, history) == []
+
+
+def test_a_grant_that_could_never_be_spent_is_refused(tmp_path: Path) -> None:
+    want = "{verdict: refused, error: invalid_scope, rules: []}"
+    for facts in ("{action: failover}", "{action: failover, max_cost_usd: 4.99}"):
+        assert decided(tmp_path, "issue", facts, want) == []
 
 
 def test_a_term_that_is_asked_for_is_refused_above_a_limit(tmp_path: Path) -> None:
     want = "{verdict: refused, error: policy_denied, rules: [single-use]}"
-    for term in ("max_attempts: 2", "ttl_seconds: 61", "max_cost_usd: 1.01", "intent: too short"):
+    for term in ("max_attempts: 2", "ttl_seconds: 61", "max_cost_usd: 10.01", "intent: too short"):
         assert decided(tmp_path, "issue", f"{{action: failover, {term}}}", want) == []
-    for term in ("max_attempts: 1", "ttl_seconds: 60", "max_cost_usd: 1.00"):
-        assert decided(tmp_path, "issue", f"{{action: failover, {term}}}", "{verdict: allowed}") == []
+    assert decided(tmp_path, "issue", "{action: failover, max_cost_usd: 10.00}", "{verdict: allowed}") == []
+    for term in ("max_attempts: 1", "ttl_seconds: 60"):
+        facts = f"{{action: failover, max_cost_usd: 5, {term}}}"
+        assert decided(tmp_path, "issue", facts, "{verdict: allowed}") == []
 
 
 def test_a_grant_for_several_actions_is_judged_for_each(tmp_path: Path) -> None:
@@ -211,7 +236,7 @@ def test_a_difference_says_what_was_wanted_what_came_and_where(tmp_path: Path) -
               rules: [storm-brake]
           - name: wrong terms
             on: issue
-            facts: {action: failover}
+            facts: {action: failover, max_cost_usd: 5}
             want: {verdict: allowed, ttl_seconds: 300, max_cost_usd: 1.5, max_attempts: 1}
         """
     assert outcomes(tmp_path, text) == [
@@ -221,7 +246,7 @@ def test_a_difference_says_what_was_wanted_what_came_and_where(tmp_path: Path) -
         ],
         [
             "12:30 want.ttl_seconds: wanted 300, got 60",
-            "12:48 want.max_cost_usd: wanted 1.5, got 0.5",
+            "12:48 want.max_cost_usd: wanted 1.5, got 5",
         ],
     ]
     outcome = policytests.run(policytests.read(tmp_path)[0], POLICIES)

@@ -86,7 +86,7 @@ def test_the_table_says_what_the_metrics_page_shows() -> None:
 
 def test_the_values_of_labels_are_those_of_the_code() -> None:
     refused = {outcome_of(Refusal(code, "")).value for code in ERRORS}
-    assert {*Metrics.decisions.labels["outcome"]} == {"selected", *refused}
+    assert {*Metrics.decisions.labels["outcome"]} == {"selected", "none", *refused}
     not_emitted = get_args(get_type_hints(NotEmitted)["why"])
     assert {*Metrics.emissions.labels["result"]} == {"recorded", "ruled_out", *not_emitted}
 

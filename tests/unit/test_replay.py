@@ -797,6 +797,44 @@ def test_grants_meet_the_catalogue_requirements_and_conditions() -> None:
     assert grants(log.under(grant_rule(when=cheap, deny=True)))[0].kind == "allowed"
 
 
+def test_actions_that_only_a_glob_lists_are_decided_by_its_entry() -> None:
+    log = Log()
+    scope = log.issue()
+    for action in ("restart_pod", "restart_node", "retry"):
+        log.execute(scope, action)
+    globs = {"restart_*": ActionPolicy(risk=RiskClass.MEDIUM, hold=100_000)}
+    new = PolicySet(revision="new", actions={"retry": ACTIONS["retry"]}, globs=globs)
+    assert [finding.kind for finding in log.under(new).values()] == ["unchanged"] * 4
+    critical = {"restart_*": ActionPolicy(risk=RiskClass.CRITICAL, targets_required=True)}
+    assert kinds(log.under(replace(new, globs=critical))) == ["refused", "refused", "unchanged"]
+
+
+def test_a_grant_whose_ceiling_is_below_a_hold_would_be_refused_and_one_that_was_would_be_granted() -> None:
+    dear = policies(retry=replace(ACTIONS["retry"], hold=1_000_001))
+    log = Log()
+    log.issue("retry", max_cost=1_000_000)
+    (found,) = grants(log.under(dear))
+    assert (found.kind, str(found.now)) == ("refused", "invalid_scope")
+    log = Log(dear)
+    log.issue("retry", max_cost=1_000_000)
+    (found,) = grants(log.under(OPEN))
+    assert (found.kind, str(found.recorded)) == ("allowed", "invalid_scope")
+    assert grants(log.under(dear))[0].kind == "unchanged"
+
+
+def test_whether_a_hold_fits_is_undecidable_where_the_ceiling_is_not_known() -> None:
+    dear = policies(retry=replace(ACTIONS["retry"], hold=1_000_001))
+    log = Log(mask=["/details/max_cost_usd"])
+    log.issue("retry", max_cost=2_000_000)
+    (found,) = grants(log.under(dear))
+    assert found.why == "its actions hold an amount, and max_cost_usd is masked"
+    assert grants(log.under(OPEN))[0].kind == "unchanged"
+    log = Log(grant_rule(limit=Limit(max_cost=1_000_000)))
+    log.issue("retry", max_cost=2_000_000, defaulted=["max_cost_usd"])
+    (found,) = grants(log.under(dear))
+    assert (found.why or "").endswith("max_cost_usd is recorded as it was lowered, not as it was requested")
+
+
 def test_an_execution_under_a_grant_that_would_be_refused_is_judged_by_itself() -> None:
     log = Log()
     log.execute(log.issue(max_attempts=5))

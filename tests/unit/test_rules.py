@@ -384,12 +384,12 @@ def test_a_limit_that_is_passed_is_named_with_its_value_in_dollars_where_it_is_m
 
 def test_only_defaults_are_lowered_and_only_as_far_as_they_have_to() -> None:
     policies = policies_of(
-        limiting("loose", max_attempts=4, ttl_seconds=200), limiting("tight", max_attempts=3, max_cost=9)
+        limiting("loose", max_attempts=4, ttl_seconds=200), limiting("tight", max_attempts=3, max_cost=1_000)
     )
     granted = apply(issue(policies, defaulted=ALL), state(), NOW)
     assert isinstance(granted.reply, Issued)
     scope = granted.reply.scope
-    assert (scope.max_attempts, scope.max_cost, scope.expires_at) == (3, 9, NOW + 200 * SECOND)
+    assert (scope.max_attempts, scope.max_cost, scope.expires_at) == (3, 1_000, NOW + 200 * SECOND)
     assert details_of(granted)["rules"] == ["loose", "tight"]
     refusal = refusal_of(apply(issue(policies, defaulted=ALL - {"ttl_seconds"}), state(), NOW))
     assert refusal is not None

@@ -113,11 +113,17 @@ def test_file_names_are_relative_to_the_file_wherever_they_are_given(tmp_path: P
         ('data: {listen: "unix:///run/a.sock"}', "data.listen", SocketFile(Path("/run/a.sock"))),
         ("store: {deadline_seconds: 86400}", "store.deadline_seconds", 86_400.0),
         ("store: {deadline_seconds: 0.001}", "store.deadline_seconds", 0.001),
+        ("store: {deadline_seconds: 10s}", "store.deadline_seconds", 10.0),
+        ("store: {deadline_seconds: 1d}", "store.deadline_seconds", 86_400.0),
+        ("shutdown: {drain_seconds: 0s}", "shutdown.drain_seconds", 0.0),
+        ("gate: {body_timeout_seconds: 5m}", "gate.body_timeout_seconds", 300.0),
+        ("scopes: {defaults: {ttl_seconds: '1h'}}", "scopes.defaults.ttl_seconds", 3_600),
         ("shutdown: {drain_seconds: 0}", "shutdown.drain_seconds", 0.0),
         ("gate: {max_body_bytes: 1}", "gate.max_body_bytes", 1),
         ("gate: {tenant_header: X-Tenant}", "gate.tenant_header", "X-Tenant"),
         ("gate: {tenant_header: null}", "gate.tenant_header", None),
         ("gate: {annotate_response: true}", "gate.annotate_response", True),
+        ("gate: {idempotency_ttl: 3600}", "gate.idempotency_ttl", 3600),
         ("gate: {scope_required_from: low}", "gate.scope_required_from", RiskClass.LOW),
         ("gate: {scope_required_from: critical}", "gate.scope_required_from", RiskClass.CRITICAL),
         ("gate: {routes: [{path: /a, mode: shadow}]}", "gate.routes.0.mode", "shadow"),
@@ -138,6 +144,7 @@ def test_what_lies_just_inside_the_rules_is_read(tmp_path: Path, text: str, key:
 
 SCHEMES = "expects http://host:port, https://host:port or unix:/path"
 RISKS = "expects one of low, medium, high, critical"
+SECONDS = "expects a number of seconds, or a duration such as 10s, 5m, 2h or 1d"
 LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
 
 
@@ -175,10 +182,28 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             "store: {deadline_seconds: 86401}",
             "2:9: store.deadline_seconds: must be above 0 and at most 86400",
         ),
-        ('store: {deadline_seconds: "2"}', "2:9: store.deadline_seconds: expects a number, found text"),
+        ('store: {deadline_seconds: "2"}', f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 1.5h}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 1h30m}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 10 s}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 5M}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        ("store: {deadline_seconds: 1w}", f"2:9: store.deadline_seconds: {SECONDS}, found text"),
+        (
+            "store: {deadline_seconds: 0s}",
+            "2:9: store.deadline_seconds: must be above 0 and at most 86400 seconds",
+        ),
+        (
+            "store: {deadline_seconds: 25h}",
+            "2:9: store.deadline_seconds: must be above 0 and at most 86400 seconds",
+        ),
+        (
+            "scopes: {defaults: {ttl_seconds: 367d}}",
+            "2:21: scopes.defaults.ttl_seconds: must be from 1 to 31622400 seconds",
+        ),
+        ("gate: {max_in_flight: 5m}", "2:8: gate.max_in_flight: expects a whole number, found text"),
         (
             "store: {deadline_seconds: true}",
-            "2:9: store.deadline_seconds: expects a number, found true or false",
+            f"2:9: store.deadline_seconds: {SECONDS}, found true or false",
         ),
         ("store: {url: 5}", "2:9: store.url: expects text, found a number; write it in quotes"),
         ("shutdown: {drain_seconds: -1}", "2:12: shutdown.drain_seconds: must be from 0 to 86400"),
@@ -231,6 +256,24 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
         (
             "gate:\n  routes:\n    - path: /a\n      methods: [GET, OPTIONS]",
             "5:22: gate.routes[0].methods[1]: expects one of GET, HEAD, POST, PUT, PATCH, DELETE",
+        ),
+        (
+            "gate: {unlisted: {writes: deny}}",
+            "2:19: gate.unlisted.writes: expects one of pass, record, refuse",
+        ),
+        ("gate: {unlisted: refuse}", "2:8: gate.unlisted: expects keys below it, found text"),
+        ("gate: {unlisted: {except: /a}}", "2:19: gate.unlisted.except: expects a list, found text"),
+        (
+            "gate:\n  unlisted:\n    except:\n      - /healthz\n      - /openapi.json\n",
+            "6:9: gate.unlisted.except[1]: can also be read as /openapi; add that path, too",
+        ),
+        (
+            "gate: {unlisted: {except: ['**/{id}/doc.html', /a/doc, /a/doc.html]}}",
+            "2:28: gate.unlisted.except[0]: can also be read as **/x/doc; add that path, too",
+        ),
+        (
+            "gate: {unlisted: {except: [healthz]}}",
+            '2:28: gate.unlisted.except[0]: a route path begins with "/", or with "**/" for any prefix',
         ),
         ("scopes: {serve_on: both}", "2:10: scopes.serve_on: expects one of data, admin"),
         (
@@ -887,6 +930,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(tmp_path: Path)
         ("GATE__TENANT_HEADER", "null", "gate.tenant_header", None),
         ("SCOPES__LIMITS__MAX_COST_USD", "2.5", "scopes.limits.max_cost", 2_500_000),
         ("SHUTDOWN__DRAIN_SECONDS", "1e1", "shutdown.drain_seconds", 10.0),
+        ("SHUTDOWN__DRAIN_SECONDS", "10s", "shutdown.drain_seconds", 10.0),
+        ("SCOPES__DEFAULTS__TTL_SECONDS", "2m", "scopes.defaults.ttl_seconds", 120),
         ("GATE__ROUTES", "[{path: /a}, {path: /b}]", "gate.routes.1.path.text", "/b"),
         ("LOG__SIGNING_KEY_FILE", "null", "log.signing_key_file", None),
         ("DATA__ALLOWED_HOSTS", "null", "data.allowed_hosts", None),

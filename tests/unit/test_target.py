@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sidecar.core import _readings as readings
 from sidecar.core import target as module
+from sidecar.core import targetheaders
 from sidecar.core._lookup import Lookup
 from sidecar.core._quicktest import MAX_MADE, QuickTest
 from sidecar.core.pattern import RoutePattern, overlapping
@@ -68,11 +69,11 @@ def test_other_routes_do_not_remember_the_places_of_these() -> None:
 
 
 def test_a_header_decides_in_any_spelling_of_its_name() -> None:
-    for known in ("upgrade", *module.OVERRIDES, *module.ORIGINALS, *module.REBUILDING):
-        assert module.decides(known)
-        assert module.decides(known.upper().replace("-", "_"))
+    for known in ("upgrade", *targetheaders.OVERRIDES, *targetheaders.ORIGINALS, *targetheaders.REBUILDING):
+        assert targetheaders.decides(known)
+        assert targetheaders.decides(known.upper().replace("-", "_"))
     for name in ("", "Host", "Connection", "X-Forwarded-For", "Accept", "Scopegate-Decision-Id", "X-Upgrade"):
-        assert not module.decides(name)
+        assert not targetheaders.decides(name)
 
 
 def test_a_remembered_header_is_judged_by_its_own_value() -> None:
@@ -88,11 +89,11 @@ def test_a_remembered_header_is_judged_by_its_own_value() -> None:
 
 
 def test_the_headers_that_many_clients_send_take_bounded_memory() -> None:
-    for number in range(2 * module.MAX_HEADERS):
+    for number in range(2 * targetheaders.MAX_HEADERS):
         assert ask("/orders", headers=(("X-Forwarded-Host", f"h{number}"),)) == PassThrough()
     assert ask("/orders", headers=(("X-Forwarded-Host", "h" * 1000),)) == PassThrough()
-    assert len(module._decides) <= module.MAX_HEADERS
-    assert max(len(value) for _, value in module._decides) <= module.LONGEST_REMEMBERED
+    assert len(targetheaders.deciding) <= targetheaders.MAX_HEADERS
+    assert max(len(value) for _, value in targetheaders.deciding) <= targetheaders.LONGEST_REMEMBERED
 
 
 # ---- the default route, tables ---------------------------------------------------------------------

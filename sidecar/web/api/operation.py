@@ -51,13 +51,14 @@ class Body:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One answer. `status` is `default` for any status. `contents` maps media types to schemas; without it,
-    the answer is what the handler returns, as JSON. `headers` are always present. `links` maps names to
-    OpenAPI links."""
+    the answer is what the handler returns, as JSON. `headers` are always present, `optional_headers` only
+    sometimes. `links` maps names to OpenAPI links."""
 
     description: str
     status: str = "200"
     contents: Mapping[str, Schema] | None = None
     headers: tuple[str, ...] = ()
+    optional_headers: tuple[str, ...] = ()
     links: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -161,6 +162,11 @@ HEADERS: Mapping[str, Schema] = {
     "Scopegate-Attempts-Remaining": {
         "description": "The attempts that remain of the scope.",
         "schema": {"type": "integer", "minimum": 0},
+    },
+    "Idempotency-Replayed": {
+        "description": "This is the answer of an earlier request under the same `Idempotency-Key`, whose "
+        "decision `Scopegate-Decision-Id` names.",
+        "schema": {"const": "true"},
     },
     "Retry-After": {
         "description": "The seconds after which a retry may succeed.",

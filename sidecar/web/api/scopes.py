@@ -63,7 +63,8 @@ class ScopeApi:
         self._grants = grants
         self._live = live
 
-    def owns(self, target: str) -> bool:
+    @staticmethod
+    def owns(target: str) -> bool:
         """Whether a raw target is the path of a scope endpoint."""
         if not target.startswith(RECOVERY_PREFIX):
             return False

@@ -157,11 +157,14 @@ async def write_forwarded(
             length = None
     headers += admission_report(forwarded.last, now)
     headers.append((b"X-Request-Id", gated.facts.request_id.encode()))
+    request.outcome, request.decision_id = "answered", forwarded.last.execution.decision_id
+    if forwarded.answered_at is not None:
+        headers.append((b"Idempotency-Replayed", b"true"))
+        request.outcome = "replayed"
     if length is None and forwarded.rest is None:
         length = len(body)
         if request.method != "HEAD" and head.status not in _BODILESS:
             headers.append((b"Content-Length", b"%d" % length))
-    request.outcome, request.decision_id = "answered", forwarded.last.execution.decision_id
     answer = RawAnswer(
         request,
         head.status,

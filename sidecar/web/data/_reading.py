@@ -13,6 +13,8 @@ from sidecar.core.bodies import JSON_READINGS, Reading
 from sidecar.core.bounds import incomplete
 from sidecar.core.command import RequestLine
 from sidecar.core.facts import FactSources, Request, read
+from sidecar.core.idempotency import KEY_RULE, Claim, claim_of, is_key
+from sidecar.core.instant import SECOND
 from sidecar.core.target import Gated, PassThrough, Rejected, classify
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
@@ -20,16 +22,17 @@ from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.gate.places import Place
 from sidecar.ids import new_trace_ids
 from sidecar.live.snapshot import Snapshot, leaves
-from sidecar.settings.sections import Route
+from sidecar.settings.sections import GateSection, Route
 from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import target_bytes, uncarried
-from sidecar.web.serving.body import PARSED_AT_ONCE, Taken, read_body
+from sidecar.web.serving.body import FORM_PARSED_AT_ONCE, PARSED_AT_ONCE, Taken, read_body
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import HeaderFields, JudgedHeaders
 from sidecar.web.wire.request import request_id_of, tenant_of
 
 # The headers that determine how a body is read.
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
+IDEMPOTENCY_KEY = b"idempotency-key"
 
 
 @valueclass
@@ -105,42 +108,52 @@ async def read_gated(
     if tenant is None:
         name = bounds.tenant_header
         return Refusal("invalid_request", f"{name} must name one tenant.", {"member": f"header:{name}"})
-    facts = _places_of_facts(request.target, fields, course.verdict, sources, reading, values, len(raw))
-    if isinstance(facts, Refusal):
-        return facts
+    given = _places_of_facts(request.target, fields, course.verdict, sources, reading, values, len(raw))
+    if isinstance(given, Refusal):
+        return given
     judged = _judged_headers(sources.header_names, bounds.tenant_header)
     twins = judged.twin_in(fields)
     if twins is not None:
         message = f"The header {twins[0]} could be read as {twins[1]}."
         return Refusal("invalid_request", message, {"member": f"header:{twins[0]}"})
-    # Each key is looked at, which takes long where there are many.
-    at_once = len(raw) <= PARSED_AT_ONCE
-    claims = read(facts, sources) if at_once else await asyncio.to_thread(read, facts, sources)
+    # Each key or name is looked at, which takes long where there are many.
+    at_once = len(raw) <= (FORM_PARSED_AT_ONCE if reading == "form" else PARSED_AT_ONCE)
+    claims = read(given, sources) if at_once else await asyncio.to_thread(read, given, sources)
     if isinstance(claims, Refusal):
         return claims
     missing = incomplete(claims) if course.shadow else None
     if missing is not None:
         return missing  # recorded, and passed through unchanged
     request_id = request_id_of(fields)
+    facts = RequestFacts(
+        claims=claims,
+        tenant_id=tenant,
+        request_id=request_id,
+        route=course.route.label,
+        policies=snapshot.policies,
+    )
+    body_sha256 = hashlib.sha256(raw).hexdigest()
+    claim: Claim | None = None
+    if IDEMPOTENCY_KEY in fields.places:
+        found = _claim_of(request, facts, body_sha256, bounds)
+        if isinstance(found, Refusal):
+            return found
+        # A shadow route forwards every request.
+        claim = None if course.shadow else found
     headers, ids = _upstream_headers(fields, judged, request_id, bounds.annotate_response)
     trace = request.trace
     return GatedRequest(
-        facts=RequestFacts(
-            claims=claims,
-            tenant_id=tenant,
-            request_id=request_id,
-            route=course.route.label,
-            policies=snapshot.policies,
-        ),
+        facts=facts,
         method=request.method,
         target=target_bytes(request.target),
         headers=headers,
         body=raw,
-        body_sha256=hashlib.sha256(raw).hexdigest(),
+        body_sha256=body_sha256,
         route=course.route,
         snapshot=snapshot,
         place=place,
         shadow=course.shadow,
+        claim=claim,
         log_fields=trace.ids or ids,
         trace=trace,
     )
@@ -180,7 +193,28 @@ def _headers_with_facts(fields: HeaderFields, names: Collection[str]) -> list[tu
 
 @lru_cache(maxsize=256)  # routes and tenant headers of the configuration, of which there are few
 def _judged_headers(of_facts: frozenset[str], tenant_header: str | None) -> JudgedHeaders:
-    return JudgedHeaders(of_facts | ({tenant_header.lower()} if tenant_header else set()), FRAMING)
+    named = {IDEMPOTENCY_KEY.decode()} | ({tenant_header.lower()} if tenant_header else set())
+    return JudgedHeaders(of_facts | named, FRAMING)
+
+
+def _claim_of(
+    request: DataRequest, facts: RequestFacts, body_sha256: str, bounds: GateSection
+) -> Claim | Refusal:
+    """The claim of a request to the idempotency key that it names."""
+    keys = request.fields.texts(IDEMPOTENCY_KEY)
+    if len(keys) != 1 or not is_key(keys[0]):
+        message = f"Idempotency-Key must be one header of {KEY_RULE}."
+        return Refusal("invalid_request", message, {"member": "header:Idempotency-Key"})
+    return claim_of(
+        keys[0],
+        principal=facts.principal,
+        tenant_id=facts.tenant_id,
+        route=facts.route or "",
+        method=request.method,
+        target=target_bytes(request.target),
+        body_sha256=body_sha256,
+        kept_for=bounds.idempotency_ttl * SECOND,
+    )
 
 
 def _upstream_headers(

@@ -11,7 +11,7 @@ from types import TracebackType
 from aiohttp import web
 
 from sidecar.core.target import Rejected
-from sidecar.core.unlisted import Unlisted
+from sidecar.core.unlisted import Unlisted, not_listed
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.eventloop.timers import Deadlines
 from sidecar.gate import deadlines
@@ -159,10 +159,7 @@ class DataPlane:
             with limit:
                 if treatment == "refuse":
                     self._observer.unlisted(access, "refused")
-                    refusal = Refusal(
-                        "not_listed",
-                        f"No route lists {request.method} for this path; gate.unlisted.{access} is refuse.",
-                    )
+                    refusal = not_listed(request.method, access)
                     return await self._refuse(Refused(refusal=refusal), facts)
                 unfit = passthrough.uncarried(request.fields) or broken_body(request.content)
                 if unfit is not None:
@@ -243,6 +240,8 @@ class DataPlane:
                 route=facts.route,
                 headers={name.decode(): value.decode() for name, value in report},
             )
+        if outcome.answered_at is not None:
+            now = outcome.answered_at
         await write_forwarded(request, gated, outcome, now=now, draining=self._gate.draining)
         return None
 

@@ -26,6 +26,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.tcp_helpers import tcp_keepalive
 from aiohttp.web_protocol import ERROR, _ErrInfo
 
+from sidecar.errors import Refusal
 from sidecar.eventloop.receiving import limit_reads
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.serving._parser import PIPELINED, READ_AHEAD_BYTES, Message, Overloaded, RequestParser
@@ -444,6 +445,27 @@ class DataConnection(BaseProtocol):
         if self._requests.within_body or self._closing or not self._busy:
             return False
         return request is None or not request.answering
+
+
+def request_of(raw: bytes) -> DataRequest | Refusal:
+    """The request in these bytes, parsed as on a connection, or the refusal of bytes that cannot be parsed.
+
+    It has no client to answer. Call it within an event loop.
+    """
+
+    async def unserved(request: DataRequest) -> web.Response | None:
+        raise NotImplementedError
+
+    server = DataServer(unserved, on_ended=lambda request, answer: None, head_timeout_seconds=0.0)
+    connection = DataConnection(server)
+    messages, _, _ = connection._requests.feed_data(raw)
+    if not messages:
+        return Refusal("invalid_request", "The request has no end.")
+    message, content = messages[0]
+    if isinstance(message, _ErrInfo):
+        return refusal_of(quoting(message.exc))
+    connection._requests.message_consumed()
+    return DataRequest(connection, message, content)
 
 
 def _unparsable(exc: BaseException) -> web.Response:

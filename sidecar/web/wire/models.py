@@ -151,7 +151,11 @@ class ScopeRequest(NoNulls):
         Field(description="Why the action is to be allowed; not blank."),
     ]
     max_cost_usd: Annotated[
-        Micros | None, Field(description="The cost ceiling, in dollars; whole millionths.")
+        Micros | None,
+        Field(
+            description="The cost ceiling, in dollars; whole millionths. At least what an execution of each "
+            "of the actions holds."
+        ),
     ] = None
     max_attempts: Annotated[int | None, Field(description="How many executions it allows.")] = None
     ttl_seconds: Annotated[int | None, Field(description="For how long, from now.")] = None

@@ -32,7 +32,7 @@ def problem(
         body["route"] = route
     answer_headers = dict(headers or {})
     if decision_id is not None:
-        body["decision_id"] = decision_id
+        body.setdefault("decision_id", decision_id)
         answer_headers["Scopegate-Decision-Id"] = decision_id
     if request_id is not None:
         answer_headers["X-Request-Id"] = request_id

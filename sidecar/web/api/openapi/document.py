@@ -231,8 +231,10 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 def _answer(answer: Answer, operation: Operation) -> dict[str, Any]:
     entry: dict[str, Any] = {"description": answer.description}
-    if answer.headers:
-        entry["headers"] = {name: {**HEADERS[name], "required": True} for name in answer.headers}
+    headers = {name: {**HEADERS[name], "required": True} for name in answer.headers}
+    headers |= {name: dict(HEADERS[name]) for name in answer.optional_headers}
+    if headers:
+        entry["headers"] = headers
     if answer.contents is None:
         entry["content"] = {"application/json": {"schema": _reference(operation.model())}}
     elif answer.contents:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sidecar.core.bodies import FORM_TYPE
 from sidecar.core.facts import MAX_ID_CHARS, WHOLE_PATH, FactSources, Source
+from sidecar.core.idempotency import MAX_KEY_CHARS, MIN_KEY_CHARS
 from sidecar.core.pattern import RoutePattern
 from sidecar.core.target import LOOKING, METHODS
 from sidecar.settings.sections import Route
@@ -30,6 +31,19 @@ from sidecar.web.wire.models import IDENTIFIER, IN_A_HEADER, TARGET_AGENTS
 # The path of the recovery API, shown for every pattern that matches it.
 EXECUTE_PATH = "/api/v1/recovery/execute"
 OF_THE_SCOPE = ("Scopegate-Scope-Status", "Scopegate-Attempts-Remaining")
+IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    {
+        "type": "string",
+        "minLength": MIN_KEY_CHARS,
+        "maxLength": MAX_KEY_CHARS,
+        # Characters that every client sends as they are. The gate takes other printable ones, too.
+        "pattern": "^[!-~]([ -~]*[!-~])?$",
+    },
+    "The name of this action. A repeat with the same key, method, target and body gets the first answer, and "
+    "executes nothing.",
+)
 
 _GIVEN = {
     "scope_id": "scope_0123456789abcdef0123456789abcdef",
@@ -48,6 +62,7 @@ _NAME: Schema = {
 _NAME_OR_EMPTY: Schema = {name: value for name, value in IDENTIFIER.items() if name != "minLength"}
 _AGENT = "One target agent."
 _UPSTREAM_ERRORS = ("upstream_unreachable", "upstream_failed", "upstream_timeout")
+_KEY_ERRORS = ("idempotency_key_reused", "idempotency_in_flight", "outcome_unknown")
 _TARGET_ERRORS = ("invalid_request", "ambiguous_path", "override_refused", "upgrade_refused")
 _BOUND_ERRORS = (
     "scoped_execution_required",
@@ -115,14 +130,16 @@ def _execute(route: Route, path: str, method: str, number: int) -> Operation:
             "answer is the backend's own, whatever its status. Errors of the sidecar are problems whose "
             f"`type` begins with `urn:scopegate:error:`. {gated.lstrip()}"
         ).rstrip(),
-        parameters=(*_parameters(route), REQUEST_ID),
+        parameters=(*_parameters(route), IDEMPOTENCY_KEY, REQUEST_ID),
         body=_body(route, body_name(number)),
         answers=(
             Answer(
                 "The backend's answer.",
                 status="default",
                 contents={"*/*": {}},
-                headers=(DECISION_ID_HEADER, *OF_THE_SCOPE, REQUEST_ID_HEADER),
+                headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
+                # An action of low risk may need no scope.
+                optional_headers=(*OF_THE_SCOPE, "Idempotency-Replayed"),
                 links=TO_DECISION,
             ),
         ),
@@ -130,6 +147,7 @@ def _execute(route: Route, path: str, method: str, number: int) -> Operation:
             *_TARGET_ERRORS,
             *BODY_ERRORS,
             *_BOUND_ERRORS,
+            *_KEY_ERRORS,
             *_UPSTREAM_ERRORS,
             *UNREADY_ERRORS,
         ),

@@ -76,6 +76,8 @@ def response(
     for name, needed in (("Retry-After", 429), ("Retry-After", 503), ("Allow", 405)):
         if status == needed:
             headers[name] = {**HEADERS[name], "required": not relayed}
+    if any("retry_after_seconds" in ERRORS[code].members for code in codes):
+        headers.setdefault("Retry-After", dict(HEADERS["Retry-After"]))
     entry: dict[str, Any] = {"description": "\n".join(lines)}
     if headers:
         entry["headers"] = headers

@@ -1,0 +1,62 @@
+"""What becomes of requests that no route lists, and that no disguise takes an exception for its own."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core.pattern import RoutePattern
+from sidecar.core.unlisted import TREATMENTS, ExceptedPaths, Treatment, Unlisted
+from sidecar.web.wire.headers import HeaderFields
+from tests import deforming, lenient
+
+# Wide exceptions that the deformations of other paths end in or begin with.
+EXCEPTED = ExceptedPaths(
+    map(RoutePattern.parse, ("/healthz", "**/x", "**/c", "**/y", "/{a}/x", "**/{a}/{b}/execute"))
+)
+NONE = ExceptedPaths(())
+SPARED = ExceptedPaths([RoutePattern.parse("/healthz")])
+
+
+def holds(target: bytes, headers: lenient.HeaderBytes = ()) -> bool:
+    return EXCEPTED.holds(target.decode("utf-8", "surrogateescape"), HeaderFields(headers).deciding())
+
+
+@given(st.randoms(use_true_random=False))
+def test_no_request_is_excepted_that_a_careless_backend_takes_for_another_path(draw: random.Random) -> None:
+    target, headers = deforming.request(draw)
+    # Paths of these routes are not excepted.
+    routes = (lenient.HEAL, lenient.KICK)
+    if lenient.executes(b"POST", target, headers, routes) is not None:
+        assert not holds(target, headers), (target, headers)
+
+
+@pytest.mark.parametrize("target", ["/x", "/X", "/a/x", "/api/b/x?y=/v1/heal", "/healthz"])
+def test_a_plain_path_is_excepted_only_as_it_is_spelled(target: str) -> None:
+    assert EXCEPTED.holds(target) is (target != "/X")
+
+
+def test_a_path_with_more_readings_than_are_tried_is_not_excepted() -> None:
+    assert not EXCEPTED.holds("/" + "%2525%25%2e;a+b\\" * 400 + "/x")
+
+
+@pytest.mark.parametrize("reads", TREATMENTS)
+@pytest.mark.parametrize("writes", TREATMENTS)
+def test_a_read_with_a_method_override_gets_the_stricter_treatment(
+    reads: Treatment, writes: Treatment
+) -> None:
+    unlisted = Unlisted(reads, writes, NONE)
+    stricter = max(reads, writes, key=TREATMENTS.index)
+    assert unlisted.treatment("GET", "/x", [("X-HTTP-Method-Override", "PUT")])[0] == stricter
+    assert unlisted.treatment("GET", "/x", []) == (reads, "reads")
+    assert unlisted.treatment("TRACE", "/x", []) == (writes, "writes")
+
+
+def test_an_exception_passes_whatever_the_treatment() -> None:
+    unlisted = Unlisted("record", "refuse", SPARED)
+    assert unlisted.treatment("GET", "/healthz", []) == ("pass", "reads")
+    assert unlisted.treatment("PUT", "/healthz", []) == ("pass", "writes")
+    assert unlisted.treatment("PUT", "/health", []) == ("refuse", "writes")
