@@ -18,6 +18,9 @@ from sidecar.telemetry.events import LogEvent
 from sidecar.web.serving.listener import raise_file_limit
 from tests.support import Backend, Clock, House, Open, opened, serving_backend
 
+# Its assertions say what differs, as those of the tests do.
+pytest.register_assert_rewrite("tests.interfaces")
+
 # Tests open hundreds of connections with both ends in one process.
 raise_file_limit()
 # A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP. Programs that tests start

@@ -16,9 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
+from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from tests.client import Message
-from tests.support import Script
+from tests.support import House, Script
 
+# Every action is known, and needs a scope.
+POLICIES = PolicySet(revision="rev-1", actions={}, unlisted=ActionPolicy(risk=RiskClass.HIGH))
+SCOPE, INCIDENT = "X-Recovery-Scope-Id", "X-Recovery-Incident-Id"
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 
@@ -93,3 +97,71 @@ def _pattern(endpoint: str) -> re.Pattern[str]:
         for part in parts
     )
     return re.compile(f"(?:{methods}) {''.join(found)}")
+
+
+# Trying a call ------------------------------------------------------------------------------------------
+
+
+async def through(house: House, call: Call, *more: tuple[str, str]) -> Message:
+    return await house.data(call.method, call.target, [*call.headers, *more], call.body)
+
+
+async def granted(house: House, call: Call, **other: Any) -> tuple[tuple[str, str], dict[str, Any]]:
+    """The header of a scope for a call, and the scope."""
+    agents = call.case.get("agents")
+    wanted = {"action": call.case["action"], **({"target_agents": agents} if agents else {}), **other}
+    scope = await house.issue(**wanted)
+    return (SCOPE, scope["scope_id"]), scope
+
+
+async def is_refused_without_a_scope_of_its_own(house: House, call: Call) -> None:
+    """A call is refused without a scope, an incident, or a scope for its action, target and incident."""
+    at_inc_1 = (INCIDENT, "inc_1")
+    (mine, _), (of_another_action, _), (of_another_agent, _) = await asyncio.gather(
+        granted(house, call),
+        granted(house, call, action="another.action"),
+        granted(house, call, target_agents=["another-agent"]),
+    )
+    cases = (
+        ([at_inc_1], "scoped_execution_required"),
+        ([at_inc_1, of_another_action], "action_outside_scope"),
+        ([at_inc_1, of_another_agent], "target_outside_scope"),
+        ([(INCIDENT, "inc_2"), mine], "incident_mismatch"),
+        ([mine], "invalid_request"),
+    )
+    answers = await asyncio.gather(*(through(house, call, *headers) for headers, _ in cases))
+    for refused, (_, error) in zip(answers, cases, strict=True):
+        if call.method == "HEAD":
+            assert refused.status >= 400
+        else:
+            assert refused.json()["error"] == error, refused.body
+            assert refused.json()["route"] == call.case["route"]
+    assert house.backend.seen == []
+
+
+async def arrives_and_is_recorded(house: House, call: Call) -> None:
+    """With its scope a call arrives as it was sent, and its record has the facts that the case names."""
+    case = call.case
+    mine, scope = await granted(house, call)
+    answer = await through(house, call, mine, (INCIDENT, "inc_1"))
+    assert answer.status == case["status"], answer.body
+    (arrived,) = house.backend.seen
+    assert (arrived.method, arrived.target) == (call.method, call.target)
+    assert arrived.body == (call.body or b"")
+    assert set(call.headers) <= set(arrived.raw_headers)
+
+    decision_id = answer.header("Scopegate-Decision-Id")
+    assert decision_id is not None
+    record = await house.record(decision_id)
+    inputs = record["decision_inputs"]
+    assert record["details"]["route"] == case["route"]
+    assert (record["scope_id"], record["incident_id"]) == (scope["scope_id"], "inc_1")
+    assert record["action"] == case["action"]
+    assert inputs.get("target_agents", []) == case.get("agents", [])
+    parameters = inputs.get("parameters", {})
+    assert parameters == case.get("parameters", parameters)
+    # The execution is settled before its answer goes to the client.
+    ends = case.get("ends", "answered")
+    assert record["execution"]["status"] == ends
+    if ends == "not_executed":
+        assert (await house.scope(scope))["attempts_remaining"] == 1

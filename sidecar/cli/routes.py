@@ -60,7 +60,7 @@ def routes() -> None:
     epilog="""\b
 Examples:
   scopegate routes list --config config/scopegate.yaml
-  scopegate routes list --config config/scopegate.yaml --json | jq -r '.routes[].path'""",
+  scopegate routes list --config config/scopegate.yaml --json | jq -r '.routes[].name'""",
 )
 @config_option
 @set_option

@@ -360,7 +360,7 @@ class Route(Section):
 class UnlistedSection(Section):
     """What becomes of a request whose path or method no route lists: `pass` lets it through unrecorded,
     `record` lets it through once a decision record is on disk, and `refuse` answers 403 `not_listed`. See
-    [What no route lists](#what-no-route-lists)."""
+    [What no route lists](routes.md#what-no-route-lists)."""
 
     reads: Annotated[Treatment, LIVE] = "pass"
     """What becomes of GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`."""
@@ -409,12 +409,12 @@ class GateSection(Section):
     presets: Annotated[tuple[Preset, ...], LIST, LIVE] = ()
     """The interfaces whose routes ship with Scopegate, for example `[awx]`. They read the scope and the
     incident from the headers `X-Recovery-Scope-Id` and `X-Recovery-Incident-Id`. A route in `gate.routes`
-    with the name of a preset's route replaces it. See [Presets](#presets)."""
+    with the name of a preset's route replaces it. See [Presets](routes.md#presets)."""
     routes: Annotated[
         tuple[Route, ...], LIST, BeforeValidator(_some_route), AfterValidator(_with_presets), LIVE
     ] = Field([{"path": "**/recovery/execute"}], validate_default=True)
     """The gated paths, at least one unless there are presets. A request is gated if any reading of its path
-    matches one of them. See [Routes](#routes)."""
+    matches one of them. See [Routes](routes.md)."""
     unlisted: UnlistedSection
     max_body_bytes: Annotated[Bytes, LIVE] = 1_048_576
     """Bytes of a gated request body, which is held in memory. A longer body gets 413."""
@@ -445,6 +445,12 @@ class GateSection(Section):
     lower risk are executed without a scope and recorded, and each start logs a warning. See [Risk
     threshold](../../policies/README.md#risk-threshold)."""
 
+    def preset_of(self, route: Route) -> str | None:
+        """The preset that a route came with, None for a configured one."""
+        return next(
+            (name for name in self.presets if any(route is each for each in routes_of_preset(name))), None
+        )
+
     @model_validator(mode="after")
     def _each_preset_once(self) -> GateSection:
         message = "is listed twice; remove it here"
@@ -460,10 +466,18 @@ class GateSection(Section):
     def _each_call_has_one_route(self) -> GateSection:
         cases: list[tuple[object, KeyPath, str]] = []
         rivals = set()
+        presets = set()
         for one, other, pattern, another in conflicts([route.calls for route in self.routes]):
+            pair = self.preset_of(self.routes[one]), self.preset_of(self.routes[other])
+            if all(pair):
+                # There may be dozens, and nothing in the file tells them apart.
+                message = f"gates {another.text}, which {pair[0]} gates, too; use one of the two"
+                cases.append((pair not in presets, self._key(other, "path"), message))
+                presets.add(pair)
+                continue
             # A fault for each of the two names both lines.
-            cases.append((True, ("routes", one, "path"), _same_calls(pattern, another, other)))
-            cases.append((True, ("routes", other, "path"), _same_calls(another, pattern, one)))
+            cases.append((True, self._key(one, "path"), self._same_calls(pattern, another, other)))
+            cases.append((True, self._key(other, "path"), self._same_calls(another, pattern, one)))
             rivals.add((one, other))
         names: dict[str, int] = {}
         paths: dict[tuple[object, ...], int] = {}
@@ -475,22 +489,34 @@ class GateSection(Section):
                 first = paths.setdefault((pattern.anywhere, pattern.folded, pattern.rest), index)
                 shared = first != index and (first, index) not in rivals
                 for unnamed, other in ((first, index), (index, first)):
-                    message = f"is a path of gate.routes[{other}], too; give each of the two a name"
+                    message = f"is a path of {self._shown(other)}, too; give each of the two a name"
                     cases.append(
-                        (shared and self.routes[unnamed].name is None, ("routes", unnamed, "path"), message)
+                        (shared and self.routes[unnamed].name is None, self._key(unnamed, "path"), message)
                     )
         refuse(*cases)
         return self
 
+    def _key(self, index: int, name: str) -> KeyPath:
+        """Where a key of a route stands below this section: of a preset, where its name stands."""
+        preset = self.preset_of(self.routes[index])
+        return ("routes", index, name) if preset is None else ("presets", self.presets.index(preset))
 
-def _same_calls(own: RoutePattern, other: RoutePattern, index: int) -> str:
-    """The fault at the route of `own`, about the route of `other` with this index."""
-    if (own.anywhere, own.folded, own.rest) == (other.anywhere, other.folded, other.rest):
-        return f"is the path of gate.routes[{index}] for the same methods, too; keep one of them"
-    return (
-        f"matches requests that {other.text} of gate.routes[{index}] matches, too, with the same methods; "
-        "change one of them, or join the two routes"
-    )
+    def _shown(self, index: int) -> str:
+        """A route as messages name it."""
+        preset = self.preset_of(self.routes[index])
+        return f"gate.routes[{index}]" if preset is None else f"{self.routes[index].name} (preset {preset})"
+
+    def _same_calls(self, own: RoutePattern, other: RoutePattern, index: int) -> str:
+        """The fault at the route of `own`, about the route of `other` with this index."""
+        shown = self._shown(index)
+        is_preset = self.preset_of(self.routes[index]) is not None
+        replace = f", or take its name, {self.routes[index].name}, to replace it" if is_preset else ""
+        if (own.anywhere, own.folded, own.rest) == (other.anywhere, other.folded, other.rest):
+            return f"is the path of {shown} for the same methods, too; keep one of them{replace}"
+        return (
+            f"matches requests that {other.text} of {shown} matches, too, with the same methods; "
+            f"change one of them{replace or ', or join the two routes'}"
+        )
 
 
 class ScopeDefaultsSection(Section):

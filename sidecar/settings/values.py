@@ -365,7 +365,8 @@ def _route_path(value: object) -> RoutePath:
     for index, each in enumerate(given):
         try:
             pattern = _pattern(each)
-            if any((pattern.anywhere, pattern.folded) == (one.anywhere, one.folded) for one in patterns):
+            path = (pattern.anywhere, pattern.folded, pattern.rest)
+            if any(path == (one.anywhere, one.folded, one.rest) for one in patterns):
                 raise ValueError("stands in this list twice; remove one of them")
             patterns.append(pattern)
         except ValueError as exc:

@@ -2,16 +2,12 @@
 
 Locks keep a second store out. `sidecar.store._ownership` holds them and explains why only SQLite opens the
 database. Lists read through a second connection that cannot write.
-
-The growth of the database is computed from the log, whose records are in the order of their times. So the
-figure is right from the start of the process, and a binary search reads only a few records of the log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sqlite3
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -27,12 +23,12 @@ from sidecar.core.apply import Names, State
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.chain import GENESIS
 from sidecar.core.command import Switch
-from sidecar.core.instant import SECOND
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import StoreUnavailable
 from sidecar.store import _keys as keys
 from sidecar.store import _rows as rows
 from sidecar.store._admission_cache import AdmissionCache, Overlaid
+from sidecar.store._footprint import measured
 from sidecar.store._lately import LatelyWritten
 from sidecar.store._migrate import migrate
 from sidecar.store._ownership import Ownership
@@ -51,7 +47,6 @@ from sidecar.store.lists import (
     decisions_page,
     executions_page,
     page,
-    recorded_since,
     scopes_page,
     scopes_query,
     stored_decision,
@@ -139,46 +134,6 @@ def counted_query(group: AdmissionGroup, since: int) -> tuple[str, tuple[Any, ..
 def counted(connection: sqlite3.Connection, group: AdmissionGroup, since: int) -> list[Execution]:
     """The executions that `counted_query` finds."""
     return [rows.execution_from_row(row) for row in connection.execute(*counted_query(group, since))]
-
-
-DAY = 24 * 60 * 60 * SECOND
-
-# About as many pages as an empty database has: one for each table and index, and those of the schema's text.
-_EMPTY = """
-    SELECT COUNT(NULLIF(rootpage, 0)) + SUM(LENGTH(sql)) / (SELECT page_size FROM pragma_page_size) + 1
-    FROM sqlite_master"""
-
-
-def measured(connection: sqlite3.Connection, path: Path, now: int) -> Footprint:
-    """The footprint of the database at `path`, to which `connection` is open."""
-    return Footprint(
-        size=_known(lambda: os.stat(path).st_size),
-        wal_size=_known(lambda: os.stat(f"{path}-wal").st_size),
-        free=_known(lambda: shutil.disk_usage(path.parent).free),  # without the reserve of root
-        growth_per_day=_known(lambda: _grown(connection, now - DAY)),
-    )
-
-
-def _known(measure: Callable[[], int]) -> int | None:
-    """Measure one value; None if that fails. One failure must not hide the other values from an operator with
-    a broken disk. Readiness reports the failure itself."""
-    try:
-        return measure()
-    except (OSError, sqlite3.Error):
-        return None
-
-
-def _grown(connection: sqlite3.Connection, since: int) -> int:
-    """The bytes added since a time, estimated as the share of the younger records in the whole database."""
-    (last,) = connection.execute("SELECT COALESCE(MAX(seq), 0) FROM decisions").fetchone()
-    if not last:
-        return 0
-    younger = last + 1 - recorded_since(connection, since + 1, range(1, last + 1))
-    # The page count, not the file size, because the file lacks the pages that are still in the WAL.
-    (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-    (empty,) = connection.execute(_EMPTY).fetchone()
-    return int(max(0, pages - empty) * page_size * younger // last)
 
 
 T = TypeVar("T")

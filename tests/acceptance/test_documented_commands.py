@@ -39,7 +39,8 @@ from tests.unit.test_docs import ALL_COMMANDS, PAGES, README, named_files
 READ = [
     name
     for name in PAGES
-    if name in ("README.md", "SECURITY.md", "policies/README.md", "config/deploy/README.md")
+    if name
+    in ("README.md", "SECURITY.md", "policies/README.md", "config/deploy/README.md", "tests/README.md")
     or name.startswith("config/reference/")
 ]
 

@@ -8,20 +8,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
+from sidecar.policies.files import load
 from sidecar.settings.presets import NAMES
 from sidecar.settings.sections import routes_of_preset
 from tests.cases import load_cases
 from tests.client import Message, ask
-from tests.interfaces import Call, stub
+from tests.interfaces import (
+    INCIDENT,
+    POLICIES,
+    SCOPE,
+    Call,
+    arrives_and_is_recorded,
+    is_refused_without_a_scope_of_its_own,
+    stub,
+    through,
+)
 from tests.support import House, opened, serving_backend
 
-POLICIES = PolicySet(revision="rev-1", actions={}, unlisted=ActionPolicy(risk=RiskClass.HIGH))
-SCOPE, INCIDENT = "X-Recovery-Scope-Id", "X-Recovery-Incident-Id"
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 CASES = {name: load_cases(f"presets/{name}") for name in NAMES}
 
@@ -34,10 +40,6 @@ async def before(name: str, folder: Path) -> AsyncIterator[House]:
         gate = {"presets": [name], "routes": []}
         async with opened(folder, backend, policies=POLICIES, gate=gate) as house:
             yield house
-
-
-async def through(house: House, call: Call, *more: tuple[str, str]) -> Message:
-    return await house.data(call.method, call.target, [*call.headers, *more], call.body)
 
 
 def end_to_end(message: Message) -> list[tuple[str, str]]:
@@ -73,60 +75,6 @@ def test_every_preset_is_tried_with_a_status_by_which_nothing_was_executed(name:
 # Gated --------------------------------------------------------------------------------------------------
 
 
-async def granted(house: House, call: Call, **other: Any) -> tuple[tuple[str, str], dict[str, Any]]:
-    """The header of a scope for a call, and the scope."""
-    agents = call.case.get("agents")
-    wanted = {"action": call.case["action"], **({"target_agents": agents} if agents else {}), **other}
-    scope = await house.issue(**wanted)
-    return (SCOPE, scope["scope_id"]), scope
-
-
-async def is_refused_without_a_scope_of_its_own(house: House, call: Call) -> None:
-    at_inc_1 = (INCIDENT, "inc_1")
-    mine, _ = await granted(house, call)
-    of_another_action, _ = await granted(house, call, action="another.action")
-    of_another_agent, _ = await granted(house, call, target_agents=["another-agent"])
-    for headers, error in (
-        ([at_inc_1], "scoped_execution_required"),
-        ([at_inc_1, of_another_action], "action_outside_scope"),
-        ([at_inc_1, of_another_agent], "target_outside_scope"),
-        ([(INCIDENT, "inc_2"), mine], "incident_mismatch"),
-        ([mine], "invalid_request"),
-    ):
-        refused = await through(house, call, *headers)
-        if call.method == "HEAD":
-            assert refused.status >= 400
-        else:
-            assert refused.json()["error"] == error, refused.body
-            assert refused.json()["route"] == call.case["route"]
-    assert house.backend.seen == []
-
-
-async def arrives_and_is_recorded(house: House, call: Call) -> None:
-    case = call.case
-    mine, scope = await granted(house, call)
-    answer = await through(house, call, mine, (INCIDENT, "inc_1"))
-    assert answer.status == case["status"], answer.body
-    (arrived,) = house.backend.seen
-    assert (arrived.method, arrived.target) == (call.method, call.target)
-    assert arrived.body == (call.body or b"")
-    assert set(call.headers) <= set(arrived.raw_headers)
-
-    decision_id = answer.header("Scopegate-Decision-Id")
-    assert decision_id is not None
-    record = await house.record(decision_id)
-    inputs = record["decision_inputs"]
-    assert record["details"]["route"] == case["route"]
-    assert (record["scope_id"], record["incident_id"]) == (scope["scope_id"], "inc_1")
-    assert record["action"] == case["action"]
-    assert inputs["target_agents"] == case.get("agents", [])
-    assert inputs.get("parameters") == case.get("parameters", inputs.get("parameters"))
-    execution = await house.ended(decision_id)
-    assert execution["status"] == case.get("ends", "answered")
-    left = (await house.scope(scope))["attempts_remaining"]
-    assert left == (1 if case.get("ends") == "not_executed" else 0)
-
-
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_gated_call_needs_a_scope_for_its_action_and_target_and_arrives_as_it_was_sent(
     tmp_path: Path, name: str
@@ -142,7 +90,7 @@ async def test_a_gated_call_needs_a_scope_for_its_action_and_target_and_arrives_
                 await arrives_and_is_recorded(house, call)
             except AssertionError as exc:
                 failed.append(f"{call}: {exc}")
-    assert failed == []
+    assert not failed, "\n".join(failed)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,3 +124,39 @@ async def test_neighbours_pass_byte_for_byte(tmp_path: Path, name: str) -> None:
             answers = [(one.first, end_to_end(one), one.body) for one in (passed, direct)]
             assert answers[0] == answers[1], call
         assert await house.records() == []
+
+
+# Reads that are POST ------------------------------------------------------------------------------------
+
+CATALOGUE = """
+actions:
+  "AmazonSSM.Get*": {risk: low}
+  "AmazonSSM.Describe*": {risk: low}
+  "AmazonSSM.*": {risk: high}
+"""
+
+
+async def test_reads_of_aws_are_told_by_the_catalogue_and_need_no_scope(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "actions.yaml").write_text(CATALOGUE, encoding="utf-8")
+    gate = {"presets": ["aws-ssm"], "routes": [], "scope_required_from": "medium"}
+
+    async def call(house: House, operation: str, *more: tuple[str, str]) -> Message:
+        kind = ("Content-Type", "application/x-amz-json-1.1")
+        target = ("X-Amz-Target", f"AmazonSSM.{operation}")
+        return await house.data("POST", "/", [kind, target, *more], b"{}")
+
+    async with serving_backend() as backend:
+        backend.script = stub(CASES["aws-ssm"]["interface"])
+        async with opened(tmp_path, backend, policies=load(tmp_path / "policies"), gate=gate) as house:
+            read = await call(house, "DescribeInstanceInformation", (INCIDENT, "inc_1"))
+            assert read.status == 200
+            record = await house.record(read.header("Scopegate-Decision-Id") or "")
+            assert (record["action"], record["scope_id"]) == ("AmazonSSM.DescribeInstanceInformation", None)
+            refused = await call(house, "SendCommand", (INCIDENT, "inc_1"))
+            assert refused.json()["error"] == "scoped_execution_required"
+            unnamed = await call(house, "DescribeInstanceInformation")
+            assert (unnamed.status, unnamed.json()["member"]) == (400, "incident_id")
+            assert [message.header("X-Amz-Target") for message in backend.seen] == [
+                "AmazonSSM.DescribeInstanceInformation"
+            ]

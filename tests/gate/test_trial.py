@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from sidecar.core.facts import Claims
+from sidecar.live.snapshot import Snapshot
+from sidecar.settings.reading import default
 from sidecar.web.data.trial import tried
 from tests.client import HeaderList, as_json, request_bytes
+from tests.corpus import cases
 from tests.support import EXECUTE, SCOPE, Open
 
 JSON, EMPTY = as_json({})
@@ -126,3 +129,23 @@ async def test_a_trial_leaves_nothing_behind(open_house: Open) -> None:
     await tried(request_bytes("POST", EXECUTE, JSON, EMPTY), house.sidecar.live.snapshot)
     assert await house.records() == before
     assert (await tried(request_bytes("POST", SCOPE, JSON, EMPTY), house.sidecar.live.snapshot)).is_own_call
+
+
+async def test_each_request_of_the_corpus_is_tried_with_the_verdict_that_it_is_owed() -> None:
+    gate = {"routes": [{"path": "**/recovery/execute"}], "body_timeout_seconds": 0.5}
+    snapshot = Snapshot(default("http://127.0.0.1:1", gate=gate), None)
+    wrong, count = [], 0
+    for case in cases():
+        # What the scope does not allow is decided by the store. A raw case may hold several requests.
+        if case.made is None or case.kind == "what the scope does not allow":
+            continue
+        trial = await tried(case.bytes_for("scope_1"), snapshot)
+        if trial.refusal is not None:
+            verdict = trial.refusal.code
+        else:
+            verdict = "own" if trial.is_own_call else "judged" if trial.is_gated else "passes"
+        count += 1
+        if verdict not in case.owed:
+            wrong.append(f"{case}: {verdict}, not {case.owed}")
+    assert wrong == []
+    assert count > 800

@@ -196,6 +196,23 @@ async def test_a_shadow_route_lists_its_path(open_house: Open, treatment: str) -
     assert [record["event"] for record in await house.records()] == [expected, "admitted", "admitted"]
 
 
+async def test_methods_that_a_route_lets_pass_are_not_listed(open_house: Open) -> None:
+    passing = {"path": "/run", "other_methods": "pass"}
+    refusing = {"path": "/stop", "methods": ["GET", "DELETE"]}
+    unlisted = {"reads": "record", "writes": "refuse"}
+    house = await open_house(gate={"routes": [passing, refusing], "unlisted": unlisted})
+    assert error_of(await house.data("PUT", "/run")) == (403, "not_listed")
+    assert error_of(await house.data("PUT", "/stop")) == (405, "method_not_allowed")
+    for method, target in (("GET", "/run"), ("OPTIONS", "/stop")):
+        assert (await house.data(method, target)).status == 200
+    for method, target in (("POST", "/run"), ("GET", "/stop"), ("DELETE", "/stop")):
+        answer = await house.data(method, target)
+        assert answer.status in (400, 415), answer
+    assert arrived(house) == [("GET", "/run"), ("OPTIONS", "/stop")]
+    passed = [record["decision_inputs"]["path"] for record in await house.records("&event=unlisted")]
+    assert passed == ["/stop", "/run"]
+
+
 async def test_rules_about_ambiguous_paths_hosts_and_upgrades_hold_as_ever(open_house: Open) -> None:
     house = await unlisted(open_house, reads="refuse", writes="refuse")
     assert error_of(await house.data("POST", "/api/v1//recovery/execute")) == (400, "ambiguous_path")

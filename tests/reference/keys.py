@@ -23,6 +23,7 @@ from tests.reference.rooms import summary
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config/scopegate.yaml"
 CONFIGURATION = ROOT / "config/reference/configuration.md"
+ROUTES = ROOT / "config/reference/routes.md"
 POLICIES = ROOT / "policies/README.md"
 PRESETS = ROOT / "sidecar/settings/presets"
 KUBERNETES = ROOT / "config/deploy/kubernetes"
@@ -61,8 +62,8 @@ def parts() -> dict[tuple[Path, str], str]:
     table = "\n".join(["| key | default | live | meaning |", "|---|---|---|---|", *rows])
     return {
         (CONFIGURATION, "keys"): table.replace("|  |", "| |"),
-        (CONFIGURATION, "routes"): _table("a route", Route),
-        (CONFIGURATION, "presets"): _presets(),
+        (ROUTES, "routes"): _table("a route", Route),
+        (ROUTES, "presets"): _presets(),
         (POLICIES, "actions"): _table("an action", ActionSection),
         (POLICIES, "rules"): _table("a rule", RuleSection),
     }

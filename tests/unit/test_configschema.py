@@ -104,7 +104,7 @@ GOOD: dict[str, list[Any]] = {
     "policies": ["x", "/a b/c/", ".."],
     "gate.routes[0].path": [
         *("/a", "**/a", "/a/{b}/c", "/A!\"$&'()+,-.:<=>@[]^_`|~z", "/", "/a/", "**/a/", "/a/{b}", "/a/{b}:c"),
-        *("/a/{b...}", ["/a"], ["/a", "/a/"]),
+        *("/a/{b...}", ["/a"], ["/a", "/a/"], ["/a", "/a/{b...}"]),
     ],
     "gate.routes[0].methods": ["POST", ["GET"], ["POST", "DELETE"]],
     "gate.routes[0].other_methods": ["refuse", "pass"],

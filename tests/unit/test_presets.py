@@ -67,7 +67,7 @@ def test_without_routes_their_default_stays_and_an_empty_list_leaves_the_presets
 
 
 def test_a_configured_route_replaces_that_of_a_preset_with_its_name(tmp_path: Path) -> None:
-    own = "{name: awx.launch, path: /x/api/v2/job_templates/42/launch/, mode: shadow}"
+    own = "{name: awx.launch, path: /x/api/v2/job_templates/42/launch/, mode: shadow, body: any}"
     settings = settings_of(tmp_path, f"gate: {{presets: [awx], routes: [{own}]}}")
     names = names_of(settings)
     assert sorted(map(str, names)) == sorted(str(route.name) for route in routes_of_preset("awx"))
@@ -119,6 +119,24 @@ def test_what_is_in_force_is_shown_with_the_routes_of_presets_and_may_be_written
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, fault: str) -> None:
     assert faults(tmp_path, text) == [f"c.yaml:{fault}"]
+
+
+def test_a_route_that_rivals_one_of_a_preset_is_told_so_at_both_places(tmp_path: Path) -> None:
+    own = "{name: mine, path: '/automation_actions/actions/{action}/invocations'}"
+    same = "for the same methods, too; keep one of them"
+    assert faults(tmp_path, f"gate:\n  presets: [awx, pagerduty]\n  routes:\n    - {own}") == [
+        f"c.yaml:3:18: gate.presets[1]: is the path of gate.routes[0] {same}",
+        f"c.yaml:5:20: gate.routes[0].path: is the path of pagerduty.invoke (preset pagerduty) {same}, "
+        "or take its name, pagerduty.invoke, to replace it",
+    ]
+
+
+def test_two_presets_with_the_same_call_are_told_so_once(tmp_path: Path) -> None:
+    assert faults(tmp_path, "gate:\n  presets: [kubernetes, awx, nomad]") == [
+        "c.yaml:3:30: gate.presets[2]: gates **/evaluate, which kubernetes gates, too; use one of the two"
+    ]
+    together = settings_of(tmp_path, "gate: {presets: [awx, jenkins, pagerduty], routes: []}")
+    assert len(together.gate.routes) == sum(len(preset(name)) for name in together.gate.presets)
 
 
 @pytest.mark.parametrize("name", NAMES)

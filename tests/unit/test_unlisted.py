@@ -14,9 +14,8 @@ from sidecar.web.wire.headers import HeaderFields
 from tests import deforming, lenient
 
 # Wide exceptions that the deformations of other paths end in or begin with.
-EXCEPTED = ExceptedPaths(
-    map(RoutePattern.parse, ("/healthz", "**/x", "**/c", "**/y", "/{a}/x", "**/{a}/{b}/execute"))
-)
+WIDE = "/healthz **/x **/c **/y /{a} **/{a}/{b}/execute /api/{rest...} /recovery/{rest...} /v1/heal/{rest...}"
+EXCEPTED = ExceptedPaths(map(RoutePattern.parse, WIDE.split()))
 NONE = ExceptedPaths(())
 SPARED = ExceptedPaths([RoutePattern.parse("/healthz")])
 
@@ -34,9 +33,39 @@ def test_no_request_is_excepted_that_a_careless_backend_takes_for_another_path(d
         assert not holds(target, headers), (target, headers)
 
 
-@pytest.mark.parametrize("target", ["/x", "/X", "/a/x", "/api/b/x?y=/v1/heal", "/healthz"])
+@pytest.mark.parametrize("target", ["/a/x", "/a/X", "/api/b/x?y=/v1/heal", "/healthz"])
 def test_a_plain_path_is_excepted_only_as_it_is_spelled(target: str) -> None:
-    assert EXCEPTED.holds(target) is (target != "/X")
+    assert EXCEPTED.holds(target) is (target != "/a/X")
+
+
+@pytest.mark.parametrize(
+    ("path", "excepted"),
+    [
+        ("/", True),
+        ("//", False),
+        ("/login", True),
+        ("/login/", True),
+        ("/login//", False),
+        ("/static/app.css", True),
+        ("/static/a/b.html", True),
+        ("/static/", False),
+        ("/static//a", False),
+        ("/static/../admin", False),
+        ("/static/a/%2e%2e/%2e%2e/admin", False),
+        ("/static/..%2fadmin", False),
+        ("/static/..;/admin", False),
+        ("/static/#/admin", False),
+        ("/jobs/7:cancel", True),
+        ("/jobs/:cancel", False),
+        ("/jobs/7:cancel.json", False),
+        ("/jobs/7%3acancel", False),
+    ],
+)
+def test_an_exception_is_written_as_a_path_of_a_route_is(path: str, excepted: bool) -> None:
+    paths = ("/", "/login", "/login/", "/static/{rest...}", "/jobs/{job}:cancel")
+    found = ExceptedPaths(map(RoutePattern.parse, paths))
+    assert found.holds(path) is excepted
+    assert [found.lacks(pattern) for pattern in found.patterns] == [None] * len(paths)
 
 
 def test_a_path_with_more_readings_than_are_tried_is_not_excepted() -> None:
