@@ -47,6 +47,7 @@ _OVERLONG = re.compile(
 )
 _UTF16_ESCAPES = re.compile(r"((?:%u[0-9a-f]{4})+)")
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
+_LINE_CONTROLS = re.compile("[\t\n\r]")
 _SCHEME = re.compile(r"\A[a-z][a-z0-9+.-]*:[/\\]*")
 _AUTHORITY = re.compile(r"\A[/\\]{2,}[^/\\]*")
 _PARAMETERS = re.compile(r";[^/]*")
@@ -217,8 +218,11 @@ STEPS: tuple[Step, ...] = (
     # Programs that use decode("utf-8", "ignore"), and WSGI, where PATH_INFO is Latin-1.
     Step("dropping bytes that are not UTF-8", _without_invalid_bytes),
     Step("Latin-1", _latin1),
-    # URL libraries drop tab, CR and LF; input filters drop the other control characters, too.
+    # URL libraries drop tab, CR and LF, some filters NUL; others drop all control characters. What is left of
+    # the others may fill a variable.
     Step("dropping control characters", _without_controls),
+    Step("dropping tabs and line ends", lambda text: _rejoined(text, _LINE_CONTROLS.sub("", text))),
+    Step("dropping NUL", lambda text: _rejoined(text, text.replace("\0", ""))),
     Step("dropping format characters", _without_format_characters),
     # Windows servers and URL libraries of browsers.
     Step("backslashes as slashes", lambda text: text.replace("\\", "/")),

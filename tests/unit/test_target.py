@@ -1356,6 +1356,20 @@ def test_what_no_reading_makes_a_path_of_the_pattern_passes(pattern: str, target
         assert verdict(target, routes(pattern), method) == PassThrough()
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/api%ef%bc%09%8f%14",  # without the tab, a slash, and a control character for a task
+        "/api%ef%bc%00%8f%14/",
+        "/api/x/y/../..",  # without its last dots, /api/x/
+        "/a%2fb\uff0ft7/",
+        "/a%2fb%ef%bc%8ft7",
+    ],
+)
+def test_what_a_parser_leaves_may_fill_a_variable(target: str) -> None:
+    assert code(verdict(target, routes("/{kind}/{task}/"))) == "ambiguous_path"
+
+
 def test_readings_among_the_paths_of_one_route_make_nothing_ambiguous() -> None:
     both = routes(["/x", "/x/", "/y/{a}", "/y/{a}/", "/z/{a}", "/z/run"])
     for target in ("/x", "/x/", "/y/web/", "/z/web.json"):
