@@ -124,6 +124,7 @@ def test_file_names_are_relative_to_the_file_wherever_they_are_given(tmp_path: P
         ("gate: {tenant_header: null}", "gate.tenant_header", None),
         ("gate: {annotate_response: true}", "gate.annotate_response", True),
         ("gate: {idempotency_ttl: 3600}", "gate.idempotency_ttl", 3600),
+        ("gate: {idempotency_ttl: 24h}", "gate.idempotency_ttl", 86_400),
         ("gate: {scope_required_from: low}", "gate.scope_required_from", RiskClass.LOW),
         ("gate: {scope_required_from: critical}", "gate.scope_required_from", RiskClass.CRITICAL),
         ("gate: {routes: [{path: /a, mode: shadow}]}", "gate.routes.0.mode", "shadow"),
