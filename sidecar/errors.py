@@ -126,6 +126,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         "`Sec-Fetch-Site`.",
     ),
     ErrorKind(
+        "completion_refused",
+        403,
+        "The completion token is not valid",
+        "Send the token that came with the request of this execution, before its time limit; after a "
+        "reconciliation no report is taken.",
+    ),
+    ErrorKind(
         "scope_not_found",
         404,
         "No such execution scope",
@@ -168,8 +175,15 @@ _ROWS: tuple[ErrorKind, ...] = (
         "not_reconcilable",
         409,
         "The execution cannot be reconciled",
-        "Reconcile only an execution that ended `unknown`, and only once.",
+        "Reconcile only an execution that is `unknown` or `running`, and only once.",
         {"execution_status": "answered"},
+    ),
+    ErrorKind(
+        "completion_conflict",
+        409,
+        "The execution has ended otherwise",
+        "Do not report it again; the first ending stands.",
+        {"execution_status": "succeeded"},
     ),
     ErrorKind(
         "reload_refused",

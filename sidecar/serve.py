@@ -19,6 +19,7 @@ from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
 from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
+from sidecar.gate.reports import TimeLimits
 from sidecar.gate.unlisted_log import UnlistedLog
 from sidecar.live.reload import Files, Reloader, announce_unlisted, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
@@ -45,6 +46,7 @@ from sidecar.web.api.emitters import EmitterApi
 from sidecar.web.api.executions import ExecutionApi
 from sidecar.web.api.explain import ExplainApi
 from sidecar.web.api.ops import Ops, ReadinessCheck
+from sidecar.web.api.reports import ReportApi
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.api.state import About, StateApi
 from sidecar.web.data.passthrough import PassThroughProxy
@@ -143,6 +145,7 @@ class Sidecar:
         self._wire()
         await self.store.open()
         await account_for_crash(self.store)
+        await self.limits.begin()
         if self._checkpointer is not None:
             self._checkpointer.start(self.store)
         settings = self.settings
@@ -180,12 +183,14 @@ class Sidecar:
             max_connections=settings.upstream.max_connections,
         )
         observer = Observer(self.metrics)
+        self.limits = TimeLimits(self.store, observer)
         refusals = RefusalLog(self.store, observer)
         self.gate = Gate(
             store=self.store,
             upstream=self.upstream,
             refusals=refusals,
             observer=observer,
+            limits=self.limits,
         )
         self.unlisted_log = UnlistedLog(self.store, refusals, observer)
         grants = Grants(store=self.store, gate=self.gate, observer=observer)
@@ -199,6 +204,7 @@ class Sidecar:
             passing=self.passing,
             unlisted=self.unlisted_log,
             scopes=scopes if on_data else None,
+            reports=ReportApi(store=self.store, gate=self.gate, live=self.live),
             live=self.live,
             metrics=self.metrics,
             observer=observer,
@@ -312,6 +318,7 @@ class Sidecar:
         for listener in self._open.values():
             listener.close()
         await self.upstream.close()
+        await self.limits.close()
         for task in (self._watching, self._renewing):
             if task is not None:
                 task.cancel()

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.clock import elapsed_clock, wall_clock
+from sidecar.core.command import Admit
+from sidecar.core.facts import Claims
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
+from sidecar.gate.reports import digest_of, new_token
+from sidecar.ids import new_decision_id
 from sidecar.serve import Sidecar
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import default
@@ -317,6 +321,26 @@ class House:
                 return execution
             await asyncio.sleep(0.01)
         raise AssertionError("the execution is still in flight")
+
+    async def running(self) -> tuple[str, HeaderList]:
+        """An execution that can be reported: the target of its report, and the header with its token."""
+        scope, token = await self.issue(), new_token()
+        policies = self.sidecar.live.snapshot.policies
+        assert policies is not None
+        command = Admit(
+            decision_id=new_decision_id(),
+            claims=Claims(scope_id=scope["scope_id"], incident_id="inc_1", action="retry_agent"),
+            policies=policies,
+            report_token=digest_of(token),
+            report_seconds=600,
+        )
+        await self.sidecar.store.submit(command)
+        target = f"/api/v1/recovery/executions/{command.decision_id}/complete"
+        return target, [("Authorization", f"Bearer {token}")]
+
+    async def report(self, target: str, headers: HeaderList, **members: Any) -> Message:
+        kind, body = as_json(members)
+        return await self.data("POST", target, [*kind, *headers], body)
 
     async def explain(self, scope: Mapping[str, Any] | None, **members: Any) -> Any:
         kind, body = self.execution(scope, **members)

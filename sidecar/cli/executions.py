@@ -1,4 +1,4 @@
-"""`scopegate executions`: lists executions with their outcomes, and reconciles those with unknown outcome."""
+"""`scopegate executions`: lists executions with their outcomes, and reconciles those without a known one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Examples:
     --outcome executed --cost-usd 0.04 --reason 'Seen in the logs'"""
 )
 def executions() -> None:
-    """Executions: list them, and resolve those whose outcome is unknown."""
+    """Executions: list them, and resolve those whose outcome is not known."""
 
 
 @executions.command(
@@ -58,7 +58,7 @@ def reconcile(
     *,
     as_json: bool,
 ) -> None:
-    """Record whether an execution with unknown outcome happened. DECISION_ID is the decision that admitted
+    """Record whether an unknown or a running execution happened. DECISION_ID is the decision that admitted
     it, as `executions list` shows it."""
     path = f"/api/v1/executions/{within(decision_id)}/reconcile"
     by = by or login_name()
@@ -82,6 +82,7 @@ def described(execution: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "cost", "" if execution["cost_usd"] is None else f"{dollars(execution['cost_usd'])} USD"
     yield "http", execution["http_status"]
     yield "admitted", when(execution["admitted_at"])
+    yield "report by", when(execution.get("report_by"))
     yield "ended", when(execution["ended_at"])
     yield "request", execution["request_id"]
 
@@ -114,7 +115,8 @@ listing(
     incident_option,
     action_option,
     since_option,
-    help="List executions, newest first. Those with status `unknown` wait until an operator reconciles them.",
+    help="List executions, newest first. Those with status `unknown` wait until an operator reconciles them, "
+    "those with status `running` for the report of their backend.",
     examples="""\b
 Examples:
   scopegate executions list --config config/scopegate.yaml --status unknown

@@ -44,7 +44,7 @@ ELSEWHERE = {
     ),
     "config": ("config", "Show the configuration in force and its sources; print its schema for editors."),
     "decisions": ("decisions", "Decision records: list them, show one, follow new ones."),
-    "executions": ("executions", "Executions: list them, and resolve those whose outcome is unknown."),
+    "executions": ("executions", "Executions: list them, and resolve those whose outcome is not known."),
     "explain": ("explain", "Ask a running sidecar whether it would admit an execution, and if not, why."),
     "health": ("status", "Check whether a sidecar is ready, and if not, why."),
     "log": ("log", "The decision log: verify it, sign it, export it."),

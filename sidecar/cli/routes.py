@@ -74,7 +74,7 @@ def list_(config: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
         tell({"routes": rows, "unlisted": _unlisted(loaded)})
         return
-    table([{name: _cell(value) for name, value in row.items()} for row in rows], "There is no route.")
+    table([line for row in rows for line in _table_rows(row)], "There is no route.")
     unlisted = _unlisted(loaded)
     excepted = f", except {', '.join(unlisted['except'])}" if unlisted["except"] else ""
     click.echo(f"\nnot listed: reads {unlisted['reads']}, writes {unlisted['writes']}{excepted}")
@@ -119,8 +119,12 @@ def _source(loaded: Loaded, index: int) -> str:
     return loaded.document.place(("gate", "routes", index)) if place == in_file else place
 
 
-def _cell(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _table_rows(row: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """A route as a row of the table, and a row for each further path."""
+    first, *others = row["path"]
+    cells = {name: ", ".join(value) if isinstance(value, list) else value for name, value in row.items()}
+    yield {**cells, "path": first}
+    yield from ({**dict.fromkeys(cells, ""), "path": path} for path in others)
 
 
 def _loaded(config: Path, overrides: tuple[str, ...]) -> Loaded:

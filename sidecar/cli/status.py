@@ -49,6 +49,8 @@ def _described(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     unknown, oldest = found["unknown_executions"], found["oldest_unknown_admitted_at"]
     since = f", the oldest {age(oldest)}" if oldest else ""
     yield "unknown", "not known" if unknown is None else f"{unknown} to reconcile{since}"
+    if found.get("running_executions") is not None:
+        yield "running", f"{found['running_executions']} to be reported"
     store = dict(found["store"])
     yield "store", store.pop("url")
     file, wal = store.pop("size"), store.pop("wal_size")

@@ -3,18 +3,19 @@
 This module has no clock and does no I/O. Every change to the sidecar's state goes through `apply`, one
 command at a time. The order of the commands is therefore the only concurrency there is.
 
-Two commands ask for a decision: granting a scope, and executing under one. Each is judged in the same order:
+Two commands ask for a decision: granting a scope, and executing under one. `endings` holds the rules by which
+executions end. Each decision is judged in the same order:
 the bounds of the request and its scope, then the catalogue, then the rules. If nothing refuses the command,
 the decision holds the rows that change and the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from sidecar.core import brakes, idempotency
+from sidecar.core import brakes, endings, idempotency
 from sidecar.core.bounds import (
     CATALOGUE_BOUNDS,
     SCOPE_BOUNDS,
@@ -39,13 +40,14 @@ from sidecar.core.command import (
     Emitted,
     Issue,
     Issued,
+    Lapse,
     NotEmitted,
-    NotInFlight,
     PassUnlisted,
     Reconcile,
     Recorded,
     Refuse,
     Reply,
+    Report,
     Revoke,
     Revoked,
     RunBound,
@@ -55,13 +57,13 @@ from sidecar.core.command import (
     Turn,
     Turned,
 )
-from sidecar.core.entries import clock_accepted_entry, ended_entry, gate_entry, switched_entry
+from sidecar.core.entries import clock_accepted_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
-from sidecar.core.idempotency import Claim, Claimed
+from sidecar.core.idempotency import Claim, Claimed, KeptAnswer
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule, Subject
-from sidecar.core.record import Entry, Event
+from sidecar.core.record import Entry
 from sidecar.core.repeats import repeated, summary_of
 from sidecar.core.rules import (
     GrantJudgment,
@@ -76,6 +78,8 @@ from sidecar.core.rules import (
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
+
+E = TypeVar("E", Settle, Report, Lapse, Reconcile)
 
 SHADOW_ROUTE = "the route is in shadow mode"
 
@@ -124,7 +128,7 @@ def names(commands: Iterable[Command], now: int) -> Names:
                 executions[command.admission_id] = None
                 if command.answer is not None:
                     keys[command.answer.key] = None
-            case Reconcile():
+            case Report() | Lapse() | Reconcile():
                 executions[command.admission_id] = None
             case Revoke():
                 scopes[command.scope_id] = None
@@ -306,7 +310,11 @@ def admit(command: Admit, state: State, now: int) -> Applied:
         principal=command.principal,
         target_agents=claims.target_agents,
         route=command.route,
+        report_token=command.report_token,
+        report_by=None if command.report_seconds is None else now + command.report_seconds * SECOND,
     )
+    if execution.report_by is not None:
+        details["report_by"] = iso_time(execution.report_by)
     if found.waived is not None:
         details["scope_waived"] = found.waived
     entry = gate_entry(
@@ -473,7 +481,9 @@ def apply(command: Command, state: State, now: int) -> Applied:
         case Admit():
             return admit(command, state, now)
         case Settle():
-            return _settle(command, state, now)
+            if command.answer is not None:
+                return _answered(command, command.answer, state, now)
+            return _end(endings.settle, command, state, now)
         case Refuse():
             return _refuse(command, now)
         case CountReplays():
@@ -496,8 +506,12 @@ def apply(command: Command, state: State, now: int) -> Applied:
                 reply=ClockAccepted(command.decision_id, command.before, now),
                 entry=clock_accepted_entry(command, now),
             )
+        case Report():
+            return _end(endings.report, command, state, now)
+        case Lapse():
+            return _end(endings.lapse, command, state, now)
         case _:
-            return _reconcile(command, state, now)
+            return _end(endings.reconcile, command, state, now)
 
 
 def _counted(command: Refuse | PassUnlisted) -> dict[str, Any]:
@@ -587,75 +601,29 @@ def _turn(command: Turn, state: State, now: int) -> Applied:
     return Applied(reply=Turned(command.on, command.decision_id), entry=entry, turned=command)
 
 
-def _settle(command: Settle, state: State, now: int) -> Applied:
-    execution = state.executions.get(command.admission_id)
-    if execution is None or execution.status != "in_flight":
-        return Applied(reply=NotInFlight(execution))
-    scope = None if execution.scope_id is None else state.scopes[execution.scope_id]
-    ended = execution.ended(
-        command.outcome,
-        ended_at=now,
-        http_status=command.http_status,
-        cause=command.cause,
-        cost=_final_cost(command.outcome, command.cost, execution.hold),
-    )
-    settled = _ended(command, "settled", scope, ended, now)
-    answer = command.answer
-    if answer is None or ended.status in RELEASING:
+def _answered(command: Settle, answer: KeptAnswer, state: State, now: int) -> Applied:
+    """Settle, and keep the answer for repeats, even if a report has ended the execution before."""
+    settled = _end(endings.settle, command, state, now)
+    execution = settled.execution or state.executions.get(command.admission_id)
+    if execution is None or execution.status in RELEASING:
         return settled
-    claimed = idempotency.answered(
-        state.claimed.get(answer.key), answer, ended.decision_id, settled.scope, now
-    )
+    scope = settled.scope or state.scopes.get(execution.scope_id or "")
+    claimed = idempotency.answered(state.claimed.get(answer.key), answer, execution.decision_id, scope, now)
     return replace(settled, claimed=claimed)
 
 
-def _reconcile(command: Reconcile, state: State, now: int) -> Applied:
-    execution = state.executions.get(command.admission_id)
-    if execution is None:
-        missing = Refusal(
-            "decision_not_found", "No admission has this decision_id.", {"decision_id": command.admission_id}
-        )
-        return Applied(reply=Denied(missing, None))
-    if execution.status != "unknown":
-        refusal = Refusal(
-            "not_reconcilable",
-            f"The execution is {execution.status}; only an unknown one can be reconciled.",
-            {"execution_status": execution.status},
-        )
-        return Applied(reply=Denied(refusal, None))
-    scope = None if execution.scope_id is None else state.scopes[execution.scope_id]
-    ended = execution.ended(
-        command.outcome,
-        ended_at=now,
-        http_status=execution.http_status,
-        cause=execution.cause,
-        cost=_final_cost(command.outcome, command.cost, execution.hold),
-    )
-    return _ended(command, "reconciled", scope, ended, now)
-
-
-def _final_cost(outcome: str, reported: int | None, hold: int) -> int | None:
-    """The final cost: 0 if nothing ran, None if the outcome is unknown, else the reported cost or hold."""
-    if outcome in RELEASING:
-        return 0
-    if outcome == "unknown":
-        return None
-    return hold if reported is None else reported
-
-
-def _ended(
-    command: Settle | Reconcile, event: Event, scope: Scope | None, execution: Execution, now: int
+def _end(
+    rule: Callable[[E, Execution | None, Scope | None, int], endings.Result],
+    command: E,
+    state: State,
+    now: int,
 ) -> Applied:
-    """End an execution: release, keep or replace its hold, and record the ending (G3, G8)."""
-    overrun = execution.cost is not None and 0 < execution.hold < execution.cost
-    if scope is not None and execution.status in RELEASING:
-        scope = scope.counted(attempts_used=scope.attempts_used - 1, held=scope.held - execution.hold)
-    elif scope is not None and execution.cost is not None:
-        scope = scope.counted(
-            attempts_used=scope.attempts_used,
-            held=scope.held - execution.hold,
-            settled=scope.settled + execution.cost,
-            overrun=scope.overrun or overrun,
-        )
-    entry = ended_entry(command, event, execution, overrun, now)
-    return Applied(reply=Settled(scope, execution, overrun), scope=scope, execution=execution, entry=entry)
+    """Apply one of the rules by which executions end."""
+    execution = state.executions.get(command.admission_id)
+    if execution is None or execution.scope_id is None:
+        reply, entry = rule(command, execution, None, now)
+    else:
+        reply, entry = rule(command, execution, state.scopes[execution.scope_id], now)
+    if isinstance(reply, Settled):
+        return Applied(reply=reply, scope=reply.scope, execution=reply.execution, entry=entry)
+    return Applied(reply=reply)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.policy import Brake, PolicySet, Rule, Subject, Tally
 from sidecar.core.rules import Objection, Preview, braked, judged, objections, satisfies, unjudged
-from sidecar.core.scope import Execution
+from sidecar.core.scope import UNDER_WAY, Execution
 
 
 class AdmissionGroup(NamedTuple):
@@ -31,6 +31,8 @@ class AdmissionGroup(NamedTuple):
 
 
 _ALL = AdmissionGroup()
+# What a brake with `one_in_flight` waits for.
+_OPEN = UNDER_WAY | {"unknown"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Counted:
 
     `latest` holds, for each of them, the latest admission up to it (microseconds since 1970), because a clock
     that ran ahead leaves times that do not rise. If a brake has `one_in_flight`, `open` holds those that were
-    in flight or unknown when they were last examined.
+    in flight, running or unknown when they were last examined.
     """
 
     names: list[str] = field(default_factory=list)
@@ -103,8 +105,8 @@ class Counted:
             self.open.append(name)
 
     def is_open(self, executions: Mapping[str, Execution]) -> bool:
-        """Whether one of them is in flight or unknown. One that has ended otherwise never opens again."""
-        self.open = [name for name in self.open if executions[name].status in ("in_flight", "unknown")]
+        """Whether one of them is under way or unknown. One that has ended otherwise never opens again."""
+        self.open = [name for name in self.open if executions[name].status in _OPEN]
         return bool(self.open)
 
 
@@ -298,8 +300,8 @@ def _use(
     if brake.one_in_flight and counted.is_open(executions):
         for one in (executions[name] for name in reversed(counted.open)):
             admitted_at = min(one.admitted_at, now)
-            if one.status == "in_flight":
-                flying = f"{_named(one, subject)} is still in flight."
+            if one.status in UNDER_WAY:
+                flying = f"{_named(one, subject)} is still {one.status.replace('_', ' ')}."
             elif admitted_at > now - window:
                 why = f"{_named(one, subject)} is unknown; reconcile it, or wait."
                 holding.append((admitted_at + window, why))

@@ -67,7 +67,8 @@ class Admit:
     catalogue's hold, it is the hold. `preview` is an earlier judgment by the rules. If it is None, the rules
     judge when the command is applied. An action with a risk below `scope_required_from` needs no scope. On a
     `shadow` route, a refusal is only recorded. With `claim`, a request that repeats an earlier one under its
-    idempotency key is not admitted: it gets what `core.idempotency` says.
+    idempotency key is not admitted: it gets what `core.idempotency` says. An execution that ends by report
+    has the SHA-256 of its completion token as `report_token`, and `report_seconds` for its report.
     """
 
     decision_id: str
@@ -84,6 +85,8 @@ class Admit:
     shadow: bool = False
     claim: Claim | None = None
     record_denial: bool = True
+    report_token: bytes | None = None
+    report_seconds: int | None = None
     origin: Origin = "gate"
 
 
@@ -127,16 +130,21 @@ class PassUnlisted:
     origin: Origin = "gate"
 
 
+# What an answer, or its absence, makes of an execution in flight.
+SettledOutcome = Literal["answered", "running", "not_executed", "not_sent", "unknown"]
+
+
 @valueclass
 class Settle:
     """Record how an admitted execution ended. `cost` is the upstream's report, None if there was none.
 
-    `answer` is what repeats of the request get, None if it has no idempotency key.
+    With the outcome `running`, it has not ended: it will be reported. That leaves no record. `answer` is what
+    repeats of the request get, None if it has no idempotency key.
     """
 
     decision_id: str
     admission_id: str
-    outcome: Literal["answered", "not_sent", "unknown"]
+    outcome: SettledOutcome
     cost: int | None = None
     http_status: int | None = None
     cause: str | None = None
@@ -160,6 +168,33 @@ class CountReplays:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Report how an execution ended. The report wins over an answer that is still to come or was lost.
+
+    `token_sha256` is the SHA-256 of the presented completion token. If `cost` is None, the hold is the cost.
+    `detail` is free text of the reporter.
+    """
+
+    decision_id: str
+    admission_id: str
+    token_sha256: bytes
+    outcome: Literal["succeeded", "failed", "not_executed"]
+    cost: int | None = None
+    detail: str | None = None
+    request_id: str | None = None
+    origin: Origin = "api"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lapse:
+    """End a running execution as `unknown` if its time to be reported has passed."""
+
+    decision_id: str
+    admission_id: str
+    origin: Origin = "gate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Revoke:
     """Revoke a scope permanently. The command is repeatable, and each call is recorded.
 
@@ -179,8 +214,8 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconcile:
-    """Resolve an execution that ended `unknown`. If `cost` is None, the hold is the cost. `reconciled_by` is
-    the person that the caller names, unverified."""
+    """Resolve an execution that ended `unknown` or is `running`. If `cost` is None, the hold is the cost.
+    `reconciled_by` is the person that the caller names, unverified."""
 
     decision_id: str
     admission_id: str
@@ -248,6 +283,8 @@ Command = (
     | PassUnlisted
     | CountReplays
     | Settle
+    | Report
+    | Lapse
     | Revoke
     | Reconcile
     | Emit
@@ -314,7 +351,8 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """An execution ended. `overrun` is true if the reported cost exceeded a hold above zero."""
+    """An execution ended, or is running now. `overrun` is true if the reported cost exceeded a hold above
+    zero."""
 
     scope: Scope | None
     execution: Execution
@@ -326,6 +364,14 @@ class NotInFlight:
     """The execution to settle has ended already or does not exist. Nothing changed."""
 
     execution: Execution | None
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The execution has ended already as this report says. Nothing changed."""
+
+    scope: Scope | None
+    execution: Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,5 +415,5 @@ class ClockAccepted:
 
 
 Granting = Issued | Admitted | Denied | Revoked
-Ending = Settled | NotInFlight
+Ending = Settled | NotInFlight | Repeated
 Reply = Granting | Ending | Replayed | Recorded | Emitted | NotEmitted | Turned | RunBound | ClockAccepted

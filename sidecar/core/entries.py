@@ -11,9 +11,11 @@ from sidecar.core.command import (
     Admit,
     CountReplays,
     Issue,
+    Lapse,
     PassUnlisted,
     Reconcile,
     Refuse,
+    Report,
     RequestLine,
     Revoke,
     Settle,
@@ -42,6 +44,10 @@ OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
         "draining": DecisionOutcome.POLICY_UNAVAILABLE,
     }
 )
+
+
+# The endings that say that the backend acted, whether or not it achieved anything.
+_HAPPENED = frozenset({"answered", "succeeded", "failed", "executed"})
 
 
 def outcome_of(refusal: Refusal) -> DecisionOutcome:
@@ -108,9 +114,15 @@ def gate_entry(
 
 
 def ended_entry(
-    command: Settle | Reconcile, event: Event, execution: Execution, overrun: bool, now: int
+    command: Settle | Report | Lapse | Reconcile,
+    event: Event,
+    execution: Execution,
+    *,
+    cost_reported: bool,
+    overrun: bool,
+    now: int,
 ) -> Entry:
-    """The entry that ends an admission by settlement or reconciliation."""
+    """The entry that ends an admission by settlement, report, time limit or reconciliation."""
     inputs: dict[str, Any] = {"policy_id": "scoped_execution"}
     details: dict[str, Any] = {
         "admission_id": execution.decision_id,
@@ -118,7 +130,7 @@ def ended_entry(
         "attempt_number": execution.attempt_number,
         "hold_usd": to_dollars(execution.hold),
         "cost_usd": None if execution.cost is None else to_dollars(execution.cost),
-        "cost_reported": command.cost is not None,
+        "cost_reported": cost_reported,
         "cost_overrun": overrun,
         "http_status": execution.http_status,
         "cause": execution.cause,
@@ -131,7 +143,11 @@ def ended_entry(
         details["reconciled_by_request"] = command.request_id
         if command.reconciled_by is not None:
             details["reconciled_by"] = command.reconciled_by
-    happened = execution.status in ("answered", "executed")
+    elif isinstance(command, Report):
+        details["reported_by_request"] = command.request_id
+        if command.detail is not None:
+            details["reported_detail"] = command.detail
+    happened = execution.status in _HAPPENED
     return Entry(
         event=event,
         origin=command.origin,

@@ -7,8 +7,20 @@ from typing import Literal
 from sidecar.core.valueclass import valueclass
 
 ScopeStatus = Literal["active", "exhausted", "expired", "revoked"]
-ExecutionStatus = Literal["in_flight", "answered", "not_sent", "unknown", "executed", "not_executed"]
+ExecutionStatus = Literal[
+    "in_flight",
+    "running",
+    "answered",
+    "not_sent",
+    "unknown",
+    "succeeded",
+    "failed",
+    "not_executed",
+    "executed",
+]
 
+# An execution that has not ended yet: its answer, or its report, is still to come.
+UNDER_WAY: frozenset[str] = frozenset({"in_flight", "running"})
 # These endings prove that nothing was executed, so they return the attempt and the hold (G2, G8).
 RELEASING: frozenset[str] = frozenset({"not_sent", "not_executed"})
 
@@ -91,7 +103,9 @@ class Execution:
     """One admitted execution and its ending. The id of the admitting decision identifies it.
 
     An execution that needs no scope (a low risk, a shadow route) has neither scope nor attempt number.
-    `route` is the label of its route, or None if a program asked for it.
+    `route` is the label of its route, or None if a program asked for it. An execution that ends by report has
+    the SHA-256 of its completion token as `report_token`, until an operator reconciles it, and `report_by`:
+    from that time on (microseconds since 1970) no report is taken.
     """
 
     decision_id: str
@@ -106,6 +120,8 @@ class Execution:
     principal: str = "anonymous"
     target_agents: tuple[str, ...] = ()
     route: str | None = None
+    report_token: bytes | None = None
+    report_by: int | None = None
     status: ExecutionStatus = "in_flight"
     cost: int | None = None
     ended_at: int | None = None
@@ -135,6 +151,8 @@ class Execution:
             principal=self.principal,
             target_agents=self.target_agents,
             route=self.route,
+            report_token=self.report_token,
+            report_by=self.report_by,
             status=status,
             cost=cost,
             ended_at=ended_at,

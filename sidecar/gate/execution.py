@@ -18,7 +18,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from sidecar.core.command import Admit, Admitted, Denied, Reconcile, Replayed, Reply, Settled
+from sidecar.core.command import (
+    Admit,
+    Admitted,
+    Denied,
+    Reconcile,
+    Repeated,
+    Replayed,
+    Reply,
+    Report,
+    Settled,
+    SettledOutcome,
+)
 from sidecar.core.idempotency import KeptAnswer
 from sidecar.core.rules import previewed
 from sidecar.errors import Refusal, StoreUnavailable, clock_refusal
@@ -38,9 +49,11 @@ from sidecar.gate.observer import Observer
 from sidecar.gate.places import Place, Places
 from sidecar.gate.refusal_log import CLOCK_RETRY_AFTER_SECONDS, RETRY_AFTER_SECONDS, RefusalLog
 from sidecar.gate.replays import ReplayLog, kept_answer, replay
+from sidecar.gate.reports import TimeLimits, completion_headers, digest_of, new_token
 from sidecar.gate.settlement import Settlements
 from sidecar.ids import new_decision_id
 from sidecar.live.snapshot import Snapshot
+from sidecar.settings.sections import Route
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
@@ -65,6 +78,7 @@ class InFlight:
     task: asyncio.Task[None] = field(init=False)
     deadline: Deadline = field(init=False)  # the outer one
     decision_id: str | None = None  # the id of the submitted admission
+    token: str | None = None  # its completion token; None: it is not reported
     admitted: Admitted | None = None
     sent: bool = False  # a byte of the request may have been sent
     settled: bool = False
@@ -82,6 +96,7 @@ class Gate:
         upstream: Upstream,
         refusals: RefusalLog,
         observer: Observer,
+        limits: TimeLimits | None = None,
     ) -> None:
         self.refusals = refusals
         self.draining = False
@@ -92,7 +107,7 @@ class Gate:
         self._in_flight: set[InFlight] = set()
         self._lingering: set[asyncio.Task[None]] = set()  # those whose requests were given up
         self._deadlines = Deadlines()
-        self._settlements = Settlements(store, observer)
+        self._settlements = Settlements(store, observer, limits=limits)
         self._replays = ReplayLog(store, refusals, observer)
 
     # The way of one request --------------------------------------------------------------------
@@ -212,10 +227,18 @@ class Gate:
             _set(flight.answer, Undelivered(last=flight.admitted, refusal=refusal))
 
     async def reconcile(self, command: Reconcile) -> Settled | Denied:
-        """Resolve an `unknown` execution. Raises StoreUnavailable."""
+        """Resolve an `unknown` or a `running` execution. Raises StoreUnavailable."""
         reply = await self._store.submit(command)
         assert isinstance(reply, Settled | Denied)
         self._observer.overrun(reply)
+        return reply
+
+    async def report(self, command: Report) -> Settled | Repeated | Denied:
+        """End an execution as its backend reports. Raises StoreUnavailable."""
+        reply = await self._store.submit(command)
+        assert isinstance(reply, Settled | Repeated | Denied)
+        if isinstance(reply, Settled):
+            self._observer.reported(reply)
         return reply
 
     async def _execute(self, flight: InFlight) -> None:
@@ -240,8 +263,11 @@ class Gate:
 
     async def _admit(self, flight: InFlight) -> Admitted | Denied | Replayed | Refused:
         request, facts = flight.request, flight.request.facts
-        policies = request.snapshot.policies
+        policies, route = request.snapshot.policies, request.route
         assert policies is not None
+        reported = route.completion == "report"
+        if reported:
+            flight.token = new_token()
         command = Admit(
             decision_id=new_decision_id(),
             claims=facts.claims,
@@ -255,6 +281,8 @@ class Gate:
             principal=facts.principal,
             route=facts.route,
             body_sha256=request.body_sha256,
+            report_token=None if flight.token is None else digest_of(flight.token),
+            report_seconds=route.completion_timeout_seconds if reported else None,
         )
         flight.decision_id = command.decision_id
         begun = time.perf_counter()
@@ -292,25 +320,28 @@ class Gate:
                     await self._stream(flight, admitted, exchange, body, begun, due)
                     return
         except (Exception, asyncio.CancelledError) as exc:
-            outcome, refusal = _unanswered(exc, seconds, admitted)
+            lost, refusal = _unanswered(exc, seconds, admitted)
             self._observer.answered(request, begun, failure=refusal.code)
-            settled = await self._settle(flight, admitted, outcome, cause=str(refusal.members["cause"]))
+            settled = await self._settle(flight, admitted, lost, cause=str(refusal.members["cause"]))
             _set(flight.answer, Undelivered(last=settled or admitted, refusal=refusal))
             return
         status = exchange.head.status
         self._observer.answered(request, begun, status=status)
-        cost = reported_cost(request.route.cost, exchange.head, body)
+        outcome = _outcome_by(request.route, status) if request.route.reads_status else "answered"
+        cost = reported_cost(request.route.cost, exchange.head, body) if outcome == "answered" else None
         answer = None if request.claim is None else kept_answer(request.claim, exchange.head, body)
-        settled = await self._settle(
-            flight, admitted, "answered", cost=cost, http_status=status, answer=answer
-        )
+        settled = await self._settle(flight, admitted, outcome, cost=cost, http_status=status, answer=answer)
         _set(flight.answer, Forwarded(last=settled or admitted, head=exchange.head, body=body))
 
     async def _send(self, flight: InFlight, admitted: Admitted, seconds: float) -> Exchange:
         if flight.ended:
             raise NotSent("its deadline passed before it was sent")
         flight.sent, request = True, flight.request
-        headers = request.trace.sent_on((*request.headers, *admission_headers(admitted)))
+        ours = admission_headers(admitted)
+        if flight.token is not None:
+            base, decision_id = request.snapshot.settings.completion_base, admitted.execution.decision_id
+            ours = [*ours, *completion_headers(base, decision_id, flight.token)]
+        headers = request.trace.sent_on((*request.headers, *ours))
         try:
             return await self._upstream.send(
                 request.method, request.target, headers, request.body, head_deadline=seconds
@@ -370,9 +401,10 @@ class Gate:
             rest.break_off()
             return
         self._observer.answered(request, begun, status=status)
-        cost = reported_cost(request.route.cost, exchange.head, None)
+        outcome = _outcome_by(request.route, status)
+        cost = reported_cost(request.route.cost, exchange.head, None) if outcome == "answered" else None
         answer = None if request.claim is None else kept_answer(request.claim, exchange.head, None)
-        await self._settle(flight, admitted, "answered", cost=cost, http_status=status, answer=answer)
+        await self._settle(flight, admitted, outcome, cost=cost, http_status=status, answer=answer)
         try:
             await rest.feed(None)
         except asyncio.CancelledError:
@@ -382,7 +414,7 @@ class Gate:
         self,
         flight: InFlight,
         admitted: Admitted,
-        outcome: Literal["answered", "not_sent", "unknown"],
+        outcome: SettledOutcome,
         *,
         cost: int | None = None,
         http_status: int | None = None,
@@ -433,6 +465,13 @@ class Gate:
     def now(self) -> int:
         """The store's time, in microseconds since 1970 (UTC)."""
         return self._store.now()
+
+
+def _outcome_by(route: Route, status: int) -> Literal["answered", "running", "not_executed"]:
+    """What a whole answer with this status makes of an execution of a route."""
+    if status in route.not_executed_on:
+        return "not_executed"
+    return "running" if route.completion == "report" and 200 <= status < 300 else "answered"
 
 
 def _unanswered(

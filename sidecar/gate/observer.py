@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from sidecar.core.command import Admitted, Replayed, Reply, Settle, Settled
+from sidecar.core.command import Admitted, NotInFlight, Replayed, Reply, Settle, Settled
 from sidecar.core.entries import outcome_of
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Execution
@@ -61,14 +61,23 @@ class Observer:
         self,
         execution: Execution,
         command: Settle,
-        reply: Settled | None,
+        reply: Reply | None,
         begun: float,
         request: GatedRequest | None,
     ) -> None:
-        """An execution is settled. `reply` is None if the settlement must wait for the store."""
+        """An execution is settled. `reply` is None if the settlement must wait for the store.
+
+        An execution that is running has not ended, and one that a report has ended before is counted already.
+        """
         self._metrics.settle.observe(time.perf_counter() - begun)
-        self.ended(command.outcome, execution.route)
-        self.overrun(reply)
+        if isinstance(reply, Settled):
+            outcome = reply.execution.status
+            if reply.overrun:
+                self._metrics.cost_overruns.inc()
+        else:
+            outcome = "running" if isinstance(reply, NotInFlight) else command.outcome
+        if outcome != "running":
+            self.ended(outcome, execution.route)
         fields: dict[str, Any] = {
             "decision_id": execution.decision_id,
             "request_id": execution.request_id,
@@ -86,11 +95,24 @@ class Observer:
         if command.outcome == "answered":
             LogEvent.EXECUTED.log_fields(fields)
         else:
-            LogEvent.NOT_ANSWERED.log(command.outcome, **fields)
+            LogEvent.ENDED_OTHERWISE.log(command.outcome, **fields)
 
     def ended(self, outcome: str, route: str | None) -> None:
-        """An execution of a route has an outcome: `answered`, `not_sent` or `unknown`."""
+        """An execution of a route has ended, with this status."""
         self._metrics.executions.labels(outcome, route or "none").inc()
+
+    def reported(self, reply: Settled) -> None:
+        """A report has ended an execution."""
+        execution = reply.execution
+        self.ended(execution.status, execution.route)
+        self.overrun(reply)
+        LogEvent.REPORTED.log(
+            decision_id=execution.decision_id,
+            outcome=execution.status,
+            scope_id=execution.scope_id,
+            incident_id=execution.incident_id,
+            action=execution.action,
+        )
 
     def overrun(self, reply: Reply | None) -> None:
         """Count a cost overrun, which a settlement or a reconciliation may report."""

@@ -11,15 +11,15 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import replace
-from typing import Literal
 
-from sidecar.core.command import Admitted, Issued, Reply, Revoke, Settle, Settled
+from sidecar.core.command import Admitted, Issued, Reply, Revoke, Settle, Settled, SettledOutcome
 from sidecar.core.idempotency import KeptAnswer, without_body
 from sidecar.core.record import Origin
 from sidecar.errors import CommandFailed, StoreClosed
 from sidecar.eventloop.timers import Deadlines
 from sidecar.gate.messages import GatedRequest
 from sidecar.gate.observer import Observer
+from sidecar.gate.reports import TimeLimits
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
@@ -36,10 +36,13 @@ GRACE_SECONDS = 0.5
 class Settlements:
     """Records settlements, and keeps those in memory that must wait for the store."""
 
-    def __init__(self, store: Store, observer: Observer, origin: Origin = "gate") -> None:
+    def __init__(
+        self, store: Store, observer: Observer, origin: Origin = "gate", limits: TimeLimits | None = None
+    ) -> None:
         self._store = store
         self._origin: Origin = origin
         self._observer = observer
+        self._limits = limits
         self._deadlines = Deadlines()
         self._kept: deque[Settle | Revoke] = deque()
         self._writer: asyncio.Task[None] | None = None
@@ -47,7 +50,7 @@ class Settlements:
     async def settle(
         self,
         admitted: Admitted,
-        outcome: Literal["answered", "not_sent", "unknown"],
+        outcome: SettledOutcome,
         *,
         cost: int | None = None,
         http_status: int | None = None,
@@ -55,7 +58,8 @@ class Settlements:
         answer: KeptAnswer | None = None,
         request: GatedRequest | None = None,
     ) -> Settled | None:
-        """Record how an execution ended. The result is None if the settlement must wait for the store."""
+        """Record how an execution ended. The result is None if the settlement must wait for the store, or if
+        a report has ended the execution before."""
         command = Settle(
             decision_id=new_decision_id(),
             admission_id=admitted.execution.decision_id,
@@ -67,9 +71,11 @@ class Settlements:
             origin=self._origin,
         )
         begun = time.perf_counter()
-        settled = await self._submit(command)
-        self._observer.settled(admitted.execution, command, settled, begun, request)
-        return settled
+        reply = await self._submit(command)
+        self._observer.settled(admitted.execution, command, reply, begun, request)
+        if outcome == "running" and reply is not None and self._limits is not None:
+            self._limits.note(reply)
+        return reply if isinstance(reply, Settled) else None
 
     def give_back(self, reply: Reply) -> None:
         """Reverse an admission or a grant that was committed after its request had been given up."""
@@ -93,7 +99,7 @@ class Settlements:
             self._observer.ended("not_sent", reply.execution.route)
             self.later(reply.execution.decision_id, "not_sent", cause)
 
-    def later(self, admission_id: str, outcome: Literal["not_sent", "unknown"], cause: str) -> None:
+    def later(self, admission_id: str, outcome: SettledOutcome, cause: str) -> None:
         """Record later how an execution ended. It changes nothing if the execution was not admitted."""
         self._keep(
             Settle(
@@ -116,7 +122,7 @@ class Settlements:
         if self._kept:
             LogEvent.SETTLEMENTS_LOST.log(count=len(self._kept))
 
-    async def _submit(self, command: Settle) -> Settled | None:
+    async def _submit(self, command: Settle) -> Reply | None:
         """Settle now, or keep the settlement for later. Cancellation does not interrupt the write."""
         task = asyncio.current_task()
         assert task is not None
@@ -133,7 +139,7 @@ class Settlements:
                     if deadline.due <= asyncio.get_running_loop().time():
                         break
             if replies:
-                return replies[0] if isinstance(replies[0], Settled) else None
+                return replies[0]
             cause = "the store did not answer"
         except Exception as exc:
             cause = str(exc)
@@ -160,7 +166,10 @@ class Settlements:
         while self._kept:
             try:
                 async with asyncio.timeout(self._store.deadline_seconds + GRACE_SECONDS):
-                    self._observer.overrun(await self._store.submit(self._kept[0]))
+                    reply = await self._store.submit(self._kept[0])
+                self._observer.overrun(reply)
+                if self._limits is not None:
+                    self._limits.note(reply)
             except CommandFailed as exc:
                 # A retry would fail again and block the other commands.
                 _lost(self._kept[0], str(exc))

@@ -36,6 +36,13 @@ class Listen:
         """Whether it is known before something listens there."""
         return self.port != 0
 
+    def is_callable(self) -> bool:
+        """Whether it is one address that a client can connect to."""
+        try:
+            return self.is_certain() and not ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return self.is_certain()
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 from sidecar.clock import SETTLE_SECONDS
 from sidecar.core.bodies import JSON_ONLY, Bodies
 from sidecar.core.facts import DEFAULT_SOURCES, FactSources, Source, is_identifier
+from sidecar.core.host import Host, answers_to
 from sidecar.core.masking import Mask, pointer
 from sidecar.core.pattern import RoutePattern
 from sidecar.core.policy import RiskClass
@@ -32,12 +33,14 @@ from sidecar.settings.values import (
     LIST,
     AllowedHost,
     AnswerPlace,
+    BaseUrl,
     BodyKinds,
     BodyPlace,
     Bytes,
     CollectorUrl,
     Count,
     Dollars,
+    ErrorStatus,
     File,
     Folder,
     Fraction,
@@ -302,6 +305,21 @@ class Route(Section):
     cost: AnswerPlace = DEFAULT_SOURCES.cost
     """The place of the cost in US dollars in the backend's answer: a header or a JSON pointer into the
     body."""
+    not_executed_on: Annotated[tuple[ErrorStatus, ...], LIST] = ()
+    """The statuses, of 400 and above, with which this backend says that it executed nothing. The execution
+    then ends `not_executed`, and the scope has its attempt and hold back. List only those by which the
+    backend promises it."""
+    completion: Literal["answer", "report"] = "answer"
+    """`answer`: the answer ends the execution. `report`: after a 2xx answer the execution is `running` until
+    its end is reported. See [Completion by report](#completion-by-report)."""
+    completion_timeout_seconds: Lifetime = 3600
+    """Seconds from the admission within which an execution must be reported. After that it is `unknown`, and
+    no report is taken."""
+
+    @cached_property
+    def reads_status(self) -> bool:
+        """Whether the status of an answer may end an execution otherwise than as `answered`."""
+        return bool(self.not_executed_on) or self.completion == "report"
 
     @model_validator(mode="after")
     def _places_by_body(self) -> Route:
@@ -444,6 +462,11 @@ class GateSection(Section):
     """The lowest risk that needs a scope: `low` (every action), `medium`, `high` or `critical`. Actions of
     lower risk are executed without a scope and recorded, and each start logs a warning. See [Risk
     threshold](../../policies/README.md#risk-threshold)."""
+    completion_base_url: Annotated[BaseUrl, LIVE] = None
+    """The URL under which the backend reaches the data listener, to report the end of executions: `http` or
+    `https`, a host, and a path if a proxy before the listener needs one. `null`: the address of
+    `data.listen`. It is required for `completion: report` if `data.listen` is a Unix socket, every interface
+    or port 0. See [Completion by report](routes.md#completion-by-report)."""
 
     def preset_of(self, route: Route) -> str | None:
         """The preset that a route came with, None for a configured one."""
@@ -676,6 +699,34 @@ class Settings(Section):
             elif address.is_certain():
                 taken[address] = f"{name}.{key}"
         refuse(*twice)
+        return self
+
+    @cached_property
+    def completion_base(self) -> str:
+        """The URL of the data listener for a backend that reports, without a slash at its end."""
+        scheme = "http" if self.data.tls.certificate_file is None else "https"
+        return self.gate.completion_base_url or f"{scheme}://{self.data.listen}"
+
+    @model_validator(mode="after")
+    def _reports_arrive(self) -> Settings:
+        """A backend that cannot report would leave each of its executions `unknown`."""
+        base, listen = self.gate.completion_base_url, self.data.listen
+        reported = [index for index, route in enumerate(self.gate.routes) if route.completion == "report"]
+        if not reported:
+            return self
+        key: KeyPath = ("gate", "completion_base_url")
+        if base is None:
+            key = ("gate", "routes", reported[0], "completion")
+            callable_as_it_stands = isinstance(listen, Listen) and listen.is_callable()
+            message = (
+                f"needs gate.completion_base_url, since data.listen ({listen}) cannot be called as it is; "
+                "set it to the URL under which the backend reaches that listener"
+            )
+            refuse((not callable_as_it_stands, key, message))
+        host, names = Host.parse(self.completion_base.split("/")[2]), self.data.hosts
+        if names is not None and host is not None:
+            message = f"lets the backend report to {host.bare}, which data.allowed_hosts lacks; add it there"
+            refuse((not answers_to(host, names), key, message))
         return self
 
     @model_validator(mode="after")

@@ -114,6 +114,7 @@ _POINTER = r"(/([^/~]|~[01])+)+"
 _SINGLE = (_POINTER, "(path|query|form):[^ ]+", f"header:{_HEADER}")
 _PART = "(path|query|header|form):[0-9A-Za-z_.-]+"
 _JOINED = f"{_PART}.+{_PART}"
+_URL_PATH = r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*"
 _ROUTE_NAME = r"[A-Za-z0-9._-]{1,64}"
 _ROUTE = r"""(\*\*)?(/[!"$&-)+-.0-:<->@-\[\]-~]+)+/?|/"""
 
@@ -191,6 +192,24 @@ def _upstream_url(value: object, info: ValidationInfo) -> str:
     if port == 0:
         raise ValueError("names port 0; write the port on which the backend listens")
     return f"{scheme}://{Listen(host, _DEFAULT_PORTS[scheme] if port is None else port)}"
+
+
+def _base_url(value: object) -> str:
+    given = text(value)
+    scheme, _, rest = given.partition("://")
+    if scheme.lower() not in _DEFAULT_PORTS or not rest:
+        raise ValueError(
+            "expects http://host:port or https://host:port, under which the backend reaches data"
+        )
+    if "@" in rest or "?" in rest or "#" in rest:
+        raise ValueError("contains a user, a password or a query; remove it, the token is sent in a header")
+    authority, slash, path = rest.partition("/")
+    _, port = endpoint(authority)
+    if port == 0:
+        raise ValueError("names port 0; write the port under which the backend reaches this listener")
+    if not re.fullmatch(_URL_PATH, path):
+        raise ValueError("has a path with characters that no URL has; encode them, or remove them")
+    return f"{scheme.lower()}://{authority}{slash}{path}".rstrip("/")
 
 
 def _collector_url(value: object) -> str:
@@ -277,6 +296,9 @@ ListenAddress = Annotated[Address, Kind(_address, _shaped(_HOST + _PORT, "unix:.
 OwnAddress = Annotated[Address, Kind(_own_address, _shaped(_LOOPBACK + _PORT, "unix:.*[^/]"), str)]
 UpstreamUrl = Annotated[str, Kind(_upstream_url, _shaped(f"{_HTTP}{_HOST}({_PORT})?/?", _SOCKET))]
 CollectorUrl = Annotated[str | None, Kind(_collector_url, _shaped(_HTTP + r"[^/?#@]+([/?#].*)?")).optional()]
+BaseUrl = Annotated[
+    str | None, Kind(_base_url, _shaped(f"{_HTTP}{_HOST}({_PORT})?(/{_URL_PATH})?")).optional()
+]
 HostName = Annotated[str | None, Kind(_host_name, _shaped(_HOST)).optional()]
 AllowedHost = Annotated[str, Kind(_allowed_host, _shaped(NAME, BRACKETED))]
 StoreUrl = Annotated[str, Kind(_store_url, _shaped("memory://", r"sqlite:///[^?#]*[^?#/]"))]
@@ -590,6 +612,7 @@ Grace = Annotated[float, seconds(0, MAX_SECONDS)]
 Fraction = Annotated[float, number(0, 1)]
 Bytes = Annotated[int, whole(1, 1 << 30)]
 Count = Annotated[int, whole(1, MAX_COUNT)]
+ErrorStatus = Annotated[int, whole(400, 599)]
 Lifetime = Annotated[int, whole_seconds(1, MAX_LIFETIME_SECONDS)]
 # Micro-dollars; the file has dollars.
 Dollars = Annotated[int, Kind(_micros, {"type": "number", "minimum": 0, "maximum": MAX_DOLLARS}, to_dollars)]

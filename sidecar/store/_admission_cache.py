@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidecar.core.brakes import AdmissionGroup, CountCache, groups_containing
-from sidecar.core.scope import Execution
+from sidecar.core.scope import UNDER_WAY, Execution
 
 # Beyond these limits the whole cache is dropped and read again on demand.
 MAX_GROUPS = 5_000
@@ -70,7 +70,8 @@ class Grown(Sequence[str]):
 
 @dataclass(slots=True)
 class _Kept:
-    """The executions of a group by name, oldest first: those admitted after `since`, and those in flight.
+    """The executions of a group by name, oldest first: those admitted after `since`, and those under
+    way.
 
     `earliest` is the earliest time requested in the last `requests` requests.
     """
@@ -160,7 +161,7 @@ class AdmissionCache:
         kept.names[:] = [
             name
             for name in kept.names
-            if self._executions[name].admitted_at > since or self._executions[name].status == "in_flight"
+            if self._executions[name].admitted_at > since or self._executions[name].status in UNDER_WAY
         ]
         kept.since = since
         self._forget_counts(group)

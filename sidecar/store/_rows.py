@@ -16,7 +16,7 @@ SCOPE_COLUMNS = (
 )
 EXECUTION_COLUMNS = (
     "decision_id, scope_id, tenant_id, incident_id, action, request_id, attempt_number, hold, admitted_at, "
-    "status, cost, ended_at, http_status, cause, principal, target_agents, route"
+    "status, cost, ended_at, http_status, cause, principal, target_agents, route, report_token, report_by"
 )
 LOG_COLUMNS = (
     "seq, decision_id, event, decision_type, decision_outcome, decided_at, tenant_id, scope_id, incident_id, "
@@ -103,6 +103,8 @@ def execution_from_row(row: Row) -> Execution:
         principal=row[14],
         target_agents=tuple(orjson.loads(row[15])),
         route=row[16],
+        report_token=row[17],
+        report_by=row[18],
     )
 
 
@@ -125,6 +127,8 @@ def execution_to_row(execution: Execution) -> Row:
         execution.principal,
         _json(execution.target_agents),
         execution.route,
+        execution.report_token,
+        execution.report_by,
     )
 
 
@@ -137,6 +141,7 @@ def execution_ending(execution: Execution) -> Row:
         execution.ended_at,
         execution.http_status,
         execution.cause,
+        execution.report_token,
         execution.decision_id,
     )
 

@@ -221,5 +221,11 @@ class Engine(Protocol):
     async def unknown_executions(self) -> tuple[int, int | None]:
         """How many executions are unknown, and when the oldest of them was admitted."""
 
+    async def running_executions(self) -> tuple[int, int | None]:
+        """How many executions are running, and when the first of them must have been reported."""
+
+    async def overdue_executions(self, now: int, *, limit: int) -> Sequence[str]:
+        """The ids of running executions that must have been reported by `now`, the earliest first."""
+
     async def footprint(self, now: int) -> Footprint:
         """The size of the database and the free space on its disk. Measured off the event loop."""

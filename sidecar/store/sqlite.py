@@ -113,7 +113,7 @@ def load(
 def counted_query(group: AdmissionGroup, since: int) -> tuple[str, tuple[Any, ...]]:
     """SQL and parameters for the admissions of a group that a brake may count, oldest first.
 
-    The second SELECT finds those still in flight, of any age, by the partial index of executions that are not
+    The second SELECT finds those still under way, of any age, by the partial index of executions that are not
     answered. The plus signs keep SQLite from another index, with which it would read the whole history of an
     incident.
     """
@@ -125,7 +125,7 @@ def counted_query(group: AdmissionGroup, since: int) -> tuple[str, tuple[Any, ..
     where = f"SELECT {rows.EXECUTION_COLUMNS} FROM executions WHERE"
     return (
         f"{where} admitted_at > ? AND status <> 'not_sent'{alike} UNION ALL "
-        f"{where} status = 'in_flight' AND status <> 'answered' AND +admitted_at <= ?{flying} "
+        f"{where} status IN ('in_flight', 'running') AND status <> 'answered' AND +admitted_at <= ?{flying} "
         "ORDER BY admitted_at",
         (since, *agreeing.values(), since, *agreeing.values()),
     )
@@ -148,9 +148,9 @@ _UPDATE_SCOPE = """
     WHERE scope_id = ?"""
 _ADMIT_EXECUTION = f"""
     INSERT INTO executions ({rows.EXECUTION_COLUMNS})
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _END_EXECUTION = """
-    UPDATE executions SET status = ?, cost = ?, ended_at = ?, http_status = ?, cause = ?
+    UPDATE executions SET status = ?, cost = ?, ended_at = ?, http_status = ?, cause = ?, report_token = ?
     WHERE decision_id = ?"""
 _APPEND = f"""
     INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -163,8 +163,11 @@ _BIND = "INSERT INTO run_bindings (seq, run_id, bound_at) VALUES (?, ?, ?)"
 UNLOGGED_BINDINGS = "SELECT CAST(SUBSTR(key, 7) AS INTEGER), value FROM meta WHERE key GLOB 'bound:*'"
 _NOTE_BINDING = "INSERT INTO meta (key, value) VALUES ('bound:' || ?, ?)"
 _DROP_BINDING = "DELETE FROM meta WHERE key = 'bound:' || ?"
-# Brakes count by age. When a clock that was ahead is corrected, executions admitted by it keep their age.
-_STEP = "UPDATE executions SET admitted_at = admitted_at - ? WHERE admitted_at > ?"
+# Brakes count by age, and a time limit counts from the admission. When a clock that was ahead is corrected,
+# executions admitted by it keep their age and their limit.
+_STEP = """
+    UPDATE executions SET admitted_at = admitted_at - ?1, report_by = report_by - ?1
+    WHERE admitted_at > ?2"""
 # The room that a rehearsal takes: four times the largest body that a record holds. This is more than a
 # decision takes with its rows and indexes. The row is deleted again, so its pages are free for decisions.
 _ROOM = "INSERT OR REPLACE INTO meta (key, value) VALUES ('rehearsal', ?)"
@@ -459,6 +462,22 @@ class SqliteEngine:
         )
         count, oldest = found[0]
         return count, oldest
+
+    async def running_executions(self) -> tuple[int, int | None]:
+        found = await self._rows(
+            "SELECT COUNT(*), MIN(report_by) FROM executions INDEXED BY executions_running "
+            "WHERE status = 'running'"
+        )
+        count, earliest = found[0]
+        return count, earliest
+
+    async def overdue_executions(self, now: int, *, limit: int) -> Sequence[str]:
+        found = await self._rows(
+            "SELECT decision_id FROM executions INDEXED BY executions_running "
+            "WHERE status = 'running' AND report_by <= ? ORDER BY report_by LIMIT ?",
+            (now, limit),
+        )
+        return [decision_id for (decision_id,) in found]
 
     async def footprint(self, now: int) -> Footprint:
         path = self._path

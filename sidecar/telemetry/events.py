@@ -63,7 +63,7 @@ FIELDS: Mapping[str, str] = {
     "reads": "what becomes of unlisted GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`",
     "remote": "the address of the client, or of the proxy before the sidecar",
     "request_id": "the request's X-Request-Id; the sidecar makes one for a request without it",
-    "route": "where the request went: `gated`, `scopes` (the sidecar's own calls) or `passed`",
+    "route": "where the request went: `gated`, `scopes` and `reports` (the sidecar's own calls) or `passed`",
     "routes": "the paths of the routes in shadow mode",
     "rule": "the rule in shadow mode; null: the route or the scope would have refused",
     "rules": "the rules that refused; of a reload: the number of rules",
@@ -201,10 +201,27 @@ class LogEvent(Enum):
         "method path status duration_ms bytes remote route outcome request_id decision_id scope_id trace_id",
     )
     EXECUTED = _GATE.info("executed", "The backend answered a gated request.", _EXECUTION)
-    NOT_ANSWERED = _GATE.info(
+    ENDED_OTHERWISE = _GATE.info(
         "execution %s",
-        "`execution not_sent` or `execution unknown`: no answer came. `cause` gives the reason.",
+        "`execution not_sent` or `execution unknown`: no answer came. `cause` gives the reason. `execution "
+        "not_executed`: the status of the answer says so. `execution running`: its end will be reported.",
         _EXECUTION,
+    )
+    REPORTED = _GATE.info(
+        "execution reported",
+        "The end of an execution was reported with its completion token.",
+        "decision_id outcome scope_id incident_id action",
+    )
+    REPORT_REFUSED = _GATE.warning(
+        "a report was refused",
+        "The completion token is missing or wrong, or no longer valid. Nothing changed. If the backend sent "
+        "it, raise `completion_timeout_seconds` of the route; otherwise someone guesses tokens.",
+        "decision_id?",
+    )
+    REPORT_MISSING = _GATE.warning(
+        "an execution was not reported in time",
+        f"The execution is unknown now. Find out why the backend did not report. {_RECONCILE}",
+        "decision_id scope_id incident_id action",
     )
     REFUSED = _GATE.info(
         "refused",
@@ -334,7 +351,9 @@ class LogEvent(Enum):
         "decision_id step_seconds",
     )
     RECONCILED = _WEB.info(
-        "reconciled", "An operator reported how an unknown execution ended.", "decision_id outcome scope_id"
+        "reconciled",
+        "An operator said how an unknown or a running execution ended.",
+        "decision_id outcome scope_id",
     )
 
     # Configuration, policies, certificates

@@ -123,11 +123,16 @@ class Metrics:
     executions = Metric(
         Counter,
         "scopegate_executions",
-        "Executions by outcome: answered (a 5xx, too), provably not_sent, or unknown.",
+        "Executions by outcome. One that is unknown and reported later counts under both.",
         outcome={
             "answered": "the backend answered, perhaps with an error",
             "not_sent": "provably nothing was sent; the scope has its attempt and hold back",
-            "unknown": "the answer was lost or late; attempt and hold stay until an operator reconciles it",
+            "unknown": "the answer or the report was lost or late; attempt and hold stay until an operator "
+            "reconciles it",
+            "succeeded": "its success was reported",
+            "failed": "its failure was reported",
+            "not_executed": "the status of the answer, or the report, says that nothing was executed; the "
+            "scope has its attempt and hold back",
         },
         route=_ROUTE,
     )
@@ -241,6 +246,12 @@ class Metrics:
         Gauge,
         "scopegate_unknown_executions",
         "Executions with an unknown outcome that wait to be reconciled.",
+        measured=True,
+    )
+    running = Metric(
+        Gauge,
+        "scopegate_running_executions",
+        "Executions that were answered and wait for their report.",
         measured=True,
     )
     oldest_unknown = Metric(

@@ -397,6 +397,7 @@ class Backend(ThreadingHTTPServer):
         self.address: Address = ("127.0.0.1", self.server_port)
         self.delay = 0.0
         self.seen: list[str] = []
+        self.tokens: dict[str, str] = {}  # completion tokens by decision id
         self.go_on = threading.Event()  # the backend hangs while this is not set
         self.go_on.set()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
@@ -422,6 +423,8 @@ class _Execution(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.server.seen.append(self.headers["Scopegate-Decision-Id"])
+        if "Scopegate-Completion-Token" in self.headers:
+            self.server.tokens[self.server.seen[-1]] = self.headers["Scopegate-Completion-Token"]
         time.sleep(self.server.delay)
         self.server.go_on.wait(STOP_SECONDS)
         body = b'{"done": true}'

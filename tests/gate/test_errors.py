@@ -19,11 +19,12 @@ from tests.support import EXECUTE, POLICIES, SCOPES, Open, replies, sends, unuse
 STATUSES = {
     400: "scoped_execution_required scope_exhausted scope_expired scope_revoked invalid_request "
     "ambiguous_path override_refused upgrade_refused",
-    403: "incident_mismatch action_outside_scope target_outside_scope policy_denied cross_site not_listed",
+    403: "incident_mismatch action_outside_scope target_outside_scope policy_denied cross_site not_listed "
+    "completion_refused",
     404: "scope_not_found decision_not_found",
     405: "method_not_allowed",
     408: "body_timeout",
-    409: "not_reconcilable reload_refused idempotency_in_flight outcome_unknown",
+    409: "not_reconcilable completion_conflict reload_refused idempotency_in_flight outcome_unknown",
     413: "body_too_large",
     415: "unsupported_media_type",
     421: "misdirected_request",
@@ -56,7 +57,8 @@ MEMBERS = {
 }
 FLAT = {"type", "title", "status", "detail", "error", "message"}
 # Codes of requests that are recorded, and so carry the decision_id under which they are found.
-RECORDED = set(WIRE) - {"decision_not_found", "not_reconcilable", "reload_refused", "store_unavailable"}
+UNRECORDED = {"decision_not_found", "not_reconcilable", "completion_refused", "completion_conflict"}
+RECORDED = set(WIRE) - UNRECORDED - {"reload_refused", "store_unavailable"}
 
 # Their `decision_id` is the first request's execution. The header names the record of the refusal.
 HELD = {"idempotency_in_flight", "outcome_unknown"}
@@ -190,6 +192,21 @@ async def not_reconcilable(open_house: Open) -> Message:
     answer = await house.execute(await house.issue())
     path = f"/api/v1/executions/{answer.header('Scopegate-Decision-Id')}/reconcile"
     return await house.admin("POST", path, {"outcome": "executed"})
+
+
+@way
+async def completion_refused(open_house: Open) -> Message:
+    house = await open_house()
+    target, _ = await house.running()
+    return await house.report(target, [("Authorization", "Bearer of-another")], outcome="succeeded")
+
+
+@way
+async def completion_conflict(open_house: Open) -> Message:
+    house = await open_house()
+    target, token = await house.running()
+    assert (await house.report(target, token, outcome="failed")).status == 200
+    return await house.report(target, token, outcome="succeeded")
 
 
 @way

@@ -251,6 +251,50 @@ async def test_an_answer_is_repeated_after_a_restart(tmp_path: Path, backend: Ba
     assert len(backend.executions) == 1
 
 
+ANY_BODY = {
+    "name": "run",
+    "path": "/run",
+    "methods": ["GET", "DELETE"],
+    "body": ["empty", "any"],
+    "action": "const:retry_agent",
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
+async def test_a_request_of_any_method_is_repeated_alike(
+    open_house: Open, backend: Backend, method: str
+) -> None:
+    house = await open_house(gate={"routes": [ANY_BODY]})
+    scope = await house.issue(max_attempts=3)
+    named = [("X-Recovery-Scope-Id", scope["scope_id"]), ("X-Recovery-Incident-Id", "inc_1"), *under()]
+    first = await house.data(method, "/run", named)
+    repeat = await house.data(method, "/run", named)
+    assert first.status == repeat.status == 200
+    assert repeat.header("Idempotency-Replayed") == "true"
+    assert (repeat.body, lasting(repeat)) == (first.body, lasting(first))
+    assert [message.method for message in backend.seen] == [method]
+
+
+async def test_another_method_under_the_key_is_another_request(open_house: Open, backend: Backend) -> None:
+    house = await open_house(gate={"routes": [ANY_BODY]})
+    scope = await house.issue(max_attempts=3)
+    named = [("X-Recovery-Scope-Id", scope["scope_id"]), ("X-Recovery-Incident-Id", "inc_1"), *under()]
+    assert (await house.data("GET", "/run", named)).status == 200
+    problem(await house.data("DELETE", "/run", named), 422, "idempotency_key_reused")
+    assert len(backend.seen) == 1
+
+
+async def test_of_a_long_answer_to_head_no_body_is_made(open_house: Open, backend: Backend) -> None:
+    house = await open_house(gate={"routes": [ANY_BODY]})
+    backend.script = replies(b"x" * 70_000)
+    scope = await house.issue()
+    named = [("X-Recovery-Scope-Id", scope["scope_id"]), ("X-Recovery-Incident-Id", "inc_1"), *under()]
+    first = await house.data("HEAD", "/run", named)
+    repeat = await house.data("HEAD", "/run", named)
+    assert first.header("Content-Length") == "70000"
+    assert (repeat.status, repeat.body, lasting(repeat)) == (200, b"", lasting(first))
+
+
 # Long answers ------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from sidecar.core.policy import ActionPolicy, RiskClass
 from sidecar.core.record import DecisionOutcome, DecisionType, Record
 from sidecar.core.target import Gated, GatedPaths, classify
 from sidecar.errors import ERRORS
+from sidecar.gate.reports import COMPLETE, EXECUTIONS_PREFIX
 from sidecar.web.api.docs import CONTENT_SECURITY_POLICY, FILES
 from sidecar.web.api.scopes import SCOPE_PATH, SCOPES_PREFIX
 from sidecar.web.api.scopetest import PREFIX, SUFFIX
@@ -86,6 +87,7 @@ async def test_the_data_listener_serves_what_the_document_says(house: House) -> 
         ("post", SCOPE),
         *((method, SCOPES + "{}") for method in ("get", "delete")),
         ("post", f"{PREFIX}{{}}{SUFFIX}"),
+        ("post", f"{EXECUTIONS_PREFIX}{{}}{COMPLETE}"),
         *((method, EXECUTE) for method in ("get", "head", "options", "post")),
     }
     for method in METHODS:  # those that are not described are not served
@@ -118,6 +120,11 @@ async def an_unknown(house: House) -> str:
     house.backend.script = replies()
     decision_id: str = lost.json()["decision_id"]
     return decision_id
+
+
+async def a_report(house: House) -> Message:
+    target, token = await house.running()
+    return await house.report(target, token, outcome="succeeded", cost_usd=0.5, detail="all of it")
 
 
 async def a_page(house: House, path: str) -> Message:
@@ -226,6 +233,7 @@ WALKS: dict[str, tuple[Walk, int]] = {
     "getScope": (a_scope, 200),
     "listExecutions": (lambda house: a_page(house, "/api/v1/executions"), 200),
     "reconcile": (a_reconciliation, 200),
+    "reportExecution": (a_report, 200),
     "explain": (explained, 200),
     "backfill": (lambda house: house.admin("POST", "/api/v1/runs/run_1/backfill", {"request_id": "r"}), 200),
     **{

@@ -1,4 +1,7 @@
-"""Any sequence of commands keeps the invariants of a scope, and agrees with a model that only counts."""
+"""Any sequence of commands keeps the invariants of a scope, and agrees with a model that only counts.
+
+Answers, reports, time limits, crashes and operators end executions in any order.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,11 @@ from sidecar.core.command import (
     Command,
     Denied,
     Issued,
+    Lapse,
     NotInFlight,
     Reconcile,
+    Repeated,
+    Report,
     Revoke,
     Settle,
     Settled,
@@ -27,6 +34,7 @@ from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.core.scope import Scope
 from sidecar.ids import new_decision_id
 from sidecar.store.batch import Store
+from sidecar.store.crash import account_for_crash
 from sidecar.store.sqlite import SqliteEngine
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import admit, issue
@@ -40,6 +48,11 @@ POLICIES = PolicySet(
 # The scopes are granted while no action holds anything, so that an execution may hold more than the ceiling.
 GRANTING = PolicySet(revision="before", actions={name: ActionPolicy(risk=RiskClass.LOW) for name in HOLDS})
 TTL = 60
+REPORT_SECONDS = 40
+OPEN = ("in_flight", "running", "unknown")
+KNOWN = ("answered", "executed", "succeeded", "failed")
+
+TOKEN = sha256(b"a token").digest()
 
 Step = tuple[Any, ...]
 
@@ -50,7 +63,7 @@ steps = st.lists(
         st.tuples(
             st.just("settle"),
             st.integers(0, 5),
-            st.sampled_from(["answered", "not_sent", "unknown"]),
+            st.sampled_from(["answered", "not_sent", "unknown", "running", "running", "not_executed"]),
             st.sampled_from([None, 0, 1, 100_000, 100_001, 300_000]),
         ),
         st.tuples(
@@ -59,6 +72,14 @@ steps = st.lists(
             st.sampled_from(["executed", "not_executed"]),
             st.sampled_from([None, 0, 50_000, 400_000]),
         ),
+        st.tuples(
+            st.just("report"),
+            st.integers(0, 5),
+            st.sampled_from(["succeeded", "failed", "not_executed"]),
+            st.sampled_from([None, 0, 50_000, 400_000]),
+        ),
+        st.tuples(st.just("lapse"), st.integers(0, 5)),
+        st.tuples(st.just("crash")),
         st.tuples(st.just("revoke")),
         st.tuples(st.just("wait"), st.sampled_from([1, 25, 60])),
     ),
@@ -85,19 +106,15 @@ class Model:
 
     @property
     def held(self) -> int:
-        return sum(each["hold"] for each in self.executions if each["status"] in ("in_flight", "unknown"))
+        return sum(each["hold"] for each in self.executions if each["status"] in OPEN)
 
     @property
     def settled(self) -> int:
-        return sum(each["cost"] for each in self.executions if each["status"] in ("answered", "executed"))
+        return sum(each["cost"] for each in self.executions if each["status"] in KNOWN)
 
     @property
     def overrun(self) -> bool:
-        return any(
-            0 < each["hold"] < each["cost"]
-            for each in self.executions
-            if each["status"] in ("answered", "executed")
-        )
+        return any(0 < each["hold"] < each["cost"] for each in self.executions if each["status"] in KNOWN)
 
     @property
     def cost_exhausted(self) -> bool:
@@ -144,6 +161,15 @@ class Run:
                 await self.admit(action)
             case ("settle" | "reconcile", number, outcome, cost) if self.model.executions:
                 await self.end(step[0], number, outcome, cost)
+            case ("report", number, outcome, cost) if self.model.executions:
+                await self.report(number, outcome, cost)
+            case ("lapse", number) if self.model.executions:
+                await self.lapse(number)
+            case ("crash",):
+                await account_for_crash(self.store)
+                for execution in self.model.executions:
+                    if execution["status"] == "in_flight":
+                        execution["status"] = "unknown"
             case ("revoke",):
                 await self.store.submit(Revoke(decision_id=new_decision_id(), scope_id=self.scope_id))
                 self.model.revoked = True
@@ -151,7 +177,7 @@ class Run:
 
     async def admit(self, action: str) -> None:
         command = admit(self.scope_id, action)
-        command = replace(command, policies=POLICIES)
+        command = replace(command, policies=POLICIES, report_token=TOKEN, report_seconds=REPORT_SECONDS)
         reply = await self.store.submit(command)
         expected = self.model.refusal(HOLDS[action], self.now)
         if expected is None:
@@ -159,7 +185,14 @@ class Run:
             held = self.model.settled + self.model.held + HOLDS[action]
             assert held <= self.model.max_cost
             self.model.executions.append(
-                {"id": command.decision_id, "hold": HOLDS[action], "status": "in_flight", "cost": None}
+                {
+                    "id": command.decision_id,
+                    "hold": HOLDS[action],
+                    "status": "in_flight",
+                    "cost": None,
+                    "report_by": self.now + REPORT_SECONDS * SECOND,
+                    "token": True,
+                }
             )
         else:
             assert isinstance(reply, Denied), reply
@@ -173,20 +206,57 @@ class Run:
             command = Settle(
                 decision_id=decision_id, admission_id=execution["id"], outcome=outcome, cost=cost
             )
-            wanted = "in_flight"
+            wanted = {"in_flight"}
         else:
             command = Reconcile(
                 decision_id=decision_id, admission_id=execution["id"], outcome=outcome, cost=cost
             )
-            wanted = "unknown"
+            wanted = {"unknown", "running"}
         reply = await self.store.submit(command)
-        if execution["status"] != wanted:
+        if execution["status"] not in wanted:
             assert isinstance(reply, NotInFlight | Denied), reply
             return
         assert isinstance(reply, Settled), reply
-        execution["status"] = outcome
-        if outcome in ("answered", "executed"):
-            execution["cost"] = execution["hold"] if cost is None else cost
+        if outcome == "running" and self.now >= execution["report_by"]:
+            outcome = "unknown"
+        if kind == "reconcile":
+            execution["token"] = False
+        ends(execution, outcome, cost)
+
+    async def report(self, number: int, outcome: Any, cost: int | None) -> None:
+        execution = self.model.executions[number % len(self.model.executions)]
+        reply = await self.store.submit(
+            Report(
+                decision_id=new_decision_id(),
+                admission_id=execution["id"],
+                token_sha256=TOKEN,
+                outcome=outcome,
+                cost=cost,
+            )
+        )
+        before = (execution["status"], execution["cost"])
+        final = 0 if outcome == "not_executed" else execution["hold"] if cost is None else cost
+        valid = execution["token"] and execution["status"] != "not_sent" and self.now < execution["report_by"]
+        if not valid:
+            assert isinstance(reply, Denied)
+            assert reply.refusal.code == "completion_refused"
+        elif execution["status"] in OPEN:
+            assert isinstance(reply, Settled), reply
+            ends(execution, outcome, cost)
+        elif before == (outcome, final):
+            assert isinstance(reply, Repeated), reply
+        else:
+            assert isinstance(reply, Denied)
+            assert reply.refusal.code == "completion_conflict"
+
+    async def lapse(self, number: int) -> None:
+        execution = self.model.executions[number % len(self.model.executions)]
+        reply = await self.store.submit(Lapse(decision_id=new_decision_id(), admission_id=execution["id"]))
+        if execution["status"] == "running" and self.now >= execution["report_by"]:
+            assert isinstance(reply, Settled)
+            ends(execution, "unknown", None)
+        else:
+            assert isinstance(reply, NotInFlight)
 
     async def compare(self) -> None:
         scope = await self.store.engine.scope(self.scope_id)
@@ -203,6 +273,14 @@ class Run:
             assert status in ("revoked", "expired")
         else:
             assert status == ("expired" if self.now >= model.expires_at else "active")
+
+
+def ends(execution: dict[str, Any], outcome: str, cost: int | None) -> None:
+    execution["status"] = outcome
+    if outcome in KNOWN:
+        execution["cost"] = execution["hold"] if cost is None else cost
+    elif outcome in ("not_sent", "not_executed"):
+        execution["cost"] = 0
 
 
 async def run_through(path: Path | None, wanted: dict[str, int], through: Sequence[Step]) -> None:

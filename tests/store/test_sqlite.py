@@ -19,14 +19,14 @@ from unittest import mock
 import pytest
 
 from sidecar.core.apply import Names, State
-from sidecar.core.command import Admitted, Denied, Issued, Refuse, Settle, Settled
+from sidecar.core.command import Admitted, Denied, Issued, Refuse, Report, Settle, Settled
 from sidecar.core.policy import Brake, Rule
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store import batch
 from sidecar.store._migrate import migrations
-from sidecar.store.base import Changes
+from sidecar.store.base import Changes, ExecutionsWanted
 from sidecar.store.batch import Store
 from sidecar.store.sqlite import SqliteEngine, _in_thread
 from sidecar.store.verify import verify_sqlite
@@ -198,6 +198,39 @@ async def test_executions_of_the_second_schema_are_kept_settled_and_counted_by_b
     assert braked.refusal.code == "braked"
     await migrated.close()
     assert verify_sqlite(old).records == 5
+
+
+async def test_executions_of_an_older_release_are_answered_or_lost_and_take_no_report(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    old = tmp_path / "old.db"
+    with closing(sqlite3.connect(old, isolation_level=None)) as connection:
+        for number, _, sql in migrations("sqlite")[:3]:
+            connection.executescript(f"BEGIN;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+        for number, status in enumerate(("in_flight", "answered", "unknown", "executed")):
+            connection.execute(
+                "INSERT INTO executions VALUES (?, NULL, 't', 'i', 'a', 'r', NULL, 5, 9, ?, NULL, NULL, 200, "
+                "'why', 'ann', '[\"x\"]')",
+                (f"0196000{number}-0000-7000-8000-000000000000", status),
+            )
+    migrated = await open_store(old)
+    found = (await migrated.engine.executions(ExecutionsWanted(), before=None, limit=10)).rows
+    assert [each.status for each in found] == ["executed", "unknown", "answered", "in_flight"]
+    for each in found:
+        assert (each.tenant_id, each.hold, each.admitted_at, each.http_status) == ("t", 5, 9, 200)
+        assert (each.cause, each.principal, each.target_agents) == ("why", "ann", ("x",))
+        assert (each.route, each.report_token, each.report_by) == (None, None, None)
+        reply = await migrated.submit(
+            Report(
+                decision_id=new_decision_id(),
+                admission_id=each.decision_id,
+                token_sha256=bytes(32),
+                outcome="succeeded",
+            )
+        )
+        assert isinstance(reply, Denied)
+        assert reply.refusal.code == "completion_refused"
+    assert await migrated.engine.running_executions() == (0, None)
 
 
 async def test_what_is_no_database_is_refused(open_store: OpenStore, path: Path) -> None:

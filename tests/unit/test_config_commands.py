@@ -165,6 +165,9 @@ def test_a_route_is_one_indented_block(file: Path) -> None:
         "  parameters: /parameters",
         "  target_agents: [/target_agents, /parameters/target_agents]",
         "  cost: header:x-recovery-cost-usd",
+        "  not_executed_on: []",
+        "  completion: answer",
+        "  completion_timeout_seconds: 3600",
     ]
     assert {line[:at].strip() for line in lines[2:]} == {""}
     assert lines[1].endswith("default")

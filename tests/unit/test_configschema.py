@@ -40,6 +40,7 @@ LISTS = [
     "admin.allowed_hosts",
     "gate.presets",
     "gate.routes",
+    "gate.routes[0].not_executed_on",
     "gate.unlisted.except",
     "log.mask",
 ]
@@ -86,6 +87,12 @@ GOOD: dict[str, list[Any]] = {
     "gate.tenant_header": [None, "X-Tenant", "`|~!#$%&'*+.^_"],
     "gate.idempotency_ttl": [1, 86_400, 366 * 86_400],
     "gate.scope_required_from": ["low", "medium", "high", "critical"],
+    "gate.completion_base_url": [
+        None,
+        "http://127.0.0.1:8000",
+        "HTTPS://localhost",
+        "http://[::1]:8/gate/a%20b/",
+    ],
     "scopes.serve_on": ["data", "admin"],
     "scopes.defaults.max_attempts": [1, 10],
     "scopes.defaults.ttl_seconds": [1, 3600],
@@ -125,6 +132,9 @@ GOOD: dict[str, list[Any]] = {
     "gate.routes[0].parameters": ["/a", "/a/0/b", None],
     "gate.routes[0].target_agents": ["/a", [], "path:id/query:b", ["/a", "query:b", "header:C", "path:id"]],
     "gate.routes[0].cost": ["/a", "header:X-Cost"],
+    "gate.routes[0].not_executed_on": [[], [400], [404, 409, 599]],
+    "gate.routes[0].completion": ["answer", "report"],
+    "gate.routes[0].completion_timeout_seconds": [1, 3600, 366 * 86_400],
 }
 # Values that are wrong for every key of a kind; the sections and the file refuse them, too.
 NO_TEXT: list[Any] = [5, True, 0.5, {}, [["/a"]], ""]
@@ -145,6 +155,15 @@ SPELLINGS: dict[str, list[Any]] = {
     "gate.tenant_header": ["X Tenant", "X:"],
     "gate.idempotency_ttl": [0, 366 * 86_400 + 1, 1.5, None],
     "gate.scope_required_from": ["dreadful", "LOW", None],
+    "gate.completion_base_url": [
+        "h:8000",
+        "ftp://h",
+        "http://",
+        "http://u@h",
+        "http://h?q",
+        "unix:/x",
+        "http://h/ä",
+    ],
     "scopes.serve_on": ["both", None],
     "scopes.defaults.max_cost_usd": [-0.01, 1_000_000_001],
     "scopes.limits.max_cost_usd": [-0.01, 1_000_000_001],
@@ -163,6 +182,8 @@ SPELLINGS: dict[str, list[Any]] = {
     "gate.routes[0].parameters": ["header:P", "query:p", "parameters"],
     "gate.routes[0].target_agents": [["path:"], [5], "a", ["a"], [None], None],
     "gate.routes[0].cost": ["query:c", "cost"],
+    "gate.routes[0].not_executed_on": [[399], [600], ["404"], [404.5], [None], 404],
+    "gate.routes[0].completion": ["later", None],
 }
 
 
@@ -257,6 +278,7 @@ def test_no_key_is_required_but_the_path_of_a_route() -> None:
     lists = {
         "admin.allowed_hosts": None,
         "gate.presets": None,
+        "gate.routes[0].not_executed_on": None,
         "gate.unlisted.except": None,
         "log.mask": None,
     }

@@ -325,8 +325,8 @@ GOOD: dict[str, Any] = {
         ({"history": "[{status: answered}]"}, "tests[0].history[0].seconds_ago: is required; add it"),
         (
             {"history": "[{seconds_ago: 1, status: sent}]"},
-            "tests[0].history[0].status: expects one of in_flight, answered, not_sent, unknown, executed, "
-            'not_executed; did you mean "not_sent"?',
+            "tests[0].history[0].status: expects one of in_flight, running, answered, "
+            'not_sent, unknown, succeeded, failed, not_executed, executed; did you mean "not_sent"?',
         ),
         ({"want": "{}"}, "tests[0].want.verdict: is required; add one of allowed, refused"),
         ({"want": "{verdict: denied}"}, "tests[0].want.verdict: expects one of allowed, refused"),

@@ -196,6 +196,10 @@ def test_each_route_that_does_not_take_a_request_has_its_reason(tmp_path: Path) 
         ("stop", ["POST"], ["/jobs/{id}/stop", "/jobs/all"], ["empty"]),
         ("Case", ["POST"], ["/Jobs/x/y"], ["empty"]),
     ]
+    table = scopegate("list", "--config", file).stdout.splitlines()
+    stop = next(index for index, line in enumerate(table) if line.startswith("stop "))
+    assert table[stop].split()[:3] == ["stop", "POST", "/jobs/{id}/stop"]
+    assert table[stop + 1].split() == ["/jobs/all"]
     assert [(each["action"], each["scope_id"]) for each in listed[:2]] == [
         ("const:one", "header:x-recovery-scope-id"),
         ("/action", "/scope_id"),

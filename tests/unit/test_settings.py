@@ -124,6 +124,7 @@ def test_file_names_are_relative_to_the_file_wherever_they_are_given(tmp_path: P
         ("gate: {tenant_header: null}", "gate.tenant_header", None),
         ("gate: {annotate_response: true}", "gate.annotate_response", True),
         ("gate: {idempotency_ttl: 3600}", "gate.idempotency_ttl", 3600),
+        ("gate: {idempotency_ttl: 24h}", "gate.idempotency_ttl", 86_400),
         ("gate: {scope_required_from: low}", "gate.scope_required_from", RiskClass.LOW),
         ("gate: {scope_required_from: critical}", "gate.scope_required_from", RiskClass.CRITICAL),
         ("gate: {routes: [{path: /a, mode: shadow}]}", "gate.routes.0.mode", "shadow"),
@@ -1298,6 +1299,69 @@ def test_settings_without_a_file_are_checked_as_well() -> None:
         default("http://127.0.0.1:9000", store={"url": "x"})
 
 
+# Reports ------------------------------------------------------------------------------------------------
+
+REPORTING = "gate: {routes: [{path: /a}, {path: /b, completion: report}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "base"),
+    [
+        ("data: {listen: 127.0.0.1:8000}\n", "http://127.0.0.1:8000"),
+        ("data: {listen: '[::1]:8000'}\n", "http://[::1]:8000"),
+        ("data: {listen: 10.0.0.5:8000}\n", "http://10.0.0.5:8000"),
+        ("data: {listen: gate.internal:8000}\n", "http://gate.internal:8000"),
+    ],
+)
+def test_reports_go_to_the_address_of_the_data_listener_unless_a_url_is_given(
+    tmp_path: Path, text: str, base: str
+) -> None:
+    settings = settings_of(tmp_path, text + REPORTING)
+    assert settings.completion_base == base
+    given = settings_of(tmp_path, text + "gate: {completion_base_url: 'HTTPS://localhost:1/gate/'}\n")
+    assert given.completion_base == "https://localhost:1/gate"
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:8000", "[::]:8000", "127.0.0.1:0", "unix:/run/data.sock"])
+def test_an_address_that_cannot_be_called_needs_a_url_for_reports(tmp_path: Path, listen: str) -> None:
+    text = f"data: {{listen: '{listen}'}}\n"
+    assert faults(tmp_path, text + REPORTING) == [
+        "c.yaml:3:40: gate.routes[1].completion: needs gate.completion_base_url, since data.listen "
+        f"({listen}) cannot be called as it is; set it to the URL under which the backend reaches that "
+        "listener"
+    ]
+    with_url = REPORTING.replace("{routes", "{completion_base_url: 'http://gate.internal:8000', routes")
+    allowed = "" if "127" not in listen else "data.allowed_hosts"
+    flags = [(allowed, "[gate.internal]")] if allowed else []
+    settings = settings_of(tmp_path, text + with_url, *flags)
+    assert settings.completion_base == "http://gate.internal:8000"
+    settings_of(tmp_path, text + REPORTING.replace("report}", "answer}"))
+
+
+@pytest.mark.parametrize(
+    ("data", "base", "place"),
+    [
+        ("{listen: 127.0.0.1:8000}", "'http://gate.internal'", "3:8: gate.completion_base_url"),
+        ("{listen: 10.0.0.5:80, allowed_hosts: [a.b]}", "null", "3:67: gate.routes[1].completion"),
+    ],
+)
+def test_the_host_of_reports_must_be_one_to_which_the_listener_answers(
+    tmp_path: Path, data: str, base: str, place: str
+) -> None:
+    text = f"data: {data}\n" + REPORTING.replace("{routes", f"{{completion_base_url: {base}, routes")
+    host = "10.0.0.5" if base == "null" else "gate.internal"
+    assert faults(tmp_path, text) == [
+        f"c.yaml:{place}: lets the backend report to {host}, which data.allowed_hosts lacks; add it there"
+    ]
+
+
+@pytest.mark.parametrize("status", [399, 600, 204])
+def test_only_statuses_of_errors_can_say_that_nothing_was_executed(tmp_path: Path, status: int) -> None:
+    text = f"gate: {{routes: [{{path: /a, not_executed_on: [404, {status}]}}]}}\n"
+    (fault,) = faults(tmp_path, text)
+    assert fault == "c.yaml:2:51: gate.routes[0].not_executed_on[1]: must be from 400 to 599"
+
+
 def test_settings_dump_as_the_text_of_the_file() -> None:
     settings = default(
         "http://127.0.0.1:9000", data={"listen": "[::1]:8000"}, ops={"listen": "unix:/run/ops.sock"}
@@ -1322,6 +1386,9 @@ def test_settings_dump_as_the_text_of_the_file() -> None:
             "parameters": "/parameters",
             "target_agents": ["/target_agents", "/parameters/target_agents"],
             "cost": "header:x-recovery-cost-usd",
+            "not_executed_on": [],
+            "completion": "answer",
+            "completion_timeout_seconds": 3600,
         }
     ]
 

@@ -1,4 +1,4 @@
-"""Admitted executions for operators: their pages, and what became of an unknown one."""
+"""Admitted executions for operators: their pages, and what became of one that has no known end."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ EXECUTIONS = (
         name="listExecutions",
         tag="Executions",
         summary="List executions",
-        description="Newest first. Operators reconcile those that are `unknown`. With `action` or `since`, "
-        "and without `incident_id`, a page reads only a part of the list. It may then be short or empty, and "
-        "still have a `next`.",
+        description="Newest first. Operators reconcile those that are `unknown`; those that are `running` "
+        "wait for their report. With `action` or `since`, and without `incident_id`, a page reads only "
+        "a part of the list. It may then be short or empty, and still have a `next`.",
         parameters=(
             choice("status", "With this status.", get_args(ExecutionStatus)),
             choice("incident_id", "About this incident."),
@@ -107,8 +107,8 @@ EXECUTIONS = (
         call="POST /api/v1/executions/{decision_id}/reconcile",
         name="reconcile",
         tag="Executions",
-        summary="Reconcile an unknown execution",
-        description="`not_executed` gives its attempt and its hold back.",
+        summary="Reconcile an unknown or a running execution",
+        description="`not_executed` gives its attempt and its hold back. After this no report is taken.",
         parameters=(EXECUTION_ID, REQUEST_ID),
         body=Body(
             schema=ReconcileRequest,

@@ -79,6 +79,7 @@ class Operation:
     gated routes have none, because the data listener has no router. `errors` are the codes of its problems.
     `error_headers` are headers that a problem may have. `relayed` says that the backend may answer with the
     same statuses. `tenant` says whether the call needs the tenant header, if one is configured.
+    `secured` says that it needs a completion token.
     """
 
     call: str
@@ -94,6 +95,7 @@ class Operation:
     error_headers: tuple[str, ...] = ()
     relayed: bool = False
     tenant: Literal["required", "optional"] | None = None
+    secured: bool = False
     handler: Callable[..., Any] | None = None
 
     @property

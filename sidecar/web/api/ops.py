@@ -89,7 +89,7 @@ class Ops:
         for name, problem in (await self._readiness.checks(fresh_seconds=FRESH_SECONDS)).items():
             self._metrics.ready.labels(name).set(problem is None)
         self._metrics.store_queue.set(self._store.waiting)
-        metrics, (unknown, footprint) = self._metrics, await measured(self._store)
+        metrics, (unknown, running, footprint) = self._metrics, await measured(self._store)
         found: list[tuple[Gauge, float | None]] = [
             (metrics.store_size, footprint.size),
             (metrics.store_wal_size, footprint.wal_size),
@@ -100,6 +100,8 @@ class Ops:
             count, oldest = unknown
             age = 0.0 if oldest is None else max(0.0, (self._store.now() - oldest) / SECOND)
             found += [(metrics.unknown, count), (metrics.oldest_unknown, age)]
+        if running is not None:
+            found.append((metrics.running, running[0]))
         for gauge, value in found:
             if value is not None:  # otherwise the last known value stays
                 gauge.set(value)
@@ -109,15 +111,20 @@ class Ops:
         )
 
 
-async def measured(store: Store) -> tuple[tuple[int, int | None] | None, Footprint]:
-    """The count of unknown executions with the oldest one's time, and the store's footprint.
+Counted = tuple[int, int | None]
+
+
+async def measured(store: Store) -> tuple[Counted | None, Counted | None, Footprint]:
+    """The count of unknown executions with the oldest one's time, that of running ones with the earliest time
+    limit, and the store's footprint.
 
     A value that cannot be read in time is None. A store that fails or hangs therefore does not block the
     metrics or the status.
     """
     until = asyncio.get_running_loop().time() + store.deadline_seconds
     unknown = await _until(until, store.engine.unknown_executions())
-    return unknown, await _until(until, store.engine.footprint(store.now())) or Footprint()
+    running = await _until(until, store.engine.running_executions())
+    return unknown, running, await _until(until, store.engine.footprint(store.now())) or Footprint()
 
 
 async def _until(moment: float, reading: Awaitable[T]) -> T | None:

@@ -74,7 +74,7 @@ class StateApi:
         snapshot = self._live.snapshot
         unlisted = snapshot.settings.gate.unlisted
         readiness = await self._readiness.state()  # first, because it writes what is measured
-        unknown, footprint = await measured(self._store)
+        unknown, running, footprint = await measured(self._store)
         count, oldest = unknown or (None, None)
         return {
             **readiness,
@@ -84,6 +84,7 @@ class StateApi:
             "in_flight": self._gate.in_flight,
             "unknown_executions": count,
             "oldest_unknown_admitted_at": None if oldest is None else iso_time(oldest),
+            "running_executions": None if running is None else running[0],
             "clock": check(self._store.clock_trouble()),
             "store": {
                 "url": self._about.store_url,

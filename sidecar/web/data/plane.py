@@ -23,6 +23,7 @@ from sidecar.live.snapshot import Live, Snapshot
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
+from sidecar.web.api.reports import COMPLETE, ReportApi
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.data import passthrough
 from sidecar.web.data._answers import admission_report, broken_off, client_left, write_forwarded
@@ -45,6 +46,7 @@ class DataPlane:
         passing: passthrough.PassThroughProxy,
         unlisted: UnlistedLog,
         scopes: ScopeApi | None,
+        reports: ReportApi,
         live: Live,
         metrics: Metrics,
         observer: Observer,
@@ -54,6 +56,7 @@ class DataPlane:
         self._passing = passing
         self._unlisted = unlisted
         self._scopes = scopes
+        self._reports = reports
         self._live = live
         self._guard = Guard("data", live)
         self._metrics = metrics
@@ -102,6 +105,12 @@ class DataPlane:
             if foreign is not None:
                 return await self._scopes.refuse(request, target, request_id_of(request.fields), foreign)
             return await self._scopes.handle(request, target, request_id_of(request.fields))
+        if COMPLETE in target and self._reports.owns(target):
+            request.route = "reports"
+            foreign = self._guard.refusal(request)
+            if foreign is not None:
+                return problem(foreign, request_id=request_id_of(request.fields))
+            return await self._reports.handle(request, target, request_id_of(request.fields))
         unnamed = malformed(request, request.fields)
         course = course_of(request, snapshot)
         if course is None:

@@ -75,7 +75,7 @@ class DataRequest:
         self.begun = time.perf_counter()
         self._path: str | None = None
         self.access_log: str | None = None  # the setting when the request began
-        self.route: Literal["gated", "scopes", "passed"] | None = "passed"  # None: it could not be parsed
+        self.route: Literal["gated", "scopes", "reports", "passed"] | None = "passed"  # None: unparsable
         self.status: int | None = None  # of the answer; None: there is none
         self.outcome: str | None = None
         self.request_id: str | None = None

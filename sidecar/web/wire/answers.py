@@ -154,7 +154,20 @@ class Execution(TypedDict):
     http_status: int | None
     cause: str | None
     admitted_at: Time
+    report_by: Annotated[
+        Time | None,
+        LATER,
+        Keywords(description="Until when it may be reported. Null if its answer ends it."),
+    ]
     ended_at: Time | None
+
+
+class ReportedExecution(TypedDict):
+    """An execution that was reported, and its scope afterwards."""
+
+    decision_id: DecisionId
+    status: Literal["succeeded", "failed", "not_executed"]
+    scope_status: Annotated[ScopeStatus | None, Keywords(description="Null if no scope was needed.")]
 
 
 class ExecutionList(TypedDict):
@@ -186,6 +199,7 @@ def execution(stored: core.Execution) -> Execution:
         "http_status": stored.http_status,
         "cause": stored.cause,
         "admitted_at": iso_time(stored.admitted_at),
+        "report_by": None if stored.report_by is None else iso_time(stored.report_by),
         "ended_at": None if stored.ended_at is None else iso_time(stored.ended_at),
     }
 
@@ -365,6 +379,9 @@ class Status(TypedDict):
     in_flight: Count
     unknown_executions: Annotated[Count | None, Keywords(description="Null: the store cannot be read.")]
     oldest_unknown_admitted_at: Time | None
+    running_executions: Annotated[
+        Count | None, LATER, Keywords(description="Those that wait for their report.")
+    ]
     clock: Annotated[Check, LATER, Keywords(description="Whether decisions are made by the wall clock.")]
     store: StoreStatus
     policy_revision: str | None

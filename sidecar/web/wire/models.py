@@ -29,6 +29,7 @@ from sidecar.core.wording import UNSEEN_LETTERS, visible_chars
 from sidecar.errors import Refusal
 
 MAX_ACTIONS = 100
+MAX_DETAIL_CHARS = 2_000
 
 # As JSON Schema -------------------------------------------------------------------------------------
 
@@ -194,6 +195,18 @@ class ReconcileRequest(WireModel):
     reconciled_by: Annotated[
         Identifier | None, Field(description="The person or service that says so, which is not verified.")
     ] = None
+
+
+class ExecutionReport(WireModel):
+    """How an execution ended. What was not executed cost nothing."""
+
+    model_config = ReconcileRequest.model_config
+
+    outcome: Literal["succeeded", "failed", "not_executed"]
+    cost_usd: Annotated[Micros | None, Field(description="What it cost; absent or null: its hold.")] = None
+    detail: Annotated[str | None, Field(max_length=MAX_DETAIL_CHARS, description="The record keeps it.")] = (
+        None
+    )
 
 
 class ScopeTestRequest(NoNulls):

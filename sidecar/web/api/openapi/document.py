@@ -37,12 +37,14 @@ from sidecar.web.api.operation import (
     guarded_errors,
 )
 from sidecar.web.api.ops import OPS
+from sidecar.web.api.reports import REPORTS
 from sidecar.web.api.scopelists import SCOPE_LISTS
 from sidecar.web.api.scopes import MIN_TTL_SECONDS, SCOPES
 from sidecar.web.api.state import STATE
 from sidecar.web.wire.models import IN_A_HEADER
 
 # The links from a scope to calls that need its tenant.
+COMPLETION_TOKEN = "completionToken"
 OF_A_TENANT = ("Execute", "Listed", "Revoke")
 
 _DESCRIPTION = """\
@@ -94,6 +96,7 @@ def document(settings: Settings, *, data: Address, ops: Address) -> dict[str, An
         "components": {
             "schemas": _schemas(operations, settings),
             "responses": problems.shared(),
+            "securitySchemes": {COMPLETION_TOKEN: {"type": "http", "scheme": "bearer"}},
         },
     }
 
@@ -109,6 +112,7 @@ def operations_of(settings: Settings) -> Iterator[Operation]:
         *DECISIONS,
         *SCOPE_LISTS,
         *EXECUTIONS,
+        *REPORTS,
         _of_routes(EXPLAIN, routes),
         *EMITTERS,
         *RUNS_AND_SWITCH,
@@ -197,6 +201,8 @@ def _operation(operation: Operation, listener: str, tenant: str | None) -> dict[
     if operation.body is not None:
         entry["requestBody"] = _body(operation.body)
     entry["responses"] = _responses(operation)
+    if operation.secured:
+        entry["security"] = [{COMPLETION_TOKEN: []}]
     return entry
 
 
