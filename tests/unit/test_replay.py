@@ -23,6 +23,7 @@ from sidecar.core.command import (
     Reconcile,
     Refuse,
     Reply,
+    Report,
     Revoke,
     Settle,
 )
@@ -136,6 +137,7 @@ class Log:
         judged_at: int | None = None,
         scope_required_from: RiskClass = RiskClass.LOW,
         shadow: bool = False,
+        reported: bool = False,
         **claimed: Any,
     ) -> str:
         """The id of the decision."""
@@ -154,6 +156,8 @@ class Log:
                 preview=known,
                 scope_required_from=scope_required_from,
                 shadow=shadow,
+                report_token=bytes(32) if reported else None,
+                report_seconds=3_600 if reported else None,
             )
         )
         if settled is not None:
@@ -163,6 +167,16 @@ class Log:
     def settle(self, admission_id: str, outcome: Any) -> None:
         kind: Any = Reconcile if outcome in ("executed", "not_executed") else Settle
         self._later(kind(decision_id=new_decision_id(), admission_id=admission_id, outcome=outcome))
+
+    def report(self, admission_id: str, outcome: Any) -> None:
+        self._later(
+            Report(
+                decision_id=new_decision_id(),
+                admission_id=admission_id,
+                token_sha256=bytes(32),
+                outcome=outcome,
+            )
+        )
 
     def also(self, command: Command) -> None:
         self._later(command)
@@ -448,6 +462,21 @@ def test_brakes_see_how_executions_ended_and_when() -> None:
         "unchanged",
         "refused",
     ]
+
+
+def test_an_execution_that_is_reported_is_under_way_until_then() -> None:
+    log = Log()
+    scope = log.issue()
+    running = log.execute(scope, settled=None, reported=True)
+    log.settle(running, "running")
+    log.wait(3_000)
+    log.execute(scope)
+    log.report(running, "failed")
+    lost = log.execute(scope, reported=True, settled="unknown")
+    log.report(lost, "not_executed")
+    log.execute(scope)
+    found = kinds(log.under(braking(one_in_flight=True, window_seconds=60)))
+    assert found == ["unchanged", "refused", "unchanged", "unchanged"]
 
 
 def test_an_execution_that_ended_late_is_forgotten_then() -> None:
