@@ -178,22 +178,23 @@ _UNSENDABLE = re.compile(rb"[^!-~]")
 PIECES = [
     *(b"/ // \\ %2f %5c . .. %2e ; # ? %00 %0a %ff + %20 %25 % 2 f u 0 % %u00 65 api v1 x".split()),
     *(b"recovery execute exec ute RECOVERY re covery %65 .json .do http: host /v1/heal kick-it t7".split()),
+    *(b"/v2 tasks t7 :kick-it s/restart files purge red:a7 kick heal/ { }".split()),
 ]
 
 
-def target(draw: random.Random) -> bytes:
+def target(draw: random.Random, paths: Sequence[bytes] = PATHS) -> bytes:
     """A target as a client can send it: a gated path deformed, or a row of pieces of one."""
     if draw.random() < 0.15:
         return b"/" + b"".join(draw.choice(PIECES) for _ in range(draw.randrange(1, 12)))
-    path = draw.choice(PATHS)
+    path = draw.choice(paths)
     for _ in range(draw.randrange(1, 5)):
         path = draw.choice(DEFORMATIONS)(draw, path)
     return _UNSENDABLE.sub(lambda match: b"%%%02x" % match[0][0], draw.choice(PREFIXES) + path)
 
 
-def request(draw: random.Random) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+def request(draw: random.Random, paths: Sequence[bytes] = PATHS) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """A target, and in one of five cases a header that has the gated path, or the beginning of it."""
-    made, kind = target(draw), draw.random()
+    made, kind = target(draw, paths), draw.random()
     if kind < 0.8:
         return made, []
     elsewhere = draw.choice((b"/health", b"/x", b"/execute"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,11 +21,51 @@ from sidecar.core.target import Gated, GatedPaths, PassThrough, classify
 from sidecar.errors import Refusal
 from sidecar.files.strictjson import NotJson, parse
 from sidecar.web.wire.headers import HeaderFields
-from tests import lenient, lenientforms
-from tests.lenient import ROUTES, HeaderBytes
+from tests import deforming, lenient, lenientforms
+from tests.lenient import ROUTES, HeaderBytes, Route
 
-PATHS = GatedPaths(
-    RoutePattern.parse(path) for path in ("**/recovery/execute", "/v1/heal", "/v1/tasks/{task}/kick-it")
+
+@dataclass(frozen=True)
+class Case:
+    """Routes as the gate has them, as a careless backend has them, and paths that spell them."""
+
+    gated: GatedPaths
+    routes: tuple[Route, ...]
+    spelled: tuple[bytes, ...]
+
+
+def case(*spelled: tuple[str, str]) -> Case:
+    """The case of some patterns, each with a path that spells it out."""
+    patterns = [RoutePattern.parse(pattern) for pattern, _ in spelled]
+    routes = tuple(
+        Route(re.sub(r"\{[^{}]*\}", "*", text.replace("...}", "}*")).encode(), anywhere=pattern.anywhere)
+        for pattern in patterns
+        for text in [pattern.text.removeprefix("**")]
+    )
+    return Case(GatedPaths(patterns), routes, tuple(path.encode() for _, path in spelled))
+
+
+ORIGINAL = Case(
+    GatedPaths(map(RoutePattern.parse, ("**/recovery/execute", "/v1/heal", "/v1/tasks/{task}/kick-it"))),
+    ROUTES,
+    deforming.PATHS,
+)
+# Patterns that end with a variable or a slash, that have parts of segments, and that have no word.
+FURTHER = (
+    case(
+        ("/v2/heal/", "/v2/heal/"),
+        ("/v2/tasks/{task}", "/v2/tasks/t7"),
+        ("/v2/acts/{act}:kick-it", "/v2/acts/t7:kick-it"),
+        ("/v2/{kind}s/restart", "/v2/tasks/restart"),
+        ("/v2/files/{rest...}", "/v2/files/a/b7"),
+        ("**/purge/{agent}/", "/api/purge/a7/"),
+        ("/v2/{team}:{agent}/kick", "/v2/red:a7/kick"),
+    ),
+    case(("/", "/")),
+    case(("/{task}", "/t7")),
+    case(("/x{task}k/", "/xt7k/")),
+    case(("/{kind}/{task}/", "/tasks/t7/"), ("/", "/")),
+    case(("/api/{rest...}", "/api/t7")),
 )
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "json": json.loads,
@@ -36,17 +78,17 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
 EXACT_INTEGERS = 2**53
 
 
-def of_request(target: bytes, headers: HeaderBytes = ()) -> tuple[str, str | None]:
+def of_request(target: bytes, headers: HeaderBytes = (), case: Case = ORIGINAL) -> tuple[str, str | None]:
     """The verdict on a target and headers that are sent with POST, and the differential, if there is one."""
-    verdict = classify("POST", _text(target), HeaderFields(headers).deciding(), True, PATHS)
+    verdict = classify("POST", _text(target), HeaderFields(headers).deciding(), True, case.gated)
     shown = f"{target!r} {list(headers) or ''}".rstrip()
     if isinstance(verdict, Gated):
         path = target.partition(b"?")[0]
-        plain = ROUTES[verdict.index].matches(path) and b"//" not in path and b"\\" not in path
+        plain = case.routes[verdict.index].matches(path) and b"//" not in path and b"\\" not in path
         return "judged", None if plain else f"{shown} is judged and does not spell the route"
     if isinstance(verdict, PassThrough):
-        executes = lenient.executes(b"POST", target, headers, ROUTES) is not None
-        return "passes", f"{shown} passes and executes" if executes else None
+        executes = lenient.executes(b"POST", target, headers, case.routes)
+        return "passes", f"{shown} passes and executes {executes.path!r}" if executes else None
     return verdict.refusal.code, None
 
 

@@ -4,8 +4,8 @@ A real stack is a proxy, a server, a framework and a handler in a row, and each 
 once more. So the model is a set of things that such a layer does, and every order of them:
 
 1. A layer works on bytes, and does one thing to the whole target (`LAYERS`).
-2. A target executes if some chain of layers ends in a path of `Route`. At most two of a chain's layers decode
-   escapes, because that is as far as the gate promises to look.
+2. A target executes if some chain of layers ends in a path of `Route`, or in one that lacks only its slash.
+   At most two of a chain's layers decode escapes, because that is as far as the gate promises to look.
 3. Headers move a target: they replace it, take a prefix off it, or stand before it in a URL that is built
    again (`targets`).
 4. A body is read with every key cleaned in every way, and with the first or the last of two equal keys
@@ -21,6 +21,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -32,19 +33,25 @@ MOST_READINGS = 4_000  # of one target: what needs more is no legitimate neighbo
 
 @dataclass(frozen=True)
 class Route:
-    """A path that executes: any path that ends so if `anywhere`; a segment `*` stands for any one."""
+    """A path that executes: any path that ends so if `anywhere`. In a segment `*` stands for one or more
+    characters, and as the last segment `**` for one or more segments."""
 
     path: bytes
     anywhere: bool = True
 
     def matches(self, reading: bytes) -> bool:
-        wanted, found = self.path.split(b"/")[1:], reading.split(b"/")[1:]
-        if not reading.startswith(b"/") or len(found) < len(wanted):
-            return False
-        if len(found) > len(wanted) and not self.anywhere:
-            return False
-        pairs = zip(wanted, found[len(found) - len(wanted) :], strict=True)
-        return all(one == other if one != b"*" else other != b"" for one, other in pairs)
+        return self._spelled.fullmatch(reading) is not None
+
+    def takes(self, reading: bytes) -> bool:
+        """Whether the route is matched, if need be with a slash appended."""
+        return self.matches(reading) or (
+            self.path.endswith(b"/") and not reading.endswith(b"/") and self.matches(reading + b"/")
+        )
+
+    @cached_property
+    def _spelled(self) -> re.Pattern[bytes]:
+        text = re.escape(self.path).replace(rb"/\*\*", rb"(?:/[^/]+)+").replace(rb"\*", rb"[^/]+")
+        return re.compile((rb".*" if self.anywhere else b"") + text, re.DOTALL)
 
 
 EXECUTE = Route(b"/recovery/execute")
@@ -202,7 +209,7 @@ def reads_as(target: bytes, routes: Sequence[Route] = (EXECUTE,), decodings: int
     waiting = [(path, decodings)]
     for reading, decodings in waiting:  # grows while it is read
         for route in routes:
-            if route.matches(reading):
+            if route.takes(reading):
                 return route
         if len(fewest) > MOST_READINGS:
             return None

@@ -189,6 +189,9 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     shadow = sum(rule.shadow for rule in policies.rules)
     click.echo(f"               {rules}, {shadow} of them in shadow mode")
     click.echo(f"gated          {routes}")
+    unlisted_actions = _actions_without_entry(loaded, policies)
+    if unlisted_actions:
+        click.echo(f"               refused, because no policy lists them: {', '.join(unlisted_actions)}")
     if loaded.gate.scope_required_from > RiskClass.LOW:
         click.echo(f"               no scope is needed below {loaded.gate.scope_required_from.value} risk")
     click.echo(f"upstream       {loaded.upstream.url}")
@@ -234,6 +237,13 @@ def _warn_of_unspendable(loaded: Settings, policies: PolicySet) -> None:
             "the limit, or lower max_cost_usd of the action",
             err=True,
         )
+
+
+def _actions_without_entry(loaded: Settings, policies: PolicySet) -> list[str]:
+    """The actions that routes name as `const:`, and that the catalogue does not have."""
+    places = (route.sources.action for route in loaded.gate.routes)
+    named = dict.fromkeys(place.name for place in places if place.kind == "const")
+    return [name for name in named if policies.action(name) is None]
 
 
 def _counted(count: int, thing: str) -> str:

@@ -31,7 +31,8 @@ MAX_NAME_CHARS = 64
 _EXAMPLE = "example"
 
 _HEAD = (
-    "# `scopegate check` accepts this file as it is. A line with DECIDE names what only a person can know.",
+    "# `scopegate check` accepts this file as it is. A line with DECIDE names what only a person can know;",
+    "# delete the mark before a key to set it.",
     "#",
     "# DECIDE for each route: does the operation change anything for which a recovery must account? If not,",
     "# for example because a POST only searches, remove the route and its action.",
@@ -212,14 +213,16 @@ class Suggestion:
         yield "      incident_id: header:X-Recovery-Incident-Id"
         if route.misread is not None:
             yield f"      parameters: {'null' if route.parameters is None else _scalar(route.parameters)}"
-            yield "      target_agents: []"
         yield from self._open_questions(route)
 
     @staticmethod
     def _open_questions(route: SuggestedRoute) -> Iterator[str]:
+        """Lines that become keys of the route if `# DECIDE: ` is deleted."""
         names = [name for name in route.patterns[0].names if all(name in one.names for one in route.patterns)]
-        if names:
-            place = "/".join(f"path:{name}" for name in names)
+        place = "/".join(f"path:{name}" for name in names)
+        if route.misread is not None:
+            yield f"      target_agents: []  # DECIDE{f': {place}' if place else ''}"
+        elif names:
             yield f'      # DECIDE: target_agents: ["{place}"]'
         else:
             yield "      # DECIDE: target_agents, where the request names what it acts on"
@@ -227,9 +230,9 @@ class Suggestion:
         refusals = [str(status) for status in statuses if 400 <= status < 500]
         if refusals:
             listed = ", ".join(refusals)
-            yield f"      # DECIDE: not_executed_on: [{listed}], those by which nothing was executed"
+            yield f"      # DECIDE: not_executed_on: [{listed}]  # those by which nothing was executed"
         if 202 in statuses:
-            yield "      # DECIDE: completion: report, because 202 may come before the work is done"
+            yield "      # DECIDE: completion: report  # if 202 comes before the work is done"
 
     def catalogue(self) -> str:
         """The text of `policies/actions.yaml`."""

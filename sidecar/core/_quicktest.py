@@ -15,8 +15,8 @@ words:
 4. A remaining percent sign, or a byte that is not UTF-8, may be the beginning of any characters (`soft`). The
    digits of an escape may then be gone, too.
 
-Paths with a character of the cases 3 and 4, or a NUL, are rare. A text that may hold a word in spite of them
-is found character by character, for all anchors at once. `hard` and `soft` are sets of positions in the
+Paths with a character of the cases 3 and 4, or a NUL, are rare. A piece with such a character is compared
+character by character, with all anchors at once. `hard` and `soft` are sets of positions in the
 anchors, one bit each: `hard` holds the positions after a character that was kept, `soft` those after one that
 may still consume digits.
 
@@ -39,6 +39,9 @@ MAX_MADE = 4
 
 _WORD = re.compile("[a-z0-9_~-]+")
 _NO_WORD = re.compile("[^a-z0-9_~-]+")
+# What ends a word, however it is read, and what a piece between two of these may hold beside a word.
+_SEPARATOR = re.compile(r"[ -$&-,./:-@\[-^`{-}]+")
+_STRANGE = re.compile("[^a-z0-9_~-]")
 _NOT_PRINTABLE = re.compile("[^ -~]+")
 
 
@@ -82,7 +85,12 @@ class QuickTest:
             text = "".join(map(decoded, NOT_UTF8_EITHER.split(text))).lower()
         if "%" in text or not (text.isascii() and text.isprintable()):
             if "%" in text or not _only_dropped(text):
-                return self._wordless or self._could_hold(text)
+                pieces = _SEPARATOR.split(text)
+                return (
+                    self._wordless
+                    or not self._anchors.isdisjoint(pieces)
+                    or any(map(self._could_hold, filter(_STRANGE.search, pieces)))
+                )
             text = _NOT_PRINTABLE.sub("", text)
         if not self._anchors.isdisjoint(_NO_WORD.split(text)):
             return True

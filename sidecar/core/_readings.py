@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
@@ -47,6 +47,7 @@ _OVERLONG = re.compile(
 )
 _UTF16_ESCAPES = re.compile(r"((?:%u[0-9a-f]{4})+)")
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
+_LINE_CONTROLS = re.compile("[\t\n\r]")
 _SCHEME = re.compile(r"\A[a-z][a-z0-9+.-]*:[/\\]*")
 _AUTHORITY = re.compile(r"\A[/\\]{2,}[^/\\]*")
 _PARAMETERS = re.compile(r";[^/]*")
@@ -194,9 +195,12 @@ class Step:
     decodings: int = 0
 
 
-_AT_THE_END = (
+AT_THE_END = (
     # Routers with optional slashes; file systems that drop dots and spaces.
     Step("stripping its end", lambda text: text.rstrip("/." + _BLANKS)),
+    # Each by itself, because what is left may be a dot segment, or end with a slash.
+    Step("stripping slashes from its end", lambda text: text.rstrip("/")),
+    Step("stripping dots from its end", lambda text: text.rstrip(".")),
     # Rails, Spring and Struts read an extension as the requested format.
     Step("dropping an extension", _without_extension),
 )
@@ -214,8 +218,11 @@ STEPS: tuple[Step, ...] = (
     # Programs that use decode("utf-8", "ignore"), and WSGI, where PATH_INFO is Latin-1.
     Step("dropping bytes that are not UTF-8", _without_invalid_bytes),
     Step("Latin-1", _latin1),
-    # URL libraries drop tab, CR and LF; input filters drop the other control characters, too.
+    # URL libraries drop tab, CR and LF, some filters NUL; others drop all control characters. What is left of
+    # the others may fill a variable.
     Step("dropping control characters", _without_controls),
+    Step("dropping tabs and line ends", lambda text: _rejoined(text, _LINE_CONTROLS.sub("", text))),
+    Step("dropping NUL", lambda text: _rejoined(text, text.replace("\0", ""))),
     Step("dropping format characters", _without_format_characters),
     # Windows servers and URL libraries of browsers.
     Step("backslashes as slashes", lambda text: text.replace("\\", "/")),
@@ -236,7 +243,7 @@ STEPS: tuple[Step, ...] = (
     # Windows, and routers that trim each segment.
     Step("trimming segments", lambda text: _BLANK_ENDS.sub("", text)),
     Step("stripping the ends of segments", lambda text: _SEGMENT_ENDS.sub("", text)),
-    *_AT_THE_END,
+    *AT_THE_END,
     # RFC 9112, 3.2.2 obliges every server to accept the absolute form.
     Step("dropping the scheme", lambda text: _SCHEME.sub("//", text)),
     # "//host/path" is a reference to another host for every URL library.
@@ -254,7 +261,7 @@ _PLAIN = re.compile(rf"(?:/{_INERT}++(?:\.++{_INERT}++)*+)++/?")
 
 def steps_for(path: str) -> Sequence[Step]:
     """The steps that can change a reading of a path: of a plain path only those at its end."""
-    return STEPS if _PLAIN.fullmatch(path) is None else _AT_THE_END
+    return STEPS if _PLAIN.fullmatch(path) is None else AT_THE_END
 
 
 def taking_off(prefix: str) -> Step:
@@ -266,13 +273,13 @@ def taking_off(prefix: str) -> Step:
 # ---- the search --------------------------------------------------------------------------------------
 
 
-def other_reading(
-    path: str, matched: Callable[[str], tuple[str, str | None] | None], steps: Sequence[Step] = STEPS
-) -> str | None:
-    """A clause that says which steps lead to a reading that matches, or None if no reading matches.
+TOO_MANY = "it has more readings than are tried"
 
-    `matched` takes a reading in its folded form and returns the name of its match and a last step of its own,
-    if it has one, or None. If a path has too many readings to try, the result is a clause that says so.
+
+def readings_of(path: str, steps: Sequence[Step] = STEPS) -> Iterator[tuple[str, tuple[str, ...]] | None]:
+    """Each reading of a path in lower case, folded and not, with the names of the steps that lead to it.
+
+    The last one is None if there are too many readings to try.
     """
     start = path.lower()
     fewest = {start: 0}  # the smallest number of decodings that leads to each reading
@@ -283,11 +290,11 @@ def other_reading(
         seen = folded(text)
         characters += len(seen)
         if len(fewest) > MAX_READINGS or characters > MAX_CHARACTERS:
-            return "it has more readings than are tried"
-        found = matched(seen)
-        if found is not None:
-            name, last = found
-            return f"it reaches {name} only by {', '.join((*way, last) if last else way) or 'folding case'}"
+            yield None
+            return
+        yield seen, way
+        if seen != text:  # folding may turn a character of a variable into a slash
+            yield text, way
         for step in steps:
             spent = decodings + step.decodings
             if spent > MAX_DECODINGS:
@@ -296,4 +303,8 @@ def other_reading(
             if spent < fewest.get(reading, MAX_DECODINGS + 1):
                 fewest[reading] = spent
                 waiting.append((reading, spent, (*way, step.name)))
-    return None
+
+
+def describe(name: str, way: Sequence[str]) -> str:
+    """A clause that says which steps lead to a reading that matches `name`."""
+    return f"it reaches {name} only by {', '.join(way) or 'folding case'}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sidecar.core.target import read_as
+from sidecar.core.targetheaders import read_as
 
 # RFC 9110, section 7.6.1. Transfer-Encoding is hop-by-hop too, because each side frames the message anew, and
 # trailers are not forwarded.

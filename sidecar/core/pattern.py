@@ -110,8 +110,16 @@ class RoutePattern:
         anywhere = path != text
         if not path.startswith("/"):
             raise ValueError('a route path begins with "/", or with "**/" for any prefix')
-        if re.search(r"[^!-~]|[%?#;\\*]", path):
-            raise ValueError('a route path is printable ASCII without spaces % ? # ; \\ and a further "*"')
+        if "*" in path:
+            raise ValueError(
+                'a "*" of a route path is only in "**/" at its beginning; write {name} for one segment, and '
+                "{name...} at the end for one or more"
+            )
+        if re.search(r"[^!-~]|[%?#;\\]", path):
+            raise ValueError("a route path is printable ASCII without spaces % ? # ; \\")
+        # What other routers write for a variable would gate only the path that has these characters in it.
+        if re.search(r"[][<>^|]|/:\w", path):
+            raise ValueError("a route path has no :name, <name>, [name] or regular expression; write {name}")
         parts = path[1:].split("/")
         # A last segment that is empty is a slash at the end, which takes a path before it behind "**".
         named = parts if parts[-1] or (path == "/" and anywhere) else parts[:-1]

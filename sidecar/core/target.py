@@ -7,16 +7,15 @@ A request that any parser could read as a request for a gated path is judged or 
 3. A gated target that is not spelled out is refused as ambiguous. A target with more readings than can be
    tried is refused, too.
 4. Among the routes that a target spells out, the method decides. Of two routes that list it, the one with an
-   exact path goes before the one with variables. A target that spells a route out and has a reading that
-   matches yet another route is ambiguous, whatever the method.
+   exact path goes before the one with variables. A target that spells a route out is ambiguous for a method
+   if it has a reading that matches yet another route which lists this method.
 5. A method that no route of the path lists is refused if one of these routes says so, else it passes. GET,
    HEAD and OPTIONS pass in any case if they have no body and no override header.
 
-Headers can name another target. Some are known to replace the target, its method or its beginning
-(`OVERRIDES`). Applications build a URL from others (`REBUILDING`) and parse it again: with
-`X-Forwarded-Host: x/recovery/execute?`, a request for any path executes. Such a value in Host is refused on
-every listener (host.py). In the other headers, a plain host, port or scheme cannot lead to another path. A
-prefix, or a value that is not plain, is refused if it could lead to a gated path.
+Headers can name another target (targetheaders.py). Those that replace the target, its method or its beginning
+are refused on a gated path, and where they name one. Of those that applications build a URL from, a value in
+Host is refused on every listener (host.py). In the other headers, a plain host, port or scheme cannot lead to
+another path. A prefix, or a value that is not plain, is refused if it could lead to a gated path.
 
 A reading takes milliseconds, and headers can hold thousands of values. At most `MAX_VALUES` values are read,
 and a request with more is refused. Every operation on a text takes time proportional to its length.
@@ -31,93 +30,49 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 from sidecar.core import _readings as readings
 from sidecar.core._lookup import Entry, Lookup
 from sidecar.core._quicktest import QuickTest
-from sidecar.core._readings import decoded, folded, other_reading, shortened, steps_for, taking_off
+from sidecar.core._readings import (
+    decoded,
+    describe,
+    folded,
+    readings_of,
+    shortened,
+    steps_for,
+    taking_off,
+)
 from sidecar.core.cache import Cache
-from sidecar.core.host import BRACKETED, NAME
 from sidecar.core.pattern import RoutePattern, overlapping
+from sidecar.core.targetheaders import (
+    LONGEST_REMEMBERED,
+    ORIGINALS,
+    OVERRIDES,
+    PREFIX_OVERRIDES,
+    TARGET_OVERRIDES,
+    deciding,
+    is_plain,
+    overrides,
+    path_of,
+    rebuilding,
+    targets_in,
+    wants_websocket,
+)
 from sidecar.errors import Refusal
 
 # The methods that a route can list, in the order in which answers name them.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 LOOKING = ("GET", "HEAD", "OPTIONS")
 
-# The keys are in the form that `read_as` returns. All begin with X or S.
-TARGET_OVERRIDES = {"x-original-url": "X-Original-URL", "x-rewrite-url": "X-Rewrite-URL"}
-# A WSGI server removes this value from the beginning of the path. By default gunicorn trusts it from
-# loopback.
-PREFIX_OVERRIDES = {"script-name": "SCRIPT_NAME", "x-script-name": "X-Script-Name"}
-METHOD_OVERRIDES = {
-    "x-http-method-override": "X-HTTP-Method-Override",
-    "x-http-method": "X-HTTP-Method",
-    "x-method-override": "X-Method-Override",
-}
-OVERRIDES = TARGET_OVERRIDES | PREFIX_OVERRIDES | METHOD_OVERRIDES
-# A proxy puts the original target into these headers before it rewrites the target. Some applications trust
-# them.
-ORIGINALS = {
-    "x-original-uri": "X-Original-URI",
-    "x-original-path": "X-Original-Path",
-    "x-rewrite-uri": "X-Rewrite-URI",
-    "x-request-uri": "X-Request-URI",
-    "x-forwarded-uri": "X-Forwarded-Uri",
-    "x-forwarded-path": "X-Forwarded-Path",
-    "x-replaced-path": "X-Replaced-Path",
-    "x-envoy-original-path": "X-Envoy-Original-Path",
-    "x-forwarded-url": "X-Forwarded-Url",
-    "x-override-url": "X-Override-URL",
-    "x-request-url": "X-Request-URL",
-    "x-rewrite-path": "X-Rewrite-Path",
-    "x-http-destinationurl": "X-HTTP-DestinationURL",
-    "x-waws-unencoded-url": "X-Waws-Unencoded-Url",  # Azure
-}
-
-# The part of a rebuilt URL that each header supplies. Ordinary proxies send these headers, so a plain value
-# passes.
-REBUILDING = {
-    "x-forwarded-host": ("X-Forwarded-Host", "host"),
-    "x-original-host": ("X-Original-Host", "host"),
-    "x-forwarded-server": ("X-Forwarded-Server", "host"),
-    "x-host": ("X-Host", "host"),
-    "x-http-host": ("X-HTTP-Host", "host"),
-    "x-http-host-override": ("X-HTTP-Host-Override", "host"),
-    "x-envoy-original-host": ("X-Envoy-Original-Host", "host"),
-    "x-forwarded-port": ("X-Forwarded-Port", "port"),
-    "x-forwarded-proto": ("X-Forwarded-Proto", "scheme"),
-    "x-forwarded-protocol": ("X-Forwarded-Protocol", "scheme"),
-    "x-forwarded-scheme": ("X-Forwarded-Scheme", "scheme"),
-    "x-url-scheme": ("X-Url-Scheme", "scheme"),
-    "x-scheme": ("X-Scheme", "scheme"),
-    "x-forwarded-prefix": ("X-Forwarded-Prefix", "prefix"),
-    "x-forwarded-pathbase": ("X-Forwarded-PathBase", "prefix"),
-    "x-forwarded-context": ("X-Forwarded-Context", "prefix"),
-    "x-ingress-path": ("X-Ingress-Path", "prefix"),  # Home Assistant
-    "forwarded": ("Forwarded", "forwarded"),
-}
-_DECIDING = frozenset({"upgrade", *OVERRIDES, *ORIGINALS, *REBUILDING})
-_HARMLESS = "(?:[A-Za-z0-9._~-]|%(?!2[35EF]|3[BF]|5C|7F)[2-7][0-9A-F])"
-_PLAIN_PARTS = {
-    "host": re.compile(rf"(?:{NAME}|{BRACKETED})?(?::[0-9]*)?"),
-    "port": re.compile(r"[0-9]*"),
-    "scheme": re.compile(r"[A-Za-z0-9+.-]*"),
-    "prefix": re.compile(rf"(?:/(?!\.){_HARMLESS}+)*/?"),
-}
-_FORWARDED_PAIR = re.compile(r'(host|proto)\s*=\s*("(?:[^"\\]|\\.)*"?|[^;,]*)', re.IGNORECASE)
-
 # The most header values that are read like a target. Proxies send one or two, and each may take milliseconds.
 MAX_VALUES = 8
 
 LONGEST_SHOWN = 200
 
-# The most paths, headers, and characters of one of them that are remembered.
+# The most paths that are remembered.
 MAX_PLACES = 1024
-MAX_HEADERS = 1024
-LONGEST_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +133,7 @@ class Place:
     """What a path that spells routes out means for each method.
 
     `judged` holds the methods that its routes list, each with the request to judge, or a clause that says why
-    a variable is ambiguous. `refused` is the refusal of other methods, unless they pass.
+    the path is ambiguous. `refused` is the refusal of other methods, unless they pass.
     """
 
     judged: Mapping[str, Gated | str]
@@ -228,74 +183,80 @@ class GatedPaths:
         path: str,
         apart_from: Collection[int] = (),
         *,
-        but_not_as_it_is: Collection[RoutePattern] = (),
         before: str = "",
         more: Sequence[readings.Step] = (),
     ) -> str | None:
         """A clause that says how some reading of the path matches a route, or None if no reading does.
 
-        Routes in `apart_from` do not count, and patterns in `but_not_as_it_is` not for the path as it stands.
-        Each reading is also tried with the prefix `before`. `more` are additional steps.
+        Routes in `apart_from` do not count. Each reading is also tried with the prefix `before`. `more` are
+        additional steps.
         """
-        unread = path.lower()
-
-        def matched(reading: str) -> tuple[str, str | None] | None:
-            for text in (reading, before + reading) if before else (reading,):
-                for entry in self._lookup.matching(text):
-                    if entry.route in apart_from or (text == unread and entry.pattern in but_not_as_it_is):
-                        continue
-                    return entry.pattern.text, "adding a slash at its end" if entry.adds_slash else None
-            return None
-
-        steps = (*readings.STEPS, *more) if more else steps_for(path)
-        return other_reading(path, matched, steps)
+        for reading in readings_of(path, (*readings.STEPS, *more) if more else steps_for(path)):
+            if reading is None:
+                return readings.TOO_MANY
+            text, way = reading
+            for each in (text, before + text) if before else (text,):
+                for entry in self._lookup.matching(each):
+                    if entry.route not in apart_from:
+                        return _clause(entry, each, way)
+        return None
 
     def _place_of(self, path: str) -> Place | str | None:
         segments = path[1:].split("/")
         spelled: dict[int, tuple[RoutePattern, Sequence[str]]] = {}
-        unspelled: list[Entry] = []
         for entry in self._lookup.matching(path.lower()):
             found = None if entry.adds_slash else entry.pattern.spelled_by(segments)
-            if found is None:
-                unspelled.append(entry)
             # Of a route's own paths, the exact one is the one that counts.
-            elif entry.route not in spelled or entry.pattern.is_exact:
+            if found is not None and (entry.route not in spelled or entry.pattern.is_exact):
                 spelled[entry.route] = entry.pattern, found
         if not spelled:
             return self.other_reading(path)
-        # A pattern matches /x/ with an empty variable where an exact path is /x/.
-        emptied = {}
-        if any(pattern.is_exact for pattern, _ in spelled.values()):
-            emptied = {
-                entry.pattern: entry.route for entry in unspelled if not entry.adds_slash and path[-1:] == "/"
-            }
-        # Another route could match in another reading and read other facts: /run;x/recovery/execute.
-        return (
-            _doubt(path)
-            or self.other_reading(path, spelled, but_not_as_it_is=emptied)
-            or self._judged(path, spelled, emptied.values())
-        )
+        return _doubt(path) or self._judged(path, spelled)
 
-    def _judged(
-        self, path: str, spelled: Mapping[int, tuple[RoutePattern, Sequence[str]]], emptied: Collection[int]
-    ) -> Place:
+    def _judged(self, path: str, spelled: Mapping[int, tuple[RoutePattern, Sequence[str]]]) -> Place | str:
         # Exact paths first; otherwise the order of the configuration, in which no two list one method.
         order = sorted(spelled, key=lambda route: (not spelled[route][0].is_exact, route))
+        # Another route could match in another reading and read other facts: /run;x/recovery/execute.
+        rivals: dict[int, str] = {}
+        emptied: dict[int, str] = {}
+        for reading in readings_of(path, steps_for(path)):
+            if reading is None:
+                return readings.TOO_MANY
+            text, way = reading
+            for entry in self._lookup.matching(text):
+                if entry.route not in spelled:
+                    # An exact path /x/ goes before /x/{name} with an empty variable.
+                    exempt = not way and _is_emptied(entry, text) and spelled[order[0]][0].is_exact
+                    (emptied if exempt else rivals).setdefault(entry.route, _clause(entry, text, way))
         judged: dict[str, Gated | str] = {}
+        listed = []
         for method in METHODS:
-            for route in order:
-                if self.routes[route].lists(method):
-                    judged[method] = _gated(route, *spelled[route], path)
-                    break
-        listed = tuple(judged)
-        for method in METHODS:
-            if method not in judged and any(self.routes[route].lists(method) for route in emptied):
-                judged[method] = "a {name} would be empty"
+            first = next((route for route in order if self.routes[route].lists(method)), None)
+            others = rivals if first is not None else {**rivals, **emptied}
+            clause = next((others[route] for route in others if self.routes[route].lists(method)), None)
+            if first is not None:
+                listed.append(method)
+            if clause is not None:
+                judged[method] = clause
+            elif first is not None:
+                judged[method] = _gated(first, *spelled[first], path)
         refused = None
-        if not all(self.routes[route].passes_others for route in order):
-            allow = listed + tuple(method for method in LOOKING if method not in listed)
+        if not all(self.routes[route].passes_others for route in (*order, *rivals)):
+            allow = (*listed, *(method for method in LOOKING if method not in listed))
             refused = Rejected(Refusal("method_not_allowed", _not_allowed(listed)), allow=allow)
         return Place(judged, refused, frozenset(spelled))
+
+
+def _clause(entry: Entry, reading: str, way: Sequence[str]) -> str:
+    if not way and _is_emptied(entry, reading):
+        return f"a variable of {entry.pattern.text} would be empty"
+    return describe(entry.pattern.text, (*way, "adding a slash at its end") if entry.adds_slash else way)
+
+
+def _is_emptied(entry: Entry, reading: str) -> bool:
+    """Whether a reading matches a pattern only with a variable that is empty."""
+    segments = reading.split("/")[1:]
+    return not entry.adds_slash and entry.pattern.spelled_by(segments, folded=True) is None
 
 
 def _not_allowed(listed: Sequence[str]) -> str:
@@ -317,7 +278,7 @@ def classify(
     `headers` may lack those that `decides` excludes. Never raises.
     """
     if headers:
-        headers = [header for header in headers if _decides[header]]
+        headers = [header for header in headers if deciding[header]]
     place = gated.place(target)
     if place is None:
         return _passing(target, headers, gated) if headers else PASSES
@@ -336,38 +297,15 @@ def classify(
     return PASSES
 
 
-def decides(name: str) -> bool:
-    """Whether headers of this name can change what `classify` finds."""
-    return read_as(name) in _DECIDING
-
-
-def _header_decides(header: tuple[str, str]) -> bool:
-    """Whether a header can change what `classify` finds. A plain host, port or scheme cannot."""
-    name = header[0]
-    if not decides(name):
-        return False
-    return read_as(name) not in REBUILDING or any(
-        part == "prefix" or not _is_plain(part, value) for _, part, value in _rebuilding([header])
-    )
-
-
-def _chars_of(header: tuple[str, str]) -> int:
-    return len(header[0]) + len(header[1])
-
-
-# A proxy before the sidecar sends the same values again and again.
-_decides = Cache(_header_decides, max_entries=MAX_HEADERS, max_size=LONGEST_REMEMBERED, size=_chars_of)
-
-
 def _misleading(
     method: str, target: str, headers: Collection[tuple[str, str]], place: Place, gated: GatedPaths
 ) -> Rejected | None:
     """The refusal of a gated request whose headers could make another request of it, or None."""
     if wants_websocket(headers):
         return _refused("upgrade_refused", "A WebSocket on a gated path could execute there unseen.", target)
-    for override, _ in _overrides(headers, OVERRIDES):
+    for override, _ in overrides(headers, OVERRIDES):
         return _refused("override_refused", f"The header {override} is refused on a gated path.", target)
-    for count, (original, value) in enumerate(_targets_in(headers, ORIGINALS)):
+    for count, (original, value) in enumerate(targets_in(headers, ORIGINALS)):
         if count >= MAX_VALUES or gated.place(value) not in (None, place):
             return _refused("override_refused", f"{original} names another gated path.", target)
     # A route that goes after another one on this path could go first on the rebuilt path.
@@ -381,21 +319,11 @@ def _misleading(
     return None if detour is None else _refused("override_refused", detour, target)
 
 
-def wants_websocket(headers: Iterable[tuple[str, str]]) -> bool:
-    """Whether the headers ask for a WebSocket and no other protocol.
-
-    Any other offer to switch protocols is optional (RFC 9110, section 7.8). The sidecar drops it like every
-    hop-by-hop header, and the request continues in HTTP/1.1.
-    """
-    offers = [value.strip().lower() for name, value in headers if name.lower() == "upgrade"]
-    return offers == ["websocket"]
-
-
 def _passing(target: str, headers: Collection[tuple[str, str]], gated: GatedPaths) -> PassThrough | Rejected:
     """Pass a target that is not gated, unless a header could replace it by a gated one."""
     paths = [path_of(target)]
     values = 0
-    for name, value in _targets_in(headers, TARGET_OVERRIDES | ORIGINALS):
+    for name, value in targets_in(headers, TARGET_OVERRIDES | ORIGINALS):
         paths.append(path_of(value))
         values += gated.could_reach(value)
         if values > MAX_VALUES:
@@ -404,41 +332,10 @@ def _passing(target: str, headers: Collection[tuple[str, str]], gated: GatedPath
             return _refused("override_refused", f"The header {name} names a gated path.", target)
     # What is left without a prefix, which is removed before decoding or after, is a part of the path.
     if any(map(gated.could_be_built_of, paths)):
-        for name, _ in _overrides(headers, PREFIX_OVERRIDES):
+        for name, _ in overrides(headers, PREFIX_OVERRIDES):
             return _refused("override_refused", f"Without what {name} takes off it could be gated.", target)
     detour = _detour(target, headers, gated)
     return PASSES if detour is None else _refused("override_refused", detour, target)
-
-
-# CGI and WSGI write a header's name in letters, digits and `_`. Apache and lighttpd replace every other
-# character by `_`.
-_AS_DASH = str.maketrans(dict.fromkeys("!#$%&'*+.^_`|~", "-"))
-
-
-def read_as(name: str) -> str:
-    """A header name as the most lenient server reads it: in lower case, with all punctuation as `-`."""
-    return name.lower().translate(_AS_DASH)
-
-
-def _overrides(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    """The values of the headers in `known`, each with the canonical name from `known`."""
-    for name, value in headers:
-        if name[:1] in "xXsS":
-            canonical = known.get(read_as(name))
-            if canonical is not None:
-                yield canonical, value
-
-
-def _targets_in(headers: Iterable[tuple[str, str]], known: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    """Each target that these headers name.
-
-    A proxy may have appended its own target after a comma. A comma may also belong to a path, so both the
-    whole value and its parts are yielded.
-    """
-    for name, text in _overrides(headers, known):
-        yield name, text.strip()
-        if "," in text:
-            yield from ((name, value.strip()) for value in text.split(","))
 
 
 def _refused(code: str, message: str, target: str) -> Rejected:
@@ -446,11 +343,6 @@ def _refused(code: str, message: str, target: str) -> Rejected:
     path = target.partition("?")[0]
     shown = path.isascii() and len(path) <= LONGEST_SHOWN
     return Rejected(Refusal(code, message, {"path": path} if shown else {}))
-
-
-def path_of(target: str) -> str:
-    path = target.partition("?")[0]  # every parser begins the query at a raw ?
-    return path if path.isascii() else _NOT_FROM_BYTES.sub("\ufffd", path)
 
 
 # ---- literal paths ---------------------------------------------------------------------------------
@@ -461,7 +353,6 @@ _EMPTY_OR_DOTS = frozenset({"", ".", ".."})
 _RAW_SEPARATOR = re.compile(r"[/.;]")
 _SEPARATOR = re.compile(r"[/.;#?\\\0]")
 _ESCAPE = re.compile(r"%(?:[0-9A-Fa-f]{2}|[uU][0-9A-Fa-f]{4})")
-_NOT_FROM_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def _doubt(path: str) -> str | None:
@@ -538,8 +429,8 @@ def _detour(
     strange: dict[str, str] = {}
     prefixes: dict[str, str] = {}
     parts: set[str] = set()
-    for name, part, value in _rebuilding(headers):
-        plain = _is_plain(part, value)
+    for name, part, value in rebuilding(headers):
+        plain = is_plain(part, value)
         if (plain and part != "prefix") or value in (prefixes if plain else strange):
             continue
         (prefixes if plain else strange)[value] = name
@@ -573,34 +464,10 @@ def _with_prefix(prefix: str, path: str, gated: GatedPaths, apart_from: Collecti
 
 def _not_plain(headers: Iterable[tuple[str, str]]) -> str | None:
     """A sentence that names a header which could rebuild a gated path with other facts, or None."""
-    for name, part, value in _rebuilding(headers):
-        if not _is_plain(part, value):
+    for name, part, value in rebuilding(headers):
+        if not is_plain(part, value):
             return f"On a gated path {name} must be a plain {part}."
     return None
-
-
-def _is_plain(part: str, value: str) -> bool:
-    return _PLAIN_PARTS[part].fullmatch(value) is not None
-
-
-def _rebuilding(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """Each value of the rebuilding headers, with the header's name and the part of a URL that it supplies."""
-    for key, text in headers:
-        if key[:1] not in "xXfF":
-            continue
-        name, part = REBUILDING.get(read_as(key), ("", ""))
-        if part == "forwarded":
-            for pair in _FORWARDED_PAIR.finditer(text):
-                value = pair[2].strip()
-                if value.startswith('"'):
-                    value = re.sub(r"\\(.)", r"\1", value.strip('"'))
-                yield name, "host" if pair[1].lower() == "host" else "scheme", value
-        elif part:
-            parts = [each.strip() for each in text.split(",")]
-            if len(parts) > 1 and not all(_is_plain(part, value) for value in parts):
-                yield name, part, text.strip()  # a comma may also belong to a path
-            for value in parts:
-                yield name, part, value
 
 
 # ---- for exceptions --------------------------------------------------------------------------------
@@ -614,21 +481,3 @@ def spells(pattern: RoutePattern, path: str) -> bool:
 def matches(pattern: RoutePattern, reading: str) -> bool:
     """Whether a reading in its folded form spells a pattern out, but for its case."""
     return reading.startswith("/") and pattern.spelled_by(reading[1:].split("/"), folded=True) is not None
-
-
-def leads(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[Literal["target", "prefix", "unknown"], str]]:
-    """Where headers could lead a backend: to another target, to the path with or without a prefix, or to a
-    path that cannot be told. The texts are the target's path, the prefix, and the header's name."""
-    for header in headers:
-        name, value = read_as(header[0]), header[1].strip()
-        if not _decides[header] or name == "upgrade" or name in METHOD_OVERRIDES:
-            continue
-        if (name in TARGET_OVERRIDES or name in ORIGINALS) and "," not in value:
-            yield "target", path_of(value)
-        elif name not in REBUILDING:
-            yield "unknown", header[0]
-        for _, part, found in _rebuilding([header]):
-            if part == "prefix" and _is_plain(part, found):
-                yield "prefix", found.rstrip("/")
-            else:
-                yield "unknown", header[0]

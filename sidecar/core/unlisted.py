@@ -15,21 +15,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sidecar.core._readings import STEPS, Step, decoded, other_reading, steps_for, taking_off
+from sidecar.core._readings import STEPS, Step, decoded, readings_of, steps_for, taking_off
 from sidecar.core.cache import Cache
 from sidecar.core.pattern import RoutePattern
-from sidecar.core.target import (
-    LONGEST_REMEMBERED,
-    LOOKING,
-    MAX_PLACES,
-    MAX_VALUES,
-    METHOD_OVERRIDES,
-    leads,
-    matches,
-    path_of,
-    read_as,
-    spells,
-)
+from sidecar.core.target import LOOKING, MAX_PLACES, MAX_VALUES, matches, spells
+from sidecar.core.targetheaders import LONGEST_REMEMBERED, METHOD_OVERRIDES, leads, path_of, read_as
 from sidecar.errors import Refusal
 
 Treatment = Literal["pass", "record", "refuse"]
@@ -64,18 +54,13 @@ class ExceptedPaths:
     def stray_reading(self, path: str, more: Sequence[Step] = ()) -> str | None:
         """A reading of the path that is not excepted, None if there is none. It is "" if there are too many
         readings to try. `more` are additional steps."""
-        stray: list[str] = []
-
-        def not_excepted(reading: str) -> tuple[str, None] | None:
+        for reading in readings_of(path, (*STEPS, *more) if more else steps_for(path)):
+            if reading is None:
+                return ""
             # Without the slash at its end, "/" is empty, which parsers read as "/" again.
-            if any(matches(one, reading or "/") for one in self.patterns):
-                return None
-            stray.append(reading)
-            return reading, None
-
-        if other_reading(path, not_excepted, (*STEPS, *more) if more else steps_for(path)) is None:
-            return None
-        return stray[0] if stray else ""
+            if not any(matches(one, reading[0] or "/") for one in self.patterns):
+                return reading[0]
+        return None
 
     def lacks(self, pattern: RoutePattern) -> str | None:
         """The path that must be excepted, too, because parsers also read paths of this pattern as that one;

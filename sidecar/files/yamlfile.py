@@ -50,7 +50,8 @@ _SYNTAX: tuple[tuple[str, str], ...] = (
     (r"block (mapping|collection): ", "this does not fit the lines above; correct the indentation"),
     (
         r"flow (sequence|mapping): ",
-        "a comma, ] or } is missing before here; a ${...} inside [] or {} needs quotes",
+        "a comma, ] or } is missing before here; inside [] or {}, text with braces such as {name} or ${...} "
+        "needs quotes",
     ),
     (r"expected the node content", "a value is missing here; text that begins with a bracket needs quotes"),
     (r"<document start>", "text follows after the end of the document; remove it"),
@@ -306,8 +307,9 @@ def dotted(path: KeyPath) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean "..."?`, or an empty text if no known word is similar."""
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
-    return f'; did you mean "{near[0]}"?' if near else ""
+    words = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
+    return f'; did you mean "{words[near[0]]}"?' if near else ""
 
 
 def in_order(faults: Iterable[Fault]) -> tuple[Fault, ...]:

@@ -141,10 +141,14 @@ def _sentence(error: ErrorDetails, model: type[Section]) -> str:
     wanted = _WANTED.get(name)
     if name == "model_type":
         section = _section_at(model, path)
-        wanted = f"a map such as {section.example}" if section.example else "keys below it"
+        wanted = f"a map such as {section.example}" if section.example else _keys_below(section)
     if wanted:
         return f"expects {wanted}, found {kind(error['input'])}"
     return "has a value that cannot be used here; compare the shipped config/scopegate.yaml"
+
+
+def _keys_below(section: type[Section]) -> str:
+    return f"keys below it such as {next(iter(_fields(section)))}"
 
 
 def _as_written(path: Sequence[str | int], value: Any) -> KeyPath:

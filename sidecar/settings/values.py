@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -421,7 +421,7 @@ def _place(value: object, info: ValidationInfo) -> Source:
     route, bodies = info.data.get("path"), info.data.get("body")
     for part in source.single:
         if part.kind == "path" and route is not None and part.name not in (WHOLE_PATH, *route.names):
-            raise ValueError("names a segment that the route's path does not have; add it there as {name}")
+            raise ValueError(_unknown_segment(part.name, route.names))
         needed, shown = _IN_A_BODY.get(part.kind, (None, ""))
         if needed is not None and bodies is not None and needed not in bodies:
             raise ValueError(
@@ -429,6 +429,14 @@ def _place(value: object, info: ValidationInfo) -> Source:
                 "another place such as header:Name"
             )
     return source
+
+
+def _unknown_segment(name: str, names: Sequence[str]) -> str:
+    bare = name.strip("{}")
+    if bare in names:
+        return f"names a segment with braces; write path:{bare}"
+    has = ", ".join(f"{{{each}}}" for each in names) or "none"
+    return f"names a segment that the route's path does not have (it has {has}); add it there as {{name}}"
 
 
 def _scope_place(value: object, info: ValidationInfo) -> Source:

@@ -159,6 +159,17 @@ def test_check_is_content_with_a_good_configuration(tmp_path: Path) -> None:
     assert not (tmp_path / "var").exists(), "check touched the store"
 
 
+def test_check_names_the_actions_of_routes_that_the_catalogue_lacks(tmp_path: Path) -> None:
+    config = write_configuration(tmp_path, NOWHERE)
+    routes = (
+        "gate.routes=[{name: retry_agent, path: /a, body: any}, {name: retry-agnet, path: /b, body: any}]"
+    )
+    ended = scopegate("check", "--config", config, "--set", routes)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "refused, because no policy lists them: retry-agnet\n" in ended.stdout
+    assert "no policy lists them" not in scopegate("check", "--config", config).stdout
+
+
 def test_check_warns_of_an_action_that_no_scope_can_cover(tmp_path: Path) -> None:
     config = write_configuration(tmp_path, NOWHERE)
     policies = tmp_path / "few"

@@ -56,6 +56,33 @@ async def assert_refused(house: House, answer: Message, status: int, error: str,
     assert (await house.record(body["decision_id"]))["decision_reason"] == error
 
 
+async def test_the_answer_to_a_request_without_a_fact_names_the_place_of_the_fact(open_house: Open) -> None:
+    house = await open_house(
+        gate={
+            "routes": [
+                {"name": "retry_agent", "path": "/run", "body": "empty"},
+                {"name": "named", "path": "/named", "action": "query:do", "target_agents": "query:agent"},
+            ]
+        }
+    )
+    scope = await house.issue(target_agents=["a1"])
+    id_only = [("X-Recovery-Scope-Id", scope["scope_id"])]
+    asked = {"scope_id": scope["scope_id"], "incident_id": scope["incident_id"]}
+    for answer, told in (
+        (await run(house, b""), "reads it from header:x-recovery-scope-id."),
+        (await run(house, b"", *id_only), "reads it from header:x-recovery-incident-id."),
+        (await run(house, b"", scope=scope), "reads no target agents."),
+        (await house.data("POST", "/named", [JSON], b"{}"), "reads it from /scope_id."),
+        (await house.data("POST", "/named", [JSON], json.dumps(asked).encode()), "reads it from query:do."),
+        (
+            await house.data("POST", "/named?do=retry_agent", [JSON], json.dumps(asked).encode()),
+            "reads it from query:agent.",
+        ),
+    ):
+        assert answer.json()["message"].endswith(f" This route {told}")
+    assert house.backend.seen == []
+
+
 # The defaults without JSON ------------------------------------------------------------------------------
 
 

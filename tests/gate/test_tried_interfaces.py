@@ -84,7 +84,11 @@ async def test_one_in_flight_waits_for_the_report_of_a_run_that_airflow_only_que
     }
     one = Rule(id="one", on="execute", brake=Brake(window_seconds=3600, one_in_flight=True))
     policies = replace(POLICIES, rules=(one,))
-    gate = {"presets": ["airflow"], "routes": [own]}
+    gate = {
+        "presets": ["airflow"],
+        "routes": [own],
+        "completion_base_url": "http://127.0.0.1:8000",
+    }
     async with before(AIRFLOW, tmp_path, gate, policies) as house:
         first = await trigger(house)
         assert first.status == 200

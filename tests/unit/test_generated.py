@@ -31,6 +31,28 @@ def test_no_generated_target_reaches_a_gated_path_unjudged() -> None:
     assert verdicts["judged"] > 0
 
 
+def test_no_generated_target_reaches_a_path_of_another_kind_of_pattern_unjudged() -> None:
+    draw, verdicts = random.Random(1), Counter[str]()
+    found = []
+    for number in range(TARGETS):
+        case = differential.FURTHER[number % len(differential.FURTHER)]
+        verdict, differs = differential.of_request(*deforming.request(draw, case.spelled), case)
+        verdicts[verdict] += 1
+        found += [differs] if differs else []
+    assert found == []
+    assert verdicts["ambiguous_path"] > TARGETS / 3
+    assert verdicts["passes"] > TARGETS / 50
+    assert verdicts["override_refused"] > TARGETS / 50
+    assert verdicts["judged"] > TARGETS / 50
+
+
+@given(st.sampled_from(differential.FURTHER), st.randoms(use_true_random=False))
+def test_no_target_that_hypothesis_deforms_reaches_another_kind_of_pattern_unjudged(
+    case: differential.Case, draw: random.Random
+) -> None:
+    assert differential.of_request(*deforming.request(draw, case.spelled), case)[1] is None
+
+
 def test_no_parser_reads_a_generated_body_otherwise_than_it_is_judged() -> None:
     draw, verdicts = random.Random(1), Counter[str]()
     found = []

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sidecar.core.target import Gated, GatedPaths, PassThrough, classify
 from sidecar.files.yamlfile import parse
 from sidecar.settings.keys import differing, values_of
 from sidecar.settings.presets import NAMES, preset
 from sidecar.settings.reading import Settings
 from sidecar.settings.sections import routes_of_preset
+from tests.cases import load_cases
+from tests.interfaces import Call
 from tests.unit.test_settings import faults, settings_of
 
 FOLDER = resources.files("sidecar.settings.presets")
@@ -143,3 +147,39 @@ def test_two_presets_with_the_same_call_are_told_so_once(tmp_path: Path) -> None
 def test_a_preset_is_strict_yaml(name: str) -> None:
     file = FOLDER / f"{name}.yaml"
     assert tuple(parse(file.read_bytes(), name).value) == preset(name)
+
+
+# Spellings ----------------------------------------------------------------------------------------------
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "a parameter": lambda path: path + ";x=1",
+    "an encoded parameter": lambda path: path + "%3Bx=1",
+    "a slash at the end": lambda path: path + "/",
+    "an encoded slash at the end": lambda path: path + "%2F",
+    "a blank at the end": lambda path: path + "%20",
+    "a NUL at the end": lambda path: path + "%00x",
+    "a dot segment": lambda path: "/." + path,
+    "dot segments": lambda path: "/x/.." + path,
+    "encoded dot segments": lambda path: "/x/%2e%2e" + path,
+    "a double slash": lambda path: "/" + path,
+    "a double slash at the end": lambda path: "//".join(path.rsplit("/", 1)),
+    "a backslash": lambda path: "/" + path[1:].replace("/", "\\", 1),
+    "an encoded slash": lambda path: "%2F".join(path.rsplit("/", 1)),
+    "capitals": str.upper,
+    "an encoded letter": lambda path: f"/%{ord(path[1:2] or '/'):02x}{path[2:]}",
+    "a soft hyphen": lambda path: path[:2] + "%C2%AD" + path[2:],
+    "an absolute form": lambda path: "http://backend.example" + path,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_lenient_spelling_of_a_gated_call_passes(name: str) -> None:
+    gated = GatedPaths(route.calls for route in routes_of_preset(name))
+    passed = []
+    for call in map(Call.of, load_cases(f"presets/{name}")["gated"]):
+        path = call.target.partition("?")[0]
+        assert isinstance(classify(call.method, path, (), False, gated), Gated)
+        for spelling, spelled in SPELLINGS.items():
+            if isinstance(classify(call.method, spelled(path), (), False, gated), PassThrough):
+                passed.append(f"{call.method} {path} with {spelling}")
+    assert passed == []

@@ -72,6 +72,21 @@ def test_a_route_that_no_file_gives_has_its_flag_or_variable_or_none_as_its_sour
     assert (listed["name"], listed["source"]) == ("**/recovery/execute", "default")
 
 
+def test_a_route_of_a_preset_has_the_preset_as_its_source_unless_the_file_replaces_it(file: Path) -> None:
+    flag = ("--set", "gate.presets=[awx]")
+    own = '    - {name: awx.cancel, path: "/api/v2/jobs/{id}/cancel/", body: any}\n'
+    file.write_text(file.read_text(encoding="utf-8") + own, encoding="utf-8")
+    listed = json.loads(scopegate("list", "--json", "--config", file, *flag).stdout)["routes"]
+    sources = {one["name"]: one["source"] for one in listed}
+    assert sources["/run"] == f"{file}:5:7"
+    assert sources["awx.cancel"] == f"{file}:8:7"
+    assert sources["awx.launch"] == "preset awx"
+    launch = ("POST", "/api/v2/job_templates/42/launch/", "-H", "X-Recovery-Scope-Id: scope_1")
+    found = matched(file, *launch, *flag)
+    assert found["route"] == {"name": "awx.launch", "source": "preset awx"}
+    assert found["facts"]["target_agents"] == ["job_templates/42"]
+
+
 def test_what_no_route_lists_is_shown_below_the_routes(file: Path) -> None:
     unlisted = {"reads": "pass", "writes": "pass", "except": []}
     assert json.loads(scopegate("list", "--json", "--config", file).stdout)["unlisted"] == unlisted

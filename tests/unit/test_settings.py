@@ -208,7 +208,7 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
         ),
         ("store: {url: 5}", "2:9: store.url: expects text, found a number; write it in quotes"),
         ("shutdown: {drain_seconds: -1}", "2:12: shutdown.drain_seconds: must be from 0 to 86400"),
-        ("shutdown: 5", "2:1: shutdown: expects keys below it, found a number"),
+        ("shutdown: 5", "2:1: shutdown: expects keys below it such as drain_seconds, found a number"),
         ("gate: {max_in_flight: 0}", "2:8: gate.max_in_flight: must be from 1 to 1000000"),
         (
             "gate: {max_in_flight: true}",
@@ -236,7 +236,10 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             "2:8: gate.routes: is empty; add a route here or a name to gate.presets, or remove the key",
         ),
         ("gate: {routes: {}}", "2:8: gate.routes: expects a list, found a map"),
-        ("gate:\n  routes:\n    - 5", "4:7: gate.routes[0]: expects keys below it, found a number"),
+        (
+            "gate:\n  routes:\n    - 5",
+            "4:7: gate.routes[0]: expects keys below it such as name, found a number",
+        ),
         ("gate:\n  routes:\n    - mode: enforce", "4:7: gate.routes[0].path: is required; add it"),
         (
             'gate:\n  routes:\n    - path: "*/x"',
@@ -262,7 +265,7 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
             "gate: {unlisted: {writes: deny}}",
             "2:19: gate.unlisted.writes: expects one of pass, record, refuse",
         ),
-        ("gate: {unlisted: refuse}", "2:8: gate.unlisted: expects keys below it, found text"),
+        ("gate: {unlisted: refuse}", "2:8: gate.unlisted: expects keys below it such as reads, found text"),
         ("gate: {unlisted: {except: /a}}", "2:19: gate.unlisted.except: expects a list, found text"),
         (
             "gate:\n  unlisted:\n    except:\n      - /healthz\n      - /openapi.json\n",
@@ -354,12 +357,14 @@ NEVER_ARRIVES = "is a header that never reaches the backend; name another one"
     [
         (
             "scope_id: path:id",
-            "names a segment that the route's path does not have; add it there as {name}",
+            "names a segment that the route's path does not have (it has {name}); add it there as {name}",
         ),
         (
             "scope_id: scope",
             "write a JSON pointer (/member), path:name, query:name, header:Name, form:name or const:text",
         ),
+        ("target_agents: path:{name}", "names a segment with braces; write path:name"),
+        ("methods: post", 'expects one of GET, HEAD, POST, PUT, PATCH, DELETE; did you mean "POST"?'),
         ("scope_id: const:s", "would be the scope of every request; name a place in the request"),
         ("scope_id: header:Connection", NEVER_ARRIVES),
         ("scope_id: header:scopegate_scope-id", NEVER_ARRIVES),
@@ -372,7 +377,7 @@ NEVER_ARRIVES = "is a header that never reaches the backend; name another one"
         ),
         (
             "action: path:name/path:id",
-            "names a segment that the route's path does not have; add it there as {name}",
+            "names a segment that the route's path does not have (it has {name}); add it there as {name}",
         ),
         ("body: yaml", "expects one of json, form, empty, any"),
         ("body: []", "is empty; add a value, or remove the key"),
@@ -403,6 +408,35 @@ def test_a_mistake_in_a_route_is_named(tmp_path: Path, member: str, message: str
     assert faults(tmp_path, f"gate:\n  routes:\n    - path: /v/{{name}}/run\n      {member}\n") == [
         f"c.yaml:5:7: gate.routes[0].{key}: {message}"
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        *(
+            (path, "a route path has no :name, <name>, [name] or regular expression; write {name}")
+            for path in ("/a/:id/b", "/a/<id>", "/a/[id]", "/a/[^/]+/b", "/(a|b)")
+        ),
+        *(
+            (
+                path,
+                'a "*" of a route path is only in "**/" at its beginning; write {name} for one segment, and '
+                "{name...} at the end for one or more",
+            )
+            for path in ("/a/*/b", "/a/**", "/a/v*")
+        ),
+    ],
+)
+def test_the_variables_of_other_routers_are_mistakes_because_they_would_gate_nothing(
+    tmp_path: Path, path: str, message: str
+) -> None:
+    assert faults(tmp_path, f"gate:\n  routes:\n    - path: '{path}'\n") == [
+        f"c.yaml:4:7: gate.routes[0].path: {message}"
+    ]
+
+
+def test_a_colon_within_a_segment_is_text(tmp_path: Path) -> None:
+    assert settings_of(tmp_path, "gate:\n  routes:\n    - path: /jobs/{job}:run\n")
 
 
 def test_an_item_of_a_list_is_named_by_its_number(tmp_path: Path) -> None:
@@ -900,7 +934,7 @@ def test_all_faults_are_reported_at_once_and_in_order(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_map_or_no_file_is_a_fault(tmp_path: Path) -> None:
-    assert bare_faults(tmp_path, "- a") == ["c.yaml:1:1: expects keys below it, found a list"]
+    assert bare_faults(tmp_path, "- a") == ["c.yaml:1:1: expects keys below it such as data, found a list"]
     assert bare_faults(tmp_path, "a: [") == [
         "c.yaml:1:5: a value is missing here; text that begins with a bracket needs quotes"
     ]

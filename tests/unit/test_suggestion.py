@@ -502,6 +502,19 @@ def test_check_accepts_the_suggestion_for_a_public_document_as_it_is(document: s
     assert (checked.exit_code, checked.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("document", ["airflow.yaml", "galaxy.yaml", "petstore.json"])
+def test_what_a_person_has_to_decide_becomes_a_key_when_its_mark_is_deleted(
+    document: str, tmp_path: Path
+) -> None:
+    found = suggested(read(DOCUMENTS / document))
+    text, count = re.subn(r"# DECIDE: (?=\w+: )", "", found.configuration())
+    (tmp_path / "scopegate.yaml").write_text(text, encoding="utf-8")
+    gate = load(tmp_path / "scopegate.yaml", environment={}).settings.gate
+    assert count > 2
+    assert any(route.not_executed_on for route in gate.routes)
+    assert any(str(place).startswith("path:") for route in gate.routes for place in route.target_agents)
+
+
 # A body of each media type that the documents name.
 BODIES = {
     "application/json": b"{}",

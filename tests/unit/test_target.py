@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import string
 import time
+from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 
 from sidecar.core import _readings as readings
 from sidecar.core import target as module
+from sidecar.core import targetheaders
+from sidecar.core._lookup import Lookup
 from sidecar.core._quicktest import MAX_MADE, QuickTest
-from sidecar.core.pattern import RoutePattern
-from sidecar.core.target import Gated, GatedPaths, PassThrough, Place, Rejected, classify
+from sidecar.core.pattern import RoutePattern, overlapping
+from sidecar.core.target import Gated, GatedCalls, GatedPaths, PassThrough, Place, Rejected, classify
 
 Answer = PassThrough | Gated | Rejected
 
@@ -65,11 +69,11 @@ def test_other_routes_do_not_remember_the_places_of_these() -> None:
 
 
 def test_a_header_decides_in_any_spelling_of_its_name() -> None:
-    for known in ("upgrade", *module.OVERRIDES, *module.ORIGINALS, *module.REBUILDING):
-        assert module.decides(known)
-        assert module.decides(known.upper().replace("-", "_"))
+    for known in ("upgrade", *targetheaders.OVERRIDES, *targetheaders.ORIGINALS, *targetheaders.REBUILDING):
+        assert targetheaders.decides(known)
+        assert targetheaders.decides(known.upper().replace("-", "_"))
     for name in ("", "Host", "Connection", "X-Forwarded-For", "Accept", "Scopegate-Decision-Id", "X-Upgrade"):
-        assert not module.decides(name)
+        assert not targetheaders.decides(name)
 
 
 def test_a_remembered_header_is_judged_by_its_own_value() -> None:
@@ -85,11 +89,11 @@ def test_a_remembered_header_is_judged_by_its_own_value() -> None:
 
 
 def test_the_headers_that_many_clients_send_take_bounded_memory() -> None:
-    for number in range(2 * module.MAX_HEADERS):
+    for number in range(2 * targetheaders.MAX_HEADERS):
         assert ask("/orders", headers=(("X-Forwarded-Host", f"h{number}"),)) == PassThrough()
     assert ask("/orders", headers=(("X-Forwarded-Host", "h" * 1000),)) == PassThrough()
-    assert len(module._decides) <= module.MAX_HEADERS
-    assert max(len(value) for _, value in module._decides) <= module.LONGEST_REMEMBERED
+    assert len(targetheaders.deciding) <= targetheaders.MAX_HEADERS
+    assert max(len(value) for _, value in targetheaders.deciding) <= targetheaders.LONGEST_REMEMBERED
 
 
 # ---- the default route, tables ---------------------------------------------------------------------
@@ -758,8 +762,8 @@ def test_a_refusal_shows_a_short_path_and_no_query(target: str, members: dict[st
         ("/x#y", "printable ASCII"),
         ("/x;y", "printable ASCII"),
         ("/x\\y", "printable ASCII"),
-        ("/x/*/y", "printable ASCII"),
-        ("/**/y", "printable ASCII"),
+        ("/x/*/y", "only in"),
+        ("/**/y", "only in"),
         ("/x y", "printable ASCII"),
         ("/x\n", "printable ASCII"),
         ("/caf\u00e9", "printable ASCII"),
@@ -1129,7 +1133,7 @@ def test_a_header_with_many_values_is_refused_instead_of_reading_each_of_them(he
     values = [f"/api{number}/execute%20x" for number in range(100)]
     lists = ((header, ", ".join(value.replace("%20", "+") for value in values)),)
     for headers in (lists, tuple((header, value) for value in values)):
-        with patch.object(module, "other_reading", wraps=readings.other_reading) as searched:
+        with patch.object(module, "readings_of", wraps=readings.readings_of) as searched:
             answer = ask(path, headers=headers)
         assert code(answer) in ("override_refused", "Gated")
         assert searched.call_count < 50
@@ -1142,3 +1146,510 @@ def test_several_prefixes_pass_where_no_gated_name_is_in_sight() -> None:
     # Joined, /v1/tasks, /x and the target are one gated path.
     for path in ("/t7/../kick-it%3bx", "/kick-it"):
         assert code(classify("POST", path, headers, True, GatedPaths([pattern]))) == "override_refused"
+
+
+# ---- patterns: variables anywhere, slashes, lists of paths -----------------------------------------
+
+
+def routes(*calls: GatedCalls | str | list[str]) -> GatedPaths:
+    """Routes by their calls, or by the paths of routes that gate POST."""
+    return GatedPaths(each if isinstance(each, GatedCalls) else calls_of(each) for each in calls)
+
+
+def calls_of(paths: str | list[str], *methods: str, passes_others: bool = False) -> GatedCalls:
+    patterns = tuple(map(RoutePattern.parse, [paths] if isinstance(paths, str) else paths))
+    return GatedCalls(patterns, frozenset(methods or ("POST",)), passes_others)
+
+
+def verdict(target: str, gated: GatedPaths, method: str = "POST", **options: Any) -> Answer:
+    return classify(method, target, options.get("headers", ()), options.get("has_body", False), gated)
+
+
+SPELLED = [
+    ("/x/", "/x/", {}),
+    ("/x/", "/x/?a=/", {}),
+    ("/", "/", {}),
+    ("/", "/?x", {}),
+    ("**/x/", "/x/", {}),
+    ("**/x/", "/a%41/x/", {}),
+    ("/x/{a}", "/x/web", {"a": "web"}),
+    ("/x/{a}", "/x/web.json", {"a": "web.json"}),
+    ("/x/{a}", "/x/web.tar.gz", {"a": "web.tar.gz"}),
+    ("/x/{a}", "/x/web.", {"a": "web."}),
+    ("/x/{a}", "/x/a%20b", {"a": "a b"}),
+    ("/x/{a}/", "/x/web/", {"a": "web"}),
+    ("/{a}", "/web", {"a": "web"}),
+    ("**/purge/{a}", "/v1/purge/web", {"a": "web"}),
+    ("/actions/{a}:run", "/actions/restart:run", {"a": "restart"}),
+    ("/actions/{a}:run", "/actions/a:b:run", {"a": "a:b"}),
+    ("/actions/{a}:run", "/actions/:run:run", {"a": ":run"}),
+    ("/v1/{kind}s/restart", "/v1/pods/restart", {"kind": "pod"}),
+    ("/v1/{kind}s/restart", "/v1/ss/restart", {"kind": "s"}),
+    ("/v{n}/x", "/v1.2/x", {"n": "1.2"}),
+    ("/{a}:{b}/x", "/red:7/x", {"a": "red", "b": "7"}),
+    ("/{a}--{b}.{c}/x", "/r-d--7.z/x", {"a": "r-d", "b": "7", "c": "z"}),
+    ("/files/{rest...}", "/files/a", {"rest": "a"}),
+    ("/files/{rest...}", "/files/a/b%20c/d.json", {"rest": "a/b c/d.json"}),
+    ("/{rest...}", "/a/b", {"rest": "a/b"}),
+    ("/{a}/x/{rest...}", "/t/x/b", {"a": "t", "rest": "b"}),
+]
+
+
+@pytest.mark.parametrize(("pattern", "target", "values"), SPELLED)
+def test_a_path_that_spells_any_pattern_out_is_judged(
+    pattern: str, target: str, values: dict[str, str]
+) -> None:
+    assert verdict(target, routes(pattern)) == Gated(0, values)
+
+
+UNSPELLED = {
+    "/": [
+        *(
+            "",
+            "/./",
+            "//",
+            "///",
+            "/x/..",
+            "/x/../",
+            "/%2e",
+            "/;a",
+            "/;",
+            "/#",
+            "/#x",
+            "/%23x",
+            "/%3fx",
+            "/..",
+            "/.",
+        ),
+        *(
+            "/%20",
+            "/+",
+            "/\\",
+            "\\",
+            "/%00",
+            "/%0a",
+            "/.json",
+            "/x/y/../..",
+            "//host",
+            "http://host",
+            "http://h/",
+        ),
+        *(
+            "/%2f",
+            "/%252e",
+            "/%e2%80%8b",
+            "/a/%2e%2e",
+            "/a%2f..",
+            "/a/%252e%252e",
+            "/%u002e",
+            "/%ff",
+            "/a/.%0a.",
+        ),
+    ],
+    "/x/": [
+        *(
+            "/x",
+            "/x//",
+            "/X/",
+            "/x/.",
+            "/x/%20",
+            "/x;/",
+            "/x/;a",
+            "/%78/",
+            "/x%2f",
+            "/y/../x/",
+            "/y/../x",
+            "//x",
+        ),
+        *("/x.json", "/x.", "/x/.json", "/x/?".replace("?", "%3f"), "/x/y/..", "/./x/"),
+    ],
+    "**/x/": ["/a/x", "/a/X/", "/a//x/", "/a/x//", "/a/x/;"],
+    "/x/{a}": [
+        *(
+            "/x/",
+            "/x//",
+            "/x/a%2fb",
+            "/x/a%252fb",
+            "/x/a%3b",
+            "/x/..",
+            "/x/.",
+            "/X/a",
+            "/x//a",
+            "/x/a/",
+        ),
+        *("/x/a#", "/y/../x/a", "/x/a/../b", "/x/a%2e", "/x/%2e%2e", "/%78/a", "//x/a"),
+        *("/x/a/;y", "/x/a/%20", "/x/a%00", "/x/a\\b", "http://h/x/a", "/x/a%ef%bc%8fb", "/x/a%ef%bc%8fb/"),
+    ],
+    "/x/{a}/": ["/x/a", "/x//", "/x/a//", "/x/a/.", "/x/a%2fb/", "/x/a%ef%bc%8fb"],
+    "/{a}": ["/", "//a", "/a/", "/a%2fb", "/a/.", "/b/../a", "/a/b/..", "/%2fa", "/a/%23", "/%252fa"],
+    "/actions/{a}:run": [
+        *("/actions/:run", "/actions/a:RUN", "/actions/a%3arun", "/actions/a:run/", "/actions/a:run.json"),
+        *(
+            "/actions/a:r%75n",
+            "/actions/a%2fb:run",
+            "/actions/a:run;x",
+            "/actions//a:run",
+            "/actions/x/../a:run",
+        ),
+    ],
+    "/v1/{kind}s/restart": ["/v1/s/restart", "/v1/podS/restart", "/v1/pod%73/restart", "/v1/pods./restart"],
+    "/{a}:{b}/x": ["/:b/x", "/a:/x", "/a%3ab/x", "/a:b/x/"],
+    "/files/{rest...}": [
+        *(
+            "/files/",
+            "/files//",
+            "/files/a/",
+            "/files/a//b",
+            "/files/a%2fb",
+            "/files/a/..",
+            "/files/./a",
+            "/FILES/a",
+        ),
+        *("/files/a/b/", "/files/../files/a", "//files/a", "/files/a/b#c"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "target"), [(pattern, target) for pattern, found in UNSPELLED.items() for target in found]
+)
+def test_another_spelling_of_any_pattern_is_refused(pattern: str, target: str) -> None:
+    for method in ("POST", "GET", "DELETE"):
+        assert code(verdict(target, routes(pattern), method)) == "ambiguous_path"
+
+
+NEIGHBOURS = {
+    "/": [
+        "/x",
+        "/x/y",
+        "/x?/",
+        "/orders/7.json",
+        "/caf%C3%A9",
+        "/a%2Fb",
+        "/a;b",
+        "/x/y/..",
+        "/.well-known/x",
+        "*",
+    ],
+    "/x/": ["/", "/x/y", "/xy", "/y/x/", "/x/y/"],
+    "/x/{a}": ["/x", "/x/a/b", "/y/a", "/", "/a/x/b", "/xx/a", "/x.json"],
+    "/x/{a}/": ["/x", "/x/", "/x/a/b", "/x/a/b/"],
+    "/{a}": ["/a/b", "/a/b.json", "/a/b/", "/a/b%20c", "/a/b;c"],
+    "/actions/{a}:run": [
+        "/actions/a:running",
+        "/actions/arun",
+        "/actions/run",
+        "/actions/a/:run/x",
+        "/actions/",
+    ],
+    "/v1/{kind}s/restart": ["/v1/pod/restart", "/v1/pods/restarts", "/v1/restart", "/v1/pods/x/restart"],
+    "/files/{rest...}": ["/files", "/file/a", "/x/files/a"],
+    "**/purge/{a}": ["/purge", "/v1/purge", "/purge/a/b", "/purges/a"],
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "target"), [(pattern, target) for pattern, found in NEIGHBOURS.items() for target in found]
+)
+def test_what_no_reading_makes_a_path_of_the_pattern_passes(pattern: str, target: str) -> None:
+    for method in ("POST", "GET", "DELETE"):
+        assert verdict(target, routes(pattern), method) == PassThrough()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/api%ef%bc%09%8f%14",  # without the tab, a slash, and a control character for a task
+        "/api%ef%bc%00%8f%14/",
+        "/api/x/y/../..",  # without its last dots, /api/x/
+        "/a%2fb\uff0ft7/",
+        "/a%2fb%ef%bc%8ft7",
+    ],
+)
+def test_what_a_parser_leaves_may_fill_a_variable(target: str) -> None:
+    assert code(verdict(target, routes("/{kind}/{task}/"))) == "ambiguous_path"
+
+
+def test_readings_among_the_paths_of_one_route_make_nothing_ambiguous() -> None:
+    both = routes(["/x", "/x/", "/y/{a}", "/y/{a}/", "/z/{a}", "/z/run"])
+    for target in ("/x", "/x/", "/y/web/", "/z/web.json"):
+        assert isinstance(verdict(target, both), Gated)
+    assert verdict("/y/web", both) == verdict("/y/web/", both) == Gated(0, {"a": "web"})
+    assert verdict("/z/run", both) == Gated(0, {})  # the exact path counts
+    assert verdict("/z/RUN", both) == Gated(0, {"a": "RUN"})
+    for target in ("/x//", "/X", "/x/.", "/y/web//", "/y//"):
+        assert code(verdict(target, both)) == "ambiguous_path"
+
+
+def test_readings_that_reach_another_route_are_ambiguous() -> None:
+    for gated in (routes("/x", "/x/"), routes("/x/{a}", "/x/run"), routes(["/x/{a}"], ["/y", "/x/run/"])):
+        for target in ("/x/run.json", "/x/RUN", "/x/run/", "/X"):
+            assert code(verdict(target, gated)) in ("ambiguous_path", "PassThrough")
+    assert code(verdict("/x/run.json", routes("/x/{a}", "/x/run"))) == "ambiguous_path"
+    assert code(verdict("/x/RUN", routes("/x/{a}", "/x/run"))) == "ambiguous_path"
+    assert "only by adding a slash at its end" in message(verdict("/x", routes("/x", "/x/")))
+
+
+def test_another_reading_that_reaches_a_route_with_another_method_does_not_matter() -> None:
+    gated = routes(["/pods/{pod}", "/pods/{pod}/"], calls_of("/pods/{pod}", "DELETE"))
+    assert verdict("/pods/web/", gated) == Gated(0, {"pod": "web"})
+    assert verdict("/pods/web", gated, "DELETE") == Gated(1, {"pod": "web"})
+    assert code(verdict("/pods/web/", gated, "DELETE")) == "ambiguous_path"
+    for target in ("/pods/web/", "/pods/web"):
+        assert code(verdict(target, gated, "PUT")) == "method_not_allowed"
+        assert verdict(target, gated, "GET") == PassThrough()
+    lenient = routes(calls_of("/x/", "POST", passes_others=True), calls_of("/x", "PUT"))
+    assert verdict("/x/", lenient) == Gated(0, {})
+    assert code(verdict("/x/", lenient, "PUT")) == "ambiguous_path"
+    # A route of another reading has a say in what becomes of further methods.
+    assert code(verdict("/x/", lenient, "PATCH")) == "method_not_allowed"
+
+
+def test_an_empty_variable_does_not_take_the_exact_path_from_its_route() -> None:
+    assert verdict("/", routes("/", "/{a}")) == Gated(0, {})
+    assert code(verdict("/x/", routes("/x/", "/{a}"))) == "ambiguous_path"  # without its slash
+    gated = routes("/x/", calls_of("/x/{a}", "DELETE"))
+    assert verdict("/x/", gated) == Gated(0, {})
+    assert "would be empty" in message(verdict("/x/", gated, "DELETE"))
+    assert verdict("/x/", gated, "GET") == PassThrough()
+
+
+def test_a_variable_that_is_ambiguous_says_why() -> None:
+    assert "a variable of /x/{a} would be empty" in message(verdict("/x/", routes("/x/{a}")))
+    for target, why in (
+        ("/a:b:c/x", "{}:{} can be split in more than one way"),
+        ("/a%3ab:c/x", "{}:{} can be split in more than one way"),
+        ("/a::c/x", "{}:{} can be split in more than one way"),
+        ("/a:b;c/x", "a ; may cut off"),
+        ("/%ff:b/x", "{a} is not UTF-8"),
+        ("/a:%2541/x", "{b} is escaped twice"),
+    ):
+        assert why in message(verdict(target, routes("/{a}:{b}/x")))
+        # The facts of a method that is not gated are not read.
+        assert verdict(target, routes("/{a}:{b}/x"), "GET") == PassThrough()
+    assert "{rest} is not UTF-8" in message(verdict("/a/%ff", routes("/a/{rest...}")))
+
+
+# ---- methods ---------------------------------------------------------------------------------------
+
+SHARED = (calls_of("/x/{a}", "DELETE", "PUT"), calls_of("/x/{a}", "POST"), calls_of("/x/run", "POST"))
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "index"),
+    [
+        ("DELETE", "/x/web", 0),
+        ("PUT", "/x/web", 0),
+        ("POST", "/x/web", 1),
+        ("POST", "/x/run", 2),  # the exact path goes before the variable
+        ("DELETE", "/x/run", 0),  # among the routes that list the method
+    ],
+)
+def test_the_method_is_looked_for_among_all_routes_of_the_path(method: str, target: str, index: int) -> None:
+    for gated in (GatedPaths(SHARED), GatedPaths(reversed(SHARED))):
+        answer = verdict(target, gated, method)
+        assert isinstance(answer, Gated)
+        assert gated.routes[answer.index] is SHARED[index]
+
+
+@pytest.mark.parametrize("method", ["PATCH", "TRACE", "PROPFIND", "post"])
+def test_a_method_that_no_route_of_the_path_lists_is_refused_with_those_that_are_allowed(method: str) -> None:
+    answer = verdict("/x/run", GatedPaths(SHARED), method)
+    assert isinstance(answer, Rejected)
+    assert answer.refusal.code == "method_not_allowed"
+    assert set(answer.allow) == {"POST", "PUT", "DELETE", "GET", "HEAD", "OPTIONS"}
+    assert len(answer.allow) == 6
+
+
+def test_the_methods_that_are_allowed_are_each_named_once() -> None:
+    gated = routes(calls_of("/x", "GET", "DELETE"))
+    answer = verdict("/x", gated, "POST")
+    assert isinstance(answer, Rejected)
+    assert answer.allow == ("GET", "HEAD", "DELETE", "OPTIONS")
+    assert answer.refusal.message == "Only GET, HEAD and DELETE execute here; OPTIONS passes without a body."
+
+
+def test_a_listed_get_gates_head_and_leaves_options() -> None:
+    gated = routes(calls_of("/x", "GET"))
+    for has_body in (False, True):
+        assert verdict("/x", gated, "GET", has_body=has_body) == Gated(0, {})
+        assert verdict("/x", gated, "HEAD", has_body=has_body) == Gated(0, {})
+    assert verdict("/x", gated, "OPTIONS") == PassThrough()
+    assert code(verdict("/x", gated, "OPTIONS", has_body=True)) == "override_refused"
+    only_head = routes(calls_of("/x", "HEAD"))
+    assert verdict("/x", only_head, "HEAD") == Gated(0, {})
+    assert verdict("/x", only_head, "GET") == PassThrough()
+
+
+def test_a_route_may_let_other_methods_pass_but_one_that_refuses_is_enough() -> None:
+    passing = calls_of("/x/{a}", "DELETE", passes_others=True)
+    assert verdict("/x/web", GatedPaths([passing]), "PATCH", has_body=True) == PassThrough()
+    assert verdict("/x/web", GatedPaths([passing]), "DELETE") == Gated(0, {"a": "web"})
+    for other, expected in (
+        (calls_of("/x/{a}", "POST", passes_others=True), "PassThrough"),
+        (calls_of("/x/web", "POST"), "method_not_allowed"),
+        (calls_of("/y/{a}", "POST"), "PassThrough"),  # of another path
+    ):
+        assert code(verdict("/x/web", GatedPaths([passing, other]), "PATCH")) == expected
+
+
+@pytest.mark.parametrize("header", OVERRIDES)
+def test_an_override_header_on_a_method_that_passes_is_refused(header: str) -> None:
+    passing = GatedPaths([calls_of("/x", "DELETE", passes_others=True)])
+    for method in ("PATCH", "GET", "POST"):
+        assert verdict("/x", passing, method) == PassThrough()
+        answer = verdict("/x", passing, method, headers=((header, "DELETE"),))
+        assert code(answer) == "override_refused"
+
+
+def test_a_prefix_header_is_no_trouble_for_routes_that_share_a_path() -> None:
+    headers = (("X-Forwarded-Prefix", "/api"),)
+    shared = GatedPaths([calls_of("/x", "DELETE"), calls_of("/x", "POST")])
+    for method, index in (("DELETE", 0), ("POST", 1)):
+        assert verdict("/x", shared, method, headers=headers) == Gated(index, {})
+    for other in (calls_of("**/x", "POST"), calls_of("/api/x", "PUT")):
+        gated = GatedPaths([calls_of("/x", "POST"), other])
+        assert code(verdict("/x", gated, headers=headers)) == "override_refused"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "target", "headers"),
+    [
+        ("/", "/x", [("SCRIPT_NAME", "/x")]),
+        ("/", "/x", [("X-Forwarded-Prefix", "/x")]),
+        ("/", "/orders", [("X-Forwarded-Host", "h/?")]),
+        ("/", "/orders", [("X-Original-URL", "/x/..")]),
+        ("/{a}", "/x/y", [("X-Forwarded-Prefix", "/x")]),
+        ("/{a}", "/x/y", [("X-Forwarded-Host", "h/a?")]),
+        ("/v1/{a}", "/x", [("X-Forwarded-Prefix", "/v1")]),
+        ("/v1/{a}", "/x", [("X-Forwarded-Host", "h/v1")]),
+        ("/v1/{a}", "/x/y", [("X-Forwarded-Host", "h/v1;"), ("X-Forwarded-Prefix", "/z")]),
+        ("/v1/run", "/x/..", [("X-Forwarded-Host", "h/v1"), ("X-Forwarded-Prefix", "/run")]),
+        ("/files/{rest...}", "/a/b", [("X-Forwarded-Prefix", "/files")]),
+        ("/files/{rest...}", "/a/b", [("X-Forwarded-Prefix", "/fil%65s")]),
+        ("/x/run/", "/run", [("X-Forwarded-Prefix", "/x")]),
+        ("/actions/{a}:run", "/b:run", [("X-Forwarded-Prefix", "/actions")]),
+    ],
+)
+def test_a_header_by_which_a_path_of_any_pattern_could_be_built_is_refused(
+    pattern: str, target: str, headers: list[tuple[str, str]]
+) -> None:
+    assert verdict(target, routes(pattern)) == PassThrough()
+    assert code(verdict(target, routes(pattern), headers=headers)) == "override_refused"
+
+
+# ---- what no search is needed for ------------------------------------------------------------------
+
+MANY = [
+    "/",
+    "/{a}",
+    "/face/",
+    "/v1/{a}",
+    "/v1/{a}:face",
+    "/{a}e/face",
+    "**/face/{a}",
+    "/fa/ce/{rest...}",
+    "/{a}:{b}",
+    "**/fa.ce",
+    "/{a}/{b}/",
+]
+
+
+@given(
+    st.lists(st.sampled_from(PIECES.split(" ")), max_size=9).map("".join),
+    st.lists(st.sampled_from(MANY), min_size=1, max_size=4, unique=True),
+)
+def test_the_quick_test_lets_no_reading_of_any_pattern_slip(path: str, texts: list[str]) -> None:
+    patterns = [RoutePattern.parse(text) for text in texts]
+    clause = GatedPaths(patterns).other_reading(path)
+    if clause is not None and "more readings" not in clause:
+        assert QuickTest(patterns).could_reach(path)
+        assert QuickTest(patterns).could_be_held(path)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["a", "face", ".json", ".xml", ".", "x.y", ":", "/", "//", "@", "run", "~", "-", ".do.", "..json"]
+        ),
+        max_size=9,
+    ),
+    st.lists(st.sampled_from(MANY), min_size=1, max_size=4, unique=True),
+)
+def test_a_plain_path_has_no_other_readings_than_those_at_its_end(
+    pieces: list[str], texts: list[str]
+) -> None:
+    path = "/" + "".join(pieces)
+    gated = GatedPaths([RoutePattern.parse(text) for text in texts])
+    quick = gated.other_reading(path)
+    with patch.object(module, "steps_for", return_value=readings.STEPS):
+        assert (quick is None) == (gated.other_reading(path) is None)
+
+
+def test_a_plain_path_next_to_a_gated_one_passes_without_a_search() -> None:
+    steps = [replace(step, read=unused) for step in readings.STEPS if "end" not in step.name]
+    assert len(steps) > 20
+    paths = ["/recovery/execute/history", "/v1.2/recovery/execute-all", "/a.b/x/execute", "/execute/recovery"]
+    with patch.object(readings, "STEPS", (*steps, *readings.AT_THE_END)):
+        for path in paths:
+            assert ask(path) == PassThrough()
+
+
+def unused(text: str) -> str:
+    raise AssertionError(text)
+
+
+# ---- the tree of patterns --------------------------------------------------------------------------
+
+PARTS = st.sampled_from(["a", "b", "as", "{}", "{}s", "a{}", "{}:{}", "a{}:{}s"])
+
+
+@st.composite
+def written(draw: st.DrawFn) -> RoutePattern:
+    names = iter("klmnopqr")
+    parts = draw(st.lists(PARTS, min_size=1, max_size=3))
+    text = "".join("/" + re.sub(r"\{\}", lambda _: f"{{{next(names)}}}", part) for part in parts)
+    anywhere = draw(st.booleans())
+    end = draw(st.sampled_from(["", "/"] if anywhere else ["", "/", "/{rest...}"]))
+    return RoutePattern.parse(("**" if anywhere else "") + text + end)
+
+
+SOME_PATHS = st.lists(st.sampled_from(["a", "b", "as", "a:s", ":", "x", "xs", "a:b:s"]), max_size=5).map(
+    lambda parts: "/" + "/".join(parts)
+)
+
+
+@given(st.lists(written(), max_size=5), SOME_PATHS)
+def test_a_lookup_finds_the_patterns_that_match_and_no_others(
+    patterns: list[RoutePattern], path: str
+) -> None:
+    found = [entry for entry in Lookup(enumerate(patterns)).matching(path) if not entry.adds_slash]
+    assert len(set(found)) == len(found)
+    segments = path[1:].split("/")
+    spelled = {index for index, one in enumerate(patterns) if one.spelled_by(segments) is not None}
+    assert spelled <= {entry.route for entry in found}
+    for entry in found:
+        if entry.route not in spelled:  # with a variable that is empty
+            before = len(segments) - len(entry.pattern.segments) if entry.pattern.anywhere else 0
+            assert not all(all(values) for _, values in entry.pattern.values(segments[before:]))
+
+
+@given(written(), written(), st.lists(SOME_PATHS, min_size=1, max_size=20))
+def test_patterns_that_one_path_spells_overlap(
+    one: RoutePattern, other: RoutePattern, paths: list[str]
+) -> None:
+    assert one.overlaps(other) == other.overlaps(one)
+    assert one.overlaps(one)
+    for path in paths:
+        segments = path[1:].split("/")
+        if one.spelled_by(segments) is not None and other.spelled_by(segments) is not None:
+            assert one.overlaps(other)
+            if one.is_exact == other.is_exact:
+                assert list(overlapping([one, other])) == [(0, 1)]
+
+
+@given(written(), st.sampled_from(["x", "a-b", "7"]))
+def test_a_pattern_is_spelled_by_what_fills_it(pattern: RoutePattern, value: str) -> None:
+    answer = classify("POST", pattern.filled(value), (), True, GatedPaths([pattern]))
+    assert isinstance(answer, Gated)
+    assert answer.path_params == dict.fromkeys(pattern.names, value)

@@ -167,7 +167,8 @@ def test_a_key_that_stands_twice_is_refused_at_its_second_place() -> None:
         ("- a\nb: 1", "f.yaml:2:1: this does not fit the lines above; correct the indentation"),
         (
             "a: [1, 2",
-            "f.yaml:1:9: a comma, ] or } is missing before here; a ${...} inside [] or {} needs quotes",
+            "f.yaml:1:9: a comma, ] or } is missing before here; inside [] or {}, text with braces such as "
+            "{name} or ${...} needs quotes",
         ),
         ("a: [::1]:80", "f.yaml:1:5: a value is missing here; text that begins with a bracket needs quotes"),
         ("{a: 1}}", "f.yaml:1:7: text follows after the end of the document; remove it"),

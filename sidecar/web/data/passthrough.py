@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from sidecar.core.target import wants_websocket
+from sidecar.core.targetheaders import wants_websocket
 from sidecar.errors import Refusal
 from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent

@@ -32,7 +32,7 @@ from sidecar.web.serving.body import Taken
 from sidecar.web.serving.connections import broken_body
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.serving.hosts import Guard, malformed
-from sidecar.web.wire.problem import problem, refused_problem
+from sidecar.web.wire.problem import problem, refused_problem, with_place
 from sidecar.web.wire.request import request_id_of
 
 
@@ -236,7 +236,8 @@ class DataPlane:
                 gated.place.leave()
         limit.end()
         if isinstance(outcome, Refused):
-            return refused_problem(outcome, facts.request_id, route=facts.route)
+            placed = with_place(outcome, gated.route.sources)
+            return refused_problem(placed, facts.request_id, route=facts.route)
         # The time of the settlement, unless it is still to come: a long answer streams, or the store fails.
         ended_at = outcome.last.execution.ended_at
         now = self._gate.now() if ended_at is None else ended_at

@@ -25,7 +25,7 @@ from typing import Protocol
 from sidecar.core import headernames
 from sidecar.core.cache import Cache
 from sidecar.core.headernames import is_our_own
-from sidecar.core.target import decides, read_as
+from sidecar.core.targetheaders import decides, read_as
 
 Headers = Sequence[tuple[bytes, bytes]]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
+from sidecar.core.facts import FactSources, Source
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.files.jsonvalue import dumps
 from sidecar.gate.messages import Refused
@@ -59,6 +61,22 @@ def refused_problem(
         route=route,
         allow=allow,
     )
+
+
+def with_place(refused: Refused, sources: FactSources) -> Refused:
+    """The refusal of a request that lacks a fact, with the place from which its route reads that fact."""
+    refusal = refused.refusal
+    places: tuple[Source, ...]
+    if refusal.code == "scoped_execution_required":
+        places = (sources.scope_id,)
+    elif refusal.code == "invalid_request" and refusal.members.get("member") in ("incident_id", "action"):
+        places = (getattr(sources, refusal.members["member"]),)
+    elif refusal.code == "target_outside_scope" and not refusal.members["target_agents"]:
+        places = sources.target_agents
+    else:
+        return refused
+    told = f"reads it from {' or '.join(map(str, places))}" if places else "reads no target agents"
+    return replace(refused, refusal=replace(refusal, message=f"{refusal.message} This route {told}."))
 
 
 def members_of(refusal: Refusal) -> dict[str, Any]:
