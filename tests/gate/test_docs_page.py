@@ -59,6 +59,7 @@ async def test_every_curl_line_is_a_request_that_its_listener_takes(open_house: 
         document.assert_answered(name, answer)
         if answer.status >= 400:
             assert answer.json()["error"] in {
+                "completion_refused",
                 "decision_not_found",
                 "scope_not_found",
                 "reload_refused",

@@ -512,7 +512,8 @@ async def test_g10_explain_agrees_with_execute(house: House, backend: Backend) -
         else:
             body = answer.json()
             assert told["error"] == body["error"], members
-            assert told["message"] == body["message"]
+            # The answer adds where the route reads the missing fact, which explain takes from its own places.
+            assert body["message"].startswith(told["message"])
             assert told["bound"] == body.get("bound")
             assert told["members"].items() <= body.items()
 

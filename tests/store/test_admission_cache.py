@@ -13,9 +13,9 @@ import pytest
 
 from sidecar.core.apply import Names, State
 from sidecar.core.brakes import AdmissionGroup
-from sidecar.core.command import Admitted, Denied, Issued, Reconcile, Settle
+from sidecar.core.command import Admitted, Denied, Issued, Reconcile, Report, Settle, SettledOutcome
 from sidecar.core.policy import Brake, Match, PolicySet, Rule
-from sidecar.core.scope import Execution
+from sidecar.core.scope import UNDER_WAY, Execution
 from sidecar.ids import new_decision_id
 from sidecar.store import _admission_cache as admission_cache
 from sidecar.store.batch import Store
@@ -23,7 +23,9 @@ from sidecar.store.sqlite import SqliteEngine, counted, counted_query
 from tests.store.conftest import OpenStore, admit, issue
 from tests.support import POLICIES, Clock
 
-OUTCOMES: tuple[Literal["answered", "not_sent", "unknown"], ...] = ("answered", "not_sent", "unknown")
+OUTCOMES: tuple[SettledOutcome, ...] = ("answered", "not_sent", "unknown", "running")
+REPORTS: tuple[Literal["succeeded", "failed", "not_executed"], ...] = ("succeeded", "failed", "not_executed")
+TOKEN = bytes(32)
 
 
 def braked(count: int, window: int = 60, **options: Any) -> PolicySet:
@@ -51,11 +53,11 @@ def held_against_the_database(store: Store, path: Path) -> int:
     with closing(sqlite3.connect(path)) as connection:
         for group, kept in known._groups.items():
             stored = counted(connection, group, kept.since)
-            # Of what is older than asked for, the query only wants what is in flight.
+            # Of what is older than asked for, the query only wants what is under way.
             counting = [
                 one
                 for one in (known._executions[name] for name in kept.names)
-                if one.status != "not_sent" and (one.admitted_at > kept.since or one.status == "in_flight")
+                if one.status != "not_sent" and (one.admitted_at > kept.since or one.status in UNDER_WAY)
             ]
             assert counting == stored
     return len(known._groups)
@@ -71,19 +73,31 @@ async def test_what_the_writer_knows_is_what_the_database_holds(
     scope_id = await granted(store)
     policies = braked(8)
     flying: list[str] = []
+    settled: list[str] = []
     answers = set()
     for _ in range(400):
         step = dice.random()
         if step < 0.6:
             action = dice.choice(["failover", "retry_agent"])
-            reply = await store.submit(replace(admit(scope_id, action), policies=policies))
+            command = admit(scope_id, action, report_token=TOKEN, report_seconds=200)
+            reply = await store.submit(replace(command, policies=policies))
             answers.add(type(reply))
             if isinstance(reply, Admitted):
                 flying.append(reply.execution.decision_id)
-        elif step < 0.85 and flying:
+        elif step < 0.8 and flying:
             admission = flying.pop(dice.randrange(len(flying)))
+            settled.append(admission)
             await store.submit(
                 Settle(decision_id=new_decision_id(), admission_id=admission, outcome=dice.choice(OUTCOMES))
+            )
+        elif step < 0.85 and settled:
+            await store.submit(
+                Report(
+                    decision_id=new_decision_id(),
+                    admission_id=settled.pop(dice.randrange(len(settled))),
+                    token_sha256=TOKEN,
+                    outcome=dice.choice(REPORTS),
+                )
             )
         else:
             clock.move(dice.choice([1, 7, 40]))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sidecar.core import brakes
 from sidecar.core.apply import State, apply, names
 from sidecar.core.brakes import AdmissionGroup, Use, group_of, groups_containing, groups_for
-from sidecar.core.command import Admit, Admitted, Command, Denied, Reconcile, Reply, Settle, Settled
+from sidecar.core.command import Admit, Admitted, Command, Denied, Reconcile, Reply, Report, Settle, Settled
 from sidecar.core.facts import Claims
 from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, Brake, Facet, Match, PolicySet, RiskClass, Rule, Subject
@@ -95,7 +95,8 @@ class History:
         self.made += 1
         facts = dict(step.facts)
         allowed = not any(self.holds(rule, facts, self.now) for rule in self.policies.rules)
-        return admission(self.policies, f"d-{self.made}", **facts), allowed
+        command = admission(self.policies, f"d-{self.made}", **facts)
+        return replace(command, report_token=bytes(32), report_seconds=1_000_000), allowed
 
     def _end(self, which: int, outcome: str) -> Command | None:
         if not self.admitted:
@@ -104,10 +105,12 @@ class History:
         self.made += 1
         name = f"e-{self.made}"
         ends: Any = outcome
-        if past.status == "in_flight" and outcome in ("answered", "not_sent", "unknown"):
+        if past.status == "in_flight" and outcome in ("answered", "running", "not_sent", "unknown"):
             return Settle(decision_id=name, admission_id=past.name, outcome=ends)
-        if past.status == "unknown" and outcome in ("executed", "not_executed"):
+        if past.status in ("unknown", "running") and outcome in ("executed", "not_executed"):
             return Reconcile(decision_id=name, admission_id=past.name, outcome=ends)
+        if past.status in ("in_flight", "unknown", "running") and outcome in ("succeeded", "failed"):
+            return Report(decision_id=name, admission_id=past.name, token_sha256=bytes(32), outcome=ends)
         return None
 
     def remember(self, command: Command, reply: Reply) -> None:
@@ -127,7 +130,7 @@ class History:
 
     def holds(self, rule: Rule, facts: dict[str, Any], at: int) -> bool:
         return self.holds_for_a_time(rule, facts, at) or any(
-            rule.brake is not None and rule.brake.one_in_flight and past.status == "in_flight"
+            rule.brake is not None and rule.brake.one_in_flight and past.status in ("in_flight", "running")
             for counted in self._counted(rule, facts)
             for past in counted
         )
@@ -226,7 +229,12 @@ FACTS = st.fixed_dictionaries(
     }
 ).map(lambda facts: tuple(facts.items()))
 WAITS = st.sampled_from([1, 500_000, 999_999, SECOND, SECOND + 1, 2 * SECOND, 5 * SECOND, 6 * SECOND])
-ENDINGS = st.sampled_from(["answered", "answered", "not_sent", "unknown", "executed", "not_executed"])
+ENDINGS = st.sampled_from(
+    [
+        *("answered", "answered", "not_sent", "unknown", "executed", "not_executed"),
+        *("running", "running", "succeeded", "failed"),
+    ]
+)
 
 
 def histories() -> st.SearchStrategy[list[Step]]:
@@ -574,6 +582,8 @@ def test_a_brake_names_the_execution_that_is_waited_for() -> None:
     lost = used(rule, execution("d-lost", status="unknown", seconds_ago=59))
     assert lost == Use(1, "Execution d-lost is unknown; reconcile it, or wait.", START + SECOND)
     assert used(rule, execution("d-lost", status="unknown", seconds_ago=60)) == Use(0)
+    running = used(rule, execution("d-run", status="running", seconds_ago=999))
+    assert running == Use(0, "Execution d-run is still running.", None)
     theirs = used(rule, execution("d-fly", status="in_flight", seconds_ago=1, tenant_id="acme"))
     assert theirs == Use(1, "An execution of another tenant is still in flight.")
 
