@@ -99,7 +99,9 @@ def _row(loaded: Loaded, index: int) -> dict[str, Any]:
         "path": list(route.path.texts),
         "body": list(route.body),
         "action": str(route.action),
+        "target_agents": [str(place) for place in route.target_agents],
         "scope_id": str(route.scope_id),
+        "incident_id": str(route.incident_id),
         "mode": route.mode,
         "source": _source(loaded, index),
     }

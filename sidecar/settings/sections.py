@@ -403,6 +403,8 @@ class UnlistedSection(Section):
 
 def _some_route(value: object, info: ValidationInfo) -> object:
     """Refuse null, and the empty list unless presets add routes."""
+    if value is None and info.data.get("presets"):
+        raise ValueError("is empty; write [] if the presets are all, or add a route")
     if value is None or (value == [] and not info.data.get("presets", True)):
         raise ValueError("is empty; add a route here or a name to gate.presets, or remove the key")
     return value

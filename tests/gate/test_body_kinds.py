@@ -56,6 +56,30 @@ async def assert_refused(house: House, answer: Message, status: int, error: str,
     assert (await house.record(body["decision_id"]))["decision_reason"] == error
 
 
+@pytest.mark.parametrize(
+    ("body", "types", "says"),
+    [
+        ("json", [FORM], "A body of this Content-Type or charset (application/x-www-form-urlencoded) cannot"),
+        (["json", "empty"], [FORM], "charset (application/x-www-form-urlencoded) cannot"),
+        (
+            "json",
+            [("Content-Type", "application/json; charset=latin-1")],
+            "(application/json; charset=latin-1)",
+        ),
+        ("json", [], "A body without a Content-Type cannot"),
+        (["json", "empty"], [("Content-Type", "")], "A body without a Content-Type cannot"),
+        ("json", [("Content-Type", "x/" + "y" * 99)], "A body of this Content-Type or charset cannot"),
+    ],
+)
+async def test_a_415_says_which_content_type_came(
+    open_house: Open, body: object, types: HeaderList, says: str
+) -> None:
+    house = await open_house(gate=route(body=body))
+    answer = await house.data("POST", RUN, list(types), b"{}")
+    await assert_refused(house, answer, 415, "unsupported_media_type")
+    assert says in answer.json()["message"]
+
+
 async def test_the_answer_to_a_request_without_a_fact_names_the_place_of_the_fact(open_house: Open) -> None:
     house = await open_house(
         gate={

@@ -9,6 +9,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,17 @@ def _table(name: str, model: type[Section]) -> str:
 
 
 def _presets() -> str:
-    """What each preset gates, as its file says."""
-    rows = (
-        f"| `{file.stem}` | {summary(file.read_text(encoding='utf-8'))} |"
-        for file in sorted(PRESETS.glob("*.yaml"))
-    )
-    return "\n".join(["| preset | what it gates |", "|---|---|", *rows])
+    """What each preset gates, and the target agents that it reads, as its file says."""
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(PRESETS.glob("*.yaml"))}
+    rows = (f"| `{name}` | {summary(text)} | {_on_target_agents(text)} |" for name, text in texts.items())
+    return "\n".join(["| preset | what it gates | target agents |", "|---|---|---|", *rows])
+
+
+def _on_target_agents(source: str) -> str:
+    """The sentence about target agents in the comment that a YAML file begins with."""
+    paragraphs = source.partition("\n\n")[0].split("\n#\n")
+    sentences = (re.split(r"(?<=\.)\s+(?=[A-Z])", each.replace("\n#", "")) for each in paragraphs)
+    return next(each.removeprefix("# ") for each in chain(*sentences) if "arget agent" in each)
 
 
 def _text(key: Key) -> str:

@@ -117,7 +117,7 @@ def test_what_is_in_force_is_shown_with_the_routes_of_presets_and_may_be_written
         ),
         (
             "gate:\n  presets: [awx]\n  routes:",
-            "4:3: gate.routes: is empty; add a route here or a name to gate.presets, or remove the key",
+            "4:3: gate.routes: is empty; write [] if the presets are all, or add a route",
         ),
     ],
 )

@@ -103,6 +103,17 @@ def test_a_configuration_that_cannot_be_used_is_named_with_its_line(file: Path) 
         assert f"{file}:2:18: gate.routes[0].path: " in ended.stderr
 
 
+def test_the_places_of_incident_and_target_agents_are_listed(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "upstream: {url: http://127.0.0.1:9000}\ngate: {presets: [docker], routes: []}\n", encoding="utf-8"
+    )
+    (first, *_) = json.loads(scopegate("list", "--config", file, "--json").stdout)["routes"]
+    assert (first["target_agents"], first["incident_id"]) == (["path:*"], "header:x-recovery-incident-id")
+    head = scopegate("list", "--config", file).stdout.splitlines()[0].split()
+    assert {"TARGET_AGENTS", "INCIDENT_ID"} <= set(head)
+
+
 # Matching -----------------------------------------------------------------------------------------------
 
 
@@ -190,7 +201,7 @@ def test_each_route_that_does_not_take_a_request_has_its_reason(tmp_path: Path) 
 
     assert whys("DELETE", "/jobs/all") == {
         "all": "takes it",
-        "one": "shadowed by all",
+        "one": "all goes first",
         "stop": "DELETE is not among its methods",
         "Case": "another path",
     }

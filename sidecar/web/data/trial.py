@@ -111,7 +111,7 @@ def _why_not(request: DataRequest, route: Route, winner: Route | None, snapshot:
     course = course_of(request, alone)
     verdict = None if course is None else course.verdict
     if isinstance(verdict, Gated):
-        return "another route wins" if winner is None else f"shadowed by {winner.label}"
+        return "another route wins" if winner is None else f"{winner.label} goes first"
     if isinstance(verdict, Rejected) and verdict.refusal.code != "method_not_allowed":
         return f"{verdict.refusal.code}: {verdict.refusal.message}"
     paths, target = alone.gated_paths, request.target

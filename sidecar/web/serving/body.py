@@ -28,6 +28,9 @@ DOCUMENT_TIMEOUT_SECONDS = 10.0
 _documents = MemoryBudget()
 _NO_ROOM = Refusal("overloaded", "Request bodies hold as much memory as they may.", {"cause": "memory"})
 
+# A longer Content-Type is not repeated in an answer.
+MAX_SHOWN = 100
+
 # How the bytes of a body become values, with the memory that the values take.
 PARSERS: dict[Reading, tuple[Callable[[bytes], Any], Callable[[bytes], int]]] = {
     "json": (strictjson.parse, parsed_bytes),
@@ -45,11 +48,17 @@ def reading_of(fields: HeaderFields, bodies: Bodies) -> Reading | Refusal:
     if types:
         reading = bodies.by_type[types[0]] if len(types) == 1 else None
     if reading is None:
-        problem = (
-            "This Content-Type or charset cannot be judged here" if types else "There is no Content-Type"
-        )
-        return _unsupported(problem, bodies)
+        return _unsupported(_of_this_type(fields), bodies)
     return reading
+
+
+def _of_this_type(fields: HeaderFields) -> str:
+    """What is wrong with a content type, with the type itself if it is one short text."""
+    given = b", ".join(fields.values(b"content-type")).decode("latin-1")
+    if not given:
+        return "A body without a Content-Type cannot be judged here"
+    shown = f" ({given})" if len(given) <= MAX_SHOWN and given.isascii() and given.isprintable() else ""
+    return f"A body of this Content-Type or charset{shown} cannot be judged here"
 
 
 def _unsupported(problem: str, bodies: Bodies) -> Refusal:
@@ -91,17 +100,17 @@ async def read_body(
         return reading
     limit = 0 if reading == "empty" else max_bytes
     if (request.content_length or 0) > limit:
-        return _too_large(limit, bodies)
+        return _too_large(limit, fields, bodies)
     taken.begun = True
     expect_continue(request, fields)
     try:
         if request.content.is_eof():  # the whole body is here, so there is nothing to wait for
-            refusal = _take(request.content.read_nowait(), taken, held, limit, bodies)
+            refusal = _take(request.content.read_nowait(), taken, held, limit, fields, bodies)
         else:
             refusal = None
             async with asyncio.timeout(timeout_seconds):
                 while refusal is None and (piece := await request.content.readany()):
-                    refusal = _take(piece, taken, held, limit, bodies)
+                    refusal = _take(piece, taken, held, limit, fields, bodies)
     except TimeoutError:
         return Refusal("body_timeout", f"The body did not arrive within {timeout_seconds:g} s.")
     except BrokenBody as exc:
@@ -130,18 +139,20 @@ async def read_body(
         return Refusal("invalid_request", f"The body is not a strict form: {exc}.")
 
 
-def _take(piece: bytes, taken: Taken, held: Held, limit: int, bodies: Bodies) -> Refusal | None:
+def _take(
+    piece: bytes, taken: Taken, held: Held, limit: int, fields: HeaderFields, bodies: Bodies
+) -> Refusal | None:
     """Take a piece of a body, or say why the body cannot be read any further."""
     taken.pieces.append(piece)
     taken.size += len(piece)
     if taken.size > limit:
-        return _too_large(limit, bodies)
+        return _too_large(limit, fields, bodies)
     return None if held.grow(len(piece)) else _NO_ROOM
 
 
-def _too_large(limit: int, bodies: Bodies) -> Refusal:
+def _too_large(limit: int, fields: HeaderFields, bodies: Bodies) -> Refusal:
     if not limit:  # the content type is none that the route takes, unless there are no bytes
-        return _unsupported("A body of this Content-Type, or without one, cannot be judged here", bodies)
+        return _unsupported(_of_this_type(fields), bodies)
     return Refusal("body_too_large", f"The body is larger than {limit} bytes.", {"max_bytes": limit})
 
 
