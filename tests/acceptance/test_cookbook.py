@@ -460,5 +460,6 @@ def test_the_agent_knows_what_to_do_about_every_refusal_of_an_execution() -> Non
     possible = {code for problem in problems for code in problem.get("examples", {})}
     # What no request of the agent's own making is answered with.
     strange = {"ambiguous_path", "override_refused", "upgrade_refused", "unsupported_media_type"}
+    strange |= {"idempotency_in_flight", "idempotency_key_reused", "outcome_unknown"}  # it sends no key
     assert possible - known == {*strange, "body_timeout", "body_too_large", "internal_error"}
     assert known <= possible

@@ -258,6 +258,9 @@ class Script:
         """Scopes, executions, decisions of others, requests that pass through, a reload."""
         assert self.execute("retry_agent", self.scope("retry_agent")) == 200
         assert ask_json(self.sidecar.data, "POST", "/elsewhere", {"some": "thing"}).status == 200
+        assert (
+            ask(self.sidecar.data, "GET", "/elsewhere").status == 200
+        )  # recorded, because no route lists it
         told = {
             "run_id": "run-1",
             "budget_requested": 200,
@@ -401,7 +404,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
                 folder / "main",
                 backend.address,
                 upstream={"response_timeout_seconds": RESPONSE_TIMEOUT},
-                gate={"max_in_flight": IN_FLIGHT},
+                gate={"max_in_flight": IN_FLIGHT, "unlisted": {"reads": "record"}},
                 log=signed(folder / "main"),
             )
             (config.parent / "policies" / "actions.yaml").write_text(POLICIES)
