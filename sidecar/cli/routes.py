@@ -29,7 +29,7 @@ from sidecar.cli.options import (
 if TYPE_CHECKING:
     from sidecar.core.unlisted import Access, Treatment
     from sidecar.settings.reading import Loaded
-    from sidecar.settings.sections import Route
+    from sidecar.settings.routes import Route
     from sidecar.web.data.trial import Trial
 
 # The most routes with another path that `match` shows one by one. `--json` has all of them.
@@ -110,7 +110,7 @@ def _row(loaded: Loaded, index: int) -> dict[str, Any]:
 def _source(loaded: Loaded, index: int) -> str:
     """Where a route comes from: its place in the file, the flag or variable that gives all routes, a preset,
     or `default`."""
-    from sidecar.settings.sections import routes_of_preset
+    from sidecar.settings.routes import routes_of_preset
 
     gate = loaded.settings.gate
     for name in gate.presets:

@@ -53,7 +53,7 @@ from sidecar.gate.reports import TimeLimits, completion_headers, digest_of, new_
 from sidecar.gate.settlement import Settlements
 from sidecar.ids import new_decision_id
 from sidecar.live.snapshot import Snapshot
-from sidecar.settings.sections import Route
+from sidecar.settings.routes import Route
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream

@@ -18,7 +18,7 @@ from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 from sidecar.gate.places import Place
 from sidecar.live.snapshot import Snapshot
-from sidecar.settings.sections import Route
+from sidecar.settings.routes import Route
 from sidecar.telemetry.tracing import NO_TRACE, Trace
 from sidecar.upstream import AnswerHead
 

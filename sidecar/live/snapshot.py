@@ -14,7 +14,8 @@ from hashlib import sha256
 from sidecar.core.policy import PolicySet
 from sidecar.core.target import LOOKING, Gated, GatedPaths, PassThrough, Rejected, classify
 from sidecar.core.unlisted import ExceptedPaths, Unlisted
-from sidecar.settings.sections import Route, Settings
+from sidecar.settings.routes import Route
+from sidecar.settings.sections import Settings
 
 
 @dataclass(frozen=True)

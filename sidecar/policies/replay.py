@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.core import apply as deciding
-from sidecar.core.apply import State
 from sidecar.core.brakes import AdmissionGroup, groups_for
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import Claims
@@ -34,6 +33,7 @@ from sidecar.core.instant import SECOND
 from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, RiskClass, Rule, Subject
 from sidecar.core.rules import TERMS, preview, subject_of
 from sidecar.core.scope import RELEASING, Execution, ExecutionStatus, Scope
+from sidecar.core.state import State
 from sidecar.errors import LogTampered, Refusal
 from sidecar.policies._conditions import CelCondition
 from sidecar.policies.gaterecords import (

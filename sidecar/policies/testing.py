@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from sidecar.core.apply import State, apply
+from sidecar.core.apply import apply
 from sidecar.core.brakes import AdmissionGroup, groups_containing
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import Claims
@@ -22,6 +22,7 @@ from sidecar.core.instant import SECOND, parse_time
 from sidecar.core.policy import PolicySet
 from sidecar.core.rules import TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
+from sidecar.core.state import State
 from sidecar.errors import ERRORS
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey

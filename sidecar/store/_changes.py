@@ -7,13 +7,14 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
-from sidecar.core.apply import State, apply
+from sidecar.core.apply import apply
 from sidecar.core.brakes import groups_containing
 from sidecar.core.chain import link
 from sidecar.core.command import AcceptClock, Admit, Bind, Command, Issue, Reply, Switch, Turn
 from sidecar.core.idempotency import Claimed
 from sidecar.core.record import CausalRole, Entry
 from sidecar.core.scope import Execution, Scope
+from sidecar.core.state import State
 from sidecar.files.jsonvalue import dumps
 from sidecar.store._admission_cache import Grown, Overlaid
 from sidecar.store.base import Bindings, ChainHead, Changes, LogRow

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from sidecar.core.apply import Names, State
 from sidecar.core.command import Bind, Switch, Turn
 from sidecar.core.idempotency import Claimed
 from sidecar.core.record import Entry
 from sidecar.core.scope import Execution, Scope, ScopeStatus
+from sidecar.core.state import Names, State
 
 T = TypeVar("T")
 

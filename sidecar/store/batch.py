@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.clock import SETTLE_SECONDS, Clock, Moment, Timekeeper
-from sidecar.core.apply import Judgment, State, judgment, names
+from sidecar.core.apply import Judgment, judgment
 from sidecar.core.chain import GENESIS
 from sidecar.core.command import (
     AcceptClock,
@@ -37,6 +37,7 @@ from sidecar.core.command import (
     Reply,
     Settle,
 )
+from sidecar.core.state import State, names
 from sidecar.errors import ClockUnsettled, CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
 from sidecar.store._changes import Masking, apply_all
 from sidecar.store._rehearsal import rehearsed

@@ -19,11 +19,11 @@ from urllib.parse import quote
 import aiosqlite
 import orjson
 
-from sidecar.core.apply import Names, State
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.chain import GENESIS
 from sidecar.core.command import Switch
 from sidecar.core.scope import Execution, Scope
+from sidecar.core.state import Names, State
 from sidecar.errors import StoreUnavailable
 from sidecar.store import _keys as keys
 from sidecar.store import _rows as rows

@@ -22,11 +22,11 @@ from unittest import mock
 
 import aiosqlite
 
-from sidecar.core.apply import State
 from sidecar.core.command import Admit, Admitted, Issue, Issued
 from sidecar.core.facts import Claims
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.core.scope import Scope
+from sidecar.core.state import State
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.store import _rows as rows
 from sidecar.store import batch, sqlite

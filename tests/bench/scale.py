@@ -32,12 +32,12 @@ from urllib.parse import quote
 
 import click
 
-from sidecar.core.apply import Names, State
 from sidecar.core.command import Admit, Command, Issue, Reply, Settle
 from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.core.scope import Scope
+from sidecar.core.state import Names, State
 from sidecar.ids import new_scope_id
 from sidecar.store._changes import apply_all
 from sidecar.store.base import Changes

@@ -13,7 +13,7 @@ import pytest
 
 from sidecar.policies.files import load
 from sidecar.settings.presets import NAMES
-from sidecar.settings.sections import routes_of_preset
+from sidecar.settings.routes import routes_of_preset
 from tests.cases import load_cases
 from tests.client import Message, ask
 from tests.interfaces import (

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.core.apply import State, names
 from sidecar.core.command import (
     Admit,
     Bind,
@@ -32,6 +31,7 @@ from sidecar.core.record import (
     Record,
 )
 from sidecar.core.scope import Scope
+from sidecar.core.state import State, names
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.store._changes import apply_all

@@ -17,8 +17,9 @@ from pydantic_core import PydanticUndefined
 
 from sidecar.policies._sections import ActionSection, RuleSection
 from sidecar.settings.keys import Key, Section, keys, without_links
+from sidecar.settings.routes import Route
 from sidecar.settings.schema import schema_of
-from sidecar.settings.sections import Route, Settings
+from sidecar.settings.sections import Settings
 from tests.reference.rooms import summary
 
 ROOT = Path(__file__).parents[2]

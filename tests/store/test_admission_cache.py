@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import pytest
 
-from sidecar.core.apply import Names, State
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admitted, Denied, Issued, Reconcile, Report, Settle, SettledOutcome
 from sidecar.core.policy import Brake, Match, PolicySet, Rule
 from sidecar.core.scope import UNDER_WAY, Execution
+from sidecar.core.state import Names, State
 from sidecar.ids import new_decision_id
 from sidecar.store import _admission_cache as admission_cache
 from sidecar.store.batch import Store

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.apply import State
 from sidecar.core.command import Bind, Command, Emit, Emitted, NotEmitted, Reply, RunBound, Switch, Turn
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionType, Record
+from sidecar.core.state import State
 from sidecar.errors import CommandFailed
 from sidecar.ids import new_decision_id
 from sidecar.store._changes import apply_all

@@ -18,10 +18,10 @@ from unittest import mock
 
 import pytest
 
-from sidecar.core.apply import Names, State
 from sidecar.core.command import Admitted, Denied, Issued, Refuse, Report, Settle, Settled
 from sidecar.core.policy import Brake, Rule
 from sidecar.core.scope import Scope
+from sidecar.core.state import Names, State
 from sidecar.errors import Refusal, StoreUnavailable
 from sidecar.ids import new_decision_id
 from sidecar.store import batch

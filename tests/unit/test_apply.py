@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, Names, State, apply, names
+from sidecar.core.apply import Applied, apply
 from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, BoundInput, incomplete, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
@@ -43,6 +43,7 @@ from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
 from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record
 from sidecar.core.scope import Execution, Scope
+from sidecar.core.state import Names, State, names
 from sidecar.errors import ERRORS, Refusal
 from sidecar.web.wire import answers
 from tests.cases import load_cases

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core import brakes
-from sidecar.core.apply import State, apply, names
+from sidecar.core.apply import apply
 from sidecar.core.brakes import AdmissionGroup, Use, group_of, groups_containing, groups_for
 from sidecar.core.command import Admit, Admitted, Command, Denied, Reconcile, Reply, Report, Settle, Settled
 from sidecar.core.facts import Claims
@@ -21,6 +21,7 @@ from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, Brake, Facet, Match, PolicySet, RiskClass, Rule, Subject
 from sidecar.core.rules import preview
 from sidecar.core.scope import Execution
+from sidecar.core.state import State, names
 from sidecar.errors import Refusal
 from tests.unit.test_rules import When
 

@@ -17,8 +17,9 @@ from sidecar.files.yamlfile import parse
 from sidecar.settings.keys import keys
 from sidecar.settings.presets import NAMES
 from sidecar.settings.reading import load
+from sidecar.settings.routes import Route
 from sidecar.settings.schema import schema_of
-from sidecar.settings.sections import Route, Settings
+from sidecar.settings.sections import Settings
 from tests.described import STRANGE
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from sidecar.files.yamlfile import parse
 from sidecar.settings.keys import differing, values_of
 from sidecar.settings.presets import NAMES, preset
 from sidecar.settings.reading import Settings
-from sidecar.settings.sections import routes_of_preset
+from sidecar.settings.routes import routes_of_preset
 from tests.cases import load_cases
 from tests.interfaces import Call
 from tests.unit.test_settings import faults, settings_of

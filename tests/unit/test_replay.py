@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.apply import State, apply
+from sidecar.core.apply import apply
 from sidecar.core.brakes import AdmissionGroup, groups_containing
 from sidecar.core.command import (
     Admit,
@@ -43,6 +43,7 @@ from sidecar.core.policy import (
 from sidecar.core.record import DecisionOutcome, DecisionType, Record
 from sidecar.core.rules import preview, subject_of
 from sidecar.core.scope import Execution, Scope
+from sidecar.core.state import State
 from sidecar.errors import ConditionFailed, Refusal
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.policies._conditions import condition

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, State, apply, granted, judgment
+from sidecar.core.apply import Applied, apply, granted, judgment
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admit, Admitted, Denied, Issue, Issued
 from sidecar.core.facts import Claims
@@ -44,6 +44,7 @@ from sidecar.core.rules import (
     unjudged,
 )
 from sidecar.core.scope import Execution, Scope
+from sidecar.core.state import State
 from sidecar.errors import ConditionFailed, Refusal
 
 SECOND = 1_000_000

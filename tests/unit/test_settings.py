@@ -29,7 +29,8 @@ from sidecar.settings.addresses import Address, SocketFile
 from sidecar.settings.keys import LIVE, SECRET, Section, differing, values_of
 from sidecar.settings.keys import keys as keys_in
 from sidecar.settings.reading import Listen, Settings, default, load
-from sidecar.settings.sections import KEYS, Route
+from sidecar.settings.routes import Route
+from sidecar.settings.sections import KEYS
 from tests.certificates import Authority
 from tests.unit.test_configschema import GOOD
 

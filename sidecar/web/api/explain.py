@@ -17,7 +17,7 @@ from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.gate.grants import Grants
 from sidecar.gate.messages import Prediction
 from sidecar.live.snapshot import Live, Snapshot
-from sidecar.settings.sections import Route
+from sidecar.settings.routes import Route
 from sidecar.web.api.operation import Answer, Body, Operation, choice
 from sidecar.web.api.routes import Query
 from sidecar.web.serving.body import read_document

@@ -22,7 +22,7 @@ from sidecar.gate.messages import GatedRequest, RequestFacts
 from sidecar.gate.places import Place
 from sidecar.ids import new_trace_ids
 from sidecar.live.snapshot import Snapshot, leaves
-from sidecar.settings.sections import GateSection, Route
+from sidecar.settings.routes import GateSection, Route
 from sidecar.telemetry.tracing import trace_ids
 from sidecar.web.data.passthrough import target_bytes, uncarried
 from sidecar.web.serving.body import FORM_PARSED_AT_ONCE, PARSED_AT_ONCE, Taken, read_body

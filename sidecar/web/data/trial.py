@@ -16,7 +16,7 @@ from sidecar.errors import Refusal
 from sidecar.gate.messages import GatedRequest
 from sidecar.gate.places import Places
 from sidecar.live.snapshot import Snapshot
-from sidecar.settings.sections import Route
+from sidecar.settings.routes import Route
 from sidecar.web.api.scopes import ScopeApi
 from sidecar.web.data._reading import course_of, read_gated
 from sidecar.web.data.passthrough import uncarried, upgrade_refusal

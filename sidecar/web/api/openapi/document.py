@@ -18,7 +18,8 @@ from sidecar import __version__
 from sidecar.core.money import to_dollars
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.reading import Settings
-from sidecar.settings.sections import ListenTlsSection, Route
+from sidecar.settings.routes import Route
+from sidecar.settings.sections import ListenTlsSection
 from sidecar.web.api.decisions import DECISIONS
 from sidecar.web.api.docs import DOCUMENTATION
 from sidecar.web.api.emitters import EMITTERS, RUNS_AND_SWITCH

@@ -11,7 +11,7 @@ from sidecar.core.facts import MAX_ID_CHARS, WHOLE_PATH, FactSources, Source
 from sidecar.core.idempotency import MAX_KEY_CHARS, MIN_KEY_CHARS
 from sidecar.core.pattern import RoutePattern
 from sidecar.core.target import LOOKING, METHODS
-from sidecar.settings.sections import Route
+from sidecar.settings.routes import Route
 from sidecar.web.api.operation import (
     BODY_ERRORS,
     DECISION_ID_HEADER,
