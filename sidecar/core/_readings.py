@@ -197,7 +197,7 @@ class Step:
 
 AT_THE_END = (
     # Routers with optional slashes; file systems that drop dots and spaces.
-    Step("stripping its end", lambda text: text.rstrip("/." + _BLANKS)),
+    Step("dropping slashes, dots or blanks at its end", lambda text: text.rstrip("/." + _BLANKS)),
     # Each by itself, because what is left may be a dot segment, or end with a slash.
     Step("stripping slashes from its end", lambda text: text.rstrip("/")),
     Step("stripping dots from its end", lambda text: text.rstrip(".")),

@@ -262,7 +262,7 @@ def _is_emptied(entry: Entry, reading: str) -> bool:
 def _not_allowed(listed: Sequence[str]) -> str:
     passing = [method for method in LOOKING if method not in listed]
     only = f"Only {_enumerated(listed)} execute{'s' if len(listed) == 1 else ''} here"
-    return f"{only}; {_enumerated(passing)} pass{'es' if len(passing) == 1 else ''} without a body."
+    return f"{only}; {_enumerated(passing)} without a body need{'s' if len(passing) == 1 else ''} no scope."
 
 
 def _enumerated(words: Sequence[str]) -> str:

@@ -710,7 +710,10 @@ def test_a_method_override_elsewhere_passes_whatever_it_says() -> None:
 @pytest.mark.parametrize(
     ("target", "why"),
     [
-        ("/x/recovery/execute/", "it reaches **/recovery/execute only by stripping its end"),
+        (
+            "/x/recovery/execute/",
+            "it reaches **/recovery/execute only by dropping slashes, dots or blanks at its end",
+        ),
         ("/recovery%2Fexecute", "only by percent-decoding."),
         ("/RECOVERY/execute", "only by folding case"),
         ("/x//recovery/execute", "an empty segment or a dot segment"),
@@ -1466,7 +1469,10 @@ def test_the_methods_that_are_allowed_are_each_named_once() -> None:
     answer = verdict("/x", gated, "POST")
     assert isinstance(answer, Rejected)
     assert answer.allow == ("GET", "HEAD", "DELETE", "OPTIONS")
-    assert answer.refusal.message == "Only GET, HEAD and DELETE execute here; OPTIONS passes without a body."
+    assert (
+        answer.refusal.message
+        == "Only GET, HEAD and DELETE execute here; OPTIONS without a body needs no scope."
+    )
 
 
 def test_a_listed_get_gates_head_and_leaves_options() -> None:
