@@ -19,6 +19,7 @@ from sidecar.core.command import (
     Bind,
     ClockAccepted,
     Command,
+    CountReplays,
     Denied,
     Emit,
     Emitted,
@@ -26,9 +27,12 @@ from sidecar.core.command import (
     Issued,
     NotEmitted,
     NotInFlight,
+    PassUnlisted,
     Reconcile,
     Recorded,
     Refuse,
+    Replayed,
+    RequestLine,
     Revoke,
     Revoked,
     RunBound,
@@ -39,8 +43,9 @@ from sidecar.core.command import (
     Turned,
 )
 from sidecar.core.facts import Claims
+from sidecar.core.idempotency import KeptAnswer, claim_of, claimed_by
 from sidecar.core.instant import iso_time
-from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
+from sidecar.core.policy import ActionPolicy, Limit, Match, PolicySet, RiskClass, Rule
 from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record
 from sidecar.core.scope import Execution, Scope
 from sidecar.core.state import Names, State, names
@@ -769,3 +774,167 @@ def test_no_history_breaks_the_bounds(steps: list[tuple[tuple[str, str], int, in
         assert scope.attempts_used == len(counted) <= scope.max_attempts
         assert scope.held == sum(e.hold for e in counted if e.cost is None)
         assert scope.settled == sum(e.cost or 0 for e in counted)
+
+
+# Repeats under an idempotency key --------------------------------------------------------------------
+
+CLAIM = claim_of(
+    "key-00000001",
+    principal="anonymous",
+    tenant_id="default",
+    route="restart",
+    method="POST",
+    target=b"/",
+    body_sha256="a",
+    kept_for=60 * SECOND,
+)
+ANSWER = KeptAnswer(key=CLAIM.key, status=200, reason=b"OK", body=b"done")
+
+
+def repeat(state: State, **changes: Any) -> Applied:
+    return apply(admit(decision_id="d-9", claim=CLAIM, **changes), state, ISSUED_AT + 2 * SECOND)
+
+
+def answered_under_a_key() -> tuple[State, Applied]:
+    """The rows after a first request under a key was admitted and answered, and that last step."""
+    scope, execution = in_flight()
+    claimed = claimed_by(CLAIM, "d-1", ISSUED_AT)
+    state = replace(state_of(scope, execution), claimed={CLAIM.key: claimed})
+    settle = Settle(decision_id="d-2", admission_id="d-1", outcome="answered", answer=ANSWER)
+    applied = apply(settle, state, ISSUED_AT + SECOND)
+    assert applied.claimed is not None
+    after = replace(state_of(scope_of(applied), execution_of(applied)), claimed={CLAIM.key: applied.claimed})
+    return after, applied
+
+
+def test_an_admission_claims_its_key_and_a_denial_claims_nothing() -> None:
+    admitted = repeat(state_of())
+    assert admitted.claimed == claimed_by(CLAIM, "d-9", ISSUED_AT + 2 * SECOND)
+    denied = repeat(state_of(replace(SCOPE, attempts_used=2)))
+    assert isinstance(denied.reply, Denied)
+    assert denied.claimed is None
+
+
+def test_a_repeat_gets_the_first_answer_and_leaves_a_record_but_consumes_nothing() -> None:
+    state, _ = answered_under_a_key()
+    applied = repeat(state)
+    assert isinstance(applied.reply, Replayed)
+    assert applied.reply.answer is ANSWER
+    assert applied.scope is applied.execution is None
+    entry = entry_of(applied)
+    assert (entry.event, entry.record.decision_outcome) == ("replayed", DecisionOutcome.NONE)
+    assert entry.record.details["admission_id"] == "d-1"
+
+
+def test_in_a_flood_a_repeat_leaves_no_record_of_its_own() -> None:
+    state, _ = answered_under_a_key()
+    applied = repeat(state, record_denial=False)
+    assert isinstance(applied.reply, Replayed)
+    assert applied.entry is None
+    summary = apply(CountReplays(decision_id="d-8", count=7, subjects=("scope_1",)), state, ISSUED_AT)
+    assert (entry_of(summary).event, entry_of(summary).record.details["count"]) == ("replayed", 7)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_repeat_of_a_request_in_flight_is_refused(recorded: bool) -> None:
+    scope, execution = in_flight()
+    claimed = claimed_by(CLAIM, "d-1", ISSUED_AT)
+    state = replace(state_of(scope, execution), claimed={CLAIM.key: claimed})
+    applied = repeat(state, record_denial=recorded)
+    assert isinstance(applied.reply, Denied)
+    assert applied.reply.refusal.code == "idempotency_in_flight"
+    assert (applied.entry is not None) is recorded
+
+
+def test_after_an_execution_that_was_not_sent_the_key_is_free() -> None:
+    scope, execution = in_flight()
+    claimed = claimed_by(CLAIM, "d-1", ISSUED_AT)
+    ended = replace(execution, status="not_sent", ended_at=ISSUED_AT)
+    state = replace(state_of(scope, ended), claimed={CLAIM.key: claimed})
+    assert isinstance(repeat(state).reply, Admitted)
+
+
+def test_an_answer_is_kept_after_a_report_but_not_where_nothing_was_executed() -> None:
+    for status, kept in (("succeeded", True), ("not_executed", False)):
+        scope, execution = in_flight()
+        ended = replace(execution, status=status, ended_at=ISSUED_AT, cost=0)
+        claimed = claimed_by(CLAIM, "d-1", ISSUED_AT)
+        state = replace(state_of(scope, ended), claimed={CLAIM.key: claimed})
+        settle = Settle(decision_id="d-2", admission_id="d-1", outcome="answered", answer=ANSWER)
+        assert (apply(settle, state, ISSUED_AT).claimed is not None) is kept
+
+
+def test_an_answer_of_an_execution_that_the_store_lacks_is_kept_nowhere() -> None:
+    settle = Settle(decision_id="d-2", admission_id="d-1", outcome="answered", answer=ANSWER)
+    assert apply(settle, State(), ISSUED_AT).claimed is None
+
+
+def test_the_keys_of_a_claim_and_of_an_answer_are_among_the_rows_that_commands_need() -> None:
+    settle = Settle(decision_id="d-2", admission_id="d-1", outcome="answered", answer=ANSWER)
+    assert names([admit(claim=CLAIM)], 0).keys == (CLAIM.key,)
+    assert names([settle], 0).keys == (CLAIM.key,)
+
+
+# What no route lists ---------------------------------------------------------------------------------
+
+
+def test_a_request_that_no_route_lists_is_recorded_with_its_method_and_path() -> None:
+    line = RequestLine("PUT", "/elsewhere")
+    applied = apply(PassUnlisted(decision_id="d-1", line=line), State(), ISSUED_AT)
+    record = entry_of(applied).record
+    assert (entry_of(applied).event, record.decision_outcome) == ("unlisted", DecisionOutcome.SELECTED)
+    assert (record.decision_inputs["method"], record.decision_inputs["path"]) == ("PUT", "/elsewhere")
+    assert record.details["route"] is None
+    assert str(line) == "PUT /elsewhere"
+
+
+def test_a_flood_of_them_is_recorded_with_its_count() -> None:
+    flood = PassUnlisted(decision_id="d-1", line=None, count=3, summary={"subjects": ["PUT /a"]})
+    details = entry_of(apply(flood, State(), ISSUED_AT)).record.details
+    assert (details["count"], details["subjects"]) == (3, ["PUT /a"])
+
+
+def test_a_refused_one_names_its_method_and_path_too() -> None:
+    refusal = Refusal("not_listed", "No route lists it.")
+    command = Refuse(decision_id="d-1", refusal=refusal, line=RequestLine("PUT", "/elsewhere"))
+    record = entry_of(apply(command, State(), ISSUED_AT)).record
+    assert (record.decision_reason, record.decision_inputs["path"]) == ("not_listed", "/elsewhere")
+    assert record.details["route"] is None
+
+
+# Opaque bodies ---------------------------------------------------------------------------------------
+
+
+def test_the_record_of_an_admission_names_its_route() -> None:
+    assert entry_of(apply(admit(route="restart"), state_of(), ISSUED_AT)).record.details["route"] == "restart"
+
+
+def test_the_record_of_an_opaque_body_has_its_size() -> None:
+    claims = replace(CLAIMS, parameters={}, body_bytes=9, opaque=True)
+    record = entry_of(apply(admit(claims), state_of(), ISSUED_AT)).record
+    assert record.decision_inputs["body_bytes"] == 9
+
+
+# Grants that could never be spent --------------------------------------------------------------------
+
+
+def test_a_grant_below_the_hold_of_one_of_its_actions_is_refused_with_the_least_ceiling() -> None:
+    command = Issue(decision_id="d-1", scope=replace(SCOPE, max_cost=299_999), ttl=60, policies=POLICIES)
+    applied = apply(command, State(), ISSUED_AT)
+    assert isinstance(applied.reply, Denied)
+    refusal = applied.reply.refusal
+    assert (refusal.code, refusal.members["min_cost_usd"]) == ("invalid_scope", 0.3)
+    assert entry_of(applied).record.decision_reason == "invalid_scope"
+    enough = replace(command, scope=replace(SCOPE, max_cost=300_000))
+    assert isinstance(apply(enough, State(), ISSUED_AT).reply, Issued)
+
+
+def test_where_a_rule_lowered_the_ceiling_the_refusal_names_the_rule() -> None:
+    low = Rule(id="low", on="issue", match=Match(), limit=Limit(max_cost=100_000))
+    policies = replace(POLICIES, rules=(low,))
+    command = Issue(
+        decision_id="d-1", scope=SCOPE, ttl=60, policies=policies, defaulted=frozenset({"max_cost_usd"})
+    )
+    reply = apply(command, State(), ISSUED_AT).reply
+    assert isinstance(reply, Denied)
+    assert "rules that lowered it to 0.1: low" in reply.refusal.message

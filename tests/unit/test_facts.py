@@ -392,6 +392,14 @@ def test_two_pairs_of_parts_never_make_the_same_fact(
         assert (one, two) == (three, four)
 
 
+def test_a_joined_fact_that_can_be_divided_in_two_ways_is_refused() -> None:
+    sources = FactSources(target_agents=(Source.parse("path:namespace//path:pod"),))
+    found = agents_of(sources, path_params={"namespace": "x/", "pod": "y"})
+    assert isinstance(found, Refusal)
+    assert "in more than one way" in found.message
+    assert agents_of(sources, path_params={"namespace": "x", "pod": "/y"}) == ("x///y",)
+
+
 def test_a_joined_fact_is_an_identifier_as_a_whole() -> None:
     assert agents_of(POD, path_params={"namespace": "a" * 127, "pod": "b" * 128}) == (
         "a" * 127 + "/" + "b" * 128,

@@ -16,6 +16,7 @@ from sidecar.core.idempotency import (
     is_key,
     kept_until,
     scope_then,
+    without_body,
 )
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import Refusal
@@ -169,3 +170,7 @@ def test_the_scope_of_a_replay_is_the_scope_of_the_first_answer() -> None:
 )
 def test_a_key_has_8_to_255_printable_characters(value: str, good: bool) -> None:
     assert is_key(value) is good
+
+
+def test_of_a_long_answer_only_the_status_is_kept() -> None:
+    assert without_body(ANSWER) == KeptAnswer(key=CLAIM.key, status=200, reason=b"OK")

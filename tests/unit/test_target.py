@@ -20,7 +20,16 @@ from sidecar.core import targetheaders
 from sidecar.core._lookup import Lookup
 from sidecar.core._quicktest import MAX_MADE, QuickTest
 from sidecar.core.pattern import RoutePattern, overlapping
-from sidecar.core.target import Gated, GatedCalls, GatedPaths, PassThrough, Place, Rejected, classify
+from sidecar.core.target import (
+    Gated,
+    GatedCalls,
+    GatedPaths,
+    PassThrough,
+    Place,
+    Rejected,
+    classify,
+    conflicts,
+)
 
 Answer = PassThrough | Gated | Rejected
 
@@ -847,6 +856,29 @@ def test_a_short_target_with_very_many_readings_is_refused_after_a_bounded_numbe
         answer = ask("http://h/execute/../%253b\\#")
     assert "more readings than are tried" in message(answer)
     assert readings.MAX_READINGS / 2 < folded.call_count <= readings.MAX_READINGS
+
+
+def test_a_path_that_spells_a_route_and_is_too_long_to_try_is_refused() -> None:
+    assert "more readings than are tried" in message(ask("/" + "%41" * 11_000 + "/recovery/execute"))
+
+
+def test_the_last_reading_of_a_path_with_too_many_is_none() -> None:
+    *tried, last = readings.readings_of("http://h/execute/../%253b\\#")
+    assert last is None
+    assert None not in tried
+
+
+def test_two_routes_that_meet_in_several_paths_conflict_once() -> None:
+    route = GatedCalls((EXACT, NAMED))
+    assert [(one, other) for one, other, _, _ in conflicts([route, route])] == [(0, 1)]
+    reading = GatedCalls((EXACT, NAMED), methods=frozenset({"GET"}))
+    assert not list(conflicts([route, reading]))
+
+
+def test_what_could_be_built_of_a_text_may_leave_routes_out() -> None:
+    paths = GatedPaths((ANYWHERE, EXACT))
+    assert paths.could_be_built_of("/v1/run")
+    assert not paths.could_be_built_of("/v1/run", apart_from=[1])
 
 
 def test_a_long_plain_path_next_to_a_gated_one_passes() -> None:

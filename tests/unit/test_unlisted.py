@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.pattern import RoutePattern
-from sidecar.core.unlisted import TREATMENTS, ExceptedPaths, Treatment, Unlisted
+from sidecar.core.unlisted import TREATMENTS, ExceptedPaths, Treatment, Unlisted, not_listed
 from sidecar.web.wire.headers import HeaderFields
 from tests import deforming, lenient
 
@@ -89,3 +89,34 @@ def test_an_exception_passes_whatever_the_treatment() -> None:
     assert unlisted.treatment("GET", "/healthz", []) == ("pass", "reads")
     assert unlisted.treatment("PUT", "/healthz", []) == ("pass", "writes")
     assert unlisted.treatment("PUT", "/health", []) == ("refuse", "writes")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "excepted"),
+    [
+        ("X-Original-URL", "/healthz?full", True),
+        ("X-Original-URL", "/admin", False),
+        ("X-Original-URL", "/healthz, /admin", False),  # which of the two is meant cannot be told
+        ("X-Forwarded-Prefix", "/", True),
+        ("X-Forwarded-Prefix", "/api", False),
+        ("X-Forwarded-Host", "gate.example", True),
+        ("X-Forwarded-Host", "gate.example/admin?", False),
+        ("X-Script-Name", "/healthz", False),
+        ("X-HTTP-Method", "PUT", True),  # it changes no path
+    ],
+)
+def test_a_header_that_leads_to_another_path_takes_the_exception_away(
+    name: str, value: str, excepted: bool
+) -> None:
+    assert SPARED.holds("/healthz", [(name, value)]) is excepted
+
+
+def test_a_prefix_is_harmless_where_the_path_is_excepted_with_it_and_without_it() -> None:
+    found = ExceptedPaths(map(RoutePattern.parse, ("/api/healthz", "/healthz")))
+    assert found.holds("/healthz", [("X-Forwarded-Prefix", "/api")])
+    assert not found.holds("/healthz", [("X-Forwarded-Prefix", "/api"), ("X-Forwarded-Prefix", "/v1")])
+
+
+def test_the_refusal_names_the_key_that_decides() -> None:
+    refusal = not_listed("PUT", "writes")
+    assert (refusal.code, "gate.unlisted.writes" in refusal.message) == ("not_listed", True)
