@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from sidecar.core.bodies import FORM_TYPE, JSON_TYPE
 from sidecar.core.lookalikes import spellings
+from sidecar.core.target import LOOKING
 from sidecar.files import foreign
 from sidecar.files.faults import ConfigurationError, Fault, shown
 from sidecar.files.yamlfile import Document, KeyPath, in_order
 
-READS = ("GET", "HEAD", "OPTIONS")
 # The methods of an OpenAPI path item. QUERY came with OpenAPI 3.2.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 
@@ -30,9 +31,6 @@ MAX_BASES = 16
 # The most combinations of the values of server variables that are tried.
 MAX_COMBINATIONS = 10_000
 MAX_SCHEMA_DEPTH = 16
-
-JSON_TYPE = "application/json"
-FORM_TYPE = "application/x-www-form-urlencoded"
 
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
 _ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*")
@@ -177,7 +175,7 @@ class _Reading:
             bases=self._bases(operation, at) or bases,
             operation_id=name,
             summary=self._words(operation.get("summary")),
-            body=Body(kinds=("empty",)) if method in READS else self._body(operation, at),
+            body=Body(kinds=("empty",)) if method in LOOKING else self._body(operation, at),
             statuses=tuple(
                 sorted(int(code) for code in answers if re.fullmatch("[1-5][0-9]{2}", code))
                 if isinstance(answers, dict)

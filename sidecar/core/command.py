@@ -15,7 +15,7 @@ from sidecar.core.idempotency import Claim, KeptAnswer
 from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.core.record import Origin, Record
 from sidecar.core.rules import GrantJudgment, Objection, Preview
-from sidecar.core.scope import Execution, Scope
+from sidecar.core.scope import Execution, ReportedOutcome, Scope
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 
@@ -178,7 +178,7 @@ class Report:
     decision_id: str
     admission_id: str
     token_sha256: bytes
-    outcome: Literal["succeeded", "failed", "not_executed"]
+    outcome: ReportedOutcome
     cost: int | None = None
     detail: str | None = None
     request_id: str | None = None

@@ -18,6 +18,8 @@ ExecutionStatus = Literal[
     "not_executed",
     "executed",
 ]
+# How a backend may report that its execution ended.
+ReportedOutcome = Literal["succeeded", "failed", "not_executed"]
 
 # An execution that has not ended yet: its answer, or its report, is still to come.
 UNDER_WAY: frozenset[str] = frozenset({"in_flight", "running"})

@@ -23,7 +23,7 @@ from sidecar.core.record import (
     Event,
     Origin,
 )
-from sidecar.core.scope import ExecutionStatus, ScopeStatus
+from sidecar.core.scope import ExecutionStatus, ReportedOutcome, ScopeStatus
 from sidecar.core.unlisted import Treatment
 from sidecar.errors import ERRORS
 from sidecar.web.wire.forms import LATER, OPEN, Count, Dollars, Keywords, Time, TypedDict
@@ -166,7 +166,7 @@ class ReportedExecution(TypedDict):
     """An execution that was reported, and its scope afterwards."""
 
     decision_id: DecisionId
-    status: Literal["succeeded", "failed", "not_executed"]
+    status: ReportedOutcome
     scope_status: Annotated[ScopeStatus | None, Keywords(description="Null if no scope was needed.")]
 
 

@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema
 
 from sidecar.core.facts import IDENTIFIER_RULE, MAX_ID_CHARS, MAX_TARGET_AGENTS, is_identifier
 from sidecar.core.money import MAX_MICROS, MICROS_PER_DOLLAR, is_whole_micros, to_micros
-from sidecar.core.scope import MAX_INTENT_CHARS
+from sidecar.core.scope import MAX_INTENT_CHARS, ReportedOutcome
 from sidecar.core.wording import UNSEEN_LETTERS, visible_chars
 from sidecar.errors import Refusal
 
@@ -202,7 +202,7 @@ class ExecutionReport(WireModel):
 
     model_config = ReconcileRequest.model_config
 
-    outcome: Literal["succeeded", "failed", "not_executed"]
+    outcome: ReportedOutcome
     cost_usd: Annotated[Micros | None, Field(description="What it cost; absent or null: its hold.")] = None
     detail: Annotated[str | None, Field(max_length=MAX_DETAIL_CHARS, description="The record keeps it.")] = (
         None
