@@ -47,7 +47,7 @@ from sidecar.core.idempotency import KeptAnswer, claim_of, claimed_by
 from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, Limit, Match, PolicySet, RiskClass, Rule
 from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record
-from sidecar.core.scope import Execution, Scope
+from sidecar.core.scope import Execution, ExecutionStatus, Scope
 from sidecar.core.state import Names, State, names
 from sidecar.errors import ERRORS, Refusal
 from sidecar.web.wire import answers
@@ -820,7 +820,7 @@ def test_a_repeat_gets_the_first_answer_and_leaves_a_record_but_consumes_nothing
     applied = repeat(state)
     assert isinstance(applied.reply, Replayed)
     assert applied.reply.answer is ANSWER
-    assert applied.scope is applied.execution is None
+    assert (applied.scope, applied.execution) == (None, None)
     entry = entry_of(applied)
     assert (entry.event, entry.record.decision_outcome) == ("replayed", DecisionOutcome.NONE)
     assert entry.record.details["admission_id"] == "d-1"
@@ -855,7 +855,8 @@ def test_after_an_execution_that_was_not_sent_the_key_is_free() -> None:
 
 
 def test_an_answer_is_kept_after_a_report_but_not_where_nothing_was_executed() -> None:
-    for status, kept in (("succeeded", True), ("not_executed", False)):
+    cases: tuple[tuple[ExecutionStatus, bool], ...] = (("succeeded", True), ("not_executed", False))
+    for status, kept in cases:
         scope, execution = in_flight()
         ended = replace(execution, status=status, ended_at=ISSUED_AT, cost=0)
         claimed = claimed_by(CLAIM, "d-1", ISSUED_AT)

@@ -59,7 +59,7 @@ def report(outcome: Any, **changes: Any) -> Report:
 
 def refused(applied: Applied) -> str:
     assert isinstance(applied.reply, Denied)
-    assert applied.entry is applied.scope is applied.execution is None
+    assert (applied.entry, applied.scope, applied.execution) == (None, None, None)
     return applied.reply.refusal.code
 
 
