@@ -50,7 +50,9 @@ _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
 _LINE_CONTROLS = re.compile("[\t\n\r]")
 _SCHEME = re.compile(r"\A[a-z][a-z0-9+.-]*:[/\\]*")
 _AUTHORITY = re.compile(r"\A[/\\]{2,}[^/\\]*")
-_PARAMETERS = re.compile(r";[^/]*")
+PARAMETERS = re.compile(r";[^/]*")
+# In a decoded text: it was escaped twice.
+ESCAPE = re.compile(r"%(?:[0-9A-Fa-f]{2}|[uU][0-9A-Fa-f]{4})")
 _SLASHES = re.compile(r"//+")
 _BLANKS = "".join(chr(code) for code in range(0x3001) if code <= 0x20 or chr(code).isspace())
 _BLANK = rf"[{re.escape(_BLANKS)}]"
@@ -234,7 +236,7 @@ STEPS: tuple[Step, ...] = (
     Step("merging slashes", lambda text: _SLASHES.sub("/", text)),
     # Old servlet containers cut at ";jsessionid"; newer ones drop parameters segment by segment.
     Step("cutting at a semicolon", lambda text: text.partition(";")[0]),
-    Step("dropping parameters", lambda text: _PARAMETERS.sub("", text)),
+    Step("dropping parameters", lambda text: PARAMETERS.sub("", text)),
     # A parser that decodes a URL before splitting it finds a fragment or a query at %23 or %3F.
     Step("cutting at a #", lambda text: text.partition("#")[0]),
     Step("cutting at a ?", lambda text: text.partition("?")[0]),

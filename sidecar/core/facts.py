@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeGuard
 from urllib.parse import unquote_to_bytes
 
 from sidecar.core import pointer
+from sidecar.core._readings import ESCAPE
 from sidecar.core.cache import Cache
 from sidecar.core.lookalikes import lookalike, pattern_of, spellings
 from sidecar.core.pointer import ABSENT, OBJECT
@@ -48,7 +49,6 @@ NAMED: tuple[Named, ...] = ("path", "query", "header", "form")
 WHOLE_PATH = "*"
 _PART = re.compile(r"(path|query|header|form):([A-Za-z0-9_.-]+)")
 _BEGINS_A_PLACE = re.compile(r"(?:path|query|header|form|const):")
-_ESCAPE = re.compile(r"%(?:[0-9A-Fa-f]{2}|[uU][0-9A-Fa-f]{4})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +375,7 @@ def _whole_path(path: str, source: Source) -> str:
         value = unquote_to_bytes(path).decode()
     except UnicodeError:
         raise _Unreadable(_refusal(str(source), "is not UTF-8")) from None
-    if _ESCAPE.search(value):
+    if ESCAPE.search(value):
         raise _Unreadable(_refusal(str(source), "is escaped twice"))
     return value
 

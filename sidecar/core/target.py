@@ -36,6 +36,8 @@ from sidecar.core import _readings as readings
 from sidecar.core._lookup import Entry, Lookup
 from sidecar.core._quicktest import QuickTest
 from sidecar.core._readings import (
+    ESCAPE,
+    PARAMETERS,
     decoded,
     describe,
     folded,
@@ -348,11 +350,9 @@ def _refused(code: str, message: str, target: str) -> Rejected:
 # ---- literal paths ---------------------------------------------------------------------------------
 
 _RAW_DOUBT = re.compile(r"[^!-~]|[#\\]")
-_PARAMETERS = re.compile(r";[^/]*")
 _EMPTY_OR_DOTS = frozenset({"", ".", ".."})
 _RAW_SEPARATOR = re.compile(r"[/.;]")
 _SEPARATOR = re.compile(r"[/.;#?\\\0]")
-_ESCAPE = re.compile(r"%(?:[0-9A-Fa-f]{2}|[uU][0-9A-Fa-f]{4})")
 
 
 def _doubt(path: str) -> str | None:
@@ -361,7 +361,7 @@ def _doubt(path: str) -> str | None:
         return "it does not begin with a slash"
     # A parser that drops parameters reads ";x" as an empty segment and "..;x" as a dot segment. A slash at
     # the end belongs to the pattern.
-    segments = _PARAMETERS.sub("", path[1:].removesuffix("/")).split("/")
+    segments = PARAMETERS.sub("", path[1:].removesuffix("/")).split("/")
     if path != "/" and not _EMPTY_OR_DOTS.isdisjoint(segments):
         return "it has an empty segment or a dot segment"
     if _RAW_DOUBT.search(path):
@@ -400,7 +400,7 @@ def _gated(route: int, pattern: RoutePattern, found: Sequence[str], path: str) -
                 part = unquote_to_bytes(text).decode()
             except UnicodeDecodeError:
                 return f"the segment {{{name}}} is not UTF-8"
-            if _ESCAPE.search(part):
+            if ESCAPE.search(part):
                 return f"the segment {{{name}}} is escaped twice"
             parts.append(part)
         values[name] = "/".join(parts)

@@ -25,20 +25,14 @@ from sidecar.core.wording import visible_chars
 from sidecar.policies._conditions import CelCondition, condition
 from sidecar.settings.faults import Mistake, kind
 from sidecar.settings.keys import Section
+from sidecar.settings.numbers import MAX_SECONDS, Count, Dollars, Lifetime, Seconds, whole, whole_seconds
 from sidecar.settings.values import (
     LIST,
-    MAX_SECONDS,
     NOT_EMPTY,
     ONE_OR_MORE,
-    Count,
-    Dollars,
     Identifier,
     Identifiers,
-    Lifetime,
     Risk,
-    Seconds,
-    whole,
-    whole_seconds,
 )
 
 MAX_REASON_CHARS = 1000

@@ -28,15 +28,13 @@ from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
 from sidecar.settings.faults import Mistake, faults, one_of, refuse, validated
 from sidecar.settings.keys import Section
+from sidecar.settings.numbers import Dollars, whole, whole_seconds
 from sidecar.settings.values import (
     LIST,
     NOT_EMPTY,
-    Dollars,
     Identifier,
     Identifiers,
     Text,
-    whole,
-    whole_seconds,
 )
 
 FOLDER = "tests"

@@ -17,18 +17,15 @@ from sidecar.files.yamlfile import KeyPath
 from sidecar.settings import presets
 from sidecar.settings.faults import refuse
 from sidecar.settings.keys import LIVE, Section
+from sidecar.settings.numbers import Bytes, Count, ErrorStatus, Lifetime, Seconds
 from sidecar.settings.values import (
     LIST,
     AnswerPlace,
     BaseUrl,
     BodyKinds,
     BodyPlace,
-    Bytes,
-    Count,
-    ErrorStatus,
     GatedPath,
     HeaderName,
-    Lifetime,
     MediaTypes,
     Methods,
     Pattern,
@@ -38,7 +35,6 @@ from sidecar.settings.values import (
     Risk,
     RouteName,
     ScopePlace,
-    Seconds,
 )
 
 

@@ -1,8 +1,8 @@
 """The sections of the configuration, key by key as they stand in the file.
 
-The type of a key says what it accepts (see `values`), and LIVE says that a reload may change it. The text
-below it is its description in config/scopegate.yaml, the reference and the schema. Conditions on several keys
-are checked here, such as those on the files of a `tls` section.
+The type of a key says what it accepts (see `values` and `numbers`), and LIVE says that a reload may change
+it. The text below it is its description in config/scopegate.yaml, the reference and the schema. Conditions on
+several keys are checked here, such as those on the files of a `tls` section.
 """
 
 from __future__ import annotations
@@ -22,24 +22,19 @@ from sidecar.files.yamlfile import KeyPath
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.faults import Contradiction, refuse
 from sidecar.settings.keys import LIVE, SECRET, Key, Section, keys
+from sidecar.settings.numbers import Count, Dollars, Fraction, Grace, Lifetime, Seconds
 from sidecar.settings.routes import GateSection
 from sidecar.settings.values import (
     LIST,
     AllowedHost,
     CollectorUrl,
-    Count,
-    Dollars,
     File,
     Folder,
-    Fraction,
-    Grace,
     HostName,
-    Lifetime,
     ListenAddress,
     MaskKeyFile,
     MaskPointer,
     OwnAddress,
-    Seconds,
     SigningKeyFile,
     StoreUrl,
     UpstreamUrl,
