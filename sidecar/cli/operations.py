@@ -26,7 +26,7 @@ from sidecar.files.yamlfile import Document, KeyPath, in_order
 # The methods of an OpenAPI path item. QUERY came with OpenAPI 3.2.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 
-# One operation under more base paths than this gives a route that nobody can read.
+# One operation under more base paths than this would give an unreadable route.
 MAX_BASES = 16
 # The most combinations of the values of server variables that are tried.
 MAX_COMBINATIONS = 10_000

@@ -119,7 +119,7 @@ class Suggestion:
     """The suggested routes.
 
     By the index of an operation, `without` has the reason why a writing one has no route, and `refusals` the
-    refusal that each of its requests would get, whatever it holds.
+    refusal that every one of its requests would get.
     """
 
     backend: Backend

@@ -50,7 +50,7 @@ class Bodies:
     by_type: Cache[bytes, Reading | None] = field(init=False, compare=False, repr=False)
     # The reading of a body without content type.
     untyped: Reading | None = field(init=False, compare=False)
-    # Whether a body without bytes is accepted, whatever its content type.
+    # Whether a body without bytes is accepted with any content type.
     may_be_empty: bool = field(init=False, compare=False)
     # Whether the bytes may have a content encoding.
     may_be_encoded: bool = field(init=False, compare=False)

@@ -36,7 +36,7 @@ MAX_KEPT_BODY_BYTES = 64 * 1024
 # An execution in one of these statuses has no final outcome, so its key is kept. The backend of a `running`
 # one has answered and reports the outcome later.
 OPEN = frozenset({"in_flight", "running", "unknown"})
-# Nobody knows the answer of these, or it must not be repeated.
+# The answer of these is unknown, or must not be repeated.
 _WITHOUT_ANSWER = frozenset({"unknown", "executed"})
 # The Retry-After of a request whose first one is still in flight.
 RETRY_AFTER_SECONDS = 1
