@@ -1,7 +1,8 @@
 """Idempotency keys: a request that a client repeats under its `Idempotency-Key` is executed once.
 
 1. A key belongs to one principal, one tenant and one route. The store holds a digest of the four, so that no
-   key stands there in clear. A second digest, of method, target and body, identifies the request.
+   key stands there in clear. A second digest identifies the request: its method, target and body, and what
+   it claims, because a scope or an action may stand in a header.
 2. The transaction that admits an execution claims its key. A refusal claims nothing.
 3. The status of the execution that holds the key decides what a repeat gets:
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 from dataclasses import replace
 from hashlib import sha256
 
+from sidecar.core.facts import Claims
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
@@ -101,13 +103,20 @@ def claim_of(
     method: str,
     target: bytes,
     body_sha256: str,
+    claims: Claims,
     kept_for: int,
 ) -> Claim:
     """The claim of a request to its key."""
+    claimed = (
+        claims.scope_id or "",
+        claims.incident_id or "",
+        claims.action or "",
+        *claims.target_agents,
+    )
     owner = (principal.encode(), tenant_id.encode(), route.encode(), key.encode())
     return Claim(
         key=_digest(*owner),
-        request=_digest(method.encode(), target, body_sha256.encode()),
+        request=_digest(method.encode(), target, body_sha256.encode(), *(each.encode() for each in claimed)),
         kept_for=kept_for,
     )
 

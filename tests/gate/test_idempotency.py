@@ -665,3 +665,48 @@ async def test_explaining_claims_no_key(house: House) -> None:
     answer = await ask(house.sidecar.admin_address, "POST", "/api/v1/explain", [*kind, *under()], body)
     assert answer.json()["allowed"] is True
     assert keys_in(house.database) == 0
+
+
+# Facts in headers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("X-Recovery-Scope-Id", "scope_another"),
+        ("X-Recovery-Incident-Id", "inc_another"),
+        ("X-Action", "failover"),
+        ("X-Agent", "agent-2"),
+    ],
+)
+async def test_another_fact_in_a_header_under_the_key_is_another_request(
+    open_house: Open, backend: Backend, header: str, value: str
+) -> None:
+    house = await open_house(
+        gate={
+            "routes": [
+                {
+                    "name": "run-it",
+                    "path": "/run",
+                    "body": "empty",
+                    "action": "header:X-Action",
+                    "target_agents": ["header:X-Agent"],
+                }
+            ]
+        }
+    )
+    scope = await house.issue()
+    named = {
+        "X-Recovery-Scope-Id": scope["scope_id"],
+        "X-Recovery-Incident-Id": "inc_1",
+        "X-Action": "retry_agent",
+        "X-Agent": "agent-1",
+        "Idempotency-Key": KEY,
+    }
+    assert (await house.data("POST", "/run", list(named.items()))).status == 200
+    repeat = await house.data("POST", "/run", list(named.items()))
+    assert repeat.header("Idempotency-Replayed") == "true"
+    other = await house.data("POST", "/run", list({**named, header: value}.items()))
+    body = problem(other, 422, "idempotency_key_reused")
+    assert (await house.record(body["decision_id"]))["decision_reason"] == "idempotency_key_reused"
+    assert len(backend.seen) == 1

@@ -27,6 +27,7 @@ from sidecar.core.command import (
     Settle,
     Settled,
 )
+from sidecar.core.facts import Claims
 from sidecar.core.idempotency import Claim, KeptAnswer, claim_of, without_body
 from sidecar.errors import StoreUnavailable
 from sidecar.ids import new_decision_id
@@ -46,7 +47,9 @@ Step = tuple[Any, ...]
 
 def claim(key: str, request: str = "a", **whose: str) -> Claim:
     owner = {"principal": "anonymous", "tenant_id": "default", "route": "r", **whose}
-    return claim_of(key, method="POST", target=b"/run", body_sha256=request, kept_for=KEPT_FOR, **owner)
+    return claim_of(
+        key, method="POST", target=b"/run", body_sha256=request, claims=Claims(), kept_for=KEPT_FOR, **owner
+    )
 
 
 def answer_to(one: Claim, body: bytes | None = b"done") -> KeptAnswer:

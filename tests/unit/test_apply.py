@@ -786,6 +786,7 @@ CLAIM = claim_of(
     method="POST",
     target=b"/",
     body_sha256="a",
+    claims=Claims(),
     kept_for=60 * SECOND,
 )
 ANSWER = KeptAnswer(key=CLAIM.key, status=200, reason=b"OK", body=b"done")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.facts import Claims
 from sidecar.core.idempotency import (
     Claimed,
     KeptAnswer,
@@ -31,6 +32,7 @@ CLAIM = claim_of(
     method="POST",
     target=b"/",
     body_sha256="a",
+    claims=Claims(),
     kept_for=KEPT_FOR,
 )
 ANOTHER = claim_of(
@@ -41,6 +43,7 @@ ANOTHER = claim_of(
     method="POST",
     target=b"/",
     body_sha256="b",
+    claims=Claims(),
     kept_for=KEPT_FOR,
 )
 ANSWER = KeptAnswer(key=CLAIM.key, status=200, reason=b"OK", body=b"x")

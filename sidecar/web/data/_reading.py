@@ -213,6 +213,7 @@ def _claim_of(
         method=request.method,
         target=target_bytes(request.target),
         body_sha256=body_sha256,
+        claims=facts.claims,
         kept_for=bounds.idempotency_ttl * SECOND,
     )
 
