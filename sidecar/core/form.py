@@ -16,6 +16,7 @@ form do not matter.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from sidecar.core.lookalikes import lookalike, pattern_of
@@ -50,9 +51,15 @@ def parse(body: bytes) -> Pairs:
     if body.count(b"&") >= MAX_FIELDS:
         raise NotForm(f"it has more than {MAX_FIELDS} fields")
     pairs = [_decoded(field) for field in body.split(b"&") if field]
-    if any(name == _METHOD for name, _ in pairs) or lookalike(pairs, _METHOD, _METHOD_PATTERN) is not None:
+    if replaces_method(pairs):
         raise NotForm(f"a field {_METHOD} could replace the method that was judged")
     return pairs
+
+
+def replaces_method(pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether a field of a form or a query is `_method`, or some framework may read it so."""
+    named = any(name == _METHOD for name, _ in pairs)
+    return named or lookalike(pairs, _METHOD, _METHOD_PATTERN) is not None
 
 
 def _decoded(field: bytes) -> tuple[str, str]:

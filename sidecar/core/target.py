@@ -10,7 +10,7 @@ A request that any parser could read as a request for a gated path is judged or 
    exact path goes before the one with variables. A target that spells a route out is ambiguous for a method
    if it has a reading that matches yet another route which lists this method.
 5. A method that no route of the path lists is refused if one of these routes says so, else it passes. GET,
-   HEAD and OPTIONS pass in any case if they have no body and no override header.
+   HEAD and OPTIONS pass in any case if they have no body and no override, in a header or the query.
 
 Headers can name another target (targetheaders.py). Those that replace the target, its method or its beginning
 are refused on a gated path, and where they name one. Of those that applications build a URL from, a value in
@@ -30,7 +30,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from sidecar.core import _readings as readings
 from sidecar.core._lookup import Entry, Lookup
@@ -47,6 +47,7 @@ from sidecar.core._readings import (
     taking_off,
 )
 from sidecar.core.cache import Cache
+from sidecar.core.form import replaces_method
 from sidecar.core.pattern import RoutePattern, overlapping
 from sidecar.core.targetheaders import (
     LONGEST_REMEMBERED,
@@ -289,6 +290,10 @@ def classify(
         return _refused("ambiguous_path", f"Not every parser reads this path alike: {judged}.", target)
     if judged is None and place.refused is not None and method not in LOOKING:
         return place.refused
+    if "?" in target and _query_replaces_method(target):
+        return _refused(
+            "override_refused", "The field _method of the query is refused on a gated path.", target
+        )
     refused = _misleading(method, target, headers, place, gated) if headers else None
     if refused is not None:
         return refused
@@ -297,6 +302,13 @@ def classify(
     if has_body and method in LOOKING:
         return _refused("override_refused", f"A {method} with a body is refused on a gated path.", target)
     return PASSES
+
+
+def _query_replaces_method(target: str) -> bool:
+    """Whether a field of the query could replace the method: Symfony and Express read `?_method=DELETE`."""
+    query = target.partition("?")[2].encode("utf-8", "ignore").decode()
+    # Parsers that drop bytes that are not UTF-8 read more names as this one than those that refuse them.
+    return replaces_method(parse_qsl(query, keep_blank_values=True, errors="ignore"))
 
 
 def _misleading(

@@ -514,3 +514,27 @@ async def test_explain_judges_a_route_by_its_pointers_and_constants(open_house: 
     body = {"job": {"scope": scope["scope_id"]}, "incident_id": "inc_1", "action": "failover"}
     told = (await house.admin("POST", "/api/v1/explain", body)).json()
     assert (told["allowed"], told["scope"]["scope_id"]) == (True, scope["scope_id"])
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "GET"])
+@pytest.mark.parametrize(
+    "query",
+    ["_method=DELETE", "a=1&%5Fmethod=DELETE", "_METHOD=x", "_method[]=x", "a=1;_method=x", "_met%FFhod=x"],
+)
+async def test_a_query_that_replaces_the_method_is_refused_on_a_gated_path(
+    open_house: Open, method: str, query: str
+) -> None:
+    routes = [
+        {"name": "remove", "path": RUN, "methods": ["DELETE"], "other_methods": "pass", "body": "any"},
+        {"name": "change", "path": RUN, "methods": ["PATCH"], "other_methods": "pass", "body": "any"},
+    ]
+    house = await open_house(gate={"routes": routes})
+    answer = await house.data(method, f"{RUN}?{query}")
+    await assert_refused(house, answer, 400, "override_refused")
+
+
+async def test_other_fields_of_a_query_replace_no_method(open_house: Open) -> None:
+    house = await open_house(gate=route(methods=["DELETE"], other_methods="pass", body="any"))
+    for query in ("method=DELETE", "a=_method", "x_method=1"):
+        assert (await house.data("POST", f"{RUN}?{query}")).status == 200
+    assert (await house.data("POST", "/elsewhere?_method=DELETE")).status == 200
