@@ -868,6 +868,15 @@ def test_the_last_reading_of_a_path_with_too_many_is_none() -> None:
     assert None not in tried
 
 
+@pytest.mark.parametrize("query", ["_method=DELETE", "a=1&_method=PUT", "%5fmethod=DELETE"])
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_field_in_the_query_that_replaces_the_method_is_refused_on_a_gated_path(
+    query: str, method: str
+) -> None:
+    assert code(ask(f"/recovery/execute?{query}", method=method)) == "override_refused"
+    assert ask(f"/elsewhere?{query}", method=method) == PassThrough()
+
+
 def test_two_routes_that_meet_in_several_paths_conflict_once() -> None:
     route = GatedCalls((EXACT, NAMED))
     assert [(one, other) for one, other, _, _ in conflicts([route, route])] == [(0, 1)]
