@@ -46,6 +46,7 @@ async def send(address: Address, kill: int, client: int, answers: list[str]) -> 
 async def test_after_kill_nine_each_request_that_the_backend_saw_is_recorded(tmp_path: Path) -> None:
     draw, answered, loop = random.Random(1), list[str](), asyncio.get_running_loop()
     async with serving_backend() as backend:
+        # This backend listens on a TCP port, never on a Unix socket.
         address = (backend.address.host, backend.address.port)  # type: ignore[union-attr]
         config = write_configuration(tmp_path, address, gate={"unlisted": {"writes": "record"}})
         sidecar = Program(config)
