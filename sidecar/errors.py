@@ -84,6 +84,14 @@ _ROWS: tuple[ErrorKind, ...] = (
         "Only WebSockets may upgrade, and not on a gated path; do not send CONNECT.",
     ),
     ErrorKind(
+        "unauthenticated",
+        401,
+        "The credential is missing or not valid",
+        "Send a valid credential by a method that `methods` names: `Authorization: Bearer` on calls of the "
+        "sidecar, `Scopegate-Authorization: Bearer` on other requests, or a client certificate.",
+        {"methods": ["tokens"]},
+    ),
+    ErrorKind(
         "incident_mismatch",
         403,
         "The scope belongs to another incident",
@@ -103,6 +111,38 @@ _ROWS: tuple[ErrorKind, ...] = (
         "The scope does not allow these target agents",
         "Name only target agents of the scope, or ask for one that has them.",
         {**_SCOPE, "target_agents": ["agent_2"]},
+    ),
+    ErrorKind(
+        "executor_outside_scope",
+        403,
+        "The scope is for other executors",
+        "Have one of the executors of the scope execute it, or ask for a scope that names this one.",
+        {**_SCOPE, "principal": "agent-7"},
+    ),
+    ErrorKind(
+        "role_required",
+        403,
+        "The caller lacks the role",
+        "Ask an operator to give the role to the caller, in `roles:` of the policies.",
+        {"role": "executor", "principal": "agent-7"},
+    ),
+    ErrorKind(
+        "tenant_mismatch",
+        403,
+        "The request names another tenant than the caller's",
+        "Leave the tenant header out, or name the tenant of the caller there.",
+        {"tenant_id": "default"},
+    ),
+    ErrorKind(
+        "frozen",
+        403,
+        "Executions are frozen",
+        "Wait until the freeze ends or is lifted; ask who set it, and why.",
+        {
+            "freeze_id": "freeze_0123456789abcdef0123456789abcdef",
+            "reason": "the primary is split",
+            "ends_at": None,
+        },
     ),
     ErrorKind(
         "policy_denied",
@@ -138,6 +178,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         "No such execution scope",
         "Check the scope_id and the tenant; scopes are listed by incident.",
         _SCOPE,
+    ),
+    ErrorKind(
+        "freeze_not_found",
+        404,
+        "No such freeze",
+        "Check the freeze_id; `scopegate freezes --all` lists them.",
+        {"freeze_id": "freeze_0123456789abcdef0123456789abcdef"},
     ),
     ErrorKind(
         "decision_not_found",
@@ -225,6 +272,16 @@ _ROWS: tuple[ErrorKind, ...] = (
         },
     ),
     ErrorKind(
+        "invalid_freeze",
+        422,
+        "The requested freeze is not valid",
+        "Correct the members that `errors` names.",
+        {
+            "member": "match",
+            "errors": [{"member": "/match", "problem": "is required; {} matches everything"}],
+        },
+    ),
+    ErrorKind(
         "idempotency_key_reused",
         422,
         "Another request was sent under this Idempotency-Key",
@@ -240,6 +297,14 @@ _ROWS: tuple[ErrorKind, ...] = (
             "retry_after_seconds": 1740,
             "ends_at": "2026-01-31T12:34:56.000000+00:00",
         },
+        retry=True,
+    ),
+    ErrorKind(
+        "auth_throttled",
+        429,
+        "Too many credentials from this peer were not valid",
+        "Correct the credential, then wait; requests with a valid one are served at once.",
+        {"methods": ["tokens"], "retry_after_seconds": 10},
         retry=True,
     ),
     ErrorKind(
@@ -269,6 +334,14 @@ _ROWS: tuple[ErrorKind, ...] = (
         "The store cannot record a decision",
         "Look at readiness (/health/ready) and at the store's disk.",
         {"cause": "disk I/O error"},
+        retry=True,
+    ),
+    ErrorKind(
+        "credential_unavailable",
+        503,
+        "The credential for the backend cannot be read",
+        "Put the file of `upstream.credentials` back; nothing was consumed.",
+        {"header": "Authorization"},
         retry=True,
     ),
     ErrorKind(
@@ -315,6 +388,17 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "incident_id": {"anyOf": [_TEXT, _NULL], "description": "The incident that the request names."},
     "action": {"anyOf": [_TEXT, _NULL], "description": "The action that the request names."},
     "target_agents": {**_TEXTS, "description": "The target agents that the request names."},
+    "principal": {**_TEXT, "description": "The caller."},
+    "role": {**_TEXT, "description": "The role that the call needs; if several would do, the weakest."},
+    "methods": {
+        **_TEXTS,
+        "description": "The method of the credential that is not valid. If there is no credential, the "
+        "methods that are configured.",
+    },
+    "tenant_id": {**_TEXT, "description": "The tenant of the caller."},
+    "freeze_id": {**_TEXT, "description": "The freeze that the request meets, or that does not exist."},
+    "reason": {**_TEXT, "description": "Why the freeze was set."},
+    "header": {**_TEXT, "description": "The header whose value cannot be read."},
     "body": {**_TEXTS, "description": "The kinds of body that are accepted: json, form, empty, any."},
     "bound": {
         **_TEXT,
@@ -335,13 +419,14 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "value": {"type": "number", "minimum": 0, "description": "The most that the limit allows."},
     "require": {
         **_TEXT,
-        "enum": ["intent_min_chars", "target_agents"],
+        "enum": ["intent_min_chars", "target_agents", "executor_is_not_issuer", "executor_is_issuer"],
         "description": "What a rule requires the request to say.",
     },
     "condition_error": {**_TEXT, "description": "Why a rule's condition could not be judged."},
     "ends_at": {
         "anyOf": [_TIME, _NULL],
-        "description": "When the brake ends. If it is null, the brake ends with the executions in flight.",
+        "description": "When the brake or the freeze ends. If it is null, the brake ends with the executions "
+        "in flight, and the freeze when it is lifted.",
     },
     "retry_after_seconds": {
         "type": "integer",

@@ -20,6 +20,7 @@ from sidecar.core.masking import Mask, pointer
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
 from sidecar.settings.addresses import Address, Listen, SocketFile
+from sidecar.settings.auth import AuthSection
 from sidecar.settings.faults import Contradiction, refuse
 from sidecar.settings.keys import LIVE, SECRET, Key, Section, keys
 from sidecar.settings.numbers import Count, Dollars, Fraction, Grace, Lifetime, Seconds
@@ -356,6 +357,7 @@ class Settings(Section):
     data: DataSection
     admin: AdminSection
     ops: OpsSection
+    auth: AuthSection
     upstream: UpstreamSection
     store: StoreSection
     clock: ClockSection
