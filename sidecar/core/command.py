@@ -13,6 +13,7 @@ from typing import Any, Literal
 from sidecar.core.facts import Claims
 from sidecar.core.idempotency import Claim, KeptAnswer
 from sidecar.core.policy import PolicySet, RiskClass
+from sidecar.core.principal import ANONYMOUS, Principal
 from sidecar.core.record import Origin, Record
 from sidecar.core.rules import GrantJudgment, Objection, Preview
 from sidecar.core.scope import Execution, ReportedOutcome, Scope
@@ -52,8 +53,7 @@ class Issue:
     defaulted: frozenset[str] = frozenset()
     judged: GrantJudgment | None = None
     request_id: str | None = None
-    principal: str = "anonymous"
-    created_by_verified: bool = False
+    principal: Principal = ANONYMOUS
     record_denial: bool = True
     origin: Origin = "gate"
 
@@ -76,7 +76,7 @@ class Admit:
     policies: PolicySet
     tenant_id: str = "default"
     request_id: str = ""
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     route: str | None = None
     body_sha256: str | None = None
     announced_cost: int = 0
@@ -105,7 +105,7 @@ class Refuse:
     policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     route: str | None = None
     count: int = 1
     summary: Mapping[str, Any] | None = None
@@ -124,7 +124,7 @@ class PassUnlisted:
     policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     count: int = 1
     summary: Mapping[str, Any] | None = None
     origin: Origin = "gate"
@@ -162,7 +162,7 @@ class CountReplays:
     policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     route: str | None = None
     origin: Origin = "gate"
 
@@ -206,7 +206,7 @@ class Revoke:
     policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     record_denial: bool = True
     cause: str | None = None
     origin: Origin = "gate"
@@ -224,7 +224,7 @@ class Reconcile:
     reason: str | None = None
     reconciled_by: str | None = None
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     origin: Origin = "gate"
 
 
@@ -238,6 +238,7 @@ class Emit:
 
     record: Record
     origin: Origin
+    principal: Principal = ANONYMOUS
     once: bytes | None = None
     unless_switched: Switch | None = None
 
@@ -251,7 +252,7 @@ class Turn:
     on: bool
     origin: Origin
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +273,7 @@ class AcceptClock:
     decision_id: str
     before: int = 0
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     origin: Origin = "api"
 
 

@@ -142,18 +142,18 @@ T = TypeVar("T")
 ROWS_PER_CHECKPOINT = 2_000
 
 _ISSUE_SCOPE = f"""
-    INSERT INTO scopes ({rows.SCOPE_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    INSERT INTO scopes ({rows.SCOPE_COLUMNS}) VALUES ({rows.placeholders(rows.SCOPE_COLUMNS)})"""
 _UPDATE_SCOPE = """
     UPDATE scopes SET attempts_used = ?, settled = ?, held = ?, overrun = ?, revoked_at = ?
     WHERE scope_id = ?"""
 _ADMIT_EXECUTION = f"""
     INSERT INTO executions ({rows.EXECUTION_COLUMNS})
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES ({rows.placeholders(rows.EXECUTION_COLUMNS)})"""
 _END_EXECUTION = """
     UPDATE executions SET status = ?, cost = ?, ended_at = ?, http_status = ?, cause = ?, report_token = ?
     WHERE decision_id = ?"""
 _APPEND = f"""
-    INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES ({rows.placeholders(rows.LOG_COLUMNS)})"""
 _KEEP = "INSERT INTO kept_once (key, decision_id) VALUES (?, ?)"
 _TURN = """
     INSERT INTO switches (name, is_on, changed_at) VALUES (?, ?, ?)

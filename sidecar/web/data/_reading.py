@@ -207,7 +207,7 @@ def _claim_of(
         return Refusal("invalid_request", message, {"member": "header:Idempotency-Key"})
     return claim_of(
         keys[0],
-        principal=facts.principal,
+        principal=facts.principal.id,
         tenant_id=facts.tenant_id,
         route=facts.route or "",
         method=request.method,
