@@ -64,6 +64,7 @@ from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule, Subject
 from sidecar.core.record import Entry
 from sidecar.core.repeats import repeated, summary_of
+from sidecar.core.roles import role_required
 from sidecar.core.rules import (
     GrantJudgment,
     Objection,
@@ -485,8 +486,13 @@ def _pass_unlisted(command: PassUnlisted, now: int) -> Applied:
 def _revoke(command: Revoke, state: State, now: int) -> Applied:
     scope = state.scopes.get(command.scope_id)
     claims = Claims(scope_id=command.scope_id)
+    refusal = None
     if scope is None or scope.tenant_id != command.tenant_id:
         refusal = Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": command.scope_id})
+    elif command.own_only and scope.proven_issuer != command.principal.id:
+        refusal = role_required(command.principal, "operator")
+    if scope is None or refusal is not None:
+        assert refusal is not None
         if not command.record_denial:
             return Applied(reply=Denied(refusal, None))
         entry = gate_entry(

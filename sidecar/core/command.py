@@ -20,7 +20,8 @@ from sidecar.core.scope import Execution, ReportedOutcome, Scope
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 
-Gatekept = Literal["scoped_execution", "scope_grant"]
+# What a record is about: an execution, a scope, or a call of the sidecar that its caller may not make.
+Gatekept = Literal["scoped_execution", "scope_grant", "access"]
 Switch = Literal["care_kill_switch"]
 
 # The most characters of a path that a summary shows.
@@ -198,7 +199,8 @@ class Lapse:
 class Revoke:
     """Revoke a scope permanently. The command is repeatable, and each call is recorded.
 
-    `cause` is set if the sidecar revokes the scope on its own, and says why.
+    With `own_only`, the scope must be one that its principal asked for. `cause` is set if the sidecar revokes
+    the scope on its own, and says why.
     """
 
     decision_id: str
@@ -208,6 +210,7 @@ class Revoke:
     request_id: str | None = None
     principal: Principal = ANONYMOUS
     record_denial: bool = True
+    own_only: bool = False
     cause: str | None = None
     origin: Origin = "gate"
 

@@ -392,14 +392,24 @@ class SqliteEngine:
         return rows.scope_from_row(found[0]) if found else None
 
     async def scopes(
-        self, tenant_id: str, incident_id: str, *, before: str | None, limit: int
+        self,
+        tenant_id: str,
+        incident_id: str,
+        issuer: str | None = None,
+        *,
+        before: str | None,
+        limit: int,
     ) -> tuple[Page, int]:
         of_incident = "FROM scopes WHERE tenant_id = ? AND incident_id = ?"
+        named: tuple[str, ...] = (tenant_id, incident_id)
+        if issuer is not None:
+            of_incident += " AND created_by = ? AND issuer_method <> 'none'"
+            named = (*named, issuer)
         found = await self._rows(
             f"SELECT {rows.SCOPE_COLUMNS}, seq {of_incident} AND seq < ? ORDER BY seq DESC LIMIT ?",
-            (tenant_id, incident_id, cursor(before), limit + 1),
+            (*named, cursor(before), limit + 1),
         )
-        total = await self._rows(f"SELECT COUNT(*) {of_incident}", (tenant_id, incident_id))
+        total = await self._rows(f"SELECT COUNT(*) {of_incident}", named)
         return page(found, limit, rows.scope_from_row), total[0][0]
 
     async def scopes_wanted(self, wanted: ScopesWanted, *, before: str | None, limit: int) -> Page:
