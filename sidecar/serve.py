@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from sidecar.auth.methods import Bearers, Methods
 from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
 from sidecar.files.tls import Credentials, client_context, server_context
@@ -25,6 +27,7 @@ from sidecar.live.reload import Files, Reloader, announce_unlisted, warn_of_open
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.snapshot import Live, Snapshot
 from sidecar.settings.addresses import Address
+from sidecar.settings.auth import JwtSection
 from sidecar.settings.sections import (
     ListenTlsSection,
     LogSection,
@@ -62,6 +65,9 @@ from sidecar.web.serving.dataconnection import DataServer
 from sidecar.web.serving.identity import Identities
 from sidecar.web.serving.listener import Factory, Listener, connections, file_limit
 from sidecar.web.wire.answers import Listeners
+
+if TYPE_CHECKING:
+    from sidecar.auth.jwks import IssuerKeys
 
 # The time before an idle connection is closed in the drain.
 LAST_CALL_SECONDS = 0.5
@@ -108,7 +114,8 @@ class Sidecar:
             observer=self._checkpointer or self.metrics,
             mask=settings.log.masking(),
         )
-        self.live = Live(Snapshot(settings, policies))
+        self.issuer_keys, jwt = _issuer(settings.auth.jwt, self.metrics)
+        self.live = Live(Snapshot(settings, policies, Methods.configured(settings.auth, jwt=jwt)))
         self.reloader = Reloader(files, live=self.live, metrics=self.metrics, clock=clock)
         self._files = files
         self.tracing = Tracing()
@@ -152,6 +159,9 @@ class Sidecar:
             self._checkpointer.start(self.store)
         settings = self.settings
         self.ops_address = await self._serve("ops", self._ops.application(), settings.ops.listen)
+        if self.issuer_keys is not None:
+            self.issuer_keys.on_change = lambda: self.live.snapshot.methods.forget()
+            await self.issuer_keys.start()
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
         self.data_address = await self._listen("data", self._data_server, settings.data.listen)
         self._renewing = asyncio.create_task(self.renewal.watch())
@@ -328,6 +338,8 @@ class Sidecar:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
+        if self.issuer_keys is not None:
+            await self.issuer_keys.close()
         for runner in self._runners:
             await runner.cleanup()
         for listener in self._open.values():
@@ -348,6 +360,17 @@ def _tracing(telemetry: TelemetrySection) -> Tracing:
     return OtelTracing(telemetry.otlp_endpoint)
 
 
+def _issuer(jwt: JwtSection, metrics: Metrics) -> tuple[IssuerKeys | None, Bearers | None]:
+    """The keys of the issuer, and what verifies its tokens with them."""
+    if jwt.issuer is None or jwt.jwks is None:
+        return None, None
+    from sidecar.auth.jwks import IssuerKeys  # an optional extra, and slow to import
+    from sidecar.auth.jwt import JwtVerifier
+
+    keys = IssuerKeys(jwt.jwks, metrics=metrics, ca_file=jwt.ca_file)
+    return keys, JwtVerifier(jwt, keys)
+
+
 def _checkpointer(log: LogSection, metrics: Metrics) -> Checkpointer | None:
     if log.signing_key_file is None or log.checkpoint_file is None:
         return None
@@ -361,7 +384,10 @@ def _url(address: Address, tls: ListenTlsSection) -> str:
 
 
 def _listening(name: str, tls: ListenTlsSection) -> Credentials | None:
-    return Credentials(name, tls.files(), server_context) if tls.certificate_file else None
+    if not tls.certificate_file:
+        return None
+    make = partial(server_context, is_optional=tls.is_certificate_optional)
+    return Credentials(name, tls.files(), make)
 
 
 def _towards(upstream: UpstreamSection) -> UpstreamTls | None:

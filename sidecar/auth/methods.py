@@ -11,11 +11,14 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Protocol
 
+from sidecar.auth.certificates import CertificateNames
 from sidecar.auth.failure import AuthFailure
 from sidecar.auth.identity import Identity
 from sidecar.auth.principals import PrincipalTable
+from sidecar.auth.proxy import TrustedProxies
 from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.core.principal import ANONYMOUS_ID, Method, Principal
+from sidecar.settings.auth import AuthSection
 
 # The tokens that `scopegate auth token` makes begin so. Everything else is taken for a JWT.
 TOKEN_BEGINS = "sg_"
@@ -71,6 +74,25 @@ class Methods:
         # None as the time: the credential does not expire.
         self._holders: dict[bytes, tuple[Principal, int | None]] = {}
 
+    @classmethod
+    def configured(
+        cls,
+        auth: AuthSection,
+        *,
+        tokens: Bearers | None = None,
+        jwt: Bearers | None = None,
+        table: PrincipalTable | None = None,
+    ) -> Methods:
+        """The methods of a section. What reads files or fetches keys is made elsewhere, and passed."""
+        return cls(
+            tokens=tokens,
+            jwt=jwt,
+            mtls=None if auth.mtls.id is None else CertificateNames(auth.mtls.id),
+            proxy=None if auth.proxy.header is None else TrustedProxies(auth.proxy.trusted),
+            table=table,
+            prefixes=auth.prefixes,
+        )
+
     @property
     def names(self) -> tuple[Method, ...]:
         """The names of the configured methods."""
@@ -101,6 +123,10 @@ class Methods:
                 self._holders.clear()
             self._holders[digest] = principal, found.expires_at
         return principal
+
+    def forget(self) -> None:
+        """Verify every credential anew, because the keys that verified it have changed."""
+        self._holders.clear()
 
     def certificate(self, certificate: Mapping[str, Any]) -> Found:
         """The principal that a verified client certificate names."""

@@ -100,6 +100,7 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
     if sidecar.hung:
         logging.shutdown()
         os._exit(1)  # the interpreter would wait for the thread of a hanging storage
-    if sidecar.reloader.is_reading() or sidecar.renewal.reading:
+    keys = sidecar.issuer_keys
+    if sidecar.reloader.is_reading() or sidecar.renewal.reading or (keys is not None and keys.reading):
         logging.shutdown()
         os._exit(0)  # the interpreter would wait for the thread that reads files

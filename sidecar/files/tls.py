@@ -39,17 +39,22 @@ class _PassphraseWanted(Exception):
 
 
 def server_context(
-    certificate_file: Path, key_file: Path, client_ca_file: Path | None = None
+    certificate_file: Path,
+    key_file: Path,
+    client_ca_file: Path | None = None,
+    *,
+    is_optional: bool = False,
 ) -> ssl.SSLContext:
     """The context of a listener. With `client_ca_file`, clients must show a certificate that it signed.
 
+    If `is_optional`, a client may also show none. One that another authority signed is refused all the same.
     Raises TlsFileUnusable.
     """
     context = _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     _load_pair(context, certificate_file, key_file)
     if client_ca_file is not None:
         _load_authority(context, "client_ca_file", client_ca_file)
-        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_OPTIONAL if is_optional else ssl.CERT_REQUIRED
     return context
 
 

@@ -239,7 +239,7 @@ class Reloader:
             return self._impossible(cause, "the sidecar is shutting down; its next start reads everything")
         if faults:
             return self._refused(cause, faults)
-        after = Snapshot(loaded.settings, policies)
+        after = Snapshot(loaded.settings, policies, before.methods)
         changed = _changed(before, after)
         if changed:
             self._live.snapshot = after

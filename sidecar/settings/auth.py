@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import ValidationInfo, model_validator
 
 from sidecar.core.principal import Method
+from sidecar.settings.addresses import endpoint
 from sidecar.settings.faults import refuse
 from sidecar.settings.keys import LIVE, Section
 from sidecar.settings.numbers import whole_seconds
@@ -48,6 +50,10 @@ def _jwks(value: object, info: ValidationInfo) -> str:
     """An https URL as it is, or the path of a file, absolute."""
     given = text(value)
     if given.startswith("https://"):
+        authority = re.split("[/?]", given.removeprefix("https://"), maxsplit=1)[0]
+        if "@" in given or "#" in given or " " in given:
+            raise ValueError("contains a user, a password, a fragment or a blank; write https://host/path")
+        endpoint(authority)
         return given
     if "://" in given:
         raise ValueError("expects a file, or a URL that begins with https://")

@@ -35,7 +35,6 @@ from sidecar.settings.values import (
     ListenAddress,
     MaskKeyFile,
     MaskPointer,
-    OwnAddress,
     SigningKeyFile,
     StoreUrl,
     UpstreamUrl,
@@ -54,21 +53,36 @@ class ListenTlsSection(Section):
     key_file: File = None
     """The private key of the certificate, without a passphrase."""
     client_ca_file: File = None
-    """The authorities that sign client certificates. With it a client needs a certificate."""
+    """The authorities that sign client certificates. With it a client needs a certificate, unless
+    `client_certificate` says otherwise."""
+    client_certificate: Literal["required", "optional"] | None = None
+    """Whether a client needs a certificate: `required` (as `null`) or `optional`. With `optional` a client
+    may also connect without one, and present a token instead. A certificate of another authority is refused
+    all the same. It needs `client_ca_file`."""
 
     @model_validator(mode="after")
     def _what_belongs_together(self, info: ValidationInfo) -> ListenTlsSection:
         refuse(
             *_half_a_pair(self.certificate_file, self.key_file),
             (self.client_ca_file and not self.certificate_file, ("client_ca_file",), _NO_CERTIFICATE),
+            (
+                self.client_certificate and not self.client_ca_file,
+                ("client_certificate",),
+                "has no effect without client_ca_file; set both",
+            ),
         )
         if self.certificate_file is not None:
             _try(lambda: tls.server_context(**self.files()), info)
         return self
 
+    @property
+    def is_certificate_optional(self) -> bool:
+        """Whether a client may connect without a certificate although `client_ca_file` is set."""
+        return self.client_certificate == "optional"
+
     def files(self) -> dict[str, Any]:
         """As `tls.server_context` takes them."""
-        return {name: getattr(self, name) for name in ListenTlsSection.model_fields}
+        return {name: getattr(self, name) for name in ("certificate_file", "key_file", "client_ca_file")}
 
 
 class UpstreamTlsSection(Section):
@@ -140,19 +154,16 @@ class DataSection(Section):
 class AdminSection(Section):
     """The listener for operators: decisions, open executions, reconciling, reload."""
 
-    listen: OwnAddress = Listen("127.0.0.1", 9901)
-    """The address for operators. Only loopback or a Unix socket is accepted, because these calls require no
-    authentication yet."""
+    listen: ListenAddress = Listen("127.0.0.1", 9901)
+    """The address for operators. Beyond loopback and Unix sockets it needs a method of `auth`, and
+    `admin.tls.certificate_file`."""
     allowed_hosts: Annotated[tuple[AllowedHost, ...], LIST, LIVE] = ()
-    """The host names, without port, under which these calls answer, besides loopback names: those of a proxy
-    before this listener. Another Host gets 421. On a Unix socket any name is accepted if the list is empty.
-    See [Hosts and browsers](#hosts-and-browsers)."""
+    """The host names, without port, under which these calls answer, besides loopback names. Another Host gets
+    421. If the list is empty, any name is accepted on a Unix socket, and beyond loopback, where a browser
+    connects only under a name in the certificate. With `auth.proxy` a listener beyond loopback answers only
+    under the names of this list, because the browser then sees the certificate of the proxy. See [Hosts and
+    browsers](#hosts-and-browsers)."""
     tls: ListenTlsSection
-
-    @property
-    def hosts(self) -> tuple[str, ...] | None:
-        """The names besides loopback ones under which it answers; None: any, as on a Unix socket."""
-        return None if isinstance(self.listen, SocketFile) and not self.allowed_hosts else self.allowed_hosts
 
 
 class OpsSection(Section):
@@ -417,6 +428,50 @@ class Settings(Section):
         if names is not None and host is not None:
             message = f"lets the backend report to {host.bare}, which data.allowed_hosts lacks; add it there"
             refuse((not answers_to(host, names), key, message))
+        return self
+
+    def hosts_of(self, listener: Literal["data", "admin"]) -> tuple[str, ...] | None:
+        """The names besides loopback ones under which the calls of a listener answer; None: any.
+
+        Without a list the admin listener answers under any name where no browser can be led to it under a
+        name of an attacker: on a Unix socket, and beyond loopback by its certificate. A trusted proxy shows
+        the browser a certificate of its own, so there only the list counts.
+        """
+        if listener == "data":
+            return self.data.hosts
+        listen, names = self.admin.listen, self.admin.allowed_hosts
+        is_certified = not listen.is_loopback() and self.auth.proxy.header is None
+        return None if not names and (isinstance(listen, SocketFile) or is_certified) else names
+
+    @model_validator(mode="after")
+    def _admin_beyond_loopback(self) -> Settings:
+        """What an operator may do needs a proof of who asks, and a credential needs a secret line."""
+        if self.admin.listen.is_loopback():
+            return self
+        refuse(
+            (
+                not self.auth.methods,
+                ("admin", "listen"),
+                "must be a loopback address, because no method of auth is configured; write 127.0.0.1:9901, "
+                "or configure a method, such as auth.tokens.file, and admin.tls.certificate_file",
+            ),
+            (
+                self.auth.methods and not self.admin.tls.certificate_file,
+                ("admin", "listen"),
+                "is beyond loopback, where credentials need TLS; set admin.tls.certificate_file, or write "
+                "127.0.0.1:9901",
+            ),
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _certificates_are_asked_for(self) -> Settings:
+        verified = self.data.tls.client_ca_file or self.admin.tls.client_ca_file
+        message = (
+            "needs a listener that verifies client certificates; set data.tls.client_ca_file or "
+            "admin.tls.client_ca_file"
+        )
+        refuse((self.auth.mtls.id and not verified, ("auth", "mtls", "id"), message))
         return self
 
     @model_validator(mode="after")

@@ -102,7 +102,6 @@ LIST = Field(strict=False)
 _HEADER = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HOST = r"(\[[^\[\]]+\]|[A-Za-z0-9._-]+)"
 _PORT = r":[0-9]{1,5}"
-_LOOPBACK = r"(\[[^\[\]]+\]|localhost|127\.[0-9.]+)"
 _SOCKET = r"[Uu][Nn][Ii][Xx]:.*[^/]"
 _HTTP = r"[Hh][Tt][Tt][Pp][Ss]?://"
 _POINTER = r"(/([^/~]|~[01])+)+"
@@ -159,15 +158,6 @@ def _socket_file(url: str, info: ValidationInfo) -> SocketFile:
     if len(os.fsencode(path)) > MAX_SOCKET_NAME_BYTES:
         raise ValueError(f"is a socket path of more than {MAX_SOCKET_NAME_BYTES} bytes; use a shorter one")
     return SocketFile(path)
-
-
-def _own_address(value: object, info: ValidationInfo) -> Address:
-    address = _address(value, info)
-    if not address.is_loopback():
-        raise ValueError(
-            "must be a loopback address, because these calls require no authentication; write 127.0.0.1:9901"
-        )
-    return address
 
 
 def _upstream_url(value: object, info: ValidationInfo) -> str:
@@ -288,7 +278,6 @@ Text = Annotated[str, Kind(text, _shaped())]
 Identifier = Annotated[str, Kind(_identifier, _shaped())]
 Identifiers = Annotated[tuple[Identifier, ...], LIST, ONE_OR_MORE]
 ListenAddress = Annotated[Address, Kind(_address, _shaped(_HOST + _PORT, "unix:.*[^/]"), str)]
-OwnAddress = Annotated[Address, Kind(_own_address, _shaped(_LOOPBACK + _PORT, "unix:.*[^/]"), str)]
 UpstreamUrl = Annotated[str, Kind(_upstream_url, _shaped(f"{_HTTP}{_HOST}({_PORT})?/?", _SOCKET))]
 CollectorUrl = Annotated[str | None, Kind(_collector_url, _shaped(_HTTP + r"[^/?#@]+([/?#].*)?")).optional()]
 BaseUrl = Annotated[

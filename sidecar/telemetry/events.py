@@ -43,6 +43,7 @@ FIELDS: Mapping[str, str] = {
     "excepted": "the paths that pass in any case, by `gate.unlisted.except`",
     "errors": "every mistake in the files, each with file, line, column and key",
     "gated_routes": "the number of routes that are enforced",
+    "ignored": "the keys of the set that verify no signatures here, each with its place and the reason",
     "http_status": "the status of the backend's answer; null: there was none",
     "in_flight": "the number of gated requests under way",
     "incident_id": "the incident that the request named",
@@ -119,6 +120,7 @@ _ACCESS = _Logger(
     "scopegate.access",
     "The access log: one line for each request on the data listener (`telemetry.access_log`).",
 )
+_AUTH = _Logger("scopegate.auth", "How callers prove who they are.")
 _CHECKPOINTS = _Logger("scopegate.checkpoints", "Signed checkpoints of the decision log.")
 _DECISIONS = _Logger("scopegate.decisions", "Decision records, in a Python program that embeds the library.")
 _GATE = _Logger("scopegate.gate", "Gated requests.")
@@ -410,6 +412,28 @@ class LogEvent(Enum):
     )
     RENEWAL_FAILED = _TLS.error(
         "looking for a renewed certificate failed", f"The old certificate stays in force. {_BUG}", "exc_info"
+    )
+
+    # The keys of an issuer
+    ISSUER_KEYS_IN_FORCE = _AUTH.info(
+        "the keys of the issuer are in force",
+        "The set of `auth.jwt.jwks` was read for the first time, has changed, or can be read again.",
+        "count ignored",
+    )
+    ISSUER_KEYS_KEPT = _AUTH.error(
+        "the keys of the issuer could not be read; the last good ones stay in force",
+        "`cause` gives the reason. The sidecar tries again by itself. A key that the issuer has withdrawn "
+        "meanwhile is still accepted.",
+        "cause",
+    )
+    ISSUER_KEYS_MISSING = _AUTH.warning(
+        "no key of the issuer is known; every JSON Web Token is refused",
+        "The set of `auth.jwt.jwks` could not be read since the start; `cause` gives the reason. The sidecar "
+        "tries again by itself.",
+        "cause",
+    )
+    ISSUER_KEYS_FAILED = _AUTH.error(
+        "fetching the keys of the issuer failed", f"The keys in force stay. {_BUG}", "exc_info"
     )
 
     # The store and its log

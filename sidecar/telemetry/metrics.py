@@ -141,6 +141,16 @@ class Metrics:
         method=_METHODS | {"none": "a credential was required, and there was none"},
         zero="all",
     )
+    jwt_keys = Metric(
+        Gauge,
+        "scopegate_jwt_keys",
+        "Keys of the issuer in force (auth.jwt.jwks); 0: none, so every JSON Web Token is refused.",
+    )
+    jwt_key_failures = Metric(
+        Counter,
+        "scopegate_jwt_key_failures",
+        "How often the keys of the issuer could not be read. The last good ones stay in force.",
+    )
     executions = Metric(
         Counter,
         "scopegate_executions",

@@ -168,8 +168,8 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
         ),
         (
             "admin: {listen: 0.0.0.0:1}",
-            "2:9: admin.listen: must be a loopback address, because these calls require no authentication; "
-            "write 127.0.0.1:9901",
+            "2:9: admin.listen: must be a loopback address, because no method of auth is configured; write "
+            "127.0.0.1:9901, or configure a method, such as auth.tokens.file, and admin.tls.certificate_file",
         ),
         (
             "ops: {listen: 127.0.0.1:8000}",
@@ -1369,7 +1369,7 @@ def test_settings_dump_as_the_text_of_the_file() -> None:
     )
     assert settings.gate.routes[0].sources == DEFAULT_SOURCES
     dumped = json.loads(settings.model_dump_json())
-    off = {"certificate_file": None, "key_file": None, "client_ca_file": None}
+    off = dict.fromkeys(("certificate_file", "key_file", "client_ca_file", "client_certificate"))
     assert dumped["data"] == {"listen": "[::1]:8000", "allowed_hosts": None, "tls": off}
     assert dumped["ops"]["listen"] == "unix:/run/ops.sock"
     assert dumped["gate"]["routes"] == [

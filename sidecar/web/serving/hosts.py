@@ -73,7 +73,7 @@ class Guard:
         assert not isinstance(hosts, str)
         settings = self._live.snapshot.settings
         section = settings.data if self._listener == "data" else settings.admin
-        names = section.hosts
+        names = settings.hosts_of(self._listener)
         for host in hosts:
             if names is not None and not answers_to(host, names):
                 return _misdirected(host, f"{self._listener}.allowed_hosts")
