@@ -32,7 +32,7 @@ from sidecar.settings.reading import Listen, Settings, default, load
 from sidecar.settings.routes import Route
 from sidecar.settings.sections import KEYS
 from tests.certificates import Authority
-from tests.unit.test_configschema import GOOD
+from tests.unit.test_configschema import GOOD, NOT_ALONE
 
 SHIPPED = Path(__file__).parents[2] / "config" / "scopegate.yaml"
 UPSTREAM = "upstream: {url: http://127.0.0.1:9000}\n"
@@ -1090,7 +1090,7 @@ def test_a_key_says_that_it_is_live_or_secret_and_is_neither_by_default() -> Non
 
 # Those that go only with each other; a test of their own has them.
 TOGETHER = {"log.signing_key_file", "log.checkpoint_file", "log.mask_key_file"}
-TOGETHER |= {key for key in KEYS if ".tls." in key}
+TOGETHER |= {key for key in KEYS if ".tls." in key} | NOT_ALONE
 DEFAULTS = values_of(default("http://127.0.0.1:9000"))
 # For each key a value that is not its default.
 OTHER: dict[str, Any] = {
