@@ -1113,6 +1113,37 @@ def test_settings_that_differ_in_one_key_are_told_apart_by_its_name(tmp_path: Pa
     assert differing(one, settings_of(tmp_path, "")) == ()
 
 
+# For each key of `auth` that does not go alone, another value than in the text below.
+WITH_METHODS = """\
+auth:
+  tokens: {file: tokens.yaml}
+  jwt: {issuer: "https://a", audience: a, jwks: "https://a/jwks", ca_file: a.pem}
+  proxy: {header: X-User, groups_header: X-Groups, trusted: [unix]}
+  principals: principals.yaml
+"""
+OTHER_WITH_METHODS = {
+    "auth.required": "true",
+    "auth.principals": "other.yaml",
+    "auth.jwt.issuer": "https://b",
+    "auth.jwt.audience": "b",
+    "auth.jwt.jwks": "https://b/jwks",
+    "auth.jwt.ca_file": "b.pem",
+    "auth.proxy.header": "X-Other",
+    "auth.proxy.groups_header": "X-Teams",
+    "auth.proxy.trusted": '["10.1.2.3"]',
+}
+
+
+@pytest.mark.parametrize("key", sorted(NOT_ALONE))
+def test_settings_with_methods_that_differ_in_one_key_are_told_apart_by_its_name(
+    tmp_path: Path, key: str
+) -> None:
+    one = settings_of(tmp_path, WITH_METHODS)
+    other = settings_of(tmp_path, WITH_METHODS, (key, OTHER_WITH_METHODS[key]))
+    assert differing(one, other) == (key,)
+    assert differing(other, one) == (key,)
+
+
 SAME_PATH = "is the path of gate.routes[{}] for the same methods, too; keep one of them"
 SAME_REQUESTS = (
     "matches requests that {} of gate.routes[{}] matches, too, with the same methods; change one of them, or "
