@@ -39,6 +39,9 @@ LEAVES = [key for key in [*KEYS, *ROUTE_KEYS] if key not in SECTIONS]
 LISTS = [
     "data.allowed_hosts",
     "admin.allowed_hosts",
+    "auth.required_on",
+    "auth.jwt.algorithms",
+    "auth.proxy.trusted",
     "gate.presets",
     "gate.routes",
     "gate.routes[0].not_executed_on",
@@ -110,6 +113,22 @@ GOOD: dict[str, list[Any]] = {
     "care.min_confidence": [0, 0.5, 1],
     "shutdown.drain_seconds": [0, 25, 86_400],
     "policies": ["x", "/a b/c/", ".."],
+    "auth.required": [True, False],
+    "auth.required_on": [["gated"], ["scopes"], ["gated", "scopes", "pass"]],
+    "auth.tokens.file": FILES,
+    "auth.jwt.issuer": [None, "https://issuer.example"],
+    "auth.jwt.audience": [None, "scopegate"],
+    "auth.jwt.jwks": [None, "https://issuer.example/jwks", "jwks.json"],
+    "auth.jwt.ca_file": FILES,
+    "auth.jwt.algorithms": [["RS256"], ["ES256", "EdDSA"]],
+    "auth.jwt.leeway_seconds": [0, 60, 300],
+    **{f"auth.jwt.claims.{key}": ["x"] for key in ("id", "groups", "kind", "tenant")},
+    "auth.mtls.id": [None, "uri", "dns", "common_name"],
+    "auth.proxy.header": [None, "X-User"],
+    "auth.proxy.groups_header": [None, "X-Groups"],
+    "auth.proxy.trusted": [[], ["10.1.2.3"], ["10.1.0.0/16", "unix"]],
+    **{f"auth.{method}.id_prefix": [None, "x:"] for method in ("tokens", "jwt", "mtls", "proxy")},
+    "auth.principals": FILES,
     "gate.routes[0].path": [
         *("/a", "**/a", "/a/{b}/c", "/A!\"$&'()+,-.:<=>@[]^_`|~z", "/", "/a/", "**/a/", "/a/{b}", "/a/{b}:c"),
         *("/a/{b...}", ["/a"], ["/a", "/a/"], ["/a", "/a/{b...}"]),
@@ -136,6 +155,12 @@ GOOD: dict[str, list[Any]] = {
     "gate.routes[0].not_executed_on": [[], [400], [404, 409, 599]],
     "gate.routes[0].completion": ["answer", "report"],
     "gate.routes[0].completion_timeout_seconds": [1, 3600, 366 * 86_400],
+}
+# Keys of `auth` that the loader takes only together with another one, or with a method.
+NOT_ALONE = {
+    *("auth.required", "auth.principals"),
+    *("auth.jwt.issuer", "auth.jwt.audience", "auth.jwt.jwks", "auth.jwt.ca_file"),
+    *("auth.proxy.header", "auth.proxy.groups_header", "auth.proxy.trusted"),
 }
 # Values that are wrong for every key of a kind; the sections and the file refuse them, too.
 NO_TEXT: list[Any] = [5, True, 0.5, {}, [["/a"]], ""]
@@ -278,13 +303,18 @@ def test_no_key_is_required_but_the_path_of_a_route() -> None:
     }
     lists = {
         "admin.allowed_hosts": None,
+        "auth.required_on": None,
+        "auth.jwt.algorithms": None,
+        "auth.proxy.trusted": None,
         "gate.presets": None,
         "gate.routes[0].not_executed_on": None,
         "gate.unlisted.except": None,
         "log.mask": None,
     }
     assert required == {"gate.routes": ["path"], **lists}
-    assert json.dumps(SCHEMA).count('"required"') == 1
+    # Beside that list, `auth.required` is a key of this name.
+    assert "required" in SCHEMA["properties"]["auth"]["properties"]
+    assert json.dumps(SCHEMA).count('"required"') == 2
 
 
 def test_the_defaults_are_those_of_the_loader(tmp_path: Path) -> None:
@@ -335,7 +365,12 @@ def test_every_scalar_may_be_a_variable(accepts: Accepts, key: str) -> None:
         tree = grown({key: written})
         VALIDATOR.validate(tree)
     # Quoted, as JSON has it, a variable is text; numbers and truth values come from plain ones.
-    if isinstance(scalars[0], str) and "tls" not in key and not key.startswith("log."):
+    if (
+        isinstance(scalars[0], str)
+        and "tls" not in key
+        and not key.startswith("log.")
+        and key not in NOT_ALONE
+    ):
         assert accepts(grown({key: "${VALUE}"}), {"VALUE": text})
 
 
@@ -395,7 +430,7 @@ def bad(key: str) -> list[Any]:
         values += [5, True, "/a", {}, *([] if None in GOOD[key] else [None])]
     else:
         values += NO_TEXT
-        values += [] if "null" in kinds else [None]
+        values += [] if "null" in kinds or None in GOOD[key] else [None]
     return values
 
 

@@ -32,7 +32,7 @@ from sidecar.settings.reading import Listen, Settings, default, load
 from sidecar.settings.routes import Route
 from sidecar.settings.sections import KEYS
 from tests.certificates import Authority
-from tests.unit.test_configschema import GOOD
+from tests.unit.test_configschema import GOOD, NOT_ALONE
 
 SHIPPED = Path(__file__).parents[2] / "config" / "scopegate.yaml"
 UPSTREAM = "upstream: {url: http://127.0.0.1:9000}\n"
@@ -1090,7 +1090,7 @@ def test_a_key_says_that_it_is_live_or_secret_and_is_neither_by_default() -> Non
 
 # Those that go only with each other; a test of their own has them.
 TOGETHER = {"log.signing_key_file", "log.checkpoint_file", "log.mask_key_file"}
-TOGETHER |= {key for key in KEYS if ".tls." in key}
+TOGETHER |= {key for key in KEYS if ".tls." in key} | NOT_ALONE
 DEFAULTS = values_of(default("http://127.0.0.1:9000"))
 # For each key a value that is not its default.
 OTHER: dict[str, Any] = {
@@ -1111,6 +1111,37 @@ def test_settings_that_differ_in_one_key_are_told_apart_by_its_name(tmp_path: Pa
     assert differing(one, other) == keys
     assert differing(other, one) == keys
     assert differing(one, settings_of(tmp_path, "")) == ()
+
+
+# For each key of `auth` that does not go alone, another value than in the text below.
+WITH_METHODS = """\
+auth:
+  tokens: {file: tokens.yaml}
+  jwt: {issuer: "https://a", audience: a, jwks: "https://a/jwks", ca_file: a.pem}
+  proxy: {header: X-User, groups_header: X-Groups, trusted: [unix]}
+  principals: principals.yaml
+"""
+OTHER_WITH_METHODS = {
+    "auth.required": "true",
+    "auth.principals": "other.yaml",
+    "auth.jwt.issuer": "https://b",
+    "auth.jwt.audience": "b",
+    "auth.jwt.jwks": "https://b/jwks",
+    "auth.jwt.ca_file": "b.pem",
+    "auth.proxy.header": "X-Other",
+    "auth.proxy.groups_header": "X-Teams",
+    "auth.proxy.trusted": '["10.1.2.3"]',
+}
+
+
+@pytest.mark.parametrize("key", sorted(NOT_ALONE))
+def test_settings_with_methods_that_differ_in_one_key_are_told_apart_by_its_name(
+    tmp_path: Path, key: str
+) -> None:
+    one = settings_of(tmp_path, WITH_METHODS)
+    other = settings_of(tmp_path, WITH_METHODS, (key, OTHER_WITH_METHODS[key]))
+    assert differing(one, other) == (key,)
+    assert differing(other, one) == (key,)
 
 
 SAME_PATH = "is the path of gate.routes[{}] for the same methods, too; keep one of them"

@@ -152,9 +152,12 @@ def _linked(operation: Operation, links: Mapping[str, Any], tenant: str | None) 
 
 def _of_routes(operation: Operation, routes: Iterable[Route]) -> Operation:
     """The call with its query parameter `route` limited to the configured routes."""
-    (route,) = operation.parameters
-    schema = {**route.schema, "enum": [each.label for each in routes]}
-    return replace(operation, parameters=(replace(route, schema=schema),))
+    labels = [each.label for each in routes]
+    parameters = tuple(
+        replace(one, schema={**one.schema, "enum": labels}) if one.name == "route" else one
+        for one in operation.parameters
+    )
+    return replace(operation, parameters=parameters)
 
 
 def _unnamed(path: str) -> str:
