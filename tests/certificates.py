@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -59,10 +60,17 @@ class Authority:
         address: str = "127.0.0.1",
         days: float = 1,
         passphrase: bytes | None = None,
+        hosts: Sequence[str] = (),
+        uris: Sequence[str] = (),
     ) -> Pair:
-        """A certificate that ends in so many days; it has ended where they are negative."""
+        """A certificate that ends in so many days; it has ended where they are negative.
+
+        `hosts` are further DNS names, and `uris` are names such as those of SPIFFE.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._signed(name, key.public_key(), host=host, address=address, days=days)
+        names: list[x509.GeneralName] = [x509.DNSName(each) for each in (host, *hosts) if each]
+        names += [x509.IPAddress(ip_address(address)), *map(x509.UniformResourceIdentifier, uris)]
+        certificate = self._signed(name, key.public_key(), names=names, days=days)
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         pair.certificate_file.write_bytes(certificate.public_bytes(Encoding.PEM))
         hidden = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
@@ -92,8 +100,7 @@ class Authority:
         key: ec.EllipticCurvePublicKey,
         *,
         authority: bool = False,
-        host: str = "",
-        address: str = "",
+        names: Sequence[x509.GeneralName] = (),
         days: float = 1,
     ) -> x509.Certificate:
         ends = datetime.now(UTC) + timedelta(days=days)
@@ -108,6 +115,5 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )
         if not authority:
-            names: list[x509.GeneralName] = [x509.DNSName(host), x509.IPAddress(ip_address(address))]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self._key, hashes.SHA256())

@@ -138,8 +138,9 @@ def _fault(entry: object) -> str | None:
 
 def _key(entry: dict[str, Any]) -> IssuerKey | str:
     """The key of an entry, or why it is ignored."""
-    kty, crv = entry.get("kty"), entry.get("crv")
-    fitting = _ALGORITHMS.get((kty, None if kty == "RSA" else crv)) if isinstance(kty, str) else None
+    kty = entry.get("kty")
+    named = (kty, None if kty == "RSA" else entry.get("crv"))
+    fitting = next((found for each, found in _ALGORITHMS.items() if each == named), None)
     operations = entry.get("key_ops")
     if entry.get("use", "sig") != "sig" or (isinstance(operations, list) and "verify" not in operations):
         return "is not for verifying signatures"

@@ -25,6 +25,7 @@ ORDER = (
     "store",
     "policies",
     "upstream",
+    "auth",
     "live",
     "gate",
     "library",

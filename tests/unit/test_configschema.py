@@ -54,7 +54,7 @@ ADDRESSES = ["127.0.0.1:0", "localhost:7", "[::1]:65535", "unix:/run/x.sock", "u
 FILES = [None, "x.pem", "/etc/x/y.pem", "../ü.pem"]
 GOOD: dict[str, list[Any]] = {
     "data.listen": [*ADDRESSES, "0.0.0.0:1", "[::]:2", "some_host.example:3"],
-    "admin.listen": [*ADDRESSES, "127.9.9.9:1", "[0:0:0:0:0:0:0:1]:2"],
+    "admin.listen": [*ADDRESSES, "127.9.9.9:1", "[0:0:0:0:0:0:0:1]:2", "0.0.0.0:3", "a.b:4"],
     "ops.listen": [*ADDRESSES, "0.0.0.0:4"],
     "data.allowed_hosts": [None, [], ["a.b", "A_b~c-d.", "10.0.0.1"], ["[2001:db8::1]"]],
     "admin.allowed_hosts": [[], ["a.b"], ["[::1]", "localhost"]],
@@ -63,6 +63,7 @@ GOOD: dict[str, list[Any]] = {
         for name in ("data", "admin", "ops")
         for key in ("certificate_file", "key_file", "client_ca_file")
     },
+    **{f"{name}.tls.client_certificate": [None, "required", "optional"] for name in ("data", "admin", "ops")},
     "upstream.url": ["http://h", "HTTPS://[::1]:9000/", "https://a.b:1", "http://a_b/", "unix:/x", "UNIX:x"],
     "upstream.connect_timeout_seconds": [0.001, 1, 86_400, "1s", "1440m", "24h", "1d"],
     "upstream.response_timeout_seconds": [0.001, 2.5, 86_400],
@@ -159,7 +160,7 @@ GOOD: dict[str, list[Any]] = {
 # Keys of `auth` that the loader takes only together with another one, or with a method.
 NOT_ALONE = {
     *("auth.required", "auth.principals"),
-    *("auth.jwt.issuer", "auth.jwt.audience", "auth.jwt.jwks", "auth.jwt.ca_file"),
+    *("auth.jwt.issuer", "auth.jwt.audience", "auth.jwt.jwks", "auth.jwt.ca_file", "auth.mtls.id"),
     *("auth.proxy.header", "auth.proxy.groups_header", "auth.proxy.trusted"),
 }
 # Values that are wrong for every key of a kind; the sections and the file refuse them, too.
@@ -168,7 +169,7 @@ NO_NUMBER: list[Any] = [None, True, "5", [5], {}]
 NO_DURATION: list[Any] = ["5 s", "1.5h", "1h30m", "5M", "1w", "05s", "-5s", "s", ""]
 SPELLINGS: dict[str, list[Any]] = {
     "data.listen": ["localhost", ":8000", "::1:8000", "a b:1", "127.0.0.1:123456", "unix:", "unix:/x/"],
-    "admin.listen": ["0.0.0.0:1", "10.0.0.1:1", "a.b:1", "127.0.0.1"],
+    "admin.listen": ["localhost", ":9901", "127.0.0.1", "127.0.0.1:123456", "unix:"],
     "data.allowed_hosts": ["a.b", [None], ["a.b:80"], ["http://a.b"], ["*"], [""], [5], {}, True],
     "admin.allowed_hosts": ["a.b", None, ["a b"], ["[::1]:80"], ["*.a.b"], ["u@a.b"], ["::1"], ["a/b"]],
     "upstream.url": ["ftp://h", "h:9000", "http://u:p@h", "http://h/base", "http://h?q", "http://", "unix:"],
@@ -314,7 +315,7 @@ def test_no_key_is_required_but_the_path_of_a_route() -> None:
     assert required == {"gate.routes": ["path"], **lists}
     # Beside that list, `auth.required` is a key of this name.
     assert "required" in SCHEMA["properties"]["auth"]["properties"]
-    assert json.dumps(SCHEMA).count('"required"') == 2
+    assert json.dumps(SCHEMA).count('"required":') == 2
 
 
 def test_the_defaults_are_those_of_the_loader(tmp_path: Path) -> None:

@@ -1134,7 +1134,8 @@ OTHER_WITH_METHODS = {
 }
 
 
-@pytest.mark.parametrize("key", sorted(NOT_ALONE))
+# `auth.mtls.id` needs certificates; test_auth_settings has it.
+@pytest.mark.parametrize("key", sorted(NOT_ALONE - {"auth.mtls.id"}))
 def test_settings_with_methods_that_differ_in_one_key_are_told_apart_by_its_name(
     tmp_path: Path, key: str
 ) -> None:
