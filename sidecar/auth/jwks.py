@@ -259,7 +259,8 @@ class IssuerKeys:
                 await self.look(self._file)
                 continue
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), self._pause())
+                async with asyncio.timeout(self._pause()):
+                    await self._wanted.wait()
             self._wanted.clear()
             await self.fetch()
 

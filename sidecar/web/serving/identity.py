@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+import socket
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
@@ -173,11 +174,18 @@ def withheld(
 
 def peer_of(transport: asyncio.BaseTransport | None) -> str:
     """The address of the other end of a connection, without its port; `unix` for a Unix socket, and nothing
-    once the connection is gone."""
+    once the connection is gone.
+
+    A TCP connection that its client has reset has no peer name either, although its bytes can still be read.
+    Only the kind of the socket tells it from a Unix socket, which may be trusted.
+    """
     if transport is None:
         return ""
     name = transport.get_extra_info("peername")
-    return _address(name[0]) if isinstance(name, tuple) and name else "unix"
+    if isinstance(name, tuple) and name:
+        return _address(name[0])
+    connection = transport.get_extra_info("socket")
+    return "unix" if connection is not None and connection.family == socket.AF_UNIX else ""
 
 
 @lru_cache(maxsize=4096)
