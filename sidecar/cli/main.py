@@ -196,6 +196,7 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
         click.echo(f"               no scope is needed below {loaded.gate.scope_required_from.value} risk")
     click.echo(f"upstream       {loaded.upstream.url}")
     click.echo(f"store          {loaded.store.url}")
+    _check_issuer_keys(loaded.auth.jwt.jwks)
     _warn_of_unspendable(loaded, policies)
 
 
@@ -220,6 +221,25 @@ def demo(once: bool) -> None:
     except ScopegateError as exc:
         failed(str(exc))
     sys.exit(0 if held else FAILED)
+
+
+def _check_issuer_keys(jwks: str | None) -> None:
+    """Read the keys of the issuer if they are in a file. Those of a URL are fetched by `run` alone."""
+    if jwks is None:
+        return
+    if jwks.startswith("https://"):
+        click.echo(f"issuer keys    {jwks}: fetched while the sidecar runs")
+        return
+    from sidecar.auth.jwks import read  # an optional extra
+    from sidecar.files.faults import ConfigurationError
+
+    try:
+        found = read(Path(jwks))
+    except ConfigurationError as exc:
+        misconfigured(str(exc))
+    click.echo(f"issuer keys    {jwks}: ok, {_counted(len(found.keys), 'key')}")
+    for ignored in found.ignored:
+        click.echo(f"warning: {ignored}, so it is ignored", err=True)
 
 
 def _warn_of_unspendable(loaded: Settings, policies: PolicySet) -> None:

@@ -34,6 +34,7 @@ from tests.acceptance.conftest import (
     write_configuration,
 )
 from tests.client import BlockingConnection, Message, as_json
+from tests.tokens import EC_KEY, RSA_KEY, jwk, key_set
 
 NOWHERE = ("127.0.0.1", 9)
 
@@ -168,6 +169,31 @@ def test_check_names_the_actions_of_routes_that_the_catalogue_lacks(tmp_path: Pa
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "refused, because no policy lists them: retry-agnet\n" in ended.stdout
     assert "no policy lists them" not in scopegate("check", "--config", config).stdout
+
+
+def test_check_reads_the_keys_of_the_issuer_as_run_does(tmp_path: Path) -> None:
+    config, keys = write_configuration(tmp_path, NOWHERE), tmp_path / "jwks.json"
+    known = {"issuer": "https://issuer.test", "audience": "scopegate", "jwks": str(keys)}
+    options = [word for name, value in known.items() for word in ("--set", f"auth.jwt.{name}={value}")]
+    keys.write_bytes(key_set(jwk(RSA_KEY, "a"), jwk(EC_KEY, "b", use="enc")))
+    ended = in_here("check", "--config", config, *options)
+    assert ended.returncode == 0
+    assert f"issuer keys    {keys}: ok, 1 key\n" in ended.stdout
+    column = keys.read_text().index('{"kty": "EC"') + 1
+    assert ended.stderr == (
+        f"warning: {keys}:1:{column}: is not for verifying signatures, so it is ignored\n"
+    )
+    keys.write_bytes(key_set({"kty": "oct", "k": "c2VjcmV0"}))
+    for command in ("check", "run"):
+        ended = scopegate(command, "--config", config, *options)
+        assert ended.returncode != 0
+        assert f"{keys}:1:11: holds a secret (member k)" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert "c2VjcmV0" not in ended.stderr
+    url = ["--set", "auth.jwt.jwks=https://127.0.0.1:9/jwks"]
+    ended = in_here("check", "--config", config, *options, *url)
+    assert ended.returncode == 0
+    assert "issuer keys    https://127.0.0.1:9/jwks: fetched while the sidecar runs\n" in ended.stdout
 
 
 def test_check_warns_of_an_action_that_no_scope_can_cover(tmp_path: Path) -> None:

@@ -159,3 +159,11 @@ def test_a_url_of_keys_that_cannot_be_fetched_is_refused(folder: Path, url: str,
 def test_a_url_of_keys_is_kept_as_it_is(folder: Path, url: str) -> None:
     text = f'auth: {{jwt: {{issuer: i, audience: a, jwks: "{url}"}}}}\n'
     assert settings_of(folder, text).auth.jwt.jwks == url
+
+
+def test_without_the_extra_a_configured_issuer_names_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (found,) = faults(folder, "auth: {jwt: {issuer: i, audience: a, jwks: k.json}}\n")
+    assert found.endswith("auth.jwt.issuer: needs the [jwt] extra: pip install 'scopegate[jwt]'")

@@ -81,7 +81,7 @@ def test_the_garbage_collector_walks_only_what_came_after_the_start() -> None:
 
 def test_run_imports_nothing_that_the_default_configuration_does_not_use() -> None:
     unused = (
-        *("cel_expr_python", "cryptography", "opentelemetry", "tabulate"),
+        *("cel_expr_python", "cryptography", "jwt", "opentelemetry", "tabulate"),
         *("sidecar.web.api.docpage", "sidecar.web.api.openapi.document", "sidecar.library"),
     )
     modules = printed("import sys, sidecar.cli.process; print(*sys.modules)").stdout.split()
