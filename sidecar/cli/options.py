@@ -253,8 +253,9 @@ def misconfigured(message: str) -> NoReturn:
 
 
 def ended(code: int, message: str) -> NoReturn:
-    """End the program with a message on one line, without control characters."""
+    """End the program with a message on one line, without control characters and whole scope_ids."""
+    from sidecar.core.shortid import shortened
     from sidecar.files.faults import shown
 
-    click.echo(f"scopegate: {shown(message, 4_000)}", err=True)
+    click.echo(f"scopegate: {shown(shortened(message), 4_000)}", err=True)
     sys.exit(code)

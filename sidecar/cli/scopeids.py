@@ -1,0 +1,51 @@
+"""From a scope_id as tables and logs show it, which is its beginning, to the whole one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from os.path import commonprefix
+
+import click
+
+from sidecar.cli.client import Caller
+from sidecar.cli.options import failed
+from sidecar.core.shortid import ABBREVIATION, PREFIX, SHORT_LENGTH, SHOWN_CHARS
+from sidecar.web.wire import answers
+
+SCOPES = "/api/v1/scopes"
+# New ids have 32 digits.
+WHOLE_LENGTH = len(PREFIX) + 32
+# The most candidates that are read. Of millions of scopes, two at most begin alike.
+CANDIDATES = 100
+
+
+def whole_id(admin: Caller, given: str, tenant: str | None = None) -> str:
+    """The scope_id that begins as given; the given text if no scope begins so.
+
+    Of several tenants, only `tenant` counts. If several scopes begin so, the program ends and names them.
+    """
+    if len(given) >= WHOLE_LENGTH:
+        return given
+    if re.fullmatch(f"{PREFIX}[0-9a-f]{{0,{SHOWN_CHARS - 1}}}", given):
+        raise click.UsageError(
+            f"{given} is too short; give the whole scope_id, or {PREFIX} and at least {SHOWN_CHARS} characters"
+        )
+    if not re.fullmatch(ABBREVIATION, given):
+        return given
+    page = admin.get(SCOPES, answers.ScopePage, scope_id_prefix=given, tenant_id=tenant, limit=CANDIDATES)
+    found = sorted(scope["scope_id"] for scope in page.body["scopes"])
+    if len(found) > 1:
+        more = ", and more" if page.body["next"] is not None else ""
+        failed(f"{given} is not unique; name one of {', '.join(told_apart(found))}{more}")
+    return found[0] if found else given
+
+
+def told_apart(scope_ids: Sequence[str]) -> list[str]:
+    """Each of these different ids, which are sorted, as far as it takes to tell it from the others."""
+    shown = []
+    for index, scope_id in enumerate(scope_ids):
+        beside = [*scope_ids[max(0, index - 1) : index], *scope_ids[index + 1 : index + 2]]
+        shared = max((len(commonprefix([scope_id, other])) for other in beside), default=0)
+        shown.append(scope_id[: max(SHORT_LENGTH, shared + 1)])
+    return shown
