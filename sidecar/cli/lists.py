@@ -110,8 +110,7 @@ since_option = click.option(
 
 
 def named(admin: Caller, wanted: Mapping[str, Any]) -> dict[str, str | None]:
-    """The filters of a command as the admin interface takes them. The beginning of a scope_id becomes the whole
-    one."""
+    """The filters of a command as the admin interface takes them, with whole scope_ids."""
     found = {("tenant_id" if name == "tenant" else name): value for name, value in wanted.items()}
     if found.get("since") is not None:
         found["since"] = iso_time(found["since"])

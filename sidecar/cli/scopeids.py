@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from os.path import commonprefix
-
-import click
 
 from sidecar.cli.client import Caller
 from sidecar.cli.options import failed
-from sidecar.core.shortid import ABBREVIATION, PREFIX, SHORT_LENGTH, SHOWN_CHARS
+from sidecar.core.shortid import ABBREVIATION, PREFIX, SHORT_LENGTH
 from sidecar.web.wire import answers
 
 SCOPES = "/api/v1/scopes"
@@ -25,13 +22,7 @@ def whole_id(admin: Caller, given: str, tenant: str | None = None) -> str:
 
     Of several tenants, only `tenant` counts. If several scopes begin so, the program ends and names them.
     """
-    if len(given) >= WHOLE_LENGTH:
-        return given
-    if re.fullmatch(f"{PREFIX}[0-9a-f]{{0,{SHOWN_CHARS - 1}}}", given):
-        raise click.UsageError(
-            f"{given} is too short; give the whole scope_id, or {PREFIX} and at least {SHOWN_CHARS} characters"
-        )
-    if not re.fullmatch(ABBREVIATION, given):
+    if len(given) >= WHOLE_LENGTH or not re.fullmatch(ABBREVIATION, given):
         return given
     page = admin.get(SCOPES, answers.ScopePage, scope_id_prefix=given, tenant_id=tenant, limit=CANDIDATES)
     found = sorted(scope["scope_id"] for scope in page.body["scopes"])
@@ -43,9 +34,11 @@ def whole_id(admin: Caller, given: str, tenant: str | None = None) -> str:
 
 def told_apart(scope_ids: Sequence[str]) -> list[str]:
     """Each of these different ids, which are sorted, as far as it takes to tell it from the others."""
-    shown = []
+    shown: list[str] = []
     for index, scope_id in enumerate(scope_ids):
         beside = [*scope_ids[max(0, index - 1) : index], *scope_ids[index + 1 : index + 2]]
-        shared = max((len(commonprefix([scope_id, other])) for other in beside), default=0)
-        shown.append(scope_id[: max(SHORT_LENGTH, shared + 1)])
+        length = SHORT_LENGTH
+        while any(other.startswith(scope_id[:length]) for other in beside):
+            length += 1
+        shown.append(scope_id[:length])
     return shown

@@ -421,7 +421,7 @@ class Sweep:
         for status in LOOKS:
             listed = pages(
                 admin,
-                "/api/v1/scopes",
+                SCOPES,
                 "scopes",
                 answers.ScopePage,
                 None,

@@ -1,7 +1,7 @@
 """How a scope_id is shown to people: `scope_` and its first eight characters, in logs, traces and tables.
 
-A scope_id names a scope, and where no method of authentication is configured, it also lets its bearer act. Places
-that many people read therefore show no whole one. JSON answers and decision records keep it.
+A scope_id names a scope, and where no method of authentication is configured, it also lets its bearer act.
+Places that many people read therefore show no whole one. JSON answers and decision records keep it.
 """
 
 from __future__ import annotations

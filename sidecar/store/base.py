@@ -78,8 +78,8 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScopesWanted:
-    """Which scopes to list. None matches any value. `status` is the status at `now`, and `prefix` the beginning
-    of the scope_id."""
+    """Which scopes to list. None matches any value. `status` is the status at `now`, and `prefix` is the
+    beginning of the scope_id."""
 
     incident_id: str | None = None
     tenant_id: str | None = None

@@ -71,7 +71,8 @@ FIELDS: Mapping[str, str] = {
     "routes": "the paths of the routes in shadow mode",
     "rule": "the rule in shadow mode; null: the route or the scope would have refused",
     "rules": "the rules that refused; of a reload: the number of rules",
-    "scope_id": "the scope that the request named, or that was spent: `scope_` and the first 8 characters behind it",
+    "scope_id": "the scope that the request named, or that was spent, in its short form: `scope_` "
+    "and 8 characters",
     "settled": "whether the outcome is written; false: it waits in memory for the store",
     "shadowed": "the keys whose value in the file is overridden by the environment or a flag",
     "span_id": "the caller's span, from its traceparent header",

@@ -1,6 +1,6 @@
 """How log lines look, as JSON or as text, and where they go.
 
-A whole scope_id in a line, such as one in a traceback or in the message of a library, is put into its short form.
+A scope_id in any line, such as one in a traceback or in the message of a library, has its short form.
 """
 
 from __future__ import annotations

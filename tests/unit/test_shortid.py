@@ -14,8 +14,10 @@ SHORT = "scope_01234567"
 def encoded(text: str, times: int = 1) -> str:
     """Every character percent-encoded."""
     for _ in range(times):
-        text = "".join(f"%{ord(character):02X}" for character in text) if text.isalnum() or "_" in text else (
-            text.replace("%", "%25")
+        text = (
+            "".join(f"%{ord(character):02X}" for character in text)
+            if text.isalnum() or "_" in text
+            else (text.replace("%", "%25"))
         )
     return text
 
@@ -73,5 +75,11 @@ def test_a_path_shows_each_id_in_its_short_form_however_it_is_encoded(path: str,
 
 def test_a_path_that_is_made_to_be_slow_is_not() -> None:
     """The time that a path takes grows with its length alone."""
-    for path in ("%25" * 3_000, "%" + "25" * 4_000, ("%" + "25" * 100 + "73") * 40, "scope_" * 1_300, "s" * 8_000):
+    for path in (
+        "%25" * 3_000,
+        "%" + "25" * 4_000,
+        ("%" + "25" * 100 + "73") * 40,
+        "scope_" * 1_300,
+        "s" * 8_000,
+    ):
         assert shortened_path(path) == path
