@@ -1,7 +1,8 @@
 """Formats answers for people: tables, aligned lines, times and amounts.
 
 The contents of an answer are foreign input, so every cell is escaped. A scope_id has its short form, which
-commands take in its place. Other ids are never cut, because people copy them. Free text in the last column is cut at the width of the terminal.
+commands take in its place. Other ids are never cut, because people copy them. Free text in the last column is
+cut at the width of the terminal.
 """
 
 from __future__ import annotations

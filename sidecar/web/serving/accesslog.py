@@ -1,7 +1,7 @@
 """The access log: one line for each request on the data listener, once its answer has ended or broken off.
 
-A line says where a request went and how it ended. It holds no query, no body, no header except the ids, and no
-whole scope_id. The trace of a request ends here, too.
+A line says where a request went and how it ended. It holds no query, no body, no header except the ids, and
+no whole scope_id. The trace of a request ends here, too.
 """
 
 from __future__ import annotations
