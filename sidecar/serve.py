@@ -40,6 +40,7 @@ from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
 from sidecar.upstream import Upstream, UpstreamTls
+from sidecar.web.api.access import Access
 from sidecar.web.api.admin import Admin
 from sidecar.web.api.docs import Docs
 from sidecar.web.api.emitters import EmitterApi
@@ -58,6 +59,7 @@ from sidecar.web.serving.connections import (
     require_fast_parser,
 )
 from sidecar.web.serving.dataconnection import DataServer
+from sidecar.web.serving.identity import Identities
 from sidecar.web.serving.listener import Factory, Listener, connections, file_limit
 from sidecar.web.wire.answers import Listeners
 
@@ -198,20 +200,22 @@ class Sidecar:
         on_data = settings.scopes.serve_on == "data"
         self.passing = PassThroughProxy(self.upstream, self.metrics, live=self.live)
         self.tracing = _tracing(settings.telemetry)
-        access = AccessLog(self.live)
+        identities = Identities(self.metrics, self._clock)
+        access_log = AccessLog(self.live)
         plane = DataPlane(
             gate=self.gate,
             passing=self.passing,
             unlisted=self.unlisted_log,
             scopes=scopes if on_data else None,
             reports=ReportApi(store=self.store, gate=self.gate, live=self.live),
+            identities=identities,
             live=self.live,
             metrics=self.metrics,
             observer=observer,
             tracing=self.tracing,
         )
         self._data_server = DataServer(
-            plane.handle, on_ended=access.ended, head_timeout_seconds=settings.gate.head_timeout_seconds
+            plane.handle, on_ended=access_log.ended, head_timeout_seconds=settings.gate.head_timeout_seconds
         )
         readiness = ReadinessCheck(store=self.store, gate=self.gate, live=self.live)
         about = About(
@@ -237,6 +241,7 @@ class Sidecar:
                 about=about,
             ),
             docs=Docs(self._document, self.live),
+            access=Access(identities, refusals, self.live),
         )
         self._ops = Ops(readiness, store=self.store, metrics=self.metrics)
 

@@ -1,3 +1,3 @@
 """Who asks: principals by token, JWT, client certificate or trusted proxy."""
 
-__all__ = ["failure"]
+__all__ = ["failure", "identity", "methods", "principals"]

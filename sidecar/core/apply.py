@@ -64,6 +64,7 @@ from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule, Subject
 from sidecar.core.record import Entry
 from sidecar.core.repeats import repeated, summary_of
+from sidecar.core.roles import role_required
 from sidecar.core.rules import (
     GrantJudgment,
     Objection,
@@ -133,7 +134,9 @@ def _judgment(command: Admit, state: State, now: int, uses: list[tuple[Rule, Use
     """Judge one execution. The use of each brake is appended to `uses`; without it, few are found out."""
     claims, policies = command.claims, command.policies
     scope = state.scopes.get(claims.scope_id or "")
-    case = BoundInput.of(claims, command.tenant_id, scope, policies, now, command.announced_cost)
+    case = BoundInput.of(
+        claims, command.tenant_id, command.principal, scope, policies, now, command.announced_cost
+    )
     waived = None
     found: list[Objection] = []
     refusal = judge(case, SCOPE_BOUNDS)
@@ -215,7 +218,10 @@ def admit(command: Admit, state: State, now: int) -> Applied:
         attempt_number=None if consumed is None else consumed.attempts_used,
         hold=hold,
         admitted_at=now,
-        principal=command.principal,
+        principal=command.principal.id,
+        principal_kind=command.principal.kind,
+        principal_method=command.principal.method,
+        principal_groups=command.principal.groups,
         target_agents=claims.target_agents,
         route=command.route,
         report_token=command.report_token,
@@ -233,6 +239,7 @@ def admit(command: Admit, state: State, now: int) -> Applied:
         claims if consumed is not None else replace(claims, scope_id=None),
         revision,
         now,
+        scope=consumed,
         attempt_number=execution.attempt_number,
         attempts_remaining=None if consumed is None else consumed.attempts_remaining,
         hold_usd=to_dollars(hold),
@@ -379,8 +386,18 @@ def _term_details(command: Issue, terms: ScopeTerms) -> dict[str, Any]:
         "defaulted": sorted(command.defaulted),
         "intent": scope.intent,
         "created_by": scope.created_by,
-        "created_by_verified": command.created_by_verified,
-    }
+        "created_by_verified": scope.proven_issuer is not None,
+    } | _further_terms(scope)
+
+
+def _further_terms(scope: Scope) -> dict[str, Any]:
+    """The terms that few grants have."""
+    further: dict[str, Any] = {}
+    if scope.executors:
+        further["executors"] = list(scope.executors)
+    if scope.on_behalf_of is not None:
+        further["on_behalf_of"] = {"id": scope.on_behalf_of, "verified": False}
+    return further
 
 
 def apply(command: Command, state: State, now: int) -> Applied:
@@ -469,8 +486,13 @@ def _pass_unlisted(command: PassUnlisted, now: int) -> Applied:
 def _revoke(command: Revoke, state: State, now: int) -> Applied:
     scope = state.scopes.get(command.scope_id)
     claims = Claims(scope_id=command.scope_id)
+    refusal = None
     if scope is None or scope.tenant_id != command.tenant_id:
         refusal = Refusal("scope_not_found", "No scope has this scope_id.", {"scope_id": command.scope_id})
+    elif command.own_only and scope.proven_issuer != command.principal.id:
+        refusal = role_required(command.principal, "operator")
+    if scope is None or refusal is not None:
+        assert refusal is not None
         if not command.record_denial:
             return Applied(reply=Denied(refusal, None))
         entry = gate_entry(
@@ -500,7 +522,13 @@ def _emit(command: Emit, state: State, now: int) -> Applied:
         return Applied(reply=NotEmitted("switched_off"))
     if command.once in state.kept:
         return Applied(reply=NotEmitted("repeated"))
-    entry = Entry(event="emitted", origin=command.origin, record=command.record, recorded_at=now)
+    entry = Entry(
+        event="emitted",
+        origin=command.origin,
+        principal=command.principal,
+        record=command.record,
+        recorded_at=now,
+    )
     return Applied(reply=Emitted(command.record), entry=entry, kept=command.once)
 
 

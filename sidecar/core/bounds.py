@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import cast
 
 from sidecar.core.facts import Claims
+from sidecar.core.globs import globbed
 from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import ActionPolicy, PolicySet
+from sidecar.core.principal import Principal
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal
 
@@ -29,6 +31,7 @@ class BoundInput:
 
     claims: Claims
     tenant_id: str
+    principal: Principal
     scope: Scope | None
     granted: Scope
     entry: ActionPolicy | None
@@ -40,13 +43,14 @@ class BoundInput:
         cls,
         claims: Claims,
         tenant_id: str,
+        principal: Principal,
         scope: Scope | None,
         policies: PolicySet,
         now: int,
         announced_cost: int = 0,
     ) -> BoundInput:
         entry = policies.action(claims.action or "")
-        return cls(claims, tenant_id, scope, cast(Scope, scope), entry, now, announced_cost)
+        return cls(claims, tenant_id, principal, scope, cast(Scope, scope), entry, now, announced_cost)
 
     @property
     def hold(self) -> int:
@@ -114,6 +118,20 @@ def _targets_allowed(case: BoundInput) -> Refusal | None:
         "target_outside_scope",
         "The scope is for certain target agents; name them, and only them.",
         {"scope_id": case.granted.scope_id, "target_agents": list(named)},
+    )
+
+
+def _executor_allowed(case: BoundInput) -> Refusal | None:
+    executors, principal = case.granted.executors, case.principal
+    # Like a role, a scope is for `anonymous` only by its literal name.
+    if not executors or principal.id in executors:
+        return None
+    if principal.is_authenticated and globbed(executors, principal.id):
+        return None
+    return Refusal(
+        "executor_outside_scope",
+        "The scope is for certain executors, and this one is not among them.",
+        {"scope_id": case.granted.scope_id, "principal": principal.id},
     )
 
 
@@ -218,6 +236,7 @@ SCOPE_BOUNDS: tuple[Bound, ...] = (
     _incident_matches,
     _action_allowed,
     _targets_allowed,
+    _executor_allowed,
     _not_revoked,
     _not_expired,
     _attempts_left,

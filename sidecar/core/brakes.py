@@ -245,9 +245,7 @@ def _counts(tally: Tally, execution: Execution, policies: PolicySet) -> bool:
         entry = policies.action(execution.action)
         if not match.action_matches(execution.action, None if entry is None else entry.risk):
             return False
-    return not tally.checks_rest or match.rest_matches(
-        execution.incident_id, execution.tenant_id, execution.principal, execution.target_agents
-    )
+    return not tally.checks_rest or match.rest_matches(execution)
 
 
 def use(

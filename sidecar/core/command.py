@@ -13,13 +13,15 @@ from typing import Any, Literal
 from sidecar.core.facts import Claims
 from sidecar.core.idempotency import Claim, KeptAnswer
 from sidecar.core.policy import PolicySet, RiskClass
+from sidecar.core.principal import ANONYMOUS, Principal
 from sidecar.core.record import Origin, Record
 from sidecar.core.rules import GrantJudgment, Objection, Preview
 from sidecar.core.scope import Execution, ReportedOutcome, Scope
 from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 
-Gatekept = Literal["scoped_execution", "scope_grant"]
+# What a record is about: an execution, a scope, or a call of the sidecar that its caller may not make.
+Gatekept = Literal["scoped_execution", "scope_grant", "access"]
 Switch = Literal["care_kill_switch"]
 
 # The most characters of a path that a summary shows.
@@ -52,8 +54,7 @@ class Issue:
     defaulted: frozenset[str] = frozenset()
     judged: GrantJudgment | None = None
     request_id: str | None = None
-    principal: str = "anonymous"
-    created_by_verified: bool = False
+    principal: Principal = ANONYMOUS
     record_denial: bool = True
     origin: Origin = "gate"
 
@@ -76,7 +77,7 @@ class Admit:
     policies: PolicySet
     tenant_id: str = "default"
     request_id: str = ""
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     route: str | None = None
     body_sha256: str | None = None
     announced_cost: int = 0
@@ -105,7 +106,7 @@ class Refuse:
     policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     route: str | None = None
     count: int = 1
     summary: Mapping[str, Any] | None = None
@@ -124,7 +125,7 @@ class PassUnlisted:
     policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     count: int = 1
     summary: Mapping[str, Any] | None = None
     origin: Origin = "gate"
@@ -162,7 +163,7 @@ class CountReplays:
     policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     route: str | None = None
     origin: Origin = "gate"
 
@@ -198,7 +199,8 @@ class Lapse:
 class Revoke:
     """Revoke a scope permanently. The command is repeatable, and each call is recorded.
 
-    `cause` is set if the sidecar revokes the scope on its own, and says why.
+    With `own_only`, the scope must be one that its principal asked for. `cause` is set if the sidecar revokes
+    the scope on its own, and says why.
     """
 
     decision_id: str
@@ -206,8 +208,9 @@ class Revoke:
     policy_revision: str | None = None
     tenant_id: str = "default"
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     record_denial: bool = True
+    own_only: bool = False
     cause: str | None = None
     origin: Origin = "gate"
 
@@ -224,7 +227,7 @@ class Reconcile:
     reason: str | None = None
     reconciled_by: str | None = None
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     origin: Origin = "gate"
 
 
@@ -238,6 +241,7 @@ class Emit:
 
     record: Record
     origin: Origin
+    principal: Principal = ANONYMOUS
     once: bytes | None = None
     unless_switched: Switch | None = None
 
@@ -251,7 +255,7 @@ class Turn:
     on: bool
     origin: Origin
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +276,7 @@ class AcceptClock:
     decision_id: str
     before: int = 0
     request_id: str | None = None
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     origin: Origin = "api"
 
 

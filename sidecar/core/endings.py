@@ -162,5 +162,7 @@ def _ended(
             settled=scope.settled + execution.cost,
             overrun=scope.overrun or overrun,
         )
-    entry = ended_entry(command, event, execution, cost_reported=cost_reported, overrun=overrun, now=now)
+    entry = ended_entry(
+        command, event, execution, scope, cost_reported=cost_reported, overrun=overrun, now=now
+    )
     return Settled(scope, execution, overrun), entry

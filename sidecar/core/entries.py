@@ -24,8 +24,9 @@ from sidecar.core.command import (
 from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
-from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Event, Record
-from sidecar.core.scope import Execution
+from sidecar.core.principal import PrincipalKind
+from sidecar.core.record import DecisionOutcome, DecisionSource, DecisionType, Entry, Event, Record
+from sidecar.core.scope import Execution, Scope
 from sidecar.errors import Refusal
 
 # The log omits the parameters of a larger body, because any client could otherwise fill the disk. The digest
@@ -50,6 +51,14 @@ OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
 _HAPPENED = frozenset({"answered", "succeeded", "failed", "executed"})
 
 
+def source_of(*kinds: PrincipalKind) -> DecisionSource:
+    """The authority that decided, by the kinds of the principals that took part."""
+    people = kinds.count("human")
+    if not people:
+        return DecisionSource.SYSTEM
+    return DecisionSource.HUMAN if people == len(kinds) else DecisionSource.HYBRID
+
+
 def outcome_of(refusal: Refusal) -> DecisionOutcome:
     return OUTCOMES.get(refusal.code, DecisionOutcome.BLOCKED)
 
@@ -64,11 +73,15 @@ def gate_entry(
     *,
     gatekept: str = "scoped_execution",
     line: RequestLine | None = None,
+    scope: Scope | None = None,
     **details: Any,
 ) -> Entry:
     """The entry of a gate record. The inputs hold the request, the details hold the findings. `line` is set
-    if no route lists the request."""
-    inputs: dict[str, Any] = {"policy_id": gatekept, "principal": command.principal}
+    if no route lists the request. `scope` is the one that an admission consumes."""
+    asked = command.principal
+    inputs: dict[str, Any] = {"policy_id": gatekept, "principal": asked.id}
+    if asked.groups:
+        inputs["principal_groups"] = list(asked.groups)
     if line is not None:
         inputs |= {"method": line.method, "path": line.path}
     if claims.target_agents:
@@ -99,10 +112,16 @@ def gate_entry(
         scope_id=claims.scope_id,
         incident_id=claims.incident_id,
         action=claims.action,
+        principal=asked,
+        of_execution=event == "admitted",
+        issuer=None if scope is None else scope.issuer,
         record=Record(
             decision_id=command.decision_id,
             decision_type=DecisionType.POLICY,
             decision_outcome=outcome,
+            decision_source=source_of(asked.kind)
+            if scope is None
+            else source_of(asked.kind, scope.issuer_kind),
             decision_inputs=inputs,
             decision_reason=None if refusal is None else refusal.code,
             tenant_id=tenant,
@@ -117,12 +136,15 @@ def ended_entry(
     command: Settle | Report | Lapse | Reconcile,
     event: Event,
     execution: Execution,
+    scope: Scope | None,
     *,
     cost_reported: bool,
     overrun: bool,
     now: int,
 ) -> Entry:
-    """The entry that ends an admission by settlement, report, time limit or reconciliation."""
+    """The entry that ends an admission by settlement, report, time limit or reconciliation. An operator asks
+    for a reconciliation; the other endings are those of what the execution's principal asked for."""
+    asked = execution.asked_by
     inputs: dict[str, Any] = {"policy_id": "scoped_execution"}
     details: dict[str, Any] = {
         "admission_id": execution.decision_id,
@@ -137,8 +159,11 @@ def ended_entry(
     }
     if execution.route is not None:
         details["route"] = execution.route
+    kinds = [execution.principal_kind]
     if isinstance(command, Reconcile):
-        inputs["principal"] = command.principal
+        asked = command.principal
+        kinds.append(asked.kind)
+        inputs["principal"] = command.principal.id
         details["reconciled_because"] = command.reason
         details["reconciled_by_request"] = command.request_id
         if command.reconciled_by is not None:
@@ -147,6 +172,8 @@ def ended_entry(
         details["reported_by_request"] = command.request_id
         if command.detail is not None:
             details["reported_detail"] = command.detail
+    if scope is not None:
+        kinds.append(scope.issuer_kind)
     happened = execution.status in _HAPPENED
     return Entry(
         event=event,
@@ -155,9 +182,13 @@ def ended_entry(
         incident_id=execution.incident_id,
         action=execution.action,
         admission_id=execution.decision_id,
+        principal=asked,
+        of_execution=True,
+        issuer=None if scope is None else scope.issuer,
         record=Record(
             decision_id=command.decision_id,
             decision_type=DecisionType.RECOVERY,
+            decision_source=source_of(*kinds),
             decision_outcome=DecisionOutcome.SELECTED if happened else DecisionOutcome.NONE,
             decision_inputs=inputs,
             decision_reason=None if happened else execution.status,
@@ -174,11 +205,13 @@ def switched_entry(command: Turn, *, was_on: bool, now: int) -> Entry:
     return Entry(
         event="switched",
         origin=command.origin,
+        principal=command.principal,
         record=Record(
             decision_id=command.decision_id,
+            decision_source=source_of(command.principal.kind),
             decision_type=DecisionType.POLICY,
             decision_outcome=DecisionOutcome.SELECTED,
-            decision_inputs={"policy_id": command.switch, "principal": command.principal},
+            decision_inputs={"policy_id": command.switch, "principal": command.principal.id},
             request_id=command.request_id,
             decided_at=now,
             details={"on": command.on, "was_on": was_on, "rules": []},
@@ -191,11 +224,13 @@ def clock_accepted_entry(command: AcceptClock, now: int) -> Entry:
     return Entry(
         event="clock_accepted",
         origin=command.origin,
+        principal=command.principal,
         record=Record(
             decision_id=command.decision_id,
+            decision_source=source_of(command.principal.kind),
             decision_type=DecisionType.POLICY,
             decision_outcome=DecisionOutcome.SELECTED,
-            decision_inputs={"policy_id": "clock", "principal": command.principal},
+            decision_inputs={"policy_id": "clock", "principal": command.principal.id},
             request_id=command.request_id,
             decided_at=now,
             details={

@@ -26,6 +26,7 @@ _WHOLE = ("decision_reason",)
 IDENTITY: tuple[Tokens, ...] = (
     ("decision_inputs", "policy_id"),
     ("decision_inputs", "principal"),
+    ("decision_inputs", "principal_groups"),
     ("details", "admission_id"),
     ("details", "policy_revision"),
     ("details", "rules"),

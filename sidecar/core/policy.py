@@ -13,6 +13,8 @@ from operator import attrgetter
 from typing import Any, Literal, NamedTuple, Protocol
 
 from sidecar.core.globs import GlobTable, globbed, is_glob
+from sidecar.core.principal import PrincipalKind
+from sidecar.core.roles import NO_ROLES, Roles
 
 # The most actions without an entry of their own for which a policy set caches the matching rules.
 MOST_UNLISTED = 4_096
@@ -77,6 +79,8 @@ class Subject:
 
     For a grant, the terms are the requested ones and no attempt is used. For an execution that needs no
     scope, the intent is empty and the numbers are zero. `max_cost` is the scope's ceiling in micro-dollars.
+    `issuer` is the principal that asked for the scope, None if there is no scope or the
+    principal is not known.
     `now` is in microseconds since 1970 (UTC).
     """
 
@@ -85,6 +89,8 @@ class Subject:
     incident_id: str
     tenant_id: str
     principal: str
+    principal_kind: PrincipalKind = "service"
+    principal_groups: tuple[str, ...] = ()
     target_agents: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     intent: str = ""
@@ -92,6 +98,7 @@ class Subject:
     attempts_used: int = 0
     attempts_remaining: int = 0
     scope_age_seconds: int = 0
+    issuer: str | None = None
     now: int = 0
 
 
@@ -102,6 +109,8 @@ FACTS = (
     "incident_id",
     "tenant_id",
     "principal",
+    "principal_kind",
+    "principal_groups",
     "target_agents",
     "parameters",
     "intent",
@@ -135,11 +144,34 @@ Joint = Callable[[Subject], Sequence[bool]]
 Joining = Callable[[Sequence[Condition]], Joint | None]
 
 
+class Matched(Protocol):
+    """What the members of a match that do not depend on the action look at: a subject, or an execution."""
+
+    @property
+    def incident_id(self) -> str: ...
+
+    @property
+    def tenant_id(self) -> str: ...
+
+    @property
+    def principal(self) -> str: ...
+
+    @property
+    def principal_kind(self) -> str: ...
+
+    @property
+    def principal_groups(self) -> tuple[str, ...]: ...
+
+    @property
+    def target_agents(self) -> tuple[str, ...]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
     """The requests that a rule matches. An empty member matches every request.
 
-    `target_agents` matches if it matches one target agent of the request.
+    `principal_group` matches if it matches one group of the principal, `target_agents` if it matches one
+    target agent of the request.
     """
 
     risk: frozenset[RiskClass] = frozenset()
@@ -147,6 +179,8 @@ class Match:
     incident_id: tuple[str, ...] = ()
     tenant_id: tuple[str, ...] = ()
     principal: tuple[str, ...] = ()
+    principal_kind: tuple[str, ...] = ()
+    principal_group: tuple[str, ...] = ()
     target_agents: tuple[str, ...] = ()
 
     def action_matches(self, action: str, risk: RiskClass | None) -> bool:
@@ -156,22 +190,34 @@ class Match:
     @property
     def rest(self) -> tuple[tuple[str, ...], ...]:
         """The members that do not depend on the action, in the order of REST."""
-        return self.incident_id, self.tenant_id, self.principal, self.target_agents
+        return (
+            self.incident_id,
+            self.tenant_id,
+            self.principal,
+            self.principal_kind,
+            self.principal_group,
+            self.target_agents,
+        )
 
-    def rest_matches(
-        self, incident_id: str, tenant_id: str, principal: str, target_agents: Sequence[str]
-    ) -> bool:
+    def rest_matches(self, about: Matched) -> bool:
         """Whether the members that do not depend on the action match."""
         return (
-            globbed(self.incident_id, incident_id)
-            and globbed(self.tenant_id, tenant_id)
-            and globbed(self.principal, principal)
-            and (not self.target_agents or any(globbed(self.target_agents, one) for one in target_agents))
+            globbed(self.incident_id, about.incident_id)
+            and globbed(self.tenant_id, about.tenant_id)
+            and globbed(self.principal, about.principal)
+            and globbed(self.principal_kind, about.principal_kind)
+            and (
+                not self.principal_group
+                or any(globbed(self.principal_group, one) for one in about.principal_groups)
+            )
+            and (
+                not self.target_agents or any(globbed(self.target_agents, one) for one in about.target_agents)
+            )
         )
 
 
-# The members of a match that do not depend on the action.
-REST = ("incident_id", "tenant_id", "principal", "target_agents")
+# The members of a match that do not depend on the action, as a subject has them.
+REST = ("incident_id", "tenant_id", "principal", "principal_kind", "principal_groups", "target_agents")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,10 +231,16 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Require:
-    """The facts that a request must supply. `intent_min_chars` counts characters as `visible_chars` does."""
+    """What a request must supply, and whether the issuer of its scope must or must not be its executor.
+
+    `intent_min_chars` counts characters as `visible_chars` does. Without a scope, or without a method that
+    established both principals, an execution satisfies neither of the last two.
+    """
 
     intent_min_chars: int = 0
     target_agents: bool = False
+    executor_is_not_issuer: bool = False
+    executor_is_issuer: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,7 +422,11 @@ class _Docket:
                 horizons[counted_by] = max(horizons.get(counted_by, 0), rule.brake.horizon_seconds)
         self.horizons = tuple((*counted_by, seconds) for counted_by, seconds in horizons.items())
         self.bundles = tuple(_bundle(phase, group, tallies, join) for group in alike.values())
-        read = [name for name in REST if any(getattr(group[0].match, name) for group in alike.values())]
+        read = [
+            name
+            for place, name in enumerate(REST)
+            if any(group[0].match.rest[place] for group in alike.values())
+        ]
         self.read: Callable[[Subject], Any] | None = attrgetter(*read) if read else None
         self.by_action_alone = not read and not any(bundle.early for bundle in self.bundles)
 
@@ -392,6 +448,8 @@ def _bundle(
         strictest=Require(
             intent_min_chars=max((one.intent_min_chars for one in requirements), default=0),
             target_agents=any(one.target_agents for one in requirements),
+            executor_is_not_issuer=any(one.executor_is_not_issuer for one in requirements),
+            executor_is_issuer=any(one.executor_is_issuer for one in requirements),
         ),
         tallies=tuple(dict.fromkeys(tallies[id(rule)] for rule in plain if id(rule) in tallies)),
         early=_conditional(early, join),
@@ -432,6 +490,7 @@ class PolicySet:
     globs: Mapping[str, ActionPolicy] = field(default_factory=dict)
     unlisted: ActionPolicy | None = None
     rules: tuple[Rule, ...] = ()
+    roles: Roles = NO_ROLES
     join: Joining | None = field(default=None, repr=False, compare=False)
     _by_glob: GlobTable[ActionPolicy] = field(init=False, repr=False, compare=False)
     _indexes: Mapping[Phase, _Index] = field(init=False, repr=False, compare=False)
@@ -483,13 +542,7 @@ class PolicySet:
         found = self._selected.get(key)
         if found is None:
             agents = subject.target_agents
-            found = tuple(
-                bundle
-                for bundle in docket.bundles
-                if bundle.match.rest_matches(
-                    subject.incident_id, subject.tenant_id, subject.principal, agents
-                )
-            )
+            found = tuple(bundle for bundle in docket.bundles if bundle.match.rest_matches(subject))
             # Bounded, because clients choose the facts.
             if len(agents) <= MOST_SELECTED_AGENTS:
                 if len(self._selected) >= MOST_SELECTIONS:

@@ -32,6 +32,9 @@ class Principal:
         """Whether a method established it. No method can establish `anonymous`."""
         return self.method != "none"
 
+    def __hash__(self) -> int:  # it never changes
+        return hash(self.id)
+
     def to_dict(self) -> dict[str, Any]:
         """The principal as the envelope of a record shows it."""
         return {"id": self.id, "kind": self.kind, "method": self.method}

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from sidecar.core.instant import iso_time
+from sidecar.core.principal import ANONYMOUS, Principal
 from sidecar.core.valueclass import valueclass
 
 Origin = Literal["gate", "library", "api"]
@@ -132,8 +133,9 @@ class Entry:
 
     `scope_id`, `incident_id` and `action` identify the subject. `admission_id` identifies the admission that
     a settlement or reconciliation ends. The envelope holds these fields so that a caller's inputs cannot
-    forge them. `recorded_at` is set if the caller supplied the time of the decision, because that time may
-    differ from the time of the append.
+    forge them. `principal` is the caller that asked. A record `of_execution` is about an admitted execution,
+    and says who issued its scope (None: it needed none). `recorded_at` is set if the caller supplied the time
+    of the decision, because that time may differ from the time of the append.
     """
 
     event: Event
@@ -143,6 +145,9 @@ class Entry:
     incident_id: str | None = None
     action: str | None = None
     admission_id: str | None = None
+    principal: Principal = ANONYMOUS
+    of_execution: bool = False
+    issuer: Mapping[str, Any] | None = None
     recorded_at: int | None = None
 
     def envelope(self, writer: str, seq: int) -> dict[str, Any]:
@@ -156,8 +161,12 @@ class Entry:
             "incident_id": self.incident_id,
             "action": self.action,
             "admission_id": self.admission_id,
+            "principal": self.principal.to_dict(),
             "record": self.record.to_dict(),
         }
+        if self.of_execution:
+            envelope["issuer"] = self.issuer
+            envelope["approvers"] = []  # no scope needs approvals
         if self.recorded_at is not None:
             envelope["recorded_at"] = iso_time(self.recorded_at)
         return envelope

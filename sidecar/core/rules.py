@@ -20,6 +20,7 @@ from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Bundle, Conditional, Phase, PolicySet, Require, Rule, Subject
+from sidecar.core.principal import ANONYMOUS_ID, Principal
 from sidecar.core.scope import Scope
 from sidecar.core.wording import visible_chars
 from sidecar.errors import ConditionFailed, Refusal
@@ -75,7 +76,12 @@ class Objection:
 
 
 def subject_of(
-    claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int, scope: Scope | None = None
+    claims: Claims,
+    tenant_id: str,
+    principal: Principal,
+    policies: PolicySet,
+    now: int,
+    scope: Scope | None = None,
 ) -> Subject:
     """The facts of an execution that the rules read. Without `scope`, only those of the request are set."""
     action = claims.action or ""
@@ -85,7 +91,9 @@ def subject_of(
         risk=None if entry is None else entry.risk,
         incident_id=claims.incident_id or "",
         tenant_id=tenant_id,
-        principal=principal,
+        principal=principal.id,
+        principal_kind=principal.kind,
+        principal_groups=principal.groups,
         target_agents=claims.target_agents,
         parameters=claims.parameters,
         now=now,
@@ -96,10 +104,11 @@ def subject_of(
         subject.attempts_used = scope.attempts_used
         subject.attempts_remaining = scope.attempts_remaining
         subject.scope_age_seconds = max(0, now - scope.created_at) // SECOND
+        subject.issuer = scope.proven_issuer
     return subject
 
 
-def previewed(claims: Claims, tenant_id: str, principal: str, policies: PolicySet, now: int) -> Preview:
+def previewed(claims: Claims, tenant_id: str, principal: Principal, policies: PolicySet, now: int) -> Preview:
     """As `preview` of an execution. It makes no subject if the action alone decides which rules apply."""
     bundles = policies.selected_by_action("execute", claims.action or "")
     if bundles is not None:
@@ -185,12 +194,34 @@ def objections(rule: Rule, subject: Subject) -> Iterator[Objection]:
             )
         if rule.require.target_agents and not subject.target_agents:
             yield _denied(rule, "Target agents must be named.", require="target_agents")
+        if not _other_than_issuer(subject, rule.require):
+            yield _denied(
+                rule,
+                "Another principal than the issuer of the scope must execute it.",
+                require="executor_is_not_issuer",
+            )
+        if not _is_issuer(subject, rule.require):
+            yield _denied(rule, "The issuer of the scope must execute it.", require="executor_is_issuer")
 
 
 def satisfies(subject: Subject, require: Require) -> bool:
-    return (not require.target_agents or bool(subject.target_agents)) and (
-        not require.intent_min_chars or visible_chars(subject.intent) >= require.intent_min_chars
+    return (
+        (not require.target_agents or bool(subject.target_agents))
+        and (not require.intent_min_chars or visible_chars(subject.intent) >= require.intent_min_chars)
+        and _other_than_issuer(subject, require)
+        and _is_issuer(subject, require)
     )
+
+
+def _other_than_issuer(subject: Subject, require: Require) -> bool:
+    """Both must be known: a caller that presents nothing may be the issuer."""
+    return not require.executor_is_not_issuer or (
+        subject.issuer not in (None, subject.principal) and subject.principal != ANONYMOUS_ID
+    )
+
+
+def _is_issuer(subject: Subject, require: Require) -> bool:
+    return not require.executor_is_issuer or subject.issuer == subject.principal
 
 
 def _denied(rule: Rule, what: str, **members: Any) -> Objection:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from sidecar.core.principal import ANONYMOUS_ID, Method, Principal, PrincipalKind
 from sidecar.core.valueclass import valueclass
 
 ScopeStatus = Literal["active", "exhausted", "expired", "revoked"]
@@ -33,6 +34,10 @@ MAX_INTENT_CHARS = 2_000
 class Scope:
     """The terms of a scope, which never change, and the counters that admission and settlement update.
 
+    `created_by` is the id of the principal that asked for it, if a method established one; otherwise it is
+    what the request says. `on_behalf_of` is what the request says beside an established principal. Only
+    principals that match `executors` (ids or globs) may spend it; empty: every executor may.
+
     Times are in microseconds since 1970 (UTC), money is in micro-dollars. `held` is the sum of the holds of
     executions without a known cost. `overrun` is true once a reported cost exceeded its hold.
     """
@@ -48,11 +53,29 @@ class Scope:
     intent: str
     target_agents: tuple[str, ...]
     created_by: str
+    executors: tuple[str, ...] = ()
+    issuer_kind: PrincipalKind = "service"
+    issuer_method: Method = "none"
+    on_behalf_of: str | None = None
     attempts_used: int = 0
     settled: int = 0
     held: int = 0
     overrun: bool = False
     revoked_at: int | None = None
+
+    @property
+    def proven_issuer(self) -> str | None:
+        """The id of the principal that asked for it; None if no method established that."""
+        return None if self.issuer_method == "none" else self.created_by
+
+    @property
+    def issuer(self) -> dict[str, Any]:
+        """The principal that asked for it, as the envelope of a record shows it."""
+        return {
+            "id": self.proven_issuer or ANONYMOUS_ID,
+            "kind": self.issuer_kind,
+            "method": self.issuer_method,
+        }
 
     @property
     def attempts_remaining(self) -> int:
@@ -84,6 +107,10 @@ class Scope:
             intent=self.intent,
             target_agents=self.target_agents,
             created_by=self.created_by,
+            executors=self.executors,
+            issuer_kind=self.issuer_kind,
+            issuer_method=self.issuer_method,
+            on_behalf_of=self.on_behalf_of,
             attempts_used=attempts_used,
             settled=self.settled if settled is None else settled,
             held=held,
@@ -119,7 +146,10 @@ class Execution:
     attempt_number: int | None
     hold: int
     admitted_at: int
-    principal: str = "anonymous"
+    principal: str = ANONYMOUS_ID
+    principal_kind: PrincipalKind = "service"
+    principal_method: Method = "none"
+    principal_groups: tuple[str, ...] = ()
     target_agents: tuple[str, ...] = ()
     route: str | None = None
     report_token: bytes | None = None
@@ -129,6 +159,17 @@ class Execution:
     ended_at: int | None = None
     http_status: int | None = None
     cause: str | None = None
+
+    @property
+    def asked_by(self) -> Principal:
+        """The principal that asked for it."""
+        return Principal(
+            id=self.principal,
+            kind=self.principal_kind,
+            groups=self.principal_groups,
+            tenant_id=self.tenant_id,
+            method=self.principal_method,
+        )
 
     def ended(
         self,
@@ -151,6 +192,9 @@ class Execution:
             hold=self.hold,
             admitted_at=self.admitted_at,
             principal=self.principal,
+            principal_kind=self.principal_kind,
+            principal_method=self.principal_method,
+            principal_groups=self.principal_groups,
             target_agents=self.target_agents,
             route=self.route,
             report_token=self.report_token,

@@ -68,6 +68,7 @@ class Summary(Generic[First, Written]):
         return RequestFacts(
             gatekept=self.facts.gatekept,
             tenant_id=self.facts.tenant_id,
+            principal=self.facts.principal,
             route=self.facts.route,
             policies=self.facts.policies,
         )

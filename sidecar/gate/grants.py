@@ -8,6 +8,7 @@ from sidecar.core.apply import granted
 from sidecar.core.bounds import incomplete
 from sidecar.core.command import Admit, Denied, Issue, Issued, Reply, Revoke, Revoked
 from sidecar.core.facts import Claims
+from sidecar.core.principal import Principal
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable
@@ -47,8 +48,10 @@ class Grants:
         assert isinstance(reply, Issued | Refused)
         return reply
 
-    async def revoke(self, scope_id: str, facts: RequestFacts) -> Revoked | Refused:
-        """Revoke a scope."""
+    async def revoke(
+        self, scope_id: str, facts: RequestFacts, *, own_only: bool = False
+    ) -> Revoked | Refused:
+        """Revoke a scope. With `own_only`, it must be one that the same principal asked for."""
         command = Revoke(
             decision_id=new_decision_id(),
             scope_id=scope_id,
@@ -56,6 +59,7 @@ class Grants:
             tenant_id=facts.tenant_id,
             request_id=facts.request_id or None,
             principal=facts.principal,
+            own_only=own_only,
         )
         reply = await self._submit(command, facts)
         assert isinstance(reply, Revoked | Refused)
@@ -73,7 +77,7 @@ class Grants:
         return reply
 
     async def explain(
-        self, claims: Claims, tenant_id: str, snapshot: Snapshot, *, shadow: bool
+        self, claims: Claims, tenant_id: str, principal: Principal, snapshot: Snapshot, *, shadow: bool
     ) -> Prediction:
         """Predict the decision on an execution with the same judgment. `shadow` is true on a shadow route.
 
@@ -90,6 +94,7 @@ class Grants:
             claims=claims,
             policies=snapshot.policies,
             tenant_id=tenant_id,
+            principal=principal,
             scope_required_from=snapshot.settings.gate.scope_required_from,
             shadow=shadow,
         )

@@ -12,6 +12,7 @@ from sidecar.core.command import Admitted, Gatekept, RequestLine, Settled
 from sidecar.core.facts import Claims
 from sidecar.core.idempotency import Claim
 from sidecar.core.policy import PolicySet, Rule
+from sidecar.core.principal import ANONYMOUS, Principal
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
 from sidecar.core.valueclass import valueclass
@@ -37,7 +38,7 @@ class RequestFacts:
     claims: Claims = field(default_factory=Claims)
     tenant_id: str = "default"
     request_id: str = ""
-    principal: str = "anonymous"
+    principal: Principal = ANONYMOUS
     route: str | None = None
     policies: PolicySet | None = None
     line: RequestLine | None = None

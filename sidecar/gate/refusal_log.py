@@ -17,7 +17,8 @@ from sidecar.ids import new_decision_id
 from sidecar.store.batch import LateReply, Store
 
 # The members that all refusals of a summary share.
-SHARED_MEMBERS = ("bound", "rules", "limit", "value")
+SHARED_MEMBERS = ("bound", "rules", "limit", "value", "role", "methods")
+THROTTLED = "auth_throttled"
 # The Retry-After of a request that the store did not confirm.
 RETRY_AFTER_SECONDS = 1
 # The Retry-After while the clock cannot be trusted.
@@ -37,8 +38,11 @@ class RefusalLog:
     async def refuse(
         self, refusal: Refusal, facts: RequestFacts, *, retry_after: int | None = None
     ) -> Refused:
-        """Refuse a request without a command: record, count and log the refusal. Never raises."""
-        if self._allowance.take():
+        """Refuse a request without a command: record, count and log the refusal. Never raises.
+
+        A throttled credential always shares a summary, so that it takes nothing from the allowance of others.
+        """
+        if refusal.code != THROTTLED and self._allowance.take():
             decision_id = await self._submit(refusal, facts, 1, None)
         else:
             decision_id = await self._summarize(refusal, facts)
@@ -125,7 +129,7 @@ class RefusalLog:
         """Add a refusal to the summary of its kind, and wait until the summary is committed."""
         bound = refusal.members.get("bound") or ",".join(refusal.members.get("rules", ()))
         bound += refusal.members.get("limit", "")
-        kind = (facts.gatekept, refusal.code, str(bound), facts.tenant_id, facts.route)
+        kind = (facts.gatekept, refusal.code, str(bound), facts.tenant_id, facts.principal, facts.route)
         return await self._summaries.join(kind, refusal, facts)
 
     async def _write(self, summary: Summary[Refusal, str | None]) -> str | None:

@@ -72,7 +72,7 @@ class ReplayLog:
         """Record a replay that has no record yet, because it is one of a flood. If that is not possible, the
         request is refused, because nothing is answered unrecorded."""
         if replayed.decision_id is None:
-            written = await self._summaries.join((facts.tenant_id, facts.route), None, facts)
+            written = await self._summaries.join((facts.tenant_id, facts.principal, facts.route), None, facts)
             if not isinstance(written, str):
                 return await self._refusals.unconfirmed(written or UNFORESEEN, facts)
         self._observer.replayed(facts, replayed)
@@ -86,6 +86,7 @@ class ReplayLog:
             subjects=tuple(summary.subjects),
             policy_revision=shared.policies.revision if shared.policies else None,
             tenant_id=shared.tenant_id,
+            principal=shared.principal,
             route=shared.route,
         )
         try:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from sidecar.core.command import Admitted, Issued, Reply, Revoke, Settle, Settled, SettledOutcome
 from sidecar.core.idempotency import KeptAnswer, without_body
+from sidecar.core.principal import Principal
 from sidecar.core.record import Origin
 from sidecar.errors import CommandFailed, StoreClosed
 from sidecar.eventloop.timers import Deadlines
@@ -89,7 +90,7 @@ class Settlements:
                     decision_id=new_decision_id(),
                     scope_id=scope.scope_id,
                     tenant_id=scope.tenant_id,
-                    principal="scopegate",
+                    principal=Principal(id="scopegate"),
                     cause="the scope was committed only after its request had been given up",
                     origin=self._origin,
                 )

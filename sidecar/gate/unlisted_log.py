@@ -43,7 +43,7 @@ class UnlistedLog:
         if self._allowances[access].take():
             written = await self._submit(facts, 1, None)
         else:
-            written = await self._summaries.join((access, facts.tenant_id), None, facts)
+            written = await self._summaries.join((access, facts.tenant_id, facts.principal), None, facts)
         if isinstance(written, str):
             self._observer.unlisted(access, "recorded")
             return written

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
+from sidecar.auth.methods import NO_METHODS, Methods
 from sidecar.core.policy import PolicySet
 from sidecar.core.target import LOOKING, Gated, GatedPaths, PassThrough, Rejected, classify
 from sidecar.core.unlisted import ExceptedPaths, Unlisted
@@ -20,10 +21,14 @@ from sidecar.settings.sections import Settings
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The configuration and policies of one moment. Without policies, every gated request is refused."""
+    """The configuration, the policies and the methods of authentication of one moment.
+
+    Without policies, every gated request is refused. Without methods, every caller is anonymous.
+    """
 
     settings: Settings
     policies: PolicySet | None
+    methods: Methods = NO_METHODS
 
     @cached_property
     def revision(self) -> str:

@@ -241,7 +241,8 @@ def _environment(cel: Any) -> Any:
     """The engine with the facts declared. The process shares one, because setting it up takes long."""
     kinds = cel.Type
     declared = dict.fromkeys(FACTS, kinds.STRING)
-    declared["target_agents"] = kinds.List(kinds.STRING)
+    for name in ("target_agents", "principal_groups"):
+        declared[name] = kinds.List(kinds.STRING)
     declared["parameters"] = kinds.Map(kinds.STRING, kinds.DYN)
     declared["now"] = kinds.TIMESTAMP
     for name in ("max_cost_micros", "attempts_used", "attempts_remaining", "scope_age_seconds"):
@@ -331,6 +332,8 @@ _FACT: Mapping[str, Callable[[Subject], Any]] = {
     "incident_id": lambda subject: subject.incident_id,
     "tenant_id": lambda subject: subject.tenant_id,
     "principal": lambda subject: subject.principal,
+    "principal_kind": lambda subject: subject.principal_kind,
+    "principal_groups": lambda subject: list(subject.principal_groups),
     "target_agents": lambda subject: list(subject.target_agents),
     "intent": lambda subject: subject.intent,
     "max_cost_micros": lambda subject: subject.max_cost,

@@ -19,7 +19,7 @@ from typing import Any
 
 from sidecar.core.instant import parse_time
 
-TEXTS = frozenset({"action", "risk", "incident_id", "tenant_id", "principal"})
+TEXTS = frozenset({"action", "risk", "incident_id", "tenant_id", "principal", "principal_kind"})
 NUMBERS = frozenset({"max_cost_micros", "attempts_used", "attempts_remaining", "scope_age_seconds"})
 NOW = "now"
 _BIG = 2**57

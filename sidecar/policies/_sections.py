@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from sidecar.core.policy import (
     ActionPolicy,
@@ -21,9 +21,11 @@ from sidecar.core.policy import (
     Require,
     Rule,
 )
+from sidecar.core.principal import PrincipalKind
+from sidecar.core.roles import Holders
 from sidecar.core.wording import visible_chars
 from sidecar.policies._conditions import CelCondition, condition
-from sidecar.settings.faults import Mistake, kind
+from sidecar.settings.faults import Mistake, kind, refuse
 from sidecar.settings.keys import Section
 from sidecar.settings.numbers import MAX_SECONDS, Count, Dollars, Lifetime, Seconds, whole, whole_seconds
 from sidecar.settings.values import (
@@ -47,6 +49,7 @@ class PolicyFile(Section):
 
     actions: dict[str, Any] | None = None
     rules: list[Any] | None = None
+    roles: dict[str, Any] | None = None
 
 
 class ActionSection(Section):
@@ -88,7 +91,11 @@ class MatchSection(Section):
     tenant_id: _Globs = ()
     """The tenant."""
     principal: _Globs = ()
-    """The authenticated caller."""
+    """The id of the authenticated caller, else `anonymous`."""
+    principal_kind: Annotated[tuple[PrincipalKind, ...], LIST, ONE_OR_MORE, NOT_EMPTY] = ()
+    """The kind of the caller: `human`, `service` or `agent`."""
+    principal_group: _Globs = ()
+    """The groups of the caller. One matching group is enough."""
     target_agents: _Globs = ()
     """The target agents. One matching agent of a request is enough."""
 
@@ -111,6 +118,11 @@ class RequireSection(Section):
     """The least length of the intent. Characters that a reader sees count, and the spaces between them."""
     target_agents: bool = False
     """`true`: the request names target agents."""
+    executor_is_not_issuer: bool = False
+    """On execute, `true`: another principal than the one that asked for the scope executes it. Both must be
+    authenticated."""
+    executor_is_issuer: bool = False
+    """On execute, `true`: the principal that asked for the scope executes it. Both must be authenticated."""
 
 
 class BrakeSection(Section):
@@ -209,7 +221,7 @@ _CLAUSES: Mapping[str, tuple[tuple[str, ...], str]] = {
         "limits nothing; add max_attempts, ttl_seconds or max_cost_usd",
     ),
     "require": (
-        ("intent_min_chars", "target_agents"),
+        ("intent_min_chars", "target_agents", "executor_is_not_issuer", "executor_is_issuer"),
         "requires nothing; add intent_min_chars or target_agents: true",
     ),
     "brake": (
@@ -222,6 +234,26 @@ _MISPLACED = {
     ("execute", "limit"): "is about what a scope may grant; write on: issue, or use a brake",
     ("issue", "brake"): "counts executions; write on: execute, or use a limit",
 }
+
+
+class HoldersSection(Section):
+    """Who holds a role."""
+
+    example = "{groups: [oncall]}"
+
+    groups: _Globs = ()
+    """The groups whose members hold the role. `"*"`: every caller with at least one group."""
+    ids: _Globs = ()
+    """The callers that hold the role. No glob matches `anonymous`, only that name."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> HoldersSection:
+        message = "names no holder; add groups or ids, or remove the role"
+        refuse((not self.groups and not self.ids, (), message))
+        return self
+
+    def holders(self) -> Holders:
+        return Holders(groups=self.groups, ids=self.ids)
 
 
 def contradictions(rule: Mapping[str, Any]) -> Iterator[Mistake]:
@@ -242,6 +274,15 @@ def contradictions(rule: Mapping[str, Any]) -> Iterator[Mistake]:
         needed, message = _CLAUSES[key]
         if isinstance(rule[key], dict) and not _sets(rule[key], *needed):
             yield Mistake((key,), message)
+    require = rule.get("require")
+    if isinstance(require, dict) and rule.get("on") == "issue":
+        for key in ("executor_is_not_issuer", "executor_is_issuer"):
+            if _sets(require, key):
+                yield Mistake(("require", key), "is about the executor; write on: execute")
+    both = ("executor_is_issuer", "executor_is_not_issuer")
+    if isinstance(require, dict) and all(_sets(require, key) for key in both):
+        message = "contradicts executor_is_not_issuer, so it would refuse everything; remove one of them"
+        yield Mistake(("require", "executor_is_issuer"), message)
     brake = rule.get("brake")
     if isinstance(brake, dict) and "window_seconds" not in brake:
         for key in ("max_attempts", "one_in_flight"):

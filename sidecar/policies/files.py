@@ -19,10 +19,11 @@ from typing import Any
 from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.core.globs import GlobIndex, globbed, is_glob, literal_prefix
 from sidecar.core.policy import ActionPolicy, PolicySet, Rule
+from sidecar.core.roles import ROLES, Holders, Role, Roles
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
 from sidecar.policies._conditions import joint
-from sidecar.policies._sections import ActionSection, PolicyFile, RuleSection, contradictions
+from sidecar.policies._sections import ActionSection, HoldersSection, PolicyFile, RuleSection, contradictions
 from sidecar.settings.faults import Mistake, faults, validated
 
 UNLISTED = "*"
@@ -80,6 +81,7 @@ def load(folder: Path) -> PolicySet:
         globs={name: entry for name, entry in found.actions.items() if is_glob(name)},
         unlisted=unlisted,
         rules=tuple(found.rules),
+        roles=Roles(found.roles),
         join=joint,
     )
 
@@ -126,6 +128,8 @@ class _Set:
         self.faults: list[Fault] = []
         self.actions: dict[str, ActionPolicy] = {}
         self.rules: list[Rule] = []
+        self.roles: dict[Role, Holders] = {}
+        self._role_places: dict[Role, str] = {}
         # The places of all names, valid or not, so that one is reported if it stands twice.
         self.named: dict[str, str] = {}
         self._ids: dict[str, str] = {}
@@ -146,11 +150,15 @@ class _Set:
         _, mistakes = validated(PolicyFile, top)
         self._wrong(document, (), mistakes)
         # A mistake in one of the two does not hide those in the other.
-        actions, rules = (top.get(key) if isinstance(top, dict) else None for key in ("actions", "rules"))
+        actions, rules, roles = (
+            top.get(key) if isinstance(top, dict) else None for key in ("actions", "rules", "roles")
+        )
         for name, value in actions.items() if isinstance(actions, dict) else ():
             self._action(document, name, value)
         for number, value in enumerate(rules if isinstance(rules, list) else ()):
             self._rule(document, ("rules", number), value)
+        for name, value in roles.items() if isinstance(roles, dict) else ():
+            self._role(document, name, value)
 
     def check_globs(self) -> None:
         """Report the globs that match no action of the catalogue."""
@@ -187,6 +195,24 @@ class _Set:
         self._wrong(document, path, mistakes)
         if section is not None:
             self.actions[name] = section.policy()
+
+    def _role(self, document: Document, name: str, value: Any) -> None:
+        path = ("roles", name)
+        section, mistakes = validated(HoldersSection, value)
+        role = next((role for role in ROLES if role == name), None)
+        if role is None:
+            mistakes.append(
+                Mistake((), f"is not a role{did_you_mean(name, ROLES)}; roles are {', '.join(ROLES)}")
+            )
+        elif role in self._role_places:
+            mistakes.append(
+                Mistake((), f"is already at {self._role_places[role]}; put all its holders there")
+            )
+        else:
+            self._role_places[role] = document.place(path)
+        self._wrong(document, path, mistakes)
+        if section is not None and role is not None:
+            self.roles[role] = section.holders()
 
     def _rule(self, document: Document, path: KeyPath, value: Any) -> None:
         section, mistakes = validated(RuleSection, value)

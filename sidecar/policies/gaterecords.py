@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import orjson
@@ -16,6 +16,7 @@ from sidecar.core.entries import OUTCOMES
 from sidecar.core.facts import Claims
 from sidecar.core.instant import parse_time
 from sidecar.core.money import to_micros
+from sidecar.core.principal import Principal
 from sidecar.core.record import DecisionOutcome
 from sidecar.core.rules import TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
@@ -88,7 +89,10 @@ class GrantRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateRecord:
-    """One record of the gate. `now` is the time of the decision, in microseconds since 1970."""
+    """One record of the gate. `now` is the time of the decision, in microseconds since 1970.
+
+    `asked_by` is the envelope's principal, None in records of releases that knew only `anonymous`.
+    """
 
     event: str
     decision_id: str
@@ -103,6 +107,7 @@ class GateRecord:
     reason: str | None
     inputs: Mapping[str, Any]
     details: Mapping[str, Any]
+    asked_by: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, envelope: bytes) -> GateRecord | None:
@@ -128,6 +133,7 @@ class GateRecord:
             reason=record["decision_reason"],
             inputs=dict(record["decision_inputs"]),
             details=dict(record["details"]),
+            asked_by=read.get("principal"),
         )
 
     @property
@@ -135,8 +141,16 @@ class GateRecord:
         return bool(self.inputs["policy_id"] == "scope_grant")
 
     @property
-    def principal(self) -> str:
-        return str(self.inputs["principal"])
+    def principal(self) -> Principal:
+        principal = Principal(id=str(self.inputs["principal"]), tenant_id=self.tenant_id)
+        if self.asked_by is None:
+            return principal
+        return replace(
+            principal,
+            kind=self.asked_by["kind"],
+            groups=tuple(map(str, self.inputs.get("principal_groups", ()))),
+            method=self.asked_by["method"],
+        )
 
     @property
     def count(self) -> int:
@@ -213,7 +227,10 @@ class GateRecord:
             attempt_number=None,
             hold=0,
             admitted_at=self.now,
-            principal=self.principal,
+            principal=self.principal.id,
+            principal_kind=self.principal.kind,
+            principal_method=self.principal.method,
+            principal_groups=self.principal.groups,
             target_agents=claims.target_agents,
             status=status,
         )
@@ -255,7 +272,9 @@ class GateRecord:
             expires_at=self.now,
             intent="" if "intent" in missing else str(intent),
             target_agents=claims.target_agents,
-            created_by="",
+            created_by=self.principal.id,
+            issuer_kind=self.principal.kind,
+            issuer_method=self.principal.method,
         )
         recorded = zip(TERMS, (attempts, ttl, dollars), strict=True)
         request = GrantRequest(

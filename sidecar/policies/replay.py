@@ -50,6 +50,8 @@ from sidecar.store.logfile import START, opened
 
 # This is not a fact of a request, but brakes read it.
 EARLIER_AGENTS = "the target agents of earlier executions"
+# This is no fact that a condition may read, but a requirement reads it.
+ISSUER = "the issuer of the scope"
 FLOOD = "the summary of a flood says only how many there were"
 
 
@@ -158,7 +160,9 @@ class Replay:
         if granted is not None:
             missing |= granted.missing
         elif claims.scope_id is not None:
-            missing |= dict.fromkeys(SCOPE_FACTS, "unknown, for the log does not have the grant of the scope")
+            missing |= dict.fromkeys(
+                (*SCOPE_FACTS, ISSUER), "unknown, for the log does not have the grant of the scope"
+            )
         if self._executions.agents_masked and claims.target_agents and "target_agents" not in missing:
             missing[EARLIER_AGENTS] = MASKED
         policies = self._rules.without(missing)
@@ -255,7 +259,9 @@ def _kept_to(
         expires_at=record.now + 1,
         intent=granted.scope.intent if granted else "",
         target_agents=(),
-        created_by="",
+        created_by=granted.scope.created_by if granted else "",
+        issuer_kind=granted.scope.issuer_kind if granted else "service",
+        issuer_method=granted.scope.issuer_method if granted else "none",
         attempts_used=used,
         held=-(entry.hold if entry else 0),  # leaves room for the hold of any action
     )
@@ -303,9 +309,7 @@ class _Rules:
         for rule in self._whole.about(phase, subject.action) if missing else ():
             lacking = sorted(self._looks_at[rule.id] & missing.keys())
             match = replace(rule.match, target_agents=()) if "target_agents" in missing else rule.match
-            if lacking and match.rest_matches(
-                subject.incident_id, subject.tenant_id, subject.principal, subject.target_agents
-            ):
+            if lacking and match.rest_matches(subject):
                 yield rule, f"rule {rule.id} looks at {lacking[0]}: {missing[lacking[0]]}"
 
 
@@ -322,6 +326,8 @@ def _looks_at(rule: Rule) -> frozenset[str]:
         facts |= {"target_agents"} if rule.brake is None else {"target_agents", EARLIER_AGENTS}
     if rule.require is not None and rule.require.intent_min_chars:
         facts.add("intent")
+    if rule.require is not None and (rule.require.executor_is_issuer or rule.require.executor_is_not_issuer):
+        facts.add(ISSUER)
     if rule.limit is not None:
         limits = (rule.limit.max_attempts, rule.limit.ttl_seconds, rule.limit.max_cost)
         facts.update(term for term, most in zip(TERMS, limits, strict=True) if most is not None)

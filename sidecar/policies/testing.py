@@ -20,10 +20,12 @@ from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import Claims
 from sidecar.core.instant import SECOND, parse_time
 from sidecar.core.policy import PolicySet
+from sidecar.core.principal import ANONYMOUS_ID, Principal, PrincipalKind
+from sidecar.core.roles import Role, role_required
 from sidecar.core.rules import TERMS
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
 from sidecar.core.state import State
-from sidecar.errors import ERRORS
+from sidecar.errors import ERRORS, Refusal
 from sidecar.files.faults import ConfigurationError, Fault
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
 from sidecar.settings.faults import Mistake, faults, one_of, refuse, validated
@@ -86,13 +88,27 @@ class ScopeFacts(Section):
     attempts_used: Natural = 0
     max_cost_usd: Dollars | None = None
     age_seconds: Ago = 0
+    issuer: Identifier = "issuer_test"
 
 
 class Who(Section):
     incident_id: Identifier = "inc_test"
     tenant_id: Identifier = "default"
-    principal: Identifier = "anonymous"
+    principal: Identifier = ANONYMOUS_ID
+    principal_kind: PrincipalKind = "service"
+    principal_groups: Identifiers = ()
     target_agents: Identifiers = ()
+
+    @property
+    def asking(self) -> Principal:
+        """The principal of the facts. It does not matter which method has established it."""
+        return Principal(
+            id=self.principal,
+            kind=self.principal_kind,
+            groups=self.principal_groups,
+            tenant_id=self.tenant_id,
+            method="none" if self.principal == ANONYMOUS_ID else "tokens",
+        )
 
 
 class GrantFacts(Who):
@@ -190,7 +206,7 @@ class GrantCase(Case):
             ttl=facts.ttl_seconds,
             policies=policies,
             defaulted=frozenset(TERMS) - facts.model_fields_set,
-            principal=facts.principal,
+            principal=facts.asking,
         )
         return issue, State()
 
@@ -215,7 +231,7 @@ class ExecutionCase(Case):
             claims=claims,
             policies=policies,
             tenant_id=facts.tenant_id,
-            principal=facts.principal,
+            principal=facts.asking,
         )
         before = sorted(map(self._before, range(len(self.history))), key=lambda one: one.admitted_at)
         executions = {one.decision_id: one for one in before}
@@ -241,7 +257,8 @@ class ExecutionCase(Case):
             expires_at=self.now + TTL_SECONDS * SECOND,
             intent=given.intent,
             target_agents=facts.target_agents,
-            created_by=facts.principal,
+            created_by=given.issuer,
+            issuer_method="none" if given.issuer == ANONYMOUS_ID else "tokens",
             attempts_used=given.attempts_used,
         )
 
@@ -260,6 +277,22 @@ class ExecutionCase(Case):
         )
 
 
+class RoleFacts(Who):
+    role: Role
+
+
+class WantedRole(Section):
+    """Whether the principal holds the role."""
+
+    verdict: Literal["allowed", "refused"]
+
+
+class RoleCase(Case):
+    on: Literal["role"]
+    facts: RoleFacts
+    want: WantedRole
+
+
 # Deciding -----------------------------------------------------------------------------------------------
 
 
@@ -267,7 +300,7 @@ class ExecutionCase(Case):
 class PolicyTest:
     """One case and its place in a file."""
 
-    case: GrantCase | ExecutionCase
+    case: GrantCase | ExecutionCase | RoleCase
     document: Document
     path: KeyPath
 
@@ -283,12 +316,19 @@ class Outcome:
 def run(test: PolicyTest, policies: PolicySet) -> Outcome:
     """Decide one case."""
     case = test.case
+    if isinstance(case, RoleCase):
+        role = case.facts.role
+        refusal = (
+            None if policies.roles.hold(case.facts.asking, role) else role_required(case.facts.asking, role)
+        )
+        got: dict[str, Any] = {"verdict": "refused" if refusal else "allowed"}
+        return _compared(test, got, refusal)
     command, state = case.command(policies)
     applied = apply(command, state, case.now)
     assert applied.entry is not None
     details = applied.entry.record.details
     refusal = applied.reply.refusal if isinstance(applied.reply, Denied) else None
-    got: dict[str, Any] = {
+    got = {
         "verdict": "refused" if refusal else "allowed",
         "error": refusal.code if refusal else None,
         "rules": details["rules"],
@@ -296,8 +336,12 @@ def run(test: PolicyTest, policies: PolicySet) -> Outcome:
         "retry_after_seconds": refusal.members.get("retry_after_seconds") if refusal else None,
         **{term: details.get(term) for term in TERMS},
     }
+    return _compared(test, got, refusal)
+
+
+def _compared(test: PolicyTest, got: dict[str, Any], refusal: Refusal | None) -> Outcome:
     differences = []
-    for name, value in case.want.model_dump(exclude_unset=True).items():
+    for name, value in test.case.want.model_dump(exclude_unset=True).items():
         want = _shown(value)
         was = _shown(got[name])
         if want != was:
@@ -357,8 +401,12 @@ def _tests(document: Document, found: list[Fault]) -> Iterator[PolicyTest]:
         found += faults(document, mistakes, path)
 
 
-def _case(entry: Any) -> tuple[GrantCase | ExecutionCase | None, list[Mistake]]:
-    kinds: dict[str, type[GrantCase | ExecutionCase]] = {"issue": GrantCase, "execute": ExecutionCase}
+def _case(entry: Any) -> tuple[GrantCase | ExecutionCase | RoleCase | None, list[Mistake]]:
+    kinds: dict[str, type[GrantCase | ExecutionCase | RoleCase]] = {
+        "issue": GrantCase,
+        "execute": ExecutionCase,
+        "role": RoleCase,
+    }
     on = entry.get("on") if isinstance(entry, dict) else "execute"
     if on not in tuple(kinds):
         return None, [Mistake(("on",), one_of(tuple(kinds), on))]

@@ -12,11 +12,13 @@ from sidecar.store.base import LogRow
 
 SCOPE_COLUMNS = (
     "scope_id, tenant_id, incident_id, allowed_actions, max_cost, max_attempts, created_at, expires_at, "
-    "intent, target_agents, created_by, attempts_used, settled, held, overrun, revoked_at"
+    "intent, target_agents, created_by, attempts_used, settled, held, overrun, revoked_at, executors, "
+    "issuer_kind, issuer_method, on_behalf_of"
 )
 EXECUTION_COLUMNS = (
     "decision_id, scope_id, tenant_id, incident_id, action, request_id, attempt_number, hold, admitted_at, "
-    "status, cost, ended_at, http_status, cause, principal, target_agents, route, report_token, report_by"
+    "status, cost, ended_at, http_status, cause, principal, target_agents, route, report_token, report_by, "
+    "principal_kind, principal_method, principal_groups"
 )
 LOG_COLUMNS = (
     "seq, decision_id, event, decision_type, decision_outcome, decided_at, tenant_id, scope_id, incident_id, "
@@ -24,6 +26,11 @@ LOG_COLUMNS = (
 )
 
 Row = tuple[Any, ...]
+
+
+def placeholders(columns: str) -> str:
+    """One placeholder for each of some columns."""
+    return ", ".join("?" for _ in columns.split(","))
 
 
 def _json(texts: Sequence[str]) -> str:
@@ -48,6 +55,10 @@ def scope_from_row(row: Row) -> Scope:
         held=row[13],
         overrun=bool(row[14]),
         revoked_at=row[15],
+        executors=tuple(orjson.loads(row[16])),
+        issuer_kind=row[17],
+        issuer_method=row[18],
+        on_behalf_of=row[19],
     )
 
 
@@ -69,6 +80,10 @@ def scope_to_row(scope: Scope) -> Row:
         scope.held,
         int(scope.overrun),
         scope.revoked_at,
+        _json(scope.executors),
+        scope.issuer_kind,
+        scope.issuer_method,
+        scope.on_behalf_of,
     )
 
 
@@ -105,6 +120,9 @@ def execution_from_row(row: Row) -> Execution:
         route=row[16],
         report_token=row[17],
         report_by=row[18],
+        principal_kind=row[19],
+        principal_method=row[20],
+        principal_groups=tuple(orjson.loads(row[21])),
     )
 
 
@@ -129,6 +147,9 @@ def execution_to_row(execution: Execution) -> Row:
         execution.route,
         execution.report_token,
         execution.report_by,
+        execution.principal_kind,
+        execution.principal_method,
+        _json(execution.principal_groups),
     )
 
 

@@ -187,9 +187,16 @@ class Engine(Protocol):
     async def scope(self, scope_id: str) -> Scope | None: ...
 
     async def scopes(
-        self, tenant_id: str, incident_id: str, *, before: str | None, limit: int
+        self,
+        tenant_id: str,
+        incident_id: str,
+        issuer: str | None = None,
+        *,
+        before: str | None,
+        limit: int,
     ) -> tuple[Page, int]:
-        """A page of an incident's scopes, and the total number of them."""
+        """A page of an incident's scopes, and the total number of them. With `issuer`, only those for which
+        that authenticated principal asked."""
 
     async def scopes_wanted(self, wanted: ScopesWanted, *, before: str | None, limit: int) -> Page:
         """A page of scopes, of all tenants and incidents unless one is named.

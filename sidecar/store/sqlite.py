@@ -142,18 +142,18 @@ T = TypeVar("T")
 ROWS_PER_CHECKPOINT = 2_000
 
 _ISSUE_SCOPE = f"""
-    INSERT INTO scopes ({rows.SCOPE_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    INSERT INTO scopes ({rows.SCOPE_COLUMNS}) VALUES ({rows.placeholders(rows.SCOPE_COLUMNS)})"""
 _UPDATE_SCOPE = """
     UPDATE scopes SET attempts_used = ?, settled = ?, held = ?, overrun = ?, revoked_at = ?
     WHERE scope_id = ?"""
 _ADMIT_EXECUTION = f"""
     INSERT INTO executions ({rows.EXECUTION_COLUMNS})
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES ({rows.placeholders(rows.EXECUTION_COLUMNS)})"""
 _END_EXECUTION = """
     UPDATE executions SET status = ?, cost = ?, ended_at = ?, http_status = ?, cause = ?, report_token = ?
     WHERE decision_id = ?"""
 _APPEND = f"""
-    INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    INSERT INTO decisions ({rows.LOG_COLUMNS}) VALUES ({rows.placeholders(rows.LOG_COLUMNS)})"""
 _KEEP = "INSERT INTO kept_once (key, decision_id) VALUES (?, ?)"
 _TURN = """
     INSERT INTO switches (name, is_on, changed_at) VALUES (?, ?, ?)
@@ -392,14 +392,24 @@ class SqliteEngine:
         return rows.scope_from_row(found[0]) if found else None
 
     async def scopes(
-        self, tenant_id: str, incident_id: str, *, before: str | None, limit: int
+        self,
+        tenant_id: str,
+        incident_id: str,
+        issuer: str | None = None,
+        *,
+        before: str | None,
+        limit: int,
     ) -> tuple[Page, int]:
         of_incident = "FROM scopes WHERE tenant_id = ? AND incident_id = ?"
+        named: tuple[str, ...] = (tenant_id, incident_id)
+        if issuer is not None:
+            of_incident += " AND created_by = ? AND issuer_method <> 'none'"
+            named = (*named, issuer)
         found = await self._rows(
             f"SELECT {rows.SCOPE_COLUMNS}, seq {of_incident} AND seq < ? ORDER BY seq DESC LIMIT ?",
-            (tenant_id, incident_id, cursor(before), limit + 1),
+            (*named, cursor(before), limit + 1),
         )
-        total = await self._rows(f"SELECT COUNT(*) {of_incident}", (tenant_id, incident_id))
+        total = await self._rows(f"SELECT COUNT(*) {of_incident}", named)
         return page(found, limit, rows.scope_from_row), total[0][0]
 
     async def scopes_wanted(self, wanted: ScopesWanted, *, before: str | None, limit: int) -> Page:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from sidecar import __version__
 from sidecar.core.emission import Kind
+from sidecar.core.principal import PrincipalKind
 from sidecar.errors import ERRORS
 from sidecar.telemetry.instruments import Counter, Gauge, Histogram
 from sidecar.telemetry.logqueue import DroppedLines
@@ -30,6 +31,12 @@ _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 _SLOW = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _CODES = {code: kind.title for code, kind in ERRORS.items()}
+_METHODS = {
+    "tokens": "a token of `auth.tokens.file`",
+    "jwt": "a JSON Web Token",
+    "mtls": "a client certificate",
+    "proxy": "the header of a trusted proxy",
+}
 _ROUTE = "names of routes; `none`: no route, or more than one could be meant"
 
 
@@ -119,6 +126,20 @@ class Metrics:
         "Refusals that could not be recorded, because the store did not work.",
         reason=_CODES,
         zero=("store_unavailable", "overloaded", "draining"),
+    )
+    authenticated = Metric(
+        Counter,
+        "scopegate_authenticated_requests",
+        "Requests whose caller a method of authentication has established.",
+        method=_METHODS,
+        principal_kind=dict.fromkeys(get_args(PrincipalKind), ""),
+    )
+    auth_failures = Metric(
+        Counter,
+        "scopegate_auth_failures",
+        "Requests that were refused because a credential was not valid, or was missing.",
+        method=_METHODS | {"none": "a credential was required, and there was none"},
+        zero="all",
     )
     executions = Metric(
         Counter,

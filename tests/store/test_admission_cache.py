@@ -14,6 +14,7 @@ import pytest
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admitted, Denied, Issued, Reconcile, Report, Settle, SettledOutcome
 from sidecar.core.policy import Brake, Match, PolicySet, Rule
+from sidecar.core.principal import Principal
 from sidecar.core.scope import UNDER_WAY, Execution
 from sidecar.core.state import Names, State
 from sidecar.ids import new_decision_id
@@ -172,7 +173,9 @@ async def test_an_execution_reconciled_long_after_its_admission_does_not_hide_yo
     limited = replace(admit(await granted(store)), policies=braked(2))
     first = await store.submit(replace(limited, decision_id=new_decision_id()))
     await store.submit(
-        Reconcile(decision_id=new_decision_id(), admission_id=name, outcome="executed", principal="p")
+        Reconcile(
+            decision_id=new_decision_id(), admission_id=name, outcome="executed", principal=Principal(id="p")
+        )
     )
     held_against_the_database(store, tmp_path / "store.db")
     others = [await store.submit(replace(limited, decision_id=new_decision_id())) for _ in range(2)]

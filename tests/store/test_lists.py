@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from sidecar.core.command import AcceptClock, Admitted, Bind, Emit, Issued, Refuse, Revoke, Settle, Turn
+from sidecar.core.principal import Principal
 from sidecar.core.record import CausalRole, DecisionOutcome, DecisionType, Record
 from sidecar.core.scope import Execution
 from sidecar.errors import Refusal
@@ -67,7 +68,13 @@ async def filled(store: Store) -> Store:
     await store.submit(Bind(request_id="req_a", run_id="run_1"))
     await store.submit(Bind(request_id="req_b", run_id="run_2"))
     await store.submit(
-        Turn(decision_id=new_decision_id(), switch="care_kill_switch", on=True, origin="api", principal="p")
+        Turn(
+            decision_id=new_decision_id(),
+            switch="care_kill_switch",
+            on=True,
+            origin="api",
+            principal=Principal(id="p"),
+        )
     )
     return store
 

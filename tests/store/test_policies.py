@@ -28,6 +28,7 @@ from sidecar.core.command import (
 from sidecar.core.facts import Claims
 from sidecar.core.money import to_dollars, to_micros
 from sidecar.core.policy import ActionPolicy, Brake, PolicySet, RiskClass, Rule
+from sidecar.core.principal import Principal
 from sidecar.core.rules import preview, subject_of
 from sidecar.core.scope import Scope
 from sidecar.ids import new_decision_id, new_scope_id
@@ -142,7 +143,7 @@ class Play:
             ttl=asked["ttl_seconds"],
             policies=self.policies,
             defaulted=frozenset(DEFAULTS.keys() - terms.keys()),
-            principal=principal,
+            principal=Principal(id=principal),
         )
 
     async def execute(
@@ -164,14 +165,14 @@ class Play:
         assert self.policies is not None
         known = None
         if self.judged_before:
-            subject = subject_of(claims, tenant, principal, self.policies, self.clock.now)
+            subject = subject_of(claims, tenant, Principal(id=principal), self.policies, self.clock.now)
             known = preview(self.policies, "execute", subject)
         return Admit(
             decision_id=new_decision_id(),
             claims=claims,
             policies=self.policies,
             tenant_id=tenant,
-            principal=principal,
+            principal=Principal(id=principal),
             preview=known,
             scope_required_from=RiskClass(scope_required_from),
             shadow=shadow,

@@ -20,6 +20,7 @@ import pytest
 
 from sidecar.core.command import Admitted, Denied, Issued, Refuse, Report, Settle, Settled
 from sidecar.core.policy import Brake, Rule
+from sidecar.core.principal import Principal
 from sidecar.core.scope import Scope
 from sidecar.core.state import Names, State
 from sidecar.errors import Refusal, StoreUnavailable
@@ -167,7 +168,7 @@ async def test_executions_of_the_second_schema_are_kept_settled_and_counted_by_b
     scope = await issued(store)
     admissions = [
         admit(scope.scope_id),
-        replace(admit(scope.scope_id, target_agents=("agent_1",)), principal="ann"),
+        replace(admit(scope.scope_id, target_agents=("agent_1",)), principal=Principal(id="ann")),
     ]
     for command in admissions:
         assert isinstance(await store.submit(command), Admitted)

@@ -46,6 +46,7 @@ from sidecar.core.facts import Claims
 from sidecar.core.idempotency import KeptAnswer, claim_of, claimed_by
 from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, Limit, Match, PolicySet, RiskClass, Rule
+from sidecar.core.principal import ANONYMOUS, Principal
 from sidecar.core.record import DecisionOutcome, DecisionType, Entry, Record
 from sidecar.core.scope import Execution, ExecutionStatus, Scope
 from sidecar.core.state import Names, State, names
@@ -151,11 +152,15 @@ def case_values(case: dict[str, Any]) -> tuple[Scope, Claims, int]:
     return replace(SCOPE, **changes), replace(CLAIMS, **claimed), now
 
 
+def asking(case: dict[str, Any]) -> Principal:
+    return Principal(**case["principal"]) if "principal" in case else ANONYMOUS
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_a_bound(case: dict[str, Any]) -> None:
     scope, claims, now = case_values(case)
     tenant = case.get("tenant_id", "default")
-    applied = apply(admit(claims, tenant_id=tenant), state_of(scope), now)
+    applied = apply(admit(claims, tenant_id=tenant, principal=asking(case)), state_of(scope), now)
     record = entry_of(applied).record
     if "error" in case:
         assert isinstance(applied.reply, Denied)
@@ -194,6 +199,7 @@ def test_every_bound_has_a_case_that_fails_on_it() -> None:
         judged = BoundInput.of(
             claims,
             case.get("tenant_id", "default"),
+            asking(case),
             scope if claims.scope_id == scope.scope_id else None,
             POLICIES,
             now,
@@ -284,7 +290,8 @@ def test_explaining_asks_the_same_bounds_as_admitting() -> None:
         tenant = case.get("tenant_id", "default")
         known = scope if claims.scope_id == scope.scope_id else None
         refusal = judge(
-            BoundInput.of(claims, tenant, known, POLICIES, now), (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS)
+            BoundInput.of(claims, tenant, asking(case), known, POLICIES, now),
+            (*SCOPE_BOUNDS, *CATALOGUE_BOUNDS),
         )
         assert (refusal.code if refusal else None) == case.get("error")
 
@@ -571,11 +578,11 @@ def emit(**changes: Any) -> Emit:
 
 
 def turn(*, on: bool) -> Turn:
-    return Turn(decision_id="d-8", switch=KILL, on=on, origin="api", principal="oncall")
+    return Turn(decision_id="d-8", switch=KILL, on=on, origin="api", principal=Principal(id="oncall"))
 
 
 def test_an_accepted_wall_clock_is_recorded_with_its_distance_from_the_time_before() -> None:
-    command = AcceptClock(decision_id="d1", before=61_000_000, principal="someone")
+    command = AcceptClock(decision_id="d1", before=61_000_000, principal=Principal(id="someone"))
     applied = apply(command, State(), 1_000_000)
     assert applied.reply == ClockAccepted(decision_id="d1", before=61_000_000, now=1_000_000)
     entry = entry_of(applied)
@@ -681,7 +688,7 @@ def test_claims_without_an_incident_or_an_action_are_incomplete(claims: Claims, 
     refusal = incomplete(claims)
     assert (refusal.code if refusal else None) == code
     # A scope would not help: the whole table gives the same answer.
-    case = BoundInput.of(claims, "default", None, POLICIES, 0)
+    case = BoundInput.of(claims, "default", ANONYMOUS, None, POLICIES, 0)
     assert refusal is None or refusal == judge(case, SCOPE_BOUNDS)
 
 

@@ -19,6 +19,7 @@ from sidecar.core.command import Admit, Admitted, Command, Denied, Reconcile, Re
 from sidecar.core.facts import Claims
 from sidecar.core.instant import iso_time
 from sidecar.core.policy import ActionPolicy, Brake, Facet, Match, PolicySet, RiskClass, Rule, Subject
+from sidecar.core.principal import Principal
 from sidecar.core.rules import preview
 from sidecar.core.scope import Execution
 from sidecar.core.state import State, names
@@ -42,7 +43,7 @@ def braking(rule_id: str = "brake", match: Match | None = None, **brake: Any) ->
 
 
 def admission(policies: PolicySet, decision_id: str, **facts: Any) -> Admit:
-    tenant, principal = facts.pop("tenant_id", "default"), facts.pop("principal", "anonymous")
+    tenant, principal = facts.pop("tenant_id", "default"), Principal(id=facts.pop("principal", "anonymous"))
     claims = Claims(**{"incident_id": "inc_1", "action": "restart_pod", **facts})
     return Admit(
         decision_id=decision_id,
@@ -121,7 +122,7 @@ class History:
                 "action": command.claims.action,
                 "incident_id": command.claims.incident_id,
                 "tenant_id": command.tenant_id,
-                "principal": command.principal,
+                "principal": command.principal.id,
                 "target_agents": command.claims.target_agents,
             }
             self.admitted.append(Past(command.decision_id, self.now, facts))

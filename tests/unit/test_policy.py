@@ -28,17 +28,38 @@ from sidecar.core.policy import (
     Rule,
     Subject,
 )
+from sidecar.core.principal import PrincipalKind
 from tests.unit.test_rules import ACTIONS, RISKS, When, matches, rule_sets
 
 PHASES: tuple[Phase, ...] = ("issue", "execute")
 NOBODY = {"incident_id": "", "tenant_id": "", "principal": "", "target_agents": ()}
 
 
+def caller(
+    incident_id: str,
+    tenant_id: str,
+    principal: str,
+    target_agents: tuple[str, ...],
+    kind: PrincipalKind = "service",
+    groups: tuple[str, ...] = (),
+) -> Subject:
+    return Subject(
+        action="restart_pod",
+        risk=None,
+        incident_id=incident_id,
+        tenant_id=tenant_id,
+        principal=principal,
+        principal_kind=kind,
+        principal_groups=groups,
+        target_agents=target_agents,
+    )
+
+
 def test_an_empty_match_is_about_everybody() -> None:
     for risk in (None, *RiskClass):
         assert Match().action_matches("anything", risk)
-    assert Match().rest_matches("inc", "tenant", "somebody", ("a",))
-    assert Match().rest_matches("", "", "", ())
+    assert Match().rest_matches(caller("inc", "tenant", "ann", ("a",), "human", ("oncall",)))
+    assert Match().rest_matches(caller("", "", "", ()))
 
 
 def test_the_action_is_matched_by_its_name_and_its_risk() -> None:
@@ -56,6 +77,13 @@ def test_the_action_is_matched_by_its_name_and_its_risk() -> None:
         (Match(incident_id=("drill-*",)), ("drill-1", "t", "p", ()), ("inc-1", "t", "p", ())),
         (Match(tenant_id=("acme",)), ("i", "acme", "p", ()), ("i", "other", "p", ())),
         (Match(principal=("ann", "b*")), ("i", "t", "bob", ()), ("i", "t", "carl", ())),
+        (Match(principal_kind=("agent",)), ("i", "t", "p", (), "agent"), ("i", "t", "p", (), "human")),
+        (
+            Match(principal_group=("sre-*", "oncall")),
+            ("i", "t", "p", (), "human", ("dba", "sre-leads")),
+            ("i", "t", "p", (), "human", ("dba",)),
+        ),
+        (Match(principal_group=("*",)), ("i", "t", "p", (), "human", ("dba",)), ("i", "t", "p", ())),
         (Match(target_agents=("db-*",)), ("i", "t", "p", ("web-1", "db-1")), ("i", "t", "p", ("web-1",))),
         (Match(target_agents=("*",)), ("i", "t", "p", ("web-1",)), ("i", "t", "p", ())),
         (
@@ -66,12 +94,10 @@ def test_the_action_is_matched_by_its_name_and_its_risk() -> None:
     ],
 )
 def test_each_member_of_a_match_has_to_agree_and_of_target_agents_one_is_enough(
-    match: Match,
-    yes: tuple[str, str, str, tuple[str, ...]],
-    no: tuple[str, str, str, tuple[str, ...]],
+    match: Match, yes: tuple[Any, ...], no: tuple[Any, ...]
 ) -> None:
-    assert match.rest_matches(*yes)
-    assert not match.rest_matches(*no)
+    assert match.rest_matches(caller(*yes))
+    assert not match.rest_matches(caller(*no))
 
 
 def test_a_brake_looks_back_as_far_as_the_longer_of_its_two_times() -> None:
@@ -239,9 +265,7 @@ def test_the_rules_that_are_selected_are_those_that_match_whoever_asked_before(
                 for rule in rules
                 if rule.on == phase
                 and matches(rule.match, subject.action, RISKS.get(subject.action))
-                and rule.match.rest_matches(
-                    subject.incident_id, subject.tenant_id, subject.principal, subject.target_agents
-                )
+                and rule.match.rest_matches(subject)
             ]
             assert sorted(found) == sorted(wanted)
 

@@ -169,9 +169,10 @@ def test_a_scope_that_does_not_fit_is_refused_by_its_own_bounds(tmp_path: Path, 
 def test_rules_see_every_fact_of_a_test(tmp_path: Path) -> None:
     SEEN.clear()
     facts = (
-        "{action: retry, incident_id: i, tenant_id: t, principal: ann, target_agents: a,"
+        "{action: retry, incident_id: i, tenant_id: t, principal: ann, principal_kind: human,"
+        " principal_groups: [oncall], target_agents: a,"
         " parameters: {force: true}, scope: {intent: why, max_attempts: 4, attempts_used: 1,"
-        " max_cost_usd: 2.5, age_seconds: 30}}"
+        " max_cost_usd: 2.5, age_seconds: 30, issuer: bob}}"
     )
     want = "{verdict: refused, error: policy_denied, rules: [forced]}"
     assert decided(tmp_path, "execute", facts, want, ", now: 2026-12-24T12:30:00+01:00") == []
@@ -182,6 +183,9 @@ def test_rules_see_every_fact_of_a_test(tmp_path: Path) -> None:
         incident_id="i",
         tenant_id="t",
         principal="ann",
+        principal_kind="human",
+        principal_groups=("oncall",),
+        issuer="bob",
         target_agents=("a",),
         parameters={"force": True},
         intent="why",
@@ -285,7 +289,7 @@ GOOD: dict[str, Any] = {
         ({"naem": "x"}, 'tests[0].naem: is not a known key; did you mean "name"?'),
         ({"name": None}, "tests[0].name: is required; add it"),
         ({"name": "7"}, "tests[0].name: expects text, found a number; write it in quotes"),
-        ({"on": "excute"}, 'tests[0].on: expects one of issue, execute; did you mean "execute"?'),
+        ({"on": "excute"}, 'tests[0].on: expects one of issue, execute, role; did you mean "execute"?'),
         (
             {"now": "2026-12-24T12:00:00"},
             "tests[0].now: expects a time with its offset in ISO 8601, such as 2026-01-01T12:00:00Z",

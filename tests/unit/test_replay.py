@@ -40,6 +40,7 @@ from sidecar.core.policy import (
     Rule,
     Subject,
 )
+from sidecar.core.principal import Principal
 from sidecar.core.record import DecisionOutcome, DecisionType, Record
 from sidecar.core.rules import preview, subject_of
 from sidecar.core.scope import Execution, Scope
@@ -123,7 +124,7 @@ class Log:
                 ttl=ttl,
                 policies=self.policies,
                 defaulted=frozenset(defaulted),
-                principal=principal,
+                principal=Principal(id=principal),
             )
         )
         return scope.scope_id
@@ -145,7 +146,7 @@ class Log:
         claims = Claims(**{"scope_id": scope_id, "incident_id": "inc_1", "action": action, **claimed})
         known = None
         if judged_at is not None:
-            subject = subject_of(claims, "default", principal, self.policies, judged_at)
+            subject = subject_of(claims, "default", Principal(id=principal), self.policies, judged_at)
             known = preview(self.policies, "execute", subject)
         decision_id = new_decision_id()
         self._later(
@@ -153,7 +154,7 @@ class Log:
                 decision_id=decision_id,
                 claims=claims,
                 policies=self.policies,
-                principal=principal,
+                principal=Principal(id=principal),
                 preview=known,
                 scope_required_from=scope_required_from,
                 shadow=shadow,

@@ -29,6 +29,7 @@ from sidecar.core.policy import (
     Rule,
     Subject,
 )
+from sidecar.core.principal import ANONYMOUS, Principal
 from sidecar.core.record import Entry
 from sidecar.core.rules import (
     Conditions,
@@ -168,7 +169,7 @@ def details_of(applied: Applied) -> Any:
 
 def test_an_execution_is_to_the_rules_what_it_claims_and_what_its_scope_says() -> None:
     claims = replace(CLAIMS, parameters={"force": True}, target_agents=("a",))
-    bare = subject_of(claims, "acme", "ann", policies_of(), NOW)
+    bare = subject_of(claims, "acme", Principal(id="ann"), policies_of(), NOW)
     assert bare == Subject(
         action="restart_pod",
         risk=RiskClass.MEDIUM,
@@ -180,7 +181,7 @@ def test_an_execution_is_to_the_rules_what_it_claims_and_what_its_scope_says() -
         now=NOW,
     )
     assert (bare.intent, bare.max_cost, bare.attempts_used, bare.attempts_remaining) == ("", 0, 0, 0)
-    whole = subject_of(claims, "acme", "ann", policies_of(), NOW, SCOPE)
+    whole = subject_of(claims, "acme", Principal(id="ann"), policies_of(), NOW, SCOPE)
     assert whole == replace(
         bare,
         intent="bring it back",
@@ -192,10 +193,10 @@ def test_an_execution_is_to_the_rules_what_it_claims_and_what_its_scope_says() -
 
 
 def test_what_is_not_claimed_is_empty_and_what_is_not_listed_has_no_risk() -> None:
-    nothing = subject_of(Claims(), "default", "anonymous", policies_of(), NOW)
+    nothing = subject_of(Claims(), "default", ANONYMOUS, policies_of(), NOW)
     assert (nothing.action, nothing.incident_id, nothing.risk) == ("", "", None)
     star = policies_of(unlisted=ActionPolicy(risk=RiskClass.HIGH))
-    assert subject_of(Claims(action="odd"), "t", "p", star, NOW).risk is RiskClass.HIGH
+    assert subject_of(Claims(action="odd"), "t", Principal(id="p"), star, NOW).risk is RiskClass.HIGH
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_what_is_not_claimed_is_empty_and_what_is_not_listed_has_no_risk() -> No
 )
 def test_a_scope_s_age_is_in_whole_seconds_and_never_negative(microseconds: int, seconds: int) -> None:
     scope = replace(SCOPE, created_at=NOW - microseconds)
-    found = subject_of(CLAIMS, "default", "anonymous", policies_of(), NOW, scope)
+    found = subject_of(CLAIMS, "default", ANONYMOUS, policies_of(), NOW, scope)
     assert found.scope_age_seconds == seconds
 
 
@@ -458,7 +459,7 @@ def asked_twice() -> tuple[list[Subject], Callable[[Subject], bool]]:
 def test_a_condition_that_reads_no_scope_state_is_judged_once_and_before() -> None:
     seen, holds = asked_twice()
     policies = policies_of(Rule(id="r", on="execute", when=when("action now parameters", holds), deny=True))
-    about = subject_of(CLAIMS, "default", "anonymous", policies, NOW)
+    about = subject_of(CLAIMS, "default", ANONYMOUS, policies, NOW)
     known = preview(policies, "execute", about)
     assert known.judged_at == NOW
     assert late(known) == []
@@ -469,7 +470,7 @@ def test_a_condition_that_reads_no_scope_state_is_judged_once_and_before() -> No
 def test_a_condition_that_reads_scope_state_waits_for_the_scope() -> None:
     seen, holds = asked_twice()
     policies = policies_of(Rule(id="r", on="execute", when=when("attempts_used", holds), deny=True))
-    known = preview(policies, "execute", subject_of(CLAIMS, "default", "anonymous", policies, NOW))
+    known = preview(policies, "execute", subject_of(CLAIMS, "default", ANONYMOUS, policies, NOW))
     assert late(known) == ["r"]
     assert seen == []
     apply(admit(policies, preview=known), state(), NOW)
@@ -501,7 +502,10 @@ def test_a_condition_that_waited_and_does_not_hold_applies_no_more() -> None:
     assert late(known) == ["used", "unused"]
     (bundle,) = known.bundles
     assert ids(
-        judged(bundle.late, subject_of(CLAIMS, "default", "anonymous", policies_of(*rules), NOW, SCOPE))
+        judged(
+            bundle.late,
+            subject_of(CLAIMS, "default", ANONYMOUS, policies_of(*rules), NOW, SCOPE),
+        )
     ) == ["used"]
 
 
@@ -509,7 +513,7 @@ def test_a_condition_that_waited_and_does_not_hold_applies_no_more() -> None:
 def test_a_condition_that_fails_refuses_in_either_half(reads: str) -> None:
     rule = Rule(id="odd", on="execute", when=when(reads, lambda one: bool(one.parameters["size"])))
     policies = policies_of(rule)
-    known = preview(policies, "execute", subject_of(CLAIMS, "default", "anonymous", policies, NOW))
+    known = preview(policies, "execute", subject_of(CLAIMS, "default", ANONYMOUS, policies, NOW))
     for command in (admit(policies), admit(policies, preview=known)):
         refusal = refusal_of(apply(command, state(), NOW))
         assert refusal is not None
@@ -559,7 +563,7 @@ def sized(size: int) -> Callable[[Subject], bool]:
 def test_a_record_says_when_a_condition_was_judged_if_that_was_before() -> None:
     conditional = policies_of(Rule(id="r", on="execute", when=when("now", lambda one: True), shadow=True))
     for policies, told in ((conditional, True), (policies_of(), False)):
-        about = subject_of(CLAIMS, "default", "anonymous", policies, NOW - SECOND)
+        about = subject_of(CLAIMS, "default", ANONYMOUS, policies, NOW - SECOND)
         known = preview(policies, "execute", about)
         details = details_of(apply(admit(policies, preview=known), state(), NOW))
         assert details.get("judged_at") == (iso_time(NOW - SECOND) if told else None)
@@ -704,6 +708,8 @@ MATCHES = st.builds(
     incident_id=st.sampled_from([(), (), (), ("inc_1",), ("x*",)]),
     tenant_id=st.sampled_from([(), (), (), ("default",), ("acme",)]),
     principal=st.sampled_from([(), (), (), ("a*",)]),
+    principal_kind=st.sampled_from([(), (), (), ("agent",)]),
+    principal_group=st.sampled_from([(), (), (), ("d*", "oncall")]),
     target_agents=st.sampled_from([(), (), (), ("a",)]),
 )
 BRAKES = st.builds(
@@ -732,7 +738,11 @@ def rule_sets(draw: st.DrawFn, most: int = 6) -> tuple[Rule, ...]:
             max_cost=st.none() | st.sampled_from([0, 400_000, 500_000]),
         )
         require = st.builds(
-            Require, intent_min_chars=st.sampled_from([0, 13, 14]), target_agents=st.booleans()
+            Require,
+            intent_min_chars=st.sampled_from([0, 13, 14]),
+            target_agents=st.booleans(),
+            executor_is_not_issuer=st.booleans() if on == "execute" else st.just(False),
+            executor_is_issuer=st.booleans() if on == "execute" else st.just(False),
         )
         rules.append(
             Rule(
@@ -762,6 +772,8 @@ def pasts(draw: st.DrawFn) -> State:
             incident_id=draw(st.sampled_from(["inc_1", "inc_1", "inc_2"])),
             tenant_id=draw(st.sampled_from(["default", "default", "acme"])),
             principal=draw(st.sampled_from(["anonymous", "ann"])),
+            principal_kind=draw(st.sampled_from(["human", "agent"])),
+            principal_groups=draw(st.sampled_from([(), ("oncall",), ("oncall", "dba")])),
             target_agents=draw(st.sampled_from([(), ("a",), ("b",)])),
             status=draw(st.sampled_from(["answered", "answered", "unknown", "in_flight", "not_sent"])),
         )
@@ -769,6 +781,13 @@ def pasts(draw: st.DrawFn) -> State:
     ]
     scope = replace(SCOPE, attempts_used=draw(st.sampled_from([0, 2, 5])))
     return state(scope, *executions)
+
+
+PRINCIPALS = (
+    ANONYMOUS,
+    Principal(id="ann", kind="human", groups=("oncall",), method="tokens"),
+    Principal(id="bot-7", kind="agent", groups=("bots", "dba"), method="jwt"),
+)
 
 
 @st.composite
@@ -782,7 +801,7 @@ def requests(draw: st.DrawFn) -> Callable[[PolicySet], Admit]:
         target_agents=draw(st.sampled_from([(), ("a",), ("a", "b")])),
     )
     options = {
-        "principal": draw(st.sampled_from(["anonymous", "ann"])),
+        "principal": draw(st.sampled_from(PRINCIPALS)),
         "scope_required_from": draw(st.sampled_from([RiskClass.LOW, RiskClass.LOW, RiskClass.CRITICAL])),
         "shadow": draw(st.sampled_from([False, False, True])),
     }
@@ -800,7 +819,7 @@ def grants(draw: st.DrawFn) -> Callable[[PolicySet], Issue]:
         attempts_used=0,
     )
     options = {
-        "principal": draw(st.sampled_from(["anonymous", "ann"])),
+        "principal": draw(st.sampled_from(PRINCIPALS)),
         "defaulted": draw(st.sampled_from([frozenset(), ALL, frozenset({"max_attempts"})])),
     }
     return lambda policies: issue(policies, scope=scope, **options)

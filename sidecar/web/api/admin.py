@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from sidecar.errors import Refusal
 from sidecar.live.snapshot import Live
 from sidecar.store.batch import Store
+from sidecar.web.api.access import Access
 from sidecar.web.api.decisions import DECISIONS, DecisionLists
 from sidecar.web.api.docs import DOCUMENTATION, Docs
 from sidecar.web.api.emitters import EmitterApi
@@ -24,7 +26,7 @@ from sidecar.web.wire.request import request_id_of
 
 
 class Admin:
-    """The application of the admin listener. It has no authentication yet, so it binds to loopback only."""
+    """The application of the admin listener. Its rows say who may make which call."""
 
     def __init__(
         self,
@@ -37,17 +39,19 @@ class Admin:
         emitters: EmitterApi,
         state: StateApi,
         docs: Docs,
+        access: Access,
     ) -> None:
         self._scopes = scopes
+        self._access = access
         self._guard = Guard("admin", live)
         self._routes = [
-            *routes(DECISIONS, DecisionLists(store)),
-            *routes(SCOPE_LISTS, ScopeLists(store)),
-            *routes(EXECUTIONS, executions),
-            *routes((EXPLAIN,), explain),
-            *routes(STATE, state),
-            *emitters.routes(),
-            *routes(DOCUMENTATION, docs),
+            *routes(DECISIONS, DecisionLists(store), access),
+            *routes(SCOPE_LISTS, ScopeLists(store), access),
+            *routes(EXECUTIONS, executions, access),
+            *routes((EXPLAIN,), explain, access),
+            *routes(STATE, state, access),
+            *emitters.routes(access),
+            *routes(DOCUMENTATION, docs, access),
         ]
 
     def application(self) -> web.Application:
@@ -73,4 +77,8 @@ class Admin:
 
     async def _scope_api(self, request: web.Request) -> web.StreamResponse:
         assert self._scopes is not None
-        return await self._scopes.handle(request, request.raw_path, request_id_of(fields_of(request)))
+        request_id = request_id_of(fields_of(request))
+        principal = self._access.identify(request)
+        if isinstance(principal, Refusal):
+            return await self._scopes.refuse(request, request.raw_path, request_id, principal)
+        return await self._scopes.handle(request, request.raw_path, request_id, principal)

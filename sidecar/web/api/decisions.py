@@ -85,6 +85,7 @@ DECISIONS = (
             ),
         ),
         errors=("invalid_request", *STORE_ERRORS),
+        roles=("observer",),
         handler=DecisionLists.list,
     ),
     Operation(
@@ -95,6 +96,7 @@ DECISIONS = (
         parameters=(DECISION_ID,),
         answers=(Answer("With its hash link, and its execution."),),
         errors=("decision_not_found", *STORE_ERRORS),
+        roles=("observer",),
         handler=DecisionLists.one,
     ),
 )

@@ -99,6 +99,7 @@ DOCUMENTATION = (
                 contents={"application/json": {"type": "object", "required": ["openapi", "info", "paths"]}},
             ),
         ),
+        roles=("observer",),
         handler=Docs.document,
     ),
     Operation(
@@ -111,6 +112,7 @@ DOCUMENTATION = (
                 "The page.", contents={"text/html": {"type": "string"}}, headers=("Content-Security-Policy",)
             ),
         ),
+        roles=("observer",),
         handler=Docs.page,
     ),
     Operation(
@@ -119,6 +121,7 @@ DOCUMENTATION = (
         tag="Documentation",
         summary="The page under another spelling",
         answers=(Answer("It is at /docs.", status="308", contents={}, headers=("Location",)),),
+        roles=("observer",),
         handler=Docs.redirected,
     ),
     Operation(
@@ -127,6 +130,7 @@ DOCUMENTATION = (
         tag="Documentation",
         summary="Leads to the page",
         answers=(Answer("It is at /docs.", status="308", contents={}, headers=("Location",)),),
+        roles=("observer",),
         handler=Docs.redirected,
     ),
     Operation(
@@ -141,6 +145,7 @@ DOCUMENTATION = (
             ),
         ),
         errors=("not_found",),
+        roles=("observer",),
         handler=Docs.file,
     ),
 )

@@ -16,6 +16,7 @@ from sidecar.ids import new_decision_id
 from sidecar.live.snapshot import Live
 from sidecar.store.batch import Store
 from sidecar.telemetry.metrics import Metrics
+from sidecar.web.api.access import Access, asking
 from sidecar.web.api.operation import (
     BODY_ERRORS,
     DECISION_ID_HEADER,
@@ -60,13 +61,15 @@ class EmitterApi:
         self._metrics = metrics
         self._live = live
 
-    def routes(self) -> list[web.RouteDef]:
-        # The pattern of `kind` matches no decision_id.
-        emit = web.post("/api/v1/decisions/{kind:[a-z_]+}", self._emitted)
-        return [emit, *routes(RUNS_AND_SWITCH, self)]
+    def routes(self, access: Access) -> list[web.RouteDef]:
+        async def emitted(request: web.Request) -> web.StreamResponse:
+            # All rows of emitters ask for the same roles.
+            refused = await access.check(request, EMITTERS[0])
+            return refused or response(await self.emit(request))
 
-    async def _emitted(self, request: web.Request) -> web.StreamResponse:
-        return response(await self.emit(request))
+        # The pattern of `kind` matches no decision_id.
+        emit = web.post("/api/v1/decisions/{kind:[a-z_]+}", emitted)
+        return [emit, *routes(RUNS_AND_SWITCH, self, access)]
 
     async def emit(self, request: web.Request) -> Reply[answers.DecisionRecord] | Refusal | None:
         """Answer 201 with the record, or 200 with null if the emission rule or a prior record forbids it."""
@@ -91,7 +94,13 @@ class EmitterApi:
             self._metrics.emissions.labels(kind, "ruled_out").inc()
             return None
         reply = await self._store.submit(
-            Emit(record=made.record, origin="api", once=made.once, unless_switched=made.unless_switched)
+            Emit(
+                record=made.record,
+                origin="api",
+                principal=asking(request),
+                once=made.once,
+                unless_switched=made.unless_switched,
+            )
         )
         if isinstance(reply, NotEmitted):
             self._metrics.emissions.labels(kind, reply.why).inc()
@@ -132,6 +141,7 @@ class EmitterApi:
                 on=on,
                 origin="api",
                 request_id=request_id_of(fields_of(request)),
+                principal=asking(request),
             )
         )
         assert isinstance(reply, Turned)
@@ -188,6 +198,7 @@ def _emitter(kind: Kind, model: type[BaseModel]) -> Operation:
             ),
         ),
         errors=(*BODY_ERRORS, *SUBMIT_ERRORS),
+        roles=("recorder",),
         handler=EmitterApi.emit,
     )
 
@@ -211,6 +222,7 @@ def _switch(
             ),
         ),
         errors=STORE_ERRORS,
+        roles=("operator",) if turns else ("observer",),
         handler=handler,
     )
 
@@ -227,6 +239,7 @@ RUNS_AND_SWITCH = (
         body=Body(schema=BackfillRequest, examples={"a request": {"request_id": "req_1"}}),
         answers=(Answer("Bound."),),
         errors=(*BODY_ERRORS, *SUBMIT_ERRORS),
+        roles=("recorder",),
         handler=EmitterApi.backfill,
     ),
     _switch("GET", "getKillSwitch", "Is the kill switch of optimized routing on?", EmitterApi.switch),

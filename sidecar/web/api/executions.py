@@ -14,6 +14,7 @@ from sidecar.ids import new_decision_id
 from sidecar.store.base import ExecutionsWanted
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
+from sidecar.web.api.access import asking
 from sidecar.web.api.operation import (
     AFTER_DECISION,
     BODY_ERRORS,
@@ -64,6 +65,7 @@ class ExecutionApi:
                 reason=wanted.reason,
                 reconciled_by=wanted.reconciled_by,
                 request_id=request_id_of(fields_of(request)),
+                principal=asking(request),
                 origin="api",
             )
         )
@@ -101,6 +103,7 @@ EXECUTIONS = (
             ),
         ),
         errors=("invalid_request", *STORE_ERRORS),
+        roles=("observer",),
         handler=ExecutionApi.list,
     ),
     Operation(
@@ -124,6 +127,7 @@ EXECUTIONS = (
         ),
         answers=(Answer("The execution, ended."),),
         errors=(*BODY_ERRORS, "decision_not_found", "not_reconcilable", *STORE_ERRORS),
+        roles=("operator",),
         handler=ExecutionApi.reconcile,
     ),
 )

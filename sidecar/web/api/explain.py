@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from aiohttp import web
 
+from sidecar.auth.identity import Identity
 from sidecar.core.brakes import Use
-from sidecar.core.facts import DEFAULT_SOURCES, Claims, FactSources, Request, Source, read
+from sidecar.core.facts import (
+    DEFAULT_SOURCES,
+    IDENTIFIER_RULE,
+    Claims,
+    FactSources,
+    Request,
+    Source,
+    is_identifier,
+    read,
+)
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import Rule
+from sidecar.core.principal import ANONYMOUS, ANONYMOUS_ID, DEFAULT_TENANT, Principal, PrincipalKind
 from sidecar.core.scope import Scope
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.gate.grants import Grants
 from sidecar.gate.messages import Prediction
 from sidecar.live.snapshot import Live, Snapshot
 from sidecar.settings.routes import Route
+from sidecar.web.api.access import asking
 from sidecar.web.api.operation import Answer, Body, Operation, choice
 from sidecar.web.api.routes import Query
 from sidecar.web.serving.body import read_document
+from sidecar.web.serving.roles import lacking
 from sidecar.web.wire import answers
 from sidecar.web.wire.headers import fields_of
-from sidecar.web.wire.request import tenant_of, unknown
+from sidecar.web.wire.models import wrong
+from sidecar.web.wire.request import tenant_for, unknown
 
 ALLOWED = "Nothing; it would be let through."
 
@@ -45,22 +59,59 @@ class ExplainApi:
             return unknown("route", tuple(routes))
         route = snapshot.judging(routes[name])
         shadow = route in snapshot.shadow_routes
-        tenant = tenant_of(fields_of(request), header)
+        principal = _judged(asking(request), query, snapshot)
+        if isinstance(principal, Refusal):
+            return principal
+        named = tenant_for(principal, fields_of(request), header)
+        tenant = named if isinstance(named, str) else None
+        lacks = lacking(principal, snapshot, "executor")
         claims: Claims | Refusal
         if isinstance(body, Refusal):
             claims = body
+        elif lacks is not None:
+            claims = lacks
+        elif isinstance(named, Refusal):
+            claims = named
         elif tenant is None:
             claims = Refusal("invalid_request", f"{header} must name one tenant.")
         else:
             claims = read(Request(document=body), _in_a_body(route.sources))
         if isinstance(claims, Refusal):
-            return answer_for(self._grants.unread(claims, snapshot, shadow=shadow), snapshot, route)
+            return answer_for(
+                self._grants.unread(claims, snapshot, shadow=shadow), snapshot, route, principal
+            )
         assert tenant is not None
         try:
-            explanation = await self._grants.explain(claims, tenant, snapshot, shadow=shadow)
+            explanation = await self._grants.explain(claims, tenant, principal, snapshot, shadow=shadow)
         except StoreUnavailable as exc:
             explanation = Prediction(refusal=unavailable(exc))
-        return answer_for(explanation, snapshot, route, claims, tenant)
+        return answer_for(explanation, snapshot, route, principal, claims, tenant)
+
+
+def _judged(caller: Principal, query: Query, snapshot: Snapshot) -> Principal | Refusal:
+    """The principal to judge: the caller, or another one that an operator names."""
+    named = query.given.get("principal")
+    for name in ("principal_kind", "principal_groups"):
+        if named is None and name in query.given:
+            return wrong("invalid_request", name, "is about another principal; name it by principal")
+    if named is None:
+        return caller
+    if not snapshot.methods.names:
+        return wrong("invalid_request", "principal", "has no effect without a method of authentication")
+    if named == ANONYMOUS_ID:
+        return lacking(caller, snapshot, "operator") or ANONYMOUS
+    groups = query.given.get("principal_groups")
+    listed = None if groups is None else tuple(part for part in groups.split(",") if part)
+    for name, value in (("principal", named), *(("principal_groups", one) for one in listed or ())):
+        if not is_identifier(value):
+            return wrong("invalid_request", name, f"must be {IDENTIFIER_RULE}")
+    kind = cast("PrincipalKind | None", query.given.get("principal_kind"))
+    identity = Identity(id=named, kind=kind, groups=listed)
+    other = snapshot.methods.table.principal(identity, snapshot.methods.names[0])
+    # Operators of tenant `default` may look at all tenants.
+    if caller.tenant_id != DEFAULT_TENANT and other.tenant_id != caller.tenant_id:
+        return Refusal("tenant_mismatch", f"{named} is of another tenant.", {"tenant_id": caller.tenant_id})
+    return lacking(caller, snapshot, "operator") or other
 
 
 def _in_a_body(sources: FactSources) -> FactSources:
@@ -85,13 +136,14 @@ def answer_for(
     explanation: Prediction,
     snapshot: Snapshot,
     route: Route,
+    principal: Principal,
     claims: Claims | None = None,
     tenant_id: str = "default",
 ) -> answers.Explanation:
     """The answer for a route. It includes the claims if they could be read."""
     refusal, scope = explanation.refusal, explanation.scope
     members: dict[str, Any] = dict(refusal.members) if refusal else {}
-    facets: dict[str, Any] = {"tenant_id": tenant_id, "principal": "anonymous"}  # the gate's only principal
+    facets: dict[str, Any] = {"tenant_id": tenant_id, "principal": principal.id}
     if claims is not None:
         facets |= {
             "incident_id": claims.incident_id,
@@ -169,6 +221,13 @@ EXPLAIN = Operation(
             "refuses is judged, else the first. Where another route goes before this one, as an enforced one "
             "does before one in shadow, that one judges.",
         ),
+        choice("principal", "Who executes, if that is not the caller; for operators."),
+        choice(
+            "principal_kind", "Its kind; without this as `auth.principals` says.", get_args(PrincipalKind)
+        ),
+        choice(
+            "principal_groups", "Its groups, separated by commas; without this as `auth.principals` says."
+        ),
     ),
     body=Body(
         schema={"anyOf": [{"$ref": "#/components/schemas/ExecuteRequest"}, {}]},
@@ -176,7 +235,8 @@ EXPLAIN = Operation(
         required=False,
     ),
     answers=(Answer("What an execution would meet now."),),
-    errors=("invalid_request",),
+    errors=("invalid_request", "tenant_mismatch"),
     tenant="optional",
+    roles=("observer",),
     handler=ExplainApi.explain,
 )

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 
 from pydantic import BaseModel
 
+from sidecar.core.roles import Role
 from sidecar.store.lists import CURSOR, DECISION_CURSOR
 from sidecar.web.wire.request import DEFAULT_PAGE, MAX_PAGE
 
@@ -79,7 +80,8 @@ class Operation:
     gated routes have none, because the data listener has no router. `errors` are the codes of its problems.
     `error_headers` are headers that a problem may have. `relayed` says that the backend may answer with the
     same statuses. `tenant` says whether the call needs the tenant header, if one is configured.
-    `secured` says that it needs a completion token.
+    `secured` says that it needs a completion token. With a method of authentication, its caller needs one of
+    `roles`, of which the first is the weakest; without any, every caller may make it.
     """
 
     call: str
@@ -96,6 +98,7 @@ class Operation:
     relayed: bool = False
     tenant: Literal["required", "optional"] | None = None
     secured: bool = False
+    roles: tuple[Role, ...] = ()
     handler: Callable[..., Any] | None = None
 
     @property

@@ -11,6 +11,7 @@ from aiohttp import web
 from sidecar.errors import Refusal
 from sidecar.gate.messages import Refused
 from sidecar.store.lists import UnknownCursor
+from sidecar.web.api.access import Access
 from sidecar.web.api.operation import Operation, Reply
 from sidecar.web.serving.body import read_document
 from sidecar.web.wire.models import Model, validated, wrong
@@ -30,22 +31,30 @@ class Query:
     given: dict[str, str]
 
 
-def routes(operations: Iterable[Operation], owner: object) -> list[web.RouteDef]:
-    """The routes of rows, whose handlers are methods of `owner`."""
+def routes(
+    operations: Iterable[Operation], owner: object, access: Access | None = None
+) -> list[web.RouteDef]:
+    """The routes of rows, whose handlers are methods of `owner`. `access` says who may make the calls; None:
+    every caller may."""
     return [
         # `web.get` serves HEAD, too.
-        web.get(operation.path, _served(operation, owner))
+        web.get(operation.path, _served(operation, owner, access))
         if operation.method == "GET"
-        else web.route(operation.method, operation.path, _served(operation, owner))
+        else web.route(operation.method, operation.path, _served(operation, owner, access))
         for operation in operations
     ]
 
 
-def _served(operation: Operation, owner: object) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _served(
+    operation: Operation, owner: object, access: Access | None
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     handler = operation.handler
     assert handler is not None
 
     async def serve(request: web.Request) -> web.StreamResponse:
+        refused = None if access is None else await access.check(request, operation)
+        if refused is not None:
+            return refused
         if not operation.query:
             return response(await handler(owner, request))
         query = read_query(operation, request)

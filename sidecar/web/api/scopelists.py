@@ -93,6 +93,7 @@ SCOPE_LISTS = (
             ),
         ),
         errors=("invalid_request", *STORE_ERRORS),
+        roles=("observer",),
         handler=ScopeLists.list,
     ),
     Operation(
@@ -103,6 +104,7 @@ SCOPE_LISTS = (
         parameters=(SCOPE_ID,),
         answers=(Answer("What is left of it, and what it admitted."),),
         errors=("scope_not_found", *STORE_ERRORS),
+        roles=("observer",),
         handler=ScopeLists.one,
     ),
 )

@@ -11,9 +11,10 @@ from aiohttp import web
 from sidecar.core.facts import IDENTIFIER_RULE, Claims
 from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
+from sidecar.core.principal import Principal
 from sidecar.core.rules import TERMS, ScopeTerms
 from sidecar.core.scope import Scope
-from sidecar.errors import Refusal, StoreUnavailable, unavailable
+from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.gate.execution import Gate
 from sidecar.gate.grants import Grants
 from sidecar.gate.messages import Refused, RequestFacts
@@ -42,11 +43,12 @@ from sidecar.web.api.operation import (
 from sidecar.web.api.routes import response
 from sidecar.web.serving.accesslog import names_scope
 from sidecar.web.serving.body import read_json
+from sidecar.web.serving.roles import lacking
 from sidecar.web.wire import answers
 from sidecar.web.wire.headers import fields_of
 from sidecar.web.wire.models import IDENTIFIER, ScopeRequest, ScopeTestRequest, validated, wrong
 from sidecar.web.wire.problem import problem, refused_problem
-from sidecar.web.wire.request import AnyRequest, paging_of, tenant_of
+from sidecar.web.wire.request import AnyRequest, paging_of, shown_tenant, tenant_for, tenant_of
 
 RECOVERY_PREFIX = "/api/v1/recovery/"
 SCOPE_PATH = "/api/v1/recovery/scope"
@@ -74,12 +76,14 @@ class ScopeApi:
         name = path.removeprefix(SCOPES_PREFIX)
         return (name != path and bool(name) and "/" not in name) or scopetest.candidate_of(path) is not None
 
-    async def handle(self, request: AnyRequest, target: str, request_id: str) -> web.Response:
+    async def handle(
+        self, request: AnyRequest, target: str, request_id: str, principal: Principal
+    ) -> web.Response:
         """Answer a request to a scope endpoint."""
         if not self.owns(target):  # the router accepted another spelling of the path
             return problem(Refusal("not_found", "Nothing is served under this path."), request_id=request_id)
         try:
-            result = await self._serve(request, target, request_id)
+            result = await self._serve(request, target, request_id, principal)
         except StoreUnavailable as exc:
             result = unavailable(exc)
         except UnknownCursor as exc:
@@ -89,14 +93,18 @@ class ScopeApi:
     async def refuse(
         self, request: AnyRequest, target: str, request_id: str, refusal: Refusal
     ) -> web.Response:
-        """Refuse a request to a scope endpoint unread. Record it if it would have issued or revoked one."""
+        """Refuse a request to a scope endpoint unread. Record it if it would have issued or revoked one, and
+        if its credential is not valid."""
         path, snapshot = target.partition("?")[0], self._live.snapshot
         name = (
             scopetest.decoded_name(path.removeprefix(SCOPES_PREFIX))
             if path.startswith(SCOPES_PREFIX)
             else None
         )
-        if (request.method, path) != ("POST", SCOPE_PATH) and (request.method != "DELETE" or name is None):
+        changes = (request.method, path) == ("POST", SCOPE_PATH) or (
+            request.method == "DELETE" and name is not None
+        )
+        if not changes and ERRORS[refusal.code].status not in (401, 429):
             return problem(refusal, request_id=request_id)
         facts = RequestFacts(
             gatekept="scope_grant",
@@ -107,7 +115,7 @@ class ScopeApi:
         )
         return refused_problem(await self._gate.refusals.refuse(refusal, facts), request_id)
 
-    async def _serve(self, request: AnyRequest, target: str, request_id: str) -> object:
+    async def _serve(self, request: AnyRequest, target: str, request_id: str, principal: Principal) -> object:
         path, _, query = target.partition("?")
         snapshot = self._live.snapshot
         candidate = scopetest.candidate_of(path)
@@ -115,39 +123,78 @@ class ScopeApi:
         if request.method not in allow:
             refusal = Refusal("method_not_allowed", f"{request.method} is not served here.")
             return problem(refusal, request_id=request_id, allow=allow)
+        roles = _ROLES["POST test" if candidate is not None else request.method]
+        lacks = lacking(principal, snapshot, *roles)
+        if lacks is not None:
+            return await self._refused(request, lacks, request_id, principal, snapshot)
         if candidate is not None:
             return await self.test(request, candidate, snapshot)
-        tenant = tenant_of(fields_of(request), snapshot.settings.gate.tenant_header)
+        # Without a method of authentication, every caller may do what operators may.
+        operates = lacking(principal, snapshot, "operator") is None
+        tenant = tenant_for(
+            principal,
+            fields_of(request),
+            snapshot.settings.gate.tenant_header,
+            across=operates and path != SCOPE_PATH,
+        )
         if path == SCOPE_PATH:
-            return await self.issue(request, tenant, request_id, snapshot)
+            return await self.issue(request, tenant, request_id, principal, snapshot)
+        if isinstance(tenant, Refusal):
+            return await self._refused(request, tenant, request_id, principal, snapshot)
         if tenant is None:
             return _no_tenant(snapshot)
         name = scopetest.decoded_name(path.removeprefix(SCOPES_PREFIX))
         if name is None:
             return Refusal("invalid_request", f"The last path segment must be {IDENTIFIER_RULE}.")
         if request.method == "GET":
-            return await self.list(name, query, tenant)
+            return await self.list(name, query, tenant, None if operates else principal)
         names_scope(request, name)
-        return await self.revoke(name, tenant, request_id, snapshot)
+        return await self.revoke(name, tenant, request_id, principal, snapshot, own_only=not operates)
 
     async def test(
         self, request: AnyRequest, candidate: str, snapshot: Snapshot
     ) -> scopetest.Rehearsal | Refusal:
         return scopetest.rehearse(candidate, await _body(request, snapshot))
 
+    async def _refused(
+        self,
+        request: AnyRequest,
+        refusal: Refusal,
+        request_id: str,
+        principal: Principal,
+        snapshot: Snapshot,
+    ) -> Refused:
+        """Record that a caller may not make a call."""
+        facts = RequestFacts(
+            gatekept="scope_grant",
+            tenant_id=shown_tenant(principal, fields_of(request), snapshot.settings.gate.tenant_header),
+            request_id=request_id,
+            principal=principal,
+            policies=snapshot.policies,
+        )
+        return await self._gate.refusals.refuse(refusal, facts)
+
     async def issue(
-        self, request: AnyRequest, tenant: str | None, request_id: str, snapshot: Snapshot
+        self,
+        request: AnyRequest,
+        tenant: str | Refusal | None,
+        request_id: str,
+        principal: Principal,
+        snapshot: Snapshot,
     ) -> Reply[answers.GrantedScope] | Refused:
         facts = RequestFacts(
             gatekept="scope_grant",
-            tenant_id=tenant or "default",
+            tenant_id=tenant if isinstance(tenant, str) else principal.tenant_id,
             request_id=request_id,
+            principal=principal,
             policies=snapshot.policies,
         )
         refuse = self._gate.refusals.refuse
         unready = self._gate.unready(snapshot)
         if unready is not None:
             return await refuse(unready.refusal, facts, retry_after=unready.retry_after)
+        if isinstance(tenant, Refusal):
+            return await refuse(tenant, facts)
         wanted = await _wanted(request, snapshot) if tenant is not None else _no_tenant(snapshot)
         if isinstance(wanted, Refusal):
             return await refuse(wanted, facts)
@@ -166,7 +213,10 @@ class ScopeApi:
             expires_at=0,
             intent=wanted.intent,
             target_agents=tuple(wanted.target_agents),
-            created_by=wanted.created_by,
+            executors=tuple(wanted.executors or ()),
+            issuer_kind=principal.kind,
+            issuer_method=principal.method,
+            **_creator(wanted, principal),
         )
         defaulted = frozenset(term for term in TERMS if getattr(wanted, term) is None)
         reply = await self._grants.issue(scope, granted.ttl_seconds, defaulted, facts)
@@ -176,12 +226,17 @@ class ScopeApi:
         body = answers.granted(reply.scope, self._store.now())
         return Reply(body, status=201, decision_id=reply.decision_id)
 
-    async def list(self, incident_id: str, query: str, tenant: str) -> answers.ScopeList | Refusal:
+    async def list(
+        self, incident_id: str, query: str, tenant: str, issuer: Principal | None
+    ) -> answers.ScopeList | Refusal:
+        """A page of an incident's scopes, or only of those for which `issuer` asked."""
         paging = paging_of(dict(parse_qsl(query, keep_blank_values=True)))
         if isinstance(paging, Refusal):
             return paging
         limit, before = paging
-        page, total = await self._store.engine.scopes(tenant, incident_id, before=before, limit=limit)
+        page, total = await self._store.engine.scopes(
+            tenant, incident_id, None if issuer is None else issuer.id, before=before, limit=limit
+        )
         now = self._store.now()
         return {
             "incident_id": incident_id,
@@ -191,16 +246,24 @@ class ScopeApi:
         }
 
     async def revoke(
-        self, scope_id: str, tenant: str, request_id: str, snapshot: Snapshot
+        self,
+        scope_id: str,
+        tenant: str,
+        request_id: str,
+        principal: Principal,
+        snapshot: Snapshot,
+        *,
+        own_only: bool,
     ) -> Reply[answers.Revocation] | Refused:
         facts = RequestFacts(
             policies=snapshot.policies,
             gatekept="scope_grant",
             tenant_id=tenant,
             request_id=request_id,
+            principal=principal,
             claims=Claims(scope_id=scope_id),
         )
-        reply = await self._grants.revoke(scope_id, facts)
+        reply = await self._grants.revoke(scope_id, facts, own_only=own_only)
         if isinstance(reply, Refused):
             return reply
         return Reply(
@@ -225,6 +288,14 @@ async def _body(request: AnyRequest, snapshot: Snapshot) -> dict[str, Any] | Ref
     )
 
 
+def _creator(wanted: ScopeRequest, principal: Principal) -> dict[str, Any]:
+    """Who created a scope: its caller if that is known, and otherwise the person that the request names."""
+    if not principal.is_authenticated:
+        return {"created_by": wanted.created_by}
+    named = wanted.created_by if "created_by" in wanted.model_fields_set else principal.id
+    return {"created_by": principal.id, "on_behalf_of": None if named == principal.id else named}
+
+
 def _no_tenant(snapshot: Snapshot) -> Refusal:
     named = snapshot.settings.gate.tenant_header
     return Refusal("invalid_request", f"{named} must name one tenant.", {"member": f"header:{named}"})
@@ -236,6 +307,9 @@ def _scope_terms(wanted: ScopeRequest, snapshot: Snapshot) -> ScopeTerms | Refus
         return wrong("invalid_scope", "action", "is required (or allowed_actions)")
     if wanted.action and wanted.allowed_actions and wanted.action not in wanted.allowed_actions:
         return wrong("invalid_scope", "action", "must be among allowed_actions where both are given")
+    if wanted.executors is not None and not snapshot.methods.names:
+        what = "has no effect without a method of authentication; leave it out, or configure one"
+        return wrong("invalid_scope", "executors", what)
     limits, defaults = snapshot.settings.scopes.limits, snapshot.settings.scopes.defaults
     shortest = min(MIN_TTL_SECONDS, limits.ttl_seconds)
     attempts = defaults.max_attempts if wanted.max_attempts is None else wanted.max_attempts
@@ -289,6 +363,7 @@ SCOPES = (
         errors=(*BODY_ERRORS, "invalid_scope", "policy_denied", *UNREADY_ERRORS),
         error_headers=_ID_HEADERS,
         tenant="required",
+        roles=("issuer",),
         handler=ScopeApi.issue,
     ),
     Operation(
@@ -308,6 +383,7 @@ SCOPES = (
         errors=("invalid_request", *STORE_ERRORS),
         error_headers=(REQUEST_ID_HEADER,),
         tenant="required",
+        roles=("issuer", "operator"),
         handler=ScopeApi.list,
     ),
     Operation(
@@ -325,6 +401,7 @@ SCOPES = (
         errors=("invalid_request", "scope_not_found", *STORE_ERRORS),
         error_headers=_ID_HEADERS,
         tenant="required",
+        roles=("issuer", "operator"),
         handler=ScopeApi.revoke,
     ),
     Operation(
@@ -352,6 +429,13 @@ SCOPES = (
         answers=(Answer("What it would do.", headers=(REQUEST_ID_HEADER,)),),
         errors=BODY_ERRORS,
         error_headers=(REQUEST_ID_HEADER,),
+        roles=("observer",),
         handler=ScopeApi.test,
     ),
 )
+
+# The roles of each method. Only the scope test has a path of its own with POST.
+_ROLES = {
+    **{operation.method: operation.roles for operation in SCOPES if operation.name != "testScope"},
+    "POST test": next(operation.roles for operation in SCOPES if operation.name == "testScope"),
+}

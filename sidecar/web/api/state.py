@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from aiohttp import web
 
@@ -14,10 +14,12 @@ from sidecar.core.instant import SECOND, iso_time
 from sidecar.errors import Refusal
 from sidecar.gate.execution import Gate
 from sidecar.ids import new_decision_id
+from sidecar.live.access import warning_of
 from sidecar.live.reload import Reload, Reloader
-from sidecar.live.snapshot import Live
+from sidecar.live.snapshot import Live, Snapshot
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
+from sidecar.web.api.access import asking
 from sidecar.web.api.operation import REQUEST_ID, STORE_ERRORS, Answer, Operation
 from sidecar.web.api.ops import ReadinessCheck, measured
 from sidecar.web.wire import answers
@@ -103,6 +105,7 @@ class StateApi:
                 "writes": unlisted.writes,
                 "excepted": [path.text for path in unlisted.excepted],
             },
+            "auth": authentication(snapshot),
             "scopes_served_on": self._about.scopes_served_on,
             "listeners": self._about.listeners(),
         }
@@ -126,7 +129,11 @@ class StateApi:
     async def accept_clock(self, request: web.Request) -> answers.AcceptedClock:
         """Accept the wall clock. The answer comes once the acceptance is on disk; otherwise it is 503."""
         reply = await self._store.submit(
-            AcceptClock(decision_id=new_decision_id(), request_id=request_id_of(fields_of(request)))
+            AcceptClock(
+                decision_id=new_decision_id(),
+                request_id=request_id_of(fields_of(request)),
+                principal=asking(request),
+            )
         )
         assert isinstance(reply, ClockAccepted)
         step = (reply.now - reply.before) / SECOND
@@ -137,6 +144,17 @@ class StateApi:
             "time_before": iso_time(reply.before),
             "step_seconds": step,
         }
+
+
+def authentication(snapshot: Snapshot) -> answers.Authentication:
+    """How callers prove who they are, with one sentence about what that means."""
+    names, auth = snapshot.methods.names, snapshot.settings.auth
+    return {
+        "methods": list(cast("list[Literal['tokens', 'jwt', 'mtls', 'proxy']]", names)),
+        "required": auth.required,
+        "required_on": list(auth.required_on) if auth.required else [],
+        "says": warning_of(snapshot) or "Callers are authenticated, and roles say who may do what.",
+    }
 
 
 def last_reload(reload: Reload) -> answers.LastReload:
@@ -151,6 +169,7 @@ STATE = (
         summary="Readiness, version, store, revisions, unknown executions",
         answers=(Answer("The state of the sidecar."),),
         errors=STORE_ERRORS,
+        roles=("observer",),
         handler=StateApi.status,
     ),
     Operation(
@@ -161,6 +180,7 @@ STATE = (
         description="Either all of it is in force with the answer, or nothing is changed.",
         answers=(Answer("It is in force."),),
         errors=("reload_refused",),
+        roles=("operator",),
         handler=StateApi.reload,
     ),
     Operation(
@@ -172,6 +192,7 @@ STATE = (
         parameters=(REQUEST_ID,),
         answers=(Answer("The wall clock counts from now on."),),
         errors=STORE_ERRORS,
+        roles=("operator",),
         handler=StateApi.accept_clock,
     ),
 )

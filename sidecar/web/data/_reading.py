@@ -28,7 +28,7 @@ from sidecar.web.data.passthrough import target_bytes, uncarried
 from sidecar.web.serving.body import FORM_PARSED_AT_ONCE, PARSED_AT_ONCE, Taken, read_body
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.wire.headers import HeaderFields, JudgedHeaders
-from sidecar.web.wire.request import request_id_of, tenant_of
+from sidecar.web.wire.request import request_id_of, shown_tenant, tenant_for
 
 # The headers that determine how a body is read.
 FRAMING = frozenset({"content-type", "content-length", "content-encoding", "transfer-encoding"})
@@ -71,8 +71,9 @@ def facts_of(request: DataRequest, course: Course | None, snapshot: Snapshot) ->
     method and path if no route lists it."""
     fields = request.fields
     return RequestFacts(
-        tenant_id=tenant_of(fields, snapshot.settings.gate.tenant_header) or "default",
+        tenant_id=shown_tenant(request.principal, fields, snapshot.settings.gate.tenant_header),
         request_id=request_id_of(fields),
+        principal=request.principal,
         route=None if course is None or course.route is None else course.route.label,
         policies=snapshot.policies,
         line=RequestLine(request.method, request.path) if course is None else None,
@@ -104,7 +105,9 @@ async def read_gated(
     if isinstance(body, Refusal):
         return body
     raw, reading, values = body
-    tenant = tenant_of(fields, bounds.tenant_header)
+    tenant = tenant_for(request.principal, fields, bounds.tenant_header)
+    if isinstance(tenant, Refusal):
+        return tenant
     if tenant is None:
         name = bounds.tenant_header
         return Refusal("invalid_request", f"{name} must name one tenant.", {"member": f"header:{name}"})
@@ -129,6 +132,7 @@ async def read_gated(
         claims=claims,
         tenant_id=tenant,
         request_id=request_id,
+        principal=request.principal,
         route=course.route.label,
         policies=snapshot.policies,
     )
@@ -140,7 +144,9 @@ async def read_gated(
             return found
         # A shadow route forwards every request.
         claim = None if course.shadow else found
-    headers, ids = _upstream_headers(fields, judged, request_id, bounds.annotate_response)
+    headers, ids = _upstream_headers(
+        fields, judged, request_id, request.withheld, annotated=bounds.annotate_response
+    )
     trace = request.trace
     return GatedRequest(
         facts=facts,
@@ -207,7 +213,7 @@ def _claim_of(
         return Refusal("invalid_request", message, {"member": "header:Idempotency-Key"})
     return claim_of(
         keys[0],
-        principal=facts.principal,
+        principal=facts.principal.id,
         tenant_id=facts.tenant_id,
         route=facts.route or "",
         method=request.method,
@@ -219,7 +225,12 @@ def _claim_of(
 
 
 def _upstream_headers(
-    fields: HeaderFields, judged: JudgedHeaders, request_id: str, annotated: bool
+    fields: HeaderFields,
+    judged: JudgedHeaders,
+    request_id: str,
+    withheld: Collection[int],
+    *,
+    annotated: bool,
 ) -> tuple[list[tuple[bytes, bytes]], Mapping[str, str]]:
     """The headers for the backend, and the ids of the trace that they name. The client of the backend adds
     the length of a body that came in chunks."""
@@ -227,7 +238,7 @@ def _upstream_headers(
     ended = fields.ended_by_connection() - judged.kept
     if annotated:
         ended |= {b"accept-encoding"}
-    headers = fields.forwarded(ended=ended, ours=False)
+    headers = fields.forwarded(ended=ended, ours=False, without=withheld)
     if annotated:
         headers.append((b"Accept-Encoding", b"identity"))
     if b"x-request-id" not in fields.places or b"x-request-id" in ended:

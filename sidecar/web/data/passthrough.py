@@ -111,7 +111,7 @@ class PassThroughProxy:
     async def _carry(self, request: DataRequest, recorded: ShadowRecord | None) -> str:
         """Forward a request and relay its answer. Return the outcome."""
         fields = request.fields
-        headers = fields.end_to_end()
+        headers = fields.end_to_end(without=request.withheld)
         if recorded is not None:
             headers = recorded.marked(headers)
         upgrading = is_websocket(request)

@@ -6,10 +6,12 @@ The raw request target decides which, because a router would normalise it first.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import TracebackType
 
 from aiohttp import web
 
+from sidecar.core.principal import Principal
 from sidecar.core.target import Rejected
 from sidecar.core.unlisted import Unlisted, not_listed
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
@@ -20,6 +22,7 @@ from sidecar.gate.messages import GatedRequest, Refused, RequestFacts, Undeliver
 from sidecar.gate.observer import Observer
 from sidecar.gate.unlisted_log import UnlistedLog
 from sidecar.live.snapshot import Live, Snapshot
+from sidecar.settings.auth import Area
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
@@ -32,6 +35,8 @@ from sidecar.web.serving.body import Taken
 from sidecar.web.serving.connections import broken_body
 from sidecar.web.serving.datarequest import DataRequest
 from sidecar.web.serving.hosts import Guard, malformed
+from sidecar.web.serving.identity import Identities, withheld
+from sidecar.web.serving.roles import lacking
 from sidecar.web.wire.problem import problem, refused_problem, with_place
 from sidecar.web.wire.request import request_id_of
 
@@ -47,6 +52,7 @@ class DataPlane:
         unlisted: UnlistedLog,
         scopes: ScopeApi | None,
         reports: ReportApi,
+        identities: Identities,
         live: Live,
         metrics: Metrics,
         observer: Observer,
@@ -57,6 +63,7 @@ class DataPlane:
         self._unlisted = unlisted
         self._scopes = scopes
         self._reports = reports
+        self._identities = identities
         self._live = live
         self._guard = Guard("data", live)
         self._metrics = metrics
@@ -101,10 +108,17 @@ class DataPlane:
         request.access_log = snapshot.settings.telemetry.access_log
         if self._scopes is not None and self._scopes.owns(target):
             request.route = "scopes"
+            request_id = request_id_of(request.fields)
             foreign = self._guard.refusal(request)
             if foreign is not None:
-                return await self._scopes.refuse(request, target, request_id_of(request.fields), foreign)
-            return await self._scopes.handle(request, target, request_id_of(request.fields))
+                return await self._scopes.refuse(request, target, request_id, foreign)
+            principal = self._identities.of(
+                request.fields, request.transport, snapshot, place="call", area="scopes"
+            )
+            if isinstance(principal, Refusal):
+                return await self._scopes.refuse(request, target, request_id, principal)
+            request.principal = principal
+            return await self._scopes.handle(request, target, request_id, principal)
         if COMPLETE in target and self._reports.owns(target):
             request.route = "reports"
             foreign = self._guard.refusal(request)
@@ -113,6 +127,11 @@ class DataPlane:
             return await self._reports.handle(request, target, request_id_of(request.fields))
         unnamed = malformed(request, request.fields)
         course = course_of(request, snapshot)
+        request.withheld = withheld(request.fields, request.transport, snapshot)
+        if snapshot.methods.names:
+            unproven = await self._unproven(request, course, snapshot)
+            if unproven is not None:
+                return unproven
         if course is None:
             if unnamed is not None:
                 self._metrics.passed.labels(unnamed.code).inc()
@@ -149,6 +168,24 @@ class DataPlane:
         """The answer if the outer deadline passed, which is not the request's fault."""
         LogEvent.UNDECIDED.log(request_id=facts.request_id)
         refused = self._gate.refusals.undecided("it was not decided in time", facts)
+        return refused_problem(refused, facts.request_id, route=facts.route)
+
+    async def _unproven(
+        self, request: DataRequest, course: Course | None, snapshot: Snapshot
+    ) -> web.Response | None:
+        """Find out who asks. The answer to a request whose credential is missing or not valid, else None."""
+        area: Area = "pass" if course is None else "gated"
+        principal = self._identities.of(
+            request.fields, request.transport, snapshot, place="request", area=area
+        )
+        if isinstance(principal, Principal):
+            request.principal = principal
+            return None
+        request.route = "passed" if course is None else "gated"
+        facts = facts_of(request, course, snapshot)
+        if course is None:
+            facts = replace(facts, gatekept="access")
+        refused = await self._gate.refusals.refuse(principal, facts)
         return refused_problem(refused, facts.request_id, route=facts.route)
 
     # A request that no route lists -------------------------------------------------------------
@@ -201,9 +238,12 @@ class DataPlane:
             # Shadow routes refuse it too, because the backend would choose where it goes.
             self._observer.judged(request.trace, request.begun)
             return await self._refuse(Refused(refusal=unnamed), facts_of(request, course, snapshot))
-        if isinstance(course.verdict, Rejected):
-            self._observer.judged(request.trace, request.begun)
+        # Without policies, the reason is that nothing can be decided.
+        refusal = lacking(request.principal, snapshot, "executor") if snapshot.policies else None
+        if refusal is None and isinstance(course.verdict, Rejected):
             refusal = course.verdict.refusal
+        if refusal is not None:
+            self._observer.judged(request.trace, request.begun)
             return await self._unjudged(request, course, refusal, snapshot, taken, limit)
         place = self._gate.enter(snapshot)
         if isinstance(place, Refused):

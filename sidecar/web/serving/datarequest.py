@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
+from sidecar.core.principal import ANONYMOUS
 from sidecar.core.shortid import shortened_path
 from sidecar.telemetry.tracing import NO_TRACE, Trace
 from sidecar.web.wire.headers import HeaderFields
@@ -45,6 +46,7 @@ class DataRequest:
         "keep_alive",
         "method",
         "outcome",
+        "principal",
         "protocol",
         "raw_headers",
         "request_id",
@@ -56,6 +58,7 @@ class DataRequest:
         "trace",
         "trace_id",
         "version",
+        "withheld",
     )
 
     def __init__(
@@ -73,6 +76,8 @@ class DataRequest:
         self.keep_alive = not message.should_close  # the connection goes on after the answer
         self.answering = False  # bytes of the answer were handed to the transport
 
+        self.principal = ANONYMOUS
+        self.withheld: tuple[int, ...] = ()  # the places of headers that do not go on to the backend
         self.begun = time.perf_counter()
         self._path: str | None = None
         self.access_log: str | None = None  # the setting when the request began

@@ -38,6 +38,13 @@ Code = Annotated[str, Keywords(enum=list(ERRORS))]
 # Scopes ---------------------------------------------------------------------------------------------
 
 
+class OnBehalfOf(TypedDict):
+    """A person or service that a request names, which is not verified."""
+
+    id: str
+    verified: Literal[False]
+
+
 class GrantedScope(TypedDict):
     """A scope as it was granted."""
 
@@ -52,6 +59,12 @@ class GrantedScope(TypedDict):
     attempts_remaining: Count
     target_agents: list[str]
     created_by: str
+    executors: NotRequired[
+        Annotated[list[str], Keywords(description="The only principals that may spend it: ids or globs.")]
+    ]
+    on_behalf_of: NotRequired[
+        Annotated[OnBehalfOf, Keywords(description="The creator that the request names beside its caller.")]
+    ]
 
 
 class Scope(GrantedScope):
@@ -104,7 +117,7 @@ class Revocation(TypedDict):
 
 def scope(stored: core.Scope, now: int) -> Scope:
     """The scope with the attempts that remain, and with its status at `now`."""
-    return {
+    shown: Scope = {
         "scope_id": stored.scope_id,
         "incident_id": stored.incident_id,
         "allowed_actions": list(stored.allowed_actions),
@@ -120,12 +133,17 @@ def scope(stored: core.Scope, now: int) -> Scope:
         "cost_used_usd": to_dollars(stored.spent),
         "status": stored.status(now),
     }
+    if stored.executors:
+        shown["executors"] = list(stored.executors)
+    if stored.on_behalf_of is not None:
+        shown["on_behalf_of"] = {"id": stored.on_behalf_of, "verified": False}
+    return shown
 
 
 def granted(stored: core.Scope, now: int) -> GrantedScope:
     """The members of a new scope, which are some of those of `Scope`."""
     whole: Mapping[str, Any] = scope(stored, now)
-    return cast("GrantedScope", {name: whole[name] for name in GrantedScope.__annotations__})
+    return cast("GrantedScope", {name: whole[name] for name in GrantedScope.__annotations__ if name in whole})
 
 
 def tenant_scope(stored: core.Scope, now: int) -> TenantScope:
@@ -368,6 +386,15 @@ class UnlistedTreatment(TypedDict):
     ]
 
 
+class Authentication(TypedDict):
+    """How callers prove who they are. `says` is one sentence about what that means here."""
+
+    methods: list[Literal["tokens", "jwt", "mtls", "proxy"]]
+    required: bool
+    required_on: list[str]
+    says: str
+
+
 class Status(TypedDict):
     """What runs here, and how it is."""
 
@@ -390,6 +417,7 @@ class Status(TypedDict):
     scope_required_from: RiskClass
     shadow_routes: Annotated[list[str], Keywords(description="Paths on which nothing is refused.")]
     unlisted: Annotated[UnlistedTreatment, LATER]
+    auth: Annotated[Authentication, LATER]
     scopes_served_on: Annotated[
         Literal["data", "admin"],
         LATER,

@@ -50,6 +50,7 @@ class _Layout:
     places: dict[bytes, tuple[int, ...]]  # by name in lower case
     deciding: tuple[tuple[int, str], ...]  # the place and name of each header that `classify` looks at
     lasting: tuple[bool, ...]  # whether it is not hop-by-hop
+    read: dict[str, tuple[int, ...]]  # places by the name as the most careless server reads it
     foreign: tuple[bool, ...]  # whether it is neither hop-by-hop nor `Scopegate-*`
 
 
@@ -58,11 +59,16 @@ def _layout_of(names: tuple[bytes, ...]) -> _Layout:
     for place, name in enumerate(names):
         places[name.lower()] = (*places.get(name.lower(), ()), place)
     texts = tuple(map(text_of, names))
+    read: dict[str, tuple[int, ...]] = {}
+    for place, text in enumerate(texts):
+        name_read = read_as(text)
+        read[name_read] = (*read.get(name_read, ()), place)
     lasting = tuple(name.lower() not in HOP_BY_HOP for name in names)
     return _Layout(
         places=places,
         deciding=tuple((place, text) for place, text in enumerate(texts) if decides(text)),
         lasting=lasting,
+        read=read,
         foreign=tuple(lasts and not is_our_own(text) for lasts, text in zip(lasting, texts, strict=True)),
     )
 
@@ -113,6 +119,10 @@ class HeaderFields:
         places = self.places.get(name)
         return None if places is None else text_of(self.pairs[places[0]][1])
 
+    def read_as(self, name: str) -> tuple[int, ...]:
+        """The places of the headers that the most careless server reads as this name, in lower case."""
+        return self._layout.read.get(name, ())
+
     def deciding(self) -> list[tuple[str, str]]:
         """The headers that `core.target.classify` looks at, as text."""
         deciding = self._layout.deciding
@@ -127,17 +137,23 @@ class HeaderFields:
             return _options[self.pairs[places[0]][1]]
         return _NOTHING.union(*[_options[self.pairs[place][1]] for place in places])
 
-    def forwarded(self, *, ended: Collection[bytes], ours: bool) -> list[tuple[bytes, bytes]]:
-        """The headers that are neither hop-by-hop nor `ended`, with or without `Scopegate-*` (`ours`)."""
+    def forwarded(
+        self, *, ended: Collection[bytes], ours: bool, without: Collection[int] = ()
+    ) -> list[tuple[bytes, bytes]]:
+        """The headers that are neither hop-by-hop nor `ended`, with or without `Scopegate-*` (`ours`), except
+        those at some places."""
         layout = self._layout
-        headers = list(compress(self.pairs, layout.lasting if ours else layout.foreign))
+        kept = layout.lasting if ours else layout.foreign
+        if without:
+            kept = tuple(keeps and place not in without for place, keeps in enumerate(kept))
+        headers = list(compress(self.pairs, kept))
         if ended and not self.places.keys().isdisjoint(ended):
             return [pair for pair in headers if pair[0].lower() not in ended]
         return headers
 
-    def end_to_end(self) -> list[tuple[bytes, bytes]]:
-        """The headers to forward if none is the sidecar's."""
-        return self.forwarded(ended=self.ended_by_connection(), ours=True)
+    def end_to_end(self, *, without: Collection[int] = ()) -> list[tuple[bytes, bytes]]:
+        """The headers to forward if none is the sidecar's, except those at some places."""
+        return self.forwarded(ended=self.ended_by_connection(), ours=True, without=without)
 
 
 class JudgedHeaders:

@@ -59,6 +59,7 @@ DOLLARS: JsonSchemaValue = {
     "maximum": MAX_MICROS // MICROS_PER_DOLLAR,
     "multipleOf": 1 / MICROS_PER_DOLLAR,
 }
+MAX_EXECUTORS = 256
 TARGET_AGENTS: JsonSchemaValue = {"type": "array", "items": IDENTIFIER, "maxItems": MAX_TARGET_AGENTS}
 
 # As code --------------------------------------------------------------------------------------------
@@ -167,7 +168,20 @@ class ScopeRequest(NoNulls):
             description="The only agents that may be acted on; empty: any.",
         ),
     ] = []
-    created_by: Annotated[Identifier, Field(description="Who asks. Nobody verifies it.")] = "api"
+    executors: Annotated[
+        Annotated[list[Identifier], Field(min_length=1, max_length=MAX_EXECUTORS)] | None,
+        Field(
+            description="The only principals that may spend it: ids, or globs. It needs a method of "
+            "authentication."
+        ),
+    ] = None
+    created_by: Annotated[
+        Identifier,
+        Field(
+            description="The creator, which is not verified. If the caller is authenticated, the caller is "
+            "the creator, and this is kept as `on_behalf_of`."
+        ),
+    ] = "api"
 
     @property
     def actions(self) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ def problem(
         answer_headers["X-Request-Id"] = request_id
     if allow:
         answer_headers["Allow"] = ", ".join(allow)
+    if kind.status == 401:
+        answer_headers["WWW-Authenticate"] = 'Bearer realm="scopegate"'
     if retry_after is None:
         retry_after = refusal.retry_after_seconds
     if kind.status == 503 and retry_after is None:

@@ -13,6 +13,7 @@ from aiohttp.streams import StreamReader
 
 from sidecar.core.facts import is_identifier
 from sidecar.core.instant import parse_time
+from sidecar.core.principal import DEFAULT_TENANT, Principal
 from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id
 from sidecar.web.wire.headers import HeaderFields, Headers
@@ -78,11 +79,40 @@ def since_of(query: Mapping[str, str]) -> int | Refusal | None:
 def tenant_of(fields: HeaderFields, header: str | None) -> str | None:
     """The tenant: `default` without a configured header, None if the header does not name exactly one."""
     if header is None:
-        return "default"
+        return DEFAULT_TENANT
     values = fields.texts(header.lower().encode())
     if len(values) != 1 or not is_identifier(values[0]):
         return None
     return values[0]
+
+
+def tenant_for(
+    principal: Principal, fields: HeaderFields, header: str | None, *, across: bool = False
+) -> str | Refusal | None:
+    """The tenant of a request by a principal, or the refusal if the header names another one.
+
+    The tenant of an authenticated principal counts. With `across`, one of tenant `default` may name any
+    tenant in the header. None: a header is configured, and does not name exactly one tenant.
+    """
+    if not principal.is_authenticated:
+        return tenant_of(fields, header)
+    if header is None or header.lower().encode() not in fields.places:
+        return principal.tenant_id
+    named = tenant_of(fields, header)
+    if named in (None, principal.tenant_id) or (across and principal.tenant_id == DEFAULT_TENANT):
+        return named
+    return Refusal(
+        "tenant_mismatch",
+        f"{header} names another tenant than that of {principal.id}.",
+        {"tenant_id": principal.tenant_id},
+    )
+
+
+def shown_tenant(principal: Principal, fields: HeaderFields, header: str | None) -> str:
+    """The tenant for the record of a request that may name none, or another one than its caller's."""
+    if principal.is_authenticated:
+        return principal.tenant_id
+    return tenant_of(fields, header) or DEFAULT_TENANT
 
 
 def unknown(name: str, known: Sequence[str]) -> Refusal:

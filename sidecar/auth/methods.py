@@ -1,0 +1,127 @@
+"""The methods of authentication that are configured, as one immutable value of a moment.
+
+A method finds out who holds a credential. What follows is the same for all of them: the prefix of its ids,
+the principals file, and that the id is well-formed and not `anonymous`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, Protocol
+
+from sidecar.auth.failure import AuthFailure
+from sidecar.auth.identity import Identity
+from sidecar.auth.principals import PrincipalTable
+from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
+from sidecar.core.principal import ANONYMOUS_ID, Method, Principal
+
+# The tokens that `scopegate auth token` makes begin so. Everything else is taken for a JWT.
+TOKEN_BEGINS = "sg_"
+# The most credentials whose holders are cached, by their digests.
+MOST_CACHED = 4_096
+
+Found = Principal | AuthFailure
+
+
+class Bearers(Protocol):
+    """A method whose credential is a text that the caller bears."""
+
+    def identity(self, token: str, now: int) -> Identity | AuthFailure:
+        """The holder of a token. `now` is in microseconds since 1970."""
+
+
+class Certificates(Protocol):
+    def identity(self, certificate: Mapping[str, Any]) -> Identity | AuthFailure:
+        """The holder of a verified client certificate, as `ssl.SSLObject.getpeercert` gives it."""
+
+
+class Proxies(Protocol):
+    def trusts(self, peer: str) -> bool:
+        """Whether a peer is believed: an IP address as text, or `unix`."""
+
+    def identity(self, ids: Sequence[str], groups: Sequence[str]) -> Identity | AuthFailure:
+        """The caller that a trusted proxy names, by all values of its two headers."""
+
+
+class Methods:
+    """The configured methods. One that is None is not configured.
+
+    The holders of bearer credentials are cached, because to verify a signature takes longer than all the rest
+    of a request. The cache belongs to this value, so a reload of the tokens or the principals empties it.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: Bearers | None = None,
+        jwt: Bearers | None = None,
+        mtls: Certificates | None = None,
+        proxy: Proxies | None = None,
+        table: PrincipalTable | None = None,
+        prefixes: Mapping[Method, str | None] | None = None,
+    ) -> None:
+        self.tokens = tokens
+        self.jwt = jwt
+        self.mtls = mtls
+        self.proxy = proxy
+        self.table = table or PrincipalTable()
+        self._prefixes = dict(prefixes or {})
+        # None as the time: the credential does not expire.
+        self._holders: dict[bytes, tuple[Principal, int | None]] = {}
+
+    @property
+    def names(self) -> tuple[Method, ...]:
+        """The names of the configured methods."""
+        methods: tuple[tuple[Method, object], ...] = (
+            ("tokens", self.tokens),
+            ("jwt", self.jwt),
+            ("mtls", self.mtls),
+            ("proxy", self.proxy),
+        )
+        return tuple(name for name, method in methods if method is not None)
+
+    def bearer(self, token: str, now: int) -> Found:
+        """The principal that bears a token. `now` is in microseconds since 1970."""
+        digest = sha256(token.encode("utf-8", "surrogateescape")).digest()
+        known = self._holders.get(digest)
+        if known is not None and (known[1] is None or now < known[1]):
+            return known[0]
+        method: Method = "tokens"
+        verifier = self.tokens
+        if self.jwt is not None and not (self.tokens is not None and token.startswith(TOKEN_BEGINS)):
+            method, verifier = "jwt", self.jwt
+        if verifier is None:
+            return AuthFailure(method, "no method takes a bearer token here")
+        found = verifier.identity(token, now)
+        principal = self._principal(found, method)
+        if isinstance(principal, Principal) and isinstance(found, Identity):
+            if len(self._holders) >= MOST_CACHED:
+                self._holders.clear()
+            self._holders[digest] = principal, found.expires_at
+        return principal
+
+    def certificate(self, certificate: Mapping[str, Any]) -> Found:
+        """The principal that a verified client certificate names."""
+        assert self.mtls is not None
+        return self._principal(self.mtls.identity(certificate), "mtls")
+
+    def proxied(self, ids: Sequence[str], groups: Sequence[str]) -> Found:
+        """The principal that a trusted proxy names."""
+        assert self.proxy is not None
+        return self._principal(self.proxy.identity(ids, groups), "proxy")
+
+    def _principal(self, found: Identity | AuthFailure, method: Method) -> Found:
+        if isinstance(found, AuthFailure):
+            return found
+        identity = replace(found, id=(self._prefixes.get(method) or "") + found.id)
+        if not is_identifier(identity.id):
+            return AuthFailure(method, f"the id of the caller must be {IDENTIFIER_RULE}")
+        if identity.id == ANONYMOUS_ID:
+            return AuthFailure(method, f"no caller can be {ANONYMOUS_ID} by a credential")
+        return self.table.principal(identity, method)
+
+
+# Nothing is configured: every caller is anonymous.
+NO_METHODS = Methods()
