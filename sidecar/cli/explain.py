@@ -98,7 +98,9 @@ def _ask(listener: Caller, body: bytes, route: str | None, tenant: dict[str, byt
     except ProblemError as exc:
         if route is not None and exc.body["error"] == "invalid_request":
             misconfigured(f"--route: {listener.place} answers: {shown(exc.body['message'], 2_000)}")
-        raise listener.stranger(exc.status, exc.body) from exc  # a sidecar explains every request
+        if exc.status in (401, 403):
+            raise
+        raise listener.stranger(exc.status, exc.body) from exc  # otherwise, a sidecar explains every request
 
 
 # Describing ---------------------------------------------------------------------------------------------
