@@ -12,14 +12,8 @@ SHORT = "scope_01234567"
 
 
 def encoded(text: str, times: int = 1) -> str:
-    """Every character percent-encoded."""
-    for _ in range(times):
-        text = (
-            "".join(f"%{ord(character):02X}" for character in text)
-            if text.isalnum() or "_" in text
-            else (text.replace("%", "%25"))
-        )
-    return text
+    """Every character percent-encoded, so many times."""
+    return "".join(f"%{'25' * (times - 1)}{ord(character):02X}" for character in text)
 
 
 def test_the_short_form_of_every_new_id_has_eight_characters_behind_the_prefix() -> None:
