@@ -21,6 +21,7 @@ from sidecar.cli.client import (
     UnreachableError,
     UnusableError,
 )
+from sidecar.cli.credentials import TokenUnusableError, advice, token_of
 from sidecar.cli.options import (
     FAILED,
     FILE,
@@ -33,6 +34,7 @@ from sidecar.cli.options import (
 )
 from sidecar.settings.addresses import Listen
 from sidecar.settings.location import DEFAULT, NOT_FOUND, default_file
+from sidecar.settings.variables import TOKEN, TOKEN_FILE
 
 if TYPE_CHECKING:
     from sidecar.settings.reading import Settings
@@ -107,6 +109,14 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
         @click.option("--ca", type=FILE, metavar="FILE", help="TLS: trust the certificates in this PEM file.")
         @click.option("--cert", type=FILE, metavar="FILE", help="TLS: the client certificate to send (PEM).")
         @click.option("--key", type=FILE, metavar="FILE", help="TLS: the key of --cert (PEM).")
+        @click.option(
+            "--token-file",
+            type=FILE,
+            metavar="FILE",
+            help="A file with the token to send, which only its owner may read.  [default: "
+            f"${TOKEN_FILE}, else the token in ${TOKEN}]"
+            + (". The ops listener requires none, so none is sent." if name == "ops" else ""),
+        )
         @wraps(command)
         def asking(
             config: Path | None,
@@ -115,6 +125,7 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
             ca: Path | None,
             cert: Path | None,
             key: Path | None,
+            token_file: Path | None,
             **others: Any,
         ) -> None:
             if key is not None and cert is None:
@@ -123,10 +134,16 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
             named = address is not None or others.get("data") is not None
             config = config or (None if named else default_file(os.environ))
             settings = None if config is None else load_settings(config, overrides, read_keys=False)
+            try:
+                # No call of the ops listener requires a credential, and a health check must not fail for one.
+                token = None if name == "ops" else token_of(token_file, os.environ)
+            except TokenUnusableError as exc:
+                misconfigured(str(exc))
             listener = Caller(
                 name=name,
                 place=_address(name, settings, address, alone=not named),
                 trust=Trust(pinned=_certificate_of(settings, name), ca=ca, certificate=cert, key=key),
+                token=token,
                 timeout=others.pop("timeout", TIMEOUT_SECONDS),
             )
             of_tls = listener.place.tls or (others.get("data") or "").startswith("https://")
@@ -144,7 +161,7 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
             except UnusableError as exc:
                 misconfigured(str(exc))
             except ProblemError as exc:
-                refused(exc, as_json=others.get("as_json", False))
+                refused(exc, as_json=others.get("as_json", False), advice=advice(exc, token))
 
         return asking
 
@@ -159,8 +176,10 @@ def _address(
             place = Endpoint.parse(text).reachable()
         except ValueError as exc:
             raise click.BadParameter(str(exc), param_hint=f"--{name}") from exc
-        if name == "admin" and not place.address.is_loopback():
-            raise click.BadParameter("only a sidecar on this host is called", param_hint="--admin")
+        if name == "admin" and not (place.tls or place.address.is_loopback()):
+            raise click.BadParameter(
+                "another host is called only with TLS; write https://HOST:PORT", param_hint="--admin"
+            )
     elif settings is not None:
         section = getattr(settings, name)
         place = Endpoint(address=section.listen, tls=section.tls.certificate_file is not None).reachable()

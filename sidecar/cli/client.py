@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from sidecar.cli.credentials import Token
 from sidecar.cli.shapes import Shape, misfit
 from sidecar.settings.addresses import Address, Listen, SocketFile
 
@@ -144,11 +145,16 @@ class CallResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """One listener of a running sidecar, by its name in the configuration."""
+    """One listener of a running sidecar, by its name in the configuration.
+
+    The token, if there is one, goes with every request to this place, and to no other: redirects are answers
+    that no sidecar gives, and are not followed.
+    """
 
     name: str
     place: Endpoint
     trust: Trust
+    token: Token | None = None
     timeout: float = TIMEOUT_SECONDS
 
     def get(self, path: str, shape: Shape, **query: str | int | None) -> CallResult:
@@ -205,6 +211,13 @@ class Caller:
                 f"the request line would have {len(target):,} bytes, more than {MAX_TARGET_BYTES:,}; give "
                 "shorter values"
             )
+        if self.token is not None:
+            if not (self.place.tls or self.place.address.is_loopback()):
+                raise UnusableError(
+                    f"{self.place} is another host without TLS, and the token of {self.token.source} is not "
+                    f"sent there; write --{self.name} https://HOST:PORT"
+                )
+            headers = {**headers, "Authorization": f"Bearer {self.token.text}"}
         connection = _TimedCall(
             self.place.address, self.trust.context() if self.place.tls else None, self.timeout
         )

@@ -41,7 +41,7 @@ FILTERS = (
         values=[outcome.value for outcome in DecisionOutcome],
     ),
     only("--event", "those of this event", values=get_args(Event)),
-    only("--scope-id", "those about this scope"),
+    only("--scope-id", "those about this scope; the beginning of its id will do"),
     incident_option,
     action_option,
     # These two are not validated, because callers of the library may choose any run and request ids.
@@ -128,7 +128,7 @@ def tail(sidecar: Access, last: int, interval: float, *, as_json: bool, **wanted
     The command continues across restarts of the sidecar. A record that was shown is not shown again
     when a run is bound to it.
     """
-    following = Following(sidecar.listener, named(wanted))
+    following = Following(sidecar.listener, named(sidecar.listener, wanted))
     try:
         found = following.first(last)
         while True:
@@ -343,8 +343,8 @@ WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
     "emitted": (_reason,),
 }
 
-_LINE = "{time}  {event:<10}  {outcome:<12}  {action:<15}  {incident:<12}  {scope:<38}  {decision}  {why}"
-_BEGIN_OF_WHY = 20 + 2 + 10 + 2 + 12 + 2 + 15 + 2 + 12 + 2 + 38 + 2 + 36 + 2
+_LINE = "{time}  {event:<10}  {outcome:<12}  {action:<15}  {incident:<12}  {scope:<14}  {decision}  {why}"
+_BEGIN_OF_WHY = 20 + 2 + 10 + 2 + 12 + 2 + 15 + 2 + 12 + 2 + 14 + 2 + 36 + 2
 
 
 def _line(row: dict[str, str]) -> str:

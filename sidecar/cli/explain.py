@@ -15,6 +15,7 @@ import click
 from sidecar.cli.access import Access, asks
 from sidecar.cli.client import Caller, ProblemError
 from sidecar.cli.options import FAILED, answered, json_option, misconfigured
+from sidecar.cli.scopeids import whole_id
 from sidecar.files.faults import shown
 from sidecar.web.wire import answers
 
@@ -40,7 +41,7 @@ Examples:
 @click.option("--tenant", metavar="NAME", help="The tenant; sent in the header gate.tenant_header.")
 @click.option("--action", metavar="NAME", help="The action, instead of BODY.")
 @click.option("--incident-id", metavar="ID", help="The incident, instead of BODY.")
-@click.option("--scope-id", metavar="ID", help="The scope, instead of BODY.")
+@click.option("--scope-id", metavar="ID", help="The scope, or the beginning of its id, instead of BODY.")
 @json_option
 @click.argument("body", required=False)
 def explain(
@@ -60,9 +61,11 @@ def explain(
     the route that judges the request. Nothing is consumed or recorded. Exit code 0: allowed, 1: refused, 3:
     no sidecar answers.
     """
+    header = sidecar.tenant_header(tenant)
+    if scope_id is not None and body is None:
+        scope_id = whole_id(sidecar.listener, scope_id, tenant)
     members = {"scope_id": scope_id, "incident_id": incident_id, "action": action}
     asked = _body(body, {name: value for name, value in members.items() if value is not None})
-    header = sidecar.tenant_header(tenant)
     answer = _ask(sidecar.listener, asked, route, header)
     answered(answer, as_json, _described(answer))
     sys.exit(0 if answer["allowed"] else FAILED)
@@ -95,7 +98,9 @@ def _ask(listener: Caller, body: bytes, route: str | None, tenant: dict[str, byt
     except ProblemError as exc:
         if route is not None and exc.body["error"] == "invalid_request":
             misconfigured(f"--route: {listener.place} answers: {shown(exc.body['message'], 2_000)}")
-        raise listener.stranger(exc.status, exc.body) from exc  # a sidecar explains every request
+        if exc.status in (401, 403):
+            raise
+        raise listener.stranger(exc.status, exc.body) from exc  # otherwise, a sidecar explains every request
 
 
 # Describing ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import click
 from sidecar.cli.access import Access, asks
 from sidecar.cli.client import Caller
 from sidecar.cli.options import json_option, tell
+from sidecar.cli.scopeids import whole_id
 from sidecar.cli.shapes import Shape
 from sidecar.cli.tables import table
 from sidecar.clock import wall_clock
@@ -108,11 +109,13 @@ since_option = click.option(
 )
 
 
-def named(wanted: Mapping[str, Any]) -> dict[str, str | None]:
-    """The filters of a command as the admin interface takes them."""
+def named(admin: Caller, wanted: Mapping[str, Any]) -> dict[str, str | None]:
+    """The filters of a command as the admin interface takes them, with whole scope_ids."""
     found = {("tenant_id" if name == "tenant" else name): value for name, value in wanted.items()}
     if found.get("since") is not None:
         found["since"] = iso_time(found["since"])
+    if found.get("scope_id") is not None:
+        found["scope_id"] = whole_id(admin, found["scope_id"], found.get("tenant_id"))
     return found
 
 
@@ -129,7 +132,7 @@ def listing(
     """Add the command `list` to a group. It prints a table of the rows that the filters find."""
 
     def list_(sidecar: Access, limit: int, before: str | None, *, as_json: bool, **wanted: Any) -> None:
-        found = pages(sidecar.listener, path, member, shape, limit, before, **named(wanted))
+        found = pages(sidecar.listener, path, member, shape, limit, before, **named(sidecar.listener, wanted))
         if as_json:
             tell(found)
             return

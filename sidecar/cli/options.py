@@ -228,8 +228,8 @@ def give_output_up() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def refused(problem: ProblemError, *, as_json: bool = False) -> NoReturn:
-    """End the program with the sidecar's error: its code and message, then its other members."""
+def refused(problem: ProblemError, *, as_json: bool = False, advice: str | None = None) -> NoReturn:
+    """End the program with the sidecar's error: its code and message, then its other members, then advice."""
     from sidecar.cli.tables import cell, lines_of
 
     if as_json:
@@ -237,7 +237,7 @@ def refused(problem: ProblemError, *, as_json: bool = False) -> NoReturn:
     shown = {"error", "message", *REPEATED}
     others = {name: value for name, value in problem.body.items() if name not in shown and value != []}
     click.echo(f"scopegate: {cell(problem)}", err=True)
-    for line in lines_of(others):
+    for line in lines_of(others if advice is None else {**others, "next": advice}):
         click.echo(line, err=True)
     sys.exit(FAILED)
 
@@ -253,8 +253,9 @@ def misconfigured(message: str) -> NoReturn:
 
 
 def ended(code: int, message: str) -> NoReturn:
-    """End the program with a message on one line, without control characters."""
+    """End the program with a message on one line, without control characters and whole scope_ids."""
+    from sidecar.core.shortid import shortened
     from sidecar.files.faults import shown
 
-    click.echo(f"scopegate: {shown(message, 4_000)}", err=True)
+    click.echo(f"scopegate: {shown(shortened(message), 4_000)}", err=True)
     sys.exit(code)

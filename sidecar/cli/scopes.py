@@ -39,13 +39,13 @@ from sidecar.cli.lists import (
     usd,
 )
 from sidecar.cli.options import FAILED, answered, ended, json_option, login_name, progress_bar, tell
-from sidecar.cli.tables import age, cell, dollars, lines, moment, table, when
+from sidecar.cli.scopeids import SCOPES, whole_id
+from sidecar.cli.tables import Verbatim, age, cell, dollars, lines, moment, table, when
 from sidecar.core.scope import ScopeStatus
 from sidecar.web.wire import answers
 from sidecar.web.wire.forms import LATER, Dollars, Time
 
 CREATE = "/api/v1/recovery/scope"
-SCOPES = "/api/v1/scopes"
 
 
 class Grant(answers.GrantedScope):
@@ -156,7 +156,8 @@ def create(
     if quiet:
         click.echo(answer.body["scope_id"])
     else:
-        answered(answer.body, as_json, [*_described(answer.body), ("decision", answer.decision_id)])
+        scope = {**answer.body, "scope_id": Verbatim(answer.body["scope_id"])}
+        answered(answer.body, as_json, [*_described(scope), ("decision", answer.decision_id)])
 
 
 def _issuer(sidecar: Access, data: str | None) -> Caller:
@@ -202,7 +203,9 @@ Examples:
 @click.argument("scope_id", callback=name)
 @json_option
 def show(sidecar: Access, scope_id: str, *, as_json: bool) -> None:
-    """Show one scope: its limits, how much of them is left, and the executions that it admitted."""
+    """Show one scope: its limits, how much of them is left, and the executions that it admitted. SCOPE_ID may
+    be its beginning, as tables and logs show it."""
+    scope_id = whole_id(sidecar.listener, scope_id)
     scope = sidecar.listener.get(f"{SCOPES}/{within(scope_id)}", answers.SpentScope).body
     answered(scope, as_json, _described(scope))
     if not as_json:
@@ -255,7 +258,8 @@ def revoke(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Revoke a scope. Once this command has ended, the scope admits nothing. It can be repeated.
+    """Revoke a scope. Once this command has ended, the scope admits nothing. It can be repeated. SCOPE_ID may
+    be its beginning, as tables and logs show it.
 
     With --all, revoke every scope that has neither expired nor been revoked, of all incidents and tenants:
     after a restored backup, or when recovery itself does harm. Exhausted scopes are revoked as well, because
@@ -282,6 +286,7 @@ def _revoke_one(
     sidecar: Access, scope_id: str, tenant: str | None, data: str | None, *, as_json: bool
 ) -> None:
     header = sidecar.tenant_header(tenant)
+    scope_id = whole_id(sidecar.listener, scope_id, tenant)
     path = f"{SCOPES}/{within(scope_id)}"
     # This read ends the command for an unknown scope, before anything is revoked.
     sidecar.listener.get(path, answers.SpentScope)
@@ -416,7 +421,7 @@ class Sweep:
         for status in LOOKS:
             listed = pages(
                 admin,
-                "/api/v1/scopes",
+                SCOPES,
                 "scopes",
                 answers.ScopePage,
                 None,

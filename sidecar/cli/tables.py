@@ -1,7 +1,8 @@
 """Formats answers for people: tables, aligned lines, times and amounts.
 
-The contents of an answer are foreign input, so every cell is escaped. Ids are never cut, because people copy
-them. Free text in the last column is cut at the width of the terminal.
+The contents of an answer are foreign input, so every cell is escaped. A scope_id has its short form, which
+commands take in its place. Other ids are never cut, because people copy them. Free text in the last column is
+cut at the width of the terminal.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 
+from sidecar.core.shortid import shortened
 from sidecar.files.faults import shown
 
 # Longer than every id, intent and reason, because a cell is escaped but not cut.
@@ -55,9 +57,16 @@ def _begin_of_last(text: str) -> int:
     return len(heads) - len(heads.rpartition("  ")[2])
 
 
+class Verbatim(str):
+    """A text that may hold a whole scope_id."""
+
+    __slots__ = ()
+
+
 def cell(value: object) -> str:
-    """Text on one line, without control characters."""
-    return shown(value if isinstance(value, str) else str(value), _WHOLE)
+    """Text on one line, without control characters and, unless it is Verbatim, without a whole scope_id."""
+    text = shown(value if isinstance(value, str) else str(value), _WHOLE)
+    return text if isinstance(value, Verbatim) else shortened(text)
 
 
 # Lines ----------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def _check_private(status: os.stat_result) -> None:
     if mode & (0o037 if handed else 0o077):
         raise KeyFileUnusable(
             f"may be read or written by others than its owner (mode {mode:04o}); "
-            "chmod 600 it, and replace the key if others may have read it"
+            "chmod 600 it, and replace its contents if others may have read it"
         )
 
 

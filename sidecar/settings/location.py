@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-VARIABLE = "SCOPEGATE_CONFIG"
+from sidecar.settings.variables import CONFIG
+
+VARIABLE = CONFIG
 FILES = (Path("scopegate.yaml"), Path("/etc/scopegate/scopegate.yaml"))
 # For `--help`.
 DEFAULT = f"${VARIABLE}, else ./{FILES[0]}, else {FILES[1]}"

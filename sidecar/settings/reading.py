@@ -14,11 +14,11 @@ from typing import Any
 
 from sidecar.files.faults import ConfigurationError, Fault, shown
 from sidecar.files.yamlfile import Document, KeyPath, contents, did_you_mean, in_order, survey
-from sidecar.settings import location
 from sidecar.settings.addresses import Listen
 from sidecar.settings.faults import faults, validated
 from sidecar.settings.keys import complete, put
 from sidecar.settings.sections import KEYS, Settings
+from sidecar.settings.variables import OF_COMMANDS
 
 __all__ = ["Listen", "Loaded", "Settings", "default", "load"]
 
@@ -61,7 +61,7 @@ def load(
     for variable in sorted(environment):
         if variable in variables:
             given.append((f"environment {variable}", variables[variable], environment[variable]))
-        elif variable.startswith(PREFIX) and variable != location.VARIABLE:
+        elif variable.startswith(PREFIX) and variable not in OF_COMMANDS:
             near = difflib.get_close_matches(variable, variables, n=1, cutoff=0.0)[0]
             nearest = f"the nearest is {variables[near]} ({near})"
             warnings.append(f"environment {variable}: no key has this name, ignored; {nearest}")

@@ -78,17 +78,20 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScopesWanted:
-    """Which scopes to list. None matches any value. `status` is the status at `now`."""
+    """Which scopes to list. None matches any value. `status` is the status at `now`, and `prefix` is the
+    beginning of the scope_id."""
 
     incident_id: str | None = None
     tenant_id: str | None = None
     status: ScopeStatus | None = None
+    prefix: str | None = None
     now: int
 
     @property
     def bounded(self) -> bool:
         """Whether a page looks at a bounded part of the list only, because no index serves the filter."""
-        return self.incident_id is None and not (self.tenant_id is None and self.status is None)
+        served = self.incident_id is not None or self.prefix is not None
+        return not served and not (self.tenant_id is None and self.status is None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

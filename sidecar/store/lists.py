@@ -184,7 +184,15 @@ def scopes_query(wanted: ScopesWanted, below: int, limit: int) -> Query:
     """SQL and parameters for the newest `limit` candidate scopes with a sequence number under `below`."""
     table, where = "scopes", ["seq < ?"]
     parameters: list[Any] = [below]
-    if wanted.incident_id is not None:
+    if wanted.prefix is not None:
+        # The pluses keep SQLite on the index of the ids. `~` sorts after every character of an id.
+        table, where = "scopes INDEXED BY sqlite_autoindex_scopes_1", ["+seq < ?"]
+        where.append("scope_id >= ? AND scope_id < ?")
+        parameters += [wanted.prefix, f"{wanted.prefix}~"]
+        if wanted.incident_id is not None:
+            where.append("+incident_id = ?")
+            parameters.append(wanted.incident_id)
+    elif wanted.incident_id is not None:
         table = "scopes INDEXED BY scopes_by_incident"
         where.append("incident_id = ?")
         parameters.append(wanted.incident_id)
@@ -195,7 +203,8 @@ def scopes_query(wanted: ScopesWanted, below: int, limit: int) -> Query:
         parameters.append(below - LOOKED_AT)
     if wanted.tenant_id is not None:
         # The plus keeps SQLite from choosing an index that is not in the order of the list.
-        where.append("tenant_id = ?" if wanted.incident_id is not None else "+tenant_id = ?")
+        served = wanted.incident_id is not None and wanted.prefix is None
+        where.append("tenant_id = ?" if served else "+tenant_id = ?")
         parameters.append(wanted.tenant_id)
     if wanted.status is not None:
         where.append(_NECESSARY[wanted.status])

@@ -4,6 +4,8 @@ To add an event, add a row to `LogEvent` and call it, then run `python -m tests.
 config/cookbook/logs.md. Messages and the names of fields are a stable interface. No line carries a secret or
 a body.
 
+A scope_id is shown in its short form, which this module makes of the field `scope_id`.
+
 A line goes through `logging`, as the lines of any library, unless nothing but the queue of a served process
 would hear it. Then it goes straight into that queue, because a record of `logging` and its way to the handler
 take several times as long as the line itself.
@@ -20,6 +22,8 @@ from enum import Enum
 from functools import cached_property, partialmethod
 from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any
+
+from sidecar.core.shortid import short_id
 
 # The fields that a log line can carry beside time, level, logger, message and exc_info.
 FIELDS: Mapping[str, str] = {
@@ -68,7 +72,8 @@ FIELDS: Mapping[str, str] = {
     "routes": "the paths of the routes in shadow mode",
     "rule": "the rule in shadow mode; null: the route or the scope would have refused",
     "rules": "the rules that refused; of a reload: the number of rules",
-    "scope_id": "the scope that the request named, or that was spent",
+    "scope_id": "the scope that the request named, or that was spent, in its short form: `scope_` "
+    "and 8 characters",
     "settled": "whether the outcome is written; false: it waits in memory for the store",
     "shadowed": "the keys whose value in the file is overridden by the environment or a flag",
     "span_id": "the caller's span, from its traceparent header",
@@ -533,12 +538,14 @@ class LogEvent(Enum):
         if not args and exc is None:
             self.log_fields(fields)
         elif self.logger.isEnabledFor(self.level):
+            _shorten(fields)
             self._handle(args, exc, fields)
 
     def log_fields(self, fields: dict[str, Any]) -> None:
         """As `log(**fields)`, in half the time, for the lines of every request. It keeps the dictionary."""
         if not self.logger.isEnabledFor(self.level):
             return
+        _shorten(fields)
         if (
             QUEUE_ALONE
             and _ROOT.handlers == QUEUE_ALONE
@@ -567,3 +574,9 @@ class LogEvent(Enum):
         )
         vars(record).update(fields)
         self.logger.handle(record)
+
+
+def _shorten(fields: dict[str, Any]) -> None:
+    scope_id = fields.get("scope_id")
+    if scope_id is not None:
+        fields["scope_id"] = short_id(scope_id)

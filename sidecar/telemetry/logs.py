@@ -1,4 +1,7 @@
-"""How log lines look, as JSON or as text, and where they go."""
+"""How log lines look, as JSON or as text, and where they go.
+
+A scope_id in any line, such as one in a traceback or in the message of a library, has its short form.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, Literal, TextIO
 
 import orjson
 
+from sidecar.core.shortid import shortened, shortened_bytes
 from sidecar.telemetry.events import LogEvent
 
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -49,12 +53,13 @@ def event_line(event: LogEvent, fields: dict[str, Any], time: datetime) -> bytes
         pass
     else:
         if line.isascii() and _DELETE not in line:
-            return event.json_head + line[1:]
+            return event.json_head + shortened_bytes(line[1:])
     return _dumped(event.members | fields, time).encode()
 
 
 def _dumped(members: dict[str, Any], time: datetime) -> str:
-    return json.dumps({**members, "time": time.isoformat()}, default=str, separators=(",", ":"))
+    line = json.dumps({**members, "time": time.isoformat()}, default=str, separators=(",", ":"))
+    return shortened(line)
 
 
 class _TextFormatter(logging.Formatter):
@@ -68,7 +73,7 @@ class _TextFormatter(logging.Formatter):
             for key, value in _fields(record).items()
             if value is not None
         )
-        return f"{head}{fields}{newline}{traceback}"
+        return shortened(f"{head}{fields}{newline}{traceback}")
 
 
 def set_up_logging(

@@ -34,6 +34,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from sidecar import __version__
 from sidecar.core.facts import Claims
+from sidecar.core.shortid import short_id
 from sidecar.errors import ScopegateError
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.tracing import NO_TRACE, Headers, Stage, Trace, Tracing
@@ -158,6 +159,7 @@ class _OtelTrace(Trace):
             for name in ("scope_id", "incident_id", "action"):
                 value = getattr(claims, name)
                 if value is not None:
+                    value = short_id(value) if name == "scope_id" else value
                     self._server.set_attribute(f"scopegate.{name}", _text(value))
 
     @_or_else(Trace.over)

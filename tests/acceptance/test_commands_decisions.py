@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.shortid import short_id
 from tests.acceptance.conftest import (
     EXECUTE,
     PROJECT,
@@ -181,7 +182,7 @@ def test_one_decision_is_shown_with_its_hash_and_its_execution(sidecar: Program)
     whole = json.loads(decisions(sidecar, "show", admitted["decision_id"], "--json").stdout)
     assert f"hash       {whole['hash']}\n" in ended.stdout
     assert f"previous   {whole['previous_hash']}\n" in ended.stdout
-    assert f"scope      {scope_id}\n" in ended.stdout
+    assert f"scope      {short_id(scope_id)}\n" in ended.stdout
     assert "\ndetails\n" in ended.stdout
     assert f"\nexecution  {admitted['decision_id']}\nstatus     answered\n" in ended.stdout
     assert "cost       0.001 USD\n" in ended.stdout
@@ -209,7 +210,7 @@ def test_what_others_wrote_moves_no_cursor(sidecar: Program) -> None:
 def test_on_a_terminal_long_reasons_are_cut_and_ids_are_not(sidecar: Program) -> None:
     spent(sidecar, "inc_terminal")
     asked = ["decisions", "list", "--admin", at(sidecar), "--incident-id", "inc_terminal"]
-    shown = _on_a_terminal(asked, columns=152).splitlines()
+    shown = _on_a_terminal(asked, columns=128).splitlines()
     (refused,) = [line for line in shown if "  refused " in line]
     assert re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}  sc\w*\u2026$", refused), shown
     narrow = _on_a_terminal(asked, columns=40)

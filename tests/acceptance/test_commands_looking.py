@@ -203,7 +203,9 @@ def test_an_unknown_execution_is_reconciled_once(sidecar: Program, backend: Back
     again = scopegate(*asked, "--outcome", "not_executed")
     assert (again.returncode, again.stdout) == (1, "")
     assert "scopegate: not_reconcilable: " in again.stderr
-    assert scope_of(sidecar.data, told["scope"], incident="inc_unknown")["cost_used_usd"] == 0.004
+    shown = ("scopes", "show", told["scope"], "--admin", at(sidecar.admin), "--json")
+    scope_id = json.loads(scopegate(*shown).stdout)["scope_id"]
+    assert scope_of(sidecar.data, scope_id, incident="inc_unknown")["cost_used_usd"] == 0.004
     listing = ("decisions", "list", "--admin", at(sidecar.admin), "--event", "reconciled", "--limit", "1")
     details = json.loads(scopegate(*listing, "--json").stdout)["decisions"][0]["details"]
     assert (details["reconciled_because"], details["reconciled_by"]) == ("in its logs", told["by"])

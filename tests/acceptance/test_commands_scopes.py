@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.shortid import short_id
 from tests.acceptance.conftest import (
     EXECUTE,
     Backend,
@@ -163,7 +164,7 @@ def test_wrong_terms_are_wrong_usage(sidecar: Program, terms: tuple[str, str]) -
     assert terms[0] in ended.stderr
 
 
-def test_scopes_are_listed_newest_first_with_whole_ids(sidecar: Program) -> None:
+def test_scopes_are_listed_newest_first_with_short_ids_and_whole_ones_as_json(sidecar: Program) -> None:
     ids = [created(sidecar, "inc_list", "--max-attempts", "2") for _ in range(3)]
     assert scopes(sidecar, "revoke", ids[1]).returncode == 0
     ended = scopes(sidecar, "list", "--incident-id", "inc_list")
@@ -172,9 +173,9 @@ def test_scopes_are_listed_newest_first_with_whole_ids(sidecar: Program) -> None
     heads = "SCOPE STATUS INCIDENT ACTIONS ATTEMPTS COST USD CREATED EXPIRES BY INTENT"
     assert " ".join(head.split()) == heads
     assert [row.split()[:3] for row in rows] == [
-        [ids[2], "active", "inc_list"],
-        [ids[1], "revoked", "inc_list"],
-        [ids[0], "active", "inc_list"],
+        [short_id(ids[2]), "active", "inc_list"],
+        [short_id(ids[1]), "revoked", "inc_list"],
+        [short_id(ids[0]), "active", "inc_list"],
     ]
     assert "0/2" in rows[0]
     assert rows[0].endswith("a test of the command line")
@@ -185,7 +186,7 @@ def test_scopes_are_listed_newest_first_with_whole_ids(sidecar: Program) -> None
 def test_a_list_that_is_cut_says_how_to_go_on(sidecar: Program) -> None:
     ids = [created(sidecar, "inc_pages") for _ in range(3)]
     ended = scopes(sidecar, "list", "--incident-id", "inc_pages", "--limit", "2")
-    assert [row.split()[0] for row in ended.stdout.splitlines()[1:]] == ids[:0:-1]
+    assert [row.split()[0] for row in ended.stdout.splitlines()[1:]] == [short_id(ids[2]), short_id(ids[1])]
     more = re.search(r"--before (\d+)$", ended.stderr)
     assert more, ended.stderr
     rest = scopes(sidecar, "list", "--incident-id", "inc_pages", "--before", more[1], "--json")
@@ -219,7 +220,11 @@ def test_revoking_says_what_was_revoked_and_can_be_repeated(sidecar: Program) ->
     scope_id = created(sidecar, "inc_revoke")
     for _ in range(2):
         told = lines(scopes(sidecar, "revoke", scope_id))
-        assert (told["revoked"], told["status"], told["incident"]) == (scope_id, "revoked", "inc_revoke")
+        assert (told["revoked"], told["status"], told["incident"]) == (
+            short_id(scope_id),
+            "revoked",
+            "inc_revoke",
+        )
         assert told["intent"] == "a test of the command line"
     refused = ask_json(sidecar.data, "POST", EXECUTE, execution(scope_id, incident="inc_revoke"))
     assert refused.json()["error"] == "scope_revoked"
@@ -245,7 +250,10 @@ def test_where_the_admin_listener_issues_scopes_it_is_asked(guarded: Program) ->
     other = scopegate("scopes", "create", "-q", *at, "--tenant", "Zo\u00eb", *asked).stdout.strip()
     assert shown(guarded, scope_id)["tenant_id"] == "acme"
     listed = scopes(guarded, "list", "--incident-id", "inc_t")
-    assert [row.split()[0] for row in listed.stdout.splitlines()[1:]] == [other, scope_id]
+    assert [row.split()[0] for row in listed.stdout.splitlines()[1:]] == [
+        short_id(other),
+        short_id(scope_id),
+    ]
     assert "TENANT" in listed.stdout.splitlines()[0]
     own = scopes(guarded, "list", "--tenant", "acme", "--json")
     assert [scope["scope_id"] for scope in json.loads(own.stdout)["scopes"]] == [scope_id]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.shortid import short_id
 from tests.acceptance.conftest import (
     EXECUTE,
     PROJECT,
@@ -79,7 +80,7 @@ def test_what_would_be_allowed_exits_0_and_consumes_nothing(sidecar: Program) ->
         assert ended.returncode == 0, ended
     told = lines(ended)
     assert told["allowed"]
-    assert told["scope"] == f"{scope} for inc-free, active"
+    assert told["scope"] == f"{short_id(scope)} for inc-free, active"
     assert told["left"].startswith("3 attempts, 0.5 USD, ")
     assert told["hold"] == "0.01 USD until the cost is known"
     assert told["brakes"] == "storm-brake (incident_id inc-free, action retry_agent): 0 of 2 used in 3600 s"

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.core.shortid import short_id
 from sidecar.settings.reading import Listen
 from sidecar.telemetry import logqueue
 from sidecar.telemetry.events import LogEvent
@@ -114,7 +115,7 @@ async def test_an_execution_leaves_a_line_that_says_what_became_of_it(house: Hou
         "outcome": "answered",
         "request_id": "req_1",
         "decision_id": answer.header("Scopegate-Decision-Id"),
-        "scope_id": scope["scope_id"],
+        "scope_id": short_id(scope["scope_id"]),
         "trace_id": trace,
     }
 
@@ -128,7 +129,7 @@ async def test_granting_listing_and_revoking_are_logged_with_what_they_are_about
         "scopes",
         201,
         asked.header("Scopegate-Decision-Id"),
-        scope["scope_id"],
+        short_id(scope["scope_id"]),
     )
     assert asked.header("Scopegate-Decision-Id")
     await house.scopes()
@@ -137,7 +138,7 @@ async def test_granting_listing_and_revoking_are_logged_with_what_they_are_about
     assert told(await lines.next(), "status", "decision_id", "scope_id") == (
         200,
         revoked.header("Scopegate-Decision-Id"),
-        scope["scope_id"],
+        short_id(scope["scope_id"]),
     )
     assert revoked.header("Scopegate-Decision-Id")
     refused = await house.data("DELETE", SCOPES + "scope%5Funknown")
@@ -162,7 +163,11 @@ async def test_a_scope_that_cannot_be_revoked_now_is_named_all_the_same(house: H
     await house.revoke(scope)
     away.rename(house.database)
     line = await lines.next()
-    assert told(line, "status", "outcome", "scope_id") == (503, "store_unavailable", scope["scope_id"])
+    assert told(line, "status", "outcome", "scope_id") == (
+        503,
+        "store_unavailable",
+        short_id(scope["scope_id"]),
+    )
 
 
 async def test_a_client_of_the_other_kind_of_address_is_named_as_it_names_itself(
@@ -222,7 +227,10 @@ async def test_a_backend_that_cannot_be_reached_is_logged_as_such(open_house: Op
     answer = await house.execute(scope)
     line = await lines.next()
     assert told(line, "route", "status", "outcome") == ("gated", 502, "upstream_unreachable")
-    assert told(line, "decision_id", "scope_id") == (answer.json()["decision_id"], scope["scope_id"])
+    assert told(line, "decision_id", "scope_id") == (
+        answer.json()["decision_id"],
+        short_id(scope["scope_id"]),
+    )
 
 
 async def leave(house: House, backend: Backend, request: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,25 @@ async def test_every_combination_of_filters_finds_exactly_what_it_says(
         assert found == wanted, combination
 
 
+async def test_the_beginning_of_an_id_finds_the_scopes_that_begin_so(filled: Store) -> None:
+    whole = await every(filled, 1000)
+    chosen = whole[7]
+    for length in (14, 20, len(chosen.scope_id)):
+        found = await every(filled, 1, prefix=chosen.scope_id[:length])
+        assert chosen in found
+        assert all(scope.scope_id.startswith(chosen.scope_id[:length]) for scope in found)
+    for wanted in ({"tenant_id": "nobody"}, {"incident_id": "inc_9"}):
+        assert await every(filled, 1, prefix=chosen.scope_id[:14], **wanted) == []
+    assert chosen in await every(
+        filled,
+        10,
+        prefix=chosen.scope_id[:14],
+        tenant_id=chosen.tenant_id,
+        incident_id=chosen.incident_id,
+        status=chosen.status(filled.now()),
+    )
+
+
 async def test_a_page_ends_at_the_piece_that_it_looked_at(
     filled: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +128,10 @@ async def test_no_query_sorts_or_scans_all_scopes(open_store: OpenStore, tmp_pat
             sql, parameters = scopes_query(asked, 1 << 62, 101)
             steps = [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
             first = next(step for step in steps if "scopes" in step)
+            sql, parameters = scopes_query(replace(asked, prefix="scope_01234567"), 1 << 62, 101)
+            by_id = [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+            index = "SEARCH scopes USING INDEX sqlite_autoindex_scopes_1 (scope_id>? AND scope_id<?)"
+            assert next(step for step in by_id if "scopes" in step) == index, (wanted, by_id)
             if incident is not None:
                 assert "SEARCH scopes USING INDEX scopes_by_incident (tenant_id=? AND incident_id=?" in first
             else:  # in the order of the list, and where a filter could make it long, with both ends

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import cast, get_args
 
 from aiohttp import web
 
 from sidecar.core.scope import ScopeStatus
+from sidecar.core.shortid import ABBREVIATION, PREFIX, SHOWN_CHARS
 from sidecar.errors import Refusal
 from sidecar.store.base import ScopesWanted
 from sidecar.store.batch import Store
@@ -17,11 +19,13 @@ from sidecar.web.api.operation import (
     STORE_ERRORS,
     Answer,
     Operation,
+    Parameter,
     choice,
     link,
 )
 from sidecar.web.api.routes import Query
 from sidecar.web.wire import answers
+from sidecar.web.wire.models import wrong
 
 
 class ScopeLists:
@@ -30,12 +34,17 @@ class ScopeLists:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def list(self, request: web.Request, query: Query) -> answers.ScopePage:
+    async def list(self, request: web.Request, query: Query) -> answers.ScopePage | Refusal:
         del request
+        prefix = query.given.get("scope_id_prefix")
+        if prefix is not None and not re.fullmatch(ABBREVIATION, prefix):
+            digits = f"at least {SHOWN_CHARS} hexadecimal digits"
+            return wrong("invalid_request", "scope_id_prefix", f"must be {PREFIX} and {digits}")
         wanted = ScopesWanted(
             incident_id=query.given.get("incident_id"),
             tenant_id=query.given.get("tenant_id"),
             status=cast("ScopeStatus | None", query.given.get("status")),
+            prefix=prefix,
             now=self._store.now(),
         )
         page = await self._store.engine.scopes_wanted(wanted, before=query.before, limit=query.limit)
@@ -68,6 +77,12 @@ SCOPE_LISTS = (
             choice("incident_id", "Of this incident."),
             choice("status", "With this status now.", get_args(ScopeStatus)),
             choice("tenant_id", "Of this tenant."),
+            Parameter(
+                "scope_id_prefix",
+                "query",
+                {"type": "string", "pattern": f"^{ABBREVIATION}$"},
+                "Whose scope_id begins so, as logs and tables show it.",
+            ),
             LIMIT,
             AFTER_NUMBER,
         ),

@@ -146,7 +146,7 @@ class DataPlane:
         request.route = "gated"
         request.trace = self._tracing.begin(
             method=request.method,
-            path=request.path,
+            path=request.logged_path,
             route=None if course.route is None else course.route.label,
             headers=request.raw_headers,
             begun=request.begun,

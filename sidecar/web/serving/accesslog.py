@@ -1,7 +1,7 @@
 """The access log: one line for each request on the data listener, once its answer has ended or broken off.
 
-A line says where a request went and how it ended. It holds no query, no body and no header except the ids.
-The trace of a request ends here, too.
+A line says where a request went and how it ended. It holds no query, no body, no header except the ids, and
+no whole scope_id. The trace of a request ends here, too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class AccessLog:
         LogEvent.REQUEST.log_fields(
             {
                 "method": request.method if parsed else None,
-                "path": request.path if parsed else None,
+                "path": request.logged_path if parsed else None,
                 "status": status,
                 "duration_ms": round((time.perf_counter() - request.begun) * 10_000) / 10 if parsed else None,
                 "bytes": request.sent,

@@ -11,6 +11,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from sidecar.core.principal import ANONYMOUS
+from sidecar.core.shortid import shortened_path
 from sidecar.telemetry.tracing import NO_TRACE, Trace
 from sidecar.web.wire.headers import HeaderFields
 
@@ -98,10 +99,17 @@ class DataRequest:
 
     @property
     def path(self) -> str:
-        """The target as logs show it."""
+        """The path as records show it."""
         if self._path is None:
             self._path = shown_path(self.target)
         return self._path
+
+    @property
+    def logged_path(self) -> str:
+        """The path as logs and traces show it: each scope_id in it has its short form."""
+        short = shortened_path(self.target)
+        # The path is cut after its ids are shortened, because a part of an id would not look like one.
+        return self.path if short == self.target else shown_path(short)
 
     @property
     def content_length(self) -> int | None:

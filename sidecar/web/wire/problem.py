@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from sidecar.core.facts import FactSources, Source
+from sidecar.core.shortid import shortened_path
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.files.jsonvalue import dumps
 from sidecar.gate.messages import Refused
@@ -132,5 +133,5 @@ async def problems(
     except web.HTTPException:
         raise
     except Exception as exc:
-        LogEvent.REQUEST_FAILED.log(exc=exc, path=request.path)
+        LogEvent.REQUEST_FAILED.log(exc=exc, path=shortened_path(request.path))
         return problem(Refusal("internal_error", "The sidecar failed."))
