@@ -134,17 +134,6 @@ _ROWS: tuple[ErrorKind, ...] = (
         {"tenant_id": "default"},
     ),
     ErrorKind(
-        "frozen",
-        403,
-        "Executions are frozen",
-        "Wait until the freeze ends or is lifted; ask who set it, and why.",
-        {
-            "freeze_id": "freeze_0123456789abcdef0123456789abcdef",
-            "reason": "the primary is split",
-            "ends_at": None,
-        },
-    ),
-    ErrorKind(
         "policy_denied",
         403,
         "Policy denies this",
@@ -178,13 +167,6 @@ _ROWS: tuple[ErrorKind, ...] = (
         "No such execution scope",
         "Check the scope_id and the tenant; scopes are listed by incident.",
         _SCOPE,
-    ),
-    ErrorKind(
-        "freeze_not_found",
-        404,
-        "No such freeze",
-        "Check the freeze_id; `scopegate freezes --all` lists them.",
-        {"freeze_id": "freeze_0123456789abcdef0123456789abcdef"},
     ),
     ErrorKind(
         "decision_not_found",
@@ -272,16 +254,6 @@ _ROWS: tuple[ErrorKind, ...] = (
         },
     ),
     ErrorKind(
-        "invalid_freeze",
-        422,
-        "The requested freeze is not valid",
-        "Correct the members that `errors` names.",
-        {
-            "member": "match",
-            "errors": [{"member": "/match", "problem": "is required; {} matches everything"}],
-        },
-    ),
-    ErrorKind(
         "idempotency_key_reused",
         422,
         "Another request was sent under this Idempotency-Key",
@@ -337,14 +309,6 @@ _ROWS: tuple[ErrorKind, ...] = (
         retry=True,
     ),
     ErrorKind(
-        "credential_unavailable",
-        503,
-        "The credential for the backend cannot be read",
-        "Put the file of `upstream.credentials` back; nothing was consumed.",
-        {"header": "Authorization"},
-        retry=True,
-    ),
-    ErrorKind(
         "policy_unavailable",
         503,
         "No policy set is loaded",
@@ -396,9 +360,6 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
         "methods that are configured.",
     },
     "tenant_id": {**_TEXT, "description": "The tenant of the caller."},
-    "freeze_id": {**_TEXT, "description": "The freeze that the request meets, or that does not exist."},
-    "reason": {**_TEXT, "description": "Why the freeze was set."},
-    "header": {**_TEXT, "description": "The header whose value cannot be read."},
     "body": {**_TEXTS, "description": "The kinds of body that are accepted: json, form, empty, any."},
     "bound": {
         **_TEXT,
@@ -425,8 +386,7 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "condition_error": {**_TEXT, "description": "Why a rule's condition could not be judged."},
     "ends_at": {
         "anyOf": [_TIME, _NULL],
-        "description": "When the brake or the freeze ends. If it is null, the brake ends with the executions "
-        "in flight, and the freeze when it is lifted.",
+        "description": "When the brake ends. If it is null, the brake ends with the executions in flight.",
     },
     "retry_after_seconds": {
         "type": "integer",

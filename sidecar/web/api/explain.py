@@ -222,12 +222,8 @@ EXPLAIN = Operation(
             "does before one in shadow, that one judges.",
         ),
         choice("principal", "Who executes, if that is not the caller; for operators."),
-        choice(
-            "principal_kind", "Its kind; without this as `auth.principals` says.", get_args(PrincipalKind)
-        ),
-        choice(
-            "principal_groups", "Its groups, separated by commas; without this as `auth.principals` says."
-        ),
+        choice("principal_kind", "Its kind; `service` without this.", get_args(PrincipalKind)),
+        choice("principal_groups", "Its groups, separated by commas; none without this."),
     ),
     body=Body(
         schema={"anyOf": [{"$ref": "#/components/schemas/ExecuteRequest"}, {}]},

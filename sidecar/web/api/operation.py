@@ -130,11 +130,13 @@ def _models(returned: Any) -> Iterator[Any]:
 
 
 def guarded_errors(operation: Operation) -> tuple[str, ...]:
-    """The codes with which the sidecar's own calls refuse a foreign host and, for a change, another site."""
+    """The codes with which the sidecar's own calls refuse a foreign host, for a change another site, and a caller
+    that may not make them."""
     if operation.listener not in ("admin", "scopes"):
         return ()
     changes = operation.method not in ("GET", "HEAD", "OPTIONS")
-    return ("misdirected_request", "cross_site") if changes else ("misdirected_request",)
+    hosts = ("misdirected_request", "cross_site") if changes else ("misdirected_request",)
+    return (*hosts, *AUTH_ERRORS, "role_required") if operation.roles else hosts
 
 
 TAGS: Mapping[str, str] = MappingProxyType(
@@ -187,6 +189,8 @@ HEADERS: Mapping[str, Schema] = {
 
 # Shared parts ---------------------------------------------------------------------------------------
 
+# Of a credential that is missing or not valid.
+AUTH_ERRORS = ("unauthenticated", "auth_throttled")
 BODY_ERRORS = ("invalid_request", "body_timeout", "body_too_large", "unsupported_media_type")
 STORE_ERRORS = ("store_unavailable",)
 SUBMIT_ERRORS = ("store_unavailable", "overloaded")

@@ -13,6 +13,7 @@ from sidecar.core.pattern import RoutePattern
 from sidecar.core.target import LOOKING, METHODS
 from sidecar.settings.routes import Route
 from sidecar.web.api.operation import (
+    AUTH_ERRORS,
     BODY_ERRORS,
     DECISION_ID_HEADER,
     REQUEST_ID,
@@ -70,6 +71,10 @@ _BOUND_ERRORS = (
     "incident_mismatch",
     "action_outside_scope",
     "target_outside_scope",
+    "executor_outside_scope",
+    "role_required",
+    "tenant_mismatch",
+    *AUTH_ERRORS,
     "scope_revoked",
     "scope_expired",
     "scope_exhausted",
@@ -175,7 +180,7 @@ def _look(route: Route, path: str, method: str, suffix: str) -> Operation:
         ),
         parameters=tuple(_in_path(name) for name in route.path.patterns[0].names),
         answers=(Answer("The backend's answer.", status="default", contents={"*/*": {}}),),
-        errors=(*_TARGET_ERRORS, "not_listed", *_UPSTREAM_ERRORS, *SUBMIT_ERRORS),
+        errors=(*_TARGET_ERRORS, *AUTH_ERRORS, "not_listed", *_UPSTREAM_ERRORS, *SUBMIT_ERRORS),
         error_headers=(DECISION_ID_HEADER, REQUEST_ID_HEADER),
         relayed=True,
     )
