@@ -78,7 +78,7 @@ class ClaimsSection(Section):
     groups: Text = "groups"
     """The claim that holds the list of groups."""
     kind: Text = "scopegate_kind"
-    """The claim that holds the kind: `human`, `service` or `agent`. A token without it is of kind `service`."""
+    """The claim that holds the kind: `human`, `service` or `agent`; `service` without it."""
     tenant: Text = "tenant"
     """The claim that holds the tenant. A token without it is of tenant `default`."""
 

@@ -15,7 +15,7 @@ from tests.certificates import Authority
 UPSTREAM = 'upstream: {url: "http://127.0.0.1:9000"}\n'
 TLS = "certificate_file: a.pem, key_file: a.key"
 VERIFYING = f"{TLS}, client_ca_file: authority.pem"
-TOKENS = "auth: {tokens: {file: tokens.yaml}}\n"
+TOKENS = 'auth: {jwt: {issuer: "https://a", audience: a, jwks: "https://a/jwks"}}\n'
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ GOOD: dict[str, list[Any]] = {
     "auth.proxy.header": [None, "X-User"],
     "auth.proxy.groups_header": [None, "X-Groups"],
     "auth.proxy.trusted": [[], ["10.1.2.3"], ["10.1.0.0/16", "unix"]],
-    **{f"auth.{method}.id_prefix": [None, "x:"] for method in ("tokens", "jwt", "mtls", "proxy")},
+    **{f"auth.{method}.id_prefix": [None, "x:"] for method in ("jwt", "mtls", "proxy")},
     "gate.routes[0].path": [
         *("/a", "**/a", "/a/{b}/c", "/A!\"$&'()+,-.:<=>@[]^_`|~z", "/", "/a/", "**/a/", "/a/{b}", "/a/{b}:c"),
         *("/a/{b...}", ["/a"], ["/a", "/a/"], ["/a", "/a/{b...}"]),

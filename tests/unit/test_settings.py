@@ -1116,10 +1116,8 @@ def test_settings_that_differ_in_one_key_are_told_apart_by_its_name(tmp_path: Pa
 # For each key of `auth` that does not go alone, another value than in the text below.
 WITH_METHODS = """\
 auth:
-  tokens: {file: tokens.yaml}
   jwt: {issuer: "https://a", audience: a, jwks: "https://a/jwks", ca_file: a.pem}
   proxy: {header: X-User, groups_header: X-Groups, trusted: [unix]}
-  principals: principals.yaml
 """
 OTHER_WITH_METHODS = {
     "auth.required": "true",

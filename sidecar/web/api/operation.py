@@ -130,8 +130,8 @@ def _models(returned: Any) -> Iterator[Any]:
 
 
 def guarded_errors(operation: Operation) -> tuple[str, ...]:
-    """The codes with which the sidecar's own calls refuse a foreign host, for a change another site, and a caller
-    that may not make them."""
+    """The codes with which the sidecar's own calls refuse a foreign host, for a change another site, and a
+    caller that may not make them."""
     if operation.listener not in ("admin", "scopes"):
         return ()
     changes = operation.method not in ("GET", "HEAD", "OPTIONS")
