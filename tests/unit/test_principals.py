@@ -270,3 +270,24 @@ def test_the_refusal_names_the_weakest_role_that_would_do() -> None:
     assert "issuer or operator" in refusal.message
     roles = Roles({"operator": Holders(ids=("bob",))})
     assert roles.hold_any(BOB, ("issuer", "operator"))
+
+
+# Revoking -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("principal", "scope", "error"),
+    [(ANN, SCOPE, None), (BOB, SCOPE, "role_required"), (ANN, UNPROVEN, "role_required")],
+)
+def test_a_caller_who_is_no_operator_revokes_only_scopes_that_it_asked_for(
+    principal: Principal, scope: Scope, error: str | None
+) -> None:
+    result = applied(Revoke(decision_id="d-1", scope_id="scope_1", principal=principal, own_only=True), scope)
+    if error is None:
+        assert result.scope is not None
+        assert result.scope.revoked_at == NOW + 1
+    else:
+        assert isinstance(result.reply, Denied)
+        assert (result.reply.refusal.code, result.reply.refusal.members["role"]) == (error, "operator")
+        assert result.scope is None
+        assert entry(result).event == "refused"
