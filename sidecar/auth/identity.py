@@ -1,8 +1,8 @@
-"""What a credential itself says of its holder. The principals file says the rest."""
+"""What a credential itself says of its holder."""
 
 from __future__ import annotations
 
-from sidecar.core.principal import PrincipalKind
+from sidecar.core.principal import DEFAULT_TENANT, Method, Principal, PrincipalKind
 from sidecar.core.valueclass import valueclass
 
 
@@ -18,3 +18,13 @@ class Identity:
     groups: tuple[str, ...] | None = None
     tenant_id: str | None = None
     expires_at: int | None = None
+
+    def principal(self, method: Method) -> Principal:
+        """The principal that this is, with defaults for what the credential does not say."""
+        return Principal(
+            id=self.id,
+            kind=self.kind or "service",
+            groups=self.groups or (),
+            tenant_id=self.tenant_id or DEFAULT_TENANT,
+            method=method,
+        )

@@ -1,7 +1,7 @@
 """The methods of authentication that are configured, as one immutable value of a moment.
 
 A method finds out who holds a credential. What follows is the same for all of them: the prefix of its ids,
-the principals file, and that the id is well-formed and not `anonymous`.
+and that the id is well-formed and not `anonymous`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from typing import Any, Protocol
 from sidecar.auth.certificates import CertificateNames
 from sidecar.auth.failure import AuthFailure
 from sidecar.auth.identity import Identity
-from sidecar.auth.principals import PrincipalTable
 from sidecar.auth.proxy import TrustedProxies
 from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.core.principal import ANONYMOUS_ID, Method, Principal
 from sidecar.settings.auth import AuthSection
 
-# The tokens that `scopegate auth token` makes begin so. Everything else is taken for a JWT.
-TOKEN_BEGINS = "sg_"
 # The most credentials whose holders are cached, by their digests.
 MOST_CACHED = 4_096
 
@@ -52,24 +49,27 @@ class Methods:
     """The configured methods. One that is None is not configured.
 
     The holders of bearer credentials are cached, because to verify a signature takes longer than all the rest
-    of a request. The cache belongs to this value, so a reload of the tokens or the principals empties it.
+    of a request. The cache belongs to this value, and is emptied when the keys change.
     """
 
     def __init__(
         self,
         *,
-        tokens: Bearers | None = None,
         jwt: Bearers | None = None,
         mtls: Certificates | None = None,
         proxy: Proxies | None = None,
-        table: PrincipalTable | None = None,
         prefixes: Mapping[Method, str | None] | None = None,
     ) -> None:
-        self.tokens = tokens
         self.jwt = jwt
         self.mtls = mtls
         self.proxy = proxy
-        self.table = table or PrincipalTable()
+        methods: tuple[tuple[Method, object], ...] = (
+            ("jwt", jwt),
+            ("mtls", mtls),
+            ("proxy", proxy),
+        )
+        # The names of the configured methods, which each request reads.
+        self.names = tuple(name for name, method in methods if method is not None)
         self._prefixes = dict(prefixes or {})
         # None as the time: the credential does not expire.
         self._holders: dict[bytes, tuple[Principal, int | None]] = {}
@@ -79,30 +79,15 @@ class Methods:
         cls,
         auth: AuthSection,
         *,
-        tokens: Bearers | None = None,
         jwt: Bearers | None = None,
-        table: PrincipalTable | None = None,
     ) -> Methods:
         """The methods of a section. What reads files or fetches keys is made elsewhere, and passed."""
         return cls(
-            tokens=tokens,
             jwt=jwt,
             mtls=None if auth.mtls.id is None else CertificateNames(auth.mtls.id),
             proxy=None if auth.proxy.header is None else TrustedProxies(auth.proxy.trusted),
-            table=table,
             prefixes=auth.prefixes,
         )
-
-    @property
-    def names(self) -> tuple[Method, ...]:
-        """The names of the configured methods."""
-        methods: tuple[tuple[Method, object], ...] = (
-            ("tokens", self.tokens),
-            ("jwt", self.jwt),
-            ("mtls", self.mtls),
-            ("proxy", self.proxy),
-        )
-        return tuple(name for name, method in methods if method is not None)
 
     def bearer(self, token: str, now: int) -> Found:
         """The principal that bears a token. `now` is in microseconds since 1970."""
@@ -110,14 +95,10 @@ class Methods:
         known = self._holders.get(digest)
         if known is not None and (known[1] is None or now < known[1]):
             return known[0]
-        method: Method = "tokens"
-        verifier = self.tokens
-        if self.jwt is not None and not (self.tokens is not None and token.startswith(TOKEN_BEGINS)):
-            method, verifier = "jwt", self.jwt
-        if verifier is None:
-            return AuthFailure(method, "no method takes a bearer token here")
-        found = verifier.identity(token, now)
-        principal = self._principal(found, method)
+        if self.jwt is None:
+            return AuthFailure("tokens", "no method takes a bearer token here")
+        found = self.jwt.identity(token, now)
+        principal = self._principal(found, "jwt")
         if isinstance(principal, Principal) and isinstance(found, Identity):
             if len(self._holders) >= MOST_CACHED:
                 self._holders.clear()
@@ -146,7 +127,7 @@ class Methods:
             return AuthFailure(method, f"the id of the caller must be {IDENTIFIER_RULE}")
         if identity.id == ANONYMOUS_ID:
             return AuthFailure(method, f"no caller can be {ANONYMOUS_ID} by a credential")
-        return self.table.principal(identity, method)
+        return identity.principal(method)
 
 
 # Nothing is configured: every caller is anonymous.

@@ -40,7 +40,7 @@ class Roles:
     holders: Mapping[Role, Holders] = field(default_factory=dict)
 
     def hold(self, principal: Principal, role: Role) -> bool:
-        """Whether a principal holds a role. Only a human can be an approver, whatever a file says."""
+        """Whether a principal holds a role. Only a human can be an approver, even if a file lists others."""
         found = self.holders.get(role)
         if found is None or (role == "approver" and principal.kind != "human"):
             return False

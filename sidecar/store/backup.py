@@ -23,8 +23,8 @@ from tempfile import TemporaryDirectory
 
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.store.attestation import NONE, Attestation
+from sidecar.store.connection import describe, read_only_uri
 from sidecar.store.logfile import READ_ERRORS, damage_of, opened
-from sidecar.store.sqlite import describe, read_only_uri
 from sidecar.store.verify import Progress, Verified, verify_sqlite
 
 # Pages copied in one step, 4 MiB. The copy can be interrupted between two steps.

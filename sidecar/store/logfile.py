@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.errors import LogTampered, StoreUnavailable
-from sidecar.store.sqlite import UNLOGGED_BINDINGS, read_only_uri
+from sidecar.store.connection import read_only_uri
+from sidecar.store.sqlite import UNLOGGED_BINDINGS
 
 # Records per page. A page is small enough to stay in the processor's cache while it is checked.
 PAGE = 256

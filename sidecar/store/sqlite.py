@@ -6,15 +6,12 @@ database. Lists read through a second connection that cannot write.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import aiosqlite
 import orjson
@@ -41,6 +38,7 @@ from sidecar.store.base import (
     ScopesWanted,
     StoredDecision,
 )
+from sidecar.store.connection import connected, forgetting_damage, in_thread, read_only_uri, translated
 from sidecar.store.lists import (
     STORED_DECISION,
     cursor,
@@ -181,19 +179,6 @@ _CUT_OFF = (
     "restart the sidecar to begin with what is there"
 )
 
-# Advice that SQLite's messages do not give, by the prefix of the error's name.
-_ADVICE = {
-    "SQLITE_FULL": ": free some disk space",
-    "SQLITE_IOERR": ": look at the disk, its free space and the file-size limit",
-    "SQLITE_READONLY": ": the file or its folder cannot be written to",
-    "SQLITE_CANTOPEN": ": the file or its folder is not there or not accessible",
-}
-
-
-def read_only_uri(path: Path) -> str:
-    """The URI with which SQLite opens a database and never writes to it."""
-    return f"file:{quote(os.fsencode(path))}?mode=ro"  # a file name is bytes, and not always text
-
 
 class SqliteEngine:
     """One SQLite file. Without a path, a database in memory that lives as long as this object."""
@@ -218,10 +203,10 @@ class SqliteEngine:
         try:
             if self._ownership is not None:
                 self._ownership.take()
-            self._writer = await _connected(
+            self._writer = await connected(
                 str(self._path) if self._path else ":memory:", cached_statements=64
             )
-            await _in_thread(self._writer, _prepare)
+            await in_thread(self._writer, _prepare)
             self._forget()  # the writer of an earlier opening knew another state of the file
             if self._ownership is not None and self._ownership.inode is not None:
                 # The identity is that of the locked file, because the path may name another file by now.
@@ -229,7 +214,7 @@ class SqliteEngine:
                 self._wal = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
                 self._check_files()
             if self._path is not None:
-                self._reader = await _connected(read_only_uri(self._path), uri=True)
+                self._reader = await connected(read_only_uri(self._path), uri=True)
             return await self.head()
         except (OSError, sqlite3.Error) as exc:
             await self.close()
@@ -362,8 +347,8 @@ class SqliteEngine:
     async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
         if self._writer is None:
             raise StoreUnavailable("the database is not open")
-        with _translated():
-            return await _in_thread(self._writer, lambda connection: _forgetting_damage(connection, function))
+        with translated():
+            return await in_thread(self._writer, lambda connection: forgetting_damage(connection, function))
 
     # Reading -----------------------------------------------------------------------------------
 
@@ -371,8 +356,8 @@ class SqliteEngine:
         connection = self._reader or self._writer
         if connection is None:
             raise StoreUnavailable("the database is not open")
-        with _translated():
-            return await _in_thread(connection, lambda raw: _forgetting_damage(raw, function))
+        with translated():
+            return await in_thread(connection, lambda raw: forgetting_damage(raw, function))
 
     async def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         return await self._read(lambda connection: connection.execute(sql, parameters).fetchall())
@@ -494,64 +479,6 @@ class SqliteEngine:
         if path is None:
             return Footprint()
         return await self._read(lambda connection: measured(connection, path, now))
-
-
-async def _connected(database: str, **options: Any) -> aiosqlite.Connection:
-    """Connect to a database. If the caller is cancelled meanwhile, the connection is closed.
-
-    Otherwise its thread would outlive the event loop, and print a traceback when it reports to it.
-    """
-
-    async def connect() -> aiosqlite.Connection:
-        return await aiosqlite.connect(database, isolation_level=None, **options)
-
-    connecting = asyncio.ensure_future(connect())
-    try:
-        return await asyncio.shield(connecting)
-    except asyncio.CancelledError:
-        with suppress(sqlite3.Error):
-            await (await connecting).close()
-        raise
-
-
-async def _in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run a function with the raw connection in aiosqlite's thread: one hop for a whole transaction.
-
-    If the caller is cancelled, the function still runs to its end, and its result is dropped. aiosqlite has
-    no public call for this. Only this function uses its private members.
-    """
-    execute: Callable[..., Coroutine[Any, Any, T]] = connection._execute
-    return await execute(function, connection._conn)
-
-
-def _forgetting_damage(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Run a function, and empty SQLite's cache if it met a damaged page. The cache would keep that page, and
-    reads would still fail after the file is repaired."""
-    try:
-        return function(connection)
-    except sqlite3.DatabaseError as exc:
-        if (getattr(exc, "sqlite_errorname", None) or "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            with suppress(sqlite3.Error):
-                connection.execute("PRAGMA shrink_memory")
-        raise
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Translate the failures of SQLite to StoreUnavailable. A violated constraint is not translated."""
-    try:
-        yield
-    except sqlite3.IntegrityError:
-        raise
-    except (sqlite3.Error, OSError) as exc:
-        raise StoreUnavailable(f"SQLite: {describe(exc)}") from exc
-
-
-def describe(exc: Exception) -> str:
-    """Describe a failure of SQLite: its message, its name, and what to do about it."""
-    name: str = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
-    hint = next((advice for prefix, advice in _ADVICE.items() if name.startswith(prefix)), "")
-    return f"{exc} ({name}{hint})"
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -15,7 +15,8 @@ import aiosqlite
 import pytest
 
 from sidecar.core.policy import ActionPolicy, PolicySet, RiskClass
-from sidecar.store.sqlite import SqliteEngine, _in_thread
+from sidecar.store.connection import in_thread
+from sidecar.store.sqlite import SqliteEngine
 from tests.client import Message, ask
 from tests.support import Backend, House, Open, opened, replies, sends
 
@@ -54,7 +55,7 @@ async def stop_reading(house: House) -> None:
     def refuse(connection: sqlite3.Connection) -> None:
         connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
 
-    await _in_thread(reader_of(house), refuse)
+    await in_thread(reader_of(house), refuse)
 
 
 # Decisions ----------------------------------------------------------------------------------------------
@@ -471,7 +472,7 @@ async def test_status_and_metrics_answer_when_the_store_cannot_be_read(house: Ho
 async def test_a_disk_that_hangs_keeps_nobody_waiting(open_house: Open, place: str) -> None:
     house = await open_house(store={"deadline_seconds": 0.2})
     go_on = threading.Event()
-    hung = asyncio.create_task(_in_thread(reader_of(house), lambda _: go_on.wait(10)))
+    hung = asyncio.create_task(in_thread(reader_of(house), lambda _: go_on.wait(10)))
     try:
         if place == "status":
             told = (await house.admin("GET", "/api/v1/status")).json()

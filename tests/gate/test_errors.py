@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from sidecar.core.policy import Brake, Rule
+from sidecar.core.roles import Holders, Roles
 from sidecar.errors import ERRORS
 from sidecar.store import batch
+from sidecar.web.serving.identity import MOST_FAILURES
 from tests.client import Message, connect, read_message, request_bytes
 from tests.support import EXECUTE, POLICIES, SCOPES, Open, replies, sends, unused_port
 
@@ -19,7 +21,9 @@ from tests.support import EXECUTE, POLICIES, SCOPES, Open, replies, sends, unuse
 STATUSES = {
     400: "scoped_execution_required scope_exhausted scope_expired scope_revoked invalid_request "
     "ambiguous_path override_refused upgrade_refused",
-    403: "incident_mismatch action_outside_scope target_outside_scope policy_denied cross_site not_listed "
+    401: "unauthenticated",
+    403: "executor_outside_scope role_required tenant_mismatch "
+    "incident_mismatch action_outside_scope target_outside_scope policy_denied cross_site not_listed "
     "completion_refused",
     404: "scope_not_found decision_not_found",
     405: "method_not_allowed",
@@ -29,7 +33,7 @@ STATUSES = {
     415: "unsupported_media_type",
     421: "misdirected_request",
     422: "invalid_scope idempotency_key_reused",
-    429: "braked",
+    429: "braked auth_throttled",
     502: "upstream_unreachable upstream_failed",
     503: "store_unavailable policy_unavailable overloaded draining",
     504: "upstream_timeout",
@@ -45,6 +49,11 @@ MEMBERS = {
     "incident_mismatch": {"scope_id", "incident_id"},
     "action_outside_scope": {"scope_id", "action"},
     "target_outside_scope": {"scope_id", "target_agents"},
+    "executor_outside_scope": {"scope_id", "principal"},
+    "role_required": {"role", "principal"},
+    "tenant_mismatch": {"tenant_id"},
+    "unauthenticated": {"methods"},
+    "auth_throttled": {"methods", "retry_after_seconds"},
     "scope_revoked": {"scope_id"},
     "scope_expired": {"scope_id", "expires_at"},
     "scope_exhausted": {"scope_id", "bound"},
@@ -333,6 +342,45 @@ async def idempotency_key_reused(open_house: Open) -> Message:
     scope = await house.issue()
     await house.execute(scope, headers=UNDER_A_KEY)
     return await house.execute(scope, headers=UNDER_A_KEY, parameters={"another": True})
+
+
+# A trusted proxy on loopback names the caller.
+PROXY = {"header": "X-User", "trusted": ["127.0.0.1"]}
+ANN = [("X-User", "ann")]
+BY_NAME = replace(POLICIES, roles=Roles({"issuer": Holders(ids=("ann",)), "executor": Holders(ids=("ann",))}))
+
+
+@way
+async def unauthenticated(open_house: Open) -> Message:
+    house = await open_house(policies=BY_NAME, auth={"proxy": PROXY})
+    return await house.execute(None, headers=[*ANN, *ANN])
+
+
+@way
+async def auth_throttled(open_house: Open) -> Message:
+    house = await open_house(policies=BY_NAME, auth={"proxy": PROXY})
+    for _ in range(MOST_FAILURES):
+        assert (await house.execute(None, headers=[*ANN, *ANN])).status == 401
+    return await house.execute(None, headers=[*ANN, *ANN])
+
+
+@way
+async def role_required(open_house: Open) -> Message:
+    house = await open_house(policies=BY_NAME, auth={"proxy": PROXY})
+    return await house.execute(None, headers=[("X-User", "bob")])
+
+
+@way
+async def tenant_mismatch(open_house: Open) -> Message:
+    house = await open_house(policies=BY_NAME, auth={"proxy": PROXY}, gate={"tenant_header": "X-Tenant"})
+    return await house.execute(None, headers=[*ANN, ("X-Tenant", "acme")])
+
+
+@way
+async def executor_outside_scope(open_house: Open) -> Message:
+    house = await open_house(policies=BY_NAME, auth={"proxy": PROXY})
+    scope = await house.issue(headers=ANN, executors=["bob"])
+    return await house.execute(scope, headers=ANN)
 
 
 @pytest.mark.parametrize("code", sorted(WIRE))

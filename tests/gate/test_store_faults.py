@@ -20,7 +20,8 @@ from sidecar.core.instant import iso_time
 from sidecar.core.policy import Brake, Rule
 from sidecar.errors import StoreUnavailable
 from sidecar.store.base import ExecutionsWanted
-from sidecar.store.sqlite import SqliteEngine, _in_thread
+from sidecar.store.connection import in_thread
+from sidecar.store.sqlite import SqliteEngine
 from sidecar.store.verify import verify_sqlite
 from tests.client import Message, connect, read_message, request_bytes
 from tests.gate.test_policies import with_rules
@@ -51,7 +52,7 @@ async def limit_pages(house: House, pages: int) -> None:
     def limit(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()
 
-    await _in_thread(writer, limit)
+    await in_thread(writer, limit)
 
 
 class SlowStore:
@@ -362,11 +363,11 @@ async def test_readiness_stays_off_where_a_table_that_decisions_need_is_gone(hou
     def rename(before: str, after: str) -> Any:
         return lambda connection: connection.execute(f"ALTER TABLE {before} RENAME TO {after}")
 
-    await _in_thread(writer, rename("executions", "elsewhere"))
+    await in_thread(writer, rename("executions", "elsewhere"))
     assert_unavailable(await house.execute(scope))
     for _ in range(2):
         assert (await house.ready())[0] == 503
-    await _in_thread(writer, rename("elsewhere", "executions"))
+    await in_thread(writer, rename("elsewhere", "executions"))
     assert (await house.ready())[0] == 200
     assert (await house.execute(scope)).status == 200
 
@@ -382,7 +383,7 @@ async def test_a_rehearsed_decision_leaves_nothing_behind(house: House) -> None:
     assert not page.rows
     writer = engine_of(house)._writer
     assert writer is not None
-    left = await _in_thread(
+    left = await in_thread(
         writer, lambda connection: connection.execute("SELECT key FROM meta ORDER BY key").fetchall()
     )
     assert left == [("probe",), ("writer",)]

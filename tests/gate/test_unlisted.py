@@ -49,6 +49,7 @@ PASSED: dict[str, Any] = {
     "incident_id": None,
     "action": None,
     "admission_id": None,
+    "principal": {"id": "anonymous", "kind": "service", "method": "none"},
     "decision_type": "policy",
     "decision_source": "system",
     "decision_trigger": "explicit",

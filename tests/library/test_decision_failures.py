@@ -34,7 +34,8 @@ from sidecar.decisions import (
 )
 from sidecar.errors import StoreUnavailable
 from sidecar.library.runtime import configured_store
-from sidecar.store.sqlite import SqliteEngine, _in_thread
+from sidecar.store.connection import in_thread
+from sidecar.store.sqlite import SqliteEngine
 from tests.library.recorded import decided, records
 
 DEADLINE = 0.3
@@ -70,7 +71,7 @@ def hanging() -> Iterator[None]:
     threads = [engine._writer, *([engine._reader] if engine._reader is not None else [])]
 
     async def hang(_: object) -> None:
-        hops = [_in_thread(each, lambda connection: released.wait()) for each in threads if each is not None]
+        hops = [in_thread(each, lambda connection: released.wait()) for each in threads if each is not None]
         await asyncio.gather(*hops)
 
     with pytest.raises(StoreUnavailable):

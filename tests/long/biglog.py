@@ -36,7 +36,8 @@ from sidecar.errors import Refusal
 from sidecar.ids import new_decision_id, new_scope_id
 from sidecar.store._changes import apply_all
 from sidecar.store.base import ChainHead, Changes
-from sidecar.store.sqlite import SqliteEngine, _in_thread
+from sidecar.store.connection import in_thread
+from sidecar.store.sqlite import SqliteEngine
 
 SEED = 5
 # About what group commit makes of it under load: the records of one batch share their time.
@@ -221,7 +222,7 @@ async def _build(path: Path, records: int, progress: Progress) -> None:
     connection = engine._writer
     assert connection is not None
     # An index of millions wants room.
-    await _in_thread(connection, lambda raw: raw.execute("PRAGMA cache_size = -400000"))
+    await in_thread(connection, lambda raw: raw.execute("PRAGMA cache_size = -400000"))
     now = max(BEGUN, head.time)
     waiting: list[Command] = []
     try:

@@ -32,7 +32,8 @@ from sidecar.ids import new_decision_id
 from sidecar.store import batch
 from sidecar.store.base import StoredDecision
 from sidecar.store.batch import Store
-from sidecar.store.sqlite import SqliteEngine, _in_thread
+from sidecar.store.connection import in_thread
+from sidecar.store.sqlite import SqliteEngine
 from tests.store.conftest import OpenStore, admit, issue
 from tests.support import Clock
 
@@ -274,7 +275,7 @@ async def test_the_database_refuses_to_change_a_record(store: Store, sql: str) -
     writer = store.engine._writer
     assert writer is not None
     with pytest.raises(sqlite3.DatabaseError, match="append-only"):
-        await _in_thread(writer, lambda connection: connection.execute(sql))
+        await in_thread(writer, lambda connection: connection.execute(sql))
     assert await whole_log(store) == before
 
 

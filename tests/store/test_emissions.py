@@ -173,7 +173,9 @@ async def test_a_database_of_the_first_schema_is_brought_up_to_date(
         connection.executescript(f"{first}\nPRAGMA user_version = 1; ATTACH '{path}' AS new;")
         columns = [row[1] for row in connection.execute("PRAGMA main.table_info(decisions)")]
         assert "recorded_at" not in columns
-        for table, listed in (("meta", "*"), ("scopes", "*"), ("decisions", ", ".join(columns))):
+        of_scopes = [row[1] for row in connection.execute("PRAGMA main.table_info(scopes)")]
+        tables = {"meta": ["*"], "scopes": of_scopes, "decisions": columns}
+        for table, listed in ((table, ", ".join(names)) for table, names in tables.items()):
             connection.execute(f"INSERT INTO main.{table} SELECT {listed} FROM new.{table}")
     migrated = await open_store(old)
     await migrated.submit(emit(once=b"k"))

@@ -29,7 +29,8 @@ from sidecar.store import batch
 from sidecar.store._migrate import migrations
 from sidecar.store.base import Changes, ExecutionsWanted
 from sidecar.store.batch import Store
-from sidecar.store.sqlite import SqliteEngine, _in_thread
+from sidecar.store.connection import in_thread
+from sidecar.store.sqlite import SqliteEngine
 from sidecar.store.verify import verify_sqlite
 from tests.store.conftest import OpenStore, admit, issue
 from tests.support import POLICIES, Clock, eventually
@@ -45,7 +46,7 @@ def engine_of(store: Store) -> SqliteEngine:
 async def with_writer(store: Store, function: Callable[[sqlite3.Connection], Any]) -> Any:
     writer = engine_of(store)._writer
     assert writer is not None
-    return await _in_thread(writer, function)
+    return await in_thread(writer, function)
 
 
 async def issued(store: Store, **terms: Any) -> Scope:
@@ -456,7 +457,7 @@ async def test_a_store_that_hangs_does_not_hold_up_its_closing(tmp_path: Path) -
     await store.open()
     release = threading.Event()
     assert engine._writer is not None
-    stuck = asyncio.ensure_future(_in_thread(engine._writer, lambda _: release.wait()))
+    stuck = asyncio.ensure_future(in_thread(engine._writer, lambda _: release.wait()))
     with mock.patch.object(batch, "CLOSE_SECONDS", 0.1):
         assert not await store.close()
     release.set()

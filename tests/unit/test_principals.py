@@ -258,7 +258,7 @@ def test_a_role_that_no_file_lists_is_held_by_no_principal() -> None:
 
 
 @pytest.mark.parametrize("kind", ["human", "service", "agent"])
-def test_only_a_human_can_be_an_approver_whatever_a_file_says(kind: PrincipalKind) -> None:
+def test_only_a_human_can_be_an_approver_even_if_a_file_lists_others(kind: PrincipalKind) -> None:
     roles = Roles({"approver": Holders(groups=("*",), ids=("*",))})
     assert roles.hold(replace(ANN, kind=kind), "approver") is (kind == "human")
 

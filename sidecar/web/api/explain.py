@@ -106,8 +106,7 @@ def _judged(caller: Principal, query: Query, snapshot: Snapshot) -> Principal | 
         if not is_identifier(value):
             return wrong("invalid_request", name, f"must be {IDENTIFIER_RULE}")
     kind = cast("PrincipalKind | None", query.given.get("principal_kind"))
-    identity = Identity(id=named, kind=kind, groups=listed)
-    other = snapshot.methods.table.principal(identity, snapshot.methods.names[0])
+    other = Identity(id=named, kind=kind, groups=listed).principal(snapshot.methods.names[0])
     # Operators of tenant `default` may look at all tenants.
     if caller.tenant_id != DEFAULT_TENANT and other.tenant_id != caller.tenant_id:
         return Refusal("tenant_mismatch", f"{named} is of another tenant.", {"tenant_id": caller.tenant_id})

@@ -127,8 +127,8 @@ class DataPlane:
             return await self._reports.handle(request, target, request_id_of(request.fields))
         unnamed = malformed(request, request.fields)
         course = course_of(request, snapshot)
-        request.withheld = withheld(request.fields, request.transport, snapshot)
         if snapshot.methods.names:
+            request.withheld = withheld(request.fields, request.transport, snapshot)
             unproven = await self._unproven(request, course, snapshot)
             if unproven is not None:
                 return unproven
@@ -238,8 +238,10 @@ class DataPlane:
             # Shadow routes refuse it too, because the backend would choose where it goes.
             self._observer.judged(request.trace, request.begun)
             return await self._refuse(Refused(refusal=unnamed), facts_of(request, course, snapshot))
+        refusal = None
         # Without policies, the reason is that nothing can be decided.
-        refusal = lacking(request.principal, snapshot, "executor") if snapshot.policies else None
+        if snapshot.methods.names and snapshot.policies is not None:
+            refusal = lacking(request.principal, snapshot, "executor")
         if refusal is None and isinstance(course.verdict, Rejected):
             refusal = course.verdict.refusal
         if refusal is not None:

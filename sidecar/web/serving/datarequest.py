@@ -77,7 +77,7 @@ class DataRequest:
         self.answering = False  # bytes of the answer were handed to the transport
 
         self.principal = ANONYMOUS
-        self.withheld: tuple[int, ...] = ()  # the places of headers that do not go on to the backend
+        self.withheld = self.fields.credential  # the places of headers that do not go on to the backend
         self.begun = time.perf_counter()
         self._path: str | None = None
         self.access_log: str | None = None  # the setting when the request began

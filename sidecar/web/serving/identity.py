@@ -39,7 +39,6 @@ WITHIN_SECONDS = 10.0
 MOST_PEERS = 10_000
 
 OURS = b"authorization"
-BESIDE = "scopegate-authorization"
 # The token syntax of RFC 6750, section 2.1.
 _BEARER = re.compile(r"bearer +(?P<token>[A-Za-z0-9._~+/-]+=*)", re.IGNORECASE | re.ASCII)
 
@@ -90,7 +89,7 @@ class Identities:
     ) -> Found | None:
         """The principal by the first credential that is presented, if all of them are valid."""
         first: Principal | None = None
-        bearer = _bearer(fields, place, is_taken=methods.tokens is not None or methods.jwt is not None)
+        bearer = _bearer(fields, place, is_taken=methods.jwt is not None)
         if bearer is not None:
             found = bearer if isinstance(bearer, AuthFailure) else methods.bearer(bearer, self._clock())
             if isinstance(found, AuthFailure):
@@ -161,7 +160,7 @@ def withheld(
 ) -> tuple[int, ...]:
     """The places of the headers that do not go on to the backend: the credential for the sidecar, and the
     headers of a trusted proxy that come from another peer."""
-    places = fields.read_as(BESIDE)
+    places = fields.credential
     proxy = snapshot.settings.auth.proxy
     if proxy.header is None or snapshot.methods.proxy is None:
         return places
@@ -204,7 +203,7 @@ def bearer_in(values: Sequence[str]) -> str | None:
 
 def _bearer(fields: HeaderFields, place: Place, *, is_taken: bool) -> str | AuthFailure | None:
     """The bearer token of a request, if it has one."""
-    beside = _texts(fields, fields.read_as(BESIDE))
+    beside = _texts(fields, fields.credential)
     method: Method = "tokens"
     if place == "call":
         if beside:
@@ -232,7 +231,6 @@ def _where(methods: Methods, place: Place) -> str:
     """What a caller can present, in words."""
     header = "Authorization: Bearer" if place == "call" else "Scopegate-Authorization: Bearer"
     ways = {
-        "tokens": f"a token ({header})",
         "jwt": f"a JSON Web Token ({header})",
         "mtls": "a client certificate",
         "proxy": "the header of the trusted proxy",

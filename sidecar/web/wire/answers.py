@@ -14,6 +14,7 @@ from sidecar.core import scope as core
 from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.policy import RiskClass
+from sidecar.core.principal import Method, PrincipalKind
 from sidecar.core.record import (
     CausalRole,
     DecisionOutcome,
@@ -244,6 +245,14 @@ class DecisionRecord(TypedDict):
     details: dict[str, Any]
 
 
+class Asker(TypedDict):
+    """A principal, and the method of authentication that established it."""
+
+    id: str
+    kind: PrincipalKind
+    method: Method
+
+
 class LoggedDecision(DecisionRecord):
     """A record with its envelope, which no caller can set."""
 
@@ -255,6 +264,14 @@ class LoggedDecision(DecisionRecord):
     incident_id: str | None
     action: str | None
     admission_id: Annotated[str | None, Keywords(description="The admission that it ends.")]
+    principal: Annotated[Asker, LATER, Keywords(description="The caller that asked.")]
+    issuer: NotRequired[
+        Annotated[
+            Asker | None,
+            Keywords(description="Of an execution: who asked for its scope. Null: it needed none."),
+        ]
+    ]
+    approvers: NotRequired[Annotated[list[Asker], Keywords(description="Of an execution: who approved it.")]]
     recorded_at: NotRequired[
         Annotated[Time, Keywords(description="When it was recorded, if the decision was made earlier.")]
     ]

@@ -29,6 +29,8 @@ from sidecar.core.targetheaders import decides, read_as
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+# Where a request that is no call of the sidecar has its bearer token. It never goes on.
+CREDENTIAL = "scopegate-authorization"
 HOP_BY_HOP = frozenset(name.encode() for name in headernames.HOP_BY_HOP)
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 # Headers that Connection cannot remove, because they say where a message goes and how its body is read.
@@ -51,6 +53,7 @@ class _Layout:
     deciding: tuple[tuple[int, str], ...]  # the place and name of each header that `classify` looks at
     lasting: tuple[bool, ...]  # whether it is not hop-by-hop
     read: dict[str, tuple[int, ...]]  # places by the name as the most careless server reads it
+    ours: tuple[int, ...]  # the places of the credential for the sidecar
     foreign: tuple[bool, ...]  # whether it is neither hop-by-hop nor `Scopegate-*`
 
 
@@ -69,6 +72,7 @@ def _layout_of(names: tuple[bytes, ...]) -> _Layout:
         deciding=tuple((place, text) for place, text in enumerate(texts) if decides(text)),
         lasting=lasting,
         read=read,
+        ours=read.get(CREDENTIAL, ()),
         foreign=tuple(lasts and not is_our_own(text) for lasts, text in zip(lasting, texts, strict=True)),
     )
 
@@ -96,12 +100,13 @@ def text_of(raw: bytes) -> str:
 class HeaderFields:
     """The headers of one message: `pairs`, byte for byte and in order. Parameters are names in lower case."""
 
-    __slots__ = ("_layout", "names", "pairs", "places")
+    __slots__ = ("_layout", "credential", "names", "pairs", "places")
 
     def __init__(self, pairs: Headers) -> None:
         self.pairs = pairs
         self.names = tuple([name for name, _ in pairs])
         self._layout = _layouts[self.names]
+        self.credential = self._layout.ours  # the places of the credential for the sidecar
         self.places = self._layout.places  # of each name, by which `in` tells whether it is there
 
     def values(self, name: bytes) -> list[bytes]:
