@@ -1,3 +1,3 @@
-"""Who asks: principals by token, JWT, client certificate or trusted proxy."""
+"""Who asks: principals by JSON Web Token, client certificate or trusted proxy."""
 
-__all__ = ["certificates", "failure", "identity", "jwks", "jwt", "methods", "principals", "proxy"]
+__all__ = ["certificates", "failure", "identity", "jwks", "jwt", "methods", "proxy"]
