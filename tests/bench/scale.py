@@ -41,7 +41,8 @@ from sidecar.core.state import Names, State
 from sidecar.ids import new_scope_id
 from sidecar.store._changes import apply_all
 from sidecar.store.base import Changes
-from sidecar.store.connection import SqliteEngine, read_only_uri
+from sidecar.store.connection import read_only_uri
+from sidecar.store.sqlite import SqliteEngine
 from tests.bench import load, targets
 from tests.bench.processes import BenchError, two_cores
 from tests.bench.targets import Rig, Target
