@@ -210,7 +210,7 @@ class Sidecar:
         on_data = settings.scopes.serve_on == "data"
         self.passing = PassThroughProxy(self.upstream, self.metrics, live=self.live)
         self.tracing = _tracing(settings.telemetry)
-        identities = Identities(self.metrics, self._clock)
+        identities = Identities(self.metrics, self.store.now)
         access_log = AccessLog(self.live)
         plane = DataPlane(
             gate=self.gate,
