@@ -23,6 +23,7 @@ from sidecar.gate.observer import Observer
 from sidecar.gate.refusal_log import RefusalLog
 from sidecar.gate.reports import TimeLimits
 from sidecar.gate.unlisted_log import UnlistedLog
+from sidecar.live.access import warning_of
 from sidecar.live.reload import Files, Reloader, announce_unlisted, warn_of_openings
 from sidecar.live.renewal import LOOK_SECONDS, Renewal
 from sidecar.live.snapshot import Live, Snapshot
@@ -165,6 +166,10 @@ class Sidecar:
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
         self.data_address = await self._listen("data", self._data_server, settings.data.listen)
         self._renewing = asyncio.create_task(self.renewal.watch())
+        says = warning_of(self.live.snapshot)
+        if says is not None:
+            event = LogEvent.NO_ROLES if self.live.snapshot.methods.names else LogEvent.OPEN_CALLS
+            event.log(says=says)
         announce_unlisted(self.live.snapshot.settings)
         warn_of_openings(self.live.snapshot.settings)
         if self._files is not None:

@@ -68,6 +68,9 @@ def _described(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield from (("", error) for error in reload["errors"])
     yield "scope needed", f"from {found['scope_required_from']} risk on"
     yield "in shadow", ", ".join(found["shadow_routes"]) or "no route"
+    auth = found.get("auth")
+    if auth is not None:
+        yield "callers", auth["says"]
     unlisted = found.get("unlisted")
     if unlisted is not None:
         excepted = f", except {', '.join(unlisted['excepted'])}" if unlisted["excepted"] else ""

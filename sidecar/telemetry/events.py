@@ -65,6 +65,7 @@ FIELDS: Mapping[str, str] = {
     "of a reconciled execution `executed` or `not_executed`",
     "path": "the path of the request, without its query",
     "policy_revision": "the hash of the policies that are now in force",
+    "says": "one sentence about what callers may do, and why",
     "reads": "what becomes of unlisted GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`",
     "remote": "the address of the client, or of the proxy before the sidecar",
     "request_id": "the request's X-Request-Id; the sidecar makes one for a request without it",
@@ -386,6 +387,16 @@ class LogEvent(Enum):
     RELOAD_IMPOSSIBLE = _RELOAD.warning("reload refused", "The sidecar is shutting down.", "cause errors")
     RELOAD_FAILED = _RELOAD.error(
         "reading configuration and policies failed", f"The old ones stay in force. {_BUG}", "exc_info"
+    )
+    OPEN_CALLS = _RELOAD.info(
+        "every caller may do everything",
+        "No method of `auth` is configured, which `says` explains. The line comes at the start.",
+        "says",
+    )
+    NO_ROLES = _RELOAD.warning(
+        "no caller holds a role",
+        "List `roles:` in the policies; until then callers get 403, as `says` explains.",
+        "says",
     )
     SCOPELESS_ACTIONS = _RELOAD.warning(
         "actions below %s risk need no scope",
