@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Iterable, Mapping
-from itertools import chain
+from itertools import product
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args, overload
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -55,7 +55,8 @@ class Metric(Generic[M]):
         measured: bool = False,
         **labels: Label,
     ) -> None:
-        """`zero` are the values of its one label whose series exist, with 0, from the start.
+        """`zero` are the values of its one label whose series exist, with 0, from the start. `all` stands for
+        every combination of the values of its labels.
 
         Prometheus' increase() does not see the first event of a series that begins with it, so the series
         that alerts use are in `zero`. A `measured` gauge shows a value from the store. It is NaN until
@@ -66,7 +67,7 @@ class Metric(Generic[M]):
         self.meaning = f"{meaning} NaN: not measured since the start." if measured else meaning
         self.labels = labels
         self.buckets = buckets
-        self._zero = [*chain(*labels.values())] if zero == "all" else [*zero]
+        self._zero = [*product(*labels.values())] if zero == "all" else [(value,) for value in zero]
         self._measured = measured
 
     @property
@@ -93,8 +94,8 @@ class Metric(Generic[M]):
         options: dict[str, Any] = {"buckets": self.buckets} if self.buckets else {}
         made = self.type(self.family, self.meaning, tuple(self.labels), registry=registry, **options)
         if isinstance(made, Counter):
-            for value in self._zero:
-                made.labels(value)
+            for values in self._zero:
+                made.labels(*values)
         if isinstance(made, Gauge) and self._measured:
             made.set(math.nan)
         return made
@@ -133,6 +134,7 @@ class Metrics:
         "Requests whose caller a method of authentication has established.",
         method=_METHODS,
         principal_kind=dict.fromkeys(get_args(PrincipalKind), ""),
+        zero="all",
     )
     auth_failures = Metric(
         Counter,

@@ -160,7 +160,7 @@ def test_scopes_of_every_tenant_are_revoked_each_in_its_name(tmp_path: Path, bac
         blind = revoke(sidecar, "--all", "--yes", "--json")
         assert (blind.returncode, json.loads(blind.stdout)) == (1, {"revoked": []})
         assert "2 scopes not revoked" in blind.stderr
-        assert all(one in blind.stderr for one in ids)
+        assert all(one[:14] in blind.stderr for one in ids)
         one = scopegate("scopes", "revoke", "--all", "--yes", "--json", *where, "--tenant", "acme")
         assert json.loads(one.stdout) == {"revoked": ids[:1]}
         rest = scopegate("scopes", "revoke", "--all", "--yes", "--json", *where)
@@ -257,7 +257,7 @@ def test_a_scope_is_not_said_to_be_revoked_where_another_sidecar_was_asked(
         ended = revoke(sidecar, *arguments, data=other)
         assert ended.returncode == 1
         assert DIFFERENT in ended.stderr
-        assert scope_id in ended.stderr
+        assert scope_id[:14] in ended.stderr
     assert active(sidecar) == [scope_id]
     # One that the admin listener does not know is not looked for elsewhere.
     theirs = issue_scope(other.data)

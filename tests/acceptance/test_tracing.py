@@ -104,7 +104,7 @@ async def test_a_trace_goes_from_the_client_through_four_spans_to_the_backend(
         "http.route": "**/recovery/execute",
         "url.path": EXECUTE,
         "http.response.status_code": 200,
-        "scopegate.scope_id": scope_id,
+        "scopegate.scope_id": scope_id[:14],
         "scopegate.incident_id": "inc_1",
         "scopegate.action": "retry_agent",
         "scopegate.outcome": "answered",

@@ -114,7 +114,7 @@ def operations_of(settings: Settings) -> Iterator[Operation]:
         *SCOPE_LISTS,
         *EXECUTIONS,
         *REPORTS,
-        _of_routes(EXPLAIN, routes),
+        _without_principals(_of_routes(EXPLAIN, routes), settings),
         *EMITTERS,
         *RUNS_AND_SWITCH,
         *STATE,
@@ -158,6 +158,14 @@ def _of_routes(operation: Operation, routes: Iterable[Route]) -> Operation:
         for one in operation.parameters
     )
     return replace(operation, parameters=parameters)
+
+
+def _without_principals(operation: Operation, settings: Settings) -> Operation:
+    """The call without the parameters that name a principal, if no method of authentication is configured."""
+    if settings.auth.methods:
+        return operation
+    kept = tuple(one for one in operation.parameters if not one.name.startswith("principal"))
+    return replace(operation, parameters=kept)
 
 
 def _unnamed(path: str) -> str:
@@ -294,6 +302,8 @@ def _schemas(operations: Iterable[Operation], settings: Settings) -> dict[str, A
     )
     schemas: dict[str, Any] = {**made["$defs"], **problems.PROBLEM_SCHEMAS}
     _bound(schemas["ScopeRequest"]["properties"], settings)
+    if not settings.auth.methods:
+        del schemas["ScopeRequest"]["properties"]["executors"]
     for number, route in enumerate(settings.gate.routes, start=1):
         schemas[body_name(number)] = body_schema(route.sources)
     return dict(sorted(schemas.items()))
