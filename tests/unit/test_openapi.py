@@ -325,9 +325,20 @@ MODELS: dict[type[WireModel], dict[str, Any]] = {
 BEHIND = ("max_attempts", "ttl_seconds", "max_cost_usd", "signals_used", "parameters")
 
 
+# With a method of authentication, a scope may name its executors.
+AUTHENTICATED = made(auth={"proxy": {"header": "X-User", "trusted": ["unix"]}})
+
+
+def test_what_names_a_principal_is_in_the_document_only_with_a_method_of_authentication() -> None:
+    for document, is_there in ((DOCUMENT, False), (AUTHENTICATED, True)):
+        terms = document.document["components"]["schemas"]["ScopeRequest"]["properties"]
+        parameters = {one["name"] for one in document.operation("explain")["parameters"]}
+        assert ("executors" in terms, "principal" in parameters) == (is_there, is_there)
+
+
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_a_body_is_valid_by_its_schema_if_and_only_if_its_model_takes_it(model: type[WireModel]) -> None:
-    schema = DOCUMENT.validator({"$ref": f"#/components/schemas/{model.__name__}"})
+    schema = AUTHENTICATED.validator({"$ref": f"#/components/schemas/{model.__name__}"})
 
     def agrees(body: dict[str, Any]) -> None:
         read = parse(json.dumps(body).encode())
