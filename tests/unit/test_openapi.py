@@ -330,9 +330,9 @@ AUTHENTICATED = made(auth={"proxy": {"header": "X-User", "trusted": ["unix"]}})
 
 
 def test_what_names_a_principal_is_in_the_document_only_with_a_method_of_authentication() -> None:
-    for document, is_there in ((DOCUMENT, False), (AUTHENTICATED, True)):
-        terms = document.document["components"]["schemas"]["ScopeRequest"]["properties"]
-        parameters = {one["name"] for one in document.operation("explain")["parameters"]}
+    for made_of, is_there in ((DOCUMENT, False), (AUTHENTICATED, True)):
+        terms = made_of.document["components"]["schemas"]["ScopeRequest"]["properties"]
+        parameters = {one["name"] for one in made_of.operation("explain")["parameters"]}
         assert ("executors" in terms, "principal" in parameters) == (is_there, is_there)
 
 
