@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from sidecar.auth import callers as callerfiles
+from sidecar.auth.callers import Callers
 from sidecar.auth.methods import Bearers, Methods
 from sidecar.clock import Clock, second_clock, wall_clock
 from sidecar.core.policy import PolicySet
@@ -87,7 +89,8 @@ SPANS_SECONDS = 2.0
 class Sidecar:
     """One running sidecar: `async with Sidecar(settings, policies) as sidecar`. Raises ScopegateError.
 
-    With `files`, the sources of both arguments, it can reload, and reloads when the files change.
+    With `files`, the sources of these arguments, it can reload, and reloads when the files change. Without
+    `callers` it reads the files that the settings name, and raises ConfigurationError if they are wrong.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Sidecar:
         settings: Settings,
         policies: PolicySet | None,
         *,
+        callers: Callers | None = None,
         files: Files | None = None,
         clock: Clock = wall_clock,
         elapsed: Clock | None = None,
@@ -116,7 +120,8 @@ class Sidecar:
             mask=settings.log.masking(),
         )
         self.issuer_keys, jwt = _issuer(settings.auth.jwt, self.metrics)
-        self.live = Live(Snapshot(settings, policies, Methods.configured(settings.auth, jwt=jwt)))
+        known = callerfiles.read(settings.auth) if callers is None else callers
+        self.live = Live(Snapshot(settings, policies, Methods.configured(settings.auth, known, jwt=jwt)))
         self.reloader = Reloader(files, live=self.live, metrics=self.metrics, clock=clock)
         self._files = files
         self.tracing = Tracing()

@@ -1,7 +1,7 @@
 """The methods of authentication that are configured, as one immutable value of a moment.
 
 A method finds out who holds a credential. What follows is the same for all of them: the prefix of its ids,
-and that the id is well-formed and not `anonymous`.
+that the id is well-formed and not `anonymous`, and what the table of principals says of it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Protocol
 
+from sidecar.auth.callers import NO_CALLERS, Callers
 from sidecar.auth.certificates import CertificateNames
 from sidecar.auth.failure import AuthFailure
 from sidecar.auth.identity import Identity
 from sidecar.auth.proxy import TrustedProxies
+from sidecar.auth.tokens import PREFIX
 from sidecar.core.facts import IDENTIFIER_RULE, is_identifier
 from sidecar.core.principal import ANONYMOUS_ID, Method, Principal
 from sidecar.settings.auth import AuthSection
@@ -54,16 +56,19 @@ class Methods:
 
     def __init__(
         self,
+        callers: Callers = NO_CALLERS,
         *,
         jwt: Bearers | None = None,
         mtls: Certificates | None = None,
         proxy: Proxies | None = None,
         prefixes: Mapping[Method, str | None] | None = None,
     ) -> None:
+        self.callers = callers
         self.jwt = jwt
         self.mtls = mtls
         self.proxy = proxy
         methods: tuple[tuple[Method, object], ...] = (
+            ("tokens", callers.tokens),
             ("jwt", jwt),
             ("mtls", mtls),
             ("proxy", proxy),
@@ -78,16 +83,27 @@ class Methods:
     def configured(
         cls,
         auth: AuthSection,
+        callers: Callers = NO_CALLERS,
         *,
         jwt: Bearers | None = None,
     ) -> Methods:
         """The methods of a section. What reads files or fetches keys is made elsewhere, and passed."""
         return cls(
+            callers,
             jwt=jwt,
             mtls=None if auth.mtls.id is None else CertificateNames(auth.mtls.id),
             proxy=None if auth.proxy.header is None else TrustedProxies(auth.proxy.trusted),
             prefixes=auth.prefixes,
         )
+
+    def replaced(self, callers: Callers) -> Methods:
+        """The same methods with the contents of newer files."""
+        return Methods(callers, jwt=self.jwt, mtls=self.mtls, proxy=self.proxy, prefixes=self._prefixes)
+
+    @property
+    def takes_bearers(self) -> bool:
+        """Whether a method takes a text that the caller bears."""
+        return self.callers.tokens is not None or self.jwt is not None
 
     def bearer(self, token: str, now: int) -> Found:
         """The principal that bears a token. `now` is in microseconds since 1970."""
@@ -95,10 +111,13 @@ class Methods:
         known = self._holders.get(digest)
         if known is not None and (known[1] is None or now < known[1]):
             return known[0]
-        if self.jwt is None:
-            return AuthFailure("tokens", "no method takes a bearer token here")
-        found = self.jwt.identity(token, now)
-        principal = self._principal(found, "jwt")
+        # No JSON Web Token begins like this, because each begins with an encoded brace.
+        method: Method = "tokens" if token.startswith(PREFIX) or self.jwt is None else "jwt"
+        verifier = self.callers.tokens if method == "tokens" else self.jwt
+        if verifier is None:
+            return AuthFailure("tokens", "no method takes a bearer token of this kind here")
+        found = verifier.identity(token, now)
+        principal = self._principal(found, method)
         if isinstance(principal, Principal) and isinstance(found, Identity):
             if len(self._holders) >= MOST_CACHED:
                 self._holders.clear()
@@ -127,7 +146,7 @@ class Methods:
             return AuthFailure(method, f"the id of the caller must be {IDENTIFIER_RULE}")
         if identity.id == ANONYMOUS_ID:
             return AuthFailure(method, f"no caller can be {ANONYMOUS_ID} by a credential")
-        return identity.principal(method)
+        return self.callers.principals.completed(identity).principal(method)
 
 
 # Nothing is configured: every caller is anonymous.

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from sidecar.core.policy import PolicySet
-    from sidecar.live.reload import Files
+    from sidecar.live.reload import Contents, Files
     from sidecar.settings.reading import Settings
 
 # The commands that are in their own modules, by command name: the module, which holds the command under its
 # name, and the first sentence of the command's help, so that a list of the commands imports none of them.
 ELSEWHERE = {
+    "auth": ("auth", "Tokens of callers: make one, list them, revoke them."),
     "completion": (
         "completion",
         "Print the script that makes SHELL complete commands, options and their values.",
@@ -149,12 +150,13 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
 
     set_up_logging(log_format)
     files = files_of(config, overrides)
-    loaded, policies = _read(files)
+    contents = _read(files)
+    loaded = contents.loaded.settings
     if loaded.store.file is None:
         misconfigured(f"{config}: store.url: run needs a store on disk; use sqlite:///file")
     _warn_of_open_door(loaded)
     try:
-        asyncio.run(serve_until_stopped(loaded, policies, files))
+        asyncio.run(serve_until_stopped(contents, files))
     except ScopegateError as exc:
         failed(str(exc))
 
@@ -173,7 +175,8 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
     """
     from sidecar.core.policy import RiskClass
 
-    loaded, policies = _read(files_of(config, overrides))
+    contents = _read(files_of(config, overrides))
+    loaded, policies = contents.loaded.settings, contents.policies
     routes = ", ".join(
         route.label + (" (shadow: refuses nothing)" if route.mode == "shadow" else "")
         for route in loaded.gate.routes
@@ -196,6 +199,12 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
         click.echo(f"               no scope is needed below {loaded.gate.scope_required_from.value} risk")
     click.echo(f"upstream       {loaded.upstream.url}")
     click.echo(f"store          {loaded.store.url}")
+    if contents.callers.tokens is not None:
+        tokens = _counted(len(contents.callers.tokens.tokens), "token")
+        click.echo(f"tokens         {loaded.auth.tokens.file}: ok, {tokens}")
+    if loaded.auth.principals is not None:
+        known = _counted(len(contents.callers.principals.known), "glob")
+        click.echo(f"principals     {loaded.auth.principals}: ok, {known}")
     _check_issuer_keys(loaded.auth.jwt.jwks)
     _warn_of_unspendable(loaded, policies)
 
@@ -289,16 +298,16 @@ def _unwritable(exc: OSError) -> NoReturn:
     sys.exit(FAILED)
 
 
-def _read(files: Files) -> tuple[Settings, PolicySet]:
+def _read(files: Files) -> Contents:
     from sidecar.files.faults import ConfigurationError
 
     try:
-        loaded, policies = files.read()
+        contents = files.read()
     except ConfigurationError as exc:
         warn(files.warnings)
         misconfigured(str(exc))
     warn(files.warnings)
-    return loaded.settings, policies
+    return contents
 
 
 def _warn_of_open_door(loaded: Settings) -> None:

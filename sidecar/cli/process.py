@@ -9,11 +9,9 @@ import os
 import signal
 from typing import Any
 
-from sidecar.core.policy import PolicySet
 from sidecar.errors import ScopegateError
-from sidecar.live.reload import Files
+from sidecar.live.reload import Contents, Files
 from sidecar.serve import Sidecar
-from sidecar.settings.sections import Settings
 from sidecar.startup import reload_requested
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.logqueue import flush_logs, never_wait_for_logs
@@ -59,7 +57,7 @@ def spare_the_collector() -> None:
     gc.set_threshold(YOUNG_VALUES, *gc.get_threshold()[1:])
 
 
-async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
+async def run(contents: Contents, files: Files) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal exits at once. SIGHUP reloads.
 
     Raises ScopegateError.
@@ -76,7 +74,8 @@ async def run(settings: Settings, policies: PolicySet, files: Files) -> None:
         loop.add_signal_handler(number, stop)
     never_wait_for_logs()
     raise_file_limit()
-    sidecar = Sidecar(settings, policies, files=files)
+    settings = contents.loaded.settings
+    sidecar = Sidecar(settings, contents.policies, callers=contents.callers, files=files)
     if sidecar.connections["data"] < settings.gate.max_in_flight:
         LogEvent.LOW_FILE_LIMIT.log(limit=file_limit(), connections=sidecar.connections["data"])
     reloads: set[asyncio.Task[Any]] = set()

@@ -19,9 +19,9 @@ class KeyFileUnusable(ScopegateError, ValueError):
     """A key file cannot be used. The message says why, and never shows the contents of the file."""
 
 
-def secret(path: Path) -> bytes:
-    """The contents of a file that only its owner may read. Raises KeyFileUnusable."""
-    return _contents(path, _check_private)
+def secret(path: Path, most: int = MAX_BYTES) -> bytes:
+    """At most this number of bytes of a file that only its owner may read. Raises KeyFileUnusable."""
+    return _contents(path, _check_private, most)
 
 
 def public(path: Path) -> bytes:
@@ -65,9 +65,11 @@ def _check_private(status: os.stat_result) -> None:
         )
 
 
-def _contents(path: Path, check: Callable[[os.stat_result], None] | None = None) -> bytes:
+def _contents(
+    path: Path, check: Callable[[os.stat_result], None] | None = None, most: int = MAX_BYTES
+) -> bytes:
     try:
-        return read_regular(path, MAX_BYTES, check)
+        return read_regular(path, most, check)
     except NotRegular as exc:
         raise KeyFileUnusable(str(exc)) from exc
     except OSError as exc:

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
+from sidecar.auth import callers as callerfiles
+from sidecar.auth.callers import Callers
 from sidecar.core.instant import SECOND
 from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.files.faults import ConfigurationError, Fault
@@ -46,6 +48,14 @@ Cause = Literal["start", "signal", "call", "files changed"]
 T = TypeVar("T")
 
 
+class Contents(NamedTuple):
+    """What all files say at one moment."""
+
+    loaded: Loaded
+    policies: PolicySet
+    callers: Callers
+
+
 class Files:
     """The files of the snapshot, and a hash of their contents at the last read.
 
@@ -56,13 +66,15 @@ class Files:
         self, config: Path, *, environment: Mapping[str, str], overrides: Sequence[tuple[str, str]] = ()
     ) -> None:
         self.config = config
-        self.policies: Path | None = None  # the folder that the configuration named last
+        # The folder and the files that the configuration named last.
+        self.policies: Path | None = None
+        self.callers: tuple[Path, ...] = ()
         self.warnings: tuple[str, ...] = ()  # about the environment
         self._environment = dict(environment)
         self._overrides = tuple(overrides)
         self._digest = b""
 
-    def read(self) -> tuple[Loaded, PolicySet]:
+    def read(self) -> Contents:
         """The contents of all files at one moment. Blocks. Raises ConfigurationError."""
         for _ in range(TRIES):
             found = self._once()
@@ -71,10 +83,10 @@ class Files:
             if isinstance(found, ConfigurationError):
                 raise found
             return found
-        message = "this file or the policies change while they are read; reload again once they rest"
+        message = "this file or one that it names changes while it is read; reload again once they rest"
         raise ConfigurationError([Fault(str(self.config), "", message)])
 
-    def read_if_still(self, seen: bytes) -> tuple[Loaded, PolicySet] | None:
+    def read_if_still(self, seen: bytes) -> Contents | None:
         """Read the files as `read` does, if their hash is still `seen`.
 
         Otherwise the result is None, and the files still count as unread.
@@ -91,26 +103,37 @@ class Files:
 
     def unread(self) -> bytes | None:
         """A hash of the contents, or None if they are the same as at the last read. Blocks."""
-        now = _digest([self.config]) + _digest(_policy_files(self.policies))
+        now = _digest([self.config]) + self._named()
         return None if now == self._digest else now
 
     def changed(self) -> bool:
         """Whether the contents differ from those at the last read. Blocks."""
         return self.unread() is not None
 
-    def _once(self) -> tuple[Loaded, PolicySet] | ConfigurationError:
+    def _named(self) -> bytes:
+        """A hash of the contents of the files that the configuration named last."""
+        return _digest(_policy_files(self.policies)) + _digest(self.callers)
+
+    def _once(self) -> Contents | ConfigurationError:
         config = _digest([self.config])
         try:
             loaded = settings.load(self.config, environment=self._environment, overrides=self._overrides)
             self.policies, self.warnings = loaded.settings.policies, loaded.warnings
+            self.callers = callerfiles.files_of(loaded.settings.auth)
         except ConfigurationError as exc:
             return exc
         finally:
-            self._digest = config + _digest(_policy_files(self.policies))
+            self._digest = config + self._named()
+        faults: list[Fault] = []
         try:
-            return loaded, policyfiles.load(self.policies)
+            policies = policyfiles.load(loaded.settings.policies)
         except ConfigurationError as exc:
-            return exc
+            faults += exc.faults
+        try:
+            callers = callerfiles.read(loaded.settings.auth)
+        except ConfigurationError as exc:
+            faults += exc.faults
+        return ConfigurationError(faults) if faults else Contents(loaded, policies, callers)
 
 
 def _policy_files(folder: Path | None) -> Iterable[Path]:
@@ -141,7 +164,8 @@ def _digest(files: Iterable[Path]) -> bytes:
 class Reload:
     """One reload: the snapshot in force after it, and the changed keys or the errors.
 
-    `changed` holds keys of the configuration, including `policies` if the policy set differs. `shadowed`
+    `changed` holds keys of the configuration. A key whose files say something else is among them: `policies`,
+    `auth.tokens.file`, `auth.principals`. `shadowed`
     holds the keys of the file that the environment or a flag overrides.
     """
 
@@ -219,15 +243,13 @@ class Reloader:
 
         return await asyncio.to_thread(counted)
 
-    async def _reload(
-        self, cause: Cause, files: Files, read: Callable[[], tuple[Loaded, PolicySet] | None]
-    ) -> Reload:
+    async def _reload(self, cause: Cause, files: Files, read: Callable[[], Contents | None]) -> Reload:
         before = self._live.snapshot
         try:
             found = await self._aside(read)
             if found is None:
                 return self.last
-            loaded, policies = found
+            loaded, policies, callers = found
             faults = tuple(in_order(unchangeable(before.settings, loaded)))
         except ConfigurationError as exc:
             faults = exc.faults
@@ -239,7 +261,7 @@ class Reloader:
             return self._impossible(cause, "the sidecar is shutting down; its next start reads everything")
         if faults:
             return self._refused(cause, faults)
-        after = Snapshot(loaded.settings, policies, before.methods)
+        after = Snapshot(loaded.settings, policies, before.methods.replaced(callers))
         changed = _changed(before, after)
         if changed:
             self._live.snapshot = after
@@ -306,7 +328,10 @@ def unchangeable(before: Settings, loaded: Loaded) -> Iterator[Fault]:
 
 
 def _changed(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
-    keys = differing(before.settings, after.settings)
+    keys = (
+        *differing(before.settings, after.settings),
+        *before.methods.callers.differing(after.methods.callers),
+    )
     revisions = [snapshot.policies.revision if snapshot.policies else None for snapshot in (before, after)]
     return keys if revisions[0] == revisions[1] or "policies" in keys else (*keys, "policies")
 

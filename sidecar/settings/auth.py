@@ -1,6 +1,6 @@
 """The section `auth`: how callers prove who they are.
 
-A method is configured if its main key is set: `jwt.issuer`, `mtls.id`, `proxy.header`.
+A method is configured if its main key is set: `tokens.file`, `jwt.issuer`, `mtls.id`, `proxy.header`.
 """
 
 from __future__ import annotations
@@ -70,6 +70,16 @@ def _pyjwt(value: object) -> str:
 OptionalText = Annotated[str | None, Kind(text, {"type": "string", "minLength": 1}).optional()]
 
 
+class TokensSection(Section):
+    """Tokens that `scopegate auth token` makes, sent as `Bearer`."""
+
+    file: File = None
+    """The file of tokens, which holds their digests. `scopegate auth token` makes it. A change is in force
+    within two seconds."""
+    id_prefix: OptionalText = None
+    """Text before each name of a token. It keeps its ids apart from those of other methods."""
+
+
 class ClaimsSection(Section):
     """The claims of a JWT that say who asks."""
 
@@ -78,9 +88,11 @@ class ClaimsSection(Section):
     groups: Text = "groups"
     """The claim that holds the list of groups."""
     kind: Text = "scopegate_kind"
-    """The claim that holds the kind: `human`, `service` or `agent`; `service` without it."""
+    """The claim that holds the kind: `human`, `service` or `agent`. A token without it is of kind `service`,
+    unless `auth.principals` says otherwise."""
     tenant: Text = "tenant"
-    """The claim that holds the tenant. A token without it is of tenant `default`."""
+    """The claim that holds the tenant. A token without it is of tenant `default`, unless `auth.principals`
+    says otherwise."""
 
 
 class JwtSection(Section):
@@ -185,14 +197,20 @@ class AuthSection(Section):
     required_on: Annotated[tuple[Area, ...], LIST, NOT_EMPTY, LIVE] = ("gated", "scopes")
     """Where `required` holds: `gated` requests, `scopes` calls, and `pass` for requests that pass through. It
     holds on the admin listener in any case."""
+    tokens: TokensSection
     jwt: JwtSection
     mtls: MtlsSection
     proxy: ProxySection
+    principals: File = None
+    """The file that says of ids what a credential does not say: `principals: {"agent-*": {kind: agent,
+    groups: [bots], tenant_id: default}}`."""
 
     @property
     def prefixes(self) -> Mapping[Method, str | None]:
         """The configured methods, each with its prefix of ids."""
         found: dict[Method, str | None] = {}
+        if self.tokens.file is not None:
+            found["tokens"] = self.tokens.id_prefix
         if self.jwt.issuer is not None:
             found["jwt"] = self.jwt.id_prefix
         if self.mtls.id is not None:
@@ -208,8 +226,15 @@ class AuthSection(Section):
 
     @model_validator(mode="after")
     def _something_to_present(self) -> AuthSection:
-        message = "would refuse every caller, because no method is configured; set auth.mtls.id, for example"
+        message = (
+            "would refuse every caller, because no method is configured; set auth.tokens.file, for example"
+        )
         refuse(
             (self.required and not self.methods, ("required",), message),
+            (
+                self.principals and not self.methods,
+                ("principals",),
+                "has no effect without a method; configure one",
+            ),
         )
         return self

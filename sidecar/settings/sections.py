@@ -453,7 +453,7 @@ class Settings(Section):
                 not self.auth.methods,
                 ("admin", "listen"),
                 "must be a loopback address, because no method of auth is configured; write 127.0.0.1:9901, "
-                "or configure a method, such as auth.mtls.id, and admin.tls.certificate_file",
+                "or configure a method, such as auth.tokens.file, and admin.tls.certificate_file",
             ),
             (
                 self.auth.methods and not self.admin.tls.certificate_file,

@@ -32,7 +32,7 @@ _SLOW = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _CODES = {code: kind.title for code, kind in ERRORS.items()}
 _METHODS = {
-    "tokens": "a bearer token that no method takes",
+    "tokens": "a token of `auth.tokens.file`",
     "jwt": "a JSON Web Token",
     "mtls": "a client certificate",
     "proxy": "the header of a trusted proxy",

@@ -47,7 +47,7 @@ async def house(tmp_path: Path, backend: Backend, clock: Clock) -> AsyncIterator
     write(tmp_path / "policies/all.yaml", policies_of(1))
     write(tmp_path / "scopegate.yaml", config_of(backend, 1))
     files = Files(tmp_path / "scopegate.yaml", environment={})
-    loaded, policies = files.read()
+    loaded, policies, _ = files.read()
     async with Sidecar(loaded.settings, policies, clock=clock, files=files) as sidecar:
         yield House(sidecar, backend, clock, tmp_path / "gate.db")
 

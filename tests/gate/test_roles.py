@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sidecar.auth import tokenfile
+from sidecar.auth.tokens import Token, digest_of, new_secret
 from sidecar.core.roles import ROLES, Holders, Role, Roles
-from tests.client import Message, as_json, ask
-from tests.support import EXECUTE, POLICIES, SCOPE, SCOPES, House, Open
+from tests.certificates import Authority
+from tests.client import HeaderList, Message, as_json, ask
+from tests.support import EXECUTE, POLICIES, SCOPE, SCOPES, SECOND, Clock, House, Open
+from tests.tokens import AUDIENCE, ISSUER, RSA_KEY, claims, jwk, key_set, signed
 
-# A trusted proxy on loopback names the caller. Each role is held by a caller of its name.
-AUTH = {"proxy": {"header": "X-User", "groups_header": "X-Groups", "trusted": ["127.0.0.1"]}}
+# Each role is held by a caller of its name.
 BY_NAME = replace(POLICIES, roles=Roles({role: Holders(ids=(role,)) for role in ROLES}))
 RECONCILE = "/api/v1/executions/01961234-5678-7abc-8def-0123456789ab/reconcile"
 WANTED = {"incident_id": "inc_1", "action": "retry_agent", "intent": "a test"}
@@ -40,39 +46,107 @@ CALLS: tuple[tuple[str, str, str, Any, tuple[Role, ...]], ...] = (
 )
 
 
-async def called(house: House, listener: str, method: str, path: str, body: Any, user: str | None) -> Message:
-    headers = [] if user is None else [("X-User", user)]
-    if listener == "admin":
-        return await house.admin(method, path, body, headers)
-    if body is None:
-        return await house.data(method, path, headers)
-    kind, document = as_json(body)
-    return await house.data(method, path, [*kind, *headers], document)
+CALLERS = (*ROLES, "stranger")
 
 
+@dataclass
+class Presenting:
+    """How the callers of the table present themselves by one method: the sections of the configuration, and
+    for each caller its headers and its TLS context."""
+
+    sections: dict[str, Any]
+    # Of a caller: the headers on calls of the sidecar, and those on requests for the backend.
+    headers: Callable[[str], tuple[HeaderList, HeaderList]] = lambda _: ((), ())
+    tls: Callable[[str | None], ssl.SSLContext | None] = lambda _: None
+
+
+def by_tokens(folder: Path, now: int) -> Presenting:
+    secrets = {name: new_secret() for name in CALLERS}
+    made = [Token(name=name, digest=digest_of(secrets[name]), created_at=0) for name in CALLERS]
+    tokenfile.change(folder / "tokens.yaml", lambda _: made)
+    return Presenting({"auth": {"tokens": {"file": str(folder / "tokens.yaml")}}}, bearing(secrets))
+
+
+def by_jwt(folder: Path, now: int) -> Presenting:
+    (folder / "jwks.json").write_bytes(key_set(jwk(RSA_KEY, "k1")))
+    issuer = {"issuer": ISSUER, "audience": AUDIENCE, "jwks": str(folder / "jwks.json")}
+    return Presenting(
+        {"auth": {"jwt": issuer}},
+        bearing({name: signed(claims(now // SECOND, sub=name)) for name in CALLERS}),
+    )
+
+
+def by_mtls(folder: Path, now: int) -> Presenting:
+    authority = Authority(folder)
+    tls = authority.issue("served").settings(client_ca_file=authority.certificate_file)
+    listener = {"listen": "127.0.0.1:0", "tls": tls | {"client_certificate": "optional"}}
+    contexts = {name: authority.client(authority.issue(name, uris=[name])) for name in CALLERS}
+    return Presenting(
+        {"auth": {"mtls": {"id": "uri"}}, "data": listener, "admin": listener},
+        tls=lambda user: authority.client() if user is None else contexts[user],
+    )
+
+
+def by_proxy(folder: Path, now: int) -> Presenting:
+    proxy = {"header": "X-User", "groups_header": "X-Groups", "trusted": ["127.0.0.1"]}
+    return Presenting({"auth": {"proxy": proxy}}, lambda user: ([("X-User", user)],) * 2)
+
+
+def bearing(secrets: Mapping[str, str]) -> Callable[[str], tuple[HeaderList, HeaderList]]:
+    def headers(user: str) -> tuple[HeaderList, HeaderList]:
+        value = f"Bearer {secrets[user]}"
+        return [("Authorization", value)], [("Scopegate-Authorization", value)]
+
+    return headers
+
+
+PRESENTING: dict[str, Callable[[Path, int], Presenting]] = {
+    "tokens": by_tokens,
+    "jwt": by_jwt,
+    "mtls": by_mtls,
+    "proxy": by_proxy,
+}
+
+
+async def called(
+    house: House, presenting: Presenting, listener: str, method: str, path: str, body: Any, user: str | None
+) -> Message:
+    on_calls, on_requests = ((), ()) if user is None else presenting.headers(user)
+    kind, document = ([], None) if body is None else as_json(body)
+    address = house.sidecar.admin_address if listener == "admin" else house.sidecar.data_address
+    headers = on_requests if path == EXECUTE else on_calls
+    return await ask(address, method, path, [*kind, *headers], document, tls=presenting.tls(user))
+
+
+@pytest.mark.parametrize("by", PRESENTING)
 @pytest.mark.parametrize("call", CALLS, ids=[f"{method} {path}" for _, method, path, _, _ in CALLS])
 async def test_a_call_is_for_those_who_hold_its_role_and_each_refusal_is_recorded(
-    open_house: Open, call: tuple[str, str, str, Any, tuple[Role, ...]]
+    open_house: Open,
+    tmp_path: Path,
+    clock: Clock,
+    by: str,
+    call: tuple[str, str, str, Any, tuple[Role, ...]],
 ) -> None:
     listener, method, path, body, roles = call
-    house = await open_house(policies=BY_NAME, auth=AUTH)
-    for user in (*ROLES, "stranger", None):
-        answer = await called(house, listener, method, path, body, user)
+    presenting = PRESENTING[by](tmp_path, clock())
+    house = await open_house(policies=BY_NAME, **presenting.sections)
+    for user in (*CALLERS, None):
+        answer = await called(house, presenting, listener, method, path, body, user)
         if user in roles:
             assert answer.status not in (401, 403), answer.body
             continue
         refused = answer.json()
         assert (answer.status, refused["error"]) == (403, "role_required"), (user, answer.body)
         assert refused["role"] == roles[0]
-        found = await house.admin(
-            "GET", f"/api/v1/decisions/{refused['decision_id']}", None, [("X-User", "observer")]
+        found = await called(
+            house, presenting, "admin", "GET", f"/api/v1/decisions/{refused['decision_id']}", None, "observer"
         )
         record = found.json()
         assert (record["event"], record["decision_reason"]) == ("refused", "role_required")
         assert record["principal"] == {
             "id": user or "anonymous",
             "kind": "service",
-            "method": "none" if user is None else "proxy",
+            "method": "none" if user is None else by,
         }
     assert house.backend.seen == []
 
@@ -80,11 +154,13 @@ async def test_a_call_is_for_those_who_hold_its_role_and_each_refusal_is_recorde
 async def test_without_a_method_every_caller_may_make_every_call(open_house: Open) -> None:
     house = await open_house(policies=BY_NAME)
     for listener, method, path, body, _ in CALLS:
-        answer = await called(house, listener, method, path, body, "stranger")
+        answer = await called(house, Presenting({}), listener, method, path, body, None)
         assert answer.status not in (401, 403), (path, answer.body)
 
 
 async def test_health_and_metrics_ask_no_caller(open_house: Open) -> None:
-    house = await open_house(policies=BY_NAME, auth={**AUTH, "required": True})
+    house = await open_house(
+        policies=BY_NAME, auth={"proxy": {"header": "X-User", "trusted": ["unix"]}, "required": True}
+    )
     for path in ("/health/live", "/health/ready", "/metrics"):
         assert (await ask(house.sidecar.ops_address, "GET", path)).status == 200

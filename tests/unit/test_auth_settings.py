@@ -94,7 +94,7 @@ def test_the_admin_listener_leaves_loopback_only_with_a_method_and_tls(folder: P
     plain, secured = f"admin: {{listen: {address}}}\n", f"admin: {{listen: {address}, tls: {{{TLS}}}}}\n"
     no_method = (
         "c.yaml:2:9: admin.listen: must be a loopback address, because no method of auth is configured; "
-        "write 127.0.0.1:9901, or configure a method, such as auth.mtls.id, and "
+        "write 127.0.0.1:9901, or configure a method, such as auth.tokens.file, and "
         "admin.tls.certificate_file"
     )
     assert faults(folder, plain) == faults(folder, secured) == [no_method]

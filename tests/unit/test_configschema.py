@@ -116,6 +116,7 @@ GOOD: dict[str, list[Any]] = {
     "policies": ["x", "/a b/c/", ".."],
     "auth.required": [True, False],
     "auth.required_on": [["gated"], ["scopes"], ["gated", "scopes", "pass"]],
+    "auth.tokens.file": FILES,
     "auth.jwt.issuer": [None, "https://issuer.example"],
     "auth.jwt.audience": [None, "scopegate"],
     "auth.jwt.jwks": [None, "https://issuer.example/jwks", "jwks.json"],
@@ -127,7 +128,8 @@ GOOD: dict[str, list[Any]] = {
     "auth.proxy.header": [None, "X-User"],
     "auth.proxy.groups_header": [None, "X-Groups"],
     "auth.proxy.trusted": [[], ["10.1.2.3"], ["10.1.0.0/16", "unix"]],
-    **{f"auth.{method}.id_prefix": [None, "x:"] for method in ("jwt", "mtls", "proxy")},
+    "auth.principals": FILES,
+    **{f"auth.{method}.id_prefix": [None, "x:"] for method in ("tokens", "jwt", "mtls", "proxy")},
     "gate.routes[0].path": [
         *("/a", "**/a", "/a/{b}/c", "/A!\"$&'()+,-.:<=>@[]^_`|~z", "/", "/a/", "**/a/", "/a/{b}", "/a/{b}:c"),
         *("/a/{b...}", ["/a"], ["/a", "/a/"], ["/a", "/a/{b...}"]),
@@ -157,7 +159,7 @@ GOOD: dict[str, list[Any]] = {
 }
 # Keys of `auth` that the loader takes only together with another one, or with a method.
 NOT_ALONE = {
-    "auth.required",
+    *("auth.required", "auth.principals"),
     *("auth.jwt.issuer", "auth.jwt.audience", "auth.jwt.jwks", "auth.jwt.ca_file", "auth.mtls.id"),
     *("auth.proxy.header", "auth.proxy.groups_header", "auth.proxy.trusted"),
 }

@@ -169,7 +169,7 @@ LISTEN = 'expects host:port, for example "127.0.0.1:8000"'
         (
             "admin: {listen: 0.0.0.0:1}",
             "2:9: admin.listen: must be a loopback address, because no method of auth is configured; write "
-            "127.0.0.1:9901, or configure a method, such as auth.mtls.id, and admin.tls.certificate_file",
+            "127.0.0.1:9901, or configure a method, such as auth.tokens.file, and admin.tls.certificate_file",
         ),
         (
             "ops: {listen: 127.0.0.1:8000}",
@@ -1121,6 +1121,7 @@ auth:
 """
 OTHER_WITH_METHODS = {
     "auth.required": "true",
+    "auth.principals": "other.yaml",
     "auth.jwt.issuer": "https://b",
     "auth.jwt.audience": "b",
     "auth.jwt.jwks": "https://b/jwks",

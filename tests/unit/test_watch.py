@@ -49,7 +49,7 @@ class Noticed:
     """A reloader that watches its files."""
 
     def __init__(self, files: Files) -> None:
-        loaded, policies = files.read()
+        loaded, policies, _ = files.read()
         self.files = files
         self.live = Live(Snapshot(loaded.settings, policies))
         self.reloader = Reloader(files, live=self.live, metrics=Metrics(), clock=wall_clock)

@@ -106,7 +106,10 @@ def _judged(caller: Principal, query: Query, snapshot: Snapshot) -> Principal | 
         if not is_identifier(value):
             return wrong("invalid_request", name, f"must be {IDENTIFIER_RULE}")
     kind = cast("PrincipalKind | None", query.given.get("principal_kind"))
-    other = Identity(id=named, kind=kind, groups=listed).principal(snapshot.methods.names[0])
+    methods = snapshot.methods
+    other = methods.callers.principals.completed(Identity(id=named, kind=kind, groups=listed)).principal(
+        methods.names[0]
+    )
     # Operators of tenant `default` may look at all tenants.
     if caller.tenant_id != DEFAULT_TENANT and other.tenant_id != caller.tenant_id:
         return Refusal("tenant_mismatch", f"{named} is of another tenant.", {"tenant_id": caller.tenant_id})
@@ -221,8 +224,12 @@ EXPLAIN = Operation(
             "does before one in shadow, that one judges.",
         ),
         choice("principal", "Who executes, if that is not the caller; for operators."),
-        choice("principal_kind", "Its kind; `service` without this.", get_args(PrincipalKind)),
-        choice("principal_groups", "Its groups, separated by commas; none without this."),
+        choice(
+            "principal_kind", "Its kind; without this as `auth.principals` says.", get_args(PrincipalKind)
+        ),
+        choice(
+            "principal_groups", "Its groups, separated by commas; without this as `auth.principals` says."
+        ),
     ),
     body=Body(
         schema={"anyOf": [{"$ref": "#/components/schemas/ExecuteRequest"}, {}]},

@@ -89,7 +89,7 @@ class Identities:
     ) -> Found | None:
         """The principal by the first credential that is presented, if all of them are valid."""
         first: Principal | None = None
-        bearer = _bearer(fields, place, is_taken=methods.jwt is not None)
+        bearer = _bearer(fields, place, is_taken=methods.takes_bearers)
         if bearer is not None:
             found = bearer if isinstance(bearer, AuthFailure) else methods.bearer(bearer, self._clock())
             if isinstance(found, AuthFailure):
@@ -231,6 +231,7 @@ def _where(methods: Methods, place: Place) -> str:
     """What a caller can present, in words."""
     header = "Authorization: Bearer" if place == "call" else "Scopegate-Authorization: Bearer"
     ways = {
+        "tokens": f"a token ({header})",
         "jwt": f"a JSON Web Token ({header})",
         "mtls": "a client certificate",
         "proxy": "the header of the trusted proxy",
