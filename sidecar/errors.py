@@ -134,6 +134,18 @@ _ROWS: tuple[ErrorKind, ...] = (
         {"tenant_id": "default"},
     ),
     ErrorKind(
+        "frozen",
+        403,
+        "Executions are frozen",
+        "Wait until the freeze ends or is lifted; ask who set it, and why.",
+        {
+            "freeze_id": "01961234-5678-7abc-8def-0123456789ab",
+            "reason": "the primary is split",
+            "ends_at": "2026-01-31T12:34:56.000000+00:00",
+            "retry_after_seconds": 1740,
+        },
+    ),
+    ErrorKind(
         "policy_denied",
         403,
         "Policy denies this",
@@ -167,6 +179,13 @@ _ROWS: tuple[ErrorKind, ...] = (
         "No such execution scope",
         "Check the scope_id and the tenant; scopes are listed by incident.",
         _SCOPE,
+    ),
+    ErrorKind(
+        "freeze_not_found",
+        404,
+        "No such freeze",
+        "Check the freeze_id; `scopegate freezes --all` lists them.",
+        {"freeze_id": "01961234-5678-7abc-8def-0123456789ab"},
     ),
     ErrorKind(
         "decision_not_found",
@@ -251,6 +270,16 @@ _ROWS: tuple[ErrorKind, ...] = (
         {
             "member": "intent",
             "errors": [{"member": "/intent", "problem": "is required and must say why; it cannot be blank"}],
+        },
+    ),
+    ErrorKind(
+        "invalid_freeze",
+        422,
+        "The requested freeze is not valid",
+        "Correct the members that `errors` names.",
+        {
+            "member": "match",
+            "errors": [{"member": "/match", "problem": "is required; {} matches everything"}],
         },
     ),
     ErrorKind(
@@ -360,6 +389,8 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
         "methods that are configured.",
     },
     "tenant_id": {**_TEXT, "description": "The tenant of the caller."},
+    "freeze_id": {**_TEXT, "description": "The freeze that the request meets, or that does not exist."},
+    "reason": {**_TEXT, "description": "Why the freeze was set."},
     "body": {**_TEXTS, "description": "The kinds of body that are accepted: json, form, empty, any."},
     "bound": {
         **_TEXT,
@@ -386,12 +417,13 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "condition_error": {**_TEXT, "description": "Why a rule's condition could not be judged."},
     "ends_at": {
         "anyOf": [_TIME, _NULL],
-        "description": "When the brake ends. If it is null, the brake ends with the executions in flight.",
+        "description": "When the brake or the freeze ends. If it is null, the brake ends with the executions "
+        "in flight, and the freeze when it is lifted.",
     },
     "retry_after_seconds": {
-        "type": "integer",
-        "minimum": 1,
-        "description": "The seconds to wait before a retry, as in `Retry-After`; of a brake, until it ends.",
+        "anyOf": [{"type": "integer", "minimum": 1}, _NULL],
+        "description": "The seconds to wait before a retry, as in `Retry-After`; of a brake or a freeze, "
+        "until it ends. Null: a freeze that holds until it is lifted.",
     },
     "member": {**_TEXT, "description": "The first member that is missing or wrong."},
     "min_cost_usd": {

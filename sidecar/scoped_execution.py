@@ -46,6 +46,7 @@ What is refused
     ScopeExpired            400  scope_expired               scope_id, expires_at
     ScopeExhausted          400  scope_exhausted             scope_id, bound: max_attempts or max_cost_usd
     ScopeRefused            403  policy_denied               action: no policy lists it
+    ScopeRefused            403  frozen                      an operator has frozen it
     ScopeRefused            400  invalid_request             member: what has a wrong type or is missing
     ======================= ==== =========================== ============================================
 

@@ -30,8 +30,8 @@ def existing(file: Path) -> tuple[Token, ...]:
 
 
 def change(file: Path, changed: Callable[[tuple[Token, ...]], Sequence[Token]]) -> None:
-    """Replace the tokens of the file by what `changed` makes of them, with times in whole seconds. The file is
-    created if need be.
+    """Replace the tokens of the file by what `changed` makes of them, with times in whole seconds. If it
+    does not exist, it is created.
 
     Raises ConfigurationError if the present file cannot be read, and OSError if a new one cannot be written;
     then nothing is changed.

@@ -294,6 +294,12 @@ def _switch(decision: dict[str, Any]) -> str | None:
     return f"{plain(decision['decision_inputs'].get('policy_id'))} {position}"
 
 
+def _frozen(decision: dict[str, Any]) -> str | None:
+    from sidecar.core.freeze import describe
+
+    return describe(decision["details"]["match"], decision["details"]["except"])
+
+
 def _step(decision: dict[str, Any]) -> str | None:
     step = decision["details"].get("step_seconds")
     return f"{step:+.3f} s" if is_number(step) else None
@@ -337,6 +343,8 @@ WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
         _cost,
     ),
     "revoked": (_detail("cause"), _principal),
+    "frozen": (_frozen, _detail("reason"), _principal),
+    "unfrozen": (_frozen, _detail("reason"), _principal),
     "clock_accepted": (_step, _principal),
     "unlisted": (_line_of, _count, _principal),
     "switched": (_switch, _principal),

@@ -47,6 +47,8 @@ ELSEWHERE = {
     "decisions": ("decisions", "Decision records: list them, show one, follow new ones."),
     "executions": ("executions", "Executions: list them, and resolve those whose outcome is not known."),
     "explain": ("explain", "Ask a running sidecar whether it would admit an execution, and if not, why."),
+    "freeze": ("freezes", "Stop executions."),
+    "freezes": ("freezes", "List the freezes that are in force, newest first."),
     "health": ("status", "Check whether a sidecar is ready, and if not, why."),
     "log": ("log", "The decision log: verify it, sign it, export it."),
     "policy": ("policy", "Test policies, and decide recorded decisions again under another set."),
@@ -57,6 +59,7 @@ ELSEWHERE = {
         "Show whether a sidecar is ready, and if not, why; then its version, store, revisions and listeners.",
     ),
     "store": ("store", "The store: back it up, and accept the clock if the log disagrees with it."),
+    "unfreeze": ("freezes", "Lift a freeze."),
 }
 
 log_format_option = click.option(

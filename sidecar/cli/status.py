@@ -34,8 +34,15 @@ def _described(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     """The labelled lines of the answer. An older sidecar sends fewer members."""
     from datetime import UTC, datetime, timedelta
 
-    from sidecar.cli.tables import age, plain, size, when
+    from sidecar.cli.tables import age, moment, plain, size, when
+    from sidecar.core.freeze import describe
 
+    for each in found.get("freezes") or ():
+        ends = "until it is lifted" if each["ends_at"] is None else f"until {moment(each['ends_at'])}"
+        yield (
+            "FROZEN",
+            f"{describe(each['match'], each['except'])}; {ends}: {each['reason']} ({each['set_by']})",
+        )
     if found.get("ready") is not None:
         yield "gate", "ready" if found["ready"] else f"NOT READY: {_problems(found.get('checks') or {})}"
     up_since = datetime.now(UTC) - timedelta(seconds=found["uptime_seconds"])
@@ -121,4 +128,6 @@ def health(sidecar: Access, *, live: bool, as_json: bool) -> None:
         for name, check in checks.items():
             well_said = "no" if name == "draining" else "ok"
             click.echo(line(name, well_said if check["ok"] else check.get("reason") or "not ok"))
+        if answer.body.get("freezes_active"):
+            click.echo(line("frozen", f"{answer.body['freezes_active']} in force; see `scopegate freezes`"))
     sys.exit(0 if well else FAILED)

@@ -5,26 +5,25 @@ command at a time. The order of the commands is therefore the only concurrency t
 
 Two commands ask for a decision: granting a scope, and executing under one. `endings` holds the rules by which
 executions end. Each decision is judged in the same order:
-the bounds of the request and its scope, then the catalogue, then the rules. If nothing refuses the command,
-the decision holds the rows that change and the record.
+the bounds of the request and its scope, then the freezes, then the catalogue, then the rules. If nothing
+refuses the command, the decision holds the rows that change and the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sidecar.core import brakes, endings, idempotency
+from sidecar.core.applied import Applied, shadow_details
 from sidecar.core.bounds import (
     CATALOGUE_BOUNDS,
     SCOPE_BOUNDS,
     UNSCOPED_BOUNDS,
     BoundInput,
     judge,
-    never_spendable,
-    not_in_catalogue,
-    targets_required,
 )
 from sidecar.core.brakes import Use
 from sidecar.core.command import (
@@ -39,18 +38,18 @@ from sidecar.core.command import (
     Emit,
     Emitted,
     Issue,
-    Issued,
     Lapse,
+    LiftFreeze,
     NotEmitted,
     PassUnlisted,
     Reconcile,
     Recorded,
     Refuse,
-    Reply,
     Report,
     Revoke,
     Revoked,
     RunBound,
+    SetFreeze,
     Settle,
     Settled,
     Turn,
@@ -58,18 +57,18 @@ from sidecar.core.command import (
 )
 from sidecar.core.entries import clock_accepted_entry, gate_entry, switched_entry
 from sidecar.core.facts import Claims
-from sidecar.core.idempotency import Claim, Claimed, KeptAnswer
+from sidecar.core.freeze import Executing, frozen
+from sidecar.core.freezing import lift_freeze, set_freeze
+from sidecar.core.granting import issue
+from sidecar.core.idempotency import Claim, KeptAnswer
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
-from sidecar.core.policy import Rule, Subject
+from sidecar.core.policy import Rule
 from sidecar.core.record import Entry
 from sidecar.core.repeats import repeated, summary_of
 from sidecar.core.roles import role_required
 from sidecar.core.rules import (
-    GrantJudgment,
     Objection,
-    ScopeTerms,
-    granting,
     in_order,
     preview,
     refusal_by,
@@ -77,26 +76,11 @@ from sidecar.core.rules import (
 )
 from sidecar.core.scope import RELEASING, Execution, Scope
 from sidecar.core.state import State
-from sidecar.core.valueclass import valueclass
 from sidecar.errors import Refusal
 
 E = TypeVar("E", Settle, Report, Lapse, Reconcile)
 
 SHADOW_ROUTE = "the route is in shadow mode"
-
-
-@valueclass
-class Applied:
-    """The result of applying one command: the reply, the changes, the entry for the log."""
-
-    reply: Reply
-    scope: Scope | None = None
-    execution: Execution | None = None
-    entry: Entry | None = None
-    kept: bytes | None = None
-    turned: Turn | None = None
-    bound: Bind | None = None
-    claimed: Claimed | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,6 +131,9 @@ def _judgment(command: Admit, state: State, now: int, uses: list[tuple[Rule, Use
         waived = SHADOW_ROUTE
         found.append(Objection(refusal, None, shadow=True))
         refusal = None
+    if refusal is None and state.freezes:
+        # A freeze wins over shadow mode, and over the lack of a need for a scope.
+        refusal = _frozen(command, state, now)
     if refusal is not None:
         return Judgment(case=case, scope=None, refusal=refusal)
     consumed = None if waived is not None else case.granted
@@ -169,6 +156,19 @@ def _judgment(command: Admit, state: State, now: int, uses: list[tuple[Rule, Use
     )
 
 
+def _frozen(command: Admit, state: State, now: int) -> Refusal | None:
+    """The refusal of an execution, or of the repeat of one, by a freeze."""
+    entry = command.policies.action(command.claims.action or "")
+    executing = Executing(
+        claims=command.claims,
+        tenant_id=command.tenant_id,
+        principal=command.principal,
+        route=command.route,
+        risk=None if entry is None else entry.risk,
+    )
+    return frozen(state.freezes.values(), executing, now)
+
+
 def _objections(
     command: Admit, scope: Scope | None, state: State, now: int, uses: list[tuple[Rule, Use]] | None
 ) -> list[Objection]:
@@ -188,22 +188,18 @@ def admit(command: Admit, state: State, now: int) -> Applied:
     """Consume the scope, hold the cost and record it, or refuse."""
     repeated = None if command.claim is None else _repeated(command, command.claim, state, now)
     if repeated is not None:
-        return repeated
+        held = _frozen(command, state, now) if state.freezes else None
+        return repeated if held is None else _denied(command, held, now)
     claims, revision = command.claims, command.policies.revision
     found = _judgment(command, state, now)
-    details = _shadow_details(found.shadow)
+    details = shadow_details(found.shadow)
     if command.preview is not None and command.preview.conditional:
         # The conditions were judged at this time, which is earlier than the time of the record.
         details["judged_at"] = iso_time(command.preview.judged_at)
     if command.shadow:
         details["route_mode"] = "shadow"
     if found.refusal is not None:
-        if not command.record_denial:
-            return Applied(reply=Denied(found.refusal, None, found.objections))
-        return Applied(
-            reply=Denied(found.refusal, command.decision_id, found.objections),
-            entry=gate_entry(command, "refused", found.refusal, claims, revision, now, **details),
-        )
+        return _denied(command, found.refusal, now, found.objections, details)
     case, hold = found.case, found.case.hold
     consumed = found.scope
     if consumed is not None:
@@ -259,6 +255,23 @@ def admit(command: Admit, state: State, now: int) -> Applied:
     )
 
 
+def _denied(
+    command: Admit,
+    refusal: Refusal,
+    now: int,
+    objections: tuple[Objection, ...] = (),
+    details: Mapping[str, Any] = MappingProxyType({}),
+) -> Applied:
+    """The refusal of an execution, with its record unless the caller keeps it in a summary."""
+    if not command.record_denial:
+        return Applied(reply=Denied(refusal, None, objections))
+    revision = command.policies.revision
+    return Applied(
+        reply=Denied(refusal, command.decision_id, objections),
+        entry=gate_entry(command, "refused", refusal, command.claims, revision, now, **details),
+    )
+
+
 def _repeated(command: Admit, claim: Claim, state: State, now: int) -> Applied | None:
     """What the request gets if its idempotency key is claimed already."""
     claimed = state.claimed.get(claim.key)
@@ -268,136 +281,6 @@ def _repeated(command: Admit, claim: Claim, state: State, now: int) -> Applied |
     scope = None if execution is None else state.scopes.get(execution.scope_id or "")
     repeat = repeated(command, claim, claimed, execution, scope, now)
     return None if repeat is None else Applied(reply=repeat[0], entry=repeat[1])
-
-
-def _shadow_details(shadow: Iterable[Objection]) -> dict[str, Any]:
-    """The details that a record holds about refusals in shadow mode."""
-    would_refuse = [one.to_dict() for one in shadow]
-    return {"would_refuse": would_refuse} if would_refuse else {}
-
-
-# A grant ------------------------------------------------------------------------------------------------
-
-
-def issue(command: Issue, now: int) -> Applied:
-    """Grant a scope on the terms that the policies allow, or refuse it."""
-    requested = _terms(command)
-    found = command.judged or granted(command, now)
-    refusal = _not_granted(command) or refusal_by(found.objections)
-    if refusal is None:
-        # The rules come first, because they decide what the ceiling is.
-        lowered_by = found.lowered.get("max_cost_usd", ())
-        actions = command.scope.allowed_actions
-        refusal = never_spendable(command.policies, actions, found.terms.max_cost, lowered_by)
-    shadow = tuple(one for one in found.objections if one.shadow)
-    details = _shadow_details(shadow)
-    if command.judged is not None and found.conditional:
-        details["judged_at"] = iso_time(found.judged_at)
-    if refusal is not None:
-        denied = Denied(refusal, command.decision_id if command.record_denial else None, found.objections)
-        if not command.record_denial:
-            return Applied(reply=denied)
-        claims = _claims(replace(command.scope, scope_id=""))
-        details |= _term_details(command, requested)
-        return Applied(
-            reply=denied,
-            entry=gate_entry(
-                command,
-                "refused",
-                refusal,
-                claims,
-                command.policies.revision,
-                now,
-                gatekept="scope_grant",
-                **details,
-            ),
-        )
-    terms = found.terms
-    scope = replace(
-        command.scope,
-        max_attempts=terms.max_attempts,
-        max_cost=terms.max_cost,
-        created_at=now,
-        expires_at=now + terms.ttl_seconds * SECOND,
-    )
-    entry = gate_entry(
-        command,
-        "issued",
-        None,
-        _claims(scope),
-        command.policies.revision,
-        now,
-        gatekept="scope_grant",
-        expires_at=iso_time(scope.expires_at),
-        rules=found.lowered_by,
-        **_term_details(command, terms),
-        **details,
-    )
-    return Applied(reply=Issued(scope, command.decision_id, shadow), scope=scope, entry=entry)
-
-
-def granted(command: Issue, now: int) -> GrantJudgment:
-    """Judge a grant by the rules. They read nothing that only the store's writer knows."""
-    return granting(command.policies, _subjects(command, now), _terms(command), command.defaulted)
-
-
-def _terms(command: Issue) -> ScopeTerms:
-    scope = command.scope
-    return ScopeTerms(max_attempts=scope.max_attempts, ttl_seconds=command.ttl, max_cost=scope.max_cost)
-
-
-def _subjects(command: Issue, now: int) -> list[Subject]:
-    """One subject for each action of a grant, because the rules judge each action separately."""
-    scope = replace(command.scope, created_at=now)
-    claims = replace(_claims(scope), scope_id=None)
-    return [
-        subject_of(
-            replace(claims, action=action), scope.tenant_id, command.principal, command.policies, now, scope
-        )
-        for action in scope.allowed_actions
-    ]
-
-
-def _not_granted(command: Issue) -> Refusal | None:
-    """The refusal of a grant by the catalogue, or None."""
-    for action in command.scope.allowed_actions:
-        entry = command.policies.action(action)
-        if entry is None:
-            return not_in_catalogue(action)
-        if entry.targets_required and not command.scope.target_agents:
-            return targets_required(action)
-    return None
-
-
-def _claims(scope: Scope) -> Claims:
-    return Claims(
-        scope_id=scope.scope_id or None, incident_id=scope.incident_id, target_agents=scope.target_agents
-    )
-
-
-def _term_details(command: Issue, terms: ScopeTerms) -> dict[str, Any]:
-    """The terms of a grant for its record: the granted terms, or the refused ones."""
-    scope = command.scope
-    return {
-        "allowed_actions": list(scope.allowed_actions),
-        "max_attempts": terms.max_attempts,
-        "max_cost_usd": to_dollars(terms.max_cost),
-        "ttl_seconds": terms.ttl_seconds,
-        "defaulted": sorted(command.defaulted),
-        "intent": scope.intent,
-        "created_by": scope.created_by,
-        "created_by_verified": scope.proven_issuer is not None,
-    } | _further_terms(scope)
-
-
-def _further_terms(scope: Scope) -> dict[str, Any]:
-    """The terms that few grants have."""
-    further: dict[str, Any] = {}
-    if scope.executors:
-        further["executors"] = list(scope.executors)
-    if scope.on_behalf_of is not None:
-        further["on_behalf_of"] = {"id": scope.on_behalf_of, "verified": False}
-    return further
 
 
 def apply(command: Command, state: State, now: int) -> Applied:
@@ -410,7 +293,7 @@ def apply(command: Command, state: State, now: int) -> Applied:
                 return _answered(command, command.answer, state, now)
             return _end(endings.settle, command, state, now)
         case Refuse():
-            return _refuse(command, now)
+            return _refuse(command, state, now)
         case CountReplays():
             return Applied(reply=Recorded(command.decision_id), entry=summary_of(command, now))
         case PassUnlisted():
@@ -423,6 +306,10 @@ def apply(command: Command, state: State, now: int) -> Applied:
             return _emit(command, state, now)
         case Turn():
             return _turn(command, state, now)
+        case SetFreeze():
+            return set_freeze(command, state.freezes, now)
+        case LiftFreeze():
+            return lift_freeze(command, state.freezes, now)
         case Bind():
             count = len(state.unbound.get(command.request_id, ()))
             return Applied(reply=RunBound(count), bound=command if count else None)
@@ -444,7 +331,20 @@ def _counted(command: Refuse | PassUnlisted) -> dict[str, Any]:
     return {} if command.count == 1 else {"count": command.count, **(command.summary or {})}
 
 
-def _refuse(command: Refuse, now: int) -> Applied:
+def _refuse(command: Refuse, state: State, now: int) -> Applied:
+    if command.shadow and state.freezes:
+        # The request would be let through unread, and what is not known of it counts as frozen.
+        executing = Executing(
+            claims=command.claims,
+            tenant_id=command.tenant_id,
+            principal=command.principal,
+            route=command.route,
+            risk=None,
+        )
+        held = frozen(state.freezes.values(), executing, now)
+        if held is not None:
+            applied = _refuse(replace(command, refusal=held, shadow=False), state, now)
+            return replace(applied, reply=Denied(held, command.decision_id))
     counted = _counted(command)
     refusal: Refusal | None = command.refusal
     if command.line is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sidecar.core.facts import Claims
+from sidecar.core.freeze import Freeze, Pattern
 from sidecar.core.idempotency import Claim, KeptAnswer
 from sidecar.core.policy import PolicySet, RiskClass
 from sidecar.core.principal import ANONYMOUS, Principal
@@ -259,6 +260,33 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetFreeze:
+    """Put a freeze in force, until `ends_at` (microseconds since 1970) or until it is lifted. The freeze gets
+    the `decision_id` as its id, and holds in the tenant of its principal."""
+
+    decision_id: str
+    match: Pattern
+    reason: str
+    excepted: Pattern = field(default_factory=dict)
+    ends_at: int | None = None
+    request_id: str | None = None
+    principal: Principal = ANONYMOUS
+    origin: Origin = "api"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiftFreeze:
+    """Lift a freeze. The command is repeatable."""
+
+    decision_id: str
+    freeze_id: str
+    reason: str
+    request_id: str | None = None
+    principal: Principal = ANONYMOUS
+    origin: Origin = "api"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bind:
     """Bind a run to the records of a request that were made before the run existed."""
 
@@ -293,6 +321,8 @@ Command = (
     | Reconcile
     | Emit
     | Turn
+    | SetFreeze
+    | LiftFreeze
     | Bind
     | AcceptClock
 )
@@ -403,6 +433,18 @@ class Turned:
 
 
 @dataclass(frozen=True, slots=True)
+class FreezeSet:
+    freeze: Freeze
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeLifted:
+    """A freeze was lifted, by this command or before."""
+
+    freeze: Freeze
+
+
+@dataclass(frozen=True, slots=True)
 class RunBound:
     """A run was bound. `count` is the number of records that it was bound to."""
 
@@ -420,4 +462,16 @@ class ClockAccepted:
 
 Granting = Issued | Admitted | Denied | Revoked
 Ending = Settled | NotInFlight | Repeated
-Reply = Granting | Ending | Replayed | Recorded | Emitted | NotEmitted | Turned | RunBound | ClockAccepted
+Freezing = FreezeSet | FreezeLifted
+Reply = (
+    Granting
+    | Ending
+    | Freezing
+    | Replayed
+    | Recorded
+    | Emitted
+    | NotEmitted
+    | Turned
+    | RunBound
+    | ClockAccepted
+)

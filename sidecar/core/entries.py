@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from sidecar.core.command import (
     AcceptClock,
@@ -12,16 +12,19 @@ from sidecar.core.command import (
     CountReplays,
     Issue,
     Lapse,
+    LiftFreeze,
     PassUnlisted,
     Reconcile,
     Refuse,
     Report,
     RequestLine,
     Revoke,
+    SetFreeze,
     Settle,
     Turn,
 )
 from sidecar.core.facts import Claims
+from sidecar.core.freeze import Freeze, written
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
 from sidecar.core.principal import PrincipalKind
@@ -215,6 +218,36 @@ def switched_entry(command: Turn, *, was_on: bool, now: int) -> Entry:
             request_id=command.request_id,
             decided_at=now,
             details={"on": command.on, "was_on": was_on, "rules": []},
+        ),
+    )
+
+
+def freeze_entry(
+    command: SetFreeze | LiftFreeze, event: Literal["frozen", "unfrozen"], freeze: Freeze, now: int
+) -> Entry:
+    """The entry of a freeze that was set or lifted: what it matches, why, and until when."""
+    details: dict[str, Any] = {
+        "freeze_id": freeze.freeze_id,
+        "reason": command.reason,
+        "match": written(freeze.match),
+        "except": written(freeze.excepted),
+        "ends_at": None if freeze.ends_at is None else iso_time(freeze.ends_at),
+        "rules": [],
+    }
+    return Entry(
+        event=event,
+        origin=command.origin,
+        principal=command.principal,
+        record=Record(
+            decision_id=command.decision_id,
+            decision_source=source_of(command.principal.kind),
+            decision_type=DecisionType.POLICY,
+            decision_outcome=DecisionOutcome.SELECTED,
+            decision_inputs={"policy_id": "freeze", "principal": command.principal.id},
+            tenant_id=freeze.tenant_id,
+            request_id=command.request_id,
+            decided_at=now,
+            details=details,
         ),
     )
 

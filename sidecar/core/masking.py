@@ -31,6 +31,11 @@ IDENTITY: tuple[Tokens, ...] = (
     ("details", "policy_revision"),
     ("details", "rules"),
     ("details", "count"),
+    # What a freeze matches, and until when.
+    ("details", "freeze_id"),
+    ("details", "match"),
+    ("details", "except"),
+    ("details", "ends_at"),
 )
 
 

@@ -26,6 +26,8 @@ Event = Literal[
     "reconciled",
     "emitted",
     "switched",
+    "frozen",
+    "unfrozen",
     "clock_accepted",
     "unlisted",
 ]

@@ -12,13 +12,17 @@ from sidecar.core.command import (
     Command,
     Emit,
     Lapse,
+    LiftFreeze,
     Reconcile,
+    Refuse,
     Report,
     Revoke,
+    SetFreeze,
     Settle,
     Switch,
     Turn,
 )
+from sidecar.core.freeze import Freeze
 from sidecar.core.idempotency import Claimed
 from sidecar.core.instant import SECOND
 from sidecar.core.scope import Execution, Scope
@@ -32,7 +36,8 @@ class Names:
     `groups` maps each group to a time in microseconds: its admissions after that time are loaded, and those
     still in flight, but never executions that were not sent. `once` are keys under which a record is kept
     once. `requests` are request ids; their records without a run are loaded. `keys` are digests of
-    idempotency keys; the execution that holds each is loaded with it.
+    idempotency keys; the execution that holds each is loaded with it. `freezes` are ids of freezes. With
+    `frozen_at`, the freezes that are in force at this time are loaded, too.
     """
 
     scopes: Sequence[str] = ()
@@ -42,6 +47,8 @@ class Names:
     switches: Sequence[Switch] = ()
     requests: Sequence[str] = ()
     keys: Sequence[bytes] = ()
+    freezes: Sequence[str] = ()
+    frozen_at: int | None = None
 
 
 def names(commands: Iterable[Command], now: int) -> Names:
@@ -53,9 +60,12 @@ def names(commands: Iterable[Command], now: int) -> Names:
     switches: dict[Switch, None] = {}
     requests: dict[str, None] = {}
     keys: dict[bytes, None] = {}
+    freezes: dict[str, None] = {}
+    frozen_at: int | None = None
     for command in commands:
         match command:
             case Admit(claims=claims):
+                frozen_at = now
                 if claims.scope_id is not None:
                     scopes[claims.scope_id] = None
                 if command.claim is not None:
@@ -79,6 +89,10 @@ def names(commands: Iterable[Command], now: int) -> Names:
                     switches[command.unless_switched] = None
             case Turn():
                 switches[command.switch] = None
+            case Refuse(shadow=True) | SetFreeze():
+                frozen_at = now
+            case LiftFreeze():
+                freezes[command.freeze_id] = None
             case Bind():
                 requests[command.request_id] = None
             case _:
@@ -91,6 +105,8 @@ def names(commands: Iterable[Command], now: int) -> Names:
         switches=tuple(switches),
         requests=tuple(requests),
         keys=tuple(keys),
+        freezes=tuple(freezes),
+        frozen_at=frozen_at,
     )
 
 
@@ -103,7 +119,7 @@ class State:
     counting once its answer is known. Without it, every decision counts all of them. `kept` holds the keys
     whose record exists already. `on` holds the switches that are on. `unbound` maps each named request
     to the sequence numbers of its pre-run records that have no run. `claimed` holds the idempotency keys that
-    are claimed, by their digests.
+    are claimed, by their digests. `freezes` holds the named freezes and those in force, by their ids.
     """
 
     scopes: Mapping[str, Scope] = field(default_factory=dict)
@@ -114,3 +130,4 @@ class State:
     on: Set[Switch] = frozenset()
     unbound: Mapping[str, Sequence[int]] = field(default_factory=dict)
     claimed: Mapping[bytes, Claimed] = field(default_factory=dict)
+    freezes: Mapping[str, Freeze] = field(default_factory=dict)

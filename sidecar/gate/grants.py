@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sidecar.core.apply import granted
 from sidecar.core.bounds import incomplete
-from sidecar.core.command import Admit, Denied, Issue, Issued, Reply, Revoke, Revoked
-from sidecar.core.facts import Claims
-from sidecar.core.principal import Principal
+from sidecar.core.command import Admit, Denied, Issue, Issued, Refuse, Reply, Revoke, Revoked
+from sidecar.core.granting import granted
 from sidecar.core.rules import Objection
 from sidecar.core.scope import Scope
 from sidecar.errors import Refusal, StoreUnavailable
@@ -17,7 +15,7 @@ from sidecar.gate.messages import Prediction, Refused, RequestFacts
 from sidecar.gate.observer import Observer
 from sidecar.ids import new_decision_id
 from sidecar.live.snapshot import Snapshot
-from sidecar.store.batch import Store, predicted
+from sidecar.store.batch import Store, freeze_on, predicted
 
 
 class Grants:
@@ -76,9 +74,7 @@ class Grants:
         self._observer.allowed(facts, reply.shadow if isinstance(reply, Issued) else ())
         return reply
 
-    async def explain(
-        self, claims: Claims, tenant_id: str, principal: Principal, snapshot: Snapshot, *, shadow: bool
-    ) -> Prediction:
+    async def explain(self, facts: RequestFacts, snapshot: Snapshot, *, shadow: bool) -> Prediction:
         """Predict the decision on an execution with the same judgment. `shadow` is true on a shadow route.
 
         It consumes and records nothing (G10). Raises StoreUnavailable.
@@ -86,22 +82,23 @@ class Grants:
         unready = self._gate.unready(snapshot)
         if unready is not None or snapshot.policies is None:
             return Prediction(refusal=unready.refusal if unready else None)
-        missing = incomplete(claims) if shadow else None
+        missing = incomplete(facts.claims) if shadow else None
         if missing is not None:
-            return self.unread(missing, snapshot, shadow=True)
+            return await self.unread(missing, facts, snapshot, shadow=True)
         command = Admit(
             decision_id=new_decision_id(),
-            claims=claims,
+            claims=facts.claims,
             policies=snapshot.policies,
-            tenant_id=tenant_id,
-            principal=principal,
+            tenant_id=facts.tenant_id,
+            principal=facts.principal,
+            route=facts.route,
             scope_required_from=snapshot.settings.gate.scope_required_from,
             shadow=shadow,
         )
         now = self._store.now()
         found = await predicted(self._store.engine, command, now)
         scope = found.case.scope
-        mine = scope is not None and scope.tenant_id == tenant_id
+        mine = scope is not None and scope.tenant_id == facts.tenant_id
         return Prediction(
             refusal=found.refusal,
             scope=scope if mine else None,
@@ -112,11 +109,26 @@ class Grants:
             now=now,
         )
 
-    def unread(self, refusal: Refusal, snapshot: Snapshot, *, shadow: bool) -> Prediction:
-        """Explain a request that cannot be judged. It is refused, or passed through on a shadow route."""
+    async def unread(
+        self, refusal: Refusal, facts: RequestFacts, snapshot: Snapshot, *, shadow: bool
+    ) -> Prediction:
+        """Explain a request that cannot be judged. It is refused, or passed through on a shadow route unless
+        a freeze holds. Raises StoreUnavailable."""
         if not shadow:
             return Prediction(refusal=refusal)
         unready = self._gate.unready(snapshot)
         if unready is not None:
             return Prediction(refusal=unready.refusal)
+        command = Refuse(
+            decision_id=new_decision_id(),
+            refusal=refusal,
+            claims=facts.claims,
+            tenant_id=facts.tenant_id,
+            principal=facts.principal,
+            route=facts.route,
+            shadow=True,
+        )
+        frozen = await freeze_on(self._store.engine, command, self._store.now())
+        if frozen is not None:
+            return Prediction(refusal=frozen)
         return Prediction(refusal=None, shadow=(Objection(refusal, None, shadow=True),))

@@ -105,11 +105,19 @@ class RefusalLog:
         """
         command = self._command(refusal, facts, 1, None, shadow=True)
         try:
-            await self._store.submit(command, late=lambda reply: self.take_back(command.decision_id, facts))
+            reply = await self._store.submit(
+                command, late=lambda reply: self._undo(reply, command.decision_id, facts)
+            )
         except StoreUnavailable as exc:
             return await self.unconfirmed(exc, facts)
+        if isinstance(reply, Denied):  # a freeze wins over shadow mode
+            return await self.denied(reply, facts)
         self._observer.allowed(facts, [Objection(refusal, None, shadow=True)])
         return command.decision_id
+
+    def _undo(self, reply: Reply, decision_id: str, facts: RequestFacts) -> None:
+        if not isinstance(reply, Denied):
+            self.take_back(decision_id, facts)
 
     def take_back(self, decision_id: str, facts: RequestFacts, count: int = 1) -> None:
         """Record that requests were refused, because the record of their pass was committed too late."""

@@ -116,7 +116,7 @@ class GateRecord:
         Raises KeyError, TypeError or ValueError if no sidecar wrote the envelope.
         """
         read = orjson.loads(envelope)
-        if read["event"] in ("emitted", "switched"):
+        if read["event"] in ("emitted", "switched", "frozen", "unfrozen"):
             return None
         record = read["record"]
         return cls(

@@ -25,10 +25,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sidecar.core import apply as deciding
+from sidecar.core.apply import judgment
 from sidecar.core.brakes import AdmissionGroup, groups_for
 from sidecar.core.command import Admit, Denied, Issue
 from sidecar.core.facts import Claims
+from sidecar.core.granting import issue
 from sidecar.core.instant import SECOND
 from sidecar.core.policy import SCOPE_FACTS, ActionPolicy, Phase, PolicySet, RiskClass, Rule, Subject
 from sidecar.core.rules import TERMS, preview, subject_of
@@ -185,7 +186,7 @@ class Replay:
         if claims.scope_id is not None:
             scope = _kept_to(record, claims, granted, entry)
         state = self._executions.before(subject, {} if scope is None else {scope.scope_id: scope})
-        found = deciding.judgment(command, state, record.now)
+        found = judgment(command, state, record.now)
         return _verdict(
             found.refusal,
             [one.to_dict() for one in found.shadow],
@@ -212,7 +213,7 @@ class Replay:
             defaulted=request.defaulted,
             principal=record.principal,
         )
-        decided = deciding.issue(command, record.now)
+        decided = issue(command, record.now)
         assert decided.entry is not None
         details = decided.entry.record.details
         refusal = decided.reply.refusal if isinstance(decided.reply, Denied) else None

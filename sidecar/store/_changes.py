@@ -11,6 +11,7 @@ from sidecar.core.apply import apply
 from sidecar.core.brakes import groups_containing
 from sidecar.core.chain import link
 from sidecar.core.command import AcceptClock, Admit, Bind, Command, Issue, Reply, Switch, Turn
+from sidecar.core.freeze import Freeze
 from sidecar.core.idempotency import Claimed
 from sidecar.core.record import CausalRole, Entry
 from sidecar.core.scope import Execution, Scope
@@ -44,6 +45,7 @@ def apply_all(
     on = set(state.on)
     unbound = {request_id: list(seqs) for request_id, seqs in state.unbound.items()}
     claimed = dict(state.claimed)
+    freezes = dict(state.freezes)
     running = State(
         scopes=scopes,
         executions=executions,
@@ -53,6 +55,7 @@ def apply_all(
         on=on,
         unbound=unbound,
         claimed=claimed,
+        freezes=freezes,
     )
     issued: dict[str, Scope] = {}
     changed_scopes: dict[str, Scope] = {}
@@ -63,6 +66,7 @@ def apply_all(
     turned: dict[Switch, Turn] = {}
     bound: list[tuple[int, Bind]] = []
     changed_claims: dict[bytes, Claimed] = {}
+    changed_freezes: dict[str, Freeze] = {}
     unlogged, logged = dict(head.unlogged), dict[int, str]()
     seq, hash_ = head.seq, head.hash
     for command in commands:
@@ -103,6 +107,9 @@ def apply_all(
         if applied.turned is not None:
             (on.add if applied.turned.on else on.discard)(applied.turned.switch)
             turned[applied.turned.switch] = applied.turned
+        if applied.freeze is not None:
+            freeze_id = applied.freeze.freeze_id
+            freezes[freeze_id] = changed_freezes[freeze_id] = applied.freeze
         if applied.bound is not None:
             bound += [(of_request, applied.bound) for of_request in unbound[applied.bound.request_id]]
             unlogged |= dict.fromkeys(unbound[applied.bound.request_id], applied.bound.run_id)
@@ -120,6 +127,7 @@ def apply_all(
         logged=list(logged),
         stepped=sum(command.before - now for command in commands if _steps_back(command, now)),
         claimed=list(changed_claims.values()),
+        freezes=list(changed_freezes.values()),
     )
     return changes, ChainHead(head.writer, seq, hash_, now if log else head.time, unlogged)
 

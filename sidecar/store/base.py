@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from sidecar.core.command import Bind, Switch, Turn
+from sidecar.core.freeze import Freeze
 from sidecar.core.idempotency import Claimed
 from sidecar.core.record import Entry
 from sidecar.core.scope import Execution, Scope, ScopeStatus
@@ -51,7 +52,7 @@ class Changes:
     pairs the sequence number of a record with its run. `logged` are the records whose binding the log names
     from now on. `now` is the time of the whole transaction. `stepped` is the number of microseconds to
     subtract from the admission time of every execution that was admitted after `now`. `claimed` are
-    idempotency keys in their new state.
+    idempotency keys in their new state, and so are `freezes`.
     """
 
     now: int
@@ -66,6 +67,7 @@ class Changes:
     logged: Sequence[int] = ()
     stepped: int = 0
     claimed: Sequence[Claimed] = ()
+    freezes: Sequence[Freeze] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,12 @@ class Engine(Protocol):
         """Whether a record is kept under this key."""
 
     async def is_on(self, switch: Switch) -> bool: ...
+
+    async def freezes_in_force(self, now: int) -> Sequence[Freeze]:
+        """The freezes in force, the newest first."""
+
+    async def freezes(self, *, limit: int) -> Sequence[Freeze]:
+        """The newest freezes, whether or not they are in force, the newest first."""
 
     async def executions(self, wanted: ExecutionsWanted, *, before: str | None, limit: int) -> Page: ...
 

@@ -23,13 +23,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.clock import SETTLE_SECONDS, Clock, Moment, Timekeeper
-from sidecar.core.apply import Judgment, judgment
+from sidecar.core.apply import Judgment, apply, judgment
 from sidecar.core.chain import GENESIS
 from sidecar.core.command import (
     AcceptClock,
     Admit,
     Bind,
     Command,
+    Denied,
     Emit,
     Issue,
     PassUnlisted,
@@ -38,7 +39,14 @@ from sidecar.core.command import (
     Settle,
 )
 from sidecar.core.state import State, names
-from sidecar.errors import ClockUnsettled, CommandFailed, StoreClosed, StoreOverloaded, StoreUnavailable
+from sidecar.errors import (
+    ClockUnsettled,
+    CommandFailed,
+    Refusal,
+    StoreClosed,
+    StoreOverloaded,
+    StoreUnavailable,
+)
 from sidecar.store._changes import Masking, apply_all
 from sidecar.store._rehearsal import rehearsed
 from sidecar.store.base import ChainHead, Changes, Engine, StoreObserver
@@ -447,6 +455,15 @@ async def predicted(engine: Engine, command: Admit, now: int) -> Judgment:
     Raises StoreUnavailable.
     """
     return await engine.look(names([command], now), lambda state: judgment(command, state, now))
+
+
+async def freeze_on(engine: Engine, command: Refuse, now: int) -> Refusal | None:
+    """The freeze that would stop a request which its shadow route lets through unread. It changes nothing.
+
+    Raises StoreUnavailable.
+    """
+    reply = await engine.look(names([command], now), lambda state: apply(command, state, now).reply)
+    return reply.refusal if isinstance(reply, Denied) else None
 
 
 def _has_result(reply: asyncio.Future[Reply]) -> bool:

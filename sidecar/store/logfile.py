@@ -87,6 +87,10 @@ class LogFile:
         """The first row of a query; None if it finds none."""
         return self._connection.execute(sql).fetchone()
 
+    def rows(self, sql: str) -> Iterator[Any]:
+        """The rows of a query."""
+        return iter(self._connection.execute(sql))
+
     def pages(self, columns: str, after: int, last: int) -> Iterator[list[Any]]:
         """Yield the records after `after` up to `last` in order, in pages. The first column is the seq.
 

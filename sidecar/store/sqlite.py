@@ -19,13 +19,16 @@ import orjson
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.chain import GENESIS
 from sidecar.core.command import Switch
+from sidecar.core.freeze import Freeze
 from sidecar.core.scope import Execution, Scope
 from sidecar.core.state import Names, State
 from sidecar.errors import StoreUnavailable
+from sidecar.store import _freezes as freezerows
 from sidecar.store import _keys as keys
 from sidecar.store import _rows as rows
 from sidecar.store._admission_cache import AdmissionCache, Overlaid
 from sidecar.store._footprint import measured
+from sidecar.store._freezes import FreezesInForce
 from sidecar.store._lately import LatelyWritten
 from sidecar.store._migrate import migrate
 from sidecar.store._ownership import Ownership
@@ -66,8 +69,9 @@ def load(
     names: Names,
     cache: AdmissionCache | None = None,
     lately: LatelyWritten | None = None,
+    freezes: FreezesInForce | None = None,
 ) -> State:
-    """Load the named rows. Rows that `cache` and `lately` hold are not read again."""
+    """Load the named rows. Rows that `cache`, `lately` and `freezes` hold are not read again."""
     lately = lately or LatelyWritten()
     claimed = keys.load(connection, names.keys) if names.keys else {}
     holders = [each.admission_id for each in claimed.values()] if claimed else ()
@@ -105,6 +109,7 @@ def load(
         on=frozenset(on),
         unbound=unbound,
         claimed=claimed,
+        freezes=(freezes or FreezesInForce()).load(connection, names),
     )
 
 
@@ -196,6 +201,7 @@ class SqliteEngine:
         self._full_sync = True
         self._admissions = AdmissionCache(counted)
         self._lately = LatelyWritten()
+        self._freezes = FreezesInForce()
 
     # The writer --------------------------------------------------------------------------------
 
@@ -232,8 +238,8 @@ class SqliteEngine:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 if self._lately.check(connection):
-                    self._admissions.forget()
-                changes = decide(load(connection, names, self._admissions, self._lately))
+                    self._forget()
+                changes = decide(load(connection, names, self._admissions, self._lately, self._freezes))
                 _save(connection, changes)
                 self._check_files()
                 connection.execute("COMMIT")
@@ -247,6 +253,7 @@ class SqliteEngine:
                 self._forget()
             self._admissions.learn((*changes.admitted, *changes.executions))
             self._lately.learn(changes)
+            self._freezes.learn(changes)
             self._rows_since_checkpoint += (
                 len(changes.scopes) + len(changes.admitted) + len(changes.executions) + len(changes.log)
             )
@@ -277,6 +284,7 @@ class SqliteEngine:
     def _forget(self) -> None:
         self._admissions.forget()
         self._lately.forget()
+        self._freezes.forget()
 
     def _sync(self, connection: sqlite3.Connection, *, full: bool) -> None:
         if full != self._full_sync:
@@ -431,6 +439,13 @@ class SqliteEngine:
     async def is_on(self, switch: Switch) -> bool:
         return bool(await self._rows(IS_ON, (switch,)))
 
+    async def freezes_in_force(self, now: int) -> Sequence[Freeze]:
+        found = await self._rows(f"{freezerows.IN_FORCE} ORDER BY set_at DESC, freeze_id DESC", (now,))
+        return [freezerows.from_row(row) for row in found]
+
+    async def freezes(self, *, limit: int) -> Sequence[Freeze]:
+        return [freezerows.from_row(row) for row in await self._rows(freezerows.NEWEST, (limit,))]
+
     async def executions_of(self, scope_id: str) -> Sequence[Execution]:
         # The log has an index by scope. Executions have none, because it would make settlements slower.
         found = await self._rows(
@@ -519,6 +534,8 @@ def _save(connection: sqlite3.Connection, changes: Changes) -> None:
     if changes.claimed:
         _write_all(connection, keys.SAVE, [keys.claimed_to_row(each) for each in changes.claimed])
         keys.forget_some(connection, now, 2 * len(changes.claimed))
+    if changes.freezes:
+        _write_all(connection, freezerows.SAVE, [freezerows.to_row(each) for each in changes.freezes])
     if changes.kept:
         connection.executemany(_KEEP, changes.kept)
     if changes.turned:

@@ -26,8 +26,10 @@ from typing import Any
 import orjson
 
 from sidecar.core.chain import GENESIS
+from sidecar.core.freeze import written
 from sidecar.core.instant import iso_time
 from sidecar.errors import LogTampered, StoreUnavailable
+from sidecar.store import _freezes as freezerows
 from sidecar.store._migrate import migrations
 from sidecar.store.attestation import NONE, Attestation, Attested
 from sidecar.store.logfile import READ_ERRORS, START, LogFile, damage_of, opened, schema_of
@@ -59,6 +61,19 @@ _STRAY_SWITCH = """
     WHERE switches.is_on IS NOT COALESCE(turned.is_on, switches.is_on)
         OR switches.changed_at IS NOT turned.decided_at
     ORDER BY name"""
+# Each freeze, with what the records that set and lifted it say.
+_FREEZES = f"""
+    SELECT frozen.decided_at, frozen.tenant_id, frozen.envelope, unfrozen.decided_at,
+        json_extract(CAST(unfrozen.envelope AS TEXT), '$.record.details.freeze_id'), freezes.*
+    FROM (SELECT {freezerows.COLUMNS} FROM freezes) AS freezes
+    LEFT JOIN decisions AS frozen ON frozen.decision_id = freeze_id AND frozen.event = 'frozen'
+    LEFT JOIN decisions AS unfrozen ON unfrozen.decision_id = lifted_in AND unfrozen.event = 'unfrozen'"""
+_LOST_FREEZE = """
+    SELECT decision_id FROM decisions WHERE event = 'frozen' AND decision_id NOT IN
+        (SELECT freeze_id FROM freezes)
+    UNION ALL
+    SELECT decision_id FROM decisions WHERE event = 'unfrozen' AND decision_id NOT IN
+        (SELECT lifted_in FROM freezes WHERE lifted_in IS NOT NULL) LIMIT 1"""
 _STRAY_KEY = """
     SELECT hex(key), decision_id FROM kept_once
     WHERE NOT EXISTS (SELECT 1 FROM decisions WHERE decisions.decision_id = kept_once.decision_id) LIMIT 1"""
@@ -151,6 +166,7 @@ def _check_beside(log: LogFile, beside: str | None) -> None:
         name, seq = stray
         wrong = "was never turned by a record" if seq is None else f"does not stand as record {seq} left it"
         raise LogTampered(f"the switch {name} {wrong}")
+    _check_freezes(log, found)
     if stray := log.first(_STRAY_KEY):
         raise LogTampered(
             f"the key {stray[0]} in kept_once names decision {stray[1]}, which is not in the log"
@@ -162,6 +178,27 @@ def _check_beside(log: LogFile, beside: str | None) -> None:
     for bound, run_id in log.unlogged():
         if missing := _wrong_binding(log, bound, run_id, "what the next record is to say"):
             raise LogTampered(missing)
+
+
+def _check_freezes(log: LogFile, schema: Sequence[Any]) -> None:
+    """Check that the freezes are those that the log has set, and that those are lifted that it has lifted."""
+    if not any(row[1:3] == ("table", "freezes") for row in schema):
+        return  # a log of an older release has none
+    if lost := log.first(_LOST_FREEZE):
+        raise LogTampered(f"the freeze that record {lost[0]} set or lifted is not as that record left it")
+    for set_at, tenant_id, envelope, lifted_at, lifted, *row in log.rows(_FREEZES):
+        freeze = freezerows.from_row(tuple(row))
+        said = {} if envelope is None else orjson.loads(envelope)["record"]["details"]
+        stored = {
+            "match": written(freeze.match),
+            "except": written(freeze.excepted),
+            "ends_at": None if freeze.ends_at is None else iso_time(freeze.ends_at),
+        }
+        differing = [name for name, value in stored.items() if said.get(name, value) != value]
+        proven = (freeze.set_at, freeze.tenant_id, freeze.lifted_at) == (set_at, tenant_id, lifted_at)
+        if differing or not proven or lifted not in (None, freeze.freeze_id):
+            what = f" ({', '.join(differing)})" if differing else ""
+            raise LogTampered(f"the freeze {freeze.freeze_id} is not as its records left it{what}")
 
 
 def _wrong_binding(log: LogFile, bound: int, run_id: str, source: str) -> str | None:

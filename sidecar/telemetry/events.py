@@ -44,8 +44,11 @@ FIELDS: Mapping[str, str] = {
     "drain_seconds": "the time that requests in flight have to end",
     "duration_ms": "milliseconds from the request's head to the end of its answer",
     "error": "the error code of the answer",
+    "ends_at": "when the freeze ends; null: when it is lifted",
     "excepted": "the paths that pass in any case, by `gate.unlisted.except`",
     "errors": "every mistake in the files, each with file, line, column and key",
+    "freeze_id": "the freeze, which is also the decision that set it",
+    "frozen": "what is frozen, in words",
     "gated_routes": "the number of routes that are enforced",
     "ignored": "the keys of the set that verify no signatures here, each with its place and the reason",
     "http_status": "the status of the backend's answer; null: there was none",
@@ -64,8 +67,10 @@ FIELDS: Mapping[str, str] = {
     "`Idempotency-Key`), an error code, or the end of a pass-through request; "
     "of a reconciled execution `executed` or `not_executed`",
     "path": "the path of the request, without its query",
+    "principal": "the id of the caller that asked for it",
     "policy_revision": "the hash of the policies that are now in force",
     "says": "one sentence about what callers may do, and why",
+    "reason": "why, as the caller says",
     "reads": "what becomes of unlisted GET, HEAD, OPTIONS and WebSockets: `pass`, `record` or `refuse`",
     "remote": "the address of the client, or of the proxy before the sidecar",
     "request_id": "the request's X-Request-Id; the sidecar makes one for a request without it",
@@ -357,6 +362,16 @@ class LogEvent(Enum):
         "the wall clock was accepted",
         "An operator accepted the wall clock. The sidecar's time moved by `step_seconds`.",
         "decision_id step_seconds",
+    )
+    FROZEN = _WEB.warning(
+        "frozen",
+        "An operator froze executions: none that matches is admitted.",
+        "freeze_id principal frozen reason ends_at",
+    )
+    UNFROZEN = _WEB.info(
+        "unfrozen",
+        "An operator lifted a freeze.",
+        "freeze_id principal reason",
     )
     RECONCILED = _WEB.info(
         "reconciled",

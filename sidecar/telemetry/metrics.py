@@ -287,6 +287,12 @@ class Metrics:
         "Executions that were answered and wait for their report.",
         measured=True,
     )
+    freezes_active = Metric(
+        Gauge,
+        "scopegate_freezes_active",
+        "Freezes that stop executions now.",
+        measured=True,
+    )
     oldest_unknown = Metric(
         Gauge,
         "scopegate_oldest_unknown_execution_seconds",

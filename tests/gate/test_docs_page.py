@@ -61,6 +61,7 @@ async def test_every_curl_line_is_a_request_that_its_listener_takes(open_house: 
             assert answer.json()["error"] in {
                 "completion_refused",
                 "decision_not_found",
+                "freeze_not_found",
                 "scope_not_found",
                 "reload_refused",
             }, (name, answer.body)

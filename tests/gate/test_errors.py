@@ -22,17 +22,17 @@ STATUSES = {
     400: "scoped_execution_required scope_exhausted scope_expired scope_revoked invalid_request "
     "ambiguous_path override_refused upgrade_refused",
     401: "unauthenticated",
-    403: "executor_outside_scope role_required tenant_mismatch "
+    403: "executor_outside_scope role_required tenant_mismatch frozen "
     "incident_mismatch action_outside_scope target_outside_scope policy_denied cross_site not_listed "
     "completion_refused",
-    404: "scope_not_found decision_not_found",
+    404: "scope_not_found decision_not_found freeze_not_found",
     405: "method_not_allowed",
     408: "body_timeout",
     409: "not_reconcilable completion_conflict reload_refused idempotency_in_flight outcome_unknown",
     413: "body_too_large",
     415: "unsupported_media_type",
     421: "misdirected_request",
-    422: "invalid_scope idempotency_key_reused",
+    422: "invalid_scope invalid_freeze idempotency_key_reused",
     429: "braked auth_throttled",
     502: "upstream_unreachable upstream_failed",
     503: "store_unavailable policy_unavailable overloaded draining",
@@ -52,6 +52,9 @@ MEMBERS = {
     "executor_outside_scope": {"scope_id", "principal"},
     "role_required": {"role", "principal"},
     "tenant_mismatch": {"tenant_id"},
+    "frozen": {"freeze_id", "reason", "ends_at", "retry_after_seconds"},
+    "freeze_not_found": {"freeze_id"},
+    "invalid_freeze": {"member", "errors"},
     "unauthenticated": {"methods"},
     "auth_throttled": {"methods", "retry_after_seconds"},
     "scope_revoked": {"scope_id"},
@@ -66,7 +69,10 @@ MEMBERS = {
 }
 FLAT = {"type", "title", "status", "detail", "error", "message"}
 # Codes of requests that are recorded, and so carry the decision_id under which they are found.
-UNRECORDED = {"decision_not_found", "not_reconcilable", "completion_refused", "completion_conflict"}
+UNRECORDED = {
+    *("decision_not_found", "not_reconcilable", "completion_refused", "completion_conflict"),
+    *("freeze_not_found", "invalid_freeze"),
+}
 RECORDED = set(WIRE) - UNRECORDED - {"reload_refused", "store_unavailable"}
 
 # Their `decision_id` is the first request's execution. The header names the record of the refusal.
@@ -381,6 +387,26 @@ async def executor_outside_scope(open_house: Open) -> Message:
     house = await open_house(policies=BY_NAME, auth={"proxy": PROXY})
     scope = await house.issue(headers=ANN, executors=["bob"])
     return await house.execute(scope, headers=ANN)
+
+
+@way
+async def frozen(open_house: Open) -> Message:
+    house = await open_house()
+    scope = await house.issue()
+    await house.admin("POST", "/api/v1/freezes", {"match": {}, "reason": "a test"})
+    return await house.execute(scope)
+
+
+@way
+async def invalid_freeze(open_house: Open) -> Message:
+    house = await open_house()
+    return await house.admin("POST", "/api/v1/freezes", {"match": {}})
+
+
+@way
+async def freeze_not_found(open_house: Open) -> Message:
+    house = await open_house()
+    return await house.admin("DELETE", "/api/v1/freezes/none", {"reason": "a test"})
 
 
 @pytest.mark.parametrize("code", sorted(WIRE))

@@ -220,6 +220,19 @@ async def reloads(house: House) -> Message:
     return await house.admin("POST", "/api/v1/reload")
 
 
+FREEZE = {"match": {"action": "a*"}, "except": {"principal": ["x"]}, "reason": "a test"}
+
+
+async def frozen(house: House) -> Message:
+    await house.admin("POST", "/api/v1/freezes", FREEZE)
+    return await house.admin("GET", "/api/v1/freezes?all=true")
+
+
+async def a_lifting(house: House) -> Message:
+    made = await house.admin("POST", "/api/v1/freezes", FREEZE)
+    return await house.admin("DELETE", f"/api/v1/freezes/{made.json()['freeze_id']}", {"reason": "over"})
+
+
 WALKS: dict[str, tuple[Walk, int]] = {
     "createScope": (lambda house: house.ask_for_scope(), 201),
     "listScopes": (a_list_of_scopes, 200),
@@ -245,6 +258,9 @@ WALKS: dict[str, tuple[Walk, int]] = {
     "turnKillSwitchOn": (turns("PUT"), 200),
     "turnKillSwitchOff": (turns("DELETE"), 200),
     "getStatus": (looks("/api/v1/status"), 200),
+    "setFreeze": (lambda house: house.admin("POST", "/api/v1/freezes", FREEZE), 201),
+    "listFreezes": (frozen, 200),
+    "liftFreeze": (a_lifting, 200),
     "acceptClock": (accepts_the_clock, 200),
     "reload": (reloads, 409),  # nothing was read from files here; acceptance/test_reload.py has the rest
     "getDocument": (looks("/openapi.json"), 200),

@@ -24,7 +24,7 @@ RECONCILE = "/api/v1/executions/01961234-5678-7abc-8def-0123456789ab/reconcile"
 WANTED = {"incident_id": "inc_1", "action": "retry_agent", "intent": "a test"}
 OBSERVED = (
     *("/api/v1/decisions", "/api/v1/decisions/none", "/api/v1/executions", "/api/v1/scopes"),
-    *("/api/v1/status", "/api/v1/care/kill-switch", "/openapi.json", "/docs"),
+    *("/api/v1/freezes", "/api/v1/status", "/api/v1/care/kill-switch", "/openapi.json", "/docs"),
 )
 
 # The listener, the call, its body, and the roles that may make it, the weakest first.
@@ -40,6 +40,8 @@ CALLS: tuple[tuple[str, str, str, Any, tuple[Role, ...]], ...] = (
     ("admin", "POST", "/api/v1/runs/run_1/backfill", {"request_id": "r"}, ("recorder",)),
     ("admin", "POST", RECONCILE, {"outcome": "executed"}, ("operator",)),
     ("admin", "POST", "/api/v1/reload", {}, ("operator",)),
+    ("admin", "POST", "/api/v1/freezes", {"match": {"action": "x"}, "reason": "a test"}, ("operator",)),
+    ("admin", "DELETE", "/api/v1/freezes/none", {"reason": "a test"}, ("operator",)),
     ("admin", "POST", "/api/v1/store/accept-clock", {}, ("operator",)),
     ("admin", "PUT", "/api/v1/care/kill-switch", {}, ("operator",)),
     ("admin", "DELETE", "/api/v1/care/kill-switch", None, ("operator",)),

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import scoped_execution
-from sidecar.core.command import Turn
+from sidecar.core.command import LiftFreeze, SetFreeze, Turn
 from sidecar.core.policy import PolicySet
 from sidecar.core.wording import visible_chars
 from sidecar.errors import ERRORS, ScopegateError
@@ -997,3 +997,27 @@ def test_the_module_explains_itself() -> None:
     for name in (*(kind.__name__ for kind in SCOPE_ERRORS.values()), *SCOPE_ERRORS, "StoreUnavailable"):
         assert name in words
     assert {name for name in scoped_execution.__all__ if not hasattr(scoped_execution, name)} == set()
+
+
+# Freezes -------------------------------------------------------------------------------------------------
+
+
+async def test_a_program_executes_nothing_that_is_frozen_on_its_store() -> None:
+    scope = await create_recovery_scope("inc_1", "retry_agent", "a test", 0.50, 2)
+    freeze = SetFreeze(decision_id=new_decision_id(), match={"action": ("retry_*",)}, reason="a split")
+    await configured_store().submit(freeze)
+    with pytest.raises(ScopeRefused) as refused:
+        await execute_with_scope(scope["scope_id"], "retry_agent", "inc_1")
+    assert (refused.value.code, refused.value.http_status) == ("frozen", 403)
+    assert refused.value.members["reason"] == "a split"
+    record = last_envelope()
+    assert (record["event"], record["origin"], record["record"]["decision_reason"]) == (
+        "refused",
+        "library",
+        "frozen",
+    )
+    await configured_store().submit(
+        LiftFreeze(decision_id=new_decision_id(), freeze_id=freeze.decision_id, reason="over")
+    )
+    done = await execute_with_scope(scope["scope_id"], "retry_agent", "inc_1")
+    assert done["attempt_number"] == 1

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, apply
+from sidecar.core.applied import Applied
+from sidecar.core.apply import apply
 from sidecar.core.bounds import CATALOGUE_BOUNDS, SCOPE_BOUNDS, BoundInput, incomplete, judge
 from sidecar.core.chain import GENESIS, link
 from sidecar.core.command import (
@@ -25,6 +26,7 @@ from sidecar.core.command import (
     Emitted,
     Issue,
     Issued,
+    LiftFreeze,
     NotEmitted,
     NotInFlight,
     PassUnlisted,
@@ -36,6 +38,7 @@ from sidecar.core.command import (
     Revoke,
     Revoked,
     RunBound,
+    SetFreeze,
     Settle,
     Settled,
     Switch,
@@ -662,14 +665,17 @@ def test_a_command_names_the_rows_that_it_needs() -> None:
         return names(commands, 0)
 
     assert needed() == Names()
-    assert needed(admit()) == needed(admit(), admit()) == Names(scopes=("scope_1",))
+    assert needed(admit()) == needed(admit(), admit()) == Names(scopes=("scope_1",), frozen_at=0)
     assert needed(Revoke(decision_id="d", scope_id="s")) == Names(scopes=("s",))
     ending = Names(executions=("a",))
     assert needed(Settle(decision_id="d", admission_id="a", outcome="answered")) == ending
     assert needed(Reconcile(decision_id="d", admission_id="a", outcome="executed")) == ending
     assert needed(issue(), Refuse(decision_id="d", refusal=Refusal("draining", ""))) == Names()
     assert needed(emit(once=b"k", unless_switched=KILL)) == Names(once=(b"k",), switches=(KILL,))
-    assert needed(emit(), admit(replace(CLAIMS, scope_id=None))) == Names()
+    assert needed(emit(), admit(replace(CLAIMS, scope_id=None))) == Names(frozen_at=0)
+    unread = Refuse(decision_id="d", refusal=Refusal("draining", ""), shadow=True)
+    assert needed(unread) == needed(SetFreeze(decision_id="d", match={}, reason="r")) == Names(frozen_at=0)
+    assert needed(LiftFreeze(decision_id="d", freeze_id="f", reason="r")) == Names(freezes=("f",))
     assert needed(turn(on=True)) == Names(switches=(KILL,))
     assert needed(Bind(request_id="req", run_id="run")) == Names(requests=("req",))
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.apply import Applied, apply
+from sidecar.core.applied import Applied
+from sidecar.core.apply import apply
 from sidecar.core.command import (
     Command,
     Denied,

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.apply import Applied, apply
+from sidecar.core.applied import Applied
+from sidecar.core.apply import apply
 from sidecar.core.command import AcceptClock, Admit, Denied, Emit, Issue, Reconcile, Revoke, Settle, Turn
 from sidecar.core.facts import Claims
 from sidecar.core.policy import ActionPolicy, Match, PolicySet, Require, RiskClass, Rule

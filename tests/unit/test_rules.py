@@ -11,10 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.core.apply import Applied, apply, granted, judgment
+from sidecar.core.applied import Applied
+from sidecar.core.apply import apply, judgment
 from sidecar.core.brakes import AdmissionGroup
 from sidecar.core.command import Admit, Admitted, Denied, Issue, Issued
 from sidecar.core.facts import Claims
+from sidecar.core.granting import granted
 from sidecar.core.instant import iso_time
 from sidecar.core.policy import (
     ActionPolicy,

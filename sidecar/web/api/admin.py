@@ -15,6 +15,7 @@ from sidecar.web.api.docs import DOCUMENTATION, Docs
 from sidecar.web.api.emitters import EmitterApi
 from sidecar.web.api.executions import EXECUTIONS, ExecutionApi
 from sidecar.web.api.explain import EXPLAIN, ExplainApi
+from sidecar.web.api.freezes import FREEZES, FreezeApi
 from sidecar.web.api.routes import routes
 from sidecar.web.api.scopelists import SCOPE_LISTS, ScopeLists
 from sidecar.web.api.scopes import SCOPES, ScopeApi
@@ -49,6 +50,7 @@ class Admin:
             *routes(SCOPE_LISTS, ScopeLists(store), access),
             *routes(EXECUTIONS, executions, access),
             *routes((EXPLAIN,), explain, access),
+            *routes(FREEZES, FreezeApi(store), access),
             *routes(STATE, state, access),
             *emitters.routes(access),
             *routes(DOCUMENTATION, docs, access),

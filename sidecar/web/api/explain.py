@@ -26,7 +26,7 @@ from sidecar.core.principal import ANONYMOUS, ANONYMOUS_ID, DEFAULT_TENANT, Prin
 from sidecar.core.scope import Scope
 from sidecar.errors import ERRORS, Refusal, StoreUnavailable, unavailable
 from sidecar.gate.grants import Grants
-from sidecar.gate.messages import Prediction
+from sidecar.gate.messages import Prediction, RequestFacts
 from sidecar.live.snapshot import Live, Snapshot
 from sidecar.settings.routes import Route
 from sidecar.web.api.access import asking
@@ -76,16 +76,22 @@ class ExplainApi:
             claims = Refusal("invalid_request", f"{header} must name one tenant.")
         else:
             claims = read(Request(document=body), _in_a_body(route.sources))
-        if isinstance(claims, Refusal):
-            return answer_for(
-                self._grants.unread(claims, snapshot, shadow=shadow), snapshot, route, principal
-            )
-        assert tenant is not None
+        facts = RequestFacts(
+            claims=Claims() if isinstance(claims, Refusal) else claims,
+            tenant_id=tenant or DEFAULT_TENANT,
+            principal=principal,
+            route=route.label,
+        )
         try:
-            explanation = await self._grants.explain(claims, tenant, principal, snapshot, shadow=shadow)
+            if isinstance(claims, Refusal):
+                explanation = await self._grants.unread(claims, facts, snapshot, shadow=shadow)
+            else:
+                explanation = await self._grants.explain(facts, snapshot, shadow=shadow)
         except StoreUnavailable as exc:
             explanation = Prediction(refusal=unavailable(exc))
-        return answer_for(explanation, snapshot, route, principal, claims, tenant)
+        if isinstance(claims, Refusal):
+            return answer_for(explanation, snapshot, route, principal)
+        return answer_for(explanation, snapshot, route, principal, claims, facts.tenant_id)
 
 
 def _judged(caller: Principal, query: Query, snapshot: Snapshot) -> Principal | Refusal:

@@ -146,6 +146,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
         "Decisions": "The decisions of the gate and of other services, in an append-only log.",
         "Emitters": "Records of decisions that other services make.",
         "Executions": "Admitted executions and their outcomes.",
+        "Freezes": "An operator stops executions, and lets them go on.",
         "Status": "The state of the sidecar.",
         "Health": "For the platform: liveness, readiness, metrics.",
         "Documentation": "This document.",

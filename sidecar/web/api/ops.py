@@ -59,7 +59,15 @@ class ReadinessCheck:
     async def state(self) -> health.Readiness:
         checks = await self.checks()
         shown = cast("health.Checks", {name: health.check(problem) for name, problem in checks.items()})
-        return {"ready": not any(checks.values()), "checks": shown}
+        return {
+            "ready": not any(checks.values()),
+            "checks": shown,
+            "freezes_active": await self._freezes_active(),
+        }
+
+    async def _freezes_active(self) -> int | None:
+        found = await in_time(self._store, self._store.engine.freezes_in_force(self._store.now()))
+        return None if found is None else len(found)
 
 
 class Ops:
@@ -90,6 +98,7 @@ class Ops:
             self._metrics.ready.labels(name).set(problem is None)
         self._metrics.store_queue.set(self._store.waiting)
         metrics, (unknown, running, footprint) = self._metrics, await measured(self._store)
+        frozen = await in_time(self._store, self._store.engine.freezes_in_force(self._store.now()))
         found: list[tuple[Gauge, float | None]] = [
             (metrics.store_size, footprint.size),
             (metrics.store_wal_size, footprint.wal_size),
@@ -102,6 +111,8 @@ class Ops:
             found += [(metrics.unknown, count), (metrics.oldest_unknown, age)]
         if running is not None:
             found.append((metrics.running, running[0]))
+        if frozen is not None:
+            found.append((metrics.freezes_active, len(frozen)))
         for gauge, value in found:
             if value is not None:  # otherwise the last known value stays
                 gauge.set(value)
@@ -125,6 +136,11 @@ async def measured(store: Store) -> tuple[Counted | None, Counted | None, Footpr
     unknown = await _until(until, store.engine.unknown_executions())
     running = await _until(until, store.engine.running_executions())
     return unknown, running, await _until(until, store.engine.footprint(store.now())) or Footprint()
+
+
+async def in_time(store: Store, reading: Awaitable[T]) -> T | None:
+    """What is read from the store, or None if it cannot be read in time."""
+    return await _until(asyncio.get_running_loop().time() + store.deadline_seconds, reading)
 
 
 async def _until(moment: float, reading: Awaitable[T]) -> T | None:

@@ -114,7 +114,9 @@ def read_query(operation: Operation, request: web.Request) -> Query | Refusal:
     )
 
 
-async def read_model(request: web.Request, model: type[Model]) -> Model | Refusal:
-    """The body of a call to the admin listener, or why it cannot be used."""
+async def read_model(
+    request: web.Request, model: type[Model], code: str = "invalid_request"
+) -> Model | Refusal:
+    """The body of a call to the admin listener, or why it cannot be used; `code` says that of a member."""
     body = await read_document(request)
-    return body if isinstance(body, Refusal) else validated(model, body, "invalid_request")
+    return body if isinstance(body, Refusal) else validated(model, body, code)

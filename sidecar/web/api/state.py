@@ -21,7 +21,7 @@ from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.web.api.access import asking
 from sidecar.web.api.operation import REQUEST_ID, STORE_ERRORS, Answer, Operation
-from sidecar.web.api.ops import ReadinessCheck, measured
+from sidecar.web.api.ops import ReadinessCheck, in_time, measured
 from sidecar.web.wire import answers
 from sidecar.web.wire.forms import TypedDict
 from sidecar.web.wire.headers import fields_of
@@ -78,8 +78,11 @@ class StateApi:
         readiness = await self._readiness.state()  # first, because it writes what is measured
         unknown, running, footprint = await measured(self._store)
         count, oldest = unknown or (None, None)
+        now = self._store.now()
+        frozen = await in_time(self._store, self._store.engine.freezes_in_force(now)) or ()
         return {
             **readiness,
+            "freezes": [answers.freeze(each, now) for each in frozen],
             "version": __version__,
             "uptime_seconds": (self._about.elapsed() - self._about.started_at) / SECOND,
             "draining": self._gate.draining,

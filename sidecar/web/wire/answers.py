@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, cast
 
 import orjson
 
+from sidecar.core import freeze as core_freeze
 from sidecar.core import scope as core
 from sidecar.core.instant import iso_time
 from sidecar.core.money import to_dollars
@@ -28,7 +29,7 @@ from sidecar.core.scope import ExecutionStatus, ReportedOutcome, ScopeStatus
 from sidecar.core.unlisted import Treatment
 from sidecar.errors import ERRORS
 from sidecar.web.wire.forms import LATER, OPEN, Count, Dollars, Keywords, Time, TypedDict
-from sidecar.web.wire.health import Check, Checks
+from sidecar.web.wire.health import Check, Checks, FreezesActive
 
 Hash = Annotated[str, Keywords(pattern="^[0-9a-f]{64}$")]
 ScopeId = Annotated[str, Keywords(pattern="^scope_[0-9a-f]{24,}$")]
@@ -220,6 +221,56 @@ def execution(stored: core.Execution) -> Execution:
         "admitted_at": iso_time(stored.admitted_at),
         "report_by": None if stored.report_by is None else iso_time(stored.report_by),
         "ended_at": None if stored.ended_at is None else iso_time(stored.ended_at),
+    }
+
+
+# Freezes --------------------------------------------------------------------------------------------
+
+FreezePattern = Annotated[
+    dict[str, list[str]], Keywords(description="For each fact, the globs of which one must match.")
+]
+# `except` is no name in Python, so this model is not a class.
+Freeze = TypedDict(
+    "Freeze",
+    {
+        "freeze_id": DecisionId,
+        "tenant_id": str,
+        "match": FreezePattern,
+        "except": FreezePattern,
+        "reason": str,
+        "set_at": Time,
+        "set_by": str,
+        "ends_at": Time | None,
+        "active": bool,
+        "lifted_at": Time | None,
+        "lifted_by": str | None,
+        "lifted_because": str | None,
+    },
+)
+Freeze.__doc__ = "A freeze of executions. It is active until it ends or is lifted."
+
+
+class FreezeList(TypedDict):
+    """Freezes, newest first."""
+
+    freezes: list[Freeze]
+
+
+def freeze(stored: core_freeze.Freeze, now: int) -> Freeze:
+    """The freeze, with whether it is in force at `now`."""
+    return {
+        "freeze_id": stored.freeze_id,
+        "tenant_id": stored.tenant_id,
+        "match": core_freeze.written(stored.match),
+        "except": core_freeze.written(stored.excepted),
+        "reason": stored.reason,
+        "set_at": iso_time(stored.set_at),
+        "set_by": stored.set_by,
+        "ends_at": None if stored.ends_at is None else iso_time(stored.ends_at),
+        "active": stored.is_in_force(now),
+        "lifted_at": None if stored.lifted_at is None else iso_time(stored.lifted_at),
+        "lifted_by": stored.lifted_by,
+        "lifted_because": stored.lifted_for,
     }
 
 
@@ -417,6 +468,8 @@ class Status(TypedDict):
 
     ready: Annotated[bool, LATER]
     checks: Annotated[Checks, LATER, OPEN]
+    freezes_active: FreezesActive
+    freezes: Annotated[list[Freeze], LATER, Keywords(description="Those in force, newest first.")]
     version: str
     uptime_seconds: Annotated[float, Keywords(minimum=0)]
     draining: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from sidecar.web.wire.forms import LATER, OPEN, TypedDict
+from sidecar.web.wire.forms import LATER, OPEN, Keywords, TypedDict
 
 
 class Liveness(TypedDict):
@@ -24,11 +24,19 @@ class Checks(TypedDict):
     draining: Check
 
 
+FreezesActive = Annotated[
+    int | None,
+    LATER,
+    Keywords(minimum=0, description="How many freezes are in force. Null: the store cannot be read."),
+]
+
+
 class Readiness(TypedDict):
     """Whether requests can be decided, and what stands against it."""
 
     ready: bool
     checks: Annotated[Checks, LATER, OPEN]
+    freezes_active: FreezesActive
 
 
 def check(trouble: str | None) -> Check:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,12 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from sidecar.core.facts import IDENTIFIER_RULE, MAX_ID_CHARS, MAX_TARGET_AGENTS, is_identifier
+from sidecar.core.freeze import Pattern
+from sidecar.core.globs import is_glob
+from sidecar.core.instant import parse_time
 from sidecar.core.money import MAX_MICROS, MICROS_PER_DOLLAR, is_whole_micros, to_micros
+from sidecar.core.policy import RiskClass
+from sidecar.core.principal import PrincipalKind
 from sidecar.core.scope import MAX_INTENT_CHARS, ReportedOutcome
 from sidecar.core.wording import UNSEEN_LETTERS, visible_chars
 from sidecar.errors import Refusal
@@ -60,6 +65,7 @@ DOLLARS: JsonSchemaValue = {
     "multipleOf": 1 / MICROS_PER_DOLLAR,
 }
 MAX_EXECUTORS = 256
+MAX_GLOBS = 100
 TARGET_AGENTS: JsonSchemaValue = {"type": "array", "items": IDENTIFIER, "maxItems": MAX_TARGET_AGENTS}
 
 # As code --------------------------------------------------------------------------------------------
@@ -100,6 +106,7 @@ def _fraction(value: object) -> object:
     return float(value)
 
 
+FreezeReason = Annotated[str, BeforeValidator(_intent), WithJsonSchema(INTENT)]
 Identifier = Annotated[str, BeforeValidator(_identifier), WithJsonSchema(IDENTIFIER)]
 Micros = Annotated[int, BeforeValidator(_micros), WithJsonSchema(DOLLARS)]
 
@@ -221,6 +228,91 @@ class ExecutionReport(WireModel):
     detail: Annotated[str | None, Field(max_length=MAX_DETAIL_CHARS, description="The record keeps it.")] = (
         None
     )
+
+
+def _globs(names: tuple[str, ...] = ()) -> BeforeValidator:
+    """One identifier or glob, or a list of them. With `names`, one that is no glob is one of these."""
+
+    def checked(value: object) -> object:
+        listed = value if isinstance(value, list) else [value]
+        if not 1 <= len(listed) <= MAX_GLOBS:
+            raise ValueError(f"must have 1 to {MAX_GLOBS} entries")
+        for one in listed:
+            if not is_identifier(one):
+                raise ValueError(f"must be a string of {IDENTIFIER_RULE}, or a list of such strings")
+            if names and not is_glob(one) and one not in names:
+                raise ValueError(f"must be one of {', '.join(names)}, or a glob")
+        return listed
+
+    return BeforeValidator(checked)
+
+
+def _one_or_more(item: JsonSchemaValue) -> WithJsonSchema:
+    listed = {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_GLOBS}
+    return WithJsonSchema({"anyOf": [item, listed]})
+
+
+def _one_of(names: tuple[str, ...]) -> JsonSchemaValue:
+    globbed: JsonSchemaValue = {**IDENTIFIER, "allOf": [{"pattern": r"[*?\[]"}]}
+    return {"anyOf": [{"enum": list(names)}, globbed]}
+
+
+_KINDS: tuple[str, ...] = get_args(PrincipalKind)
+_RISKS = tuple(risk.value for risk in RiskClass)
+Globs = Annotated[list[str], _globs(), _one_or_more(IDENTIFIER)]
+KindGlobs = Annotated[list[str], _globs(_KINDS), _one_or_more(_one_of(_KINDS))]
+RiskGlobs = Annotated[list[str], _globs(_RISKS), _one_or_more(_one_of(_RISKS))]
+
+
+class FreezePattern(NoNulls):
+    """Which executions are meant: those of which every named fact matches. A fact is a value, a glob, or a
+    list of these, of which one must match."""
+
+    action: Globs | None = None
+    risk: RiskGlobs | None = None
+    incident_id: Globs | None = None
+    tenant_id: Globs | None = None
+    principal: Globs | None = None
+    principal_kind: KindGlobs | None = None
+    principal_group: Globs | None = None
+    target_agents: Globs | None = None
+    route: Annotated[Globs | None, Field(description="The name of a route.")] = None
+
+    def pattern(self) -> Pattern:
+        """The facts that are named, each with its globs."""
+        return {fact: tuple(globs) for fact, globs in self if globs is not None}
+
+
+def _moment(value: object) -> object:
+    if value is None:
+        return None
+    try:
+        return parse_time(value if isinstance(value, str) else "")
+    except (ValueError, OverflowError) as exc:
+        raise ValueError("must be a time with its offset, such as 2026-12-01T08:00:00Z, or null") from exc
+
+
+class FreezeRequest(WireModel):
+    """What to freeze, and why. A freeze without `until` holds until it is lifted."""
+
+    match: Annotated[FreezePattern, Field(description="What is frozen; `{}`: every execution.")]
+    excepted: Annotated[
+        FreezePattern,
+        Field(alias="except", description="What is not; `{}`: nothing is excepted."),
+    ] = FreezePattern.model_construct()
+    reason: FreezeReason
+    until: Annotated[
+        int | None,
+        BeforeValidator(_moment),
+        WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]}),
+        Field(description="When it ends, in the future; null: when it is lifted."),
+    ] = None
+
+
+class LiftRequest(WireModel):
+    """Why a freeze is lifted."""
+
+    reason: FreezeReason
 
 
 class ScopeTestRequest(NoNulls):

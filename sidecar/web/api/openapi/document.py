@@ -25,6 +25,7 @@ from sidecar.web.api.docs import DOCUMENTATION
 from sidecar.web.api.emitters import EMITTERS, RUNS_AND_SWITCH
 from sidecar.web.api.executions import EXECUTIONS
 from sidecar.web.api.explain import EXPLAIN
+from sidecar.web.api.freezes import FREEZES
 from sidecar.web.api.openapi import problems
 from sidecar.web.api.openapi.gatedcalls import body_name, body_schema, gated_operations, spending
 from sidecar.web.api.operation import (
@@ -117,6 +118,7 @@ def operations_of(settings: Settings) -> Iterator[Operation]:
         _without_principals(_of_routes(EXPLAIN, routes), settings),
         *EMITTERS,
         *RUNS_AND_SWITCH,
+        *FREEZES,
         *STATE,
         *DOCUMENTATION,
         *OPS,

@@ -72,6 +72,7 @@ _BOUND_ERRORS = (
     "action_outside_scope",
     "target_outside_scope",
     "executor_outside_scope",
+    "frozen",
     "role_required",
     "tenant_mismatch",
     *AUTH_ERRORS,
