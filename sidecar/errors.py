@@ -338,6 +338,14 @@ _ROWS: tuple[ErrorKind, ...] = (
         retry=True,
     ),
     ErrorKind(
+        "credential_unavailable",
+        503,
+        "The credential for the backend cannot be read",
+        "Put the file of `upstream.credentials` back; nothing was consumed.",
+        {"header": "Authorization"},
+        retry=True,
+    ),
+    ErrorKind(
         "policy_unavailable",
         503,
         "No policy set is loaded",
@@ -391,6 +399,7 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "tenant_id": {**_TEXT, "description": "The tenant of the caller."},
     "freeze_id": {**_TEXT, "description": "The freeze that the request meets, or that does not exist."},
     "reason": {**_TEXT, "description": "Why the freeze was set."},
+    "header": {**_TEXT, "description": "The header whose value cannot be read."},
     "body": {**_TEXTS, "description": "The kinds of body that are accepted: json, form, empty, any."},
     "bound": {
         **_TEXT,

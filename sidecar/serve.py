@@ -46,6 +46,7 @@ from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.tracing import Tracing
 from sidecar.upstream import Upstream, UpstreamTls
+from sidecar.upstream.custody import Custody
 from sidecar.web.api.access import Access
 from sidecar.web.api.admin import Admin
 from sidecar.web.api.docs import Docs
@@ -119,6 +120,7 @@ class Sidecar:
             observer=self._checkpointer or self.metrics,
             mask=settings.log.masking(),
         )
+        self.custody = Custody(settings.upstream.credentials)
         self.issuer_keys, jwt = _issuer(settings.auth.jwt, self.metrics)
         known = callerfiles.read(settings.auth) if callers is None else callers
         self.live = Live(Snapshot(settings, policies, Methods.configured(settings.auth, known, jwt=jwt)))
@@ -132,6 +134,7 @@ class Sidecar:
         self.ops_address = settings.ops.listen
         self._renewal_seconds = renewal_seconds
         self._renewing: asyncio.Task[None] | None = None
+        self._in_custody: asyncio.Task[None] | None = None
         self._credentials: list[Credentials] = []
         self._open: dict[str, Listener] = {}
         self._runners: list[web.AppRunner] = []
@@ -171,6 +174,7 @@ class Sidecar:
         self.admin_address = await self._serve("admin", self._admin.application(), settings.admin.listen)
         self.data_address = await self._listen("data", self._data_server, settings.data.listen)
         self._renewing = asyncio.create_task(self.renewal.watch())
+        self._in_custody = asyncio.create_task(self.custody.watch())
         says = warning_of(self.live.snapshot)
         if says is not None:
             event = LogEvent.NO_ROLES if self.live.snapshot.methods.names else LogEvent.OPEN_CALLS
@@ -213,12 +217,13 @@ class Sidecar:
             refusals=refusals,
             observer=observer,
             limits=self.limits,
+            custody=self.custody,
         )
         self.unlisted_log = UnlistedLog(self.store, refusals, observer)
         grants = Grants(store=self.store, gate=self.gate, observer=observer)
         scopes = ScopeApi(store=self.store, gate=self.gate, grants=grants, live=self.live)
         on_data = settings.scopes.serve_on == "data"
-        self.passing = PassThroughProxy(self.upstream, self.metrics, live=self.live)
+        self.passing = PassThroughProxy(self.upstream, self.metrics, live=self.live, custody=self.custody)
         self.tracing = _tracing(settings.telemetry)
         identities = Identities(self.metrics, self.store.now)
         access_log = AccessLog(self.live)
@@ -227,7 +232,7 @@ class Sidecar:
             passing=self.passing,
             unlisted=self.unlisted_log,
             scopes=scopes if on_data else None,
-            reports=ReportApi(store=self.store, gate=self.gate, live=self.live),
+            reports=ReportApi(store=self.store, gate=self.gate, live=self.live, custody=self.custody),
             identities=identities,
             live=self.live,
             metrics=self.metrics,
@@ -237,7 +242,7 @@ class Sidecar:
         self._data_server = DataServer(
             plane.handle, on_ended=access_log.ended, head_timeout_seconds=settings.gate.head_timeout_seconds
         )
-        readiness = ReadinessCheck(store=self.store, gate=self.gate, live=self.live)
+        readiness = ReadinessCheck(store=self.store, gate=self.gate, live=self.live, custody=self.custody)
         about = About(
             started_at=self._elapsed(),
             elapsed=self._elapsed,
@@ -344,7 +349,7 @@ class Sidecar:
             listener.close()
         await self.upstream.close()
         await self.limits.close()
-        for task in (self._watching, self._renewing):
+        for task in (self._watching, self._renewing, self._in_custody):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])

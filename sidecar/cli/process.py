@@ -100,6 +100,7 @@ async def run(contents: Contents, files: Files) -> None:
         logging.shutdown()
         os._exit(1)  # the interpreter would wait for the thread of a hanging storage
     keys = sidecar.issuer_keys
-    if sidecar.reloader.is_reading() or sidecar.renewal.reading or (keys is not None and keys.reading):
+    reading = sidecar.renewal.reading or sidecar.custody.reading or (keys is not None and keys.reading)
+    if sidecar.reloader.is_reading() or reading:
         logging.shutdown()
         os._exit(0)  # the interpreter would wait for the thread that reads files

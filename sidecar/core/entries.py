@@ -44,6 +44,7 @@ OUTCOMES: Mapping[str, DecisionOutcome] = MappingProxyType(
         "braked": DecisionOutcome.POLICY_BLOCKED,
         "policy_unavailable": DecisionOutcome.POLICY_UNAVAILABLE,
         "store_unavailable": DecisionOutcome.POLICY_UNAVAILABLE,
+        "credential_unavailable": DecisionOutcome.POLICY_UNAVAILABLE,
         "overloaded": DecisionOutcome.POLICY_UNAVAILABLE,
         "draining": DecisionOutcome.POLICY_UNAVAILABLE,
     }

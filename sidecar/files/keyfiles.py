@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,10 @@ from sidecar.files._regular import NotRegular, read_regular
 
 MAX_BYTES = 65_536
 MIN_MASK_KEY_BYTES = 16
+# Common servers read 8 KiB of a header.
+MAX_HEADER_BYTES = 8_000
+# RFC 9110, section 5.5, with the bytes above ASCII that it calls obsolete.
+_HEADER_VALUE = re.compile(rb"[!-~\x80-\xff]([\t -~\x80-\xff]*[!-~\x80-\xff])?")
 
 
 class KeyFileUnusable(ScopegateError, ValueError):
@@ -35,6 +40,23 @@ def mask_key(path: Path) -> bytes:
     if len(key) < MIN_MASK_KEY_BYTES:
         raise KeyFileUnusable(f"has fewer than {MIN_MASK_KEY_BYTES} bytes, which can be guessed")
     return key
+
+
+def header_value(path: Path) -> bytes:
+    """The value of a header that a file holds as its only line. Raises KeyFileUnusable."""
+    raw = _contents(path)
+    value = raw.removesuffix(b"\n").removesuffix(b"\r")
+    if not value:
+        raise KeyFileUnusable("is empty")
+    if len(value) > MAX_HEADER_BYTES:
+        raise KeyFileUnusable(f"has more than {MAX_HEADER_BYTES:,} bytes, which no backend reads as a header")
+    if b"\n" in value or b"\r" in value:
+        raise KeyFileUnusable("has several lines")
+    if not _HEADER_VALUE.fullmatch(value):
+        raise KeyFileUnusable(
+            "begins or ends with a blank, or has a control character, which no header may hold"
+        )
+    return value
 
 
 def create(path: Path, contents: bytes, mode: int) -> None:

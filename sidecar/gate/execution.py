@@ -48,7 +48,7 @@ from sidecar.gate.messages import (
 from sidecar.gate.observer import Observer
 from sidecar.gate.places import Place, Places
 from sidecar.gate.refusal_log import CLOCK_RETRY_AFTER_SECONDS, RETRY_AFTER_SECONDS, RefusalLog
-from sidecar.gate.replays import ReplayLog, kept_answer, replay
+from sidecar.gate.replays import ReplayLog, kept_answer, replay, status_only
 from sidecar.gate.reports import TimeLimits, completion_headers, digest_of, new_token
 from sidecar.gate.settlement import Settlements
 from sidecar.ids import new_decision_id
@@ -57,6 +57,7 @@ from sidecar.settings.routes import Route
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
+from sidecar.upstream.custody import NO_CUSTODY, Custody, Echo
 
 # What executions that a drain gives up on are given to be written down.
 LAST_WRITES_SECONDS = 5.0
@@ -97,8 +98,10 @@ class Gate:
         refusals: RefusalLog,
         observer: Observer,
         limits: TimeLimits | None = None,
+        custody: Custody = NO_CUSTODY,
     ) -> None:
         self.refusals = refusals
+        self._custody = custody
         self.draining = False
         self._store = store
         self._upstream = upstream
@@ -113,7 +116,7 @@ class Gate:
     # The way of one request --------------------------------------------------------------------
 
     def unready(self, snapshot: Snapshot) -> Refused | None:
-        """Why nothing can be admitted now, with the seconds to wait before a retry; None if it can be."""
+        """Why nothing can be decided now, with the seconds to wait before a retry; None if it can be."""
         if self.draining:
             return _DRAINING
         if snapshot.policies is None:
@@ -124,9 +127,16 @@ class Gate:
             return Refused(refusal=clock_refusal(trouble), retry_after=CLOCK_RETRY_AFTER_SECONDS)
         return None
 
+    def unready_to_send(self, snapshot: Snapshot) -> Refused | None:
+        """Why nothing can be admitted and sent now: as `unready`, or because a credential is missing."""
+        carried = self._custody.gated
+        if carried is not None and carried.trouble is not None:
+            return self.unready(snapshot) or Refused(refusal=carried.trouble, retry_after=RETRY_AFTER_SECONDS)
+        return self.unready(snapshot)
+
     def enter(self, snapshot: Snapshot) -> Place | Refused:
         """Take a place in flight before the request's body is read, or return the refusal."""
-        unready = self.unready(snapshot)
+        unready = self.unready_to_send(snapshot)
         if unready is not None:
             return unready
         max_in_flight = snapshot.settings.gate.max_in_flight
@@ -330,6 +340,9 @@ class Gate:
         outcome = _outcome_by(request.route, status) if request.route.reads_status else "answered"
         cost = reported_cost(request.route.cost, exchange.head, body) if outcome == "answered" else None
         answer = None if request.claim is None else kept_answer(request.claim, exchange.head, body)
+        if self._custody.gated is not None and self._custody.gated.is_echoed(exchange.head, body):
+            self._observer.echoed(request.facts.request_id)
+            answer = answer and status_only(answer)
         settled = await self._settle(flight, admitted, outcome, cost=cost, http_status=status, answer=answer)
         _set(flight.answer, Forwarded(last=settled or admitted, head=exchange.head, body=body))
 
@@ -341,7 +354,9 @@ class Gate:
         if flight.token is not None:
             base, decision_id = request.snapshot.settings.completion_base, admitted.execution.decision_id
             ours = [*ours, *completion_headers(base, decision_id, flight.token)]
-        headers = request.trace.sent_on((*request.headers, *ours))
+        carried = self._custody.gated
+        theirs = request.headers if carried is None else carried.put(request.headers)
+        headers = request.trace.sent_on((*theirs, *ours))
         try:
             return await self._upstream.send(
                 request.method, request.target, headers, request.body, head_deadline=seconds
@@ -372,7 +387,11 @@ class Gate:
         left = math.ceil(deadlines.streaming_seconds(settings, deadline - loop.time(), patience))
         flight.deadline = self._deadlines.begin(left, partial(self._give_up, flight, LATE))
         _set(flight.answer, Forwarded(last=admitted, head=exchange.head, body=body, rest=rest))
-        await self._pass_on(flight, admitted, exchange, rest, begun, deadline)
+        carried, echo = self._custody.gated, None
+        if carried is not None:
+            echo = carried.listening(exchange.head)
+            echo.hear(body)
+        await self._pass_on(flight, admitted, exchange, rest, begun, deadline, echo)
 
     async def _pass_on(
         self,
@@ -382,6 +401,7 @@ class Gate:
         rest: Remainder,
         begun: float,
         deadline: float,
+        echo: Echo | None,
     ) -> None:
         request, status = flight.request, exchange.head.status
         loop = asyncio.get_running_loop()
@@ -391,6 +411,8 @@ class Gate:
                     piece = await exchange.read()
                 if not piece:
                     break
+                if echo is not None:
+                    echo.hear(piece)
                 handed = loop.time()
                 await rest.feed(piece)
                 deadline += loop.time() - handed  # a slow client does not use up the backend's time
@@ -404,6 +426,9 @@ class Gate:
         outcome = _outcome_by(request.route, status)
         cost = reported_cost(request.route.cost, exchange.head, None) if outcome == "answered" else None
         answer = None if request.claim is None else kept_answer(request.claim, exchange.head, None)
+        if echo is not None and echo.heard:
+            self._observer.echoed(request.facts.request_id)
+            answer = answer and status_only(answer)
         await self._settle(flight, admitted, outcome, cost=cost, http_status=status, answer=answer)
         try:
             await rest.feed(None)

@@ -79,7 +79,7 @@ class Grants:
 
         It consumes and records nothing (G10). Raises StoreUnavailable.
         """
-        unready = self._gate.unready(snapshot)
+        unready = self._gate.unready_to_send(snapshot)
         if unready is not None or snapshot.policies is None:
             return Prediction(refusal=unready.refusal if unready else None)
         missing = incomplete(facts.claims) if shadow else None
@@ -116,7 +116,7 @@ class Grants:
         a freeze holds. Raises StoreUnavailable."""
         if not shadow:
             return Prediction(refusal=refusal)
-        unready = self._gate.unready(snapshot)
+        unready = self._gate.unready_to_send(snapshot)
         if unready is not None:
             return Prediction(refusal=unready.refusal)
         command = Refuse(

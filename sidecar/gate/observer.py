@@ -57,6 +57,11 @@ class Observer:
         self._metrics.upstream.observe(time.perf_counter() - begun)
         request.trace.came_back(status, failure)
 
+    def echoed(self, request_id: str) -> None:
+        """The backend has sent back a credential that only the sidecar should hold."""
+        self._metrics.credential_echoes.inc()
+        LogEvent.CREDENTIAL_ECHOED.log(request_id=request_id)
+
     def settled(
         self,
         execution: Execution,

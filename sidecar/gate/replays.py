@@ -34,6 +34,11 @@ def kept_answer(claim: Claim, head: AnswerHead, body: bytes | None) -> KeptAnswe
     return KeptAnswer(key=claim.key, status=head.status, reason=head.reason, headers=headers, body=body)
 
 
+def status_only(answer: KeptAnswer) -> KeptAnswer:
+    """An answer of which only the status is kept, without the reason, which may say more."""
+    return KeptAnswer(key=answer.key, status=answer.status, reason=b"")
+
+
 def replay(replayed: Replayed, method: str) -> Forwarded:
     """The answer to a repeat with this method."""
     answer, execution = replayed.answer, replayed.execution

@@ -17,10 +17,12 @@ from pydantic import Field, ValidationInfo, model_validator
 from sidecar.clock import SETTLE_SECONDS
 from sidecar.core.host import Host, answers_to
 from sidecar.core.masking import Mask, pointer
+from sidecar.core.targetheaders import read_as
 from sidecar.files import keyfiles, tls
 from sidecar.files.yamlfile import KeyPath
 from sidecar.settings.addresses import Address, Listen, SocketFile
 from sidecar.settings.auth import AuthSection
+from sidecar.settings.credentials import CredentialSection
 from sidecar.settings.faults import Contradiction, refuse
 from sidecar.settings.keys import LIVE, SECRET, Key, Section, keys
 from sidecar.settings.numbers import Count, Dollars, Fraction, Grace, Lifetime, Seconds
@@ -194,6 +196,10 @@ class UpstreamSection(Section):
     """Connections to the backend. Pass-through requests may hold three quarters of them, so that endless
     streams and WebSockets leave room for gated requests. Raise it for many slow streams."""
     tls: UpstreamTlsSection
+    credentials: Annotated[tuple[CredentialSection, ...], LIST] = ()
+    """Headers that the sidecar sets from files, so that callers do not hold the credential of the backend:
+    `[{header: Authorization, value_file: backend-token, on: [gated]}]`. See
+    [Custody](who.md#custody)."""
 
     @property
     def address(self) -> Address:
@@ -213,6 +219,18 @@ class UpstreamSection(Section):
         plain = not self.url.startswith("https:")
         message = "has no effect without https; write url: https://host:port, or remove this key"
         refuse(*((plain and value, ("tls", name), message) for name, value in self.tls))
+        return self
+
+    @model_validator(mode="after")
+    def _each_header_once(self) -> UpstreamSection:
+        taken: dict[tuple[str, str], int] = {}
+        twice: list[tuple[object, KeyPath, str]] = []
+        for number, each in enumerate(self.credentials):
+            for area in each.on:
+                first = taken.setdefault((read_as(each.header), area), number)
+                message = f"is the header of credentials[{first}] on {area}, too; keep one of them"
+                twice.append((first != number, ("credentials", number, "header"), message))
+        refuse(*twice)
         return self
 
 
@@ -407,6 +425,29 @@ class Settings(Section):
         """The URL of the data listener for a backend that reports, without a slash at its end."""
         scheme = "http" if self.data.tls.certificate_file is None else "https"
         return self.gate.completion_base_url or f"{scheme}://{self.data.listen}"
+
+    @model_validator(mode="after")
+    def _what_is_judged_reaches_the_backend(self) -> Settings:
+        """A credential in the place of a header with a fact would show the backend another fact."""
+        judged = {
+            read_as(name): f"gate.routes[{index}]"
+            for index, route in enumerate(self.gate.routes)
+            for name in route.sources.header_names
+        }
+        judged["idempotency-key"] = "Idempotency-Key"
+        if self.gate.tenant_header is not None:
+            judged[read_as(self.gate.tenant_header)] = "gate.tenant_header"
+        refuse(
+            *(
+                (
+                    "gated" in each.on and read_as(each.header) in judged,
+                    ("upstream", "credentials", number, "header"),
+                    f"is read by {judged.get(read_as(each.header))} to judge a request; name another header",
+                )
+                for number, each in enumerate(self.upstream.credentials)
+            )
+        )
+        return self
 
     @model_validator(mode="after")
     def _reports_arrive(self) -> Settings:

@@ -246,7 +246,7 @@ def _store_url(value: object, info: ValidationInfo) -> str:
     return f"sqlite:///{_beside(name, info)}"
 
 
-def _header_name(value: object) -> str:
+def header_name(value: object) -> str:
     given = text(value)
     if not re.fullmatch(_HEADER, given):
         raise ValueError("expects the name of a header, for example X-Tenant, or null")
@@ -286,7 +286,7 @@ BaseUrl = Annotated[
 HostName = Annotated[str | None, Kind(_host_name, _shaped(_HOST)).optional()]
 AllowedHost = Annotated[str, Kind(_allowed_host, _shaped(NAME, BRACKETED))]
 StoreUrl = Annotated[str, Kind(_store_url, _shaped("memory://", r"sqlite:///[^?#]*[^?#/]"))]
-HeaderName = Annotated[str | None, Kind(_header_name, _shaped(_HEADER)).optional()]
+HeaderName = Annotated[str | None, Kind(header_name, _shaped(_HEADER)).optional()]
 RouteName = Annotated[str | None, Kind(_route_name, _shaped(_ROUTE_NAME)).optional()]
 MaskPointer = Annotated[
     str, Kind(_mask_pointer, _shaped(r"/(decision_inputs|details)/.+", "/decision_reason"))
@@ -297,7 +297,7 @@ Risk = Annotated[RiskClass, Kind(_risk, {"enum": list(RISKS)}, lambda risk: risk
 # Files --------------------------------------------------------------------------------------------------
 
 
-def _folder(value: object, info: ValidationInfo) -> Path:
+def folder_of(value: object, info: ValidationInfo) -> Path:
     return _beside(str(value) if isinstance(value, Path) else text(value), info)
 
 
@@ -313,7 +313,7 @@ def reads_keys(info: ValidationInfo) -> bool:
 
 def _file(value: object, info: ValidationInfo) -> Path:
     """A file that need not exist yet."""
-    path = _folder(value, info)
+    path = folder_of(value, info)
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             raise ValueError("names a folder; name a file in it")
@@ -329,7 +329,7 @@ def _key_file(read: Callable[[Path], object], advice: str) -> Kind:
     """A file in which `read` finds a key."""
 
     def check(value: object, info: ValidationInfo) -> Path:
-        path = _folder(value, info)
+        path = folder_of(value, info)
         if reads_keys(info):
             try:
                 read(path)
@@ -346,7 +346,7 @@ def _signing_key(path: Path) -> object:
     return load_signing_key(path)
 
 
-Folder = Annotated[Path, Kind(_folder, _shaped())]
+Folder = Annotated[Path, Kind(folder_of, _shaped())]
 File = Annotated[Path | None, Kind(_file, _shaped()).optional()]
 SigningKeyFile = Annotated[Path | None, _key_file(_signing_key, "`scopegate log keygen FILE` makes one")]
 MaskKeyFile = Annotated[Path | None, _key_file(keyfiles.mask_key, "`openssl rand -hex 32` prints one")]

@@ -51,6 +51,7 @@ FIELDS: Mapping[str, str] = {
     "frozen": "what is frozen, in words",
     "gated_routes": "the number of routes that are enforced",
     "ignored": "the keys of the set that verify no signatures here, each with its place and the reason",
+    "header": "the header of the credential",
     "http_status": "the status of the backend's answer; null: there was none",
     "in_flight": "the number of gated requests under way",
     "incident_id": "the incident that the request named",
@@ -143,6 +144,7 @@ _TLS = _Logger(
     "scopegate.tls", "The certificates of the listeners, and the client certificate for the backend."
 )
 _TRACING = _Logger("scopegate.tracing", "Traces for OpenTelemetry.")
+_UPSTREAM = _Logger("scopegate.upstream", "The client for the backend.")
 _WEB = _Logger("scopegate.web", "The listeners.")
 
 _ROOT = logging.getLogger()
@@ -362,6 +364,21 @@ class LogEvent(Enum):
         "the wall clock was accepted",
         "An operator accepted the wall clock. The sidecar's time moved by `step_seconds`.",
         "decision_id step_seconds",
+    )
+    CREDENTIAL_RENEWED = _UPSTREAM.info(
+        "a credential for the backend is renewed",
+        "The value of a credential of `upstream.credentials` has changed, or can be read again.",
+        "header",
+    )
+    CREDENTIAL_LOST = _UPSTREAM.error(
+        "a credential for the backend cannot be read",
+        "Requests that need it are refused with 503 before they consume anything. Put the file back.",
+        "cause header",
+    )
+    CREDENTIAL_ECHOED = _UPSTREAM.warning(
+        "the backend sends a credential back",
+        "An answer contains a credential of `upstream.credentials`, so its client has seen it. Replace it.",
+        "request_id",
     )
     FROZEN = _WEB.warning(
         "frozen",

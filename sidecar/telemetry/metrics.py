@@ -287,6 +287,11 @@ class Metrics:
         "Executions that were answered and wait for their report.",
         measured=True,
     )
+    credential_echoes = Metric(
+        Counter,
+        "scopegate_credential_echoes",
+        "Answers of the backend that contain a credential of upstream.credentials.",
+    )
     freezes_active = Metric(
         Gauge,
         "scopegate_freezes_active",
@@ -343,6 +348,7 @@ class Metrics:
             "log": "the last decisions could be recorded",
             "policies": "a valid set is loaded",
             "clock": "the clock is not behind the log",
+            "credentials": "the credentials of `upstream.credentials` can be read; only if there are any",
             "draining": "the sidecar is not shutting down",
         },
     )

@@ -192,8 +192,8 @@ class AnswerParser:
         bodyless = self._bodyless or status == 204 or status == 304
         if codings and not bodyless and (length is not None or codings != (b"chunked",)):
             # The client could not undo another coding, because this header goes no further.
-            with_length = " with a length" * (length is not None)
-            return self._fail(f"Transfer-Encoding {b', '.join(codings)!r}{with_length}")
+            with_length = "a Transfer-Encoding with a length"
+            return self._fail("not one Transfer-Encoding: chunked" if length is None else with_length)
         self.head = head
         self.reusable = head.keep_alive and head.version == (1, 1)
         self._overhead = 0
@@ -237,14 +237,14 @@ class AnswerParser:
         if found < 0:
             unfinished += line
             if len(unfinished) <= _BEGUN and begun.fullmatch(unfinished) is None:
-                return self._fail(f"{bytes(unfinished)!r} where {state.value} is expected")
+                return self._fail(f"other bytes where {state.value} is expected")
             return end
         if unfinished:
             line = bytes(unfinished) + line
             unfinished.clear()
         match = whole.fullmatch(line, 0, len(line) - 2)
         if match is None or not line.endswith(b"\r\n"):
-            return self._fail(f"{line[:_BEGUN]!r} where {state.value} is expected")
+            return self._fail(f"other bytes where {state.value} is expected")
         if state is _CHUNK_LINE:
             self._left = int(match[1], 16)
             self.state = _CHUNK if self._left else _TRAILERS
@@ -255,7 +255,11 @@ class AnswerParser:
         return end
 
     def _fail(self, fault: str, cause: BaseException | None = None) -> int:
-        """Fail the answer and drop its head and body. Return 0, because `feed` parses nothing more."""
+        """Fail the answer and drop its head and body. Return 0, because `feed` parses nothing more.
+
+        `fault` is recorded, logged and answered, so it quotes nothing of the answer: a backend may send back
+        a credential that only the sidecar holds.
+        """
         self.state, self.fault, self.cause = _FAILED, fault, cause
         self.head = self._reader = None
         self.reusable = False

@@ -64,7 +64,7 @@ class AnswerHead:
 
 
 class MalformedHead(Exception):
-    """The bytes are no head that has one reading. The text says why."""
+    """The bytes are no head that has one reading. The text says why, and quotes nothing of them."""
 
 
 class HeadReader:
@@ -130,7 +130,7 @@ class HeadReader:
                 else:
                     upgrades.append(stripped.lower())
         if len(lengths) > 1 or (lengths and not lengths[0].isdigit()):
-            raise MalformedHead(f"Content-Length {b', '.join(lengths)!r}")
+            raise MalformedHead("not one Content-Length that is a number")
         return AnswerHead(
             status,
             self._reason,

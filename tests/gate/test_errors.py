@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from sidecar.errors import ERRORS
 from sidecar.store import batch
 from sidecar.web.serving.identity import MOST_FAILURES
 from tests.client import Message, connect, read_message, request_bytes
-from tests.support import EXECUTE, POLICIES, SCOPES, Open, replies, sends, unused_port
+from tests.support import EXECUTE, POLICIES, SCOPES, Open, eventually, replies, sends, unused_port
 
 # The status of every error code.
 STATUSES = {
@@ -35,7 +36,7 @@ STATUSES = {
     422: "invalid_scope invalid_freeze idempotency_key_reused",
     429: "braked auth_throttled",
     502: "upstream_unreachable upstream_failed",
-    503: "store_unavailable policy_unavailable overloaded draining",
+    503: "store_unavailable policy_unavailable credential_unavailable overloaded draining",
     504: "upstream_timeout",
 }
 WIRE = {code: status for status, codes in STATUSES.items() for code in codes.split()}
@@ -54,6 +55,7 @@ MEMBERS = {
     "tenant_mismatch": {"tenant_id"},
     "frozen": {"freeze_id", "reason", "ends_at", "retry_after_seconds"},
     "freeze_not_found": {"freeze_id"},
+    "credential_unavailable": {"header"},
     "invalid_freeze": {"member", "errors"},
     "unauthenticated": {"methods"},
     "auth_throttled": {"methods", "retry_after_seconds"},
@@ -387,6 +389,17 @@ async def executor_outside_scope(open_house: Open) -> Message:
     house = await open_house(policies=BY_NAME, auth={"proxy": PROXY})
     scope = await house.issue(headers=ANN, executors=["bob"])
     return await house.execute(scope, headers=ANN)
+
+
+@way
+async def credential_unavailable(open_house: Open) -> Message:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"Bearer of-the-backend")
+        file.flush()
+        entry = {"header": "Authorization", "value_file": file.name}
+        house = await open_house(upstream={"credentials": [entry]})
+    await eventually(lambda: house.sidecar.custody.trouble is not None)
+    return await house.execute(await house.issue())
 
 
 @way

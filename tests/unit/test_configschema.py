@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sidecar.files.faults import ConfigurationError
 from sidecar.files.yamlfile import parse
+from sidecar.settings.credentials import CredentialSection
 from sidecar.settings.keys import keys
 from sidecar.settings.presets import NAMES
 from sidecar.settings.reading import load
@@ -32,6 +33,7 @@ SHIPPED = sorted(
 )
 
 KEYS = {key.name: key for key in keys(Settings)}
+CREDENTIAL_KEYS = [f"upstream.credentials[0].{key.name}" for key in keys(CredentialSection)]
 ROUTE_KEYS = {f"gate.routes[0].{key.name}": key for key in keys(Route)}
 SECTIONS = [name for name, key in KEYS.items() if key.section]
 LEAVES = [key for key in [*KEYS, *ROUTE_KEYS] if key not in SECTIONS]
@@ -47,10 +49,12 @@ LISTS = [
     "gate.routes[0].not_executed_on",
     "gate.unlisted.except",
     "log.mask",
+    "upstream.credentials",
 ]
 
 # Values that the loader takes for a key. Some take them only together with another key.
 ADDRESSES = ["127.0.0.1:0", "localhost:7", "[::1]:65535", "unix:/run/x.sock", "unix:x y", "unix:///x"]
+TOKEN = str(ROOT / "tests/unit/backend-token.txt")
 FILES = [None, "x.pem", "/etc/x/y.pem", "../ü.pem"]
 GOOD: dict[str, list[Any]] = {
     "data.listen": [*ADDRESSES, "0.0.0.0:1", "[::]:2", "some_host.example:3"],
@@ -64,6 +68,10 @@ GOOD: dict[str, list[Any]] = {
         for key in ("certificate_file", "key_file", "client_ca_file")
     },
     **{f"{name}.tls.client_certificate": [None, "required", "optional"] for name in ("data", "admin", "ops")},
+    "upstream.credentials": [
+        [],
+        [{"header": "X-Key", "value_file": TOKEN}, {"header": "Y", "value_file": TOKEN, "on": ["pass"]}],
+    ],
     "upstream.url": ["http://h", "HTTPS://[::1]:9000/", "https://a.b:1", "http://a_b/", "unix:/x", "UNIX:x"],
     "upstream.connect_timeout_seconds": [0.001, 1, 86_400, "1s", "1440m", "24h", "1d"],
     "upstream.response_timeout_seconds": [0.001, 2.5, 86_400],
@@ -289,8 +297,13 @@ def test_it_is_a_schema_of_the_dialect_that_it_names() -> None:
 
 def test_it_has_every_key_and_no_other_in_the_order_of_the_file() -> None:
     in_order = [*KEYS]
-    at = in_order.index("gate.routes") + 1
-    assert [key for key, _ in keys_of_the_schema(SCHEMA)] == [*in_order[:at], *ROUTE_KEYS, *in_order[at:]]
+    for list_of_sections, its_keys in (
+        ("gate.routes", ROUTE_KEYS),
+        ("upstream.credentials", CREDENTIAL_KEYS),
+    ):
+        at = in_order.index(list_of_sections) + 1
+        in_order[at:at] = its_keys
+    assert [key for key, _ in keys_of_the_schema(SCHEMA)] == in_order
 
 
 def test_every_key_and_section_is_described_on_one_line() -> None:
@@ -298,7 +311,7 @@ def test_every_key_and_section_is_described_on_one_line() -> None:
     assert [key for key, words in said.items() if len(words) < 15 or not words.isprintable()] == []
 
 
-def test_no_key_is_required_but_the_path_of_a_route() -> None:
+def test_no_key_is_required_but_those_of_a_route_and_of_a_credential() -> None:
     required = {
         key: below["items"].get("required") for key, below in keys_of_the_schema(SCHEMA) if "items" in below
     }
@@ -312,10 +325,15 @@ def test_no_key_is_required_but_the_path_of_a_route() -> None:
         "gate.unlisted.except": None,
         "log.mask": None,
     }
-    assert required == {"gate.routes": ["path"], **lists}
+    assert required == {
+        "gate.routes": ["path"],
+        "upstream.credentials": ["header", "value_file"],
+        "upstream.credentials[0].on": None,
+        **lists,
+    }
     # Beside that list, `auth.required` is a key of this name.
     assert "required" in SCHEMA["properties"]["auth"]["properties"]
-    assert json.dumps(SCHEMA).count('"required":') == 2
+    assert json.dumps(SCHEMA).count('"required":') == 3
 
 
 def test_the_defaults_are_those_of_the_loader(tmp_path: Path) -> None:

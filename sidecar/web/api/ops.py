@@ -18,6 +18,7 @@ from sidecar.store.base import Footprint
 from sidecar.store.batch import Store
 from sidecar.telemetry.instruments import Gauge
 from sidecar.telemetry.metrics import Metrics
+from sidecar.upstream.custody import NO_CUSTODY, Custody
 from sidecar.web.api.operation import Answer, Operation, Reply
 from sidecar.web.api.routes import routes
 from sidecar.web.serving.hosts import well_formed_hosts
@@ -34,7 +35,8 @@ FRESH_SECONDS = 10.0
 class ReadinessCheck:
     """Whether the gate can decide requests, and if not, why. It does not depend on the upstream."""
 
-    def __init__(self, *, store: Store, gate: Gate, live: Live) -> None:
+    def __init__(self, *, store: Store, gate: Gate, live: Live, custody: Custody = NO_CUSTODY) -> None:
+        self._custody = custody
         self._store = store
         self._gate = gate
         self._live = live
@@ -48,13 +50,14 @@ class ReadinessCheck:
                 await self._store.check()
         # The check may be old. A decision that failed since then counts all the same.
         failing = self._store.last_error
-        return {
+        found = {
             "store": failing,
             "log": failing,
             "policies": None if self._live.snapshot.policies else "no valid policy set is loaded",
             "clock": self._store.clock_trouble(),
             "draining": "the sidecar is shutting down" if self._gate.draining else None,
         }
+        return found | {"credentials": self._custody.trouble} if self._custody.holds else found
 
     async def state(self) -> health.Readiness:
         checks = await self.checks()

@@ -21,6 +21,7 @@ from sidecar.live.snapshot import Live
 from sidecar.store.batch import Store
 from sidecar.store.lists import DECISION_CURSOR
 from sidecar.telemetry.events import LogEvent
+from sidecar.upstream.custody import NO_CUSTODY, Custody
 from sidecar.web.api.operation import (
     BODY_ERRORS,
     EXECUTION_ID,
@@ -49,10 +50,11 @@ _BEARER = re.compile(r"bearer +(?P<token>[A-Za-z0-9._~+/-]+=*)", re.IGNORECASE |
 class ReportApi:
     """Serves the raw path of the call, for every method, and no other spelling of it."""
 
-    def __init__(self, *, store: Store, gate: Gate, live: Live) -> None:
+    def __init__(self, *, store: Store, gate: Gate, live: Live, custody: Custody = NO_CUSTODY) -> None:
         self._store = store
         self._gate = gate
         self._live = live
+        self._custody = custody
 
     def owns(self, target: str) -> bool:
         """Whether a raw target is the path of the call."""
@@ -88,7 +90,7 @@ class ReportApi:
                 token_sha256=presented,
                 outcome=wanted.outcome,
                 cost=wanted.cost_usd,
-                detail=wanted.detail,
+                detail=self._without_credentials(wanted.detail),
                 request_id=request_id,
             )
         )
@@ -99,6 +101,11 @@ class ReportApi:
             "status": wanted.outcome,
             "scope_status": None if reply.scope is None else reply.scope.status(self._store.now()),
         }
+
+    def _without_credentials(self, detail: str | None) -> str | None:
+        """The detail for the record. The backend holds the credentials, and may repeat them."""
+        carried = self._custody.gated
+        return detail if carried is None or detail is None else carried.hidden(detail)
 
     async def _wanted(self, request: DataRequest) -> ExecutionReport | Refusal:
         """The report in the body, or why it cannot be read. Every such refusal names the member."""

@@ -14,6 +14,7 @@ from sidecar.live.snapshot import Live
 from sidecar.telemetry.events import LogEvent
 from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
+from sidecar.upstream.custody import NO_CUSTODY, Carried, Custody, Echo
 from sidecar.web.data._answers import PASSED_HEADERS, RawAnswer, client_left, cut
 from sidecar.web.serving.body import Taken, expect_continue
 from sidecar.web.serving.connections import broken_body, end_side
@@ -48,7 +49,9 @@ class PassThroughProxy:
         metrics: Metrics,
         *,
         live: Live,
+        custody: Custody = NO_CUSTODY,
     ) -> None:
+        self._custody = custody
         settings = live.snapshot.settings.upstream
         max_connections = settings.max_connections
         self._upstream = upstream
@@ -69,6 +72,10 @@ class PassThroughProxy:
         if unfit is not None:
             return problem(unfit)
         decision_id = recorded.decision_id if recorded else None
+        carried = self._custody.passing if recorded is None else self._custody.gated
+        if carried is not None and carried.trouble is not None and recorded is None:
+            self._metrics.passed.labels(carried.trouble.code).inc()
+            return problem(carried.trouble)
         if not (self._slots.take() or await self._slots.wait(self._slot_timeout)):
             self._metrics.passed.labels("overloaded").inc()
             refusal = Refusal("overloaded", "Too many requests are passing through.")
@@ -79,7 +86,7 @@ class PassThroughProxy:
         try:
             if request.protocol.transport is None or broken_body(request.content) is not None:
                 raise asyncio.CancelledError  # the client left, or its body broke, during the wait for a slot
-            outcome = await self._carry(request, recorded)
+            outcome = await self._carry(request, recorded, carried)
         except ValueError as exc:
             refused = Refusal("invalid_request", f"The request cannot be forwarded as it came: {exc}.")
         except NotSent as exc:
@@ -108,12 +115,16 @@ class PassThroughProxy:
         request.outcome = outcome
         return None if refused is None else problem(refused, decision_id=decision_id)
 
-    async def _carry(self, request: DataRequest, recorded: ShadowRecord | None) -> str:
+    async def _carry(
+        self, request: DataRequest, recorded: ShadowRecord | None, carried: Carried | None
+    ) -> str:
         """Forward a request and relay its answer. Return the outcome."""
         fields = request.fields
         headers = fields.end_to_end(without=request.withheld)
         if recorded is not None:
             headers = recorded.marked(headers)
+        if carried is not None:
+            headers = carried.put(headers)
         upgrading = is_websocket(request)
         if upgrading:
             headers += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
@@ -142,9 +153,17 @@ class PassThroughProxy:
             if exchange.upgraded:
                 await self._tunnel(request, exchange)
                 return "tunnelled"
-            return await self._relay(request, exchange, recorded)
+            echo = None if carried is None else carried.listening(exchange.head)
+            try:
+                return await self._relay(request, exchange, recorded, echo)
+            finally:
+                if echo is not None and echo.heard:
+                    self._metrics.credential_echoes.inc()
+                    LogEvent.CREDENTIAL_ECHOED.log(request_id=request.request_id)
 
-    async def _relay(self, request: DataRequest, exchange: Exchange, recorded: ShadowRecord | None) -> str:
+    async def _relay(
+        self, request: DataRequest, exchange: Exchange, recorded: ShadowRecord | None, echo: Echo | None
+    ) -> str:
         head, connection = exchange.head, request.protocol
         headers: Headers = PASSED_HEADERS[head.headers]
         answer = RawAnswer(
@@ -159,6 +178,8 @@ class PassThroughProxy:
         try:
             if exchange.complete:
                 body = await exchange.read()
+                if echo is not None:
+                    echo.hear(body)
                 answer.send_whole(body)
                 request.sent = len(body)
                 if connection.writing_paused:
@@ -166,6 +187,8 @@ class PassThroughProxy:
                 return "answered"
             answer.send_head()
             while piece := await exchange.read():
+                if echo is not None:
+                    echo.hear(piece)
                 await answer.write(piece)
             await answer.end()
         except Unanswered as exc:

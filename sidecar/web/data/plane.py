@@ -314,7 +314,7 @@ class DataPlane:
                 or passthrough.uncarried(request.fields)
                 or broken_body(request.content)
             )
-            blocked = self._gate.unready(snapshot) if unfit is None else Refused(refusal=unfit)
+            blocked = self._gate.unready_to_send(snapshot) if unfit is None else Refused(refusal=unfit)
             if blocked is None:
                 return await self._pass_over(request, refusal, facts, taken, limit)
             refused = blocked

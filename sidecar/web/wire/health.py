@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from sidecar.web.wire.forms import LATER, OPEN, Keywords, TypedDict
 
@@ -22,6 +22,7 @@ class Checks(TypedDict):
     policies: Check
     clock: Check
     draining: Check
+    credentials: NotRequired[Annotated[Check, Keywords(description="Only with `upstream.credentials`.")]]
 
 
 FreezesActive = Annotated[

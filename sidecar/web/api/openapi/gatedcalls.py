@@ -62,7 +62,7 @@ _NAME: Schema = {
 }
 _NAME_OR_EMPTY: Schema = {name: value for name, value in IDENTIFIER.items() if name != "minLength"}
 _AGENT = "One target agent."
-_UPSTREAM_ERRORS = ("upstream_unreachable", "upstream_failed", "upstream_timeout")
+_UPSTREAM_ERRORS = ("credential_unavailable", "upstream_unreachable", "upstream_failed", "upstream_timeout")
 _KEY_ERRORS = ("idempotency_key_reused", "idempotency_in_flight", "outcome_unknown")
 _TARGET_ERRORS = ("invalid_request", "ambiguous_path", "override_refused", "upgrade_refused")
 _BOUND_ERRORS = (
