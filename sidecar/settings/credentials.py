@@ -37,7 +37,7 @@ def _sent_header(value: object) -> str:
 
 def _value_file(value: object, info: ValidationInfo) -> Path:
     path = folder_of(value, info)
-    if reads_keys(info):
+    if reads_keys(info) and (info.context or {}).get("starting", True):
         try:
             keyfiles.header_value(path)
         except KeyFileUnusable as exc:
