@@ -2,9 +2,10 @@
 #
 #   docker build -t scopegate:0.4.0 .
 #   docker run --network recovery --stop-timeout 35 -p 127.0.0.1:8000:8000 -v scopegate:/var/lib/scopegate \
-#     -e SCOPEGATE_UPSTREAM__URL=http://backend:9000 \
+#     -v "$PWD/secrets:/etc/scopegate/secrets:ro" -e SCOPEGATE_UPSTREAM__URL=http://backend:9000 \
 #     --read-only --cap-drop ALL --security-opt no-new-privileges scopegate:0.4.0
 #
+# `secrets` holds the tokens of callers and the credential of the backend; config/deploy/README.md says how to make it.
 # `recovery` is the network that your backend is on, and `backend` its name there. The default of --stop-timeout, 10
 # seconds, is shorter than shutdown.drain_seconds (25).
 #
@@ -23,7 +24,7 @@ COPY sidecar/ sidecar/
 # Python does not compare its bytecode with the sources, because they cannot change and copying may change their times.
 # (The wheel of cel-expr-python contains the sources of its own build in bazel-project.)
 RUN python -m venv --without-pip /opt/scopegate \
-    && pip --python /opt/scopegate/bin/python install --no-cache-dir --no-compile -c requirements.lock '.[cel,otel]' \
+    && pip --python /opt/scopegate/bin/python install --no-cache-dir --no-compile -c requirements.lock '.[cel,jwt,otel]' \
     && rm -rf /opt/scopegate/lib/python3*/site-packages/bazel-project \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/scopegate/lib
 
@@ -36,7 +37,7 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash -x '/(site-packag
     && install -d -m 0700 -o 65532 -g 65532 /var/lib/scopegate
 COPY --from=builder /opt/scopegate /opt/scopegate
 COPY config/container.yaml /etc/scopegate/config/
-COPY policies/*.yaml /etc/scopegate/policies/
+COPY policies/*.yaml config/deploy/roles.yaml /etc/scopegate/policies/
 
 ARG VERSION=0.4.0
 LABEL org.opencontainers.image.title="Scopegate" \

@@ -55,8 +55,8 @@ class Access:
                 f"this sidecar serves scopes on the {name} listener; give its address with --{name}, as "
                 "this host reaches it, or give --config FILE"
             )
-        trust = replace(self.listener.trust, pinned=_certificate_of(self.settings, name))
-        return replace(self.listener, name=name, place=_address(name, self.settings, address), trust=trust)
+        trust = replace(self.listener.trust, pinned=certificate_of(self.settings, name))
+        return replace(self.listener, name=name, place=address_of(name, self.settings, address), trust=trust)
 
     def tenant_header(self, tenant: str | None) -> dict[str, bytes]:
         """The header that names the tenant, if the configuration has one."""
@@ -141,8 +141,8 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
                 misconfigured(str(exc))
             listener = Caller(
                 name=name,
-                place=_address(name, settings, address, alone=not named),
-                trust=Trust(pinned=_certificate_of(settings, name), ca=ca, certificate=cert, key=key),
+                place=address_of(name, settings, address, alone=not named),
+                trust=Trust(pinned=certificate_of(settings, name), ca=ca, certificate=cert, key=key),
                 token=token,
                 timeout=others.pop("timeout", TIMEOUT_SECONDS),
             )
@@ -168,7 +168,7 @@ def asks(name: Literal["admin", "ops"]) -> Callable[[Callable[..., None]], Calla
     return decorated
 
 
-def _address(
+def address_of(
     name: Literal["data", "admin", "ops"], settings: Settings | None, text: str | None, *, alone: bool = True
 ) -> Endpoint:
     if text is not None:
@@ -191,6 +191,6 @@ def _address(
     return place
 
 
-def _certificate_of(settings: Settings | None, name: str) -> Path | None:
+def certificate_of(settings: Settings | None, name: str) -> Path | None:
     """The configured certificate of a listener. If it is known, no other certificate is accepted."""
     return None if settings is None else getattr(settings, name).tls.certificate_file

@@ -19,12 +19,12 @@ from sidecar import __version__
 from sidecar.cli.options import (
     FAILED,
     config_option,
+    contents_of,
     failed,
     files_of,
     give_output_up,
     misconfigured,
     set_option,
-    warn,
 )
 from sidecar.startup import cheap_imports
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from sidecar.core.policy import PolicySet
-    from sidecar.live.reload import Contents, Files
     from sidecar.settings.reading import Settings
 
 # The commands that are in their own modules, by command name: the module, which holds the command under its
@@ -45,6 +44,7 @@ ELSEWHERE = {
     ),
     "config": ("config", "Show the configuration in force and its sources; print its schema for editors."),
     "decisions": ("decisions", "Decision records: list them, show one, follow new ones."),
+    "doctor": ("doctor", "Say what is exposed: by the files, at the backend, and by the running sidecar."),
     "executions": ("executions", "Executions: list them, and resolve those whose outcome is not known."),
     "explain": ("explain", "Ask a running sidecar whether it would admit an execution, and if not, why."),
     "freeze": ("freezes", "Stop executions."),
@@ -153,7 +153,7 @@ def run(config: Path, overrides: tuple[str, ...], log_format: Literal["json", "t
 
     set_up_logging(log_format)
     files = files_of(config, overrides)
-    contents = _read(files)
+    contents = contents_of(files)
     loaded = contents.loaded.settings
     if loaded.store.file is None:
         misconfigured(f"{config}: store.url: run needs a store on disk; use sqlite:///file")
@@ -176,9 +176,12 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
 
     The policies are read once the configuration has no errors.
     """
+    import time
+
+    from sidecar.cli.findings import of_callers
     from sidecar.core.policy import RiskClass
 
-    contents = _read(files_of(config, overrides))
+    contents = contents_of(files_of(config, overrides))
     loaded, policies = contents.loaded.settings, contents.policies
     routes = ", ".join(
         route.label + (" (shadow: refuses nothing)" if route.mode == "shadow" else "")
@@ -210,6 +213,10 @@ def check(config: Path, overrides: tuple[str, ...]) -> None:
         click.echo(f"principals     {loaded.auth.principals}: ok, {known}")
     _check_issuer_keys(loaded.auth.jwt.jwks)
     _warn_of_unspendable(loaded, policies)
+    for finding in of_callers(contents, time.time_ns() // 1_000):
+        # Without a method everything is as before, and the start says so in one line.
+        if finding.code not in ("no_auth_method", "credential_not_required"):
+            click.echo(f"warning: {finding.what}; {finding.remedy}", err=True)
 
 
 @main.command(
@@ -299,18 +306,6 @@ def _unwritable(exc: OSError) -> NoReturn:
             err=True,
         )
     sys.exit(FAILED)
-
-
-def _read(files: Files) -> Contents:
-    from sidecar.files.faults import ConfigurationError
-
-    try:
-        contents = files.read()
-    except ConfigurationError as exc:
-        warn(files.warnings)
-        misconfigured(str(exc))
-    warn(files.warnings)
-    return contents
 
 
 def _warn_of_open_door(loaded: Settings) -> None:

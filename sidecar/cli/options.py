@@ -20,7 +20,7 @@ from sidecar.settings.location import DEFAULT, NOT_FOUND, default_file
 if TYPE_CHECKING:
     from sidecar.cli.client import ProblemError
     from sidecar.errors import LogTampered
-    from sidecar.live.reload import Files
+    from sidecar.live.reload import Contents, Files
     from sidecar.settings.reading import Settings
     from sidecar.store.attestation import Attestation
 
@@ -104,6 +104,19 @@ def files_of(config: Path, overrides: tuple[str, ...]) -> Files:
     from sidecar.live.reload import Files
 
     return Files(config, environment=os.environ, overrides=pairs(overrides))
+
+
+def contents_of(files: Files) -> Contents:
+    """What the files hold. Ends the program with a message about every mistake."""
+    from sidecar.files.faults import ConfigurationError
+
+    try:
+        contents = files.read()
+    except ConfigurationError as exc:
+        warn(files.warnings)
+        misconfigured(str(exc))
+    warn(files.warnings)
+    return contents
 
 
 def pairs(overrides: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -272,7 +272,7 @@ UNDONE = {
         "{cidr_ranges: [{address_prefix: 192.0.2.1, prefix_len: 32}]}",
         "{}",
     ),
-    "agent": ("scopegate.yaml", "serve_on: admin", "serve_on: data"),
+    "agent": ("policies/roles.yaml", "issuer: {groups: [people]}", "issuer: {groups: [people, agents]}"),
 }
 
 

@@ -51,6 +51,8 @@ def pages() -> dict[Path, str]:
     because kustomize reads no file outside its folder."""
     copied = [ROOT / "config/container.yaml", *sorted(ROOT.glob("policies/*.yaml"))]
     copies = {KUBERNETES / file.relative_to(ROOT): file.read_text(encoding="utf-8") for file in copied}
+    roles = ROOT / "config/deploy/roles.yaml"
+    copies[KUBERNETES / "policies" / roles.name] = roles.read_text(encoding="utf-8")
     return {SHIPPED: "\n".join(shipped()) + "\n", **copies}
 
 

@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from sidecar import __version__
+from sidecar.core.roles import ROLES
 from sidecar.files import keyfiles
 from sidecar.files.signing import SigningKey
+from sidecar.policies import files as policyfiles
 from sidecar.settings import reading as settings
 from sidecar.settings.reading import Settings
 from tests.dockerfile import DoesNotHold, Instruction, context, instructions, pairs
@@ -39,6 +41,8 @@ MANIFESTS = {
     for name in BASE_KUSTOMIZATION["resources"]
     for document in yaml.safe_load_all((KUBERNETES / name).read_text(encoding="utf-8"))
 }
+# The policies of the image: those that ship, and the roles.
+DEPLOYED = [*ROOT.glob("policies/*.yaml"), DEPLOY / "roles.yaml"]
 POD = MANIFESTS["StatefulSet"]["spec"]["template"]["spec"]
 METADATA = MANIFESTS["StatefulSet"]["spec"]["template"]["metadata"]
 (SIDECAR,) = POD["initContainers"]
@@ -52,7 +56,7 @@ GATE = COMPOSE["services"]["scopegate"]
 @pytest.fixture
 def container() -> Settings:
     """config/container.yaml as `run` reads it."""
-    loaded = settings.load(ROOT / "config/container.yaml", environment={})
+    loaded = settings.load(ROOT / "config/container.yaml", environment={}, read_keys=False)
     assert loaded.warnings == ()
     return loaded.settings
 
@@ -77,8 +81,33 @@ def test_in_a_container_clients_and_probes_come_from_outside_and_operators_do_no
     assert str(container.admin.listen) == "127.0.0.1:9901"
 
 
-def test_in_a_container_who_reaches_the_data_listener_cannot_issue_scopes(container: Settings) -> None:
-    assert container.scopes.serve_on == "admin"
+def test_in_a_container_callers_need_a_token_and_only_the_sidecar_holds_the_backends_credential(
+    container: Settings,
+) -> None:
+    assert container.auth.required
+    assert container.auth.tokens.file is not None
+    (credential,) = container.upstream.credentials
+    assert credential.header == "Authorization"
+    # Both are in the folder that every deployment mounts.
+    secrets = Path("/etc/scopegate/secrets")
+    placed = [
+        os.path.relpath(file, ROOT / "config") for file in (container.auth.tokens.file, credential.value_file)
+    ]
+    assert [Path(os.path.normpath(Path(IN_THE_IMAGE).parent / each)) for each in placed] == [
+        secrets / "tokens.yaml",
+        secrets / "backend-authorization",
+    ]
+    (mounted,) = (each for each in SIDECAR["volumeMounts"] if each["name"] == "secrets")
+    assert (mounted["mountPath"], mounted["readOnly"]) == (str(secrets), True)
+    assert "secrets" not in {each["name"] for each in BACKEND.get("volumeMounts", ())}
+    assert f"./secrets:{secrets}:ro" in GATE["volumes"]
+
+
+def test_in_a_container_the_roles_are_among_the_policies_and_every_call_has_a_holder() -> None:
+    found = policyfiles.load(KUBERNETES / "policies").roles.holders
+    assert set(found) == set(ROLES) - {"approver"}
+    copied = [step.text for step in STEPS if step.keyword == "COPY"]
+    assert any("config/deploy/roles.yaml" in text for text in copied)
 
 
 def test_in_a_container_the_store_is_on_the_volume_and_the_backend_is_a_neighbour(
@@ -87,7 +116,11 @@ def test_in_a_container_the_store_is_on_the_volume_and_the_backend_is_a_neighbou
     assert container.store.file == Path(STORE) / "scopegate.db"
     assert container.upstream.url == "http://127.0.0.1:9000"
     loaded = settings.load(
-        ROOT / "config/container.yaml", environment={"SCOPEGATE_UPSTREAM__URL": "http://backend:9000"}
+        ROOT / "config/container.yaml",
+        environment={
+            "SCOPEGATE_UPSTREAM__URL": "http://backend:9000",
+            "SCOPEGATE_UPSTREAM__CREDENTIALS": "[]",
+        },
     )
     assert loaded.settings.upstream.url == "http://backend:9000"
 
@@ -105,7 +138,7 @@ def test_the_policies_are_found_in_the_repository_and_in_the_image_alike(contain
     assert container.policies.resolve() == ROOT / "policies"
     copied = [step.text for step in STEPS if step.keyword == "COPY"]
     assert "config/container.yaml /etc/scopegate/config/" in copied
-    assert "policies/*.yaml /etc/scopegate/policies/" in copied  # and so not the tests below it
+    assert "policies/*.yaml config/deploy/roles.yaml /etc/scopegate/policies/" in copied  # and no tests
 
 
 # The image ------------------------------------------------------------------------------------------------
@@ -261,14 +294,14 @@ def test_kustomize_builds_the_base_with_configuration_and_policies_as_they_ship(
         kubernetes_validate.validate(document, VERSIONS[0], strict=True)
     assert documents["scopegate-config"]["data"].keys() == {"container.yaml"}
     assert documents["scopegate-policies"]["data"] == {
-        file.name: file.read_text(encoding="utf-8") for file in ROOT.glob("policies/*.yaml")
+        file.name: file.read_text(encoding="utf-8") for file in DEPLOYED
     }
 
 
 def test_the_base_has_the_configuration_and_the_policies_that_ship() -> None:
     """Kustomize reads nothing outside its folder, so `tests.reference` writes copies there."""
     copies = {str(file.relative_to(KUBERNETES)): file for file in KUBERNETES.glob("*/*")}
-    shipped = {f"policies/{file.name}": file for file in ROOT.glob("policies/*.yaml")}
+    shipped = {f"policies/{file.name}": file for file in DEPLOYED}
     shipped["config/container.yaml"] = ROOT / "config/container.yaml"
     assert copies.keys() == shipped.keys()
     assert [name for name in copies if copies[name].read_bytes() != shipped[name].read_bytes()] == []
@@ -322,10 +355,15 @@ def test_whole_folders_are_mounted_where_the_image_has_them() -> None:
         "store": {"name": "store", "mountPath": STORE},
         "config": {"name": "config", "mountPath": str(Path(IN_THE_IMAGE).parent), "readOnly": True},
         "policies": {"name": "policies", "mountPath": "/etc/scopegate/policies", "readOnly": True},
+        "secrets": {"name": "secrets", "mountPath": "/etc/scopegate/secrets", "readOnly": True},
     }
     (claim,) = MANIFESTS["StatefulSet"]["spec"]["volumeClaimTemplates"]
-    maps = {volume["name"]: volume["configMap"]["name"] for volume in POD["volumes"]}
-    assert {claim["metadata"]["name"], *maps} == mounts.keys()
+    maps = {each["name"]: each["configMap"]["name"] for each in POD["volumes"] if "configMap" in each}
+    (secret,) = (each for each in POD["volumes"] if "secret" in each)
+    # Root owns its files, and fsGroup lets the group read them, which is as much as a file of tokens may allow.
+    assert secret["secret"] == {"secretName": "scopegate-secrets", "defaultMode": 0o400}
+    assert POD["securityContext"]["fsGroup"] == USER
+    assert {claim["metadata"]["name"], secret["name"], *maps} == mounts.keys()
     assert list(maps.values()) == [map_["name"] for map_ in BASE_KUSTOMIZATION["configMapGenerator"]]
 
 
@@ -360,7 +398,9 @@ def test_the_commands_that_start_it_where_no_client_reaches_it_change_the_gate_a
     name, _, value = variable.partition("=")
     assert sidecar["env"] == [{"name": name, "value": value}]
     assert pod["containers"][0]["env"] == BACKEND["env"]
-    loaded = settings.load(ROOT / "config/container.yaml", environment={name: value}).settings
+    loaded = settings.load(
+        ROOT / "config/container.yaml", environment={name: value}, read_keys=False
+    ).settings
     assert str(loaded.data.listen).startswith("127.0.0.1:")
     assert loaded.ops == container.ops  # the probes still find it, and so it lives
     assert f"kubectl {verb} {target} {selected} {name}-\n" in PAGE
@@ -386,6 +426,7 @@ def test_the_key_comes_as_a_secret_that_only_the_sidecar_may_read(tmp_path: Path
     # It is read at once, so here is one.
     keyfiles.create(tmp_path / key.name, SigningKey.generate().pem(), 0o600)
     variables["SCOPEGATE_LOG__SIGNING_KEY_FILE"] = str(tmp_path / key.name)
+    variables["SCOPEGATE_UPSTREAM__CREDENTIALS"] = "[]"
     loaded = settings.load(ROOT / "config/container.yaml", environment=variables)
     assert loaded.warnings == ()
     checkpoints = loaded.settings.log.checkpoint_file
@@ -453,12 +494,11 @@ def test_compose_waits_for_the_drain_and_ends_the_gate_before_the_backend(contai
     assert GATE["depends_on"] == ["backend"]
 
 
-def test_compose_keeps_the_store_and_takes_policies_as_a_folder() -> None:
-    kept, policies = (volume.split(":") for volume in GATE["volumes"])
+def test_compose_keeps_the_store_and_takes_secrets_as_a_folder() -> None:
+    kept, secrets = (volume.split(":") for volume in GATE["volumes"])
     assert kept == ["store", STORE]
     assert list(COMPOSE["volumes"]) == ["store"]
-    assert policies[1:] == ["/etc/scopegate/policies", "ro"]
-    assert (DEPLOY / policies[0]).resolve() == ROOT / "policies"
+    assert secrets == ["./secrets", "/etc/scopegate/secrets", "ro"]
 
 
 def test_compose_checks_health_as_the_image_does() -> None:
@@ -554,7 +594,7 @@ def test_the_configuration_that_the_unit_shows_keeps_the_store_in_the_one_folder
     )
     config = tmp_path / "scopegate.yaml"
     config.write_text(re.sub(r"^#   ", "", shown, flags=re.MULTILINE))
-    loaded = settings.load(config, environment={})
+    loaded = settings.load(config, environment={}, read_keys=False)
     assert loaded.warnings == ()
     (state,) = settings_["StateDirectory"]
     assert loaded.settings.store.file == Path(f"/var/lib/{state}/scopegate.db")

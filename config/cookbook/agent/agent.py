@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+# The agent's own token. With it the agent can execute what was granted, and grant nothing.
+TOKEN_FILE = os.environ.get("AGENT_TOKEN_FILE", "var/tokens/agent.token")
 GATE = ("127.0.0.1", int(os.environ.get("GATE_PORT", "8000")))
 MOST_STEPS = 12
 DEFAULT_WAIT_SECONDS = 30  # the wait if an answer names none
@@ -89,11 +91,13 @@ ADVICE = {
     "auth_throttled": (STOP, "Credentials from here failed too often. A person has to look."),
     "role_required": (STOP, "You may not execute. A person has to give you the role."),
     "tenant_mismatch": (STOP, "The call names a tenant that is not yours."),
+    "frozen": (STOP, "An operator has stopped this. Wait for a person to tell you that it goes on."),
     "policy_denied": (STOP, "A rule forbids it; asking again will not change that."),
     "braked": (WAIT, "It was executed too often, or something is still running. Wait, or report."),
     "invalid_request": (CORRECT, "The call is malformed; the message says where."),
     "store_unavailable": (WAIT, "The gate cannot write its log. Nothing was executed."),
     "policy_unavailable": (WAIT, "The gate has no valid policies. Nothing was executed."),
+    "credential_unavailable": (WAIT, "The gate cannot reach the backend as itself. Nothing was executed."),
     "overloaded": (WAIT, "The gate is busy. Nothing was executed."),
     "draining": (WAIT, "The gate is restarting. Nothing was executed."),
     "upstream_unreachable": (WAIT, "The backend is down. Nothing was executed, and the attempt came back."),
@@ -150,7 +154,7 @@ class Client:
             "target_agents": [agent],
             "intent": intent,
             "max_attempts": max_attempts,
-            "created_by": "recovery-agent",
+            "executors": ["recovery-agent"],  # no other caller can spend it
         }
         with open(self.request_file, "w", encoding="utf-8") as file:
             json.dump(wanted, file, indent=2)
@@ -168,6 +172,15 @@ def answered(status: int, headers: http.client.HTTPMessage, body: dict[str, Any]
     return {"ok": status < 400, "status": status, "answer": body, "attempts_remaining": left}
 
 
+def credential() -> dict[str, str]:
+    """The token in its header: `Authorization` is the backend's. It is read anew, because it is rotated."""
+    try:
+        with open(TOKEN_FILE, encoding="ascii") as file:
+            return {"Scopegate-Authorization": f"Bearer {file.read().strip()}"}
+    except FileNotFoundError:
+        return {}
+
+
 def send(
     method: str, path: str, body: dict[str, Any] | None = None
 ) -> tuple[int, http.client.HTTPMessage, dict[str, Any]]:
@@ -175,7 +188,8 @@ def send(
     connection = http.client.HTTPConnection(*GATE, timeout=CLIENT_TIMEOUT_SECONDS)
     try:
         text = None if body is None else json.dumps(body)
-        connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
+        headers = {"Content-Type": "application/json", **credential()} if text else {}
+        connection.request(method, path, text, headers)
         response = connection.getresponse()
         return response.status, response.headers, json.loads(response.read() or b"{}")
     finally:

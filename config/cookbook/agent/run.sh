@@ -11,6 +11,7 @@ for port in "$GATE_PORT" "$ADMIN_PORT" "$OPS_PORT" "$BACKEND_PORT"; do
   [ "$code" -eq 7 ] || { echo "run.sh: port $port is taken; choose another one" >&2; exit 1; }
 done
 work=$(mktemp -d)
+tokens=var/tokens
 export SCOPEGATE_STORE__URL="${SCOPEGATE_STORE__URL:-sqlite:///$work/scopegate.db}"
 gate='' backend=''
 stop() {
@@ -18,7 +19,8 @@ stop() {
   for pid in $gate $backend; do # the gate first, so that what is in flight still gets its answer
     kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null || true
   done
-  rm -rf "$work"
+  rm -rf "$work" "$tokens"
+  rmdir var 2>/dev/null || true
 }
 trap stop EXIT
 trap 'exit 0' TERM
@@ -32,6 +34,10 @@ ready() { # ready PID URL: waits until it answers, 20 seconds at most
     sleep 0.1
   done
 }
+# One token for the agent and one for a person, each in a file that only you can read.
+token() { "$SCOPEGATE" auth token "$1" --kind "$2" --group "$3" --config scopegate.yaml --output "$tokens/$2.token"; }
+rm -rf "$tokens" && mkdir -p "$tokens"
+token recovery-agent agent agents && token anna human people || true # the gate below says if this does not work
 "$PYTHON" backend.py &
 backend=$!
 ready "$backend" "http://127.0.0.1:$BACKEND_PORT/api/v1/agents/any"
