@@ -31,8 +31,13 @@ def _whole_second(second: int) -> str:
 
 
 def parse_time(text: str) -> int:
-    """A time in ISO 8601 as an instant. Raises ValueError, also if the offset is missing."""
+    """A time in ISO 8601 as an instant. Raises ValueError, also if the offset is missing, or if the time is
+    not in the years 1 to 9999 of UTC."""
     try:
-        return to_instant(datetime.fromisoformat(text))
+        instant = to_instant(datetime.fromisoformat(text))
+        to_datetime(instant)
     except TypeError as exc:
         raise ValueError("a time needs its offset from UTC, such as Z") from exc
+    except OverflowError as exc:
+        raise ValueError("a time must be in the years 1 to 9999") from exc
+    return instant

@@ -57,7 +57,7 @@ from sidecar.settings.routes import Route
 from sidecar.store.batch import Store
 from sidecar.telemetry.events import LogEvent
 from sidecar.upstream import Exchange, NotSent, TimedOut, Unanswered, Upstream
-from sidecar.upstream.custody import NO_CUSTODY, Custody, Echo
+from sidecar.upstream.custody import NO_CUSTODY, Carried, Custody, Echo
 
 # What executions that a drain gives up on are given to be written down.
 LAST_WRITES_SECONDS = 5.0
@@ -82,6 +82,7 @@ class InFlight:
     token: str | None = None  # its completion token; None: it is not reported
     admitted: Admitted | None = None
     sent: bool = False  # a byte of the request may have been sent
+    carried: Carried | None = None  # the credentials that it was sent with
     settled: bool = False
     rest: Remainder | None = None  # the rest of a long answer
     ended: bool = False
@@ -340,7 +341,7 @@ class Gate:
         outcome = _outcome_by(request.route, status) if request.route.reads_status else "answered"
         cost = reported_cost(request.route.cost, exchange.head, body) if outcome == "answered" else None
         answer = None if request.claim is None else kept_answer(request.claim, exchange.head, body)
-        if self._custody.gated is not None and self._custody.gated.is_echoed(exchange.head, body):
+        if flight.carried is not None and flight.carried.is_echoed(exchange.head, body):
             self._observer.echoed(request.facts.request_id)
             answer = answer and status_only(answer)
         settled = await self._settle(flight, admitted, outcome, cost=cost, http_status=status, answer=answer)
@@ -354,7 +355,7 @@ class Gate:
         if flight.token is not None:
             base, decision_id = request.snapshot.settings.completion_base, admitted.execution.decision_id
             ours = [*ours, *completion_headers(base, decision_id, flight.token)]
-        carried = self._custody.gated
+        carried = flight.carried = self._custody.gated
         theirs = request.headers if carried is None else carried.put(request.headers)
         headers = request.trace.sent_on((*theirs, *ours))
         try:
@@ -387,9 +388,9 @@ class Gate:
         left = math.ceil(deadlines.streaming_seconds(settings, deadline - loop.time(), patience))
         flight.deadline = self._deadlines.begin(left, partial(self._give_up, flight, LATE))
         _set(flight.answer, Forwarded(last=admitted, head=exchange.head, body=body, rest=rest))
-        carried, echo = self._custody.gated, None
-        if carried is not None:
-            echo = carried.listening(exchange.head)
+        echo = None
+        if flight.carried is not None:
+            echo = flight.carried.listening(exchange.head)
             echo.hear(body)
         await self._pass_on(flight, admitted, exchange, rest, begun, deadline, echo)
 

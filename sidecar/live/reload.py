@@ -1,8 +1,8 @@
 """Reloading: the files are read again, checked as a whole, and put in force in one assignment.
 
-If the files are invalid, or change a key that is fixed at the start, the old snapshot stays in force. An
-automatic reload waits until the files stop changing, because a partly written file may be valid and hold
-fewer rules.
+If the files are invalid, or change a key that is fixed at the start, the old snapshot stays in force. Only a
+valid file of tokens counts all the same, because a token that was revoked must end. An automatic reload
+waits until the files stop changing, because a partly written file may be valid and hold fewer rules.
 
 Changes are found by reading the files twice a second and comparing hashes of their contents. This takes about
 half a millisecond for ten files. It works on every file system and for every way of changing a file: writing,
@@ -16,13 +16,14 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from sidecar.auth import callers as callerfiles
+from sidecar.auth import tokens
 from sidecar.auth.callers import Callers
 from sidecar.core.instant import SECOND
 from sidecar.core.policy import PolicySet, RiskClass
@@ -70,6 +71,7 @@ class Files:
         self.policies: Path | None = None
         self.callers: tuple[Path, ...] = ()
         self.warnings: tuple[str, ...] = ()  # about the environment
+        self.starting = True  # whether the sidecar has not read them yet
         self._environment = dict(environment)
         self._overrides = tuple(overrides)
         self._digest = b""
@@ -117,7 +119,12 @@ class Files:
     def _once(self) -> Contents | ConfigurationError:
         config = _digest([self.config])
         try:
-            loaded = settings.load(self.config, environment=self._environment, overrides=self._overrides)
+            loaded = settings.load(
+                self.config,
+                environment=self._environment,
+                overrides=self._overrides,
+                starting=self.starting,
+            )
             self.policies, self.warnings = loaded.settings.policies, loaded.warnings
             self.callers = callerfiles.files_of(loaded.settings.auth)
         except ConfigurationError as exc:
@@ -183,6 +190,8 @@ class Reloader:
     def __init__(
         self, files: Files | None, *, live: Live, metrics: Metrics, clock: Callable[[], int]
     ) -> None:
+        if files is not None:
+            files.starting = False
         self._files = files
         self._live = live
         self._metrics = metrics
@@ -260,7 +269,7 @@ class Reloader:
         if self.draining:
             return self._impossible(cause, "the sidecar is shutting down; its next start reads everything")
         if faults:
-            return self._refused(cause, faults)
+            return self._refused(cause, faults, changed=await self._renew_tokens(before))
         after = Snapshot(loaded.settings, policies, before.methods.replaced(callers))
         changed = _changed(before, after)
         if changed:
@@ -298,9 +307,27 @@ class Reloader:
             warn_of_openings(loaded.settings)
         return self.last
 
-    def _refused(self, cause: Cause, faults: Sequence[Fault]) -> Reload:
+    async def _renew_tokens(self, before: Snapshot) -> tuple[str, ...]:
+        """Put the tokens in force that their file names, although the rest of a reload is refused. The keys
+        that have changed: that of the file, or none, also if the file is not valid."""
+        file, callers = before.settings.auth.tokens.file, before.methods.callers
+        if file is None:
+            return ()
+        try:
+            renewed = replace(callers, tokens=await self._aside(partial(tokens.read, file)))
+        except ConfigurationError:
+            return ()  # it is among the faults of the reload
+        changed = tuple(callers.differing(renewed))
+        if changed:
+            self._live.snapshot = replace(before, methods=before.methods.replaced(renewed))
+            LogEvent.TOKENS_RELOADED.log(tokens=len(renewed.tokens.tokens if renewed.tokens else ()))
+        return changed
+
+    def _refused(self, cause: Cause, faults: Sequence[Fault], *, changed: tuple[str, ...]) -> Reload:
         errors = tuple(map(str, faults))
-        self.last = Reload(time=self._clock(), cause=cause, snapshot=self._live.snapshot, errors=errors)
+        self.last = Reload(
+            time=self._clock(), cause=cause, snapshot=self._live.snapshot, errors=errors, changed=changed
+        )
         self._metrics.reloads.labels("refused").inc()
         self._show_last()
         LogEvent.RELOAD_REFUSED.log(cause=cause, errors=errors)

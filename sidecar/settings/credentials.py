@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import ValidationInfo
 
-from sidecar.core.headernames import ends_here
-from sidecar.core.targetheaders import read_as
+from sidecar.core.headernames import HOP_BY_HOP, is_our_own
+from sidecar.core.targetheaders import decides, read_as
 from sidecar.files import keyfiles
 from sidecar.files.keyfiles import KeyFileUnusable
 from sidecar.settings.keys import Section
@@ -20,20 +20,24 @@ from sidecar.settings.values import LIST, NOT_EMPTY, Kind, folder_of, header_nam
 
 CredentialArea = Literal["gated", "pass"]
 
-# Headers that are made anew for each request, because they say where it goes and where it ends.
-_FRAMING = frozenset({"host", "content-length", "transfer-encoding", "expect"})
+# Headers that are made anew for each request, because they say where it goes, where it ends and which it is.
+_MADE = HOP_BY_HOP | {"host", "content-length", "expect", "x-request-id", "traceparent", "tracestate"}
+# Headers that say how the body is read. The backend must read it as the gate did.
+_OF_THE_BODY = frozenset({"content-type", "content-encoding"})
 
 
 def _sent_header(value: object) -> str:
     name = header_name(value)
-    if ends_here(name) or read_as(name) in _FRAMING:
+    if is_our_own(name) or read_as(name) in _MADE:
         raise ValueError("is made by the sidecar for each request; name a header such as Authorization")
+    if read_as(name) in _OF_THE_BODY or decides(name):
+        raise ValueError("can change what a request asks for; name a header such as Authorization")
     return name
 
 
 def _value_file(value: object, info: ValidationInfo) -> Path:
     path = folder_of(value, info)
-    if reads_keys(info):
+    if reads_keys(info) and (info.context or {}).get("starting", True):
         try:
             keyfiles.header_value(path)
         except KeyFileUnusable as exc:

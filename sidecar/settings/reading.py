@@ -46,12 +46,14 @@ def load(
     environment: Mapping[str, str],
     overrides: Sequence[tuple[str, str]] = (),
     read_keys: bool = True,
+    starting: bool = True,
 ) -> Loaded:
     """The settings. Raises ConfigurationError.
 
     `overrides` are (dotted key, text) from flags. File names in values are relative to the file's folder,
     whether the file, the environment or a flag gives them. Without `read_keys` the key files are not read: a
-    command that only reads the log need not have access to them.
+    command that only reads the log need not have access to them. Unless the sidecar is `starting`, the files
+    of `upstream.credentials` are not read either, because it watches them itself.
     """
     document, found = survey(contents(path), str(path), environment=environment)
     wrong = list(found)
@@ -82,7 +84,7 @@ def load(
             wrong.append(Fault(place, shown(name), f"is not a known key{did_you_mean(name, KEYS)}"))
     if document is None:
         raise ConfigurationError(in_order(wrong))
-    context = {"folder": Path(os.path.abspath(path)).parent, "read_keys": read_keys}
+    context = {"folder": Path(os.path.abspath(path)).parent, "read_keys": read_keys, "starting": starting}
     settings, mistakes = validated(Settings, complete(tree, Settings), context)
     wrong += faults(document, mistakes, given=elsewhere)
     if settings is None or wrong:

@@ -86,6 +86,7 @@ FIELDS: Mapping[str, str] = {
     "span_id": "the caller's span, from its traceparent header",
     "status": "the status that the client got; null: none, 499: the client left before",
     "step_seconds": "how far accepting the wall clock moved the sidecar's time; below 0: back",
+    "tokens": "the number of tokens",
     "trace_id": "the trace, from the request's traceparent header",
     "valid_until": "when the certificate expires",
     "writes": "what becomes of unlisted requests of all other methods: `pass`, `record` or `refuse`",
@@ -415,6 +416,12 @@ class LogEvent(Enum):
         "`errors` lists every mistake, as `scopegate check` does. Correct the files: the sidecar reads them "
         "again by itself.",
         "cause errors",
+    )
+    TOKENS_RELOADED = _RELOAD.info(
+        "the tokens are renewed, although the reload is refused",
+        "The file of tokens is valid and has changed. It counts whatever is wrong in other files, so that a "
+        "token that was revoked ends.",
+        "tokens",
     )
     RELOAD_IMPOSSIBLE = _RELOAD.warning("reload refused", "The sidecar is shutting down.", "cause errors")
     RELOAD_FAILED = _RELOAD.error(

@@ -6,12 +6,15 @@
 2. If the file is missing, empty or wrong, its credential is unavailable: requests that need it are refused
    before they consume anything. A request that was let through before that is sent with the last value.
 3. The value stands nowhere else: `repr` hides it, and no message contains it.
-4. A backend may send it back. Such an answer passes on, but is counted, and is not kept for a repeat.
+4. A backend may send it back. Such an answer passes on, but is counted, and is not kept for a repeat. This
+   holds for the values before it, too, because requests that were sent with them may still be under way.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from sidecar.core.targetheaders import read_as
@@ -30,27 +33,31 @@ HIDDEN = "[credential]"
 LOOK_SECONDS = 0.5
 # A shorter text turns up in answers by chance.
 LEAST_SECRET_BYTES = 8
+# The values before the present one that are still looked for.
+MOST_PAST = 16
+# The scheme before a credential (RFC 9110, section 11.1), which is no secret.
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9-]*")
 
 
 class _Credential:
     """One credential: the last good value of its file, and why it cannot be read now, if it cannot."""
 
-    __slots__ = ("_found", "file", "header", "on", "trouble", "value")
+    __slots__ = ("_found", "_past", "file", "header", "on", "trouble", "value")
 
     def __init__(self, section: CredentialSection) -> None:
         self.header, self.file, self.on = section.header, section.value_file, section.on
         self.value = keyfiles.header_value(section.value_file)
         self.trouble: str | None = None
         self._found: bytes | str = self.value
+        self._past: deque[bytes] = deque(maxlen=MOST_PAST)
 
     def __repr__(self) -> str:
         return f"_Credential({self.header!r}, {str(self.file)!r})"
 
     @property
-    def secret(self) -> bytes:
-        """The part of the value that is secret: without its scheme, as in `Bearer abc`."""
-        last = self.value.rpartition(b" ")[2]
-        return last if len(last) >= LEAST_SECRET_BYTES else self.value
+    def secrets(self) -> frozenset[bytes]:
+        """What is secret in the value, and in those before it."""
+        return frozenset(text for value in (self.value, *self._past) for text in _secrets_in(value))
 
     def look(self) -> bool:
         """Read the file. True if what it says is new, and is what the look before has found. Blocks."""
@@ -65,11 +72,23 @@ class _Credential:
     def adopt(self) -> None:
         """Count what the last look has found."""
         if isinstance(self._found, bytes):
+            if self._found != self.value:
+                self._past.append(self.value)
             self.value, self.trouble = self._found, None
             LogEvent.CREDENTIAL_RENEWED.log(header=self.header)
         else:
             self.trouble = self._found
             LogEvent.CREDENTIAL_LOST.log(header=self.header, cause=self.trouble)
+
+
+def _secrets_in(value: bytes) -> Sequence[bytes]:
+    """The texts by which a value is recognised: its words without a scheme, as in `Bearer abc`, and the whole
+    value where that is more."""
+    scheme, *words = value.split()
+    if not words or not _SCHEME.fullmatch(scheme):
+        words = [scheme, *words]
+    found = [word for word in words if len(word) >= LEAST_SECRET_BYTES]
+    return found if len(words) == len(found) == 1 else [value, *found]
 
 
 class Carried:
@@ -81,7 +100,8 @@ class Carried:
         held = tuple(credentials)
         self._pairs = tuple((each.header.encode(), each.value) for each in held)
         self._names = frozenset(read_as(each.header) for each in held)
-        self._secrets = tuple({each.secret for each in held})
+        # The longest first, so that a part is not hidden before the whole.
+        self._secrets = sorted({text for each in held for text in each.secrets}, key=len, reverse=True)
         lost = next((each for each in held if each.trouble is not None), None)
         self.trouble = None if lost is None else _unavailable(lost.header)
 
@@ -119,7 +139,7 @@ class Echo:
         self._secrets = secrets
         self._overlap = max(map(len, secrets)) - 1
         self._rest = b""
-        texts = (head.reason, *(value for _, value in head.headers))
+        texts = (head.reason, *(text for pair in head.headers for text in pair))
         self.heard = any(secret in text for secret in secrets for text in texts)
 
     def hear(self, piece: bytes) -> None:
@@ -127,7 +147,7 @@ class Echo:
         if not self.heard:
             text = self._rest + piece
             self.heard = any(secret in text for secret in self._secrets)
-            self._rest = text[-self._overlap :]
+            self._rest = text[max(0, len(text) - self._overlap) :]
 
 
 class Custody:

@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.upstream import custody
 from tests.client import Message, ask
-from tests.support import EXECUTE, House, Open, eventually, replies
+from tests.support import EXECUTE, House, Open, eventually, replies, sends
 
 SECRET = "Bearer s3cr3t-of-the-backend"
 PASS = "/elsewhere"
@@ -28,8 +28,8 @@ def file(tmp_path: Path) -> Path:
     return written(tmp_path / "token")
 
 
-def written(path: Path) -> Path:
-    path.write_text(SECRET + "\n")
+def written(path: Path, value: str = SECRET) -> Path:
+    path.write_text(value + "\n")
     return path
 
 
@@ -262,3 +262,48 @@ async def test_a_rotation_under_load_loses_no_request(
     await asyncio.gather(*running)
     assert set(statuses) == {200}
     assert wrong == []
+
+
+@pytest.mark.parametrize("rest", [b"", b" " * 5_000])
+async def test_an_answer_that_repeats_the_value_it_was_asked_with_is_not_kept_although_that_has_changed(
+    open_house: Open, file: Path, rest: bytes
+) -> None:
+    house = await open_house(gate={"max_answer_bytes": 1_024}, **held(file))
+
+    async def rotated(request: Message, writer: asyncio.StreamWriter) -> None:
+        seen = request.header("Authorization")
+        assert seen == SECRET
+        for number in range(custody.MOST_PAST + 1):
+            value = f"Bearer the-value-number-{number}"
+            written(file, value)
+            await eventually(lambda value=value: held_now(house) == value)
+        await replies(f'{{"seen": "{seen}"}}'.encode() + rest)(request, writer)
+
+    house.backend.script = rotated
+    scope = await house.issue(max_attempts=2)
+    assert SECRET.encode() in (await house.execute(scope, headers=KEY)).body
+    again = await house.execute(scope, headers=KEY)
+    assert again.header("Idempotency-Replayed") == "true"
+    assert set(again.json()) == {"status", "decision_id"}
+    assert "scopegate_credential_echoes_total 1.0" in await house.metrics()
+
+
+def held_now(house: House) -> str:
+    """The value that the next request is sent with."""
+    assert house.sidecar.custody.gated is not None
+    ((_, value),) = house.sidecar.custody.gated.put([])
+    return value.decode()
+
+
+async def test_a_websocket_whose_head_repeats_it_is_counted(open_house: Open, file: Path) -> None:
+    house = await open_house(**held(file, "pass"))
+    upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+    head = f"HTTP/1.1 101 Switching Protocols\r\n{upgrade}X-Seen: {SECRET}\r\n\r\n"
+    house.backend.script = sends(head.encode(), then="close")
+    answer = await house.data("GET", PASS, [("Connection", "Upgrade"), ("Upgrade", "websocket")])
+    assert (answer.status, answer.header("X-Seen")) == (101, SECRET)
+
+    async def counted() -> bool:
+        return "scopegate_credential_echoes_total 1.0" in await house.metrics()
+
+    await eventually(counted)

@@ -180,6 +180,9 @@ async def test_those_that_are_excepted_go_on(open_house: Open) -> None:
     [
         ({"reason": "r"}, "match", "is required"),
         ({"match": {}}, "reason", "is required"),
+        ({"match": None, "reason": "r"}, "match", "must be an object"),
+        ({"match": ["x"], "reason": "r"}, "match", "must be an object"),
+        ({"match": {}, "except": None, "reason": "r"}, "except", "must be an object"),
         ({"match": {}, "reason": " "}, "reason", "cannot be blank"),
         ({"match": {"actions": "x"}, "reason": "r"}, "match/actions", "is not known here"),
         ({"match": {"action": []}, "reason": "r"}, "match/action", "must have 1 to 100 entries"),
@@ -191,11 +194,17 @@ async def test_those_that_are_excepted_go_on(open_house: Open) -> None:
             "match/principal_kind",
             "human, service, agent",
         ),
+        ({"match": {"principal_kind": "agents*"}, "reason": "r"}, "match/principal_kind", "that matches one"),
         ({"match": {"risk": ["low", "huge"]}, "reason": "r"}, "match/risk", "low, medium, high, critical"),
         ({"match": {}, "except": {"x": "y"}, "reason": "r"}, "except/x", "is not known here"),
         ({"match": {}, "reason": "r", "until": "2001-01-01T00:00:00Z"}, "until", "must be in the future"),
         ({"match": {}, "reason": "r", "until": "2101-01-01T00:00:00"}, "until", "a time with its offset"),
         ({"match": {}, "reason": "r", "until": 5}, "until", "a time with its offset"),
+        (
+            {"match": {}, "reason": "r", "until": "9999-12-31T23:59:59-01:00"},
+            "until",
+            "a time with its offset",
+        ),
         ({"match": {}, "reason": "r", "for": "2h"}, "for", "is not known here"),
     ],
 )

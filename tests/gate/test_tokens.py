@@ -16,7 +16,7 @@ from tests.client import Message, ask
 from tests.support import Backend, Clock, eventually
 
 CONFIG = """\
-upstream: {{url: "{upstream}"}}
+upstream: {{url: "{upstream}", credentials: [{credential}]}}
 store: {{url: "sqlite:///gate.db"}}
 data: {{listen: "127.0.0.1:0"}}
 admin: {{listen: "127.0.0.1:0"}}
@@ -33,8 +33,10 @@ def token(name: str, text: str, not_after: int | None = None) -> Token:
 
 
 @asynccontextmanager
-async def running(folder: Path, backend: Backend, clock: Clock, *made: Token) -> AsyncIterator[Sidecar]:
-    (folder / "c.yaml").write_text(CONFIG.format(upstream=backend.url))
+async def running(
+    folder: Path, backend: Backend, clock: Clock, *made: Token, credential: str = ""
+) -> AsyncIterator[Sidecar]:
+    (folder / "c.yaml").write_text(CONFIG.format(upstream=backend.url, credential=credential))
     (folder / "policies").mkdir()
     (folder / "policies" / "p.yaml").write_text(POLICIES)
     (folder / "principals.yaml").write_text(SEERS)
@@ -111,6 +113,41 @@ async def test_a_broken_file_keeps_the_last_good_tokens_and_the_reload_says_why(
             await reloaded(sidecar, lambda: tokenfile.change(file, lambda _: [token("seer", "sg_b")])) == ()
         )
         assert [(await status(sidecar, text)).status for text in ("sg_a", "sg_b")] == [401, 200]
+
+
+@pytest.mark.parametrize("what", ["policies/p.yaml", "principals.yaml", "c.yaml", "a key that is fixed"])
+async def test_a_token_is_revoked_whatever_else_cannot_be_reloaded(
+    tmp_path: Path, backend: Backend, clock: Clock, what: str
+) -> None:
+    file = tmp_path / "tokens.yaml"
+    mine = token("seer", "sg_a")
+    async with running(tmp_path, backend, clock, mine, token("seer", "sg_b")) as sidecar:
+        if what == "a key that is fixed":
+            text = CONFIG.format(upstream="http://127.0.0.1:1", credential="")
+            errors = await reloaded(sidecar, lambda: (tmp_path / "c.yaml").write_text(text))
+            assert any("cannot change while it runs" in error for error in errors)
+        else:
+            assert await reloaded(sidecar, lambda: (tmp_path / what).write_text("- [")) != ()
+        assert [(await status(sidecar, text)).status for text in ("sg_a", "sg_b")] == [200, 200]
+        assert await reloaded(sidecar, lambda: tokenfile.change(file, lambda old: old[1:])) != ()
+        assert list(sidecar.reloader.last.changed) == ["auth.tokens.file"]
+        assert [(await status(sidecar, text)).status for text in ("sg_a", "sg_b")] == [401, 200]
+        # Neither is another token lost if that file is spoilt, too.
+        assert await reloaded(sidecar, lambda: file.write_text("tokens: [")) != ()
+        assert list(sidecar.reloader.last.changed) == []
+        assert [(await status(sidecar, text)).status for text in ("sg_a", "sg_b")] == [401, 200]
+
+
+async def test_a_reload_goes_on_while_the_credential_for_the_backend_cannot_be_read(
+    tmp_path: Path, backend: Backend, clock: Clock
+) -> None:
+    (tmp_path / "credential").write_text("Bearer s3cr3t-of-the-backend")
+    held = "{header: Authorization, value_file: credential}"
+    async with running(tmp_path, backend, clock, token("seer", "sg_a"), credential=held) as sidecar:
+        (tmp_path / "credential").unlink()
+        gone = "principals: {seer: {groups: [blind]}}"
+        assert await reloaded(sidecar, lambda: (tmp_path / "principals.yaml").write_text(gone)) == ()
+        assert (await status(sidecar, "sg_a")).json()["error"] == "role_required"
 
 
 async def test_a_change_of_the_table_of_principals_counts_for_the_next_request(

@@ -14,7 +14,7 @@ from sidecar.files.faults import ConfigurationError
 from sidecar.settings.credentials import CredentialSection
 from sidecar.settings.reading import load
 from sidecar.upstream._head import AnswerHead
-from sidecar.upstream.custody import Carried, Custody, Echo
+from sidecar.upstream.custody import MOST_PAST, Carried, Custody, Echo
 
 SECRET = b"Bearer s3cr3t-of-the-backend"
 
@@ -106,6 +106,9 @@ def test_a_file_that_holds_no_value_is_an_error_of_its_line(
         "TE",
         "Upgrade",
         "Expect",
+        "keep_alive",
+        "X-Request-Id",
+        "traceparent",
         "Scopegate-X",
         "scopegate_x",
     ],
@@ -113,6 +116,18 @@ def test_a_file_that_holds_no_value_is_an_error_of_its_line(
 def test_a_header_that_the_sidecar_makes_itself_is_refused(tmp_path: Path, header: str) -> None:
     (fault,) = faults(tmp_path, f"    - {{header: {header}, value_file: token}}\n")
     assert fault.startswith("c.yaml:4:8: upstream.credentials[0].header: is made by the sidecar")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Content-Type", "content_encoding", "X-HTTP-Method-Override", "X_Original_URL", "X-Forwarded-Host"],
+)
+@pytest.mark.parametrize("area", ["gated", "pass"])
+def test_a_header_that_changes_what_a_request_asks_for_is_refused(
+    tmp_path: Path, header: str, area: str
+) -> None:
+    (fault,) = faults(tmp_path, f"    - {{header: {header}, value_file: token, on: [{area}]}}\n")
+    assert fault.startswith("c.yaml:4:8: upstream.credentials[0].header: can change what a request asks for")
 
 
 def test_a_header_by_which_requests_are_judged_is_refused(tmp_path: Path) -> None:
@@ -225,6 +240,7 @@ def test_a_credential_is_found_in_the_reason_the_headers_and_the_body(tmp_path: 
         (head(), b'{"token": "s3cr3t-of-the-backend"}'),
         (head(X=b"s3cr3t-of-the-backend"), b""),
         (head(b"got s3cr3t-of-the-backend"), b""),
+        (head(**{"s3cr3t-of-the-backend": b"x"}), b""),
     ):
         assert found.is_echoed(answer, body)
 
@@ -244,6 +260,51 @@ def test_a_credential_is_found_across_pieces(before: bytes, after: bytes, cuts: 
         for begin, end in pairwise(places):
             echo.hear(body[begin:end])
         assert echo.heard == (secret in body)
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        (b"Basic dXNlcjpwYXNz", [b"dXNlcjpwYXNz"]),
+        (
+            b"session=abcdef; csrf=ghijkl",
+            [b"session=abcdef;", b"csrf=ghijkl", b"session=abcdef; csrf=ghijkl"],
+        ),
+        (b'Token token="a-secret", v=2', [b'token="a-secret",', b'Token token="a-secret", v=2']),
+    ],
+)
+def test_each_long_word_of_a_value_is_looked_for_but_its_scheme(
+    tmp_path: Path, value: bytes, texts: list[bytes]
+) -> None:
+    found = carried(credential(tmp_path, value))
+    for text in texts:
+        assert found.is_echoed(head(), b"seen: " + text)
+    assert found.hidden(f"got {value.decode()}!") in ("got Basic [credential]!", "got [credential]!")
+    assert not found.is_echoed(head(), b"Basic Token session csrf token")
+
+
+def test_a_value_of_one_byte_leaves_nothing_of_the_pieces_behind(tmp_path: Path) -> None:
+    echo = carried(credential(tmp_path, b"x")).listening(head())
+    for _ in range(3):
+        echo.hear(b"a" * 100)
+    assert (echo.heard, echo._rest) == (False, b"")
+    echo.hear(b"x")
+    assert echo.heard
+
+
+def test_the_values_before_the_present_one_are_still_recognised(tmp_path: Path) -> None:
+    custody = credential(tmp_path)
+    for number in range(1, MOST_PAST + 1):
+        (tmp_path / "token").write_bytes(b"Bearer the-value-number-%d" % number)
+        assert [looked(custody) for _ in range(2)] == [0, 1]
+    assert carried(custody).put([]) == [(b"Authorization", b"Bearer the-value-number-16")]
+    assert carried(custody).is_echoed(head(), SECRET)
+    assert (
+        carried(custody).hidden("s3cr3t-of-the-backend, the-value-number-3") == "[credential], [credential]"
+    )
+    (tmp_path / "token").write_bytes(b"Bearer one-more-value")
+    assert [looked(custody) for _ in range(2)] == [0, 1]
+    assert not carried(custody).is_echoed(head(), SECRET)
 
 
 def test_a_text_is_recorded_without_the_credential(tmp_path: Path) -> None:

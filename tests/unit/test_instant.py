@@ -34,3 +34,9 @@ def test_a_time_is_read_as_it_is_written() -> None:
     for text in ("yesterday", "1970-01-01T00:00:00"):
         with pytest.raises(ValueError, match=r"isoformat|offset"):
             parse_time(text)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00"])
+def test_a_time_that_cannot_be_written_in_utc_is_not_read(text: str) -> None:
+    with pytest.raises(ValueError, match="in the years 1 to 9999"):
+        parse_time(text)

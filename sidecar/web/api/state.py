@@ -119,7 +119,8 @@ class StateApi:
         if reload.errors:
             first, *others = reload.errors
             more = f" (and {len(others)} more)" if others else ""
-            message = f"Nothing was changed: {first}{more}."
+            changed = "Only the tokens were changed" if reload.changed else "Nothing was changed"
+            message = f"{changed}: {first}{more}."
             return Refusal("reload_refused", message, {"errors": list(reload.errors)})
         policies = reload.snapshot.policies
         return {

@@ -150,11 +150,11 @@ class PassThroughProxy:
         finally:
             connection.on_lost = None
         with exchange:
-            if exchange.upgraded:
-                await self._tunnel(request, exchange)
-                return "tunnelled"
             echo = None if carried is None else carried.listening(exchange.head)
             try:
+                if exchange.upgraded:
+                    await self._tunnel(request, exchange)
+                    return "tunnelled"
                 return await self._relay(request, exchange, recorded, echo)
             finally:
                 if echo is not None and echo.heard:

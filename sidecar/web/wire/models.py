@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema
 
 from sidecar.core.facts import IDENTIFIER_RULE, MAX_ID_CHARS, MAX_TARGET_AGENTS, is_identifier
 from sidecar.core.freeze import Pattern
-from sidecar.core.globs import is_glob
+from sidecar.core.globs import globbed
 from sidecar.core.instant import parse_time
 from sidecar.core.money import MAX_MICROS, MICROS_PER_DOLLAR, is_whole_micros, to_micros
 from sidecar.core.policy import RiskClass
@@ -122,6 +122,8 @@ class NoNulls(WireModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_not_absent(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values  # which pydantic refuses
         return {name: (_Null() if value is None else value) for name, value in values.items()}
 
     @classmethod
@@ -231,7 +233,8 @@ class ExecutionReport(WireModel):
 
 
 def _globs(names: tuple[str, ...] = ()) -> BeforeValidator:
-    """One identifier or glob, or a list of them. With `names`, one that is no glob is one of these."""
+    """One identifier or glob, or a list of them. With `names`, each matches one of these, because one that
+    matches none freezes nothing."""
 
     def checked(value: object) -> object:
         listed = value if isinstance(value, list) else [value]
@@ -240,8 +243,8 @@ def _globs(names: tuple[str, ...] = ()) -> BeforeValidator:
         for one in listed:
             if not is_identifier(one):
                 raise ValueError(f"must be a string of {IDENTIFIER_RULE}, or a list of such strings")
-            if names and not is_glob(one) and one not in names:
-                raise ValueError(f"must be one of {', '.join(names)}, or a glob")
+            if names and not any(globbed((one,), name) for name in names):
+                raise ValueError(f"must be one of {', '.join(names)}, or a glob that matches one")
         return listed
 
     return BeforeValidator(checked)
@@ -355,6 +358,7 @@ _WORDS = {
     "string_type": "must be a string",
     "list_type": "must be a list",
     "dict_type": "must be an object",
+    "model_type": "must be an object",
     "too_short": "must not be empty",
     "too_long": "has too many entries",
     "string_too_long": "is too long",
