@@ -156,6 +156,7 @@ class Caller:
     trust: Trust
     token: Token | None = None
     timeout: float = TIMEOUT_SECONDS
+    server_name: str | None = None  # the name in the server's certificate, if it is not the called host
 
     def get(self, path: str, shape: Shape, **query: str | int | None) -> CallResult:
         """GET a path. Members of the query that are None are left out."""
@@ -218,9 +219,8 @@ class Caller:
                     f"sent there; write --{self.name} https://HOST:PORT"
                 )
             headers = {**headers, "Authorization": f"Bearer {self.token.text}"}
-        connection = _TimedCall(
-            self.place.address, self.trust.context() if self.place.tls else None, self.timeout
-        )
+        context = self.trust.context() if self.place.tls else None
+        connection = _TimedCall(self.place.address, context, self.timeout, self.server_name)
         try:
             connection.request(method, target, body, dict(headers))
             response = connection.getresponse()
@@ -303,8 +303,11 @@ class _TimedCall(http.client.HTTPConnection):
     """A connection to a sidecar: HTTP/1.1 over TCP or a Unix socket, with or without TLS. One deadline covers
     the whole call. The first request connects."""
 
-    def __init__(self, address: Address, context: ssl.SSLContext | None, timeout: float) -> None:
+    def __init__(
+        self, address: Address, context: ssl.SSLContext | None, timeout: float, server_name: str | None
+    ) -> None:
         super().__init__("localhost" if isinstance(address, SocketFile) else address.host)
+        self._server_name = server_name or self.host
         self._address = address
         self._context = context
         self._deadline = time.monotonic() + timeout
@@ -317,7 +320,7 @@ class _TimedCall(http.client.HTTPConnection):
             connected.hurry()
             with closing(connected):  # the TLS socket takes over its descriptor
                 # The context makes a socket of its `sslsocket_class`, which its type does not say.
-                connected = self._context.wrap_socket(connected, server_hostname=self.host)  # type: ignore[assignment]
+                connected = self._context.wrap_socket(connected, server_hostname=self._server_name)  # type: ignore[assignment]
             connected.deadline = self._deadline
         self.sock = connected
 

@@ -1,17 +1,21 @@
 """`scopegate doctor`: looks at the files, the backend and the running sidecar, and says what is exposed.
 
 1. Nothing is sent that could execute an action. The backend is asked with HEAD for a gated path, or with
-   OPTIONS where HEAD is gated there. The gate is asked to execute without a scope, which it must refuse, only
-   once the admin listener has shown that a sidecar of this configuration serves that address.
+   OPTIONS where a route gates HEAD there. The gate is asked to execute without a scope, which it must refuse,
+   only after two proofs that the data listener is that of a sidecar: the status of a sidecar with this
+   configuration names its address, and it refuses OPTIONS with a method override in the words of a sidecar,
+   which a backend answers in its own words, and without executing anything.
 2. What cannot be tried is said, and is not taken for good.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -37,8 +41,9 @@ from sidecar.cli.options import (
 from sidecar.cli.tables import cell
 from sidecar.core.instant import SECOND, parse_time
 from sidecar.core.policy import RiskClass
+from sidecar.core.target import LOOKING, PassThrough, classify
 from sidecar.files.keyfiles import KeyFileUnusable, header_value
-from sidecar.settings.addresses import Address, Listen
+from sidecar.settings.addresses import Address, Listen, SocketFile
 
 if TYPE_CHECKING:
     from sidecar.live.reload import Contents
@@ -87,9 +92,10 @@ Examples:
   scopegate doctor --token-file observer.token --json | jq -r '.findings[].code'
   scopegate doctor --offline          look at the files only
 \b
-What is sent: HEAD of a gated path to the backend (OPTIONS where HEAD is gated), with and without the
-credential of upstream.credentials; GET /api/v1/status to the admin listener; and one execution without a
-scope to the data listener, which leaves a record of its refusal."""
+Nothing is sent that could execute an action: HEAD of a gated path to the backend (OPTIONS where HEAD is
+gated), with and without what the sidecar holds for it; GET /api/v1/status to the admin listener; OPTIONS
+with a method override to the data listener, and if it refuses that as a sidecar does, one execution without
+a scope. Each refusal leaves a record."""
 )
 @config_option
 @set_option
@@ -112,8 +118,6 @@ def doctor(
 
     Exit code 1 if something is exposed, 0 if not, 2 if the configuration cannot be read.
     """
-    import os
-
     if key is not None and cert is None:
         raise click.UsageError("give the certificate that --key belongs to with --cert")
     contents = contents_of(files_of(config, overrides))
@@ -157,14 +161,20 @@ class Patient:
     token: Token | None
     trust: Trust
 
-    @property
-    def backend(self) -> Caller:
+    def backend(self, *, certified: bool) -> Caller:
+        """The backend. `certified`: called with the client certificate of the sidecar, if it has one."""
         upstream = self.settings.upstream
-        trust = Trust(
-            ca=upstream.tls.ca_file, certificate=upstream.tls.certificate_file, key=upstream.tls.key_file
+        tls = upstream.tls
+        trust = Trust(ca=tls.ca_file)
+        if certified:
+            trust = Trust(ca=tls.ca_file, certificate=tls.certificate_file, key=tls.key_file)
+        return Caller(
+            name="upstream",
+            place=Endpoint(address=upstream.address, tls=upstream.verified_name is not None),
+            trust=trust,
+            timeout=SECONDS,
+            server_name=tls.server_name,
         )
-        place = Endpoint(address=upstream.address, tls=upstream.verified_name is not None)
-        return Caller(name="upstream", place=place, trust=trust, token=None, timeout=SECONDS)
 
     def listener(self, name: Any, token: Token | None) -> Caller:
         pinned = certificate_of(self.settings, name)
@@ -178,13 +188,16 @@ class Patient:
 
 def at_the_backend(patient: Patient, examination: Examination) -> None:
     """Whether the backend answers from here without the gate."""
+    if isinstance(patient.settings.upstream.address, SocketFile):
+        _at_the_socket(patient.settings.upstream.address, examination)
+        return
     route = next((each for each in patient.settings.gate.routes), None)
     if route is None:
         examination.not_tried.append("The backend was not asked, because no route is gated.")
         return
-    method, path = harmless(route)
+    method, path = harmless(route, patient.settings)
     try:
-        bare, headers, _ = patient.backend.exchange(method, path)
+        bare, date = _without_credentials(patient, method, path)
         held = _with_credentials(patient, method, path)
     except (UnreachableError, UnusableError, KeyFileUnusable) as exc:
         examination.looked_at.append("the backend, to which this host cannot connect")
@@ -192,7 +205,7 @@ def at_the_backend(patient: Patient, examination: Examination) -> None:
             examination.not_tried.append(f"The backend was not asked from here: {_reason(exc)}.")
         return
     asked = f"{method} {path}"
-    findings = list(_skew(headers.get("Date"), "the backend"))
+    findings = list(_skew(date, "the backend"))
     if bare in UNCLEAR:
         what = "which does not say whether it demands a credential"
         examination.not_tried.append(f"The backend answers {asked} with {bare}, {what}.")
@@ -213,19 +226,56 @@ def at_the_backend(patient: Patient, examination: Examination) -> None:
     examination.add(f"the backend: {asked}", findings)
 
 
+def _at_the_socket(place: SocketFile, examination: Examination) -> None:
+    """Whether others than the owner and the group of a Unix socket may connect to it, by its mode. What it
+    answers to this user would say nothing of them."""
+    try:
+        mode = stat.S_IMODE(os.stat(place.path).st_mode)
+    except OSError as exc:
+        examination.not_tried.append(
+            f"The socket of the backend was not found: {exc.strerror} ({place.path})."
+        )
+        return
+    what = f"Every user of this host may connect to {place}, which has the mode {mode:04o}"
+    findings = [Finding("backend_answers_ungated", what)] if mode & 0o002 else []
+    examination.add(f"the mode of the backend's socket, {place.path}", findings)
+
+
+def _without_credentials(patient: Patient, method: str, path: str) -> tuple[int, str | None]:
+    """The status and the date of the answer to a caller without a credential.
+
+    A backend that demands a client certificate ends the handshake. This counts as 401 if it answers the
+    certificate of the sidecar.
+    """
+    try:
+        status, headers, _ = patient.backend(certified=False).exchange(method, path)
+    except UnreachableError:
+        if patient.settings.upstream.tls.certificate_file is None:
+            raise
+        _, headers, _ = patient.backend(certified=True).exchange(method, path)
+        status = 401
+    return status, next((value for name, value in headers.items() if name.lower() == "date"), None)
+
+
 def _with_credentials(patient: Patient, method: str, path: str) -> int | None:
-    """The status of the answer to the credentials in custody; None if there are none."""
-    held = [each for each in patient.settings.upstream.credentials if "gated" in each.on]
-    if not held:
+    """The status of the answer to what the sidecar holds: its headers and its client certificate; None if it
+    holds neither."""
+    upstream = patient.settings.upstream
+    held = [each for each in upstream.credentials if "gated" in each.on]
+    if not held and upstream.tls.certificate_file is None:
         return None
     headers = {each.header: header_value(each.value_file) for each in held}
-    return patient.backend.exchange(method, path, headers=headers)[0]
+    return patient.backend(certified=True).exchange(method, path, headers=headers)[0]
 
 
-def harmless(route: Route) -> tuple[str, str]:
-    """A request for the path of a route that executes nothing there: HEAD, or OPTIONS where HEAD is gated."""
-    gated = {"GET", "HEAD"} & set(route.methods)
-    return "OPTIONS" if gated else "HEAD", path_of(route)
+def harmless(route: Route, settings: Settings) -> tuple[str, str]:
+    """A request for the path of a route that executes nothing there: HEAD, or OPTIONS, which no route can
+    gate, where any route gates HEAD."""
+    from sidecar.live.snapshot import Snapshot
+
+    path = path_of(route)
+    verdict = classify("HEAD", path, (), False, Snapshot(settings, None).gated_paths)
+    return "HEAD" if isinstance(verdict, PassThrough) else "OPTIONS", path
 
 
 def path_of(route: Route) -> str:
@@ -281,8 +331,11 @@ def at_the_sidecar(patient: Patient, contents: Contents, examination: Examinatio
     if running != (snapshot.revision, contents.policies.revision):
         what = "The running sidecar has other settings or policies than these files"
         findings.append(Finding("stale_configuration", what))
-    elif status["ready"]:
-        findings += _through_the_gate(patient, examination)
+        examination.not_tried.append("The gate was not asked, because it has other settings or policies.")
+    elif not status["ready"]:
+        examination.not_tried.append("The gate was not asked, because it is not ready.")
+    else:
+        findings += _through_the_gate(patient, status, examination)
     examination.add("the running sidecar: its status", findings)
 
 
@@ -290,26 +343,43 @@ def _is_any_port(address: Address) -> bool:
     return isinstance(address, Listen) and address.port == 0
 
 
-def _through_the_gate(patient: Patient, examination: Examination) -> Iterator[Finding]:
-    """Whether an execution without a scope is refused."""
+def _through_the_gate(
+    patient: Patient, status: Mapping[str, Any], examination: Examination
+) -> Iterator[Finding]:
+    """Whether an execution without a scope is refused. It is asked only once the data listener has proven
+    that it is that of the sidecar."""
     gate = patient.settings.gate
     route = next((each for each in gate.routes if each.mode == "enforce"), None)
-    if route is None or gate.scope_required_from > RiskClass.LOW:
+    method = next((each for each in route.methods if each not in LOOKING), None) if route else None
+    if route is None or method is None or gate.scope_required_from > RiskClass.LOW:
         examination.not_tried.append("The gate was not asked, because it may let through what has no scope.")
         return
-    path = path_of(route)
+    listen, named = patient.settings.data.listen, (status.get("listeners") or {}).get("data")
+    if named is None or named.removeprefix("https://") != str(listen):
+        why = f"the sidecar says that its data listener is {named}, and data.listen is {listen}"
+        examination.not_tried.append(f"The gate was not asked, because {why}.")
+        return
+    path, caller = path_of(route), patient.listener("data", None)
     try:
-        status, headers, text = patient.listener("data", None).exchange(
-            route.methods[0], path, b"{}", {"Content-Type": "application/json"}
-        )
+        proof = caller.exchange("OPTIONS", path, None, {"X-HTTP-Method-Override": "OPTIONS"})
+        if not _is_refusal(*proof):
+            why = f"{caller.place} does not answer as the data listener of a sidecar"
+            examination.not_tried.append(f"The gate was not asked, because {why}.")
+            return
+        answer = caller.exchange(method, path, b"{}", {"Content-Type": "application/json"})
     except (UnreachableError, UnusableError) as exc:
         examination.not_tried.append(f"The gate was not asked: {_reason(exc)}.")
         return
-    asked = f"{route.methods[0]} {path}"
+    asked = f"{method} {path}"
     examination.looked_at.append(f"the gate: {asked} without a scope")
-    ours = headers.get("Content-Type", "").startswith("application/problem+json") and "urn:scopegate:" in text
-    if status < 400 or not ours:
-        yield Finding("gate_lets_through", f"The data listener answers {asked} without a scope: {status}")
+    if not _is_refusal(*answer):
+        yield Finding("gate_lets_through", f"The data listener answers {asked} without a scope: {answer[0]}")
+
+
+def _is_refusal(status: int, headers: Mapping[str, str], text: str) -> bool:
+    """Whether a sidecar refuses, in its own words."""
+    kind = headers.get("Content-Type", "")
+    return status >= 400 and kind.startswith("application/problem+json") and "urn:scopegate:" in text
 
 
 def _beyond_loopback(settings: Settings) -> Iterator[Finding]:

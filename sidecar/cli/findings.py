@@ -150,7 +150,12 @@ def of_files(contents: Contents, now: int) -> Iterator[Finding]:
         )
     yield from _readable(settings)
     yield from _of_sqlite(settings)
-    if not settings.upstream.credentials:
+    yield from _of_custody(settings)
+
+
+def _of_custody(settings: Settings) -> Iterator[Finding]:
+    upstream = settings.upstream
+    if not any("gated" in each.on for each in upstream.credentials) and upstream.tls.certificate_file is None:
         yield Finding("no_custody", "The sidecar holds no credential of the backend, so its callers must")
 
 
@@ -270,8 +275,11 @@ def _readable(settings: Settings) -> Iterator[Finding]:
             status = None if file is None else os.stat(file)
         except OSError:
             continue
-        # The group of a file that root owns may read it, as in a mounted Secret.
-        if status is not None and stat.S_IMODE(status.st_mode) & (0o037 if status.st_uid == 0 else 0o077):
+        if status is None:
+            continue
+        # As for every key file: the group may read what root hands to another user, as in a mounted Secret.
+        handed = status.st_uid == 0 and os.geteuid() != 0
+        if stat.S_IMODE(status.st_mode) & (0o037 if handed else 0o077):
             mode = f"{stat.S_IMODE(status.st_mode):04o}"
             yield Finding("file_readable_by_others", f"{file} ({key}) has the mode {mode}")
 

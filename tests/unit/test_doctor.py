@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 
-from sidecar.cli.doctor import _skew, harmless
-from sidecar.cli.findings import has_wal_bug
+from sidecar.cli.client import Trust
+from sidecar.cli.doctor import Examination, Patient, _skew, at_the_backend, harmless
+from sidecar.cli.findings import _of_custody, _readable, has_wal_bug
 from sidecar.core.instant import iso_time
 from sidecar.settings.reading import default
+from tests.certificates import Authority
 
 
 @pytest.mark.parametrize(
@@ -45,8 +48,65 @@ def test_the_releases_of_sqlite_with_the_bug_are_known(version: tuple[int, int, 
 def test_the_backend_is_asked_with_a_method_that_is_not_gated(
     route: dict[str, object], asked: tuple[str, str]
 ) -> None:
-    (made,) = default("http://h:1", gate={"routes": [route]}).gate.routes
-    assert harmless(made) == asked
+    settings = default("http://h:1", gate={"routes": [route]})
+    (made,) = settings.gate.routes
+    assert harmless(made, settings) == asked
+
+
+def test_head_is_not_sent_where_another_route_gates_it() -> None:
+    routes = [
+        {"name": "start", "path": "/jobs/{id}"},
+        {"name": "look", "path": "/jobs/{id}", "methods": ["GET"], "body": "empty"},
+    ]
+    settings = default("http://h:1", gate={"routes": routes})
+    assert harmless(settings.gate.routes[0], settings) == ("OPTIONS", "/jobs/scopegate-doctor")
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_named"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o620, True)]
+)
+def test_a_store_that_its_group_or_others_can_open_is_named(
+    tmp_path: Path, mode: int, is_named: bool
+) -> None:
+    file = tmp_path / "scopegate.db"
+    file.touch()
+    file.chmod(mode)
+    settings = default("http://h:1", store={"url": f"sqlite:///{file}"})
+    found = [each for each in _readable(settings) if each.code == "file_readable_by_others"]
+    assert [f"{file} (store.url) has the mode {mode:04o}"] * is_named == [each.what for each in found]
+
+
+def test_a_client_certificate_for_the_backend_is_custody_and_a_header_for_what_passes_is_not(
+    tmp_path: Path,
+) -> None:
+    pair = Authority(tmp_path).issue("sidecar")
+    (tmp_path / "token").write_text("Bearer x")
+    passing = {"header": "Authorization", "value_file": str(tmp_path / "token"), "on": ["pass"]}
+    for upstream, is_named in (
+        ({"tls": pair.settings()}, False),
+        ({"credentials": [passing]}, True),
+        ({"credentials": [{**passing, "on": ["gated"]}]}, False),
+    ):
+        settings = default("https://h:1", upstream=upstream)
+        assert [each.code for each in _of_custody(settings)] == ["no_custody"] * is_named
+
+
+@pytest.mark.parametrize(("mode", "is_open"), [(0o666, True), (0o660, False)])
+def test_a_backend_on_a_unix_socket_is_judged_by_who_may_connect(
+    tmp_path: Path, mode: int, is_open: bool
+) -> None:
+    place = tmp_path / "backend.sock"
+    examination = Examination()
+    patient = Patient(default(f"unix:{place}"), None, Trust())
+    at_the_backend(patient, examination)
+    assert examination.not_tried == [
+        f"The socket of the backend was not found: No such file or directory ({place})."
+    ]
+    place.touch()
+    place.chmod(mode)
+    at_the_backend(patient, examination)
+    assert [each.code for each in examination.findings] == ["backend_answers_ungated"] * is_open
+    assert examination.looked_at == [f"the mode of the backend's socket, {place}"]
 
 
 @pytest.mark.parametrize("seconds", [-60, 60])
