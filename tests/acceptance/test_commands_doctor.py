@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import pytest
 import yaml
 
 from sidecar.cli import doctor
+from sidecar.cli.client import Trust
+from sidecar.cli.options import files_of
 from sidecar.settings.addresses import Listen
 from tests.acceptance.conftest import EXECUTE, Address, Program, scopegate, write_configuration
 from tests.certificates import Authority
@@ -27,8 +32,11 @@ class Demanding(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, key: str | None) -> None:
+    def __init__(self, key: str | None, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.ahead = timedelta()  # of its clock
         self.key, self.seen = key, list[str]()
         self.status = 405  # of an answer to those who show it
         self.address: Address = ("127.0.0.1", self.server_port)
@@ -43,6 +51,9 @@ class Demanding(ThreadingHTTPServer):
         self._thread.join()
         self.server_close()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that shows no certificate."""
+
 
 class _Answer(BaseHTTPRequestHandler):
     server: Demanding
@@ -55,6 +66,13 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
 
     do_POST = do_OPTIONS = do_GET = do_HEAD  # noqa: N815 (the names that the base class calls)
+
+    def send_header(self, keyword: str, value: str) -> None:
+        """In lower case, as some servers write all headers."""
+        super().send_header(keyword.lower(), value)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return format_datetime(datetime.now(UTC) + self.server.ahead, usegmt=True)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing on standard error."""
@@ -241,6 +259,56 @@ def test_a_backend_that_rejects_the_credential_is_a_warning(tmp_path: Path) -> N
     assert (ended, codes(found)) == (0, ["backend_rejects_credential"])
 
 
+@pytest.mark.parametrize("minutes", [-1, 1])
+def test_a_backend_whose_clock_differs_is_named(tmp_path: Path, backend: Demanding, minutes: int) -> None:
+    backend.ahead = timedelta(minutes=minutes)
+    ended, found = examined(good(tmp_path, backend.address))
+    assert (ended, codes(found)) == (0, ["clock_skew"])
+
+
+@pytest.mark.parametrize("asks_clients", [True, False])
+def test_a_backend_is_asked_without_the_client_certificate_in_custody_and_with_it(
+    tmp_path: Path, asks_clients: bool
+) -> None:
+    authority = Authority(tmp_path, "backend")
+    tls = authority.server(authority.issue("server", address="127.0.0.9"), asks_clients=asks_clients)
+    own = authority.issue("own", days=90)
+    own.key_file.chmod(0o600)
+    with Demanding(None, tls) as backend:
+        config = good(
+            tmp_path,
+            backend.address,
+            upstream={
+                "url": f"https://127.0.0.1:{backend.server_port}",
+                "tls": {**own.settings(ca_file=authority.certificate_file), "server_name": "gate.test"},
+            },
+        )
+        ended, found = examined(config)
+        seen = len(backend.seen)
+    # The certificate of the authority ends in a day.
+    findings = [code for code in codes(found) if code != "certificate_expires"]
+    assert findings == ([] if asks_clients else ["backend_answers_ungated"])
+    assert (ended, seen) == ((0, 2) if asks_clients else (1, 2))
+    assert any(each.startswith("the backend: HEAD") for each in found["looked_at"])
+
+
+def test_no_execution_goes_to_what_stands_at_the_address_of_the_data_listener(tmp_path: Path) -> None:
+    """The status is that of a sidecar whose address leads from here to the backend."""
+    with Demanding(None) as backend:
+        config = good(tmp_path, ("127.0.0.1", 1), data={"listen": f"127.0.0.1:{backend.server_port}"})
+        settings = files_of(config, ()).read().loaded.settings
+        patient = doctor.Patient(settings, None, Trust())
+        for named, why in (
+            ("127.0.0.1:8000", "the sidecar says that its data listener is 127.0.0.1:8000"),
+            (f"127.0.0.1:{backend.server_port}", "does not answer as the data listener of a sidecar"),
+        ):
+            examination = doctor.Examination()
+            status = {"listeners": {"data": named}}
+            assert list(doctor._through_the_gate(patient, status, examination)) == []
+            assert why in examination.not_tried[0]
+        assert {each.split()[0] for each in backend.seen} == {"OPTIONS"}
+
+
 def test_what_cannot_be_tried_is_said_and_is_not_taken_for_good(tmp_path: Path, backend: Demanding) -> None:
     config = free_ports(good(tmp_path, backend.address))
     ended, found = examined(config)
@@ -257,6 +325,7 @@ def test_a_sidecar_that_runs_with_other_settings_is_named(tmp_path: Path, backen
     with Program(config):
         _, found = examined(config, "--token-file", tmp_path / "token", "--set", "gate.max_in_flight=7")
     assert codes(found) == ["stale_configuration"]
+    assert found["not_tried"] == ["The gate was not asked, because it has other settings or policies."]
 
 
 def test_an_admin_interface_beyond_loopback_without_tls_is_exposed(tmp_path: Path) -> None:
