@@ -56,8 +56,9 @@ ELSEWHERE = {
 }
 # These go on until somebody ends them.
 ENDLESS = re.compile(r"scopegate (run|demo(?! --once)|decisions tail)\b")
-# What is refused ends with 1, and says so: it asks about an execution that the scope does not allow.
-MAY_REFUSE = re.compile(r"scopegate explain\b")
+# What ends with 1, and says why: an execution that the scope does not allow, and the shipped configuration,
+# which has no method of authentication.
+MAY_REFUSE = re.compile(r"scopegate (explain|doctor)\b")
 
 
 @dataclass(frozen=True)
