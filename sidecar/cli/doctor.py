@@ -26,7 +26,7 @@ import click
 from sidecar.cli.access import address_of, certificate_of
 from sidecar.cli.client import Caller, Endpoint, ProblemError, Trust, UnreachableError, UnusableError
 from sidecar.cli.credentials import Token, TokenUnusableError, token_of
-from sidecar.cli.findings import Finding, of_files
+from sidecar.cli.findings import Finding, of_files, unseen
 from sidecar.cli.options import (
     FAILED,
     FILE,
@@ -125,7 +125,7 @@ def doctor(
         token = token_of(token_file, os.environ)
     except TokenUnusableError as exc:
         misconfigured(str(exc))
-    examination = Examination()
+    examination = Examination(not_tried=list(unseen(contents.loaded.settings)))
     steps: list[tuple[str, Callable[[], None]]] = [
         ("the files", lambda: examination.add("the files", of_files(contents, time.time_ns() // 1_000)))
     ]

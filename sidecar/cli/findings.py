@@ -240,10 +240,12 @@ def _expiring(contents: Contents, now: int) -> Iterator[Finding]:
 
 
 def _expiring_certificate(key: str, file: Path, now: int) -> Iterator[Finding]:
-    from sidecar.files.tls import TlsFileUnusable, valid_until
+    from sidecar.files.tls import TlsFileUnusable, last_valid_until, valid_until
 
     try:
-        ends = to_instant(valid_until(file))
+        # Of several authorities, as in a rotation, the last one to expire counts.
+        is_own = key.endswith(".certificate_file")
+        ends = to_instant(valid_until(file) if is_own else last_valid_until(file))
     except TlsFileUnusable:
         return  # reading the configuration reports it
     if ends < now + _SOON:
@@ -259,6 +261,32 @@ def _when(ends: int, now: int) -> str:
 
 def _readable(settings: Settings) -> Iterator[Finding]:
     """Files that hold secrets, or decide who may do what, and that others may read or write."""
+    for key, file in _private_files(settings):
+        try:
+            status = os.stat(file)
+        except OSError:
+            continue  # `unseen` says so
+        # As for every key file: the group may read what root hands to another user, as in a mounted Secret.
+        handed = status.st_uid == 0 and os.geteuid() != 0
+        if stat.S_IMODE(status.st_mode) & (0o037 if handed else 0o077):
+            mode = f"{stat.S_IMODE(status.st_mode):04o}"
+            yield Finding("file_readable_by_others", f"{file} ({key}) has the mode {mode}")
+
+
+def unseen(settings: Settings) -> Iterator[str]:
+    """A sentence for each private file whose permissions this user cannot see. A store that does not exist
+    yet is none of them."""
+    for key, file in _private_files(settings):
+        try:
+            os.stat(file)
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            yield f"The permissions of {file} ({key}) were not seen: {exc.strerror}."
+
+
+def _private_files(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """The files that only the sidecar should read, each with its key."""
     store = settings.store.file
     named: list[tuple[str, Path | None]] = [
         ("store.url", store),
@@ -270,18 +298,7 @@ def _readable(settings: Settings) -> Iterator[Finding]:
     ]
     sections = ("data", "admin", "ops", "upstream")
     named += [(f"{name}.tls.key_file", getattr(settings, name).tls.key_file) for name in sections]
-    for key, file in named:
-        try:
-            status = None if file is None else os.stat(file)
-        except OSError:
-            continue
-        if status is None:
-            continue
-        # As for every key file: the group may read what root hands to another user, as in a mounted Secret.
-        handed = status.st_uid == 0 and os.geteuid() != 0
-        if stat.S_IMODE(status.st_mode) & (0o037 if handed else 0o077):
-            mode = f"{stat.S_IMODE(status.st_mode):04o}"
-            yield Finding("file_readable_by_others", f"{file} ({key}) has the mode {mode}")
+    yield from ((key, file) for key, file in named if file is not None)
 
 
 def _of_sqlite(settings: Settings) -> Iterator[Finding]:

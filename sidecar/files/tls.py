@@ -78,14 +78,23 @@ def client_context(
 def valid_until(certificate_file: Path) -> datetime:
     """When the first certificate in a file expires, which is the one that peers see. Raises
     TlsFileUnusable."""
+    return _ends("certificate_file", certificate_file)[0]
+
+
+def last_valid_until(authority_file: Path) -> datetime:
+    """When the last of the authorities in a file expires. Raises TlsFileUnusable."""
+    return max(_ends("ca_file", authority_file))
+
+
+def _ends(key: str, path: Path) -> list[datetime]:
+    """When each certificate in a file expires. There is at least one."""
     from cryptography import x509  # slow to import, and used only with TLS
 
-    text = _contents("certificate_file", certificate_file)
+    text = _contents(key, path)
     try:
-        return x509.load_pem_x509_certificates(text)[0].not_valid_after_utc
+        return [each.not_valid_after_utc for each in x509.load_pem_x509_certificates(text)]
     except ValueError as exc:
-        reason = _NO_PEM.format(what="certificate")
-        raise TlsFileUnusable("certificate_file", certificate_file, reason) from exc
+        raise TlsFileUnusable(key, path, _NO_PEM.format(what="certificate")) from exc
 
 
 def describe_failure(exc: BaseException | None) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.cli.client import Trust
 from sidecar.cli.doctor import Examination, Patient, _skew, at_the_backend, harmless
-from sidecar.cli.findings import _of_custody, _readable, has_wal_bug
+from sidecar.cli.findings import _expiring_certificate, _of_custody, _readable, has_wal_bug, unseen
 from sidecar.core.instant import iso_time
 from sidecar.settings.reading import default
 from tests.certificates import Authority
@@ -74,6 +74,37 @@ def test_a_store_that_its_group_or_others_can_open_is_named(
     settings = default("http://h:1", store={"url": f"sqlite:///{file}"})
     found = [each for each in _readable(settings) if each.code == "file_readable_by_others"]
     assert [f"{file} (store.url) has the mode {mode:04o}"] * is_named == [each.what for each in found]
+
+
+def test_permissions_that_cannot_be_seen_are_said_and_are_not_taken_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = default("http://h:1", store={"url": f"sqlite:///{tmp_path}/scopegate.db"})
+    assert list(unseen(settings)) == []  # there is no store yet
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.stat", refused)
+    first, second = unseen(settings)
+    assert (
+        first == f"The permissions of {tmp_path}/scopegate.db (store.url) were not seen: Permission denied."
+    )
+    assert "scopegate.db-wal" in second
+    assert list(_readable(settings)) == []
+
+
+def test_authorities_count_until_the_last_of_them_expires(tmp_path: Path) -> None:
+    old, new = (Authority(tmp_path).issue(name, days=days) for name, days in (("old", 2), ("new", 90)))
+    both = tmp_path / "both.pem"
+    both.write_bytes(old.certificate_file.read_bytes() + new.certificate_file.read_bytes())
+    now = time.time_ns() // 1_000
+    assert list(_expiring_certificate("data.tls.client_ca_file", both, now)) == []
+    # Of a certificate and those between it and its authority, peers see the first one.
+    (found,) = _expiring_certificate("data.tls.certificate_file", both, now)
+    assert found.code == "certificate_expires"
+    (found,) = _expiring_certificate("data.tls.client_ca_file", old.certificate_file, now)
+    assert "data.tls.client_ca_file" in found.what
 
 
 def test_a_client_certificate_for_the_backend_is_custody_and_a_header_for_what_passes_is_not(
