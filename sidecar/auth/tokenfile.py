@@ -12,11 +12,10 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC
 from pathlib import Path
 
 from sidecar.auth.tokens import Token, parse, read
-from sidecar.core.instant import to_datetime
+from sidecar.core.instant import iso_time
 
 _HEADING = """\
 # Tokens, as the SHA-256 of each. `scopegate auth token` and `scopegate auth revoke` write this file anew, and
@@ -71,7 +70,7 @@ def _members(token: Token) -> Iterator[str]:
 
 def time_text(instant: int) -> str:
     """A time to the second, in UTC."""
-    return to_datetime(instant).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{iso_time(instant)[:19]}Z"
 
 
 @contextmanager

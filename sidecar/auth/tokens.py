@@ -15,6 +15,7 @@ A token is 256 random bits, so its SHA-256 does not reveal it and needs no salt.
 from __future__ import annotations
 
 import hmac
+import os
 import re
 import secrets
 import string
@@ -27,7 +28,7 @@ from pydantic import PlainValidator
 
 from sidecar.auth.failure import AuthFailure
 from sidecar.auth.identity import Identity
-from sidecar.core.instant import parse_time
+from sidecar.core.instant import SECOND, parse_time
 from sidecar.core.principal import PrincipalKind
 from sidecar.core.valueclass import valueclass
 from sidecar.files.faults import ConfigurationError, Fault
@@ -121,7 +122,8 @@ def _time(value: object) -> int:
     if not isinstance(value, str):
         raise ValueError(f"expects a time such as 2026-12-01T08:00:00Z, found {kind(value)}")
     try:
-        return parse_time(value)
+        # To the second, as the file is written. A token with a fraction of a second in its end ends earlier.
+        return parse_time(value) // SECOND * SECOND
     except (ValueError, OverflowError) as exc:
         raise ValueError("expects a time with its offset from UTC, such as 2026-12-01T08:00:00Z") from exc
 
@@ -167,9 +169,8 @@ def read(file: Path) -> TokenSet:
     try:
         raw = secret(file, MAX_FILE_BYTES + 1)
     except KeyFileUnusable as exc:
-        raise ConfigurationError(
-            [Fault(str(file), "", f"{exc}; `scopegate auth token NAME` makes it")]
-        ) from exc
+        makes = "" if os.path.lexists(file) else "; `scopegate auth token NAME` makes it"
+        raise ConfigurationError([Fault(str(file), "", f"{exc}{makes}")]) from exc
     return parse(raw, str(file))
 
 

@@ -69,10 +69,14 @@ def _until(ctx: click.Context, param: click.Parameter, value: str | None) -> str
 
     seconds = seconds_of(value)
     if seconds is not None:
-        return iso_time(time.time_ns() // 1_000 + seconds * SECOND)
+        try:
+            return iso_time(time.time_ns() // 1_000 + seconds * SECOND)
+        except OverflowError as exc:
+            message = f"{value!r} ends after the year 9999; omit --until to freeze until it is lifted"
+            raise click.BadParameter(message) from exc
     try:
         return iso_time(parse_time(value))
-    except (ValueError, OverflowError) as exc:
+    except ValueError as exc:
         message = (
             f"{value!r} is neither a duration such as {EXAMPLES}, nor a time such as 2026-12-24T12:00:00Z"
         )

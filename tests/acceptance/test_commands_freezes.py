@@ -97,6 +97,7 @@ def test_a_freeze_that_was_answered_holds_after_kill_minus_nine(program: Program
         ),
         (("--all",), "Missing option '--reason'"),
         (("--all", "--reason", "r", "--until", "soon"), "'soon' is neither a duration such as 10s, 5m"),
+        (("--all", "--reason", "r", "--until", "9999999d"), "'9999999d' ends after the year 9999"),
     ],
 )
 def test_a_freeze_that_does_not_say_what_or_why_is_not_set(

@@ -84,6 +84,27 @@ async def test_a_token_is_valid_from_its_line_in_the_file_to_its_removal(
         assert [(await status(sidecar, text)).status for text in ("sg_a", "sg_b")] == [401, 200]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Bearer sg_a\u00a0",
+        "\u00a0Bearer sg_a",
+        "Bearer sg_a\u0085",
+        "Bearer\tsg_a",
+        "Bearer sg_a,",
+        "sg_a",
+        "Bearer",
+    ],
+)
+async def test_a_token_among_other_characters_is_no_token(
+    tmp_path: Path, backend: Backend, clock: Clock, value: str
+) -> None:
+    async with running(tmp_path, backend, clock, token("seer", "sg_a")) as sidecar:
+        sent = [("Authorization", value.encode().decode("latin-1"))]
+        answer = await ask(sidecar.admin_address, "GET", "/api/v1/status", sent)
+        assert (answer.status, answer.json()["error"]) == (401, "unauthenticated")
+
+
 @pytest.mark.parametrize("how", ["broken", "gone", "readable"])
 async def test_a_broken_file_keeps_the_last_good_tokens_and_the_reload_says_why(
     tmp_path: Path, backend: Backend, clock: Clock, how: str

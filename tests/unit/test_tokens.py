@@ -182,6 +182,12 @@ def test_a_file_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
         tokens.read(tmp_path / "tokens.yaml")
 
 
+def test_a_file_that_is_there_does_not_say_what_would_make_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        tokens.read(tmp_path)
+    assert "makes it" not in str(refused.value)
+
+
 # Changing the file -------------------------------------------------------------------------------------
 
 _NAMES = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=20)
@@ -205,6 +211,18 @@ _TOKENS = st.lists(
 @given(_TOKENS)
 def test_what_is_written_is_read_back(written: list[Token]) -> None:
     assert tokens.parse(tokenfile.written(written), "t.yaml").tokens == tuple(written)
+
+
+def test_a_file_with_finer_or_older_times_than_it_is_written_with_can_be_changed(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.yaml"
+    file.touch(0o600)
+    times = "created_at: '0001-01-01T00:00:00.5Z', not_after: '2101-01-01T00:00:00.999Z'"
+    file.write_text(f"tokens: [{{name: a, sha256: {'a' * 64}, {times}}}]")
+    (before,) = tokens.read(file).tokens
+    assert tokenfile.time_text(before.created_at) == "0001-01-01T00:00:00Z"
+    assert tokenfile.time_text(before.not_after or 0) == "2101-01-01T00:00:00Z"
+    tokenfile.change(file, lambda old: [*old, token("b", "sg_b")])
+    assert tokens.read(file).tokens[0] == before
 
 
 def test_a_new_file_is_for_its_owner_only_and_an_old_one_keeps_its_mode(tmp_path: Path) -> None:

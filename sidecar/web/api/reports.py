@@ -35,16 +35,14 @@ from sidecar.web.api.operation import (
 from sidecar.web.api.routes import response
 from sidecar.web.serving.body import read_json
 from sidecar.web.serving.datarequest import DataRequest
+from sidecar.web.serving.identity import OURS, bearer_in
 from sidecar.web.wire import answers
-from sidecar.web.wire.headers import HeaderFields
 from sidecar.web.wire.models import ExecutionReport, validated, wrong
 from sidecar.web.wire.problem import problem
 
 __all__ = ["COMPLETE", "REPORTS", "ReportApi"]
 
 _DECISION_ID = re.compile(DECISION_CURSOR)
-# The token syntax of RFC 6750, section 2.1.
-_BEARER = re.compile(r"bearer +(?P<token>[A-Za-z0-9._~+/-]+=*)", re.IGNORECASE | re.ASCII)
 
 
 class ReportApi:
@@ -72,7 +70,7 @@ class ReportApi:
     async def report(
         self, request: DataRequest, decision_id: str, request_id: str
     ) -> answers.ReportedExecution | Refusal:
-        token = _token_of(request.fields)
+        token = bearer_in(request.fields.texts(OURS))
         found = token is not None and _DECISION_ID.fullmatch(decision_id)
         execution = await self._store.engine.execution(decision_id) if found else None
         presented = digest_of(token or "")
@@ -130,13 +128,6 @@ def _named(target: str) -> str | None:
         return None
     name = path[len(EXECUTIONS_PREFIX) : -len(COMPLETE)]
     return name if name and "/" not in name else None
-
-
-def _token_of(fields: HeaderFields) -> str | None:
-    """The bearer token of a request. None: it has none, or its credentials can be read in two ways."""
-    given = fields.texts(b"authorization")
-    found = _BEARER.fullmatch(given[0].strip()) if len(given) == 1 else None
-    return None if found is None else found["token"]
 
 
 REPORTS = (

@@ -197,7 +197,7 @@ def _address(text: str) -> str:
 
 def bearer_in(values: Sequence[str]) -> str | None:
     """The token in the values of an authorization header. None: it has none, or can be read in two ways."""
-    found = _BEARER.fullmatch(values[0].strip()) if len(values) == 1 else None
+    found = _BEARER.fullmatch(values[0].strip(" \t")) if len(values) == 1 else None
     return None if found is None else found["token"]
 
 
