@@ -50,6 +50,12 @@ EXCLUDED: Sequence[Mapping[str, Any]] = (
         "checks": {"missing_required_header": {"enabled": False}, "ignored_auth": {"enabled": False}},
     },
     {
+        # The end of a freeze must be in the future, which no schema can say.
+        "include-path": "/api/v1/freezes",
+        "include-method": "POST",
+        "checks": {"positive_data_acceptance": {"enabled": False}},
+    },
+    {
         # What passes through is the backend's to refuse.
         "include-path": "/v1/incidents/{incident}/runs/{run}/heal",
         "include-method": ["GET", "HEAD", "OPTIONS"],

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.auth import tokenfile
+from sidecar.auth.tokens import Token, digest_of
 from tests.acceptance.conftest import (
     EXECUTE,
     PROJECT,
@@ -49,7 +51,7 @@ ELSEWHERE = {
     r"python3 -m venv ": "installs packages: .ci/run does it, from the same lines",
     r"\.venv/bin/": "what .ci/run does",
     r"docker ": "needs a container engine; tests/long/image.py takes the image's steps by hand",
-    r"(until )?kubectl |CONFIG=": "needs a cluster; tests/unit/test_deploy.py validates what is applied",
+    r"(until )?kubectl |as_operator |CONFIG=": "needs a cluster; tests/unit/test_deploy.py validates what is applied",
     r"systemctl ": "needs systemd as the first process; tests/unit/test_deploy.py verifies the unit",
     r"SCOPEGATE_TOKEN_FILE=": "needs a sidecar on another host; tests/unit and tests/gate present tokens",
     r"sudo -u scopegate ": "needs the unit's user; the same commands stand in config/reference/backup.md",
@@ -148,6 +150,13 @@ class Stage:
         assert answer.status == 504, answer
         return answer.headers("Scopegate-Decision-Id")[0]
 
+    def frozen(self) -> str:
+        """A freeze of nothing that the commands do."""
+        terms = {"match": {"action": "none"}, "reason": "what unfreeze is about"}
+        answer = ask_json(self.sidecar.admin, "POST", "/api/v1/freezes", terms)
+        assert answer.status == 201, answer
+        return str(answer.json()["freeze_id"])
+
     def scope(self) -> str:
         terms = {
             "incident_id": "inc_123",
@@ -172,7 +181,14 @@ class Stage:
         if "scope_..." in text:
             text = text.replace("scope_...", self.scope())
         if "0192..." in text:
-            text = text.replace("0192...", self.unknown() if " reconcile " in text else self.admitted())
+            made = (
+                self.unknown
+                if " reconcile " in text
+                else self.frozen
+                if "unfreeze" in text
+                else self.admitted
+            )
+            text = text.replace("0192...", made())
         data = ANY_PORT if "scopegate run" in text else self.sidecar.data
         addresses = {"8000": data, "8999": data, "9901": self.sidecar.admin, "9902": self.sidecar.ops}
         for port, address in addresses.items():
@@ -270,11 +286,20 @@ def test_a_command_that_is_shown_works_as_it_stands(stage: Stage, shown: Shown) 
             tool(program)
     for made in ("etc/scopegate/log.key", "etc/scopegate/log.key.pub", "backup/scopegate.db"):
         (stage.folder / made).unlink(missing_ok=True)
+    # The commands of tokens find two of ci, one of them made long ago.
+    tokens = stage.folder / "tokens.yaml"
+    for file in (tokens, stage.folder / "ci.token"):
+        file.unlink(missing_ok=True)
+    old = [Token(name="ci", digest=digest_of(made), created_at=0) for made in ("sg_one", "sg_two")]
+    tokenfile.change(tokens, lambda _: old)
+    environment = {}
+    if shown.text.startswith("scopegate auth "):
+        environment["SCOPEGATE_AUTH__TOKENS__FILE"] = str(tokens)
     text = stage.put_in_place(shown.before + shown.text)
     if ENDLESS.search(text):
         ended_by_hand(stage, text)
         return
-    process = stage.start(text)
+    process = stage.start(text, **environment)
     try:
         output, _ = process.communicate(timeout=60)
     finally:

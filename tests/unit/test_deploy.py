@@ -222,7 +222,9 @@ def test_whoever_runs_the_image_by_hand_waits_for_the_drain_and_finds_the_backen
 @pytest.mark.slow
 def test_nothing_but_what_the_image_is_made_of_is_sent_to_the_engine() -> None:
     wanted = {"pyproject.toml", "requirements.lock", "README.md", "LICENSE", "config/container.yaml"}
-    wanted |= {f"policies/{file.name}" for file in ROOT.glob("policies/*.yaml")}
+    wanted |= {f"policies/{file.name}" for file in ROOT.glob("policies/*.yaml")} | {
+        "config/deploy/roles.yaml"
+    }
     sent = set(context(ROOT))
     package = {name for name in sent if name.startswith("sidecar/")}
     assert sent - package == wanted
