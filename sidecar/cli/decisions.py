@@ -310,6 +310,12 @@ def _principal(decision: dict[str, Any]) -> str | None:
     return f"by {plain(principal)}" if principal not in (None, "anonymous") else None
 
 
+def _other_principal(decision: dict[str, Any]) -> str | None:
+    """The principal, if it is another one than the creator of the scope."""
+    asked = decision["decision_inputs"].get("principal")
+    return None if asked == decision["details"].get("created_by") else _principal(decision)
+
+
 def _detail(name: str, text: str = "{}") -> Callable[[dict[str, Any]], str | None]:
     """A member of `details` in a text."""
 
@@ -321,7 +327,7 @@ def _detail(name: str, text: str = "{}") -> Callable[[dict[str, Any]], str | Non
 
 
 WHY: Mapping[str, tuple[Callable[[dict[str, Any]], str | None], ...]] = {
-    "issued": (_detail("intent"), _detail("created_by", "by {}"), _principal, _rules, _would_refuse),
+    "issued": (_detail("intent"), _detail("created_by", "by {}"), _other_principal, _rules, _would_refuse),
     "admitted": (_without_scope, _would_refuse, _principal),
     "refused": (
         _reason,

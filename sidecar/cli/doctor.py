@@ -49,6 +49,10 @@ SECONDS = 3.0
 SKEW_SECONDS = 5.0
 # The answers by which a backend asks for a credential.
 ASKS = (401, 403, 407)
+# The answers that do not say whether the backend demands a credential: it has no such path, or is not there.
+UNCLEAR = (404, 410, 421, 429, 502, 503, 504)
+# What stands before the paths of `**/x`, as the recovery API has it.
+USUAL_PREFIX = "/api/v1"
 # What stands for each variable of a path. No backend should know such a thing.
 NO_SUCH = "scopegate-doctor"
 
@@ -189,7 +193,10 @@ def at_the_backend(patient: Patient, examination: Examination) -> None:
         return
     asked = f"{method} {path}"
     findings = list(_skew(headers.get("Date"), "the backend"))
-    if bare not in ASKS:
+    if bare in UNCLEAR:
+        what = "which does not say whether it demands a credential"
+        examination.not_tried.append(f"The backend answers {asked} with {bare}, {what}.")
+    elif bare not in ASKS:
         same = "" if held is None else f", as it does with the credential ({held})"
         findings.append(
             Finding(
@@ -218,7 +225,14 @@ def _with_credentials(patient: Patient, method: str, path: str) -> int | None:
 def harmless(route: Route) -> tuple[str, str]:
     """A request for the path of a route that executes nothing there: HEAD, or OPTIONS where HEAD is gated."""
     gated = {"GET", "HEAD"} & set(route.methods)
-    return "OPTIONS" if gated else "HEAD", route.path.patterns[0].filled(NO_SUCH)
+    return "OPTIONS" if gated else "HEAD", path_of(route)
+
+
+def path_of(route: Route) -> str:
+    """A path that the route gates."""
+    pattern = route.path.patterns[0]
+    before = USUAL_PREFIX if pattern.text.startswith("**/") else ""
+    return before + pattern.filled(NO_SUCH)
 
 
 def _skew(date: str | None, whose: str) -> Iterator[Finding]:
@@ -283,7 +297,7 @@ def _through_the_gate(patient: Patient, examination: Examination) -> Iterator[Fi
     if route is None or gate.scope_required_from > RiskClass.LOW:
         examination.not_tried.append("The gate was not asked, because it may let through what has no scope.")
         return
-    path = route.path.patterns[0].filled(NO_SUCH)
+    path = path_of(route)
     try:
         status, headers, text = patient.listener("data", None).exchange(
             route.methods[0], path, b"{}", {"Content-Type": "application/json"}

@@ -46,6 +46,10 @@ KINDS: Mapping[str, tuple[Level, str]] = MappingProxyType(
             "warning",
             "set auth.required: true, unless anonymous callers have roles on purpose",
         ),
+        "tokens_without_tls": (
+            "warning",
+            "set data.tls.certificate_file, or let a proxy on this host speak TLS, and listen on loopback",
+        ),
         "wide_trusted_proxy": ("exposed", "name only the addresses of your proxies in auth.proxy.trusted"),
         "shadow_route": ("exposed", "set mode: enforce once its would_refuse records are as you want them"),
         "unlisted_writes_pass": (
@@ -173,6 +177,12 @@ def of_callers(contents: Contents, now: int) -> Iterator[Finding]:
                 )
         if not settings.auth.required:
             yield Finding("credential_not_required", "A caller without a credential is not refused as such")
+    bearing = {"tokens", "jwt"} & set(methods)
+    if bearing and not settings.data.listen.is_loopback() and not settings.data.tls.certificate_file:
+        yield Finding(
+            "tokens_without_tls",
+            f"Tokens come to {settings.data.listen} without TLS, so that others on the way can read them",
+        )
     plain = [name for name, prefix in settings.auth.prefixes.items() if not prefix]
     if len(plain) > 1:
         yield Finding(

@@ -14,7 +14,7 @@ import yaml
 
 from sidecar.cli import doctor
 from sidecar.settings.addresses import Listen
-from tests.acceptance.conftest import Address, Program, scopegate, write_configuration
+from tests.acceptance.conftest import EXECUTE, Address, Program, scopegate, write_configuration
 from tests.certificates import Authority
 
 KEY = "Bearer s3cr3t-of-the-backend"
@@ -30,6 +30,7 @@ class Demanding(ThreadingHTTPServer):
     def __init__(self, key: str | None) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.key, self.seen = key, list[str]()
+        self.status = 405  # of an answer to those who show it
         self.address: Address = ("127.0.0.1", self.server_port)
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
 
@@ -49,7 +50,7 @@ class _Answer(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.server.seen.append(f"{self.command} {self.path}")
         allowed = self.server.key in (None, self.headers.get("Authorization"))
-        self.send_response(405 if allowed else 401)
+        self.send_response(self.server.status if allowed else 401)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -173,6 +174,10 @@ def wide_proxy(folder: Path, backend: Address) -> Path:
     return good(folder, backend, auth={"required": True, "tokens": {"file": "tokens.yaml"}, "proxy": proxy})
 
 
+def plain_tokens(folder: Path, backend: Address) -> Path:
+    return good(folder, backend, data={"listen": "0.0.0.0:8000"})
+
+
 def two_methods(folder: Path, backend: Address) -> Path:
     proxy = {"header": "X-User", "trusted": ["10.0.0.0/8"]}
     return good(folder, backend, auth={"required": True, "tokens": {"file": "tokens.yaml"}, "proxy": proxy})
@@ -194,6 +199,7 @@ SEEDED: dict[str, tuple[Callable[[Path, Address], Path], int]] = {
     "no_roles": (no_roles, 0),
     "role_without_holder": (no_executor, 0),
     "ids_without_prefix": (two_methods, 0),
+    "tokens_without_tls": (plain_tokens, 0),
 }
 
 
@@ -219,6 +225,14 @@ def test_a_backend_that_answers_without_the_gate_is_exposed(tmp_path: Path) -> N
         assert {each.split()[0] for each in backend.seen} == {"HEAD"}
     assert (ended, codes(found)) == (1, ["backend_answers_ungated"])
     assert "405, as it does with the credential (405)" in found["findings"][0]["finding"]
+
+
+def test_a_backend_that_has_no_such_path_says_nothing_and_that_is_said(tmp_path: Path) -> None:
+    with Demanding(None) as backend:
+        backend.status = 404
+        ended, found = examined(good(tmp_path, backend.address))
+    assert (ended, codes(found)) == (0, [])
+    assert f"The backend answers HEAD {EXECUTE} with 404, which does not say" in found["not_tried"][0]
 
 
 def test_a_backend_that_rejects_the_credential_is_a_warning(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from tests.bench import load, targets
 from tests.bench.processes import BenchError, pinned
@@ -23,6 +24,8 @@ MANY_CONNECTIONS = 256
 FDATASYNCS = 300
 FDATASYNC_BYTES = 4096
 STORE_CALLERS = 64
+# A flood that a single client keeps up on a core that it shares with the load and the backend.
+WRONG_A_SECOND = 200
 WARM_UP = 0.25  # of the seconds of a run, before the first one of each side
 
 Side = Callable[[], Run]
@@ -108,6 +111,24 @@ def pair(
             send(rig, target, path, requests, scale.seconds * WARM_UP)
             sides.append(partial(measure, rig, target, path, requests, scale.seconds))
         yield sides[0], sides[1]
+
+
+@contextmanager
+def flooded(rig: Rig, scale: Scale) -> Iterator[tuple[Side, Side]]:
+    """The same sidecar, with callers that show a token, while another caller floods it with wrong ones."""
+    with targets.scopegate(rig, name="with tokens", auth="tokens") as target:
+        requests = target.requests(load.GATED_TARGET, scale.connections)
+        send(rig, target, load.GATED_TARGET, requests, scale.seconds * WARM_UP)
+        quiet = partial(measure, rig, target, load.GATED_TARGET, requests, scale.seconds)
+
+        def flood() -> Run:
+            with load.Flood(target.port, WRONG_A_SECOND) as sent:
+                run = quiet()
+            if set(sent.answers) - {401, 429}:
+                raise BenchError(f"wrong tokens were answered with {dict(sent.answers)}")
+            return {**run, "wrong_tokens": sent.answers.total() / scale.seconds}
+
+        yield flood, quiet
 
 
 @contextmanager
@@ -248,6 +269,20 @@ def _with_rules(name: str, title: str, actions: int, figures: tuple[Figure, ...]
     return Comparison(name, title, "100 rules", "no rules", opened, figures, shown="cpu_us")
 
 
+def _with_auth(name: str, shown: str, method: Literal["tokens", "jwt"], at_most: float) -> Comparison:
+    """The part of a gated request's CPU that it takes to find out who asks."""
+    asking = partial(targets.scopegate, name=f"with {shown}", auth=method)
+    open_ = partial(targets.scopegate, name="without authentication")
+    added = Figure(
+        "CPU that it adds to a gated request, %",
+        lambda a, b: (a["cpu_us"] / b["cpu_us"] - 1) * 100,
+        at_most=at_most,
+    )
+    title = f"Gated requests of callers that show {shown} / without authentication"
+    opened = partial(pair, asking, open_, GATED)
+    return Comparison(name, title, shown, "without authentication", opened, (added, rate()), shown="cpu_us")
+
+
 COMPARISONS = (
     Comparison(
         "gated-bare",
@@ -335,6 +370,16 @@ COMPARISONS = (
         busy_memory,
         (MEMORY,),
         shown="resident_mib",
+    ),
+    _with_auth("auth-tokens", "a token", "tokens", 5),
+    _with_auth("auth-jwt", "a JSON Web Token", "jwt", 10),
+    Comparison(
+        "auth-flood",
+        f"Gated requests with tokens: beside {WRONG_A_SECOND} wrong tokens a second / without",
+        "flooded",
+        "quiet",
+        flooded,
+        (rate(0.9), tail()),
     ),
     _with_rules("rules", "100 rules, of which ten are about the action / no rules", 10, (SHARE,)),
     _with_rules(

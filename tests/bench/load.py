@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tests.bench.processes import BenchError, pinned
@@ -20,6 +23,7 @@ PASSING_TARGET = "/api/v1/agents/heartbeat"
 ANSWER_SECONDS = 10.0
 GRACE_SECONDS = 30.0  # for wrk to end by itself
 MARK = "measured "
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 # wrk calls init once for its one thread, then request() for each request, and done() at the end. Without a
 # response() it does not parse answers beyond their status, so the load takes little from the backend's core.
@@ -158,10 +162,43 @@ def run(
                 raise
 
 
-def ask(port: int, method: str, target: str, document: object = None) -> tuple[int, Any]:
+def ask(
+    port: int, method: str, target: str, document: object = None, headers: Mapping[str, str] = NO_HEADERS
+) -> tuple[int, Any]:
     """One request on a connection of its own: the status, and the answer's JSON."""
     with socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS) as connection:
-        return _exchange(connection, method, target, json.dumps(document), close=True)
+        return _exchange(connection, method, target, json.dumps(document), headers, close=True)
+
+
+class Flood:
+    """Wrong tokens, so many a second, from a thread of their own until the block ends. `answers` counts the
+    answers by status."""
+
+    def __init__(self, port: int, a_second: int) -> None:
+        self._port, self._pause = port, 1 / a_second
+        self._over = threading.Event()
+        self.answers: Counter[int] = Counter()
+        self._thread = threading.Thread(target=self._send)
+
+    def __enter__(self) -> Flood:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _send(self) -> None:
+        number, due = 0, time.monotonic()
+        while not self._over.is_set():
+            with socket.create_connection(("127.0.0.1", self._port), ANSWER_SECONDS) as connection:
+                for _ in range(100):
+                    number, due = number + 1, due + self._pause
+                    if self._over.wait(max(0.0, due - time.monotonic())):
+                        return
+                    wrong = {"Scopegate-Authorization": f"Bearer sg_wrong{number}"}
+                    status, _ = _exchange(connection, "POST", GATED_TARGET, body("scope", "inc"), wrong)
+                    self.answers[status] += 1
 
 
 def idle_connections(port: int, count: int, held: ExitStack) -> None:
@@ -175,9 +212,16 @@ def idle_connections(port: int, count: int, held: ExitStack) -> None:
 
 
 def _exchange(
-    connection: socket.socket, method: str, target: str, content: str, *, close: bool = False
+    connection: socket.socket,
+    method: str,
+    target: str,
+    content: str,
+    headers: Mapping[str, str] = NO_HEADERS,
+    *,
+    close: bool = False,
 ) -> tuple[int, Any]:
     head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head += f"Content-Length: {len(content)}\r\n" + ("Connection: close\r\n" if close else "") + "\r\n"
     connection.sendall((head + content).encode())
     with connection.makefile("rb") as reader:

@@ -7,15 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from string import Template
+from typing import Any, Literal
 
 import yaml
 
+from sidecar.auth import tokenfile, tokens
+from tests import tokens as issuer
 from tests.bench import load
 from tests.bench.processes import BenchError, Cores, Program, accepts, free_port
 
@@ -37,6 +41,7 @@ class Target:
     programs: list[Program] = field(default_factory=list)
     issue: Callable[[str], str] = lambda incident_id: f"scope_of_{incident_id}"
     admin: int = 0  # the port of the sidecar's admin listener
+    credential: Mapping[str, str] = field(default_factory=dict)  # headers of every request
 
     def requests(self, target: str, count: int, *, in_headers: bool = False) -> list[load.Request]:
         """Requests that are allowed, each under a scope of its own; `in_headers` also names it there."""
@@ -45,7 +50,7 @@ class Target:
             incident_id = f"inc_{number}"
             scope_id = self.issue(incident_id) if target == load.GATED_TARGET else f"scope_{number}"
             named = {"X-Scope-Id": scope_id, "X-Incident-Id": incident_id, "X-Action": load.ACTION}
-            headers = {**JSON_TYPE, **(named if in_headers else {})}
+            headers = {**JSON_TYPE, **self.credential, **(named if in_headers else {})}
             made.append(load.Request(headers, load.body(scope_id, incident_id)))
         return made
 
@@ -201,10 +206,12 @@ def scopegate(
     checkout: Path = CHECKOUT,
     rules: str = "",
     database: Path | None = None,
+    auth: Literal["tokens", "jwt"] | None = None,
 ) -> Iterator[Target]:
     """The sidecar of a checkout, with a new database unless one is given.
 
-    `rules` is the text of a policy file beside the catalogue.
+    `rules` is the text of a policy file beside the catalogue. With `auth`, callers must show a token of the
+    sidecar or of an issuer, and the load does.
 
     Only what scopes may ask for is raised. Files that the sidecar watches (the configuration, the policies)
     stand apart from the store.
@@ -227,6 +234,10 @@ def scopegate(
         "scopes": {"limits": {"max_attempts": ATTEMPTS, "max_cost_usd": ATTEMPTS}},
         "policies": "../policies/",
     }
+    secret = None
+    if auth is not None:
+        settings["auth"], secret = credentials(place / "config", auth)
+        (place / "policies/roles.yaml").write_text(ROLES, encoding="utf-8")
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SCOPEGATE_")}
     environment["PYTHONPATH"] = str(checkout)
@@ -234,7 +245,25 @@ def scopegate(
     command: list[str | Path] = [sys.executable, "-m", "sidecar", "run", "--config", config]
     ready = partial(_is_ready, ops)
     with rig.program(name, command, place, port=data, environment=environment, ready=ready) as program:
-        yield Target(name, data, [program], partial(_issue, data, "/api/v1/recovery/scope"), admin)
+        issuing = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+        executing = {} if secret is None else {"Scopegate-Authorization": f"Bearer {secret}"}
+        issue = partial(_issue, data, "/api/v1/recovery/scope", headers=issuing)
+        yield Target(name, data, [program], issue, admin, executing)
+
+
+ROLES = "roles: {issuer: {ids: ['*']}, executor: {ids: ['*']}, observer: {ids: ['*']}}\n"
+
+
+def credentials(folder: Path, method: Literal["tokens", "jwt"]) -> tuple[dict[str, Any], str]:
+    """The section `auth` with a method, and a token of a caller."""
+    if method == "tokens":
+        secret = tokens.new_secret()
+        made = tokens.Token(name="bench", digest=tokens.digest_of(secret), created_at=0, kind="agent")
+        tokenfile.change(folder / "tokens.yaml", lambda _: [made])
+        return {"required": True, "tokens": {"file": "tokens.yaml"}}, secret
+    (folder / "jwks.json").write_bytes(issuer.key_set(issuer.jwk(issuer.RSA_KEY, "k1")))
+    keys = {"issuer": issuer.ISSUER, "audience": issuer.AUDIENCE, "jwks": "jwks.json"}
+    return {"required": True, "jwt": keys}, issuer.signed(issuer.claims(int(time.time())))
 
 
 def _check_origin(checkout: Path, place: Path, environment: Mapping[str, str]) -> None:
@@ -252,7 +281,7 @@ def _is_ready(ops: int) -> bool:
     return accepts(ops) and load.ask(ops, "GET", "/health/ready")[0] == 200
 
 
-def _issue(port: int, target: str, incident_id: str) -> str:
+def _issue(port: int, target: str, incident_id: str, *, headers: Mapping[str, str] = load.NO_HEADERS) -> str:
     """The id of a new scope with as many attempts as a run needs. Raises BenchError without one."""
     terms = {
         "incident_id": incident_id,
@@ -262,7 +291,7 @@ def _issue(port: int, target: str, incident_id: str) -> str:
         "max_cost_usd": ATTEMPTS,
         "ttl_seconds": 3600,
     }
-    status, answer = load.ask(port, "POST", target, terms)
+    status, answer = load.ask(port, "POST", target, terms, headers)
     if status != 201:
         raise BenchError(f"no scope was issued: {status} {answer}")
     return str(answer["scope_id"])

@@ -1021,3 +1021,23 @@ async def test_a_program_executes_nothing_that_is_frozen_on_its_store() -> None:
     )
     done = await execute_with_scope(scope["scope_id"], "retry_agent", "inc_1")
     assert done["attempt_number"] == 1
+
+
+# Principals ----------------------------------------------------------------------------------------------
+
+
+async def test_records_of_a_program_say_library_and_service_and_keep_its_word_on_who_asked() -> None:
+    scope = await create_recovery_scope("inc_1", "retry_agent", "a test", 0.50, 2, created_by="anna")
+    await execute_with_scope(scope["scope_id"], "retry_agent", "inc_1")
+    with pytest.raises(ScopeRefused):
+        await execute_with_scope(scope["scope_id"], "other", "inc_1")
+    found = envelopes()
+    assert [each["event"] for each in found] == ["issued", "admitted", "settled", "refused"]
+    assert {each["origin"] for each in found} == {"library"}
+    asked = {"id": "anonymous", "kind": "service", "method": "none"}
+    assert [each["principal"] for each in found] == [asked] * 4
+    assert found[0]["record"]["details"]["created_by"] == "anna"
+    assert found[0]["record"]["details"]["created_by_verified"] is False
+    # No method has established anna, so nothing is proven of the issuer.
+    assert found[1]["issuer"] == asked
+    assert found[1]["record"]["details"]["granted_to"] == "anna"

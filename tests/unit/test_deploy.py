@@ -360,7 +360,7 @@ def test_whole_folders_are_mounted_where_the_image_has_them() -> None:
     (claim,) = MANIFESTS["StatefulSet"]["spec"]["volumeClaimTemplates"]
     maps = {each["name"]: each["configMap"]["name"] for each in POD["volumes"] if "configMap" in each}
     (secret,) = (each for each in POD["volumes"] if "secret" in each)
-    # Root owns its files, and fsGroup lets the group read them, which is as much as a file of tokens may allow.
+    # Root owns its files, and fsGroup lets the group read them. A file of tokens may be as open as that.
     assert secret["secret"] == {"secretName": "scopegate-secrets", "defaultMode": 0o400}
     assert POD["securityContext"]["fsGroup"] == USER
     assert {claim["metadata"]["name"], secret["name"], *maps} == mounts.keys()

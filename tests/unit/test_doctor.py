@@ -36,6 +36,7 @@ def test_the_releases_of_sqlite_with_the_bug_are_known(version: tuple[int, int, 
     ("route", "asked"),
     [
         ({"path": "/a"}, ("HEAD", "/a")),
+        ({"path": "**/recovery/execute"}, ("HEAD", "/api/v1/recovery/execute")),
         ({"path": "/a/{b}/run"}, ("HEAD", "/a/scopegate-doctor/run")),
         ({"path": "/a", "methods": ["GET"], "body": "empty"}, ("OPTIONS", "/a")),
         ({"path": "/a", "methods": ["HEAD", "POST"], "body": ["empty", "json"]}, ("OPTIONS", "/a")),
@@ -56,6 +57,7 @@ def test_a_clock_that_differs_by_more_than_five_seconds_is_named(seconds: int) -
         assert ("ahead of" if seconds > 0 else "behind") in found.what
 
 
-@pytest.mark.parametrize("date", [None, "", "soon", "Mon, 99", formatdate(usegmt=True)])
+@pytest.mark.parametrize("date", [None, "", "soon", "Mon, 99"])
 def test_a_clock_that_agrees_or_says_nothing_is_no_finding(date: str | None) -> None:
     assert list(_skew(date, "the backend")) == []
+    assert list(_skew(formatdate(usegmt=True), "the backend")) == []
