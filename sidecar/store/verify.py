@@ -187,13 +187,23 @@ def _check_freezes(log: LogFile, schema: Sequence[Any]) -> None:
     if lost := log.first(_LOST_FREEZE):
         raise LogTampered(f"the freeze that record {lost[0]} set or lifted is not as that record left it")
     for set_at, tenant_id, envelope, lifted_at, lifted, *row in log.rows(_FREEZES):
-        freeze = freezerows.from_row(tuple(row))
         said = {} if envelope is None else orjson.loads(envelope)["record"]["details"]
-        stored = {
-            "match": written(freeze.match),
-            "except": written(freeze.excepted),
-            "ends_at": None if freeze.ends_at is None else iso_time(freeze.ends_at),
-        }
+        try:
+            freeze = freezerows.from_row(tuple(row))
+            stored = {
+                "match": written(freeze.match),
+                "except": written(freeze.excepted),
+                "ends_at": None if freeze.ends_at is None else iso_time(freeze.ends_at),
+            }
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+        ) as exc:  # the sidecar writes none of these
+            raise LogTampered(
+                f"the freeze {row[0]} is not as its records left it, and cannot be read"
+            ) from exc
         differing = [name for name, value in stored.items() if said.get(name, value) != value]
         proven = (freeze.set_at, freeze.tenant_id, freeze.lifted_at) == (set_at, tenant_id, lifted_at)
         if differing or not proven or lifted not in (None, freeze.freeze_id):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sidecar.core.roles import Holders, Roles
 from sidecar.upstream import custody
-from tests.client import Message, ask
-from tests.support import EXECUTE, House, Open, eventually, replies, sends
+from tests.client import HeaderList, Message, as_json, ask
+from tests.support import EXECUTE, POLICIES, House, Open, eventually, replies, sends
 
 SECRET = "Bearer s3cr3t-of-the-backend"
 PASS = "/elsewhere"
@@ -96,6 +98,45 @@ async def test_it_goes_with_an_admission_in_shadow_mode_even_of_an_unread_reques
     kind = ("Content-Type", "application/json")
     assert (await house.data("POST", EXECUTE, [kind, *OWN], body)).status == 200
     assert sent(house) == [SECRET]
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers"),
+    [
+        ("POST", f"{EXECUTE};/../../../../admin/delete-all", ()),
+        ("POST", f"{EXECUTE}%3f/../../../../admin/delete-all", ()),
+        ("POST", EXECUTE, (("X-Rewrite-URL", "/admin/delete-all"),)),
+        ("GET", EXECUTE, (("X-HTTP-Method-Override", "DELETE"),)),
+        ("DELETE", EXECUTE, ()),
+    ],
+)
+async def test_it_does_not_go_with_a_request_of_a_shadow_route_that_may_reach_another_path(
+    open_house: Open, file: Path, method: str, target: str, headers: HeaderList
+) -> None:
+    house = await open_house(gate={"routes": [{"path": EXECUTE, "mode": "shadow"}]}, **held(file))
+    kind, body = as_json({"incident_id": "inc_1", "action": "retry_agent"})
+    sent_along = [*kind, *headers, ("Authorization", "Bearer mine")]
+    assert (await house.data(method, target, sent_along, body)).status == 200
+    assert sent(house) == ["Bearer mine"]
+
+
+@pytest.mark.parametrize("body", [b'{"incident_id": "inc_1", "action": "retry_agent"}', b"{"])
+async def test_it_does_not_go_with_a_request_of_a_shadow_route_whose_caller_may_not_execute(
+    open_house: Open, file: Path, body: bytes
+) -> None:
+    house = await open_house(
+        policies=replace(POLICIES, roles=Roles({"executor": Holders(groups=("runners",))})),
+        auth={"proxy": {"header": "X-User", "groups_header": "X-Groups", "trusted": ["127.0.0.1"]}},
+        gate={"routes": [{"path": EXECUTE, "mode": "shadow"}]},
+        **held(file),
+    )
+    own = [("Content-Type", "application/json"), ("Authorization", "Bearer mine")]
+    for group, value in (("lookers", "Bearer mine"), ("runners", SECRET)):
+        named = [("X-User", "anna"), ("X-Groups", group)]
+        assert (await house.data("POST", EXECUTE, [*own, *named], body)).status == 200
+        assert sent(house) == [value]
+    assert (await house.data("POST", EXECUTE, own, body)).status == 200
+    assert sent(house) == ["Bearer mine"]
 
 
 async def lose(house: House, file: Path) -> None:

@@ -30,10 +30,17 @@ RESERVED_ONE_IN = 4
 
 @dataclass(frozen=True, slots=True)
 class ShadowRecord:
-    """A gated request that shadow mode passes through unjudged: its decision, and the body read so far."""
+    """A gated request that shadow mode passes through unjudged: its decision, the body read so far, and
+    whether the credentials of admitted requests go with it.
+
+    They do not go with a request that can be read in several ways, or whose method or headers are not those
+    of the route, because it may reach any path of the backend. Nor do they with one whose caller may not
+    execute.
+    """
 
     decision_id: str
     taken: Taken
+    is_credited: bool
 
     def marked(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         """Replace the `Scopegate-*` headers by the decision id, which is thus genuine."""
@@ -72,10 +79,12 @@ class PassThroughProxy:
         if unfit is not None:
             return problem(unfit)
         decision_id = recorded.decision_id if recorded else None
-        carried = self._custody.passing if recorded is None else self._custody.gated
-        if carried is not None and carried.trouble is not None and recorded is None:
+        as_gated = recorded is not None and recorded.is_credited
+        carried = self._custody.gated if as_gated else self._custody.passing
+        # Those of gated requests were looked at before the record was written.
+        if carried is not None and carried.trouble is not None and not as_gated:
             self._metrics.passed.labels(carried.trouble.code).inc()
-            return problem(carried.trouble)
+            return problem(carried.trouble, decision_id=decision_id)
         if not (self._slots.take() or await self._slots.wait(self._slot_timeout)):
             self._metrics.passed.labels("overloaded").inc()
             refusal = Refusal("overloaded", "Too many requests are passing through.")

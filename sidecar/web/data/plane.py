@@ -12,7 +12,7 @@ from types import TracebackType
 from aiohttp import web
 
 from sidecar.core.principal import Principal
-from sidecar.core.target import Rejected
+from sidecar.core.target import Gated, Rejected
 from sidecar.core.unlisted import Unlisted, not_listed
 from sidecar.errors import Refusal, StoreUnavailable, unavailable
 from sidecar.eventloop.timers import Deadlines
@@ -316,13 +316,19 @@ class DataPlane:
             )
             blocked = self._gate.unready_to_send(snapshot) if unfit is None else Refused(refusal=unfit)
             if blocked is None:
-                return await self._pass_over(request, refusal, facts, taken, limit)
+                return await self._pass_over(request, course, refusal, facts, taken, limit)
             refused = blocked
         allow = course.verdict.allow if isinstance(course.verdict, Rejected) else ()
         return await self._refuse(refused, facts, allow=allow)
 
     async def _pass_over(
-        self, request: DataRequest, refusal: Refusal, facts: RequestFacts, taken: Taken, limit: _Limit
+        self,
+        request: DataRequest,
+        course: Course,
+        refusal: Refusal,
+        facts: RequestFacts,
+        taken: Taken,
+        limit: _Limit,
     ) -> web.Response | None:
         """Record a refusal that a shadow route does not enforce, and pass the request through."""
         recorded = await self._gate.refusals.pass_over(refusal, facts)
@@ -330,7 +336,8 @@ class DataPlane:
             return refused_problem(recorded, facts.request_id, route=facts.route)
         request.decision_id = recorded
         limit.end()
-        return await self._passing.carry(request, passthrough.ShadowRecord(recorded, taken))
+        credited = isinstance(course.verdict, Gated) and refusal.code != "role_required"
+        return await self._passing.carry(request, passthrough.ShadowRecord(recorded, taken, credited))
 
     async def _refuse(
         self, refused: Refused, facts: RequestFacts, *, allow: tuple[str, ...] = ()
