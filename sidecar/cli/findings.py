@@ -70,6 +70,10 @@ KINDS: Mapping[str, tuple[Level, str]] = MappingProxyType(
             "put the credential of the backend into upstream.credentials, so that callers cannot go round "
             "the gate with it",
         ),
+        "credential_lent": (
+            "warning",
+            "add `pass` to auth.required_on, or remove it from `on` of the credential",
+        ),
         "no_rules": ("warning", "add rules to the policies: limits on scopes, and brakes on executions"),
         "no_roles": ("warning", "list the holders in `roles:` of the policies"),
         "role_without_holder": ("warning", "name its holders in `roles:` of the policies"),
@@ -187,6 +191,12 @@ def of_callers(contents: Contents, now: int) -> Iterator[Finding]:
         yield Finding(
             "tokens_without_tls",
             f"Tokens come to {settings.data.listen} without TLS, so that others on the way can read them",
+        )
+    lent = [each.header for each in settings.upstream.credentials if "pass" in each.on]
+    if lent and not (settings.auth.required and "pass" in settings.auth.required_on):
+        yield Finding(
+            "credential_lent",
+            f"The credential {lent[0]} goes with every request that passes, also of callers that present none",
         )
     plain = [name for name, prefix in settings.auth.prefixes.items() if not prefix]
     if len(plain) > 1:

@@ -4,7 +4,7 @@
 2. A fact matches if one of its values matches one of the globs. Without any fact, `match` matches everything,
    and `except` nothing.
 3. In doubt an execution is frozen. A fact that is not known, such as the target agents of a request that
-   names none, matches in `match`, and does not in `except`.
+   names none, or an action that the catalogue does not list, matches in `match`, and does not in `except`.
 4. `except` lets an execution through only if it is for all of its target agents. As with roles, only the
    literal name `anonymous` stands for a caller without a credential there.
 5. A freeze holds in the tenant of the principal that set it. One of the tenant `default` holds in all.
@@ -80,7 +80,8 @@ class Executing:
         claims, principal = self.claims, self.principal
         match fact:
             case "action":
-                return None if claims.action is None else (claims.action,)
+                # A backend may read an action that the catalogue lacks as one that it has.
+                return None if claims.action is None or self.risk is None else (claims.action,)
             case "risk":
                 return None if self.risk is None else (self.risk.value,)
             case "incident_id":

@@ -137,7 +137,8 @@ class Gate:
 
     def enter(self, snapshot: Snapshot) -> Place | Refused:
         """Take a place in flight before the request's body is read, or return the refusal."""
-        unready = self.unready_to_send(snapshot)
+        held = self._custody.gated is not None
+        unready = self.unready_to_send(snapshot) if held else self.unready(snapshot)
         if unready is not None:
             return unready
         max_in_flight = snapshot.settings.gate.max_in_flight

@@ -35,16 +35,16 @@ class FreezesInForce:
     """The freezes that are in force, or were when a transaction last changed one."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Freeze] | None = None
+        self.known: dict[str, Freeze] | None = None
 
     def load(self, connection: sqlite3.Connection, names: Names) -> dict[str, Freeze]:
         """The freezes in force, if a command needs them, and those that are named."""
         if names.frozen_at is None and not names.freezes:
             return {}
-        if self._known is None and names.frozen_at is not None:
+        if self.known is None and names.frozen_at is not None:
             rows = connection.execute(IN_FORCE, (names.frozen_at,))
-            self._known = {row[0]: from_row(row) for row in rows}
-        found = self._known or {}
+            self.known = {row[0]: from_row(row) for row in rows}
+        found = self.known or {}
         for freeze_id in names.freezes:
             row = None if freeze_id in found else connection.execute(NAMED, (freeze_id,)).fetchone()
             if row is not None:
@@ -53,13 +53,13 @@ class FreezesInForce:
 
     def learn(self, changes: Changes) -> None:
         """Add what a transaction has committed."""
-        if not changes.freezes or self._known is None:
+        if self.known is None:
             return
-        known = self._known | {freeze.freeze_id: freeze for freeze in changes.freezes}
-        self._known = {name: freeze for name, freeze in known.items() if freeze.is_in_force(changes.now)}
+        known = self.known | {freeze.freeze_id: freeze for freeze in changes.freezes}
+        self.known = {name: freeze for name, freeze in known.items() if freeze.is_in_force(changes.now)}
 
     def forget(self) -> None:
-        self._known = None
+        self.known = None
 
 
 def from_row(row: tuple[Any, ...]) -> Freeze:

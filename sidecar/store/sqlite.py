@@ -99,6 +99,8 @@ def load(
         request_id: [seq for (seq,) in connection.execute(_UNBOUND, (request_id,))]
         for request_id in names.requests
     }
+    # Nearly always no freeze is named, and those in force are known.
+    known = None if freezes is None or names.freezes else freezes.known
     admissions, counting = (cache or AdmissionCache(counted)).of(connection, names.groups)
     return State(
         scopes=scopes,
@@ -109,7 +111,7 @@ def load(
         on=frozenset(on),
         unbound=unbound,
         claimed=claimed,
-        freezes=(freezes or FreezesInForce()).load(connection, names),
+        freezes=known if known is not None else (freezes or FreezesInForce()).load(connection, names),
     )
 
 
@@ -253,7 +255,8 @@ class SqliteEngine:
                 self._forget()
             self._admissions.learn((*changes.admitted, *changes.executions))
             self._lately.learn(changes)
-            self._freezes.learn(changes)
+            if changes.freezes:
+                self._freezes.learn(changes)
             self._rows_since_checkpoint += (
                 len(changes.scopes) + len(changes.admitted) + len(changes.executions) + len(changes.log)
             )

@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from sidecar.core.chain import GENESIS
-from sidecar.core.freeze import written
+from sidecar.core.freeze import Freeze, written
 from sidecar.core.instant import iso_time
 from sidecar.errors import LogTampered, StoreUnavailable
 from sidecar.store import _freezes as freezerows
@@ -63,8 +63,8 @@ _STRAY_SWITCH = """
     ORDER BY name"""
 # Each freeze, with what the records that set and lifted it say.
 _FREEZES = f"""
-    SELECT frozen.decided_at, frozen.tenant_id, frozen.envelope, unfrozen.decided_at,
-        json_extract(CAST(unfrozen.envelope AS TEXT), '$.record.details.freeze_id'), freezes.*
+    SELECT frozen.decided_at, frozen.tenant_id, frozen.envelope, unfrozen.decided_at, unfrozen.envelope,
+        freezes.*
     FROM (SELECT {freezerows.COLUMNS} FROM freezes) AS freezes
     LEFT JOIN decisions AS frozen ON frozen.decision_id = freeze_id AND frozen.event = 'frozen'
     LEFT JOIN decisions AS unfrozen ON unfrozen.decision_id = lifted_in AND unfrozen.event = 'unfrozen'"""
@@ -81,6 +81,8 @@ _STRAY_BINDING = """
     SELECT run_id, seq FROM run_bindings
     WHERE NOT EXISTS (SELECT 1 FROM decisions WHERE decisions.seq = run_bindings.seq) LIMIT 1"""
 
+# How a mask begins that hides a value.
+_MASK = "[masked"
 _NOT_OURS = (KeyError, TypeError, ValueError, OverflowError)
 
 Progress = Callable[[int, int], None]
@@ -186,29 +188,51 @@ def _check_freezes(log: LogFile, schema: Sequence[Any]) -> None:
         return  # a log of an older release has none
     if lost := log.first(_LOST_FREEZE):
         raise LogTampered(f"the freeze that record {lost[0]} set or lifted is not as that record left it")
-    for set_at, tenant_id, envelope, lifted_at, lifted, *row in log.rows(_FREEZES):
-        said = {} if envelope is None else orjson.loads(envelope)["record"]["details"]
+    for set_at, tenant_id, frozen, lifted_at, unfrozen, *row in log.rows(_FREEZES):
         try:
             freeze = freezerows.from_row(tuple(row))
-            stored = {
-                "match": written(freeze.match),
-                "except": written(freeze.excepted),
-                "ends_at": None if freeze.ends_at is None else iso_time(freeze.ends_at),
-            }
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-        ) as exc:  # the sidecar writes none of these
-            raise LogTampered(
-                f"the freeze {row[0]} is not as its records left it, and cannot be read"
-            ) from exc
-        differing = [name for name, value in stored.items() if said.get(name, value) != value]
+            stored = _stored(freeze)
+        except (ValueError, TypeError, AttributeError, OverflowError) as exc:  # no sidecar writes these
+            raise LogTampered(f"the freeze {row[0]} cannot be read, so no sidecar has written it") from exc
+        said = _said(frozen, unfrozen)
+        # What a mask hides is not compared.
+        differing = [
+            name
+            for name, value in stored.items()
+            if said.get(name) != value and not str(said.get(name)).startswith(_MASK)
+        ]
         proven = (freeze.set_at, freeze.tenant_id, freeze.lifted_at) == (set_at, tenant_id, lifted_at)
-        if differing or not proven or lifted not in (None, freeze.freeze_id):
+        if differing or not proven:
             what = f" ({', '.join(differing)})" if differing else ""
             raise LogTampered(f"the freeze {freeze.freeze_id} is not as its records left it{what}")
+
+
+def _stored(freeze: Freeze) -> dict[str, Any]:
+    """What the row of a freeze says, by the names of its records."""
+    return {
+        "freeze_id": freeze.freeze_id,
+        "match": written(freeze.match),
+        "except": written(freeze.excepted),
+        "ends_at": None if freeze.ends_at is None else iso_time(freeze.ends_at),
+        "reason": freeze.reason,
+        "set_by": freeze.set_by,
+        "lifted": None if freeze.lifted_at is None else freeze.freeze_id,
+        "lifted_by": freeze.lifted_by,
+        "lifted_for": freeze.lifted_for,
+    }
+
+
+def _said(frozen: bytes | None, unfrozen: bytes | None) -> dict[str, Any]:
+    """What the records that set and lifted a freeze say of it."""
+    said: dict[str, Any] = {}
+    if frozen is not None:
+        record = orjson.loads(frozen)["record"]
+        said = {**record["details"], "set_by": record["decision_inputs"]["principal"]}
+    if unfrozen is not None:
+        record = orjson.loads(unfrozen)["record"]
+        details, by = record["details"], record["decision_inputs"]["principal"]
+        said |= {"lifted": details["freeze_id"], "lifted_by": by, "lifted_for": details["reason"]}
+    return said
 
 
 def _wrong_binding(log: LogFile, bound: int, run_id: str, source: str) -> str | None:

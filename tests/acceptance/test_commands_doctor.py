@@ -196,6 +196,11 @@ def plain_tokens(folder: Path, backend: Address) -> Path:
     return good(folder, backend, data={"listen": "0.0.0.0:8000"})
 
 
+def lent(folder: Path, backend: Address) -> Path:
+    entry = {"header": "Authorization", "value_file": "backend-token", "on": ["gated", "pass"]}
+    return good(folder, backend, upstream={"credentials": [entry]})
+
+
 def two_methods(folder: Path, backend: Address) -> Path:
     proxy = {"header": "X-User", "trusted": ["10.0.0.0/8"]}
     return good(folder, backend, auth={"required": True, "tokens": {"file": "tokens.yaml"}, "proxy": proxy})
@@ -217,6 +222,7 @@ SEEDED: dict[str, tuple[Callable[[Path, Address], Path], int]] = {
     "no_roles": (no_roles, 0),
     "role_without_holder": (no_executor, 0),
     "ids_without_prefix": (two_methods, 0),
+    "credential_lent": (lent, 0),
     "tokens_without_tls": (plain_tokens, 0),
 }
 

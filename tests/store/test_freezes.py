@@ -140,6 +140,10 @@ async def test_a_freeze_and_an_execution_of_one_batch_are_applied_in_their_order
         "UPDATE freezes SET excepted = 'null'",
         "UPDATE freezes SET ends_at = 999999999999999999 WHERE ends_at IS NOT NULL",
         "UPDATE freezes SET tenant_id = 'other'",
+        "UPDATE freezes SET reason = 'other'",
+        "UPDATE freezes SET set_by = 'other'",
+        "UPDATE freezes SET lifted_by = 'other' WHERE lifted_at IS NOT NULL",
+        "UPDATE freezes SET lifted_for = 'other' WHERE lifted_at IS NOT NULL",
         "UPDATE freezes SET lifted_at = set_at, lifted_in = freeze_id WHERE lifted_at IS NULL",
         "UPDATE freezes SET lifted_at = NULL, lifted_in = NULL",
         "INSERT INTO freezes SELECT 'x', tenant_id, matching, excepted, reason, set_at, set_by, ends_at, "

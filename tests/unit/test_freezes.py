@@ -138,6 +138,14 @@ def test_what_is_not_known_counts_as_frozen_and_never_as_excepted(fact: str, unk
     assert stops(freeze({}, excepted={fact: ("*",)}), executing(**unknown))
 
 
+def test_an_action_that_the_catalogue_lacks_may_be_one_that_it_has() -> None:
+    """A backend may fold case, or strip blanks. Only a shadow route would let such an action through."""
+    folded = executing(claims=replace(CLAIMS, action="Restart_Pod "), risk=None)
+    assert stops(freeze({"action": ("restart_pod",)}), folded)
+    assert stops(freeze({}, excepted={"action": ("*",)}), folded)
+    assert not stops(freeze({"action": ("restart_pod",)}), replace(folded, risk=RiskClass.LOW))
+
+
 def test_a_program_has_no_route_so_a_freeze_of_a_route_leaves_it_alone() -> None:
     assert not stops(freeze({"route": ("*",)}), executing(route=None))
     assert stops(freeze({}, excepted={"route": ("*",)}), executing(route=None))

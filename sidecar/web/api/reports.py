@@ -89,7 +89,7 @@ class ReportApi:
                 outcome=wanted.outcome,
                 cost=wanted.cost_usd,
                 detail=self._without_credentials(wanted.detail),
-                request_id=request_id,
+                request_id=self._without_credentials(request_id),
             )
         )
         if isinstance(reply, Denied):
@@ -100,10 +100,10 @@ class ReportApi:
             "scope_status": None if reply.scope is None else reply.scope.status(self._store.now()),
         }
 
-    def _without_credentials(self, detail: str | None) -> str | None:
-        """The detail for the record. The backend holds the credentials, and may repeat them."""
+    def _without_credentials(self, text: str | None) -> str | None:
+        """A text of the backend for the record. It holds the credentials, and may repeat them."""
         carried = self._custody.gated
-        return detail if carried is None or detail is None else carried.hidden(detail)
+        return text if carried is None or text is None else carried.hidden(text)
 
     async def _wanted(self, request: DataRequest) -> ExecutionReport | Refusal:
         """The report in the body, or why it cannot be read. Every such refusal names the member."""
