@@ -124,7 +124,7 @@ def _time(value: object) -> int:
     try:
         # To the second, as the file is written. A token with a fraction of a second in its end ends earlier.
         return parse_time(value) // SECOND * SECOND
-    except (ValueError, OverflowError) as exc:
+    except ValueError as exc:
         raise ValueError("expects a time with its offset from UTC, such as 2026-12-01T08:00:00Z") from exc
 
 

@@ -421,6 +421,8 @@ class Gate:
         except (Unanswered, TimeoutError, asyncio.CancelledError) as exc:
             cause = str(exc) or "the answer did not end in time"
             self._observer.answered(request, begun, status=status, failure="unknown")
+            if echo is not None and echo.heard:  # what the client has got of the answer repeats it
+                self._observer.echoed(request.facts.request_id)
             await self._settle(flight, admitted, "unknown", http_status=status, cause=cause)
             rest.break_off()
             return

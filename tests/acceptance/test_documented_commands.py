@@ -51,7 +51,9 @@ ELSEWHERE = {
     r"python3 -m venv ": "installs packages: .ci/run does it, from the same lines",
     r"\.venv/bin/": "what .ci/run does",
     r"docker ": "needs a container engine; tests/long/image.py takes the image's steps by hand",
-    r"(until )?kubectl |as_operator |CONFIG=": "needs a cluster; tests/unit/test_deploy.py validates what is applied",
+    r"(until )?kubectl |as_operator |CONFIG=": (
+        "needs a cluster; tests/unit/test_deploy.py validates what is applied"
+    ),
     r"systemctl ": "needs systemd as the first process; tests/unit/test_deploy.py verifies the unit",
     r"SCOPEGATE_TOKEN_FILE=": "needs a sidecar on another host; tests/unit and tests/gate present tokens",
     r"sudo -u scopegate ": "needs the unit's user; the same commands stand in config/reference/backup.md",

@@ -182,6 +182,7 @@ async def test_without_its_file_nothing_passes_where_it_is_listed(open_house: Op
     await lose(house, file)
     refused = await house.data("GET", PASS)
     assert (refused.status, refused.json()["error"]) == (503, "credential_unavailable")
+    assert refused.header("Retry-After")
     assert house.backend.seen == []
     assert (await house.execute(await house.issue())).status == 200
 
@@ -234,6 +235,15 @@ async def test_a_long_answer_that_repeats_it_is_counted(open_house: Open, file: 
     assert "scopegate_credential_echoes_total 1.0" in await house.metrics()
     assert (await house.data("GET", PASS)).status == 200
     assert "scopegate_credential_echoes_total 2.0" in await house.metrics()
+
+
+async def test_a_long_answer_that_repeats_it_and_breaks_off_is_counted(open_house: Open, file: Path) -> None:
+    house = await open_house(gate={"max_answer_bytes": 1024}, **held(file))
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n"
+    house.backend.script = sends(head + SECRET.encode() + b"x" * 100_000, then="close")
+    await house.execute(await house.issue())
+    await eventually(lambda: house.sidecar.gate.in_flight == 0)
+    assert "scopegate_credential_echoes_total 1.0" in await house.metrics()
 
 
 async def test_an_answer_without_it_is_not_counted_and_is_kept(open_house: Open, file: Path) -> None:

@@ -84,7 +84,7 @@ class PassThroughProxy:
         # Those of gated requests were looked at before the record was written.
         if carried is not None and carried.trouble is not None and not as_gated:
             self._metrics.passed.labels(carried.trouble.code).inc()
-            return problem(carried.trouble, decision_id=decision_id)
+            return problem(carried.trouble, retry_after=1, decision_id=decision_id)
         if not (self._slots.take() or await self._slots.wait(self._slot_timeout)):
             self._metrics.passed.labels("overloaded").inc()
             refusal = Refusal("overloaded", "Too many requests are passing through.")

@@ -291,7 +291,7 @@ def _moment(value: object) -> object:
         return None
     try:
         return parse_time(value if isinstance(value, str) else "")
-    except (ValueError, OverflowError) as exc:
+    except ValueError as exc:
         raise ValueError("must be a time with its offset, such as 2026-12-01T08:00:00Z, or null") from exc
 
 
