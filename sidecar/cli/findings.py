@@ -196,7 +196,7 @@ def of_callers(contents: Contents, now: int) -> Iterator[Finding]:
     if lent and not (settings.auth.required and "pass" in settings.auth.required_on):
         yield Finding(
             "credential_lent",
-            f"The credential {lent[0]} goes with every request that passes, also of callers that present none",
+            f"The credential {lent[0]} goes with every request that passes, from any caller",
         )
     plain = [name for name, prefix in settings.auth.prefixes.items() if not prefix]
     if len(plain) > 1:
