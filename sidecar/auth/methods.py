@@ -6,7 +6,7 @@ that the id is well-formed and not `anonymous`, and what the table of principals
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Protocol
@@ -75,6 +75,8 @@ class Methods:
         )
         # The names of the configured methods, which each request reads.
         self.names = tuple(name for name, method in methods if method is not None)
+        # Whether a method takes a text that the caller bears.
+        self.takes_bearers = callers.tokens is not None or jwt is not None
         self._prefixes = dict(prefixes or {})
         # None as the time: the credential does not expire.
         self._holders: dict[bytes, tuple[Principal, int | None]] = {}
@@ -100,23 +102,18 @@ class Methods:
         """The same methods with the contents of newer files."""
         return Methods(callers, jwt=self.jwt, mtls=self.mtls, proxy=self.proxy, prefixes=self._prefixes)
 
-    @property
-    def takes_bearers(self) -> bool:
-        """Whether a method takes a text that the caller bears."""
-        return self.callers.tokens is not None or self.jwt is not None
-
-    def bearer(self, token: str, now: int) -> Found:
-        """The principal that bears a token. `now` is in microseconds since 1970."""
+    def bearer(self, token: str, clock: Callable[[], int]) -> Found:
+        """The principal that bears a token. `clock` is in microseconds since 1970."""
         digest = sha256(token.encode("utf-8", "surrogateescape")).digest()
         known = self._holders.get(digest)
-        if known is not None and (known[1] is None or now < known[1]):
+        if known is not None and (known[1] is None or clock() < known[1]):
             return known[0]
         # No JSON Web Token begins like this, because each begins with an encoded brace.
         method: Method = "tokens" if token.startswith(PREFIX) or self.jwt is None else "jwt"
         verifier = self.callers.tokens if method == "tokens" else self.jwt
         if verifier is None:
             return AuthFailure("tokens", "no method takes a bearer token of this kind here")
-        found = verifier.identity(token, now)
+        found = verifier.identity(token, clock())
         principal = self._principal(found, method)
         if isinstance(principal, Principal) and isinstance(found, Identity):
             if len(self._holders) >= MOST_CACHED:

@@ -9,8 +9,9 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
@@ -32,7 +33,10 @@ from sidecar.files.faults import ConfigurationError
 from sidecar.files.yamlfile import did_you_mean
 
 if TYPE_CHECKING:
+    from sidecar.auth.identity import Identity
     from sidecar.auth.tokens import Token
+    from sidecar.core.principal import Principal
+    from sidecar.settings.auth import AuthSection
 
 DAY = 86_400
 # A token that is to last longer needs no end.
@@ -76,19 +80,20 @@ To rotate: make a second token of the name, give it to the caller, then revoke t
 @click.option(
     "--kind",
     type=click.Choice(get_args(PrincipalKind)),
-    default="service",
-    show_default=True,
-    help="What the caller is. Only a human can approve.",
+    help="What the caller is. Only a human can approve.  [default: what auth.principals says, else service]",
 )
 @click.option(
-    "--group", "groups", multiple=True, metavar="GROUP", callback=_identifier, help="A group; repeatable."
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="GROUP",
+    callback=_identifier,
+    help="A group; repeatable.  [default: what auth.principals says, else none]",
 )
 @click.option(
     "--tenant",
-    default=DEFAULT_TENANT,
-    show_default=True,
     callback=_identifier,
-    help="The tenant in which the caller acts.",
+    help=f"The tenant in which the caller acts.  [default: what auth.principals says, else {DEFAULT_TENANT}]",
 )
 @click.option(
     "--expires",
@@ -107,9 +112,9 @@ To rotate: make a second token of the name, give it to the caller, then revoke t
 @set_option
 def token(
     name: str,
-    kind: str,
+    kind: PrincipalKind | None,
     groups: tuple[str, ...],
-    tenant: str,
+    tenant: str | None,
     lifetime: float | None,
     output: Path | None,
     config: Path,
@@ -120,20 +125,24 @@ def token(
     The token is shown this once, because the file holds only its digest. Each run makes a further token:
     the tokens of a name are valid side by side until they expire or are revoked.
     """
+    from sidecar.auth.identity import Identity
     from sidecar.auth.tokens import Token, digest_of, new_secret
 
-    file = _file(config, overrides)
+    settings = _settings(config, overrides)
+    file = _file_of(settings, config)
     if name == ANONYMOUS_ID:
         raise click.BadParameter("is the caller without a credential; choose another name", param_hint="NAME")
     text, now = new_secret(), _now()
+    told = Identity(id=name, kind=kind, groups=tuple(dict.fromkeys(groups)) or None, tenant_id=tenant)
+    meant = _meant(settings, told)
     made = Token(
         name=name,
         digest=digest_of(text),
         created_at=now,
         not_after=None if lifetime is None else now + int(lifetime) * SECOND,
-        kind=cast("PrincipalKind", kind),
-        groups=tuple(dict.fromkeys(groups)),
-        tenant_id=tenant,
+        kind=meant.kind,
+        groups=meant.groups,
+        tenant_id=meant.tenant_id,
     )
     if output is not None:
         _write(output, text)
@@ -149,7 +158,7 @@ def token(
     until = "until it is revoked" if made.not_after is None else f"until {_moment(made.not_after)}"
     labelled = {
         "token": "above, shown only this once" if output is None else str(output),
-        "caller": f"{name}, {'an' if kind == 'agent' else 'a'} {kind} of tenant {tenant}",
+        "caller": f"{name}, {'an' if made.kind == 'agent' else 'a'} {made.kind} of tenant {made.tenant_id}",
         "groups": ", ".join(made.groups or ()) or "none",
         "valid": until,
         "digest": f"in {file}, which a running sidecar reads within two seconds",
@@ -243,8 +252,30 @@ def revoke(name: str, age: float | None, config: Path, overrides: tuple[str, ...
 # The file -----------------------------------------------------------------------------------------------
 
 
+def _settings(config: Path, overrides: tuple[str, ...]) -> AuthSection:
+    return load_settings(config, overrides, read_keys=False).auth
+
+
 def _file(config: Path, overrides: tuple[str, ...]) -> Path:
-    file = load_settings(config, overrides, read_keys=False).auth.tokens.file
+    return _file_of(_settings(config, overrides), config)
+
+
+def _meant(settings: AuthSection, identity: Identity) -> Principal:
+    """Whom a token is for: as its options say, else as the table of principals says, else by default."""
+    from sidecar.auth import principals
+
+    table = principals.NO_PRINCIPALS
+    if settings.principals is not None:
+        try:
+            table = principals.read(settings.principals)
+        except ConfigurationError as exc:
+            misconfigured(f"{exc}\nNothing was changed.")
+    known = table.completed(replace(identity, id=(settings.tokens.id_prefix or "") + identity.id))
+    return known.principal("tokens")
+
+
+def _file_of(settings: AuthSection, config: Path) -> Path:
+    file = settings.tokens.file
     if file is None:
         misconfigured(
             f"{config}: auth.tokens.file is not set; name the file of tokens there, for example "

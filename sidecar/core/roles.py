@@ -13,6 +13,9 @@ from sidecar.core.globs import globbed
 from sidecar.core.principal import Principal
 from sidecar.errors import Refusal
 
+# The principals whose roles are remembered.
+MOST_KNOWN = 4_096
+
 Role = Literal["issuer", "executor", "approver", "observer", "operator", "recorder"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -38,6 +41,20 @@ class Roles:
     """The holders of each role that the policies list."""
 
     holders: Mapping[Role, Holders] = field(default_factory=dict)
+    _known: dict[Principal, frozenset[Role]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def of(self, principal: Principal) -> frozenset[Role]:
+        """The roles that a principal holds. They follow from the principal alone, so they are remembered."""
+        known = self._known.get(principal)
+        if known is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            known = self._known[principal] = frozenset(
+                role for role in self.holders if self.hold(principal, role)
+            )
+        return known
 
     def hold(self, principal: Principal, role: Role) -> bool:
         """Whether a principal holds a role. Only a human can be an approver, even if a file lists others."""
@@ -45,10 +62,6 @@ class Roles:
         if found is None or (role == "approver" and principal.kind != "human"):
             return False
         return found.include(principal)
-
-    def hold_any(self, principal: Principal, roles: tuple[Role, ...]) -> bool:
-        """Whether a principal holds one of several roles."""
-        return any(self.hold(principal, role) for role in roles)
 
 
 NO_ROLES = Roles()

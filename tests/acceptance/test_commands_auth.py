@@ -121,3 +121,24 @@ def test_a_running_sidecar_takes_a_new_token_and_refuses_a_revoked_one(config: P
         assert scopegate("auth", "revoke", "seer", "--config", config).returncode == 0
         while scopegate(*at, "--token-file", second).returncode == 0:
             assert time.monotonic() < ends
+
+
+def test_a_new_token_is_what_the_table_of_principals_says_unless_an_option_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "principals.yaml").write_text(
+        'principals: {"bot:agent-*": {kind: agent, groups: [bots], tenant_id: blue}}\n'
+    )
+    tokens = {"file": "tokens.yaml", "id_prefix": "bot:"}
+    auth = {"required": True, "tokens": tokens, "principals": "principals.yaml"}
+    config = write_configuration(tmp_path, ("127.0.0.1", 1), auth=auth)
+    as_known = scopegate("auth", "token", "agent-7", "--config", config)
+    assert "agent-7, an agent of tenant blue" in as_known.stderr
+    scopegate("auth", "token", "agent-8", "--kind", "human", "--group", "oncall", "--config", config)
+    scopegate("auth", "token", "ci", "--config", config)
+    listed = json.loads(scopegate("auth", "list", "--json", "--config", config).stdout)["tokens"]
+    assert [(one["name"], one["kind"], one["groups"], one["tenant_id"]) for one in listed] == [
+        ("agent-7", "agent", ["bots"], "blue"),
+        ("agent-8", "human", ["oncall"], "blue"),
+        ("ci", "service", [], "default"),
+    ]

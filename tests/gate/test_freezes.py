@@ -71,6 +71,19 @@ async def test_a_frozen_execution_is_refused_with_the_freeze_and_goes_on_once_it
     ]
 
 
+async def test_the_list_of_all_freezes_is_bounded_and_yet_holds_each_that_is_in_force(
+    open_house: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.web.api.freezes.MOST_LISTED", 2)
+    house = await open_house()
+    made = [await freeze(house, match={"action": f"a{number}"}, reason="r") for number in range(4)]
+    oldest, second, third, newest = (one["freeze_id"] for one in made)
+    for freeze_id in (second, third, newest):
+        await house.admin("DELETE", f"{FREEZES}/{freeze_id}", {"reason": "whole again"})
+    listed = (await house.admin("GET", f"{FREEZES}?all=true")).json()["freezes"]
+    assert [one["freeze_id"] for one in listed] == [newest, third, oldest]
+
+
 async def test_a_freeze_with_an_end_says_when_to_retry(open_house: Open) -> None:
     house = await open_house()
     scope = await house.issue()

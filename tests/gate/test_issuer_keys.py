@@ -362,8 +362,8 @@ async def test_a_key_that_its_issuer_withdraws_verifies_nothing_any_more(
     assert keys is not None
     await keys.fetch()
     assert [await status_of(house, token) for token in (old, new)] == [401, 200]
-    assert isinstance(house.sidecar.live.snapshot.methods.bearer(old, house.clock()), AuthFailure)
-    assert isinstance(house.sidecar.live.snapshot.methods.bearer(new, house.clock()), Principal)
+    assert isinstance(house.sidecar.live.snapshot.methods.bearer(old, house.clock), AuthFailure)
+    assert isinstance(house.sidecar.live.snapshot.methods.bearer(new, house.clock), Principal)
 
 
 async def test_a_file_of_keys_that_cannot_be_used_prevents_the_start(build: Build, tmp_path: Path) -> None:

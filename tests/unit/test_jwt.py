@@ -470,18 +470,18 @@ def test_the_principal_of_a_token_is_kept_until_the_token_expires_or_the_keys_ch
     methods = Methods.configured(settings.auth, jwt=JwtVerifier(settings.auth.jwt, known))
     token = signed(claims(NOW))
     assert methods.names == ("jwt",)
-    found = methods.bearer(token, NOW * SECOND)
+    found = methods.bearer(token, lambda: NOW * SECOND)
     assert isinstance(found, Principal)
     assert (found.id, found.method, found.kind) == ("idp:alice", "jwt", "service")
     known.keys = parse(key_set(jwk(OTHER_RSA_KEY, "k1")), "jwks")
-    assert methods.bearer(token, NOW * SECOND) is found
-    assert isinstance(methods.bearer(token, (NOW + 3600) * SECOND), AuthFailure)
+    assert methods.bearer(token, lambda: NOW * SECOND) is found
+    assert isinstance(methods.bearer(token, lambda: (NOW + 3600) * SECOND), AuthFailure)
     methods.forget()
-    assert isinstance(methods.bearer(token, NOW * SECOND), AuthFailure)
+    assert isinstance(methods.bearer(token, lambda: NOW * SECOND), AuthFailure)
 
 
 def test_no_token_is_that_of_anonymous() -> None:
     known = IssuerKeys("https://issuer.test/jwks", metrics=Metrics())
     known.keys = parse(RSA_SET, "jwks")
     methods = Methods(jwt=JwtVerifier(section(), known))
-    assert isinstance(methods.bearer(signed(claims(NOW, sub="anonymous")), NOW * SECOND), AuthFailure)
+    assert isinstance(methods.bearer(signed(claims(NOW, sub="anonymous")), lambda: NOW * SECOND), AuthFailure)

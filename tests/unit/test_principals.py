@@ -255,7 +255,7 @@ def test_a_role_is_held_by_id_and_by_group_and_by_anonymous_only_by_its_name(
 def test_a_role_that_no_file_lists_is_held_by_no_principal() -> None:
     for principal in (ANN, BOB, BOT, ANONYMOUS):
         assert not any(NO_ROLES.hold(principal, role) for role in ROLES)
-        assert not NO_ROLES.hold_any(principal, ROLES)
+        assert NO_ROLES.of(principal) == frozenset()
 
 
 @pytest.mark.parametrize("kind", ["human", "service", "agent"])
@@ -264,13 +264,21 @@ def test_only_a_human_can_be_an_approver_even_if_a_file_lists_others(kind: Princ
     assert roles.hold(replace(ANN, kind=kind), "approver") is (kind == "human")
 
 
+def test_the_roles_of_two_principals_with_one_id_are_their_own() -> None:
+    roles = Roles({"issuer": Holders(groups=("oncall",)), "approver": Holders(ids=("*",))})
+    for _ in range(2):  # the second time they are remembered
+        assert roles.of(replace(ANN, kind="human", groups=("oncall",))) == {"issuer", "approver"}
+        assert roles.of(replace(ANN, kind="agent", groups=("oncall",))) == {"issuer"}
+        assert roles.of(replace(ANN, kind="agent", groups=())) == frozenset()
+
+
 def test_the_refusal_names_the_weakest_role_that_would_do() -> None:
     refusal = role_required(BOT, "issuer", "operator")
     assert refusal.code == "role_required"
     assert refusal.members == {"role": "issuer", "principal": "bot-7"}
     assert "issuer or operator" in refusal.message
     roles = Roles({"operator": Holders(ids=("bob",))})
-    assert roles.hold_any(BOB, ("issuer", "operator"))
+    assert roles.of(BOB) == {"operator"}
 
 
 # Revoking -----------------------------------------------------------------------------------------------

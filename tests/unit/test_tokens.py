@@ -89,21 +89,21 @@ def test_a_bearer_that_begins_like_a_token_is_never_taken_for_a_json_web_token()
 
     both = Methods(Callers(TokenSet([token("ci", "sg_a")])), jwt=EveryToken())
     assert both.names == ("tokens", "jwt")
-    found = both.bearer("sg_a", NOW)
+    found = both.bearer("sg_a", lambda: NOW)
     assert isinstance(found, Principal)
     assert (found.id, found.method) == ("ci", "tokens")
-    assert both.bearer("sg_b", NOW) == AuthFailure("tokens", tokens.NOT_VALID)
-    other = both.bearer("eyJ", NOW)
+    assert both.bearer("sg_b", lambda: NOW) == AuthFailure("tokens", tokens.NOT_VALID)
+    other = both.bearer("eyJ", lambda: NOW)
     assert isinstance(other, Principal)
     assert (other.id, other.method) == ("jwt:eyJ", "jwt")
     # Where there are no tokens, one is refused, and not handed to another method.
-    assert isinstance(Methods(jwt=EveryToken()).bearer("sg_a", NOW), AuthFailure)
+    assert isinstance(Methods(jwt=EveryToken()).bearer("sg_a", lambda: NOW), AuthFailure)
 
 
 def test_a_cached_token_ends_when_it_expires() -> None:
     methods = Methods(Callers(TokenSet([token("ci", "sg_a", not_after=NOW + 1)])))
-    assert isinstance(methods.bearer("sg_a", NOW), Principal)
-    assert methods.bearer("sg_a", NOW + 1) == AuthFailure("tokens", tokens.NOT_VALID)
+    assert isinstance(methods.bearer("sg_a", lambda: NOW), Principal)
+    assert methods.bearer("sg_a", lambda: NOW + 1) == AuthFailure("tokens", tokens.NOT_VALID)
 
 
 # The file ----------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_the_table_counts_for_the_id_with_its_prefix() -> None:
         Callers(TokenSet([token("a", "sg_a")]), PrincipalTable({"x:a": KnownPrincipal(kind="human")})),
         prefixes={"tokens": "x:"},
     )
-    found = methods.bearer("sg_a", NOW)
+    found = methods.bearer("sg_a", lambda: NOW)
     assert isinstance(found, Principal)
     assert (found.id, found.kind, found.groups, found.tenant_id) == ("x:a", "human", (), "default")
 

@@ -42,10 +42,11 @@ class FreezeApi:
     async def list(self, request: web.Request, query: Query) -> answers.FreezeList:
         del request
         now = self._store.now()
+        found = await self._store.engine.freezes_in_force(now)
         if query.given.get("all") == "true":
-            found = await self._store.engine.freezes(limit=MOST_LISTED)
-        else:
-            found = await self._store.engine.freezes_in_force(now)
+            newest = await self._store.engine.freezes(limit=MOST_LISTED)
+            listed = {each.freeze_id for each in newest}
+            found = [*newest, *(each for each in found if each.freeze_id not in listed)]
         return {"freezes": [answers.freeze(each, now) for each in found]}
 
     async def set(self, request: web.Request) -> Reply[answers.Freeze] | Refusal:
@@ -131,7 +132,7 @@ FREEZES = (
         name="listFreezes",
         tag="Freezes",
         summary="List freezes",
-        description=f"Those in force, newest first; at most the newest {MOST_LISTED:,} of all.",
+        description=f"Those in force, newest first; of all, the newest {MOST_LISTED:,} and those in force.",
         parameters=(choice("all", "`true`: those that have ended or were lifted, too.", ("true", "false")),),
         answers=(Answer("All of them."),),
         errors=("invalid_request", *STORE_ERRORS),

@@ -128,7 +128,8 @@ class DataPlane:
         unnamed = malformed(request, request.fields)
         course = course_of(request, snapshot)
         if snapshot.methods.names:
-            request.withheld = withheld(request.fields, request.transport, snapshot)
+            if snapshot.methods.proxy is not None:  # else it is the credential's places alone
+                request.withheld = withheld(request.fields, request.transport, snapshot)
             unproven = await self._unproven(request, course, snapshot)
             if unproven is not None:
                 return unproven

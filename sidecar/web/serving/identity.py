@@ -91,7 +91,7 @@ class Identities:
         first: Principal | None = None
         bearer = _bearer(fields, place, is_taken=methods.takes_bearers)
         if bearer is not None:
-            found = bearer if isinstance(bearer, AuthFailure) else methods.bearer(bearer, self._clock())
+            found = bearer if isinstance(bearer, AuthFailure) else methods.bearer(bearer, self._clock)
             if isinstance(found, AuthFailure):
                 return found
             first = found

@@ -16,6 +16,6 @@ def lacking(principal: Principal, snapshot: Snapshot, *roles: Role) -> Refusal |
     """
     if not roles or not snapshot.methods.names:
         return None
-    if snapshot.policies is not None and snapshot.policies.roles.hold_any(principal, roles):
+    if snapshot.policies is not None and not snapshot.policies.roles.of(principal).isdisjoint(roles):
         return None
     return role_required(principal, *roles)

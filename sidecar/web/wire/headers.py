@@ -150,7 +150,10 @@ class HeaderFields:
         layout = self._layout
         kept = layout.lasting if ours else layout.foreign
         if without:
-            kept = tuple(keeps and place not in without for place, keeps in enumerate(kept))
+            remaining = list(kept)
+            for place in without:
+                remaining[place] = False
+            kept = tuple(remaining)
         headers = list(compress(self.pairs, kept))
         if ended and not self.places.keys().isdisjoint(ended):
             return [pair for pair in headers if pair[0].lower() not in ended]
