@@ -272,6 +272,15 @@ def test_the_roles_of_two_principals_with_one_id_are_their_own() -> None:
         assert roles.of(replace(ANN, kind="agent", groups=())) == frozenset()
 
 
+def test_the_roles_of_a_bounded_number_of_principals_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.core.roles.MOST_KNOWN", 2)
+    roles = Roles({"issuer": Holders(ids=("bot-*",))})
+    for number in range(5):
+        assert roles.of(replace(BOT, id=f"bot-{number}")) == {"issuer"}
+        assert roles.of(replace(BOB, id=f"bob-{number}")) == frozenset()
+    assert len(roles._known) <= 2
+
+
 def test_the_refusal_names_the_weakest_role_that_would_do() -> None:
     refusal = role_required(BOT, "issuer", "operator")
     assert refusal.code == "role_required"
