@@ -32,7 +32,8 @@ def change(file: Path, changed: Callable[[tuple[Token, ...]], Sequence[Token]]) 
     """Replace the tokens of the file by what `changed` makes of them, with times in whole seconds. If it
     does not exist, it is created.
 
-    Raises ConfigurationError if the present file cannot be read, and OSError if a new one cannot be written;
+    Raises ConfigurationError if the present file cannot be read, OSError if a new one cannot be written, and
+    ValueError if the new tokens would be read otherwise, such as one with a fraction of a second in a time;
     then nothing is changed.
     """
     target = Path(os.path.realpath(file))  # a link stays a link
@@ -43,7 +44,8 @@ def change(file: Path, changed: Callable[[tuple[Token, ...]], Sequence[Token]]) 
             return
         text = written(after)
         # What the reader makes of the text decides, before it replaces anything.
-        assert parse(text, str(file)).tokens == after
+        if parse(text, str(file)).tokens != after:
+            raise ValueError(f"these tokens cannot be written to {file}: {after}")
         _replace(target, text)
 
 

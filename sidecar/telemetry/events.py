@@ -419,8 +419,8 @@ class LogEvent(Enum):
     )
     TOKENS_RELOADED = _RELOAD.info(
         "the tokens are renewed, although the reload is refused",
-        "The file of tokens is valid and has changed. It counts whatever is wrong in other files, so that a "
-        "token that was revoked ends.",
+        "The file of tokens is valid and has changed. It takes effect although another file is wrong, so "
+        "that a revoked token stops working.",
         "tokens",
     )
     RELOAD_IMPOSSIBLE = _RELOAD.warning("reload refused", "The sidecar is shutting down.", "cause errors")

@@ -49,6 +49,7 @@ def flask_url_app() -> Any:
             return executed(flask.request.headers, flask.request.get_data())
         return "another path"
 
+    # Flask's documented way to wrap an application, which its types do not allow.
     app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1, x_proto=1, x_prefix=1)  # type: ignore[method-assign]
     return app
 

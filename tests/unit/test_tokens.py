@@ -344,3 +344,11 @@ def test_a_mistake_in_the_table_is_named_with_its_place(raw: str, said: str) -> 
     found = faults(principals.parse, raw)
     assert any(said in one for one in found), found
     assert all(one.startswith("t.yaml:1:") for one in found)
+
+
+def test_tokens_that_would_be_read_otherwise_are_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.yaml"
+    made = Token(name="ci", digest=tokens.digest_of("sg_a"), created_at=NOW + 1)
+    with pytest.raises(ValueError, match="cannot be written"):
+        tokenfile.change(file, lambda _: [made])
+    assert not file.exists()
