@@ -27,7 +27,7 @@ from sidecar.core.facts import Claims
 from sidecar.core.freeze import Freeze, written
 from sidecar.core.instant import SECOND, iso_time
 from sidecar.core.money import to_dollars
-from sidecar.core.principal import PrincipalKind
+from sidecar.core.principal import DEFAULT_TENANT, PrincipalKind
 from sidecar.core.record import DecisionOutcome, DecisionSource, DecisionType, Entry, Event, Record
 from sidecar.core.scope import Execution, Scope
 from sidecar.errors import Refusal
@@ -206,35 +206,39 @@ def ended_entry(
 
 def switched_entry(command: Turn, *, was_on: bool, now: int) -> Entry:
     """The entry of a switch command, recorded even if the switch had that position already."""
-    return Entry(
-        event="switched",
-        origin=command.origin,
-        principal=command.principal,
-        record=Record(
-            decision_id=command.decision_id,
-            decision_source=source_of(command.principal.kind),
-            decision_type=DecisionType.POLICY,
-            decision_outcome=DecisionOutcome.SELECTED,
-            decision_inputs={"policy_id": command.switch, "principal": command.principal.id},
-            request_id=command.request_id,
-            decided_at=now,
-            details={"on": command.on, "was_on": was_on, "rules": []},
-        ),
-    )
+    return _act(command, "switched", command.switch, now, {"on": command.on, "was_on": was_on})
 
 
 def freeze_entry(
     command: SetFreeze | LiftFreeze, event: Literal["frozen", "unfrozen"], freeze: Freeze, now: int
 ) -> Entry:
     """The entry of a freeze that was set or lifted: what it matches, why, and until when."""
-    details: dict[str, Any] = {
+    details = {
         "freeze_id": freeze.freeze_id,
         "reason": command.reason,
         "match": written(freeze.match),
         "except": written(freeze.excepted),
         "ends_at": None if freeze.ends_at is None else iso_time(freeze.ends_at),
-        "rules": [],
     }
+    return _act(command, event, "freeze", now, details, tenant_id=freeze.tenant_id)
+
+
+def clock_accepted_entry(command: AcceptClock, now: int) -> Entry:
+    """The entry of a wall clock that an operator accepted, with its distance from the sidecar's time."""
+    details = {"time_before": iso_time(command.before), "step_seconds": (now - command.before) / SECOND}
+    return _act(command, "clock_accepted", "clock", now, details)
+
+
+def _act(
+    command: Turn | SetFreeze | LiftFreeze | AcceptClock,
+    event: Event,
+    policy_id: str,
+    now: int,
+    details: dict[str, Any],
+    *,
+    tenant_id: str = DEFAULT_TENANT,
+) -> Entry:
+    """The entry of what an operator did to the gate itself, which no rule decides."""
     return Entry(
         event=event,
         origin=command.origin,
@@ -244,33 +248,10 @@ def freeze_entry(
             decision_source=source_of(command.principal.kind),
             decision_type=DecisionType.POLICY,
             decision_outcome=DecisionOutcome.SELECTED,
-            decision_inputs={"policy_id": "freeze", "principal": command.principal.id},
-            tenant_id=freeze.tenant_id,
+            decision_inputs={"policy_id": policy_id, "principal": command.principal.id},
+            tenant_id=tenant_id,
             request_id=command.request_id,
             decided_at=now,
-            details=details,
-        ),
-    )
-
-
-def clock_accepted_entry(command: AcceptClock, now: int) -> Entry:
-    """The entry of a wall clock that an operator accepted, with its distance from the sidecar's time."""
-    return Entry(
-        event="clock_accepted",
-        origin=command.origin,
-        principal=command.principal,
-        record=Record(
-            decision_id=command.decision_id,
-            decision_source=source_of(command.principal.kind),
-            decision_type=DecisionType.POLICY,
-            decision_outcome=DecisionOutcome.SELECTED,
-            decision_inputs={"policy_id": "clock", "principal": command.principal.id},
-            request_id=command.request_id,
-            decided_at=now,
-            details={
-                "time_before": iso_time(command.before),
-                "step_seconds": (now - command.before) / SECOND,
-                "rules": [],
-            },
+            details={**details, "rules": []},
         ),
     )
