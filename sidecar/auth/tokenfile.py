@@ -10,9 +10,10 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sidecar.auth.tokens import Token, parse, read
 from sidecar.core.instant import iso_time
@@ -51,13 +52,15 @@ def change(file: Path, changed: Callable[[tuple[Token, ...]], Sequence[Token]]) 
 
 def written(tokens: Sequence[Token]) -> bytes:
     """The contents of a file with these tokens: one line for each."""
-    lines = [f"  - {{{', '.join(_members(token))}}}\n" for token in tokens]
+    # JSON in a flow mapping is YAML.
+    lines = [f"  - {{{', '.join(_as_json(members(token)))}}}\n" for token in tokens]
     body = "tokens:\n" + "".join(lines) if lines else "tokens: []\n"
     return (_HEADING + body).encode()
 
 
-def _members(token: Token) -> Iterator[str]:
-    members = {
+def members(token: Token) -> dict[str, Any]:
+    """A token as its entry in the file and as `auth list --json` show it."""
+    return {
         "name": token.name,
         "kind": token.kind,
         "groups": None if token.groups is None else list(token.groups),
@@ -66,8 +69,10 @@ def _members(token: Token) -> Iterator[str]:
         "created_at": time_text(token.created_at),
         "not_after": None if token.not_after is None else time_text(token.not_after),
     }
-    # JSON in a flow mapping is YAML.
-    return (f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in members.items())
+
+
+def _as_json(entry: Mapping[str, Any]) -> Iterator[str]:
+    return (f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in entry.items())
 
 
 def time_text(instant: int) -> str:

@@ -318,21 +318,14 @@ def _unwritable(file: Path, exc: OSError) -> NoReturn:
 
 
 def _described(one: Token, now: int) -> dict[str, Any]:
+    from sidecar.auth.tokenfile import members
+
     state = "valid"
     if one.is_expired(now):
         state = "expired"
     elif one.not_after is not None and one.not_after < now + SOON_DAYS * DAY * SECOND:
         state = "expires soon"
-    return {
-        "name": one.name,
-        "kind": one.kind,
-        "groups": None if one.groups is None else list(one.groups),
-        "tenant_id": one.tenant_id,
-        "sha256": one.digest.hex(),
-        "created_at": _moment(one.created_at),
-        "not_after": None if one.not_after is None else _moment(one.not_after),
-        "state": state,
-    }
+    return {**members(one), "state": state}
 
 
 def _moment(instant: int) -> str:

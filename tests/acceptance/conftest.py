@@ -26,6 +26,7 @@ import yaml
 
 from tests import forkserver
 from tests.client import ANSWER_SECONDS, BlockingConnection, Body, HeaderList, HostAndPort, Message, as_json
+from tests.collector import Collector
 
 PROJECT = Path(__file__).parents[2]
 START_SECONDS = 20.0
@@ -319,6 +320,16 @@ def _until_it_answers(address: Address, process: subprocess.Popen[bytes], log: P
 # The timeouts that the tests with scripted backends wait for.
 RESPONSE_TIMEOUT = 1.2
 HEAD_TIMEOUT = 0.8
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """A collector of traces, to which programs send after a tenth of a second instead of five, without a
+    proxy."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Collector() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

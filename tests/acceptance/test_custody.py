@@ -24,18 +24,6 @@ BODY = {"incident_id": "inc_1", "action": "retry_agent"}
 ECHO = (("Content-Type", "application/json"), ("X-Seen", f"Bearer {SECRET}"), ("X-Recovery-Cost-USD", SECRET))
 
 
-@pytest.fixture(autouse=True)
-def quick_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with Collector() as running:
-        yield running
-
-
 @pytest.fixture
 def program(tmp_path: Path, backend: Backend, collector: Collector) -> Iterator[Program]:
     assert isinstance(backend.address, Listen)

@@ -25,19 +25,6 @@ UNSAMPLED = ("traceparent", f"00-{TRACE}-{SPAN}-00")
 STATE = ("tracestate", "vendor=abc,other=1")
 
 
-@pytest.fixture(autouse=True)
-def quick_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK in the program sends after a tenth of a second instead of five, and to nobody's proxy."""
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with Collector() as running:
-        yield running
-
-
 @pytest.fixture
 def sidecar(tmp_path: Path, backend: Backend, collector: Collector) -> Iterator[Program]:
     with Program(configured(tmp_path, backend, collector.url)) as running:
